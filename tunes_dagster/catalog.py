@@ -1,0 +1,141 @@
+"""The base-model catalog: what can be trained on, under which names, with which defaults.
+
+The list itself is `catalog.yaml`, which an operator reads and extends; this file reads it and answers two
+questions: which entry does a word mean, and where do its weights lie.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import RenderSettings, Strict, TrainingOptions
+
+
+class BaseModelEntry(Strict):
+    """One base model.
+
+    Attributes:
+        branch: Its name in the catalog.
+        family: Trainer family.
+        aliases: Other words that mean it.
+        repo_id: Hub repository, local folder, or `embedded:NAME`.
+        revision: Commit on the hub.
+        licence: Licence of the weights.
+        gated: Whether the hub asks for an accepted licence and a token.
+        native_size: Side in pixels of the square it was trained on.
+        max_pixels: Largest area it renders well.
+        memory_gb: Accelerator memory that LoRA training at native size needs.
+        download_gb: Size of the download.
+        embedded: Branch of the shipped base that stands in for it.
+        token: Default trigger word.
+        training: Defaults of `TrainingOptions`.
+        rendering: Defaults of `RenderSettings`.
+    """
+
+    branch: str
+    family: Literal["sd15", "sdxl", "flux", "flux2"]
+    aliases: list[str] = Field(default_factory=list)
+    repo_id: str
+    revision: str | None = None
+    licence: str
+    gated: bool = False
+    native_size: int
+    max_pixels: int
+    memory_gb: float
+    download_gb: float = 0.0
+    embedded: str
+    token: str
+    training: dict[str, Any] = Field(default_factory=dict)
+    rendering: dict[str, Any] = Field(default_factory=dict)
+
+    def training_options(self, asked: TrainingOptions) -> TrainingOptions:
+        """Return what was asked, completed with this base's defaults."""
+        return asked.filled(self.training)
+
+    def render_settings(self, asked: RenderSettings) -> RenderSettings:
+        """Return what was asked, completed with this base's defaults."""
+        return asked.filled(self.rendering)
+
+    def location(self, bases_folder: Path) -> Path:
+        """Return the local folder of the weights (diffusers layout), whether or not it exists yet."""
+        if self.repo_id.startswith("embedded:"):
+            return Path(__file__).parent / "tiny" / "weights" / self.repo_id.removeprefix("embedded:")
+        local = Path(self.repo_id).expanduser()
+        if local.is_absolute():
+            return local
+        return bases_folder / self.repo_id.replace("/", "--")
+
+    def installed(self, bases_folder: Path) -> bool:
+        """Whether the weights lie where they are looked for."""
+        return (self.location(bases_folder) / "model_index.json").is_file()
+
+
+class Catalog:
+    """The entries of `catalog.yaml` and of the operator's own file, seen through a profile."""
+
+    def __init__(self, entries: dict[str, BaseModelEntry], profile: str = "embedded") -> None:
+        self.entries = entries
+        self.profile = profile
+        self._by_word = {
+            word.lower(): entry for entry in entries.values() for word in (entry.branch, *entry.aliases)
+        }
+
+    def resolve(self, word: str) -> BaseModelEntry:
+        """Return the entry that a branch name, alias or number means, as asked for.
+
+        Raises:
+            Failure: `UNKNOWN_BASE`, naming the closest known words.
+        """
+        entry = self._by_word.get(str(word).strip().lower())
+        if entry is None:
+            close = difflib.get_close_matches(str(word).lower(), self._by_word, n=3)
+            hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(self.entries)}."
+            raise Failure(FailureCode.UNKNOWN_BASE, f"There is no base model called {word!r}.", hint)
+        return entry
+
+    def real(self, entry: BaseModelEntry) -> BaseModelEntry:
+        """Return the entry whose weights are really used for `entry` under this profile."""
+        return self.entries[entry.embedded] if self.profile == "embedded" else entry
+
+    def usable(self, word: str, bases_folder: Path) -> BaseModelEntry:
+        """Return the entry whose weights are used for `word`, having seen that they are there.
+
+        Raises:
+            Failure: `UNKNOWN_BASE`, or `BASE_NOT_INSTALLED` naming the command that installs it.
+        """
+        entry = self.real(self.resolve(word))
+        if not entry.installed(bases_folder):
+            raise Failure(
+                FailureCode.BASE_NOT_INSTALLED,
+                f"The base model {entry.branch!r} is not installed at {entry.location(bases_folder)}.",
+                f"Run `tunes bases pull {entry.branch}` ({entry.download_gb:g} GB, licence {entry.licence}).",
+            )
+        return entry
+
+
+@lru_cache(maxsize=4)
+def _entries(path: str) -> dict[str, BaseModelEntry]:
+    raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    return {branch: BaseModelEntry(branch=branch, **fields) for branch, fields in raw.items()}
+
+
+def load_catalog(profile: str = "embedded", extra: str | None = None) -> Catalog:
+    """Load the shipped catalog, overlaid by the operator's file (`extra` or `$TUNES_CATALOG`).
+
+    Args:
+        profile: `embedded` or `production`.
+        extra: Path of a YAML file of the same form.
+    """
+    entries = dict(_entries(str(Path(__file__).with_name("catalog.yaml"))))
+    overlay = extra or os.environ.get("TUNES_CATALOG")
+    if overlay:
+        entries.update(_entries(overlay))
+    return Catalog(entries, profile)

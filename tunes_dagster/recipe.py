@@ -1,0 +1,211 @@
+"""Everything a person may choose about a tune and about a render, as pydantic models that refuse unknown keys.
+
+These are the only definitions of the options: the command line, `tune.yaml`, the Launchpad and the HTTP
+dialects all fill these models, and every limit is stated here once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """A model that refuses keys it does not know, by name."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class DatasetOptions(Strict):
+    """How pictures become a training set.
+
+    Attributes:
+        min_pictures: Fewer accepted pictures than this stop the tune.
+        max_pictures: More than this are refused at submission.
+        min_side: Shorter side in pixels below which a picture is rejected.
+        face_crop: Add a crop around the face beside each full picture.
+        require_face: Reject pictures of people without exactly one face instead of warning.
+        hold_out: Pictures kept out of training for scoring; None takes one in eight, at least one,
+            and none when fewer than 5 pictures were accepted.
+        near_duplicate_bits: Perceptual hashes (64 bit) closer than this are near duplicates.
+        captioner: Ask the captioning model where no caption came along.
+    """
+
+    min_pictures: int = Field(default=1, ge=1, le=1000)
+    max_pictures: int = Field(default=200, ge=1, le=2000)
+    min_side: int = Field(default=64, ge=16, le=4096)
+    face_crop: bool = False
+    require_face: bool = False
+    hold_out: int | None = Field(default=None, ge=0, le=100)
+    near_duplicate_bits: int = Field(default=4, ge=0, le=32)
+    captioner: bool = True
+
+
+class TrainingOptions(Strict):
+    """How a LoRA is trained. None means: the base's default from the catalog.
+
+    Attributes:
+        steps: Optimizer steps; None is computed from the number of pictures.
+        rank: Rank of the adapter.
+        alpha: Scale of the adapter is alpha / rank; None means alpha = rank.
+        learning_rate: Peak learning rate of AdamW.
+        lr_schedule: Shape of the learning rate after warm-up.
+        warmup_steps: Steps of linear warm-up.
+        batch_size: Training pictures per step.
+        resolution: Longer side of the square whose area a bucket has, in pixels; None is the base's native size.
+        targets: Layers that get an adapter.
+        caption_dropout: Share of steps trained on the empty caption.
+        min_snr_gamma: Gamma of min-SNR loss weighting; 0 turns it off.
+        prior_weight: Weight of prior preservation (the untuned base's own predictions on the class); 0 turns it off.
+        prior_prompts: Number of class prompts rendered or predicted for prior preservation.
+        max_grad_norm: Gradient norm per tune above which gradients are clipped.
+        weight_decay: AdamW's weight decay.
+        ema_decay: Decay of the moving average that is exported; 0 exports the last weights.
+        seed: Decides data order, noise, dropout and initial weights.
+        checkpoint_every: Steps between checkpoints with optimizer state; None takes an eighth of the steps.
+        gradient_checkpointing: Trade time for memory; None lets the planner decide.
+    """
+
+    steps: int | None = Field(default=None, ge=1, le=20_000)
+    rank: int | None = Field(default=None, ge=4, le=128)
+    alpha: float | None = Field(default=None, gt=0, le=512)
+    learning_rate: float | None = Field(default=None, gt=0, le=0.1)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: int | None = Field(default=None, ge=0, le=5000)
+    batch_size: int | None = Field(default=None, ge=1, le=64)
+    resolution: int | None = Field(default=None, ge=64, le=2048)
+    targets: Literal["attention", "attention+mlp", "all"] | None = None
+    caption_dropout: float = Field(default=0.05, ge=0, le=1)
+    min_snr_gamma: float | None = Field(default=None, ge=0, le=100)
+    prior_weight: float | None = Field(default=None, ge=0, le=10)
+    prior_prompts: int | None = Field(default=None, ge=0, le=1000)
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    checkpoint_every: int | None = Field(default=None, ge=1, le=20_000)
+    gradient_checkpointing: bool | None = None
+
+    def filled(self, defaults: dict[str, Any]) -> TrainingOptions:
+        """Return a copy in which every None that `defaults` names is replaced; a person's value wins."""
+        chosen = {k: v for k, v in defaults.items() if getattr(self, k) is None}
+        return TrainingOptions.model_validate({**self.model_dump(), **chosen})
+
+
+class RenderSettings(Strict):
+    """How one prompt is rendered. None means: the base's default from the catalog.
+
+    Attributes:
+        num_images: Pictures of this prompt; picture i uses seed + i.
+        seed: None draws one at submission, so that the row always holds the seed that was used.
+        steps: Denoising steps.
+        guidance_scale: Classifier-free guidance; 1 turns it off.
+        negative_prompt: What the picture should not show.
+        width: Pixels, a multiple of 8.
+        height: Pixels, a multiple of 8.
+        scheduler: Public name of the sampler; None is the base's own.
+        lora_scale: Strength of the tune; 1 is as trained.
+    """
+
+    num_images: int = Field(default=1, ge=1, le=64)
+    seed: int | None = Field(default=None, ge=0, le=2**32)
+    steps: int | None = Field(default=None, ge=1, le=150)
+    guidance_scale: float | None = Field(default=None, ge=0, le=30)
+    negative_prompt: str = Field(default="", max_length=4000)
+    width: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    height: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    scheduler: str | None = None
+    lora_scale: float = Field(default=1.0, ge=-2, le=3)
+
+    def filled(self, defaults: dict[str, Any]) -> RenderSettings:
+        """Return a copy in which every None that `defaults` names is replaced; a person's value wins."""
+        chosen = {k: v for k, v in defaults.items() if getattr(self, k) is None}
+        return RenderSettings.model_validate({**self.model_dump(), **chosen})
+
+
+class PromptRequest(Strict):
+    """One prompt, as every interface hands it over.
+
+    Attributes:
+        text: What to render; names the token and class of its tune (`a photo of ohwx woman …`).
+        tune: Id or title of the tune; None renders on the plain base.
+        base: Branch or alias in the catalog; None is the tune's base (or the profile's default without a tune).
+        settings: See `RenderSettings`.
+        callback_url: Told when the pictures are there or the prompt has failed.
+    """
+
+    text: str = Field(min_length=1, max_length=4000)
+    tune: str | None = None
+    base: str | None = None
+    settings: RenderSettings = Field(default_factory=RenderSettings)
+    callback_url: str | None = Field(default=None, max_length=4000)
+
+
+class Sources(Strict):
+    """Where the pictures come from; several kinds may be given together.
+
+    Attributes:
+        archive_url: http(s) URL of a zip or tar.
+        image_urls: http(s) URLs of pictures.
+        images_base64: Pictures as base64 or data URIs; moved to the store at submission.
+        folder: Local folder or fsspec URL (`s3://…`) of pictures; from requests over the network only
+            inside folders that the operator allows.
+        uploads: Keys in the store of files that were uploaded with the request (pictures or archives).
+    """
+
+    archive_url: str | None = Field(default=None, max_length=4000)
+    image_urls: list[str] = Field(default_factory=list, max_length=10_000)
+    images_base64: list[str] = Field(default_factory=list, max_length=1000)
+    folder: str | None = None
+    uploads: list[str] = Field(default_factory=list, max_length=10_000)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no source was named at all."""
+        return not (self.archive_url or self.image_urls or self.images_base64 or self.folder or self.uploads)
+
+
+class TuneRequest(Strict):
+    """One request for a tune: the fields of `tune.yaml`, of `tunes train` and of the Launchpad.
+
+    Attributes:
+        name: Class of the subject in the base's own words: woman, man, dog, mug, style …
+        title: What the owner calls it; defaults to the name.
+        token: The rare word the subject is bound to.
+        base: Branch or alias in the catalog.
+        sources: Where the pictures come from.
+        captions: File name or content hash → caption, edits that win over everything else.
+        dataset: See `DatasetOptions`.
+        training: See `TrainingOptions`.
+        prompts: Rendered as soon as the tune is ready.
+        callback_url: Told when the tune is ready or has failed.
+        labels: The caller's own short strings, kept and handed back.
+    """
+
+    name: str = Field(min_length=1, max_length=60)
+    title: str = Field(default="", max_length=200)
+    token: str = Field(default="ohwx", pattern=r"^[\w-]{1,40}$")
+    base: str = "sdxl"
+    sources: Sources = Field(default_factory=Sources)
+    captions: dict[str, str] = Field(default_factory=dict)
+    dataset: DatasetOptions = Field(default_factory=DatasetOptions)
+    training: TrainingOptions = Field(default_factory=TrainingOptions)
+    prompts: list[PromptRequest] = Field(default_factory=list, max_length=1000)
+    callback_url: str | None = Field(default=None, max_length=4000)
+    labels: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _title_defaults_to_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("title") and isinstance(data.get("name"), str):
+            return {**data, "title": data["name"]}
+        return data
+
+
+def recipe_hash(recipe: dict[str, Any]) -> str:
+    """Return the SHA-256 (hex) of a recipe as canonical JSON: sorted keys, no spaces, floats as repr."""
+    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

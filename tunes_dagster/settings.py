@@ -1,0 +1,85 @@
+"""Where things are kept and how the machine may be used; every value can be set as `TUNES_…` in the environment."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The operator's settings. All state lives under `home` unless a URL says otherwise.
+
+    Attributes:
+        home: Folder of everything this installation keeps; nothing is written outside it.
+        registry_url: SQLAlchemy URL; empty means `sqlite:///{home}/registry.db`.
+        store_url: Folder or fsspec URL (`s3://bucket/prefix`); empty means `{home}/store`.
+        store_options: Keyword options of the store's filesystem (`{"endpoint_url": …}`) as JSON.
+        drop_folder: Folder or S3 prefix that the `new_datasets` sensor watches; empty means `{home}/inbox`.
+        drop_settle_seconds: A dropped folder without `tune.yaml` is complete after this long without change.
+        profile: `embedded` maps every base onto the shipped tiny ones; `production` loads real ones.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: `auto` is float32 on CPU and bfloat16 on GPUs.
+        allow_hosts: Hosts by name that URLs may lead to although their address is private.
+        allow_folders: Folders whose pictures a request may name by path (besides the drop folder); the
+            command line adds the folder it was given.
+        max_cohort: Most tunes that one training run takes.
+        cohort_wait_seconds: How long a prepared tune waits for others to share its run.
+        batch_wait_seconds: How long a queued prompt waits for others to share its run.
+        max_batch_prompts: Most prompts of one render run.
+        heartbeat_seconds: How often running work says that it is alive.
+        lost_after_seconds: Silence after which running work counts as lost.
+        max_attempts: Attempts of one piece of work before it fails for good.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TUNES_", extra="ignore")
+
+    home: Path = Path(".tunes")
+    registry_url: str = ""
+    store_url: str = ""
+    store_options: dict = Field(default_factory=dict)
+    drop_folder: str = ""
+    drop_settle_seconds: float = 30.0
+    profile: Literal["embedded", "production"] = "embedded"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    allow_hosts: list[str] = Field(default_factory=list)
+    allow_folders: list[str] = Field(default_factory=list)
+    max_cohort: int = Field(default=8, ge=1)
+    cohort_wait_seconds: float = Field(default=2.0, ge=0)
+    batch_wait_seconds: float = Field(default=2.0, ge=0)
+    max_batch_prompts: int = Field(default=64, ge=1)
+    heartbeat_seconds: float = 5.0
+    lost_after_seconds: float = 60.0
+    max_attempts: int = Field(default=3, ge=1)
+
+    @property
+    def resolved_home(self) -> Path:
+        """The absolute home folder, created when missing."""
+        home = self.home.expanduser().resolve()
+        home.mkdir(parents=True, exist_ok=True)
+        return home
+
+    @property
+    def resolved_registry_url(self) -> str:
+        """The registry's SQLAlchemy URL."""
+        return self.registry_url or f"sqlite:///{self.resolved_home / 'registry.db'}"
+
+    @property
+    def resolved_store_url(self) -> str:
+        """The store's folder or URL."""
+        return self.store_url or str(self.resolved_home / "store")
+
+    @property
+    def resolved_drop_folder(self) -> str:
+        """The watched folder or URL."""
+        return self.drop_folder or str(self.resolved_home / "inbox")
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Return the settings of this process, read from the environment once."""
+    return Settings()
