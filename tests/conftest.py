@@ -1,0 +1,19 @@
+"""Fixtures that tests of several rooms use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Two threads on shared cores are slower than one for models this small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight base of the SDXL pipeline class in diffusers layout; read-only."""
+    from tests.support.tiny_bases import make_random_sdxl
+
+    return make_random_sdxl(tmp_path_factory.mktemp("bases") / "random-sdxl")

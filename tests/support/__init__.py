@@ -1,0 +1,1 @@
+"""What several rooms' tests share: small random models, servers, made-up data."""
