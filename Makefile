@@ -1,0 +1,64 @@
+# `make` lists what there is. Every target sets up what it needs, in .venv/, and keeps what it makes in .tunes/.
+#
+#   PYTHON=python3.12       the Python that the environment is made from (3.11 or newer)
+#   CPU=1                   PyTorch without CUDA: 200 MB instead of gigabytes, on Linux without an NVIDIA GPU
+#   TORCH='torch==2.13.0'   another PyTorch, TORCH_INDEX=https://… to take it from another index
+
+PYTHON ?= python3
+TORCH ?=
+TORCH_INDEX ?= $(if $(CPU),cpu)
+HOST ?= 127.0.0.1
+PORT ?= 3000
+
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+export TUNES_HOME ?= $(CURDIR)/.tunes
+export TUNES_DAGSTER_STORAGE ?= $(TUNES_HOME)/dagster
+export DAGSTER_HOME ?= $(CURDIR)
+export PATH := $(BIN):$(PATH)
+TEST_ENV := env -u DAGSTER_HOME -u TUNES_DAGSTER_STORAGE TUNES_HOME=$(CURDIR)/.tunes/test
+
+SETUP := $(PYTHON) scripts/setup_venv.py
+SETUP_FLAGS := $(if $(TORCH),--torch '$(TORCH)') $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo dev test check lint format fidelity doctor clean distclean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup:  ## make .venv ready to run tunes-dagster
+	@$(SETUP) $(SETUP_FLAGS)
+
+setup-dev:  ## the same, and what tests and linters need
+	@$(SETUP) dev $(SETUP_FLAGS)
+
+demo: setup  ## train a tune on the demo subject and render with it: minutes, no GPU, no download of models
+	@$(BIN)/tunes demo
+
+dev: setup  ## open the Dagster UI with sensors on, at http://127.0.0.1:3000 (HOST=, PORT=)
+	@$(BIN)/tunes dev --host $(HOST) --port $(PORT)
+
+test: setup-dev lint  ## lint, type-check and run the tests
+	@$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup-dev  ## the quick tests only (PYTEST_ARGS="tests/cli")
+	@$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: setup-dev  ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/mypy
+
+format: setup-dev  ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+fidelity: setup  ## measure likeness, leak and obedience on held-out subjects (FIDELITY_ARGS="--quick")
+	@$(BIN)/python -m benchmarks.fidelity $(FIDELITY_ARGS)
+
+doctor: setup  ## say what this machine has and what would stop a run
+	@$(BIN)/tunes doctor
+
+clean:  ## delete caches; tunes, renders and the environment stay
+	rm -rf .tunes/cache .venv/pycache build dist *.egg-info
+
+distclean: clean  ## delete the environment too; tunes and renders stay
+	rm -rf .venv
