@@ -1,0 +1,40 @@
+"""Dagster resources: one per outside thing, each a thin face of the plain library.
+
+An empty field means "as `tunes_dagster.settings` says", so that the environment is the one place an operator
+configures; tests and other code locations override single resources through `build_defs(resource_overrides=…)`.
+"""
+
+from __future__ import annotations
+
+from resources.catalog import CatalogResource
+from resources.compute import ComputeResource, Device
+from resources.models import CaptionerResource, FaceDetectorResource
+from resources.network import FetcherResource, NotifierResource
+from resources.state import RegistryResource, StoreResource
+
+__all__ = [
+    "CaptionerResource",
+    "CatalogResource",
+    "ComputeResource",
+    "Device",
+    "FaceDetectorResource",
+    "FetcherResource",
+    "NotifierResource",
+    "RegistryResource",
+    "StoreResource",
+    "default_resources",
+]
+
+
+def default_resources() -> dict[str, object]:
+    """Return every resource by the key under which assets and sensors ask for it."""
+    return {
+        "store": StoreResource(),
+        "registry": RegistryResource(),
+        "compute": ComputeResource(),
+        "catalog": CatalogResource(),
+        "captioner": CaptionerResource(),
+        "face_detector": FaceDetectorResource(),
+        "fetcher": FetcherResource(),
+        "notifier": NotifierResource(),
+    }

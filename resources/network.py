@@ -1,0 +1,35 @@
+"""The network in both directions: the one fetcher for everything that comes from a URL, and the notifier."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import Field
+
+from tunes_dagster.settings import get_settings
+
+if TYPE_CHECKING:
+    from tunes_dagster.intake.fetch import Fetcher
+
+
+class FetcherResource(dg.ConfigurableResource):
+    """Fetches datasets and pictures; refuses addresses that lead inside."""
+
+    allow_hosts: list[str] = Field(
+        default_factory=list, description="Hosts that may be private; empty means $TUNES_ALLOW_HOSTS."
+    )
+
+    def open(self) -> Fetcher:
+        """Return a fetcher."""
+        from tunes_dagster.intake.fetch import Fetcher
+
+        return Fetcher(allow_hosts=tuple(self.allow_hosts or get_settings().allow_hosts))
+
+
+class NotifierResource(dg.ConfigurableResource):
+    """Delivers the callbacks that are owed."""
+
+    budget_seconds: float = Field(
+        default=20.0, description="One tick stops starting deliveries after this long."
+    )

@@ -1,0 +1,47 @@
+"""The two places where this project keeps things: the registry (rows) and the store (files)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from tunes_dagster.settings import get_settings
+from tunes_dagster.store import Store
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Registry
+
+
+@lru_cache(maxsize=4)
+def _registry(url: str) -> Registry:
+    # One engine per process: sensors tick every few seconds in the same code server.
+    from tunes_dagster.registry import Registry
+
+    return Registry(url)
+
+
+class RegistryResource(dg.ConfigurableResource):
+    """The rows: what was asked and what is owed."""
+
+    url: str = Field(default="", description="SQLAlchemy URL; empty means $TUNES_REGISTRY_URL.")
+
+    def open(self) -> Registry:
+        """Return the registry, migrated to this version's tables."""
+        return _registry(self.url or get_settings().resolved_registry_url)
+
+
+class StoreResource(dg.ConfigurableResource):
+    """The files: a folder or any fsspec URL."""
+
+    url: str = Field(default="", description="Folder or s3://bucket/prefix; empty means $TUNES_STORE_URL.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the filesystem; empty means $TUNES_STORE_OPTIONS."
+    )
+
+    def open(self) -> Store:
+        """Return the store."""
+        settings = get_settings()
+        return Store(self.url or settings.resolved_store_url, self.options or settings.store_options)
