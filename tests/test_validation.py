@@ -1,0 +1,34 @@
+"""Wrong requests are answered with the option's name, what was given and what it takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import TuneRequest
+from tunes_dagster.validation import checked
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, "name is missing"),
+        ({"name": "cat", "training": {"rnk": 4}}, "training.rnk is not an option (did you mean rank?)"),
+        ({"name": "cat", "training": {"rank": 500}}, "training.rank is '500', but should be less than or equal to 128"),
+        ({"name": "cat", "training": {"steps": "many"}}, "training.steps is 'many', but should be a valid integer"),
+        ({"name": "cat", "token": "two words"}, "token is 'two words', but should match pattern"),
+        ({"name": "cat", "prompts": [{"text": "x", "setings": {}}]}, "prompts.0.setings is not an option (did you mean"),
+        (["cat"], "the whole should be a valid dictionary"),
+    ],
+)
+def test_problems_are_named(data: object, said: str) -> None:
+    with pytest.raises(Failure) as caught:
+        checked(TuneRequest, data, "tune.yaml")
+    assert caught.value.code is FailureCode.INVALID_REQUEST
+    assert said in caught.value.message
+    assert caught.value.message.startswith("tune.yaml is not valid: ")
+
+
+def test_a_good_request_comes_back_as_the_model() -> None:
+    request = checked(TuneRequest, {"name": "cat", "training": {"rank": 8}})
+    assert (request.title, request.training.rank) == ("cat", 8)
