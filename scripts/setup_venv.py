@@ -115,9 +115,10 @@ def link_clone(venv: Path, python: Path) -> None:
         subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     )
     pycache = venv / "pycache"
-    (site / "tunes_dagster_clone.pth").write_text(
-        f"{ROOT}\nimport sys; sys.pycache_prefix = {str(pycache)!r}\n"
-    )
+    # Some machines set PYTHONDONTWRITEBYTECODE to keep folders clean; compiling torch again in every process would
+    # cost them 3 s each, and here byte code lies beside the packages anyway.
+    startup = f"import sys; sys.pycache_prefix = {str(pycache)!r}; sys.dont_write_bytecode = False"
+    (site / "tunes_dagster_clone.pth").write_text(f"{ROOT}\n{startup}\n")
     command = venv / "bin" / "tunes"
     command.write_text(
         f"#!{python}\nimport sys\n\nfrom tunes_dagster.cli import main\n\n"
