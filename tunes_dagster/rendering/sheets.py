@@ -53,8 +53,8 @@ def in_rows(cells: Sequence[Cell], columns: int | None = None) -> list[list[Cell
         return []
     if columns is None:
         wanted = min(8, max(1, math.ceil(math.sqrt(len(cells) * 1.6))))
-        low = max(1, wanted - 2)
-        columns = min(range(low, wanted + 1), key=lambda n: (-len(cells) % n, wanted - n))
+        narrower = max(1, wanted - 1)
+        columns = min((wanted, narrower), key=lambda n: -len(cells) % n + 1.5 * (wanted - n))
     return [list(cells[i : i + columns]) for i in range(0, len(cells), columns)]
 
 

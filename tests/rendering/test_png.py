@@ -1,0 +1,55 @@
+import io
+
+import pytest
+from PIL import Image
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.rendering import png
+from tunes_dagster.store import Store
+
+RECIPE = {
+    "prompt": "a photo of ohwx woman, “Zürich” 水",
+    "negative_prompt": "blurry",
+    "seed": 7,
+    "steps": 20,
+    "guidance_scale": 4.0,
+    "width": 256,
+    "height": 192,
+    "rendered_at": [128, 96],
+    "scheduler": "dpm++2m_karras",
+    "base": {"branch": "tiny-sdxl"},
+    "loras": [{"id": "tune_1", "sha256": "ab" * 32, "scale": 1.0}],
+    "code": "0.1.0",
+}
+
+
+def test_recipe_survives_the_file(tmp_path):
+    store = Store(tmp_path)
+    png.save_png(store, "batches/b/1.png", Image.new("RGB", (16, 16), "teal"), RECIPE)
+    data = store.read_bytes("batches/b/1.png")
+    assert png.read_recipe(data) == RECIPE
+    assert Image.open(io.BytesIO(data)).getpixel((3, 3)) == (0, 128, 128)
+
+
+def test_other_tools_find_their_words():
+    text = Image.open(io.BytesIO(png.png_bytes(Image.new("RGB", (8, 8)), RECIPE))).text["parameters"]
+    first, second, third = text.split("\n")
+    assert first == RECIPE["prompt"]
+    assert second == "Negative prompt: blurry"
+    assert third.startswith(
+        "Steps: 20, Sampler: dpm++2m_karras, CFG scale: 4.0, Seed: 7, Size: 128x96, Model: tiny-sdxl"
+    )
+    assert 'Lora hashes: "tune_1: abababababab"' in third
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", png.png_bytes(Image.new("RGB", (8, 8)))])
+def test_a_picture_without_a_recipe_says_so(data):
+    with pytest.raises(Failure) as caught:
+        png.read_recipe(data)
+    assert caught.value.code == FailureCode.INVALID_REQUEST
+    assert caught.value.remedy
+
+
+def test_same_picture_same_bytes():
+    image = Image.new("RGB", (8, 8), "red")
+    assert png.png_bytes(image, RECIPE) == png.png_bytes(image, dict(reversed(RECIPE.items())))

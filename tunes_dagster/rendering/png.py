@@ -1,0 +1,94 @@
+"""The one way to save a render: a PNG that carries its recipe.
+
+The recipe lies as JSON in the text chunk `tunes` (compressed iTXt), and once more, in the words other tools
+read, in the chunk `parameters` (the form of A1111, which ComfyUI, Civitai and picture browsers understand).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.store import Store
+
+KEY = "tunes"
+
+
+def parameters_text(recipe: dict[str, Any]) -> str:
+    """Return the recipe in A1111's form: prompt, negative prompt, then `Name: value` pairs on one line."""
+    lines = [str(recipe.get("prompt", ""))]
+    if recipe.get("negative_prompt"):
+        lines.append(f"Negative prompt: {recipe['negative_prompt']}")
+    size = recipe.get("rendered_at") or [recipe.get("width"), recipe.get("height")]
+    pairs = {
+        "Steps": recipe.get("steps"),
+        "Sampler": recipe.get("scheduler"),
+        "CFG scale": recipe.get("guidance_scale"),
+        "Seed": recipe.get("seed"),
+        "Size": f"{size[0]}x{size[1]}" if all(size) else None,
+        "Model": (recipe.get("base") or {}).get("branch"),
+        "Lora hashes": ", ".join(
+            f"{lora.get('id', 'lora')}: {str(lora.get('sha256', ''))[:12]}"
+            for lora in recipe.get("loras", [])
+        )
+        or None,
+        "Version": f"tunes-dagster {recipe['code']}" if recipe.get("code") else None,
+    }
+
+    def quoted(value: object) -> str:
+        text = str(value)
+        return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
+
+    lines.append(", ".join(f"{name}: {quoted(value)}" for name, value in pairs.items() if value is not None))
+    return "\n".join(lines)
+
+
+def png_bytes(image: Image.Image, recipe: dict[str, Any] | None = None) -> bytes:
+    """Return a picture as PNG with its recipe inside.
+
+    Args:
+        image: Saved as RGB.
+        recipe: JSON-able; None saves a plain picture.
+    """
+    info = PngImagePlugin.PngInfo()
+    if recipe is not None:
+        text = json.dumps(recipe, ensure_ascii=False, sort_keys=True, default=str)
+        info.add_itxt(KEY, text, zip=True)
+        info.add_itxt("parameters", parameters_text(recipe))
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG", pnginfo=info, compress_level=6)
+    return buffer.getvalue()
+
+
+def save_png(store: Store, key: str, image: Image.Image, recipe: dict[str, Any] | None = None) -> str:
+    """Write a picture with its recipe into the store and return the key."""
+    return store.write_bytes(key, png_bytes(image, recipe))
+
+
+def read_recipe(data: bytes) -> dict[str, Any]:
+    """Return the recipe that a PNG of ours carries.
+
+    Raises:
+        Failure: `INVALID_REQUEST` when the bytes are not a PNG or carry no recipe.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.load()  # text behind the pixels is only read with them
+            text = getattr(image, "text", {}).get(KEY)
+        if text:
+            return dict(json.loads(text))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The picture cannot be read: {error}.",
+            "Hand in the PNG as it was rendered, not a screenshot or a converted copy.",
+        ) from error
+    raise Failure(
+        FailureCode.INVALID_REQUEST,
+        "The picture carries no recipe.",
+        "Hand in the PNG as it was rendered; other programs often drop the text when they save.",
+    )
