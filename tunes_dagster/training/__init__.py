@@ -1,0 +1,1 @@
+"""Training: families, adapters, caches, the loop, export, verification."""

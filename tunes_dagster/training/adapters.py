@@ -1,0 +1,396 @@
+"""Stacked LoRA layers: the adapters of many tunes over one frozen network, in one forward.
+
+Every adapted layer holds the matrices of all slots, `A[slots, rank, in]` and `B[slots, out, rank]`, and each
+row of a batch is routed to one slot or to none. The numbers of all layers lie in one flat buffer
+`[slots, size]`, A parts first: an optimizer step, a gradient norm, a cast or a checkpoint of all tunes is one
+operation on it instead of hundreds, and row s of the buffer is all there is of the tune in slot s. Autograd
+sees a single leaf; a split gives each layer its part, and its backward is one concatenation.
+
+Smaller ranks are padded with zeros, which stay zero: with a zero row in A and column in B both gradients vanish.
+
+This file and its neighbours `optimizer.py` and `loop.py` import torch at the top; import them inside functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunes_dagster.failures import Failure, FailureCode
+
+# Parts of the buffer start at multiples of this many numbers, so that kernels can use vector loads.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Route:
+    """How the rows of the current batch map to slots.
+
+    Attributes:
+        kind: `off` no row has an adapter; `single` all rows share one; `blocks` equally long runs of rows, one
+            slot each; `rows` anything else, also with rows that have none.
+        slots: What the working weights were gathered by: None for all in order, else slot numbers.
+        row_slots: For `rows`, the position of each row's slot among the working weights.
+        row_scale: For `rows`, 0 for rows without adapter, else 1.
+    """
+
+    kind: Literal["off", "single", "blocks", "rows"]
+    slots: Tensor | None = None
+    row_slots: Tensor | None = None
+    row_scale: Tensor | None = None
+
+
+class StackedLora(nn.Module):
+    """One frozen linear or convolution layer with one low-rank adapter per slot.
+
+    `down` is A `[slots, rank, in]` (`[slots, rank, in, kh, kw]` for convolutions), `up` is B `[slots, out, rank]`,
+    already multiplied by alpha / rank; both are set by the bank for each batch.
+    """
+
+    base: nn.Linear | nn.Conv2d
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, bank: AdapterBank) -> None:
+        super().__init__()
+        self.base = base
+        # A tuple hides the bank from the module tree, which would otherwise contain itself.
+        self._bank = (bank,)
+        self.is_convolution = isinstance(base, nn.Conv2d)
+        weight = base.weight
+        self.down_shape = (bank.rank, *weight.shape[1:])
+        self.up_shape = (weight.shape[0], bank.rank)
+        self.down: Tensor | None = None
+        self.up: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer for the wrapped layer (`weight`, `in_features` …), which library code may look at."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """Return base(x) + B(A(x)) with each row's own A and B."""
+        out = self.base(x, *args)
+        route = self._bank[0].route
+        if route.kind == "off" or self.down is None or self.up is None:
+            return out
+        add = self._add_convolution if self.is_convolution else self._add_linear
+        return add(x, out, self.down, self.up, route)
+
+    def _add_linear(self, x: Tensor, out: Tensor, down: Tensor, up: Tensor, route: Route) -> Tensor:
+        if route.kind == "single":
+            hidden = F.linear(x, down.view(down.shape[1:]))
+            flat = out.view(-1, out.shape[-1])
+            return flat.addmm_(hidden.view(-1, hidden.shape[-1]), up.view(up.shape[1:]).t()).view(out.shape)
+        if route.kind == "rows":
+            down, up = down[route.row_slots], up[route.row_slots]
+        groups = len(down)
+        hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), down.transpose(1, 2))
+        if route.row_scale is not None:
+            hidden = hidden * route.row_scale.to(hidden.dtype).view(-1, 1, 1)
+        flat = out.view(groups, -1, out.shape[-1])
+        return flat.baddbmm_(hidden, up.transpose(1, 2)).view(out.shape)
+
+    def _add_convolution(self, x: Tensor, out: Tensor, down: Tensor, up: Tensor, route: Route) -> Tensor:
+        base = self.base
+        assert isinstance(base, nn.Conv2d)
+        convolve = partial(F.conv2d, stride=base.stride, padding=base.padding, dilation=base.dilation)
+        if route.kind == "single":
+            hidden = convolve(x, down.view(down.shape[1:]))
+            return out.add_(F.conv2d(hidden, up.view(*up.shape[1:], 1, 1)))
+        if route.kind == "rows":
+            down, up = down[route.row_slots], up[route.row_slots]
+        # A grouped convolution needs the groups side by side in the channels: [each, groups * in, h, w].
+        groups, rows = len(down), len(x)
+        each = rows // groups
+        wide = x.view(groups, each, *x.shape[1:]).transpose(0, 1).reshape(each, -1, *x.shape[2:])
+        hidden = convolve(wide, down.flatten(0, 1), groups=groups)
+        hidden = hidden.view(each, groups, up.shape[-1], -1).transpose(0, 1)
+        if route.row_scale is not None:
+            hidden = hidden * route.row_scale.to(hidden.dtype).view(-1, 1, 1, 1)
+        added = torch.matmul(up.unsqueeze(1), hidden)
+        return out.add_(added.reshape(out.shape))
+
+
+class AdapterBank:
+    """The adapters of up to `slots` tunes, attached to one network.
+
+    Attributes:
+        layers: Adapted layer by its name in the network.
+        values: The flat buffer `[slots, size]`; the only leaf that gradients arrive at.
+        scales: alpha / rank (times any strength) per slot, `[slots]`.
+        slot_ranks: Rank of what lies in each slot; 0 when it is empty.
+        slot_layers: Names of the layers that the adapter in each slot has.
+    """
+
+    def __init__(
+        self, network: nn.Module, names: Sequence[str], slots: int, rank: int, dtype: torch.dtype
+    ) -> None:
+        self.network, self.slots, self.rank = network, slots, rank
+        self.device = next(network.parameters()).device
+        modules = dict(network.named_modules())
+        missing = [name for name in names if not isinstance(modules.get(name), nn.Linear | nn.Conv2d)]
+        if missing:
+            raise Failure(
+                FailureCode.WEIGHTS_UNUSABLE,
+                f"The base has no linear or convolution layer called {missing[0]!r}"
+                + (f" (and {len(missing) - 1} more)." if len(missing) > 1 else "."),
+                "The adapter was made for another base model; use it with that one.",
+            )
+        self.layers = {name: StackedLora(modules[name], self) for name in names}
+        self._lay_out(dtype)
+        self.route = Route("off")
+        self.slot_ranks = [0] * slots
+        self.slot_layers: list[list[str]] = [[] for _ in range(slots)]
+        for name, layer in self.layers.items():
+            _replace(network, name, layer)
+
+    def _lay_out(self, dtype: torch.dtype) -> None:
+        shapes = [layer.down_shape for layer in self.layers.values()]
+        shapes += [layer.up_shape for layer in self.layers.values()]
+        self._shapes = shapes
+        self._sizes = [math.prod(shape) for shape in shapes]
+        self._padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in self._sizes]
+        self._down_size = sum(self._padded[: len(self.layers)])
+        self.values = torch.zeros(self.slots, sum(self._padded), device=self.device, dtype=dtype)
+        self.scales = torch.ones(self.slots, device=self.device, dtype=dtype)
+
+    def detach(self) -> None:
+        """Take the adapters off; the network is as it was before."""
+        for name, layer in self.layers.items():
+            _replace(self.network, name, layer.base)
+
+    def part(self, name: str, which: Literal["A", "B"], slot: int) -> Tensor:
+        """Return the view of one slot's A `[rank, in…]` or B `[out, rank]` of one layer in the buffer."""
+        index = list(self.layers).index(name) + (0 if which == "A" else len(self.layers))
+        start = sum(self._padded[:index])
+        return self.values.detach()[slot, start : start + self._sizes[index]].view(self._shapes[index])
+
+    def _parts(self, slot: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield (layer, A, B) views of one slot."""
+        pieces = self.values.detach()[slot].split(self._padded)
+        views = [p[:n].view(shape) for p, n, shape in zip(pieces, self._sizes, self._shapes, strict=True)]
+        yield from zip(self.layers, views, views[len(self.layers) :], strict=False)
+
+    def initialise(
+        self, slot: int, rank: int, alpha: float, names: Sequence[str], generator: torch.Generator
+    ) -> None:
+        """Put a new adapter into a slot: A as peft initialises it (Kaiming uniform, a = √5), B zero.
+
+        Args:
+            slot: Which.
+            rank: At most the bank's.
+            alpha: The adapter is scaled by alpha / rank.
+            names: The layers it has, among the bank's.
+            generator: On the CPU, so that every device starts from the same numbers.
+        """
+        self.clear(slot)
+        chosen = set(names)
+        for name, down, _ in self._parts(slot):
+            if name in chosen:
+                bound = 1 / math.sqrt(math.prod(down.shape[1:]))
+                fresh = torch.rand(rank, *down.shape[1:], generator=generator, dtype=torch.float64)
+                down[:rank] = (fresh.mul_(2).sub_(1).mul_(bound)).to(down)
+        self._occupy(slot, rank, alpha / rank, [name for name in self.layers if name in chosen])
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot."""
+        self.values.detach()[slot].zero_()
+        self._occupy(slot, 0, 1.0, [])
+
+    def _occupy(self, slot: int, rank: int, scale: float, names: list[str]) -> None:
+        self.scales[slot] = scale
+        self.slot_ranks[slot], self.slot_layers[slot] = rank, names
+
+    def assign(self, rows: Sequence[int] | Tensor | None) -> None:
+        """Route the rows of the next forwards to slots; call it again whenever values have changed.
+
+        Args:
+            rows: Slot number per row, -1 for a row without adapter; None for no adapter at all.
+        """
+        self.route = self._route([] if rows is None else [int(row) for row in rows])
+        if self.route.kind == "off":
+            return
+        values, scales = self.values, self.scales
+        if self.route.slots is not None:
+            values, scales = values[self.route.slots], scales[self.route.slots]
+        first, second = values.split([self._down_size, values.shape[1] - self._down_size], dim=1)
+        dtype = self._compute_dtype()
+        pieces = [
+            *first.to(dtype).split(self._padded[: len(self.layers)], dim=1),
+            *(second * scales[:, None]).to(dtype).split(self._padded[len(self.layers) :], dim=1),
+        ]
+        views = [
+            piece[:, :size].unflatten(1, shape)
+            for piece, size, shape in zip(pieces, self._sizes, self._shapes, strict=True)
+        ]
+        for i, layer in enumerate(self.layers.values()):
+            layer.down, layer.up = views[i], views[len(self.layers) + i]
+
+    def _compute_dtype(self) -> torch.dtype:
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return next(self.network.parameters()).dtype
+
+    def _route(self, rows: list[int]) -> Route:
+        used = sorted({row for row in rows if row >= 0})
+        if not used:
+            return Route("off")
+        everything = used == list(range(self.slots))
+        slots = None if everything else torch.tensor(used, device=self.device)
+        if len(used) == 1 and min(rows) >= 0:
+            return Route("single", slots)
+        each = len(rows) // len(used)
+        if rows == [slot for slot in used for _ in range(each)]:
+            return Route("blocks", slots)
+        position = {slot: i for i, slot in enumerate(used)}
+        row_slots = torch.tensor([position.get(row, 0) for row in rows], device=self.device)
+        scale = None
+        if min(rows) < 0:
+            scale = torch.tensor([float(row >= 0) for row in rows], device=self.device)
+        return Route("rows", slots, row_slots, scale)
+
+    def state(self, slot: int, prefix: str = "", folded: bool = True) -> dict[str, Tensor]:
+        """Return a slot's adapter in peft's unconverted format, on the CPU.
+
+        Args:
+            slot: Which.
+            prefix: Put before each key (`unet.`).
+            folded: Multiply alpha / rank into B, so that whoever assumes alpha = rank is right.
+        """
+        rank, chosen = self.slot_ranks[slot], set(self.slot_layers[slot])
+        scale = self.scales[slot] if folded else 1.0
+        state = {}
+        for name, down, up in self._parts(slot):
+            if name not in chosen:
+                continue
+            b = (up[:, :rank] * scale).cpu()
+            if self.layers[name].is_convolution:
+                b = b[:, :, None, None]
+            state[f"{prefix}{name}.lora_A.weight"] = down[:rank].clone().cpu()
+            state[f"{prefix}{name}.lora_B.weight"] = b.contiguous()
+        return state
+
+    def load_slot(self, slot: int, state: Mapping[str, Tensor], scale: float = 1.0) -> None:
+        """Put an adapter in peft's format (alpha folded in) into a slot.
+
+        Args:
+            slot: Which.
+            state: Keys `[unet.]<layer>.lora_A.weight` and `….lora_B.weight`.
+            scale: Strength; 1 is as trained.
+
+        Raises:
+            Failure: `WEIGHTS_UNUSABLE` for layers or shapes that the base does not have; nothing is changed then.
+        """
+        pairs = split_state(state)
+        unknown = sorted(set(pairs) - set(self.layers))
+        ranks = {a.shape[0] for a, _ in pairs.values()}
+        wrong = [
+            name
+            for name, (a, b) in pairs.items()
+            if name in self.layers
+            and (
+                a.shape[1:] != self.layers[name].down_shape[1:] or b.shape[0] != self.layers[name].up_shape[0]
+            )
+        ]
+        if unknown or wrong or max(ranks, default=0) > self.rank:
+            what = (unknown or wrong or ["rank"])[0]
+            raise Failure(
+                FailureCode.WEIGHTS_UNUSABLE,
+                f"The adapter does not fit the base at {what!r} (ranks {sorted(ranks)}, room for {self.rank}).",
+                "Use it with the base model it was trained on.",
+            )
+        self.clear(slot)
+        for name, down, up in self._parts(slot):
+            if name in pairs:
+                a, b = pairs[name]
+                down[: a.shape[0]] = a.to(down)
+                up[:, : b.shape[1]] = b.reshape(b.shape[:2]).to(up)
+        self._occupy(slot, max(ranks, default=0), scale, [name for name in self.layers if name in pairs])
+
+
+def split_state(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return {layer name: (A, B)} of a state dict in peft's format, with any `unet.`-like prefix removed.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` for keys that are not of this format or lack their partner.
+    """
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        stem, _, half = key.removesuffix(".weight").rpartition(".lora_")
+        for component in ("unet.", "transformer."):
+            stem = stem.removeprefix(component)
+        halves.setdefault(stem, {})[half] = value
+    bad = [stem or "?" for stem, pair in halves.items() if not stem or set(pair) != {"A", "B"}]
+    if bad:
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The file is not a LoRA in peft's format: {bad[0]!r} has no pair of lora_A and lora_B.",
+            "Export the tune again in diffusers format.",
+        )
+    return {stem: (pair["A"], pair["B"]) for stem, pair in halves.items()}
+
+
+def base_layer_names(network: nn.Module) -> list[str]:
+    """Return the names of all linear and convolution layers, as if no adapter were attached."""
+    found: list[str] = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            found.append(name.removesuffix(".base") if name.endswith(".base") else name)
+    return found
+
+
+def attach(
+    network: nn.Module,
+    names: Sequence[str],
+    slots: int = 1,
+    rank: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> AdapterBank:
+    """Attach empty stacked adapters to the named layers of a network; `AdapterBank.detach` takes them off.
+
+    Args:
+        network: The frozen network.
+        names: Names of linear and convolution layers in it.
+        slots: How many adapters there is room for.
+        rank: Largest rank there is room for.
+        dtype: Of the adapters' numbers; they are cast to the network's when used.
+    """
+    return AdapterBank(network, names, slots, rank, dtype)
+
+
+@contextmanager
+def attached(
+    network: nn.Module, states: Sequence[Mapping[str, Tensor]], scales: Sequence[float] | None = None
+) -> Iterator[AdapterBank]:
+    """Attach finished adapters for rendering, state i in slot i; taken off at the end.
+
+    Args:
+        network: The frozen network.
+        states: One adapter each, in peft's format.
+        scales: Strength of each; all 1 when None.
+    """
+    pairs = [split_state(state) for state in states]
+    names = [name for name in base_layer_names(network) if any(name in pair for pair in pairs)]
+    unknown = sorted({name for pair in pairs for name in pair} - set(names))
+    rank = max((a.shape[0] for pair in pairs for a, _ in pair.values()), default=1)
+    bank = AdapterBank(network, [*names, *unknown], max(1, len(states)), rank, torch.float32)
+    try:
+        for slot, state in enumerate(states):
+            bank.load_slot(slot, state, 1.0 if scales is None else scales[slot])
+        yield bank
+    finally:
+        bank.detach()
+
+
+def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, layer)

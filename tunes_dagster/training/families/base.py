@@ -1,0 +1,173 @@
+"""The contract of a model family: everything the training loop and the renderer ever ask of a base model.
+
+A family is one file beside this one with one subclass of `LoadedBase`. Conditioning travels as a dict of
+tensors whose first dimension is the row, so that callers stack, cache and index it without knowing its parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from tunes_dagster.catalog import BaseModelEntry
+from tunes_dagster.failures import Failure, FailureCode
+
+if TYPE_CHECKING:
+    import torch
+
+Conditioning = dict[str, "torch.Tensor"]
+Targets = Literal["attention", "attention+mlp", "all"]
+
+_FAMILIES = {"sdxl": ("tunes_dagster.training.families.sdxl", "SdxlBase")}
+
+
+class Latents(NamedTuple):
+    """A VAE posterior in the denoiser's scale: `mean + std * noise` is a sample; both [rows, c, h, w]."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+class LoadedBase(ABC):
+    """A base model on a device, ready to be trained on or rendered with.
+
+    Attributes:
+        entry: Its catalog entry.
+        device: Where it lies.
+        dtype: In which it computes.
+        denoiser: The frozen network that gets adapters (UNet or transformer).
+        denoiser_name: Its name in the pipeline class, which prefixes exported keys (`unet`).
+        pixels_per_latent: Side in pixels of one latent position.
+    """
+
+    entry: BaseModelEntry
+    device: torch.device
+    dtype: torch.dtype
+    denoiser: Any  # a diffusers model: a torch module with a config
+    denoiser_name: str
+    pixels_per_latent: int
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls, entry: BaseModelEntry, folder: str | Path, device: torch.device, dtype: torch.dtype
+    ) -> LoadedBase:
+        """Load from a diffusers folder, a single-file checkpoint or a hub id; all weights frozen."""
+
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """Return the family's stock diffusers pipeline over these same weights (nothing is copied)."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """Return the networks by role: `vae`, `text`, `denoiser`; what their fingerprints are taken of."""
+
+    @abstractmethod
+    def encode_images(self, pixels: torch.Tensor) -> Latents:
+        """Encode [rows, 3, height, width] in -1…1 to posterior mean and std, scaled for the denoiser."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode latents to float32 pixels [rows, 3, height, width] in 0…1."""
+
+    @abstractmethod
+    def encode_text(self, texts: Sequence[str]) -> Conditioning:
+        """Encode captions, one row each; row r does not depend on its neighbours."""
+
+    @abstractmethod
+    def no_text(self, rows: int) -> Conditioning:
+        """Return what the stock pipeline uses where no negative prompt is given."""
+
+    @abstractmethod
+    def with_size(self, text: Conditioning, width: int, height: int) -> Conditioning:
+        """Return the conditioning of `predict`: encoded text plus what the family says about picture size."""
+
+    @abstractmethod
+    def predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """Run the denoiser; [rows, c, h, w] in and out, with gradients where the caller enabled them."""
+
+    @abstractmethod
+    def draw_timesteps(self, uniform: torch.Tensor) -> torch.Tensor:
+        """Map uniform numbers in 0…1 (CPU) to the timesteps that this family trains on."""
+
+    @abstractmethod
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the noisy latents at the timesteps."""
+
+    @abstractmethod
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return what `predict` should have said about `add_noise` of the same arguments."""
+
+    @abstractmethod
+    def loss_weights(self, timesteps: torch.Tensor, min_snr_gamma: torch.Tensor) -> torch.Tensor:
+        """Return each row's loss weight; gamma is per row and 0 means plain MSE."""
+
+    @abstractmethod
+    def adapter_targets(self, targets: Targets) -> list[str]:
+        """Return the names, inside the denoiser, of the layers that get an adapter."""
+
+    @abstractmethod
+    def load_fresh_pipeline(self) -> Any:
+        """Load a second, independent stock pipeline from the same files; for verification only."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.denoiser.config.in_channels)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """Return (channels, height, width) of the latents of a picture."""
+        return self.latent_channels, height // self.pixels_per_latent, width // self.pixels_per_latent
+
+    def fingerprint(self, *roles: str) -> str:
+        """Return a short hash of the weights of the named parts (all when none) and of how they compute.
+
+        Every tensor's name, shape and dtype and up to 64 evenly spaced values enter, which tells any two
+        trained models apart and takes milliseconds where hashing 7 GB takes many seconds.
+        """
+        parts = self.parts()
+        digest = hashlib.sha256(f"{self.dtype} {self.entry.family}".encode())
+        for role in sorted(roles or parts):
+            for name, tensor in sorted(parts[role].state_dict().items()):
+                flat = tensor.detach().reshape(-1)
+                sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+                digest.update(f"{role}.{name} {tuple(tensor.shape)}".encode())
+                digest.update(sample.tobytes())
+        return digest.hexdigest()[:20]
+
+
+def load_family(
+    entry: BaseModelEntry, folder: str | Path, device: str | torch.device = "cpu", dtype: Any = None
+) -> LoadedBase:
+    """Load a base model of any family.
+
+    Args:
+        entry: Its catalog entry; `entry.family` decides the class.
+        folder: Local diffusers folder, single-file checkpoint, or hub id.
+        device: `cpu`, `cuda:0`, `mps`.
+        dtype: torch dtype or its name; None is float32 on CPU and bfloat16 elsewhere.
+
+    Raises:
+        Failure: `UNKNOWN_BASE` for a family without a trainer, `BASE_NOT_INSTALLED` when nothing can be
+            loaded from `folder`.
+    """
+    import torch
+
+    if entry.family not in _FAMILIES:
+        raise Failure(
+            FailureCode.UNKNOWN_BASE,
+            f"There is no trainer for the family {entry.family!r} of the base {entry.branch!r}.",
+            f"Choose a base of the families {', '.join(_FAMILIES)}.",
+        )
+    place = torch.device(device)
+    if dtype is None:
+        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+    module, name = _FAMILIES[entry.family]
+    family: type[LoadedBase] = getattr(importlib.import_module(module), name)
+    return family.load(entry, folder, place, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
