@@ -1,0 +1,23 @@
+"""Intake: from whatever a person hands over to a checked, captioned training set.
+
+    guard.py         which network addresses may be reached, and a transport that reaches no other
+    fetch.py         the one fetcher: limits, retries, resume, bounded concurrency
+    archives.py      zip and tar, read member by member, hostile ones refused by name
+    pictures.py      one decoder for every picture format; the normalised form that is stored
+    sidecars.py      captions that come along with pictures
+    payloads.py      base64 and data URIs; uploads in the store
+    folders.py       local folders and S3 prefixes, and which of them may be named
+    sources.py       every kind of source as a list of origins that can be read and resumed one by one
+    collect.py       reads the origins of a request into a manifest
+    judge.py         verdicts: pure rules over what was measured
+    measures.py      sharpness, perceptual hash, near duplicates
+    manifest.py      one row per picture, kept in the store
+    faces.py         face detectors
+    buckets.py       training shapes by aspect ratio, and the crop that fits one
+    training_set.py  full pictures, face crops, the held-out choice, the leakage check
+    captions.py      the caption table, its versions and precedence
+    drop.py          what lies in the drop folder and is complete
+    tune_file.py     `tune.yaml` into a `TuneRequest`, errors by name
+
+Nothing here imports dagster or torch.
+"""

@@ -1,0 +1,153 @@
+"""Local folders and S3 prefixes of pictures, and which of them a request may name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.intake.archives import is_junk
+
+PROTOCOLS = frozenset({"", "file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory"})
+MAX_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class FolderFile:
+    """One file of a folder.
+
+    Attributes:
+        name: Path inside the folder, with `/`.
+        path: Where it lies.
+        size: Bytes.
+        stamp: Time of the last change, or another mark of the version.
+    """
+
+    name: str
+    path: UPath
+    size: int
+    stamp: str
+
+
+def open_folder(folder: str | UPath, options: Mapping[str, Any] | None = None) -> UPath:
+    """Return a folder or prefix as a path.
+
+    Args:
+        folder: Local path or URL (`s3://bucket/prefix`).
+        options: Keyword options of its filesystem (`endpoint_url` …).
+
+    Raises:
+        Failure: `SOURCE_REFUSED` for filesystems that are not for folders of pictures (http, ssh, chains).
+    """
+    text = str(folder)
+    protocol = text.split("://", 1)[0].lower() if "://" in text else ""
+    if "::" in text or protocol not in PROTOCOLS:
+        raise Failure(
+            FailureCode.SOURCE_REFUSED,
+            f"{text[:200]!r} is not a folder that can be read.",
+            "Name a local folder or an s3:// prefix; give other files by URL.",
+        )
+    if protocol in ("", "file", "local"):
+        local = text.split("://", 1)[1] if protocol else text
+        return UPath(Path(local).expanduser().resolve())
+    return UPath(text, **dict(options or {}))
+
+
+def check_folder(folder: str, allowed: Sequence[str]) -> str:
+    """Return the folder when it lies inside one that is allowed; links and `..` are followed first.
+
+    Raises:
+        Failure: `SOURCE_REFUSED`.
+    """
+    wanted = open_folder(folder)
+    for entry in allowed:
+        root = open_folder(entry)
+        if root.protocol != wanted.protocol:
+            continue
+        inside, outside = _parts(wanted), _parts(root)
+        if inside[: len(outside)] == outside:
+            return folder
+    raise Failure(
+        FailureCode.SOURCE_REFUSED,
+        f"The folder {folder!r} is not one that requests may name.",
+        "Put the pictures into the drop folder, or let the operator add the folder to TUNES_ALLOW_FOLDERS.",
+    )
+
+
+def _parts(path: UPath) -> list[str]:
+    return [part for part in str(path.path).replace("\\", "/").split("/") if part not in ("", ".")]
+
+
+def list_files(folder: UPath) -> Iterator[FolderFile]:
+    """Yield the files below a folder, sorted by name, without junk, hidden files and links that lead out.
+
+    A folder that is a file yields that one file.
+
+    Raises:
+        Failure: `SOURCE_UNREACHABLE` when it does not exist or cannot be listed; `SOURCE_REFUSED` when it
+            holds more than `MAX_FILES` files.
+    """
+    try:
+        if folder.is_file():
+            yield _file(folder.name, folder)
+            return
+        if not folder.is_dir():
+            raise FileNotFoundError(str(folder))
+        found = _local_files(folder) if folder.protocol in ("", "file", "local") else _remote_files(folder)
+    except FileNotFoundError as error:
+        raise Failure(
+            FailureCode.SOURCE_REFUSED, f"There is no folder {folder}.", "Check the path and its spelling."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise Failure(
+            FailureCode.SOURCE_UNREACHABLE,
+            f"The folder {folder} cannot be read: {type(error).__name__}: {error}.",
+            "Check that it exists and that this machine may read it.",
+        ) from error
+    yield from found
+
+
+def _too_many(folder: UPath) -> Failure:
+    return Failure(
+        FailureCode.SOURCE_REFUSED,
+        f"The folder {folder} holds more than {MAX_FILES:,} files.",
+        "Name the folder that holds the pictures only.",
+    )
+
+
+def _local_files(folder: UPath) -> list[FolderFile]:
+    root = Path(str(folder))
+    found: list[FolderFile] = []
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        hidden = any(part.startswith(".") for part in Path(name).parts)
+        if hidden or is_junk(name) or not path.is_file() or not path.resolve().is_relative_to(root):
+            continue
+        found.append(_file(name, UPath(path)))
+        if len(found) > MAX_FILES:
+            raise _too_many(folder)
+    return found
+
+
+def _remote_files(folder: UPath) -> list[FolderFile]:
+    prefix = str(folder.path).rstrip("/")
+    listed = folder.fs.find(prefix, detail=True)
+    if len(listed) > MAX_FILES:
+        raise _too_many(folder)
+    found = []
+    for full, info in sorted(listed.items()):
+        name = full.removeprefix(prefix).lstrip("/")
+        if not name or is_junk(name) or any(part.startswith(".") for part in name.split("/")):
+            continue
+        stamp = info.get("ETag") or info.get("LastModified") or info.get("mtime") or ""
+        found.append(FolderFile(name, folder / name, int(info.get("size") or 0), str(stamp)))
+    return found
+
+
+def _file(name: str, path: UPath) -> FolderFile:
+    status = path.stat()
+    return FolderFile(name, path, int(status.st_size), str(getattr(status, "st_mtime_ns", status.st_mtime)))

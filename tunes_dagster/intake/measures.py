@@ -1,0 +1,96 @@
+"""What is measured on every picture: sharpness, and a fingerprint that finds near duplicates.
+
+The fingerprint is a 256-bit perceptual hash (DCT) and a 4 x 4 map of mean colours. Drawn pictures of one subject
+look alike to a 64-bit hash: on eight pictures each of seven drawn subjects, different pictures came as near as
+4 of 64 bits, copies (half size and 1.7 times the size, JPEG 60, WebP 50) differed by up to 2. At 256 bits the
+gap is wide: different pictures differ by 28 or more, copies by at most 8. The colours tell apart what only
+differs in hue, which the grey hash cannot see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import imagehash
+import numpy as np
+from PIL import Image
+
+HASH_SIDE = 16
+SHARPNESS_SIDE = 512
+COLOUR_DISTANCE = 24.0
+"""Largest mean difference of the colour maps (of 255) between a picture and its copy, brightness removed."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What two pictures are compared by: 256 bits of structure and 48 bytes of colour, both hex."""
+
+    phash: str
+    colours: str
+
+
+def fingerprint(image: Image.Image) -> Fingerprint:
+    """Return the fingerprint of an RGB picture."""
+    structure = str(imagehash.phash(image, hash_size=HASH_SIDE))
+    return Fingerprint(structure, image.resize((4, 4), Image.Resampling.BOX).tobytes().hex())
+
+
+def bits_apart(first: str, second: str) -> float:
+    """Return how many bits two perceptual hashes differ by, on the scale of a 64-bit hash.
+
+    Args:
+        first: Hex of `Fingerprint.phash`.
+        second: As `first`.
+    """
+    return (int(first, 16) ^ int(second, 16)).bit_count() * 64 / (HASH_SIDE * HASH_SIDE)
+
+
+def near(first: Fingerprint, second: Fingerprint, bits: int) -> bool:
+    """Whether two pictures are near duplicates: structure closer than `bits` of 64, and the same colours."""
+    if bits_apart(first.phash, second.phash) >= bits:
+        return False
+    one, two = (np.frombuffer(bytes.fromhex(f.colours), np.uint8).astype(np.float32) for f in (first, second))
+    # A brighter or darker copy is a copy: compare the maps after removing each one's mean brightness.
+    return float(np.abs((one - one.mean()) - (two - two.mean())).mean()) < COLOUR_DISTANCE
+
+
+def _box_blur(grey: Any, axis: int, size: int = 9) -> Any:
+    padded = np.pad(
+        grey, [(size // 2 + (a == axis), size // 2) if a == axis else (0, 0) for a in (0, 1)], "edge"
+    )
+    sums = np.cumsum(padded, axis=axis, dtype=np.float64)
+    high = np.take(sums, range(size, sums.shape[axis]), axis=axis)
+    low = np.take(sums, range(sums.shape[axis] - size), axis=axis)
+    return (high - low) / size
+
+
+def sharpness(image: Image.Image) -> float:
+    """Return how sharp a picture is where it has edges: 0 fully blurred, 1 sharp.
+
+    One minus the blur metric of Crete et al. 2007 ("The Blur Effect"): how much of the variation between
+    neighbouring pixels survives another blur. Flat areas carry no weight, so drawings are not mistaken for blurred
+    photos. Measured on the grey picture at 512 pixels on its longer side at most, so that a large photo is
+    judged by what training will see of it.
+    """
+    grey_image = image.convert("L")
+    grey_image.thumbnail((SHARPNESS_SIDE, SHARPNESS_SIDE), Image.Resampling.BOX)
+    grey = np.asarray(grey_image, dtype=np.float64)
+    if min(grey.shape) < 16:
+        return 1.0
+    worst = 0.0
+    for axis in (0, 1):
+        change = np.abs(np.diff(grey, axis=axis))
+        blurred_change = np.abs(np.diff(_box_blur(grey, axis), axis=axis))
+        total = change.sum()
+        if total < change.size * 0.05:  # less than a twentieth of a grey level per pixel: nothing to judge
+            continue
+        kept = np.maximum(0.0, change - blurred_change).sum()
+        worst = max(worst, float((total - kept) / total))
+    return round(1.0 - worst, 4)
+
+
+def is_blank(image: Image.Image) -> bool:
+    """Whether a picture shows nothing: one colour throughout, give or take noise."""
+    small = np.asarray(image.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
+    return float(small.std(axis=(0, 1)).max()) < 2.0
