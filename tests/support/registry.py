@@ -1,0 +1,62 @@
+"""Rows for tests that need a registry, and a clock that tests move by hand."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from tunes_dagster.ids import new_id
+from tunes_dagster.recipe import PromptRequest, RenderSettings, TuneRequest
+from tunes_dagster.registry import Registry, Tune
+
+
+class Clock:
+    """Stands still until told otherwise."""
+
+    def __init__(self) -> None:
+        self.moment = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.moment
+
+    def forward(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+
+
+def render_settings(**changes: object) -> RenderSettings:
+    filled = {
+        "seed": 1,
+        "steps": 20,
+        "guidance_scale": 4.0,
+        "width": 128,
+        "height": 128,
+        "scheduler": "euler",
+    }
+    return RenderSettings.model_validate({**filled, **changes})
+
+
+def prompt_request(text: str = "a photo of ohwx dog", **changes: object) -> PromptRequest:
+    callback = changes.pop("callback_url", None)
+    return PromptRequest(text=text, settings=render_settings(**changes), callback_url=callback)
+
+
+def add_tune(registry: Registry, **changes: object) -> Tune:
+    """Add a tune with a callback address unless told otherwise."""
+    options = {k: changes.pop(k) for k in ("branch", "origin", "status", "account_id") if k in changes}
+    tune_id = changes.pop("id", None) or new_id("tune")
+    request = TuneRequest.model_validate(
+        {"name": "dog", "callback_url": "http://caller.test/hook", **changes}
+    )
+    options = {"branch": "tiny-sdxl", "origin": "cli", **options}
+    return registry.add_tune(request, id=tune_id, recipe={"seed": 0}, **options)
+
+
+def run_stage(registry: Registry, kind: str, subject_id: str, run_id: str = "run", **finish: object) -> None:
+    """Claim and finish one piece of work."""
+    work = registry.claim(kind, subject_id, run_id)
+    registry.finish(work.id, run_id, **finish)
+
+
+def make_ready(registry: Registry, tune: Tune) -> Tune:
+    for kind in ("prepare", "train", "finish"):
+        run_stage(registry, kind, tune.id)
+    return registry.get_tune(tune.id)

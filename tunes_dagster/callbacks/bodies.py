@@ -1,0 +1,63 @@
+"""The bodies of callbacks: pure functions from registry rows to JSON.
+
+The form follows Standard Webhooks (https://github.com/standard-webhooks/standard-webhooks): `type`,
+`timestamp`, `data`. Pictures and weights are named by their keys in the store.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.clock import iso
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry.tables import Prompt, Tune
+
+
+def _failure(row: Tune | Prompt) -> dict[str, str | None] | None:
+    if row.failure_code is None:
+        return None
+    return {"code": row.failure_code, "message": row.failure_message, "remedy": row.failure_remedy}
+
+
+def tune_body(event: str, tune: Tune, now: datetime) -> dict[str, Any]:
+    """Return the body that tells of a tune (`tune.ready`, `tune.failed`, `tune.cancelled`)."""
+    data = {
+        "id": tune.id,
+        "number": tune.number,
+        "title": tune.title,
+        "name": tune.class_name,
+        "token": tune.token,
+        "base": tune.base,
+        "branch": tune.branch,
+        "status": tune.status,
+        "labels": tune.labels,
+        "recipe_hash": tune.recipe_hash,
+        "result": tune.result,
+        "failure": _failure(tune),
+        "created_at": iso(tune.created_at),
+        "started_at": iso(tune.started_at),
+        "ready_at": iso(tune.ready_at),
+    }
+    return {"type": event, "timestamp": iso(now), "data": data}
+
+
+def prompt_body(event: str, prompt: Prompt, now: datetime) -> dict[str, Any]:
+    """Return the body that tells of a prompt (`prompt.done`, `prompt.failed`, `prompt.cancelled`)."""
+    data = {
+        "id": prompt.id,
+        "number": prompt.number,
+        "tune_id": prompt.tune_id,
+        "base": prompt.base,
+        "branch": prompt.branch,
+        "text": prompt.text,
+        "settings": prompt.settings,
+        "status": prompt.status,
+        "images": prompt.images,
+        "result": prompt.result,
+        "failure": _failure(prompt),
+        "created_at": iso(prompt.created_at),
+        "done_at": iso(prompt.done_at),
+    }
+    return {"type": event, "timestamp": iso(now), "data": data}

@@ -1,0 +1,52 @@
+"""The registry: what was asked, by whom, how far it is, and what is owed.
+
+`Registry` is the facade; its queries are mixed in from one file per subject. Every method is one transaction
+and hands out detached rows of `tables.py`.
+"""
+
+from __future__ import annotations
+
+from tunes_dagster.registry.groups import GroupQueries
+from tunes_dagster.registry.journal import JournalQueries
+from tunes_dagster.registry.outbox import OutboxQueries, Sending
+from tunes_dagster.registry.outcomes import OutcomeQueries
+from tunes_dagster.registry.tables import (
+    Account,
+    Batch,
+    Callback,
+    Cohort,
+    Delivery,
+    Drop,
+    Event,
+    Prompt,
+    Tune,
+    Work,
+)
+from tunes_dagster.registry.tunes import TuneQueries
+from tunes_dagster.settings import Settings
+
+
+class Registry(TuneQueries, OutcomeQueries, GroupQueries, OutboxQueries, JournalQueries):
+    """All queries over one database; see `engine.Database` for how it is opened."""
+
+
+def open_registry(settings: Settings) -> Registry:
+    """Open the registry that the settings name, upgraded when needed."""
+    return Registry(settings.resolved_registry_url, max_attempts=settings.max_attempts)
+
+
+__all__ = [
+    "Account",
+    "Batch",
+    "Callback",
+    "Cohort",
+    "Delivery",
+    "Drop",
+    "Event",
+    "Prompt",
+    "Registry",
+    "Sending",
+    "Tune",
+    "Work",
+    "open_registry",
+]

@@ -1,0 +1,78 @@
+"""Runs the alembic revisions that ship in `migrations/`; imported only when a schema is not current.
+
+After a change in `tables.py`, `python -m tunes_dagster.registry.migrate "what changes"` writes the next
+revision from the difference.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, text
+
+from tunes_dagster.failures import Failure, FailureCode
+
+# Any constant will do as long as every version of this software takes the same one.
+_ADVISORY_LOCK = 7_401_883_302
+
+
+def alembic_config() -> Config:
+    """Return alembic's configuration without a file: the scripts lie beside this module."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    return config
+
+
+def upgrade(engine: Engine) -> None:
+    """Upgrade to the newest revision in one transaction that keeps every other upgrader out.
+
+    SQLite's `BEGIN IMMEDIATE` is that lock; PostgreSQL takes an advisory one. Whoever comes second finds
+    nothing left to do.
+
+    Raises:
+        Failure: `CONFLICT` when the schema is newer than this software.
+    """
+    config = alembic_config()
+    scripts = ScriptDirectory.from_config(config)
+    with engine.connect() as connection, connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+        current = MigrationContext.configure(connection).get_current_revision()
+        if current == scripts.get_current_head():
+            return
+        known = {revision.revision for revision in scripts.walk_revisions()}
+        if current is not None and current not in known:
+            raise Failure(
+                FailureCode.CONFLICT,
+                f"The registry has schema {current}, which this version does not know.",
+                "It was upgraded by a newer version of tunes-dagster: upgrade this installation too.",
+            )
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def revise(message: str) -> None:
+    """Write the next revision: the difference between the newest one and `tables.py`."""
+    from tunes_dagster.registry.engine import make_engine
+
+    config = alembic_config()
+    versions = ScriptDirectory.from_config(config)
+    number = sum(1 for _ in versions.walk_revisions()) + 1
+    with tempfile.TemporaryDirectory() as folder:
+        engine = make_engine(f"sqlite:///{folder}/registry.db").execution_options(tunes_writes=True)
+        if number > 1:
+            upgrade(engine)
+        with engine.connect() as connection, connection.begin():
+            config.attributes["connection"] = connection
+            command.revision(config, message, autogenerate=True, rev_id=f"{number:04d}")
+        engine.dispose()
+
+
+if __name__ == "__main__":
+    revise(" ".join(sys.argv[1:]))

@@ -1,0 +1,22 @@
+"""Alembic's entry point; the connection and its transaction come from `registry.migrate`."""
+
+from typing import Any, Literal
+
+from alembic import context
+
+from tunes_dagster.registry.tables import Table, UtcDateTime
+
+
+def _plain_types(kind: str, item: Any, _context: Any) -> str | Literal[False]:
+    """Write our own column type into revisions as what the database sees: revisions outlive the code."""
+    return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(item, UtcDateTime) else False
+
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Table.metadata,
+    render_as_batch=True,
+    compare_type=True,
+    render_item=_plain_types,
+)
+context.run_migrations()

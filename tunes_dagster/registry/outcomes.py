@@ -1,0 +1,335 @@
+"""How attempts end: finished, failed, lost, cancelled; each in one transaction with all that follows from it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import exists, select, update
+from sqlalchemy.orm import Session
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
+from tunes_dagster.registry.transitions import (
+    DONE,
+    ENDED_TUNE,
+    NEXT,
+    OPEN_PROMPT,
+    OPEN_WORK,
+    back_to_waiting,
+    batch_ended,
+    close_work,
+    lock_batch,
+    lock_subject,
+    lock_tune,
+    lock_work,
+    note,
+    open_work,
+    prompt_ended,
+    show,
+    tune_cancelled,
+    tune_failed,
+    tune_ready,
+)
+from tunes_dagster.registry.work import WorkQueries, owned
+
+# Submissions in a row that may vanish without a run before the work fails: with the default backoff about a
+# quarter of an hour of a broken code location.
+MAX_LOST_LAUNCHES = 10
+
+
+def as_failure(error: BaseException) -> Failure:
+    """Return the failure that an exception means; anything unexpected is `INTERNAL`."""
+    if isinstance(error, Failure):
+        return error
+    return Failure(
+        FailureCode.INTERNAL,
+        f"{type(error).__name__}: {error}".strip()[:1000],
+        "The log of the run has the traceback; please report it.",
+    )
+
+
+class OutcomeQueries(WorkQueries):
+    """Finish, fail, requeue, cancel, delete."""
+
+    def finish(
+        self,
+        work_id: str,
+        run_id: str,
+        *,
+        result: dict[str, Any] | None = None,
+        continue_: bool | None = None,
+        notify: bool | None = None,
+    ) -> Work:
+        """End an attempt well and let its tune or batch move on.
+
+        Args:
+            work_id: The claimed work.
+            run_id: The run that owns it; the same call twice changes nothing the second time.
+            result: Merged into the tune's or batch's result.
+            continue_: Open the next piece of work; None does so unless the tune was ready already.
+            notify: Owe the callback; None does so unless a person opened the work in the UI.
+
+        Raises:
+            Failure: `CONFLICT` for a late writer.
+        """
+        now = self.now()
+        with self.writing() as session:
+            found = session.get(Work, work_id)
+            if found is not None and found.state == "done" and found.run_id == run_id:
+                return found
+            work, subject = owned(session, work_id, run_id)
+            told = work.origin != "ui" if notify is None else notify
+            subject.result = {**subject.result, **(result or {})}
+            close_work(work, "done", now)
+            if isinstance(subject, Batch):
+                left = Failure(
+                    FailureCode.RENDER_FAILED,
+                    "The run ended without rendering it.",
+                    "Submit the prompt again.",
+                )
+                batch_ended(session, subject, "done", now, left, notify=told)
+            else:
+                self._tune_moves_on(session, work, subject, continue_, told, now)
+            self._cohort_done(session, work, now)
+            return work
+
+    def _tune_moves_on(
+        self, session: Session, work: Work, tune: Tune, continue_: bool | None, notify: bool, now: datetime
+    ) -> None:
+        tune.updated_at = now
+        if tune.cancel == "cancel" or tune.status == "deleted":
+            work.state = "cancelled"
+            tune_cancelled(session, tune, now, notify)
+            return
+        was_ready = tune.status == "ready"
+        note(session, tune.id, "finished", f"{work.kind} finished.", now, attempt=work.attempt)
+        show(tune, "", "")
+        if not was_ready and work.kind == "finish":
+            tune_ready(session, tune, now, notify)
+            return
+        if not was_ready:
+            tune.status = DONE[work.kind]
+        following = NEXT.get(work.kind)
+        if following and (not was_ready if continue_ is None else continue_):
+            open_work(session, following, tune.id, work.origin, now)
+            if not was_ready:
+                show(tune, "queued", f"Waiting for {following}.")
+
+    def _cohort_done(self, session: Session, work: Work, now: datetime) -> None:
+        if work.cohort_id is None:
+            return
+        session.flush()
+        busy = exists().where(Work.cohort_id == work.cohort_id, Work.state.in_(OPEN_WORK))
+        session.execute(
+            update(Cohort)
+            .where(Cohort.id == work.cohort_id, ~busy, Cohort.done_at.is_(None))
+            .values(done_at=now)
+        )
+
+    def fail(self, work_id: str, run_id: str, error: BaseException, *, notify: bool | None = None) -> Work:
+        """End an attempt badly: try again later, fail for good, or, for `Cancelled`, end as cancelled.
+
+        Raises:
+            Failure: `CONFLICT` for a late writer.
+        """
+        now, failure = self.now(), as_failure(error)
+        with self.writing() as session:
+            work, subject = owned(session, work_id, run_id)
+            told = work.origin != "ui" if notify is None else notify
+            again = failure.retryable and work.tries < self.max_attempts
+            if work.origin == "ui" and work.run_key is None:
+                again = False  # a person started it by hand, and sees how it ended
+            self._ended(session, work, subject, failure, again, told, now)
+            return work
+
+    def requeue_lost(self, work_id: str, reason: str, *, seen: Work | None = None) -> Work | None:
+        """Put submitted or running work whose run is gone back into the queue, or fail it for good.
+
+        Args:
+            work_id: The work.
+            reason: One sentence for people.
+            seen: The row on which the caller decided; when it has moved since, nothing is done.
+
+        Returns:
+            The row as it is now, or None when there was nothing to do.
+        """
+        now = self.now()
+        with self.writing() as session:
+            found = session.get(Work, work_id)
+            if found is None:
+                return None
+            subject = lock_subject(session, found.kind, found.subject_id)
+            work = lock_work(session, found.kind, found.subject_id)
+            if work is None or work.state not in ("submitted", "running"):
+                return None
+            if seen is not None and _moved(seen, work):
+                return None
+            failure = Failure(FailureCode.RUN_LOST, reason, "The log of the run may say why it ended.")
+            if work.state == "submitted":
+                work.lost_launches += 1
+                again = work.lost_launches < MAX_LOST_LAUNCHES
+            else:
+                again = work.tries < self.max_attempts
+            if work.origin == "ui" and work.run_key is None:
+                again = False
+            self._ended(session, work, subject, failure, again, work.origin != "ui", now)
+            return work
+
+    def _ended(
+        self,
+        session: Session,
+        work: Work,
+        subject: Tune | Batch,
+        failure: Failure,
+        again: bool,
+        notify: bool,
+        now: datetime,
+    ) -> None:
+        """Write the end of an attempt that did not finish."""
+        cancelled = failure.code == FailureCode.CANCELLED
+        if isinstance(subject, Tune):
+            cancelled = cancelled or subject.cancel == "cancel" or subject.status == "deleted"
+        if again and not cancelled:
+            lost_or_tried = max(work.tries, work.lost_launches, 1)
+            wait = self.retry_backoff[min(lost_or_tried, len(self.retry_backoff)) - 1]
+            work.state, work.available_at = "queued", now + timedelta(seconds=wait)
+            work.failure_code, work.failure_message = failure.code.value, failure.message
+            back_to_waiting(session, subject, work, f"{failure.message} Trying again in {wait:g} s.", now)
+        else:
+            close_work(work, "cancelled" if cancelled else "failed", now, failure)
+            self._subject_ended(session, subject, failure, cancelled, notify, now)
+        self._cohort_done(session, work, now)
+        work.cohort_id = work.cohort_id if work.state != "queued" else None
+
+    def _subject_ended(
+        self,
+        session: Session,
+        subject: Tune | Batch,
+        failure: Failure,
+        cancelled: bool,
+        notify: bool,
+        now: datetime,
+    ) -> None:
+        if isinstance(subject, Batch):
+            end = "cancelled" if cancelled else "failed"
+            batch_ended(session, subject, end, now, failure, left=end, notify=notify)
+        elif subject.status == "ready":  # it was ready before this attempt and still is
+            show(subject, "", "")
+            note(session, subject.id, "failed", str(failure), now)
+        elif cancelled:
+            tune_cancelled(session, subject, now, notify)
+        else:
+            tune_failed(session, subject, failure, now, notify)
+
+    def request_cancel(self, tune_id: str, keep: bool = False) -> Tune:
+        """Ask for a tune to be stopped: at once when nothing runs, else through the flag that runs poll.
+
+        Args:
+            tune_id: The tune.
+            keep: Stop training but keep what was learned so far; before training begins there is nothing
+                to keep, and after it nothing to stop.
+
+        Raises:
+            Failure: `UNKNOWN_TUNE`, or `CONFLICT` when the tune has ended already.
+        """
+        now = self.now()
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            if tune.status == "cancelled":
+                return tune
+            if tune.status in ENDED_TUNE:
+                raise Failure(
+                    FailureCode.CONFLICT,
+                    f"The tune {tune_id} is {tune.status}: nothing is left to cancel.",
+                    "`tunes delete` removes a tune with its files.",
+                )
+            self._stop(session, tune, keep, now)
+            return tune
+
+    def _stop(self, session: Session, tune: Tune, keep: bool, now: datetime) -> None:
+        query = select(Work).where(Work.subject_id == tune.id, Work.state.in_(OPEN_WORK)).with_for_update()
+        work = session.scalars(query.execution_options(populate_existing=True)).first()
+        tune.updated_at = now
+        if keep and work is not None and work.kind == "finish":
+            return
+        # A train row with an earlier attempt may have a checkpoint: its next run sees the flag and exports it.
+        keep = keep and work is not None and work.kind == "train" and work.attempt > 0
+        keep = keep and not (work is not None and work.tries == 0 and work.state != "running")
+        tune.cancel = "keep" if keep else "cancel"
+        note(
+            session,
+            tune.id,
+            "cancel",
+            "Stop and keep was asked for." if keep else "Cancel was asked for.",
+            now,
+        )
+        if keep or (work is not None and work.state == "running"):
+            tune.message = "Stopping."
+            return
+        if work is not None:
+            close_work(work, "cancelled", now)
+            self._cohort_done(session, work, now)
+        tune_cancelled(session, tune, now, notify=True)
+
+    def delete_tune(self, tune_id: str) -> Tune:
+        """Mark a tune as deleted and stop what is under way; its files are the caller's to remove.
+
+        Returns:
+            The tune; deleting it twice is fine.
+        """
+        now = self.now()
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            if tune.status == "deleted":
+                return tune
+            ended = tune.status in ENDED_TUNE
+            tune.status, tune.deleted_at = "deleted", now
+            note(session, tune.id, "deleted", "The tune was deleted.", now)
+            if not ended:
+                self._stop(session, tune, False, now)
+            tune.updated_at = now
+            return tune
+
+    def cancel_prompt(self, prompt_id: str) -> Prompt:
+        """Cancel a prompt; one that is being rendered is left out of its run's answer.
+
+        Raises:
+            Failure: `INVALID_REQUEST` for an unknown prompt, `CONFLICT` when it has ended already.
+        """
+        now = self.now()
+        with self.writing() as session:
+            prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id)).first()
+            if prompt is None:
+                raise Failure(FailureCode.INVALID_REQUEST, f"There is no prompt {prompt_id!r}.")
+            batch = lock_batch(session, prompt.batch_id) if prompt.batch_id else None
+            session.refresh(prompt, with_for_update=True)
+            if prompt.status == "cancelled":
+                return prompt
+            if prompt.status not in OPEN_PROMPT:
+                raise Failure(FailureCode.CONFLICT, f"The prompt {prompt_id} is {prompt.status} already.")
+            prompt.cancel = "cancel"
+            failure = Failure(FailureCode.CANCELLED, "The prompt was cancelled on request.")
+            prompt_ended(session, prompt, "cancelled", now, failure)
+            session.flush()
+            if batch is not None:
+                self._drop_empty_batch(session, batch, now)
+            return prompt
+
+    def _drop_empty_batch(self, session: Session, batch: Batch, now: datetime) -> None:
+        left = exists().where(Prompt.batch_id == batch.id, Prompt.status.in_(OPEN_PROMPT))
+        work = lock_work(session, "render", batch.id)
+        if session.scalar(select(left)) or work is None or work.state not in ("queued", "submitted"):
+            return
+        close_work(work, "cancelled", now)
+        batch.status, batch.done_at = "cancelled", now
+
+
+def _moved(seen: Work, work: Work) -> bool:
+    """Whether a row changed hands or showed life since it was looked at."""
+    return (seen.state, seen.attempt, seen.run_id, seen.heartbeat_at) != (
+        work.state,
+        work.attempt,
+        work.run_id,
+        work.heartbeat_at,
+    )

@@ -1,0 +1,196 @@
+"""Prompts: adding, finding, listing, and what one of them came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.ids import new_id
+from tunes_dagster.recipe import PromptRequest
+from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.tables import Prompt, Tune, Work
+from tunes_dagster.registry.transitions import OPEN_PROMPT, lock_tune, note, prompt_ended
+from tunes_dagster.registry.work import owned
+
+
+def shape_of(settings: dict[str, Any]) -> str:
+    """Return what prompts must share to go through one forward: size, steps, guidance, scheduler."""
+    size = f"{settings.get('width')}x{settings.get('height')}"
+    return f"{size}/{settings.get('steps')}/{settings.get('guidance_scale')}/{settings.get('scheduler')}"
+
+
+def new_prompt(
+    request: PromptRequest, account_id: str, base: str, branch: str, origin: str, status: str, now: datetime
+) -> Prompt:
+    """Return a prompt row that is not in the database yet."""
+    settings = request.settings.model_dump(mode="json")
+    return Prompt(
+        id=new_id("prompt"),
+        account_id=account_id,
+        base=base,
+        branch=branch,
+        text=request.text,
+        settings=settings,
+        shape=shape_of(settings),
+        status=status,
+        callback_url=request.callback_url,
+        origin=origin,
+        created_at=now,
+        queued_at=now if status == "queued" else None,
+        updated_at=now,
+    )
+
+
+class PromptQueries(Database):
+    """Everything about prompts but their batches."""
+
+    def add_prompt(
+        self,
+        request: PromptRequest,
+        *,
+        branch: str,
+        base: str | None = None,
+        tune_id: str | None = None,
+        account_id: str = "local",
+        origin: str = "cli",
+    ) -> Prompt:
+        """Accept a prompt: queued when it can be rendered, waiting while its tune is made.
+
+        Args:
+            request: With settings filled and the seed fixed; see `submit.submit_prompt`.
+            branch: The catalog's entry that is really used.
+            base: The base as asked; None takes the tune's, or `branch`.
+            tune_id: Id of the tune, or None for the plain base.
+            account_id: Who asks.
+            origin: cli, api, drop, ui, demo.
+
+        Raises:
+            Failure: `UNKNOWN_TUNE`, or `CONFLICT` when the tune has failed or was cancelled.
+        """
+        now = self.now()
+        with self.writing() as session:
+            tune = self._tune_for_prompt(session, tune_id) if tune_id else None
+            waits = tune is not None and tune.status != "ready"
+            named = base or (tune.base if tune else branch)
+            prompt = new_prompt(
+                request, account_id, named, branch, origin, "waiting" if waits else "queued", now
+            )
+            prompt.tune_id = tune.id if tune else None
+            session.add(prompt)
+            note(session, prompt.id, prompt.status, "The prompt was accepted.", now, origin=origin)
+        return prompt
+
+    def _tune_for_prompt(self, session: Session, tune_id: str) -> Tune:
+        tune = lock_tune(session, tune_id)
+        if tune.status == "deleted":
+            raise Failure(FailureCode.UNKNOWN_TUNE, f"The tune {tune_id} was deleted.", "Make a new one.")
+        if tune.status in ("failed", "cancelled"):
+            raise Failure(
+                FailureCode.CONFLICT,
+                f"The tune {tune_id} is {tune.status}: it cannot render.",
+                "Make a new tune, or materialize its failed asset again.",
+            )
+        return tune
+
+    def get_prompt(self, key: str | int) -> Prompt:
+        """Return a prompt by id or number.
+
+        Raises:
+            Failure: `INVALID_REQUEST` when there is none.
+        """
+        word = str(key).strip()
+        with self.reading() as session:
+            prompt = session.scalars(select(Prompt).where(Prompt.id == word)).first()
+            if prompt is None and word.isdecimal() and int(word) < 2**31:
+                prompt = session.get(Prompt, int(word))
+        if prompt is None:
+            raise Failure(FailureCode.INVALID_REQUEST, f"There is no prompt {word!r}.", "Check its id.")
+        return prompt
+
+    def list_prompts(
+        self,
+        tune_id: str | None = None,
+        batch_id: str | None = None,
+        status: str | Sequence[str] | None = None,
+        limit: int | None = None,
+        before: int | None = None,
+        account_id: str | None = None,
+    ) -> list[Prompt]:
+        """Return prompts, newest first; those of a batch all of them, oldest first.
+
+        Args:
+            tune_id: Only prompts of this tune.
+            batch_id: Only prompts of this batch.
+            status: One status or several.
+            limit: Length of the page; None is 100, or all of a batch.
+            before: Only prompts with a smaller number: the last one of the page before.
+            account_id: Only this account's.
+        """
+        query = select(Prompt)
+        if batch_id is not None:
+            query = query.where(Prompt.batch_id == batch_id).order_by(Prompt.number)
+        else:
+            query = query.order_by(Prompt.number.desc()).limit(limit or 100)
+        if tune_id is not None:
+            query = query.where(Prompt.tune_id == tune_id)
+        if isinstance(status, str):
+            query = query.where(Prompt.status == status)
+        elif status is not None:
+            query = query.where(Prompt.status.in_(status))
+        if before is not None:
+            query = query.where(Prompt.number < before)
+        if account_id is not None:
+            query = query.where(Prompt.account_id == account_id)
+        with self.reading() as session:
+            return list(session.scalars(query.limit(limit) if limit else query))
+
+    def prompt_done(
+        self,
+        prompt_id: str,
+        work_id: str,
+        run_id: str,
+        images: list[str],
+        result: dict[str, Any] | None = None,
+    ) -> Prompt:
+        """Record the pictures of a prompt, and owe its callback; a cancelled prompt stays cancelled.
+
+        Raises:
+            Failure: `CONFLICT` for a late writer.
+        """
+        with self.writing() as session:
+            work, prompt = self._prompt_of(session, prompt_id, work_id, run_id)
+            again = prompt.status == "done" and work.origin == "ui"
+            if prompt.status in OPEN_PROMPT or again:
+                prompt.images, prompt.result = images, result or {}
+                prompt_ended(session, prompt, "done", self.now(), notify=work.origin != "ui")
+            return prompt
+
+    def prompt_failed(self, prompt_id: str, work_id: str, run_id: str, failure: Failure) -> Prompt:
+        """Record why one prompt of a batch has no pictures (`blocked` when safety refused them).
+
+        Raises:
+            Failure: `CONFLICT` for a late writer.
+        """
+        with self.writing() as session:
+            work, prompt = self._prompt_of(session, prompt_id, work_id, run_id)
+            if prompt.status in OPEN_PROMPT:
+                status = {FailureCode.BLOCKED: "blocked", FailureCode.CANCELLED: "cancelled"}.get(
+                    failure.code, "failed"
+                )
+                prompt_ended(session, prompt, status, self.now(), failure, notify=work.origin != "ui")
+            return prompt
+
+    def _prompt_of(self, session: Session, prompt_id: str, work_id: str, run_id: str) -> tuple[Work, Prompt]:
+        work, batch = owned(session, work_id, run_id)
+        query = select(Prompt).where(Prompt.id == prompt_id).with_for_update()
+        prompt = session.scalars(query.execution_options(populate_existing=True)).first()
+        if prompt is None or prompt.batch_id != batch.id:
+            raise Failure(
+                FailureCode.CONFLICT, f"The prompt {prompt_id} is not in batch {batch.id}.", "Leave it out."
+            )
+        return work, prompt

@@ -1,0 +1,319 @@
+"""The tables of the registry as SQLAlchemy 2 classes; their rows are also what the queries hand out, detached.
+
+No relationships on purpose: every query says what it reads, so a list never turns into a query per row. A
+change here needs a revision in `migrations/versions` (a test compares the two).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+JsonType = JSON().with_variant(JSONB(), "postgresql")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime; SQLite, which knows no time zones, keeps it as sortable text."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive times, convert to UTC, and strip the zone where the database has none."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; use tunes_dagster.clock.now().")
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give every time back as aware UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Table(DeclarativeBase):
+    """Base of all tables."""
+
+    type_annotation_map = {
+        datetime: UtcDateTime(),
+        dict[str, Any]: JsonType,
+        list[str]: JsonType,
+        str: Text(),
+    }
+
+
+class Account(Table):
+    """Who asks.
+
+    Attributes:
+        callback_secret: Signs callbacks (Standard Webhooks, `whsec_…`) when set.
+        callback_unknown: What becomes of a callback whose sender died before the answer was recorded:
+            `resend`, or `hold` for receivers that cannot take a repeat.
+    """
+
+    __tablename__ = "accounts"
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    name: Mapped[str]
+    callback_secret: Mapped[str | None]
+    callback_unknown: Mapped[str] = mapped_column(String(20), default="resend")
+    created_at: Mapped[datetime]
+
+
+class Tune(Table):
+    """One request to fine-tune, and its result.
+
+    Attributes:
+        number: Counts tunes from 1; the integer id of dialects that need one. Orders the lists.
+        base: The base as the caller named it.
+        branch: The catalog's entry that is really trained on.
+        status: awaiting_images, queued, preparing, prepared, training, trained, finishing, ready, failed,
+            cancelled, deleted.
+        cancel: '' | 'cancel' | 'keep' (stop training, keep what was learned).
+        origin: The door it came through: cli, api, drop, ui, demo.
+    """
+
+    __tablename__ = "tunes"
+    __table_args__ = (
+        Index("ix_tunes_status", "status", "number"),
+        Index("ix_tunes_account", "account_id", "number"),
+        Index("ix_tunes_deleted", "deleted_at", "number"),
+        Index("ix_tunes_title", "title", "number"),
+        {"sqlite_autoincrement": True},
+    )
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(80), unique=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    title: Mapped[str]
+    class_name: Mapped[str]
+    token: Mapped[str]
+    base: Mapped[str]
+    branch: Mapped[str]
+    status: Mapped[str] = mapped_column(String(20))
+    phase: Mapped[str] = mapped_column(default="")
+    message: Mapped[str] = mapped_column(default="")
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int | None]
+    seconds_left: Mapped[float | None]
+    request: Mapped[dict[str, Any]]
+    recipe: Mapped[dict[str, Any]]
+    recipe_hash: Mapped[str]
+    result: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    failure_code: Mapped[str | None]
+    failure_message: Mapped[str | None]
+    failure_remedy: Mapped[str | None]
+    cancel: Mapped[str] = mapped_column(String(10), default="")
+    origin: Mapped[str] = mapped_column(String(20))
+    callback_url: Mapped[str | None]
+    labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ready_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+
+
+class Prompt(Table):
+    """One text with its settings; yields `settings["num_images"]` pictures.
+
+    Attributes:
+        settings: Filled `RenderSettings`, the seed included.
+        shape: What prompts must share to be rendered in one forward; see `prompts.shape_of`.
+        status: waiting (for its tune), queued, rendering, done, failed, blocked, cancelled.
+        images: Keys in the store.
+        queued_at: When it became renderable.
+    """
+
+    __tablename__ = "prompts"
+    __table_args__ = (
+        Index("ix_prompts_status", "status", "number"),
+        Index("ix_prompts_tune", "tune_id", "number"),
+        Index("ix_prompts_batch", "batch_id", "number"),
+        Index("ix_prompts_account", "account_id", "number"),
+        {"sqlite_autoincrement": True},
+    )
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(80), unique=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    tune_id: Mapped[str | None] = mapped_column(ForeignKey("tunes.id"))
+    base: Mapped[str]
+    branch: Mapped[str]
+    text: Mapped[str]
+    settings: Mapped[dict[str, Any]]
+    shape: Mapped[str]
+    status: Mapped[str] = mapped_column(String(20))
+    batch_id: Mapped[str | None] = mapped_column(ForeignKey("batches.id"))
+    images: Mapped[list[str]] = mapped_column(default=list)
+    result: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    failure_code: Mapped[str | None]
+    failure_message: Mapped[str | None]
+    failure_remedy: Mapped[str | None]
+    cancel: Mapped[str] = mapped_column(String(10), default="")
+    callback_url: Mapped[str | None]
+    origin: Mapped[str] = mapped_column(String(20))
+    created_at: Mapped[datetime]
+    queued_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    done_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime]
+
+
+class Batch(Table):
+    """Prompts of one base and shape that one run renders; status queued, rendering, done, failed, cancelled."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("ix_batches_created", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    branch: Mapped[str]
+    shape: Mapped[str]
+    status: Mapped[str] = mapped_column(String(20))
+    phase: Mapped[str] = mapped_column(default="")
+    message: Mapped[str] = mapped_column(default="")
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int | None]
+    seconds_left: Mapped[float | None]
+    result: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime]
+    done_at: Mapped[datetime | None]
+
+
+class Cohort(Table):
+    """Tunes of one base that one run trains; its members are the train rows in `work` that name it."""
+
+    __tablename__ = "cohorts"
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    branch: Mapped[str]
+    created_at: Mapped[datetime]
+    done_at: Mapped[datetime | None]
+
+
+class Work(Table):
+    """The one owner of attempts: at most one row per kind and subject, reopened when work is done again.
+
+    Attributes:
+        kind: prepare, train, finish (subject: tune), render (subject: batch).
+        state: queued, submitted, running, done, failed, cancelled.
+        attempt: Label of the latest attempt; only ever grows, so files and run keys of attempts never mix.
+        tries: Attempts that started since the row was last opened; compared with `max_attempts`.
+        lost_launches: Submissions in a row that no run came of.
+        run_key: `{id}:{attempt}` of the submitted attempt; empty when a run took the row without one.
+        available_at: Not before this.
+        origin: Who opened it; rows with `ui` owe nobody a callback.
+    """
+
+    __tablename__ = "work"
+    __table_args__ = (
+        UniqueConstraint("kind", "subject_id", name="uq_work_subject"),
+        Index("ix_work_queue", "kind", "state", "available_at"),
+        Index("ix_work_state", "state", "heartbeat_at"),
+        Index("ix_work_subject", "subject_id"),
+        Index("ix_work_cohort", "cohort_id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    subject_id: Mapped[str] = mapped_column(String(80))
+    state: Mapped[str] = mapped_column(String(20))
+    attempt: Mapped[int] = mapped_column(default=0)
+    tries: Mapped[int] = mapped_column(default=0)
+    lost_launches: Mapped[int] = mapped_column(default=0)
+    run_key: Mapped[str | None]
+    run_id: Mapped[str | None]
+    origin: Mapped[str] = mapped_column(String(20))
+    cohort_id: Mapped[str | None] = mapped_column(ForeignKey("cohorts.id"))
+    available_at: Mapped[datetime]
+    submitted_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    failure_code: Mapped[str | None]
+    failure_message: Mapped[str | None]
+    created_at: Mapped[datetime]
+
+
+class Callback(Table):
+    """A notification owed to a caller, written in the transaction that caused it.
+
+    Attributes:
+        state: pending, delivered, dead (given up), held (sent by a process that died; outcome unknown).
+        attempts: Deliveries so far, replays included.
+        attempts_before: Deliveries before the last replay; backoff counts from there.
+        lease_id: The sender that holds the row until `lease_until`.
+    """
+
+    __tablename__ = "callbacks"
+    __table_args__ = (
+        Index("ix_callbacks_due", "state", "next_attempt_at"),
+        Index("ix_callbacks_subject", "subject_id"),
+        Index("ix_callbacks_created", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    event: Mapped[str]
+    subject_id: Mapped[str] = mapped_column(String(80))
+    url: Mapped[str]
+    body: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(20), default="pending")
+    attempts: Mapped[int] = mapped_column(default=0)
+    attempts_before: Mapped[int] = mapped_column(default=0)
+    next_attempt_at: Mapped[datetime | None]
+    lease_id: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    delivered_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+class Delivery(Table):
+    """One attempt at a callback, recorded before it is sent; no `finished_at` means the outcome is unknown."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("ix_deliveries_callback", "callback_id", "attempt"),)
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    callback_id: Mapped[str] = mapped_column(ForeignKey("callbacks.id"))
+    attempt: Mapped[int]
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    status_code: Mapped[int | None]
+    error: Mapped[str | None]
+    response_head: Mapped[str | None]
+
+
+class Event(Table):
+    """One line of the timeline of a tune, prompt or batch."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_subject", "subject_id", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    subject_id: Mapped[str] = mapped_column(String(80))
+    at: Mapped[datetime]
+    phase: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class Drop(Table):
+    """What the drop folder's sensor has seen of one dropped dataset."""
+
+    __tablename__ = "drops"
+
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    fingerprint: Mapped[str]
+    state: Mapped[str] = mapped_column(String(20))
+    tune_id: Mapped[str | None] = mapped_column(String(80))
+    message: Mapped[str] = mapped_column(default="")
+    seen_at: Mapped[datetime]

@@ -1,0 +1,228 @@
+"""The moves of the state machine: what one state change writes, inside the caller's transaction.
+
+Everything that follows from a change (the tune's status, its prompts, the next piece of work, the callback
+that is now owed, the line in the timeline) is written here, together, so that no two of them can disagree.
+
+Locks are always taken in one order, subject (tune or batch) before work before prompts, which is what keeps
+PostgreSQL from deadlocks.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from tunes_dagster.callbacks.bodies import prompt_body, tune_body
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.ids import new_id
+from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Tune, Work
+
+# What a tune is called while its work of a kind waits, runs, and is done.
+WAITING = {"prepare": "queued", "train": "prepared", "finish": "trained"}
+RUNNING = {"prepare": "preparing", "train": "training", "finish": "finishing"}
+DONE = {"prepare": "prepared", "train": "trained", "finish": "ready"}
+NEXT = {"prepare": "train", "train": "finish"}
+
+OPEN_WORK = ("queued", "submitted", "running")
+ENDED_TUNE = ("ready", "failed", "cancelled", "deleted")
+OPEN_PROMPT = ("waiting", "queued", "rendering")
+
+
+def lock_tune(session: Session, tune_id: str) -> Tune:
+    """Return a tune, locked until the transaction ends.
+
+    Raises:
+        Failure: `UNKNOWN_TUNE`.
+    """
+    query = select(Tune).where(Tune.id == tune_id).with_for_update()
+    tune = session.scalars(query.execution_options(populate_existing=True)).first()
+    if tune is None:
+        raise Failure(
+            FailureCode.UNKNOWN_TUNE, f"There is no tune {tune_id!r}.", "`tunes list` shows the known ones."
+        )
+    return tune
+
+
+def lock_batch(session: Session, batch_id: str) -> Batch:
+    """Return a batch, locked until the transaction ends.
+
+    Raises:
+        Failure: `INVALID_REQUEST` when there is none.
+    """
+    query = select(Batch).where(Batch.id == batch_id).with_for_update()
+    batch = session.scalars(query.execution_options(populate_existing=True)).first()
+    if batch is None:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"There is no render batch {batch_id!r}.",
+            "Batches are made from queued prompts: submit a prompt instead.",
+        )
+    return batch
+
+
+def lock_subject(session: Session, kind: str, subject_id: str) -> Tune | Batch:
+    """Return the tune or batch that work of a kind is about, locked."""
+    return lock_batch(session, subject_id) if kind == "render" else lock_tune(session, subject_id)
+
+
+def lock_work(session: Session, kind: str, subject_id: str) -> Work | None:
+    """Return the work row of a subject, locked; its subject must be locked already."""
+    query = select(Work).where(Work.kind == kind, Work.subject_id == subject_id).with_for_update()
+    return session.scalars(query.execution_options(populate_existing=True)).first()
+
+
+def open_prompts(session: Session, *conditions: Any) -> list[Prompt]:
+    """Return the prompts that fit and have not ended, locked, oldest first."""
+    query = select(Prompt).where(Prompt.status.in_(OPEN_PROMPT), *conditions).order_by(Prompt.number)
+    return list(session.scalars(query.with_for_update().execution_options(populate_existing=True)))
+
+
+def note(session: Session, subject_id: str, phase: str, message: str, now: datetime, **data: Any) -> None:
+    """Add a line to the timeline of a subject."""
+    session.add(Event(subject_id=subject_id, at=now, phase=phase, message=message, data=data))
+
+
+def owe(session: Session, row: Tune | Prompt, event: str, now: datetime) -> None:
+    """Owe the caller a callback, if an address was given."""
+    if not row.callback_url:
+        return
+    body = tune_body(event, row, now) if isinstance(row, Tune) else prompt_body(event, row, now)
+    session.add(
+        Callback(
+            id=new_id("cb"),
+            account_id=row.account_id,
+            event=event,
+            subject_id=row.id,
+            url=row.callback_url,
+            body=body,
+            next_attempt_at=now,
+            created_at=now,
+        )
+    )
+
+
+def open_work(
+    session: Session, kind: str, subject_id: str, origin: str, now: datetime, *, state: str = "queued"
+) -> Work:
+    """Open the work of a kind for a subject: a new row, or the old one again under its next attempts."""
+    work = lock_work(session, kind, subject_id)
+    if work is None:
+        work = Work(
+            id=new_id("work"), kind=kind, subject_id=subject_id, attempt=0, created_at=now, available_at=now
+        )
+        session.add(work)
+    work.state, work.origin = state, origin
+    work.available_at = now
+    work.tries = work.lost_launches = 0
+    work.run_key = work.run_id = work.cohort_id = None
+    work.submitted_at = work.started_at = work.heartbeat_at = work.finished_at = None
+    work.failure_code = work.failure_message = None
+    return work
+
+
+def close_work(work: Work, state: str, now: datetime, failure: Failure | None = None) -> None:
+    """End a piece of work as `done`, `failed` or `cancelled`."""
+    work.state, work.finished_at = state, now
+    work.failure_code = failure.code.value if failure else None
+    work.failure_message = failure.message if failure else None
+
+
+def show(row: Tune | Batch, phase: str, message: str) -> None:
+    """Set what people read about a tune or batch, and start its counters over."""
+    row.phase, row.message = phase, message
+    row.step, row.seconds_left = 0, None
+
+
+def write_failure(row: Tune | Prompt, failure: Failure | None) -> None:
+    """Write or clear the three columns that say why something ended badly."""
+    row.failure_code = failure.code.value if failure else None
+    row.failure_message = failure.message if failure else None
+    row.failure_remedy = failure.remedy if failure else None
+
+
+def prompt_ended(
+    session: Session,
+    prompt: Prompt,
+    status: str,
+    now: datetime,
+    failure: Failure | None = None,
+    notify: bool = True,
+) -> None:
+    """End a prompt as `done`, `failed`, `blocked` or `cancelled`, and owe its callback."""
+    prompt.status, prompt.done_at, prompt.updated_at = status, now, now
+    write_failure(prompt, failure)
+    event = {"done": "prompt.done", "cancelled": "prompt.cancelled"}.get(status, "prompt.failed")
+    if notify:
+        owe(session, prompt, event, now)
+    note(session, prompt.id, status, failure.message if failure else "", now)
+
+
+def tune_ready(session: Session, tune: Tune, now: datetime, notify: bool) -> None:
+    """Make a tune ready: its waiting prompts become renderable and its caller is told."""
+    tune.status, tune.ready_at, tune.updated_at = "ready", now, now
+    show(tune, "", "")
+    write_failure(tune, None)
+    for prompt in open_prompts(session, Prompt.tune_id == tune.id, Prompt.status == "waiting"):
+        prompt.status, prompt.queued_at, prompt.updated_at = "queued", now, now
+    note(session, tune.id, "ready", "The tune is ready.", now)
+    if notify:
+        owe(session, tune, "tune.ready", now)
+
+
+def tune_failed(session: Session, tune: Tune, failure: Failure, now: datetime, notify: bool) -> None:
+    """Fail a tune and the prompts that wait for it."""
+    tune.status, tune.updated_at = "failed", now
+    show(tune, "", "")
+    write_failure(tune, failure)
+    note(session, tune.id, "failed", str(failure), now)
+    if notify:
+        owe(session, tune, "tune.failed", now)
+    why = Failure(failure.code, f"Its tune failed: {failure.message}", failure.remedy)
+    for prompt in open_prompts(session, Prompt.tune_id == tune.id, Prompt.status == "waiting"):
+        prompt_ended(session, prompt, "failed", now, why)
+
+
+def tune_cancelled(session: Session, tune: Tune, now: datetime, notify: bool) -> None:
+    """End a tune on request, with the prompts that wait for it; a deleted one stays deleted."""
+    failure = Failure(FailureCode.CANCELLED, "The tune was cancelled on request.")
+    if tune.status != "deleted":
+        tune.status = "cancelled"
+        write_failure(tune, failure)
+        note(session, tune.id, "cancelled", failure.message, now)
+        if notify:
+            owe(session, tune, "tune.cancelled", now)
+    tune.updated_at = now
+    show(tune, "", "")
+    for prompt in open_prompts(session, Prompt.tune_id == tune.id, Prompt.status == "waiting"):
+        prompt_ended(session, prompt, "cancelled", now, failure)
+
+
+def batch_ended(
+    session: Session,
+    batch: Batch,
+    status: str,
+    now: datetime,
+    failure: Failure,
+    left: str = "failed",
+    notify: bool = True,
+) -> None:
+    """End a batch; prompts of it that are still open end as `left`, for the reason given."""
+    batch.status, batch.done_at = status, now
+    show(batch, "", "")
+    for prompt in open_prompts(session, Prompt.batch_id == batch.id):
+        prompt_ended(session, prompt, left, now, failure, notify)
+
+
+def back_to_waiting(session: Session, subject: Tune | Batch, work: Work, reason: str, now: datetime) -> None:
+    """Show a subject whose work was put back into the queue, with the reason of the wait."""
+    note(session, subject.id, "queued", reason, now, kind=work.kind, attempt=work.attempt)
+    if isinstance(subject, Batch):
+        subject.status = "queued"
+        for prompt in open_prompts(session, Prompt.batch_id == subject.id):
+            prompt.status, prompt.updated_at = "queued", now
+    elif subject.status != "ready":
+        subject.status, subject.updated_at = WAITING[work.kind], now
+    show(subject, "queued", reason)

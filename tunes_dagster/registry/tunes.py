@@ -1,0 +1,171 @@
+"""Tunes: adding, finding, listing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import TuneRequest, recipe_hash
+from tunes_dagster.registry.prompts import PromptQueries, new_prompt
+from tunes_dagster.registry.tables import Tune
+from tunes_dagster.registry.transitions import lock_tune, note, open_work, show
+from tunes_dagster.registry.work import owned
+
+
+class TuneQueries(PromptQueries):
+    """Everything about tunes but their ends."""
+
+    def add_tune(
+        self,
+        request: TuneRequest,
+        *,
+        id: str,
+        branch: str,
+        recipe: dict[str, Any],
+        account_id: str = "local",
+        origin: str,
+        status: str = "queued",
+    ) -> Tune:
+        """Accept a tune: its row, its prompts (waiting), its first work, and a line in the timeline.
+
+        Args:
+            request: Complete; see `submit.submit_tune`, which every interface goes through.
+            id: Id of the tune and its partition key.
+            branch: The catalog's entry that is really used.
+            recipe: Everything known now that decides the result.
+            account_id: Who asks.
+            origin: cli, api, drop, ui, demo.
+            status: `queued`, or `awaiting_images` for a tune whose pictures come later.
+
+        Raises:
+            Failure: `CONFLICT` when the id is taken.
+        """
+        now = self.now()
+        tune = Tune(
+            id=id,
+            account_id=account_id,
+            title=request.title or request.name,
+            class_name=request.name,
+            token=request.token,
+            base=request.base,
+            branch=branch,
+            status=status,
+            request=request.model_dump(mode="json"),
+            recipe=recipe,
+            recipe_hash=recipe_hash(recipe),
+            origin=origin,
+            callback_url=request.callback_url,
+            labels=request.labels,
+            created_at=now,
+            updated_at=now,
+        )
+        show(tune, "queued", "Waiting for pictures." if status == "awaiting_images" else "Waiting to start.")
+        try:
+            with self.writing() as session:
+                session.add(tune)
+                session.flush()
+                for asked in request.prompts:
+                    row = new_prompt(asked, account_id, tune.base, branch, origin, "waiting", now)
+                    row.tune_id = tune.id
+                    session.add(row)
+                if status == "queued":
+                    open_work(session, "prepare", tune.id, origin, now)
+                note(session, tune.id, "queued", "The tune was accepted.", now, origin=origin)
+        except IntegrityError as error:
+            raise Failure(
+                FailureCode.CONFLICT,
+                f"The tune {id} exists already, or there is no account {account_id!r}.",
+                "Use another id.",
+            ) from error
+        return tune
+
+    def release_tune(self, tune_id: str) -> Tune:
+        """Queue a tune that was awaiting its pictures; any other one stays as it is."""
+        now = self.now()
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            if tune.status == "awaiting_images":
+                tune.status, tune.updated_at = "queued", now
+                show(tune, "queued", "Waiting to start.")
+                open_work(session, "prepare", tune.id, tune.origin, now)
+            return tune
+
+    def get_tune(self, key: str | int) -> Tune:
+        """Return a tune by id, number, or title (the newest live one of that title).
+
+        Raises:
+            Failure: `UNKNOWN_TUNE`.
+        """
+        word = str(key).strip()
+        with self.reading() as session:
+            tune = session.scalars(select(Tune).where(Tune.id == word)).first()
+            if tune is None and word.isdecimal() and int(word) < 2**31:
+                tune = session.get(Tune, int(word))
+            if tune is None:
+                query = select(Tune).where(Tune.title == word, Tune.deleted_at.is_(None))
+                tune = session.scalars(query.order_by(Tune.number.desc()).limit(1)).first()
+        if tune is None:
+            raise Failure(
+                FailureCode.UNKNOWN_TUNE,
+                f"There is no tune {word!r}.",
+                "`tunes list` shows the known ones; a tune is named by its id, number or title.",
+            )
+        return tune
+
+    def has_tune(self, tune_id: str) -> bool:
+        """Whether a tune of this id exists, deleted ones included."""
+        with self.reading() as session:
+            return session.scalars(select(Tune.number).where(Tune.id == tune_id)).first() is not None
+
+    def list_tunes(
+        self,
+        status: str | Sequence[str] | None = None,
+        limit: int = 50,
+        before: int | None = None,
+        account_id: str | None = None,
+    ) -> list[Tune]:
+        """Return tunes, newest first; deleted ones only when asked for by status.
+
+        Args:
+            status: One status or several.
+            limit: Length of the page.
+            before: Only tunes with a smaller number: the last one of the page before.
+            account_id: Only this account's.
+        """
+        query = select(Tune).order_by(Tune.number.desc()).limit(limit)
+        if isinstance(status, str):
+            query = query.where(Tune.status == status)
+        elif status is not None:
+            query = query.where(Tune.status.in_(status))
+        else:
+            query = query.where(Tune.deleted_at.is_(None))
+        if before is not None:
+            query = query.where(Tune.number < before)
+        if account_id is not None:
+            query = query.where(Tune.account_id == account_id)
+        with self.reading() as session:
+            return list(session.scalars(query))
+
+    def count_tunes(self) -> dict[str, int]:
+        """Return how many tunes have each status."""
+        with self.reading() as session:
+            rows = session.execute(select(Tune.status, func.count()).group_by(Tune.status))
+            return {row[0]: row[1] for row in rows}
+
+    def set_recipe(self, work_id: str, run_id: str, recipe: dict[str, Any]) -> Tune:
+        """Replace the recipe of the tune that an attempt is about, once more of it is known.
+
+        Raises:
+            Failure: `CONFLICT` for a late writer.
+        """
+        with self.writing() as session:
+            _work, tune = owned(session, work_id, run_id)
+            if not isinstance(tune, Tune):
+                raise Failure(FailureCode.INVALID_REQUEST, f"The work {work_id} is not about a tune.")
+            tune.recipe, tune.recipe_hash = recipe, recipe_hash(recipe)
+            tune.updated_at = self.now()
+            return tune

@@ -1,0 +1,325 @@
+"""Work: who may do what now. Rows go queued → submitted → running → done, each step by compare-and-set.
+
+How an attempt ends is in `outcomes.py`; how tunes and prompts are grouped into runs is in `groups.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.tables import Batch, Prompt, Tune, Work
+from tunes_dagster.registry.transitions import (
+    OPEN_PROMPT,
+    RUNNING,
+    lock_subject,
+    lock_work,
+    note,
+    open_prompts,
+    open_work,
+    show,
+    write_failure,
+)
+
+
+def take(session: Session, work_ids: Sequence[str], cohort_id: str | None, now: datetime) -> list[Work]:
+    """Move rows queued → submitted under their next attempt and return those that were still queued."""
+    query = select(Work).where(Work.id.in_(work_ids), Work.state == "queued").order_by(Work.id)
+    won = list(session.scalars(query.with_for_update(skip_locked=True)))
+    for work in won:
+        work.attempt += 1
+        work.state, work.submitted_at, work.cohort_id = "submitted", now, cohort_id
+        work.run_key, work.run_id = f"{work.id}:{work.attempt}", None
+    return won
+
+
+def lost(work: Work | None, work_id: str, run_id: str) -> Failure:
+    """Return the refusal that a late writer gets."""
+    if work is None:
+        return Failure(FailureCode.CONFLICT, f"There is no work {work_id!r}.", "Start a new run.")
+    owner = f"run {work.run_id}" if work.state == "running" else f"nobody; it is {work.state}"
+    return Failure(
+        FailureCode.CONFLICT,
+        f"Attempt by run {run_id} is no longer the owner of {work.kind} of {work.subject_id} "
+        f"(attempt {work.attempt} belongs to {owner}).",
+        "Stop this run: what it writes is not used.",
+    )
+
+
+def owned(session: Session, work_id: str, run_id: str) -> tuple[Work, Tune | Batch]:
+    """Return running work of a run and its subject, both locked.
+
+    Raises:
+        Failure: `CONFLICT` when another attempt owns the row or the attempt has ended.
+    """
+    found = session.get(Work, work_id)
+    if found is None:
+        raise lost(None, work_id, run_id)
+    subject = lock_subject(session, found.kind, found.subject_id)
+    work = lock_work(session, found.kind, found.subject_id)
+    if work is None or work.state != "running" or work.run_id != run_id:
+        raise lost(work, work_id, run_id)
+    return work, subject
+
+
+class WorkQueries(Database):
+    """Queue, submit, claim, heartbeat, progress."""
+
+    def get_work(self, work_id: str) -> Work:
+        """Return one row.
+
+        Raises:
+            Failure: `INVALID_REQUEST` when there is none.
+        """
+        with self.reading() as session:
+            work = session.get(Work, work_id)
+        if work is None:
+            raise Failure(FailureCode.INVALID_REQUEST, f"There is no work {work_id!r}.")
+        return work
+
+    def work_of(self, subject_id: str, kind: str | None = None) -> list[Work]:
+        """Return the work rows of a tune or batch, oldest first."""
+        query = select(Work).where(Work.subject_id == subject_id).order_by(Work.created_at, Work.id)
+        with self.reading() as session:
+            return list(session.scalars(query.where(Work.kind == kind) if kind else query))
+
+    def queued_work(self, kind: str, now: datetime | None = None, limit: int = 25) -> list[Work]:
+        """Return the rows of a kind that may start now, longest waiting first."""
+        query = (
+            select(Work)
+            .where(Work.kind == kind, Work.state == "queued", Work.available_at <= (now or self.now()))
+            .order_by(Work.available_at, Work.id)
+            .limit(limit)
+        )
+        with self.reading() as session:
+            return list(session.scalars(query))
+
+    def waiting_ahead(self, work: Work) -> int:
+        """Return how many queued rows of the same kind come before this one."""
+        query = select(func.count()).where(
+            Work.kind == work.kind, Work.state == "queued", Work.available_at < work.available_at
+        )
+        with self.reading() as session:
+            return int(session.scalar(query) or 0)
+
+    def submit(
+        self, work_ids: Sequence[str], cohort_id: str | None = None, now: datetime | None = None
+    ) -> list[Work]:
+        """Move queued rows to submitted, each with its next attempt and `run_key` `{id}:{attempt}`.
+
+        Returns:
+            The rows that this caller won; rows that somebody else took meanwhile are left out.
+        """
+        with self.writing() as session:
+            return take(session, work_ids, cohort_id, now or self.now())
+
+    def claim(
+        self, kind: str, subject_id: str, run_id: str, *, origin: str = "sensor", run_key: str | None = None
+    ) -> Work:
+        """Become the owner of the work of a kind on a subject; the first thing a run does.
+
+        A run that was launched for an attempt names its `run_key`. A run without one (the UI, the command
+        line) takes queued or submitted work over under a new attempt, and opens a new attempt when no work
+        is open; work that is opened this way by a `sensor` caller counts as `ui`. Claiming again with the
+        same run id returns the same row.
+
+        Raises:
+            Failure: `CONFLICT` when another run owns the row or the attempt of `run_key` was superseded,
+                `CANCELLED` when it was cancelled, `UNKNOWN_TUNE`.
+        """
+        try:
+            with self.writing() as session:
+                return self._claim(session, kind, subject_id, run_id, origin, run_key)
+        except IntegrityError:  # somebody else made the row between our look and our insert
+            with self.writing() as session:
+                return self._claim(session, kind, subject_id, run_id, origin, run_key)
+
+    def _claim(
+        self, session: Session, kind: str, subject_id: str, run_id: str, origin: str, run_key: str | None
+    ) -> Work:
+        now = self.now()
+        subject = lock_subject(session, kind, subject_id)
+        if isinstance(subject, Tune) and subject.status == "deleted":
+            raise Failure(FailureCode.UNKNOWN_TUNE, f"The tune {subject_id} was deleted.", "Make a new one.")
+        work = lock_work(session, kind, subject_id)
+        if work is not None and work.state == "running":
+            if work.run_id == run_id:
+                return work
+            raise Failure(
+                FailureCode.CONFLICT,
+                f"{kind} of {subject_id} is being done by run {work.run_id} (attempt {work.attempt}).",
+                "Wait for that run, or terminate it first.",
+            )
+        if run_key is not None and (work is None or work.state != "submitted" or work.run_key != run_key):
+            if work is not None and work.state == "cancelled":
+                raise Cancelled()
+            raise Failure(
+                FailureCode.CONFLICT,
+                f"The launch {run_key} of {kind} of {subject_id} was superseded "
+                f"(now: {'none' if work is None else f'attempt {work.attempt}, {work.state}'}).",
+                "Nothing to do: the newer attempt carries on.",
+            )
+        if work is None or work.state in ("done", "failed", "cancelled"):
+            work = open_work(session, kind, subject_id, "ui" if origin == "sensor" else origin, now)
+            subject_reopened(session, subject, now)
+        if run_key is None:
+            work.attempt += 1
+            work.run_key = work.cohort_id = None
+        start(session, work, subject, run_id, now)
+        return work
+
+    def claim_cohort(self, cohort_id: str, run_id: str) -> list[Work]:
+        """Claim every member of a cohort for its run; members that left meanwhile are not in the answer."""
+        now = self.now()
+        with self.writing() as session:
+            query = select(Work).where(Work.cohort_id == cohort_id).order_by(Work.subject_id)
+            members = []
+            for found in session.scalars(query).all():
+                subject = lock_subject(session, found.kind, found.subject_id)
+                work = lock_work(session, found.kind, found.subject_id)
+                if work is None or work.cohort_id != cohort_id:
+                    continue
+                if work.state == "submitted":
+                    start(session, work, subject, run_id, now)
+                if work.state == "running" and work.run_id == run_id:
+                    members.append(work)
+            return members
+
+    def heartbeat(self, work_id: str, run_id: str) -> str:
+        """Say that an attempt is alive; returns the cancel flag it must obey: '' | 'cancel' | 'keep'.
+
+        Raises:
+            Failure: `CONFLICT` when the row is not this run's any more: stop, what it writes is not used.
+        """
+        with self.writing() as session:
+            kind, subject_id = self._beat(session, work_id, run_id)
+            return self._cancel_flag(session, kind, subject_id)
+
+    def progress(
+        self,
+        work_id: str,
+        run_id: str,
+        *,
+        phase: str,
+        message: str = "",
+        step: int = 0,
+        total: int | None = None,
+        seconds_left: float | None = None,
+    ) -> str:
+        """Write how far an attempt is on its tune or batch; also a heartbeat, and answers like one."""
+        now = self.now()
+        with self.writing() as session:
+            found = session.get(Work, work_id)
+            if found is None or found.state != "running" or found.run_id != run_id:
+                raise lost(found, work_id, run_id)
+            subject: type[Tune] | type[Batch] = Batch if found.kind == "render" else Tune
+            before = session.scalar(select(subject.phase).where(subject.id == found.subject_id))
+            values = {
+                "phase": phase,
+                "message": message,
+                "step": step,
+                "total_steps": total,
+                "seconds_left": seconds_left,
+            }
+            if subject is Tune:
+                values["updated_at"] = now
+            session.execute(update(subject).where(subject.id == found.subject_id).values(**values))
+            if before != phase:
+                note(session, found.subject_id, phase, message, now, attempt=found.attempt)
+                session.flush()
+            self._beat(session, work_id, run_id)
+            return self._cancel_flag(session, found.kind, found.subject_id)
+
+    def _beat(self, session: Session, work_id: str, run_id: str) -> tuple[str, str]:
+        beat = (
+            update(Work)
+            .where(Work.id == work_id, Work.run_id == run_id, Work.state == "running")
+            .values(heartbeat_at=self.now())
+            .returning(Work.kind, Work.subject_id)
+            .execution_options(synchronize_session=False)
+        )
+        row = session.execute(beat).first()
+        if row is None:
+            raise lost(session.get(Work, work_id, populate_existing=True), work_id, run_id)
+        return row.kind, row.subject_id
+
+    def _cancel_flag(self, session: Session, kind: str, subject_id: str) -> str:
+        if kind == "render":
+            alive = select(exists().where(Prompt.batch_id == subject_id, Prompt.status.in_(OPEN_PROMPT)))
+            return "" if session.scalar(alive) else "cancel"
+        flags = session.execute(select(Tune.cancel, Tune.status).where(Tune.id == subject_id)).one()
+        if flags.status == "deleted":
+            return "cancel"
+        # `keep` asks training to stop early; what comes after training goes on as usual.
+        return "" if flags.cancel == "keep" and kind != "train" else flags.cancel
+
+    def active_work(self, limit: int = 1000) -> list[Work]:
+        """Return the submitted and running rows, longest silent first."""
+        query = (
+            select(Work)
+            .where(Work.state.in_(("submitted", "running")))
+            .order_by(func.coalesce(Work.heartbeat_at, Work.submitted_at), Work.id)
+            .limit(limit)
+        )
+        with self.reading() as session:
+            return list(session.scalars(query))
+
+    def stuck_work(self, now: datetime, lost_after: float) -> list[Work]:
+        """Return submitted and running rows that nothing was heard of for `lost_after` seconds."""
+        limit = now - timedelta(seconds=lost_after)
+        silent = or_(
+            (Work.state == "running") & (Work.heartbeat_at < limit),
+            (Work.state == "submitted") & (Work.submitted_at < limit),
+        )
+        with self.reading() as session:
+            return list(session.scalars(select(Work).where(silent).order_by(Work.id)))
+
+
+def subject_reopened(session: Session, subject: Tune | Batch, now: datetime) -> None:
+    """Clear what an earlier end left on a subject whose work is opened again by a person."""
+    if isinstance(subject, Batch):
+        ended = select(Prompt).where(Prompt.batch_id == subject.id, Prompt.status.in_(("failed", "blocked")))
+        for prompt in session.scalars(ended):
+            prompt.status, prompt.done_at, prompt.updated_at = "queued", None, now
+            write_failure(prompt, None)
+        subject.done_at = None
+        return
+    subject.cancel = ""
+    if subject.status != "ready":
+        write_failure(subject, None)
+
+
+def start(session: Session, work: Work, subject: Tune | Batch, run_id: str, now: datetime) -> None:
+    """Make a run the owner of work and show it on the subject; a ready tune stays ready."""
+    work.state, work.run_id = "running", run_id
+    work.started_at = work.heartbeat_at = now
+    work.finished_at = work.failure_code = work.failure_message = None
+    work.tries += 1
+    work.lost_launches = 0
+    if isinstance(subject, Batch):
+        subject.status = "rendering"
+        for prompt in open_prompts(session, Prompt.batch_id == subject.id):
+            prompt.status, prompt.updated_at = "rendering", now
+            prompt.started_at = prompt.started_at or now
+    else:
+        if subject.status != "ready":
+            subject.status = RUNNING[work.kind]
+        subject.started_at = subject.started_at or now
+        subject.updated_at = now
+    show(subject, "queued", f"Attempt {work.attempt} of {work.kind} started.")
+    note(
+        session,
+        subject.id,
+        "started",
+        f"{work.kind} started.",
+        now,
+        attempt=work.attempt,
+        run_id=run_id,
+        origin=work.origin,
+    )
