@@ -20,7 +20,13 @@ def _registry(url: str) -> Registry:
     # One engine per process: sensors tick every few seconds in the same code server.
     from tunes_dagster.registry import Registry
 
-    return Registry(url)
+    settings = get_settings()
+    return Registry(
+        url,
+        max_attempts=settings.max_attempts,
+        retry_backoff=settings.retry_backoff,
+        callback_backoff=settings.callback_backoff,
+    )
 
 
 class RegistryResource(dg.ConfigurableResource):

@@ -33,6 +33,8 @@ class Settings(BaseSettings):
         heartbeat_seconds: How often running work says that it is alive.
         lost_after_seconds: Silence after which running work counts as lost.
         max_attempts: Attempts of one piece of work before it fails for good.
+        retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
+        callback_backoff: Seconds before delivery 2, 3, …; after the last one a callback is given up.
     """
 
     model_config = SettingsConfigDict(env_prefix="TUNES_", extra="ignore")
@@ -55,6 +57,8 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = 5.0
     lost_after_seconds: float = 60.0
     max_attempts: int = Field(default=3, ge=1)
+    retry_backoff: tuple[float, ...] = (5.0, 30.0, 120.0)
+    callback_backoff: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0, 3600.0, 21_600.0, 86_400.0)
 
     @property
     def resolved_home(self) -> Path:

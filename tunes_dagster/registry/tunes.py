@@ -156,8 +156,16 @@ class TuneQueries(PromptQueries):
             rows = session.execute(select(Tune.status, func.count()).group_by(Tune.status))
             return {row[0]: row[1] for row in rows}
 
-    def set_recipe(self, work_id: str, run_id: str, recipe: dict[str, Any]) -> Tune:
+    def set_recipe(
+        self, work_id: str, run_id: str, recipe: dict[str, Any], request: TuneRequest | None = None
+    ) -> Tune:
         """Replace the recipe of the tune that an attempt is about, once more of it is known.
+
+        Args:
+            work_id: The claimed work.
+            run_id: The run that owns it.
+            recipe: The whole new one.
+            request: What was asked for from now on, when a person changed it in the Launchpad.
 
         Raises:
             Failure: `CONFLICT` for a late writer.
@@ -167,5 +175,9 @@ class TuneQueries(PromptQueries):
             if not isinstance(tune, Tune):
                 raise Failure(FailureCode.INVALID_REQUEST, f"The work {work_id} is not about a tune.")
             tune.recipe, tune.recipe_hash = recipe, recipe_hash(recipe)
+            if request is not None:
+                tune.request = request.model_dump(mode="json")
+                tune.title, tune.class_name = request.title or request.name, request.name
+                tune.token, tune.callback_url = request.token, request.callback_url
             tune.updated_at = self.now()
             return tune
