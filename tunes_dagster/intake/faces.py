@@ -17,8 +17,11 @@ Box = tuple[int, int, int, int]
 
 DETECTION_SIDE = 640
 _PEOPLE = frozenset(
-    "man woman boy girl person people human male female guy lady gentleman baby toddler child kid teen "
-    "teenager adult couple bride groom actor actress model portrait face headshot selfie".split()
+    (
+        *("man", "woman", "boy", "girl", "person", "people", "human", "male", "female", "guy", "lady"),
+        *("gentleman", "baby", "toddler", "child", "kid", "teen", "teenager", "adult", "couple", "bride"),
+        *("groom", "actor", "actress", "model", "portrait", "face", "headshot", "selfie"),
+    )
 )
 
 
@@ -82,7 +85,8 @@ class CascadeDetector:
     def _cascade(self) -> Any:
         import cv2
 
-        return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / "haarcascade_frontalface_alt2.xml"))
+        folder = Path(cv2.__file__).parent / "data"
+        return cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_alt2.xml"))
 
     def detect(self, image: Image.Image) -> list[Box]:
         """Return the faces of an RGB picture, largest first; a face smaller than a tenth is not looked for."""

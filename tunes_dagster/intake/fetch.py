@@ -12,7 +12,6 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ import tenacity
 
 from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.intake.guard import Guard, Resolver, guarded_client, show_url
+from tunes_dagster.intake.parallel import completed
 
 Kind = Literal["picture", "archive"]
 
@@ -193,30 +193,19 @@ class Fetcher:
         disk for the consumer. Closing the iterator stops the downloads under way.
         """
         stop = threading.Event()
-        queue = iter(enumerate(urls))
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="fetch") as pool:
-            pending: dict = {}
+
+        def one(numbered: tuple[int, str]) -> Fetched | Failure:
+            index, url = numbered
             try:
-                while True:
-                    while len(pending) < 2 * self.concurrency:
-                        following = next(queue, None)
-                        if following is None:
-                            break
-                        index, url = following
-                        path = folder / f"{index:05d}"
-                        pending[pool.submit(self.fetch, url, path, kind, stop=stop)] = index
-                    if not pending:
-                        return
-                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        index = pending.pop(future)
-                        try:
-                            yield index, future.result()
-                        except Failure as failure:
-                            yield index, failure
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
+                return self.fetch(url, folder / f"{index:05d}", kind, stop=stop)
+            except Failure as failure:
+                return failure
+
+        try:
+            for (index, _), result in completed(one, enumerate(urls), self.concurrency):
+                yield index, result
+        finally:
+            stop.set()
 
     def _attempt(self, url: str, part: _Part, kind: Kind, stop: threading.Event | None) -> None:
         limit = self.max_bytes if kind == "archive" else self.max_picture_bytes

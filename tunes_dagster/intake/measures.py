@@ -9,6 +9,7 @@ differs in hue, which the grey hash cannot see.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +49,24 @@ def bits_apart(first: str, second: str) -> float:
 
 def near(first: Fingerprint, second: Fingerprint, bits: int) -> bool:
     """Whether two pictures are near duplicates: structure closer than `bits` of 64, and the same colours."""
-    if bits_apart(first.phash, second.phash) >= bits:
-        return False
-    one, two = (np.frombuffer(bytes.fromhex(f.colours), np.uint8).astype(np.float32) for f in (first, second))
-    # A brighter or darker copy is a copy: compare the maps after removing each one's mean brightness.
-    return float(np.abs((one - one.mean()) - (two - two.mean())).mean()) < COLOUR_DISTANCE
+    return bool(near_pairs([first, second], bits))
+
+
+def near_pairs(prints: Sequence[Fingerprint], bits: int) -> list[tuple[int, int]]:
+    """Return the index pairs (i < j) of all near duplicates, see `near`."""
+    if len(prints) < 2:
+        return []
+    structure = np.array([list(bytes.fromhex(p.phash)) for p in prints], np.uint8)
+    colours = np.array([list(bytes.fromhex(p.colours)) for p in prints], np.float32)
+    # A brighter or darker copy is a copy: the maps are compared without each one's mean brightness.
+    colours -= colours.mean(axis=1, keepdims=True)
+    limit = bits * HASH_SIDE * HASH_SIDE / 64
+    pairs = []
+    for i in range(len(prints) - 1):
+        apart = np.bitwise_count(structure[i + 1 :] ^ structure[i]).sum(axis=1)
+        tint = np.abs(colours[i + 1 :] - colours[i]).mean(axis=1)
+        pairs += [(i, i + 1 + int(k)) for k in np.flatnonzero((apart < limit) & (tint < COLOUR_DISTANCE))]
+    return pairs
 
 
 def _box_blur(grey: Any, axis: int, size: int = 9) -> Any:

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from tunes_dagster.failures import Failure, FailureCode
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "HEIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "HEIF", "BMP", "TIFF")
 SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in (
@@ -63,9 +63,10 @@ def unreadable(
 
 
 @lru_cache(maxsize=1)
-def _register_heif() -> None:
+def _register_formats() -> None:
     import pillow_heif
 
+    Image.init()
     pillow_heif.register_heif_opener()
 
 
@@ -101,7 +102,7 @@ def normalise(data: bytes, name: str = "the picture") -> Picture:
 
 def _decode(data: bytes, name: str) -> tuple[Image.Image, bool, str]:
     """Return the picture, whether its file can be kept as it is, and a note."""
-    _register_heif()
+    _register_formats()
     if not data:
         raise unreadable(name, "the file is empty", "Hand the file in again.")
     try:

@@ -1,0 +1,323 @@
+"""Reads everything a request names into a manifest: fetch, unpack, decode, measure, judge.
+
+What is known about an origin is written into the store as soon as it is known, so a collection that was
+stopped goes on where it stopped, on any machine. A failing picture becomes a row that says why.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.intake.archives import ArchiveLimits, archive_kind, read_archive
+from tunes_dagster.intake.faces import FaceDetector
+from tunes_dagster.intake.fetch import Fetcher
+from tunes_dagster.intake.folders import check_folder
+from tunes_dagster.intake.judge import judge
+from tunes_dagster.intake.manifest import Examined, Manifest, PictureRow
+from tunes_dagster.intake.measures import fingerprint, is_blank, sharpness
+from tunes_dagster.intake.parallel import completed
+from tunes_dagster.intake.pictures import normalise
+from tunes_dagster.intake.sidecars import Sidecars, is_sidecar
+from tunes_dagster.intake.sources import Local, Origin, Plan, looks_like_picture, plan_sources
+from tunes_dagster.progress import Phase, Reporter
+from tunes_dagster.recipe import TuneRequest
+from tunes_dagster.store import Store
+
+RECORD_VERSION = 1
+
+
+class _Record(BaseModel):
+    """What was found in one origin; lies in the store beside the manifest."""
+
+    version: int = RECORD_VERSION
+    detector: str = ""
+    rows: list[Examined] = Field(default_factory=list)
+    ignored: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Examiner:
+    """Turns bytes into a row: decoded, stored, measured."""
+
+    store: Store
+    detector: FaceDetector
+    limits: ArchiveLimits
+
+    def examine(self, data: bytes, name: str, source: str) -> Examined:
+        """Return what is known about one picture; an unreadable one gives a row that says so."""
+        row = Examined(name=name, source=source, bytes=len(data))
+        try:
+            picture = normalise(data, name)
+        except Failure as failure:
+            return _failed(row, failure)
+        image = picture.image
+        prints = fingerprint(image)
+        return row.model_copy(
+            update={
+                "hash": picture.hash,
+                "key": self.store.write_blob(picture.data, picture.suffix),
+                "pixels_hash": picture.pixels_hash,
+                "width": image.width,
+                "height": image.height,
+                "faces": self.detector.detect(image),
+                "sharpness": sharpness(image),
+                "blank": is_blank(image),
+                "phash": prints.phash,
+                "colours": prints.colours,
+                "note": picture.note,
+            }
+        )
+
+    def expand(self, origin: Origin, local: Local, report: Reporter) -> _Record:
+        """Examine the picture at a path, or every picture of the archive that lies there."""
+        with local.path.open("rb") as file:
+            head = file.read(512)
+        if origin.kind == "archive" or archive_kind(head):
+            return self._expand_archive(origin, local, report)
+        if local.path.stat().st_size > self.limits.member_bytes:
+            size = f"{self.limits.member_bytes // 2**20} MB"
+            raise Failure(
+                FailureCode.SOURCE_REFUSED, f"{local.name} is larger than {size}.", "Shrink or export it."
+            )
+        row = self.examine(local.path.read_bytes(), local.name, origin.source)
+        return _Record(detector=self.detector.name, rows=[row])
+
+    def _expand_archive(self, origin: Origin, local: Local, report: Reporter) -> _Record:
+        record, sidecars = _Record(detector=self.detector.name), Sidecars()
+        with local.path.open("rb") as file:
+            lone_picture = looks_like_picture("", file.read(16))
+        if lone_picture:  # somebody gave a picture's address as the archive's
+            record.rows.append(self.examine(local.path.read_bytes(), local.name, origin.source))
+            return record
+        for member in read_archive(local.path, self.limits, local.name):
+            report.check_cancelled()
+            if is_sidecar(member.name):
+                sidecars.add(member.name, member.data)
+            elif looks_like_picture(member.name, member.data[:16]):
+                record.rows.append(self.examine(member.data, member.name, f"{origin.source} » {member.name}"))
+            else:
+                record.ignored.append(member.name)
+        for row in record.rows:
+            row.caption = sidecars.caption_for(row.name)
+        record.rows.sort(key=lambda row: row.name)
+        record.notes = sidecars.notes
+        return record
+
+
+def _failed(row: Examined, failure: Failure) -> Examined:
+    reason = failure.message.removeprefix(f"{row.name}: ")
+    return row.model_copy(
+        update={
+            "failure": str(failure.code),
+            "failure_reason": reason[:1].upper() + reason[1:],
+            "failure_remedy": failure.remedy,
+            "retryable": failure.retryable,
+        }
+    )
+
+
+def collect_sources(
+    tune_id: str,
+    request: TuneRequest,
+    store: Store,
+    fetcher: Fetcher,
+    detector: FaceDetector,
+    report: Reporter,
+    *,
+    allow_folders: Sequence[str] | None = None,
+    folder_options: Mapping[str, Any] | None = None,
+    limits: ArchiveLimits | None = None,
+) -> Manifest:
+    """Fetch, examine and judge the pictures of a request, and save the manifest.
+
+    Running it again reads only what is not yet in the store.
+
+    Args:
+        tune_id: Whose.
+        request: Names the sources and the thresholds.
+        store: Takes the pictures and the manifest.
+        fetcher: For URLs.
+        detector: Finds faces.
+        report: Is told of progress and asked about cancelling.
+        allow_folders: When given, the request's folder must lie inside one of them.
+        folder_options: Options of the folder's filesystem.
+        limits: Of archives.
+
+    Raises:
+        Failure: `TOO_FEW_PICTURES` with the reasons; the source's own failure when nothing at all came in.
+    """
+    sources = request.sources
+    if sources.empty:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            "The request names no pictures.",
+            "Name a folder, an archive, URLs or uploads.",
+        )
+    if sources.folder and allow_folders is not None:
+        check_folder(sources.folder, allow_folders)
+    report.phase(Phase.FETCHING, "Fetching the pictures.")
+    plan = plan_sources(sources, tune_id, store, fetcher, folder_options)
+    examiner = _Examiner(store, detector, limits or ArchiveLimits())
+    records = _records(tune_id, plan, examiner, fetcher.concurrency, report)
+    report.phase(Phase.CHECKING, "Checking the pictures.")
+    manifest = _judged(tune_id, request, plan, records, detector.name)
+    manifest.save(store)
+    counts = manifest.counts()
+    report.note(
+        f"{len(manifest.rows)} pictures: {counts['accepted']} accepted, {counts['warned']} with a warning, "
+        f"{counts['rejected']} rejected."
+    )
+    check_enough(manifest, request)
+    return manifest
+
+
+def _records(tune_id: str, plan: Plan, examiner: _Examiner, workers: int, report: Reporter) -> list[_Record]:
+    """Return the record of every origin: from the store where it is known, else by reading it."""
+    records: dict[int, _Record] = {}
+    total = len(plan.origins)
+    for index, origin in enumerate(plan.origins):
+        known = _load_record(tune_id, origin, examiner)
+        if known is not None:
+            records[index] = known
+    if records:
+        report.note(f"{len(records)} of {total} sources are known already.")
+    missing = [i for i in range(total) if i not in records]
+    with tempfile.TemporaryDirectory(prefix="tunes-intake-") as folder:
+        for index, loaded in _loaded(plan, missing, Path(folder), workers):
+            report.check_cancelled()
+            records[index] = _examined(tune_id, plan.origins[index], loaded, examiner, report)
+            if isinstance(loaded, Local) and Path(folder) in loaded.path.parents:
+                loaded.path.unlink(missing_ok=True)
+            report.step(len(records), total)
+    return [records[index] for index in range(total)]
+
+
+def _loaded(
+    plan: Plan, indexes: Sequence[int], folder: Path, workers: int
+) -> Iterator[tuple[int, Local | Failure]]:
+    """Bring origins to this machine, several at a time."""
+
+    def load(index: int) -> Local | Failure:
+        try:
+            return plan.origins[index].load(folder / f"{index:05d}")
+        except Failure as failure:
+            return failure
+
+    yield from completed(load, indexes, workers)
+
+
+def _examined(
+    tune_id: str, origin: Origin, loaded: Local | Failure, examiner: _Examiner, report: Reporter
+) -> _Record:
+    """Examine what was loaded, and keep the record when it will not change by trying again."""
+    if isinstance(loaded, Failure):
+        return _Record(rows=[_failed(Examined(name=origin.source, source=origin.source), loaded)])
+    try:
+        record = examiner.expand(origin, loaded, report)
+    except Cancelled:
+        raise
+    except Failure as failure:
+        return _Record(rows=[_failed(Examined(name=loaded.name, source=origin.source), failure)])
+    examiner.store.write_text(_record_key(tune_id, origin), record.model_dump_json())
+    return record
+
+
+def _record_key(tune_id: str, origin: Origin) -> str:
+    return f"tunes/{tune_id}/source/examined/{origin.record_name}.json"
+
+
+def _load_record(tune_id: str, origin: Origin, examiner: _Examiner) -> _Record | None:
+    """Return what an earlier run found, when the same detector looked and its pictures are still there."""
+    try:
+        record = _Record.model_validate_json(examiner.store.read_bytes(_record_key(tune_id, origin)))
+    except (FileNotFoundError, ValidationError):
+        return None
+    if record.version != RECORD_VERSION or record.detector != examiner.detector.name:
+        return None
+    here = all(row.key is None or examiner.store.exists(row.key) for row in record.rows)
+    return record if here else None
+
+
+def _judged(
+    tune_id: str, request: TuneRequest, plan: Plan, records: Sequence[_Record], detector: str
+) -> Manifest:
+    pictures: list[Examined] = []
+    for origin, record in zip(plan.origins, records, strict=True):
+        sidecars = plan.sidecars.get(origin.group)
+        for row in record.rows:
+            beside = sidecars.caption_for(row.name) if sidecars and row.caption is None else None
+            pictures.append(row.model_copy(update={"caption": beside}) if beside else row)
+    _tell_apart(pictures)
+    rows, notes = judge(
+        pictures,
+        request.dataset,
+        request.name,
+        faces_looked_for=detector != "none",
+        resolution=request.training.resolution,
+    )
+    notes += [note for sidecars in plan.sidecars.values() for note in sidecars.notes]
+    return Manifest(
+        tune_id=tune_id,
+        class_name=request.name,
+        detector=detector,
+        rows=rows,
+        ignored=plan.ignored + [name for record in records for name in record.ignored],
+        notes=notes + [note for record in records for note in record.notes],
+    )
+
+
+def _tell_apart(pictures: list[Examined]) -> None:
+    """Number names that several pictures share (`a.jpg`, `a.jpg (2)`), so that a person can tell them apart."""
+    seen: deque[str] = deque()
+    for index, picture in enumerate(pictures):
+        name, number = picture.name, 1
+        while name in seen:
+            number += 1
+            name = f"{picture.name} ({number})"
+        seen.append(name)
+        if number > 1:
+            pictures[index] = picture.model_copy(update={"name": name})
+
+
+def check_enough(manifest: Manifest, request: TuneRequest) -> None:
+    """Stop a tune that has too few pictures.
+
+    Raises:
+        Failure: `TOO_FEW_PICTURES` with the reasons per picture. When nothing came in but one kind of failure,
+            or when retrying unreachable sources may still bring enough, that failure's own code instead, so
+            that it is tried again or named for what it is.
+    """
+    have, need = len(manifest.accepted), request.dataset.min_pictures
+    if have >= need:
+        return
+    reasons = manifest.reasons()
+    details = {"accepted": have, "needed": need, "reasons": reasons}
+    failed = [row for row in manifest.rows if row.failure]
+    passing = [row for row in failed if row.retryable]
+    if passing and have + len(passing) >= need or (passing and len(passing) == len(manifest.rows)):
+        raise _as_failure(passing[0], passing, details)
+    sources = [row for row in failed if row.failure != FailureCode.PICTURE_UNREADABLE]
+    if sources and len(sources) == len(manifest.rows) and len({row.failure for row in sources}) == 1:
+        raise _as_failure(sources[0], sources, details)
+    found = f"{have} of {len(manifest.rows)} pictures can be used; {need} are needed."
+    listed = " ".join(f"{reason}" for reason in reasons[:5]) or "No pictures were found in the sources."
+    raise Failure(
+        FailureCode.TOO_FEW_PICTURES,
+        f"{found} {listed}",
+        "Replace or add pictures, then start again.",
+        details,
+    )
+
+
+def _as_failure(row: PictureRow, rows: Sequence[PictureRow], details: dict[str, Any]) -> Failure:
+    more = f" ({len(rows) - 1} more like this.)" if len(rows) > 1 else ""
+    return Failure(FailureCode(row.failure), row.failure_reason + more, row.failure_remedy, details)

@@ -1,0 +1,210 @@
+"""Every kind of source as a list of origins: things that can be read, examined and resumed one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.intake.archives import archive_kind
+from tunes_dagster.intake.fetch import MB, Fetcher, Kind
+from tunes_dagster.intake.folders import FolderFile, list_files, open_folder
+from tunes_dagster.intake.guard import show_url
+from tunes_dagster.intake.payloads import check_upload_key, decode_payload
+from tunes_dagster.intake.pictures import SUFFIXES
+from tunes_dagster.intake.sidecars import Sidecars, is_sidecar
+from tunes_dagster.recipe import Sources
+from tunes_dagster.store import Store
+
+MAX_SIDECAR = 8 * MB
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_BESIDES = frozenset({"tune.yaml", "tune.yml"})
+
+
+@dataclass(frozen=True)
+class Local:
+    """An origin's file on this machine for the while: its path and the name it goes by."""
+
+    path: Path
+    name: str
+
+
+@dataclass
+class Origin:
+    """One thing to read: a picture or an archive.
+
+    Attributes:
+        id: Names the origin and its version; an origin that was examined is not read again.
+        source: For people.
+        kind: What it is expected to be, which decides limits.
+        load: Brings it to a path on this machine; called from worker threads.
+        group: Its captions lie in the sidecars of this group.
+    """
+
+    id: str
+    source: str
+    kind: Kind
+    load: Callable[[Path], Local]
+    group: str = ""
+
+    @property
+    def record_name(self) -> str:
+        """Name of its record in the store."""
+        return hashlib.sha256(self.id.encode()).hexdigest()[:32]
+
+
+@dataclass
+class Plan:
+    """What a request's sources come down to.
+
+    Attributes:
+        origins: In the order of the request.
+        sidecars: Captions by group, from folders and uploads; an archive has its own inside.
+        ignored: Names of files that are neither pictures, archives nor captions.
+    """
+
+    origins: list[Origin] = field(default_factory=list)
+    sidecars: dict[str, Sidecars] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+
+
+def looks_like_picture(name: str, head: bytes) -> bool:
+    """Whether a file is worth decoding, by its suffix or its first bytes."""
+    if PurePosixPath(name).suffix.lower() in SUFFIXES:
+        return True
+    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*", b"BM")
+    return head.startswith(starts) or head[8:12] == b"WEBP" or head[4:8] == b"ftyp"
+
+
+def is_archive_name(name: str) -> bool:
+    """Whether a file is an archive by its name."""
+    return name.lower().endswith(_ARCHIVE_SUFFIXES)
+
+
+def plan_sources(
+    sources: Sources,
+    tune_id: str,
+    store: Store,
+    fetcher: Fetcher,
+    folder_options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Return the origins of a request without reading any picture.
+
+    Args:
+        sources: What the request names.
+        tune_id: Whose uploads may be named.
+        store: Holds the uploads.
+        fetcher: Downloads URLs when an origin is loaded.
+        folder_options: Options of the folder's filesystem; None takes the store's when both are on S3.
+
+    Raises:
+        Failure: When a folder cannot be read or an upload is not this tune's.
+    """
+    plan = Plan()
+    if sources.archive_url:
+        plan.origins.append(_url(sources.archive_url, "archive", fetcher))
+    for url in dict.fromkeys(sources.image_urls):
+        plan.origins.append(_url(url, "picture", fetcher))
+    for index, text in enumerate(sources.images_base64):
+        plan.origins.append(_base64(index, text))
+    if sources.uploads:
+        _add_uploads(plan, sources.uploads, tune_id, store)
+    if sources.folder:
+        _add_folder(plan, sources.folder, store, folder_options)
+    return plan
+
+
+def _url(url: str, kind: Kind, fetcher: Fetcher) -> Origin:
+    def load(path: Path) -> Local:
+        fetched = fetcher.fetch(url, path, kind)
+        return Local(fetched.path, fetched.name)
+
+    return Origin(f"url:{url}", show_url(url), kind, load, "urls")
+
+
+def _base64(index: int, text: str) -> Origin:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+
+    def load(path: Path) -> Local:
+        data, suffix = decode_payload(text, f"images_base64[{index}]")
+        path.write_bytes(data)
+        return Local(path, f"image-{index + 1:03d}{suffix}")
+
+    return Origin(f"base64:{digest}", f"images_base64[{index}]", "picture", load, "base64")
+
+
+def _add_uploads(plan: Plan, keys: list[str], tune_id: str, store: Store) -> None:
+    sidecars = plan.sidecars.setdefault("uploads", Sidecars())
+    for key in keys:
+        check_upload_key(key, tune_id)
+        name = re.sub(r"^\d{4}-", "", PurePosixPath(key).name)
+        if is_sidecar(name):
+            if store.exists(key) and store.size(key) <= MAX_SIDECAR:
+                sidecars.add(name, store.read_bytes(key))
+            continue
+
+        def load(path: Path, key: str = key, name: str = name) -> Local:
+            try:
+                path.write_bytes(store.read_bytes(key))
+            except FileNotFoundError:
+                raise Failure(
+                    FailureCode.SOURCE_REFUSED, f"The upload {name!r} is gone.", "Upload it again."
+                ) from None
+            return Local(path, name)
+
+        kind: Kind = "archive" if is_archive_name(name) else "picture"
+        plan.origins.append(Origin(f"upload:{key}", f"upload {name}", kind, load, "uploads"))
+
+
+def _add_folder(plan: Plan, folder: str, store: Store, options: Mapping[str, Any] | None) -> None:
+    if options is None and not store.is_local and folder.startswith(f"{store.root.protocol}://"):
+        options = dict(store.root.storage_options)
+    root = open_folder(folder, options)
+    sidecars = plan.sidecars.setdefault("folder", Sidecars())
+    for file in list_files(root):
+        if is_sidecar(file.name):
+            if file.size <= MAX_SIDECAR:
+                sidecars.add(file.name, file.path.read_bytes())
+        elif file.name.lower() in _BESIDES:
+            continue
+        elif PurePosixPath(file.name).suffix.lower() in SUFFIXES:
+            plan.origins.append(_folder_file(file, "picture"))
+        elif is_archive_name(file.name):
+            plan.origins.append(_folder_file(file, "archive"))
+        else:
+            _add_by_content(plan, file)
+
+
+def _add_by_content(plan: Plan, file: FolderFile) -> None:
+    """Take a file whose name says nothing when its first bytes are those of a picture or an archive."""
+    with file.path.open("rb") as stream:
+        head = stream.read(512)
+    if looks_like_picture(file.name, head):
+        plan.origins.append(_folder_file(file, "picture"))
+    elif archive_kind(head) in ("zip", "tar"):
+        plan.origins.append(_folder_file(file, "archive"))
+    else:
+        plan.ignored.append(file.name)
+
+
+def _folder_file(file: FolderFile, kind: Kind) -> Origin:
+    def load(path: Path) -> Local:
+        try:
+            if file.path.protocol in ("", "file", "local"):
+                return Local(Path(str(file.path)), file.name)
+            file.path.fs.get_file(file.path.path, str(path))
+        except FileNotFoundError:
+            raise Failure(
+                FailureCode.SOURCE_REFUSED, f"The file {file.name} is gone.", "Put it back."
+            ) from None
+        except OSError as error:
+            raise Failure(
+                FailureCode.SOURCE_UNREACHABLE, f"{file.name} could not be read: {error}.", "Try again."
+            ) from error
+        return Local(path, file.name)
+
+    return Origin(f"file:{file.path}:{file.size}:{file.stamp}", str(file.path), kind, load, "folder")
