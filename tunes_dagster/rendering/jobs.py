@@ -1,0 +1,133 @@
+"""What the renderer is handed and what it hands back, and how a prompt row becomes a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunes_dagster.failures import Failure
+from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.rendering.loras import LoraUse
+from tunes_dagster.rendering.prompts import missing_token, parse_prompt
+
+
+@dataclass(frozen=True)
+class TuneWeights:
+    """What rendering needs to know of a tune.
+
+    Attributes:
+        id: Tune id.
+        key: Key in the store of its weights in diffusers layout.
+        token: Its trigger word.
+        class_name: Its class word.
+    """
+
+    id: str
+    key: str
+    token: str = ""
+    class_name: str = ""
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """One prompt, ready to be rendered.
+
+    Attributes:
+        prompt_id: Names the files and the result.
+        text: Without LoRA tags.
+        settings: Filled: no None besides `scheduler`.
+        loras: What to apply, with strengths.
+        recipe: Facts that the caller adds to the recipe of every picture (asked base, prompt's origin …).
+        warnings: Sentences for the recipe; they do not change its hash.
+    """
+
+    prompt_id: str
+    text: str
+    settings: RenderSettings
+    loras: Sequence[LoraUse | tuple[str, float]] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class RenderedImage:
+    """One picture in the store.
+
+    Attributes:
+        key: Key of the PNG.
+        seed: Its own seed.
+        width: Pixels, as asked for.
+        height: Pixels, as asked for.
+        rendered_at: Pixels at which the base rendered it.
+        bytes: Size of the file.
+        sha256: Of the file.
+        recipe_hash: Of its recipe.
+        deviation: Standard deviation of its pixels, 0…128; about 0 means one flat colour.
+    """
+
+    key: str
+    seed: int
+    width: int
+    height: int
+    rendered_at: tuple[int, int]
+    bytes: int
+    sha256: str
+    recipe_hash: str
+    deviation: float
+
+    @property
+    def blank(self) -> bool:
+        """Whether the picture shows nothing: all pixels within about one grey level."""
+        return self.deviation < 1.0
+
+
+@dataclass(frozen=True)
+class RenderResult:
+    """What came of one prompt.
+
+    Attributes:
+        prompt_id: Whose.
+        images: The pictures that were saved, in order of their seeds.
+        failure: Why pictures are missing; None when all are there.
+        warnings: Sentences for the caller.
+    """
+
+    prompt_id: str
+    images: list[RenderedImage]
+    failure: Failure | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def make_job(
+    prompt_id: str,
+    text: str,
+    settings: RenderSettings,
+    *,
+    tune: TuneWeights | None = None,
+    find_tune: Callable[[str], TuneWeights] | None = None,
+    recipe: dict[str, Any] | None = None,
+) -> RenderJob:
+    """Turn a prompt row into a job: take LoRA tags out of the text and look up what they name.
+
+    Args:
+        prompt_id: Id of the row.
+        text: As written, with `<lora:ID:weight>` tags.
+        settings: Filled.
+        tune: The prompt's own tune, applied at `settings.lora_scale` unless a tag gives it another weight.
+        find_tune: Returns the tune that a tag names, by id, number or title; raises `UNKNOWN_TUNE`.
+        recipe: See `RenderJob.recipe`.
+
+    Raises:
+        Failure: `INVALID_REQUEST` for what `parse_prompt` refuses, and what `find_tune` raises.
+    """
+    parsed = parse_prompt(text)
+    chosen: dict[str, tuple[TuneWeights, float]] = {}
+    if tune is not None:
+        chosen[tune.id] = (tune, settings.lora_scale)
+    for name, scale in parsed.loras:
+        named = find_tune(name) if find_tune else TuneWeights(name, name)
+        chosen[named.id] = (named, scale)
+    warnings = [missing_token(parsed.text, t.token, t.class_name) for t, _ in chosen.values()]
+    uses = [LoraUse(weights.key, scale, weights.id) for weights, scale in chosen.values()]
+    return RenderJob(prompt_id, parsed.text, settings, uses, recipe or {}, [w for w in warnings if w])

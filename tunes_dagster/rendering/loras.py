@@ -1,0 +1,158 @@
+"""The weights of tunes as the renderer needs them: read once, checked alone, several combined into one.
+
+Several LoRAs on one prompt are one LoRA of the summed rank: B₁A₁·s₁ + B₂A₂·s₂ = [s₁B₁ s₂B₂]·[A₁; A₂]. So a
+row of a batch needs one slot of the stacked layers however many tunes its prompt names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tunes_dagster.training.adapters import AdapterBank
+
+
+class LoraUse(NamedTuple):
+    """One LoRA of a prompt.
+
+    Attributes:
+        key: Key in the store of its weights in diffusers layout.
+        scale: Strength; 1 is as trained.
+        id: Tune id, for the recipe.
+    """
+
+    key: str
+    scale: float = 1.0
+    id: str = ""
+
+
+Combination = tuple[LoraUse, ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One weights file: its state dict in peft's format and the SHA-256 of the file."""
+
+    state: Mapping[str, Tensor]
+    sha256: str
+
+
+def read_weights(store: Store, key: str) -> Weights:
+    """Read a LoRA in diffusers layout from the store.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` when it is missing, broken, or not a LoRA in peft's format.
+    """
+    from safetensors.torch import load
+
+    from tunes_dagster.training.adapters import split_state
+
+    try:
+        data = store.read_bytes(key)
+        state = load(data)
+    except FileNotFoundError as error:
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The weights {key!r} are not in the store.",
+            "Train the tune again, or check whether it was deleted.",
+        ) from error
+    except Exception as error:
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The weights {key!r} cannot be read: {error}.",
+            "Export the tune again.",
+        ) from error
+    split_state(state)
+    return Weights(state, hashlib.sha256(data).hexdigest())
+
+
+def combine(states: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> dict[str, Tensor]:
+    """Return one LoRA that adds what several add, each at its scale; ranks are summed."""
+    import torch
+
+    from tunes_dagster.training.adapters import split_state
+
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for state, scale in zip(states, scales, strict=True):
+        for name, (a, b) in split_state(state).items():
+            parts.setdefault(name, []).append((a.float(), b.float() * scale))
+    combined = {}
+    for name, pairs in parts.items():
+        combined[f"{name}.lora_A.weight"] = torch.cat([a for a, _ in pairs], dim=0)
+        combined[f"{name}.lora_B.weight"] = torch.cat([b for _, b in pairs], dim=1)
+    return combined
+
+
+class LoraShelf:
+    """The LoRAs of one batch: every file is read once, and one that is broken fails only who uses it.
+
+    Attributes:
+        failures: Failure by store key.
+    """
+
+    def __init__(self, store: Store, uses: Iterable[Combination], network: nn.Module) -> None:
+        self._weights: dict[str, Weights] = {}
+        self.failures: dict[str, Failure] = {}
+        for key in sorted({use.key for combination in uses for use in combination}):
+            try:
+                weights = read_weights(store, key)
+                _check_fits(network, weights.state)
+                self._weights[key] = weights
+            except Failure as failure:
+                self.failures[key] = failure
+
+    def failure(self, combination: Combination) -> Failure | None:
+        """Return why a combination cannot be used, or None."""
+        return next((self.failures[use.key] for use in combination if use.key in self.failures), None)
+
+    def sha256(self, use: LoraUse) -> str:
+        """Return the hash of a weights file."""
+        return self._weights[use.key].sha256
+
+    @contextmanager
+    def attached(
+        self, network: nn.Module, combinations: Sequence[Combination]
+    ) -> Iterator[AdapterBank | None]:
+        """Attach combinations, number i in slot i, for the while; None when there is nothing to attach."""
+        from tunes_dagster.training.adapters import attached
+
+        if not combinations:
+            yield None
+            return
+        states: list[Mapping[str, Tensor]] = []
+        scales: list[float] = []
+        for combination in combinations:
+            if len(combination) == 1:
+                states.append(self._weights[combination[0].key].state)
+                scales.append(combination[0].scale)
+            else:
+                members = [self._weights[use.key].state for use in combination]
+                states.append(combine(members, [use.scale for use in combination]))
+                scales.append(1.0)
+        with attached(network, states, scales) as bank:
+            yield bank
+
+
+def _check_fits(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise `WEIGHTS_UNUSABLE` when a LoRA names layers or shapes that the network does not have."""
+    from tunes_dagster.training.adapters import split_state
+
+    modules = dict(network.named_modules())
+    for name, (a, b) in split_state(state).items():
+        weight = getattr(modules.get(name), "weight", None)
+        fits = weight is not None and a.shape[1:] == weight.shape[1:] and b.shape[0] == weight.shape[0]
+        if not fits or a.shape[0] != b.shape[1]:
+            raise Failure(
+                FailureCode.WEIGHTS_UNUSABLE,
+                f"The LoRA does not fit the base at {name!r}.",
+                "Use it with the base model it was trained on.",
+            )

@@ -1,0 +1,398 @@
+"""Renders a batch of prompts over many tunes on one loaded base.
+
+Prompts become pictures, pictures of one shape are denoised together whatever tune they belong to, and files are
+written while the next ones are computed. What goes wrong with one prompt ends that prompt only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+import tunes_dagster
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.progress import Phase, Reporter
+from tunes_dagster.recipe import recipe_hash
+from tunes_dagster.rendering import denoise as dn
+from tunes_dagster.rendering import png
+from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
+from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse
+from tunes_dagster.rendering.prompts import parse_prompt
+from tunes_dagster.rendering.schedulers import check_scheduler
+from tunes_dagster.rendering.sizes import enlarge, rendered_size
+from tunes_dagster.store import Store
+
+if TYPE_CHECKING:
+    from tunes_dagster.training.adapters import AdapterBank
+    from tunes_dagster.training.families.base import LoadedBase
+
+__all__ = ["RenderJob", "RenderResult", "RenderedImage", "render"]
+
+_SAVERS = 2
+# Keys of a picture's recipe that describe it without deciding what it shows.
+_NOT_HASHED = ("warnings", "recipe_hash")
+
+
+def render(
+    batch: Sequence[RenderJob],
+    base: LoadedBase,
+    store: Store,
+    out_prefix: str,
+    report: Reporter,
+    on_done: Callable[[RenderResult], None] = lambda result: None,
+    *,
+    max_pictures: int | None = None,
+) -> list[RenderResult]:
+    """Render prompts of any tunes, sizes and settings on one base.
+
+    Picture i of a prompt uses seed + i and is the same picture, up to rounding, whatever it is rendered with.
+
+    Args:
+        batch: The prompts.
+        base: Loaded; nothing but our adapters may be attached to it.
+        store: Where weights come from and pictures go.
+        out_prefix: Pictures are saved as `<out_prefix>/<prompt_id>-<seed>.png`.
+        report: Progress counts denoising steps of pictures; a cancel stops after the current step.
+        on_done: Called in this thread, once per prompt, when its pictures are in the store or it has failed.
+        max_pictures: Upper limit of pictures denoised at once; None lets memory decide.
+
+    Returns:
+        One result per prompt, in order.
+
+    Raises:
+        Cancelled: When asked for; prompts finished before were handed to `on_done`.
+        Failure: `STORE_UNAVAILABLE` when pictures cannot be written.
+    """
+    return _Batch(batch, base, store, out_prefix, report, on_done, max_pictures).run()
+
+
+@dataclass
+class _Progress:
+    """One prompt on its way."""
+
+    expected: int
+    images: dict[int, RenderedImage] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    reported: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return len(self.images.keys() | self.failures.keys()) >= self.expected
+
+
+class _Batch:
+    """The state of one call of `render`."""
+
+    def __init__(
+        self,
+        jobs: Sequence[RenderJob],
+        base: LoadedBase,
+        store: Store,
+        out_prefix: str,
+        report: Reporter,
+        on_done: Callable[[RenderResult], None],
+        max_pictures: int | None,
+    ) -> None:
+        self.jobs, self.base, self.store = jobs, base, store
+        self.prefix, self.report, self.on_done = out_prefix.rstrip("/"), report, on_done
+        self.limit = max_pictures or 1 << 20
+        self.progress = [_Progress(job.settings.num_images) for job in jobs]
+        self.combinations: list[Combination] = [_combination(job) for job in jobs]
+        self.texts = dn.TextCache(base)
+        self.saving: list[tuple[dn.Picture, Future[RenderedImage]]] = []
+        self.steps_done = self.steps_total = 0
+
+    def run(self) -> list[RenderResult]:
+        """Do it all."""
+        self.report.phase(Phase.LOADING, "reading the tunes' weights")
+        network = self.base.denoiser
+        self.shelf = LoraShelf(self.store, self.combinations, network)
+        self.facts = _facts(self.base)
+        used: list[Combination] = []
+        pictures = self._pictures(used)
+        self._report_finished()
+        self.steps_total = sum(picture.shape.steps for picture in pictures)
+        tunes = len({use.key for combination in used for use in combination})
+        self.report.phase(
+            Phase.RENDERING, f"{len(pictures)} pictures of {len(self.jobs)} prompts over {tunes} tunes"
+        )
+        with ThreadPoolExecutor(_SAVERS, thread_name_prefix="save") as self.pool:
+            try:
+                with self.shelf.attached(network, used) as bank:
+                    for group in _by_shape(pictures):
+                        self._render_group(group, bank)
+            finally:
+                self._collect(wait=True)
+        return [self._result(i) for i in range(len(self.jobs))]
+
+    def _pictures(self, used: list[Combination]) -> list[dn.Picture]:
+        """Check every prompt by itself and list the pictures of the good ones; `used` gets a slot each."""
+        slots: dict[Combination, int] = {}
+        pictures: list[dn.Picture] = []
+        for index, job in enumerate(self.jobs):
+            try:
+                shape, text = self._check(index, job)
+            except Failure as failure:
+                self._fail(index, failure)
+                continue
+            combination = self.combinations[index]
+            slot = slots.setdefault(combination, len(slots)) if combination else -1
+            assert job.settings.seed is not None and job.settings.guidance_scale is not None
+            for number in range(job.settings.num_images):
+                pictures.append(
+                    dn.Picture(
+                        index, number, job.settings.seed + number, shape, job.settings.guidance_scale,
+                        text, job.settings.negative_prompt.strip(), slot,
+                    )
+                )  # fmt: skip
+        used.extend(slots)
+        return pictures
+
+    def _check(self, index: int, job: RenderJob) -> tuple[dn.Shape, str]:
+        settings = job.settings
+        unset = [name for name in ("seed", "steps", "guidance_scale", "width", "height")
+                 if getattr(settings, name) is None]  # fmt: skip
+        if unset:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"The settings {', '.join(unset)} of prompt {job.prompt_id} have no value.",
+                "Fill them with the base's defaults before rendering.",
+            )
+        assert settings.width and settings.height and settings.steps and settings.guidance_scale is not None
+        parsed = parse_prompt(job.text)
+        if parsed.loras:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"The LoRA {parsed.loras[0][0]!r} in the text of prompt {job.prompt_id} was not looked up.",
+                "Make jobs with `make_job`, which takes tags out of the text.",
+            )
+        if broken := self.shelf.failure(self.combinations[index]):
+            raise broken
+        width, height = rendered_size(
+            self.base.entry, settings.width, settings.height, max(8, self.base.pixels_per_latent)
+        )
+        scheduler = check_scheduler(settings.scheduler)
+        self.progress[index].warnings.extend(job.warnings)
+        shape = dn.Shape(width, height, settings.steps, scheduler, settings.guidance_scale > 1)
+        return shape, parsed.text
+
+    def _render_group(self, pictures: list[dn.Picture], bank: AdapterBank | None) -> None:
+        """Render pictures of one shape, as many at once as fit."""
+        waiting = list(pictures)
+        fit = dn.rows_that_fit(self.base, pictures[0].shape)
+        while waiting:
+            # Even parts: 9 pictures where 8 fit are rendered as 5 and 4, not as 8 and 1.
+            parts = -(-len(waiting) // max(1, min(fit, self.limit)))
+            count = -(-len(waiting) // parts)
+            some, waiting = waiting[:count], waiting[count:]
+            self._render_some(some, bank)
+            self._collect(wait=False)
+
+    def _render_some(self, pictures: list[dn.Picture], bank: AdapterBank | None) -> None:
+        """Render pictures together; what fails is halved until the culprit is alone."""
+        done_before = self.steps_done
+        try:
+            latents = dn.denoise(self.base, pictures, self.texts, bank, self._on_step)
+            self._decode_and_save(pictures, latents)
+            return
+        except Exception as error:
+            if isinstance(error, Failure) and error.code == FailureCode.CANCELLED:
+                raise
+            failure = _as_failure(error)
+        # Outside of the handler, so that the traceback no longer holds the tensors.
+        self.steps_done = done_before
+        if failure.code == FailureCode.OUT_OF_MEMORY:
+            dn.release_memory(self.base)
+        if len(pictures) == 1:
+            self.steps_done += pictures[0].shape.steps
+            self._fail(pictures[0].job, failure, pictures[0].number)
+            return
+        half = (len(pictures) + 1) // 2
+        if failure.code == FailureCode.OUT_OF_MEMORY:
+            self.limit = min(self.limit, half)
+            self.report.note(f"Memory ran out with {len(pictures)} pictures at once; going on with {half}.")
+        self._render_some(pictures[:half], bank)
+        self._render_some(pictures[half:], bank)
+
+    def _on_step(self, pictures: int) -> None:
+        self.steps_done += pictures
+        self.report.step(min(self.steps_done, self.steps_total), self.steps_total)
+        self.report.check_cancelled()
+
+    def _decode_and_save(self, pictures: Sequence[dn.Picture], latents: Any) -> None:
+        fit = dn.decodes_that_fit(self.base, pictures[0].shape)
+        start = 0
+        while start < len(pictures):
+            some = pictures[start : start + fit]
+            try:
+                pixels, finite = dn.decode(self.base, latents[start : start + fit])
+            except Exception as error:
+                if not dn.is_out_of_memory(error) or fit == 1:
+                    raise
+                fit = max(1, min(fit, len(some)) // 2)
+                pixels = None
+            if pixels is None:
+                dn.release_memory(self.base)
+                continue
+            start += len(some)
+            for picture, array, good in zip(some, pixels, finite, strict=True):
+                if good:
+                    self.saving.append((picture, self.pool.submit(self._save, picture, array)))
+                else:
+                    self._fail(picture.job, _not_finite(picture), picture.number)
+
+    def _save(self, picture: dn.Picture, pixels: np.ndarray) -> RenderedImage:
+        """Enlarge, describe and write one picture; runs in a thread of its own."""
+        job = self.jobs[picture.job]
+        assert job.settings.width and job.settings.height
+        image = enlarge(Image.fromarray(pixels), job.settings.width, job.settings.height)
+        recipe = self._recipe(picture)
+        key = f"{self.prefix}/{job.prompt_id}-{picture.seed}.png"
+        data = png.png_bytes(image, recipe)
+        self.store.write_bytes(key, data)
+        return RenderedImage(
+            key=key,
+            seed=picture.seed,
+            width=image.width,
+            height=image.height,
+            rendered_at=(picture.shape.width, picture.shape.height),
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            recipe_hash=recipe["recipe_hash"],
+            deviation=round(float(pixels.reshape(-1, 3).std(axis=0).max()), 3),
+        )
+
+    def _recipe(self, picture: dn.Picture) -> dict[str, Any]:
+        """Return everything that decides this picture, with its hash."""
+        job = self.jobs[picture.job]
+        recipe: dict[str, Any] = {
+            **job.recipe,
+            **self.facts,
+            "kind": "render",
+            "prompt": picture.text,
+            "negative_prompt": picture.negative,
+            "seed": picture.seed,
+            "steps": picture.shape.steps,
+            "guidance_scale": picture.guidance_scale,
+            "scheduler": picture.shape.scheduler or self.facts["base"]["scheduler"],
+            "width": job.settings.width,
+            "height": job.settings.height,
+            "rendered_at": [picture.shape.width, picture.shape.height],
+            "loras": [
+                {"id": use.id or use.key, "sha256": self.shelf.sha256(use), "scale": use.scale}
+                for use in self.combinations[picture.job]
+            ],
+        }
+        recipe["recipe_hash"] = recipe_hash({k: v for k, v in recipe.items() if k not in _NOT_HASHED})
+        if self.progress[picture.job].warnings:
+            recipe["warnings"] = self.progress[picture.job].warnings
+        return recipe
+
+    def _collect(self, wait: bool) -> None:
+        """Take note of files that were written and tell who waits for them."""
+        still: list[tuple[dn.Picture, Future[RenderedImage]]] = []
+        for picture, future in self.saving:
+            if not wait and not future.done():
+                still.append((picture, future))
+                continue
+            error = future.exception()
+            if error is not None:
+                raise Failure(
+                    FailureCode.STORE_UNAVAILABLE,
+                    f"A picture could not be written to {self.store.url(self.prefix)}: {error}.",
+                    "Check the store's space, rights and connection.",
+                ) from error
+            self.progress[picture.job].images[picture.number] = future.result()
+        self.saving = still
+        self._report_finished()
+
+    def _report_finished(self) -> None:
+        for index, progress in enumerate(self.progress):
+            if progress.complete and not progress.reported:
+                progress.reported = True
+                self.on_done(self._result(index))
+
+    def _fail(self, job: int, failure: Failure, number: int | None = None) -> None:
+        progress = self.progress[job]
+        for one in range(progress.expected) if number is None else [number]:
+            progress.failures[one] = failure
+        self.report.note(f"Prompt {self.jobs[job].prompt_id} failed: {failure}")
+
+    def _result(self, index: int) -> RenderResult:
+        progress = self.progress[index]
+        images = [progress.images[number] for number in sorted(progress.images)]
+        first = progress.failures[min(progress.failures)] if progress.failures else None
+        return RenderResult(self.jobs[index].prompt_id, images, first, list(progress.warnings))
+
+
+def _combination(job: RenderJob) -> Combination:
+    """Return what a job applies, without LoRAs of no strength."""
+    uses = (LoraUse(*use) for use in job.loras)
+    return tuple(use for use in uses if use.scale != 0)
+
+
+def _by_shape(pictures: Iterable[dn.Picture]) -> list[list[dn.Picture]]:
+    """Group pictures by shape, in order of arrival, those of one tune side by side."""
+    groups: dict[dn.Shape, list[dn.Picture]] = defaultdict(list)
+    for picture in pictures:
+        groups[picture.shape].append(picture)
+    return [sorted(group, key=lambda picture: picture.slot) for group in groups.values()]
+
+
+def _as_failure(error: Exception) -> Failure:
+    if isinstance(error, Failure):
+        return error
+    if dn.is_out_of_memory(error):
+        return Failure(
+            FailureCode.OUT_OF_MEMORY,
+            "Memory ran out while rendering this picture alone.",
+            "Ask for a smaller size, or render on a device with more memory.",
+        )
+    return Failure(
+        FailureCode.RENDER_FAILED,
+        f"Rendering stopped with {type(error).__name__}: {error}.",
+        "Try other settings; if it happens again, report it with the recipe.",
+    )
+
+
+def _not_finite(picture: dn.Picture) -> Failure:
+    return Failure(
+        FailureCode.RENDER_FAILED,
+        f"The picture with seed {picture.seed} came out as numbers that are not finite.",
+        "Lower the strength of the LoRA or the guidance; in float16, use bfloat16 or float32.",
+    )
+
+
+def _facts(base: LoadedBase) -> dict[str, Any]:
+    """Return the part of the recipe that all pictures of a batch share."""
+    entry = base.entry
+    return {
+        "base": {
+            "branch": entry.branch,
+            "repo_id": entry.repo_id,
+            "revision": entry.revision,
+            "fingerprint": base.fingerprint(),
+            "scheduler": type(base.pipeline().scheduler).__name__,
+        },
+        "code": tunes_dagster.__version__,
+        "libraries": _library_versions(),
+        "device": base.device.type,
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }
+
+
+@lru_cache(maxsize=1)
+def _library_versions() -> dict[str, str]:
+    names = ("torch", "diffusers", "transformers", "pillow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
