@@ -34,7 +34,7 @@ def test_a_tune_goes_from_queued_to_ready(registry: Registry) -> None:
     assert prompt.status == "queued" and prompt.queued_at == done.ready_at
     (callback,) = registry.list_callbacks()
     assert callback.event == "tune.ready" and callback.body["data"]["id"] == tune.id
-    phases = [event.phase for event in registry.list_events(tune.id)]
+    phases = [event.phase for event in registry.events(tune.id)]
     assert phases[0] == "queued" and phases[-1] == "ready" and phases.count("training") == 3
 
 

@@ -30,9 +30,14 @@ class Registry(TuneQueries, OutcomeQueries, GroupQueries, OutboxQueries, Journal
     """All queries over one database; see `engine.Database` for how it is opened."""
 
 
-def open_registry(settings: Settings) -> Registry:
-    """Open the registry that the settings name, upgraded when needed."""
-    return Registry(settings.resolved_registry_url, max_attempts=settings.max_attempts)
+def open_registry(settings: Settings, url: str = "") -> Registry:
+    """Open the registry that the settings name (or another one), upgraded when needed."""
+    return Registry(
+        url or settings.resolved_registry_url,
+        max_attempts=settings.max_attempts,
+        retry_backoff=settings.retry_backoff,
+        callback_backoff=settings.callback_backoff,
+    )
 
 
 __all__ = [

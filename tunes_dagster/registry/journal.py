@@ -74,7 +74,7 @@ class JournalQueries(Database):
         with self.writing() as session:
             note(session, subject_id, phase, message, self.now(), **(data or {}))
 
-    def list_events(self, subject_id: str, after: int = 0, limit: int = 500) -> list[Event]:
+    def events(self, subject_id: str, after: int = 0, limit: int = 500) -> list[Event]:
         """Return the timeline of a subject, oldest first, from after event number `after`."""
         query = select(Event).where(Event.subject_id == subject_id, Event.id > after)
         with self.reading() as session:

@@ -43,29 +43,35 @@ class Sending:
 class OutboxQueries(Database):
     """Leases, attempts, outcomes, replay."""
 
-    def lease_callbacks(self, lease_seconds: float, limit: int = 64) -> tuple[str, list[str]]:
+    def lease_callbacks(self, lease_seconds: float, limit: int = 500) -> tuple[str, dict[str, str]]:
         """Take due callbacks for a while, so that no other sender takes them.
 
         Returns:
-            The lease and the ids of the callbacks under it.
+            The lease, and the addresses of the callbacks under it by their ids, longest due first.
         """
         now, lease_id = self.now(), new_id("lease")
-        with self.writing() as session:
-            query = (
-                select(Callback)
-                .where(
-                    Callback.state == "pending",
-                    Callback.next_attempt_at <= now,
-                    or_(Callback.lease_until.is_(None), Callback.lease_until < now),
-                )
-                .order_by(Callback.next_attempt_at)
-                .limit(limit)
-                .with_for_update(skip_locked=True)
+        due = (
+            select(Callback.id)
+            .where(
+                Callback.state == "pending",
+                Callback.next_attempt_at <= now,
+                or_(Callback.lease_until.is_(None), Callback.lease_until < now),
             )
-            rows = list(session.scalars(query))
-            for row in rows:
-                row.lease_id, row.lease_until = lease_id, now + timedelta(seconds=lease_seconds)
-            return lease_id, [row.id for row in rows]
+            .order_by(Callback.next_attempt_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        with self.writing() as session:
+            ids = list(session.scalars(due))
+            leased = (
+                update(Callback)
+                .where(Callback.id.in_(ids))
+                .values(lease_id=lease_id, lease_until=now + timedelta(seconds=lease_seconds))
+                .returning(Callback.id, Callback.url)
+                .execution_options(synchronize_session=False)
+            )
+            urls = {row[0]: row[1] for row in session.execute(leased)} if ids else {}
+        return lease_id, {callback_id: urls[callback_id] for callback_id in ids}
 
     def begin_delivery(self, callback_id: str, lease_id: str) -> Sending | None:
         """Record an attempt before it is sent.

@@ -143,13 +143,16 @@ class OutcomeQueries(WorkQueries):
             self._ended(session, work, subject, failure, again, told, now)
             return work
 
-    def requeue_lost(self, work_id: str, reason: str, *, seen: Work | None = None) -> Work | None:
+    def requeue_lost(
+        self, work_id: str, reason: str, *, seen: Work | None = None, run_id: str | None = None
+    ) -> Work | None:
         """Put submitted or running work whose run is gone back into the queue, or fail it for good.
 
         Args:
             work_id: The work.
             reason: One sentence for people.
             seen: The row on which the caller decided; when it has moved since, nothing is done.
+            run_id: The run that gives its work back; nothing is done when it does not own it.
 
         Returns:
             The row as it is now, or None when there was nothing to do.
@@ -163,7 +166,7 @@ class OutcomeQueries(WorkQueries):
             work = lock_work(session, found.kind, found.subject_id)
             if work is None or work.state not in ("submitted", "running"):
                 return None
-            if seen is not None and _moved(seen, work):
+            if (seen is not None and _moved(seen, work)) or (run_id is not None and work.run_id != run_id):
                 return None
             failure = Failure(FailureCode.RUN_LOST, reason, "The log of the run may say why it ended.")
             if work.state == "submitted":

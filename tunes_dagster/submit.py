@@ -1,0 +1,236 @@
+"""The door of the library: every request for a tune or a prompt is checked, completed and made a row here.
+
+What is refused is refused now, by name, before anything is queued; what is left open (seed, size, steps of a
+render, the base's training defaults) is filled in now, so that the row always says what was really done.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tunes_dagster.catalog import BaseModelEntry, Catalog
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.ids import new_id
+from tunes_dagster.recipe import PromptRequest, RenderSettings, TuneRequest
+from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.settings import Settings
+from tunes_dagster.store import Store
+
+# Dagster's partition keys may not hold these.
+_FORBIDDEN_IN_IDS = ("...", "|", "/", "\\")
+
+# What a prompt renders on that names neither tune nor base: what a tune would be trained on.
+DEFAULT_BASE = str(TuneRequest.model_fields["base"].default)
+
+
+def bases_folder(settings: Settings) -> Path:
+    """Return where downloaded bases lie."""
+    return settings.resolved_home / "bases"
+
+
+def submit_tune(
+    registry: Registry,
+    store: Store,
+    catalog: Catalog,
+    settings: Settings,
+    request: TuneRequest,
+    *,
+    account_id: str = "local",
+    origin: str = "cli",
+    allow_folder: str | Sequence[str] | None = None,
+    tune_id: str | None = None,
+) -> Tune:
+    """Accept a tune: check and complete the request, move payloads into the store, add the row.
+
+    Args:
+        registry: Where the row goes.
+        store: Where base64 pictures go.
+        catalog: Says what the base means and what its defaults are.
+        settings: The operator's.
+        request: As handed in.
+        account_id: Who asks.
+        origin: cli, api, drop, ui, demo.
+        allow_folder: Folders that this request may name beside those that the operator allows; what the
+            command line was given.
+        tune_id: Id, when it exists already as a partition; None makes one.
+
+    Returns:
+        The tune: queued, or awaiting_images when no source was named.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `SOURCE_REFUSED`, `CONFLICT`; nothing
+            is kept then.
+    """
+    entry = catalog.usable(request.base, bases_folder(settings))
+    chosen = check_id(tune_id) if tune_id else new_id("tune")
+    _check_sources(request, chosen, settings, allow_folder)
+    check_callback_url(request.callback_url, settings)
+    prompts = [_complete_prompt(one, entry, catalog, settings, own_tune=True) for one in request.prompts]
+    complete = request.model_copy(update={"prompts": prompts})
+    recipe = make_recipe(complete, entry)
+    if registry.has_tune(chosen):
+        raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
+    from tunes_dagster.intake.payloads import move_payloads
+
+    complete = move_payloads(complete, store, chosen)
+    return registry.add_tune(
+        complete,
+        id=chosen,
+        branch=entry.branch,
+        recipe=recipe,
+        account_id=account_id,
+        origin=origin,
+        status="awaiting_images" if complete.sources.empty else "queued",
+    )
+
+
+def submit_prompt(
+    registry: Registry,
+    catalog: Catalog,
+    settings: Settings,
+    request: PromptRequest,
+    *,
+    account_id: str = "local",
+    origin: str = "cli",
+) -> Prompt:
+    """Accept a prompt, on a tune or on a plain base, with every setting and the seed filled in.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, `UNKNOWN_TUNE`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `CONFLICT`.
+    """
+    tune = registry.get_tune(request.tune) if request.tune else None
+    if tune is not None:
+        entry = catalog.usable(tune.branch, bases_folder(settings))
+        asked = request.base or tune.base
+    else:
+        asked = request.base or DEFAULT_BASE
+        entry = catalog.usable(asked, bases_folder(settings))
+    complete = _complete_prompt(request, entry, catalog, settings)
+    return registry.add_prompt(
+        complete,
+        branch=entry.branch,
+        base=asked,
+        tune_id=tune.id if tune else None,
+        account_id=account_id,
+        origin=origin,
+    )
+
+
+def make_recipe(request: TuneRequest, entry: BaseModelEntry) -> dict[str, Any]:
+    """Return everything known at submission that decides the result; steps may still be None.
+
+    Args:
+        request: The request.
+        entry: The base that is really trained on.
+    """
+    return {
+        "name": request.name,
+        "token": request.token,
+        "base": request.base,
+        "branch": entry.branch,
+        "repo_id": entry.repo_id,
+        "revision": entry.revision,
+        "dataset": request.dataset.model_dump(mode="json"),
+        "captions": dict(request.captions),
+        "training": entry.training_options(request.training).model_dump(mode="json"),
+    }
+
+
+def check_id(text: str) -> str:
+    """Return an id that a person typed when it can be a partition key and a folder of the store.
+
+    Raises:
+        Failure: `INVALID_REQUEST`.
+    """
+    bad = (
+        not text or len(text) > 80 or text.startswith(".") or any(part in text for part in _FORBIDDEN_IN_IDS)
+    )
+    if bad or any(ord(character) < 32 for character in text):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"{text[:90]!r} cannot be the id of a tune.",
+            "Use up to 80 characters without slashes, '|' and '...', not beginning with a dot.",
+        )
+    return text
+
+
+def check_callback_url(url: str | None, settings: Settings) -> None:
+    """Refuse a callback address that could never be delivered to.
+
+    Raises:
+        Failure: `SOURCE_REFUSED` for other schemes than http(s) and for addresses that lead inside.
+    """
+    if url is None:
+        return
+    from tunes_dagster.intake.guard import Guard
+
+    Guard(settings.allow_hosts).check_url(url)
+
+
+def _check_sources(
+    request: TuneRequest, tune_id: str, settings: Settings, allow_folder: str | Sequence[str] | None
+) -> None:
+    from tunes_dagster.intake.folders import check_folder
+    from tunes_dagster.intake.guard import Guard
+    from tunes_dagster.intake.payloads import check_upload_key
+
+    sources = request.sources
+    guard = Guard(settings.allow_hosts)
+    for url in (sources.archive_url, *sources.image_urls):
+        if url is not None:
+            guard.check_url(url)
+    for key in sources.uploads:
+        check_upload_key(key, tune_id)
+    if sources.folder is not None:
+        extra = [allow_folder] if isinstance(allow_folder, str) else list(allow_folder or [])
+        check_folder(sources.folder, [*settings.allow_folders, settings.resolved_drop_folder, *extra])
+    named = len(sources.image_urls) + len(sources.images_base64)
+    if named > request.dataset.max_pictures:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"{named} pictures were handed in, but dataset.max_pictures is {request.dataset.max_pictures}.",
+            "Send fewer pictures, or raise dataset.max_pictures.",
+        )
+
+
+def _complete_prompt(
+    request: PromptRequest,
+    entry: BaseModelEntry,
+    catalog: Catalog,
+    settings: Settings,
+    own_tune: bool = False,
+) -> PromptRequest:
+    """Return the prompt with its settings filled from the base that renders it, and with a seed.
+
+    Args:
+        request: As handed in.
+        entry: The base that is really used.
+        catalog: Says what the prompt's own base means.
+        settings: The operator's.
+        own_tune: The prompt came inside the request of its tune and may name no other.
+    """
+    from tunes_dagster.rendering.schedulers import check_scheduler
+
+    if own_tune and request.tune is not None:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The prompt {request.text[:60]!r} names the tune {request.tune!r}, but it is part of a new tune.",
+            "Leave `tune` out here, or submit the prompt by itself.",
+        )
+    if request.base is not None and catalog.real(catalog.resolve(request.base)).branch != entry.branch:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The prompt asks for the base {request.base!r}, but its tune was made on {entry.branch!r}.",
+            "Leave `base` out: a tune only fits the base it was made on.",
+        )
+    check_callback_url(request.callback_url, settings)
+    filled = entry.render_settings(request.settings).model_dump()
+    filled["scheduler"] = check_scheduler(filled["scheduler"])
+    if filled["seed"] is None:
+        filled["seed"] = secrets.randbelow(2**32)
+    for side in ("width", "height"):
+        filled[side] = filled[side] or entry.native_size
+    return request.model_copy(update={"settings": RenderSettings.model_validate(filled)})
