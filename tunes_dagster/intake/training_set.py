@@ -1,0 +1,261 @@
+"""The training set: full pictures and face crops in their shapes, and the pictures held out for scoring.
+
+No new picture files are made: an item names a stored picture and a crop of it. The held-out choice depends on
+content and seed only, so that adding a picture moves none of the others to the other side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.intake.buckets import Crop, choose_bucket, crop_for, face_crop
+from tunes_dagster.intake.faces import Box, FaceDetector, is_person
+from tunes_dagster.intake.manifest import Manifest, PictureRow
+from tunes_dagster.intake.measures import Fingerprint, near_pairs
+from tunes_dagster.intake.pictures import decode
+from tunes_dagster.progress import Reporter
+from tunes_dagster.recipe import DatasetOptions
+from tunes_dagster.store import Store
+
+LEAK_BITS = 4
+"""Pictures nearer than this (of 64 bits) count as the same across the two sides, whatever dedupe allowed."""
+
+
+class TrainingItem(BaseModel):
+    """One thing to train on or to score with.
+
+    Attributes:
+        hash: Names the item: the picture's hash, or for a crop one made from picture and box.
+        picture: Hash of the stored picture.
+        key: Store key of the picture.
+        name: File name for people; face crops end in ` (face)`.
+        kind: A full picture or a face crop.
+        bucket: (width, height) it is trained at.
+        crop: left, top, right, bottom in the stored picture's pixels; has the bucket's aspect ratio.
+        held_out: Kept for scoring, never trained on.
+        caption: The caption that came along, or None.
+        phash: Fingerprint of the picture, for the leakage check.
+        colours: As `phash`.
+    """
+
+    hash: str
+    picture: str
+    key: str
+    name: str
+    kind: Literal["full", "face"]
+    bucket: tuple[int, int]
+    crop: Crop
+    held_out: bool = False
+    caption: str | None = None
+    phash: str = ""
+    colours: str = ""
+
+
+class TrainingSet(BaseModel):
+    """All items of a tune.
+
+    Attributes:
+        tune_id: Whose.
+        class_name: The class.
+        resolution: Side of the square that the buckets have the area of.
+        seed: Decided the held-out choice.
+        items: In the manifest's order, a face crop right after its picture.
+    """
+
+    tune_id: str
+    class_name: str
+    resolution: int
+    seed: int
+    items: list[TrainingItem] = Field(default_factory=list)
+
+    @staticmethod
+    def store_key(tune_id: str) -> str:
+        """Return where the training set of a tune lies in the store."""
+        return f"tunes/{tune_id}/training_set/training_set.json"
+
+    @property
+    def key(self) -> str:
+        """Where this training set lies in the store."""
+        return self.store_key(self.tune_id)
+
+    @property
+    def training(self) -> list[TrainingItem]:
+        """The items that are trained on."""
+        return [item for item in self.items if not item.held_out]
+
+    @property
+    def held_out(self) -> list[TrainingItem]:
+        """The items that are kept for scoring."""
+        return [item for item in self.items if item.held_out]
+
+    def save(self, store: Store) -> str:
+        """Write the training set into the store and return its key."""
+        return store.write_text(self.key, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, store: Store, tune_id: str) -> TrainingSet:
+        """Read the training set of a tune.
+
+        Raises:
+            FileNotFoundError: When there is none yet.
+        """
+        return cls.model_validate_json(store.read_bytes(cls.store_key(tune_id)))
+
+
+def build_training_set(
+    tune_id: str,
+    manifest: Manifest,
+    options: DatasetOptions,
+    resolution: int,
+    class_name: str,
+    store: Store,
+    detector: FaceDetector,
+    seed: int,
+    report: Reporter,
+) -> TrainingSet:
+    """Choose shapes, crops and the held-out pictures, and save the training set.
+
+    Args:
+        tune_id: Whose.
+        manifest: The judged pictures; the accepted and warned ones are used.
+        options: Face crops, number to hold out.
+        resolution: Side in pixels of the square that the buckets have the area of.
+        class_name: The class.
+        store: Takes the result; read only where faces must be looked for again.
+        detector: Its faces are used; those of the manifest when it is the same detector.
+        seed: Decides the held-out choice together with the content.
+        report: Is told of progress.
+
+    Raises:
+        Failure: `TOO_FEW_PICTURES` when nothing is left to train on.
+    """
+    rows = manifest.accepted
+    if not rows:
+        raise Failure(
+            FailureCode.TOO_FEW_PICTURES,
+            "No picture of the manifest was accepted.",
+            "Replace or add pictures, then start again.",
+            {"reasons": manifest.reasons()},
+        )
+    out = choose_held_out(rows, options.hold_out, seed)
+    if options.hold_out is not None and len(out) < options.hold_out:
+        report.note(
+            f"Held out {len(out)} instead of {options.hold_out} pictures, so that some are left to train on."
+        )
+    items: list[TrainingItem] = []
+    for number, row in enumerate(rows, 1):
+        report.check_cancelled()
+        wants_faces = options.face_crop or is_person(class_name)
+        faces = _faces(row, manifest.detector, detector, store) if wants_faces else []
+        items += _items_of(row, faces, resolution, options, held_out=row.hash in out)
+        report.step(number, len(rows))
+    built = TrainingSet(tune_id=tune_id, class_name=class_name, resolution=resolution, seed=seed, items=items)
+    built.save(store)
+    report.note(f"{len(built.training)} items to train on, {len(built.held_out)} held out.")
+    return built
+
+
+def _faces(row: PictureRow, judged_by: str, detector: FaceDetector, store: Store) -> list[Box]:
+    if judged_by == detector.name:
+        return row.faces
+    assert row.key is not None
+    return detector.detect(decode(store.read_bytes(row.key), row.name))
+
+
+def _items_of(
+    row: PictureRow, faces: Sequence[Box], resolution: int, options: DatasetOptions, held_out: bool
+) -> list[TrainingItem]:
+    assert row.key is not None
+    bucket = choose_bucket(row.width, row.height, resolution)
+    full = TrainingItem(
+        hash=row.hash,
+        picture=row.hash,
+        key=row.key,
+        name=row.name,
+        kind="full",
+        bucket=bucket,
+        crop=crop_for(row.width, row.height, bucket, faces),
+        held_out=held_out,
+        caption=row.caption,
+        phash=row.phash,
+        colours=row.colours,
+    )
+    if not (options.face_crop and faces):
+        return [full]
+    crop = face_crop(row.width, row.height, faces[0])
+    same_as_full = crop[2] - crop[0] > 0.9 * min(row.width, row.height)
+    if same_as_full or crop[2] - crop[0] < options.min_side:
+        return [full]
+    digest = hashlib.sha256(f"{row.hash}:face:{crop}".encode()).hexdigest()
+    square = choose_bucket(1, 1, resolution)
+    update = {"hash": digest, "name": f"{row.name} (face)", "kind": "face", "bucket": square, "crop": crop}
+    return [full, full.model_copy(update=update)]
+
+
+def number_held_out(pictures: int, asked: int | None) -> int:
+    """Return how many pictures to hold out: one in eight, at least one, none below five; or what was asked.
+
+    At least one picture is always left to train on.
+    """
+    wanted = (0 if pictures < 5 else max(1, pictures // 8)) if asked is None else asked
+    return max(0, min(wanted, pictures - 1))
+
+
+def choose_held_out(rows: Sequence[PictureRow], asked: int | None, seed: int) -> set[str]:
+    """Return the hashes of the pictures to hold out.
+
+    Near duplicates (which stay in the set when dedupe is off) go to one side together. Among the rest, pictures
+    without a warning come first, in the order of a hash of seed and content.
+    """
+    number = number_held_out(len(rows), asked)
+    groups = _groups(rows)
+    ordered = sorted(
+        groups,
+        key=lambda group: (
+            any(row.verdict == "warned" for row in group),
+            min(hashlib.sha256(f"{seed}:{row.hash}".encode()).hexdigest() for row in group),
+        ),
+    )
+    chosen: set[str] = set()
+    for group in ordered:
+        if len(chosen) + len(group) <= number:
+            chosen |= {row.hash for row in group}
+    return chosen
+
+
+def _groups(rows: Sequence[PictureRow]) -> list[list[PictureRow]]:
+    """Group pictures that are near duplicates, directly or through others."""
+    leader = list(range(len(rows)))
+
+    def find(index: int) -> int:
+        while leader[index] != index:
+            index = leader[index]
+        return index
+
+    for first, second in near_pairs([row.fingerprint for row in rows], LEAK_BITS):
+        leader[find(second)] = find(first)
+    groups: dict[int, list[PictureRow]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(find(index), []).append(row)
+    return list(groups.values())
+
+
+def leaks(training_set: TrainingSet) -> list[str]:
+    """Return, in sentences, every picture that is on both sides as itself, as a crop, or as a near duplicate."""
+    found = []
+    training = {item.picture: item for item in training_set.training}
+    held_out = {item.picture: item for item in training_set.held_out}
+    for picture in training.keys() & held_out.keys():
+        found.append(f"{held_out[picture].name} is held out and trained on")
+    items = [*training.values(), *(item for key, item in held_out.items() if key not in training)]
+    prints = [Fingerprint(item.phash, item.colours) for item in items]
+    for first, second in near_pairs(prints, LEAK_BITS):
+        if items[first].held_out != items[second].held_out:
+            out, inside = sorted((items[first], items[second]), key=lambda item: not item.held_out)
+            found.append(f"{out.name} is held out and nearly the same as {inside.name}")
+    return sorted(found)
