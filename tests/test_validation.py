@@ -14,8 +14,14 @@ from tunes_dagster.validation import checked
     [
         ({}, "name is missing"),
         ({"name": "cat", "training": {"rnk": 4}}, "training.rnk is not an option (did you mean rank?)"),
-        ({"name": "cat", "training": {"rank": 500}}, "training.rank is '500', but should be less than or equal to 128"),
-        ({"name": "cat", "training": {"steps": "many"}}, "training.steps is 'many', but should be a valid integer"),
+        (
+            {"name": "cat", "training": {"rank": 500}},
+            "training.rank is '500', but should be less than or equal to 128",
+        ),
+        (
+            {"name": "cat", "training": {"steps": "many"}},
+            "training.steps is 'many', but should be a valid integer",
+        ),
         ({"name": "cat", "token": "two words"}, "token is 'two words', but should match pattern"),
         ({"name": "cat", "prompts": [{"text": "x", "setings": {}}]}, "prompts.0.setings is not an option"),
         (["cat"], "the whole should be a valid dictionary"),

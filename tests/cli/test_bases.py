@@ -1,0 +1,175 @@
+"""`tunes bases pull` against a hub that runs here and speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tunes_dagster.bases import HuggingFaceHub, RemoteFile, needed_files, plan_pull, pull
+from tunes_dagster.catalog import BaseModelEntry
+from tunes_dagster.failures import Failure, FailureCode
+
+COMMIT = "a" * 40
+FILES = {
+    "model_index.json": json.dumps(
+        {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+         "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None]}
+    ).encode(),
+    "LICENSE.md": b"do no harm",
+    "unet/config.json": b"{}",
+    "unet/diffusion_pytorch_model.safetensors": b"x" * 4000,
+    "unet/diffusion_pytorch_model.fp16.safetensors": b"y" * 2000,
+    "vae/config.json": b"{}",
+    "vae/diffusion_pytorch_model.safetensors": b"z" * 100,
+    "vae_1_0/diffusion_pytorch_model.safetensors": b"old" * 100,
+    "sd_xl.safetensors": b"w" * 9000,
+    "unet/model.onnx": b"o" * 9000,
+}  # fmt: skip
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Just enough of the hub: model information, and files with the headers that the client wants."""
+
+    gated = False
+    fetched: list[str] = []
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        if self.gated and "resolve" in path:
+            self._send(403, b"gated", body, {"X-Error-Code": "GatedRepo"})
+        elif path.startswith("/api/models/acme/base/tree/"):
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in FILES.items()
+            ]
+            self._send(200, json.dumps(tree).encode(), body)
+        elif path.startswith("/api/models/acme/base"):
+            siblings = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
+            self._send(
+                200, json.dumps({"id": "acme/base", "sha": COMMIT, "siblings": siblings}).encode(), body
+            )
+        elif path.startswith(f"/acme/base/resolve/{COMMIT}/"):
+            name = path.removeprefix(f"/acme/base/resolve/{COMMIT}/")
+            if body:
+                type(self).fetched.append(name)
+            etag = f'"{hashlib.sha1(FILES[name]).hexdigest()}"'
+            self._send(200, FILES[name], body, {"ETag": etag, "X-Repo-Commit": COMMIT})
+        else:
+            self._send(404, b"no", body, {"X-Error-Code": "RepoNotFound"})
+
+    def _send(self, status: int, data: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub() -> Iterator[HuggingFaceHub]:
+    _Hub.gated, _Hub.fetched = False, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield HuggingFaceHub(token=None, endpoint=f"http://127.0.0.1:{server.server_address[1]}")
+    server.shutdown()
+
+
+@pytest.fixture
+def entry() -> BaseModelEntry:
+    return BaseModelEntry(
+        branch="acme", family="sdxl", repo_id="acme/base", licence="acme-1", native_size=1024, max_pixels=1 << 20,
+        memory_gb=14, embedded="tiny-sdxl", token="ohwx",
+    )  # fmt: skip
+
+
+def test_a_pull_brings_what_the_pipeline_loads_under_plain_names(
+    hub: HuggingFaceHub, entry: BaseModelEntry, tmp_path: Path
+) -> None:
+    plan = plan_pull(entry, tmp_path, hub)
+    assert plan.commit == COMMIT
+    assert plan.size == sum(len(FILES[file.path]) for file in plan.files)
+    assert not entry.installed(tmp_path)
+    folder = pull(plan, hub)
+    assert entry.installed(tmp_path)
+    assert (folder / "unet/diffusion_pytorch_model.safetensors").read_bytes() == b"y" * 2000
+    assert (folder / "vae/diffusion_pytorch_model.safetensors").read_bytes() == b"z" * 100
+    names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert names == {
+        "model_index.json", "LICENSE.md", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "tunes-base.json",
+    }  # fmt: skip
+    assert json.loads((folder / "tunes-base.json").read_text())["commit"] == COMMIT
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_an_interrupted_pull_goes_on_where_it_stopped(
+    hub: HuggingFaceHub, entry: BaseModelEntry, tmp_path: Path
+) -> None:
+    plan = plan_pull(entry, tmp_path, hub)
+    hub.download(
+        "acme/base", COMMIT, ["unet/diffusion_pytorch_model.fp16.safetensors"], tmp_path / "acme--base.part"
+    )
+    _Hub.fetched.clear()
+    pull(plan, hub)
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" not in _Hub.fetched
+    assert "vae/diffusion_pytorch_model.safetensors" in _Hub.fetched
+
+
+def test_a_gate_is_explained(hub: HuggingFaceHub, entry: BaseModelEntry, tmp_path: Path) -> None:
+    _Hub.gated = True
+    with pytest.raises(Failure) as caught:
+        plan_pull(entry, tmp_path, hub)
+    assert caught.value.code is FailureCode.SOURCE_REFUSED
+    assert "accept the licence" in caught.value.remedy
+    assert "HF_TOKEN" in caught.value.remedy
+
+
+def test_an_unknown_repository_and_a_dead_hub_are_told_apart(
+    hub: HuggingFaceHub, entry: BaseModelEntry, tmp_path: Path
+) -> None:
+    with pytest.raises(Failure) as unknown:
+        plan_pull(entry.model_copy(update={"repo_id": "acme/none"}), tmp_path, hub)
+    assert unknown.value.code is FailureCode.SOURCE_REFUSED
+    with pytest.raises(Failure) as dead:
+        plan_pull(entry, tmp_path, HuggingFaceHub(endpoint="http://127.0.0.1:9"))
+    assert dead.value.code is FailureCode.SOURCE_UNREACHABLE
+
+
+def test_a_disk_that_is_too_small_is_seen_before_the_download(
+    hub: HuggingFaceHub, entry: BaseModelEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_pull(entry, tmp_path, hub)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    with pytest.raises(Failure) as caught:
+        pull(plan, hub)
+    assert caught.value.code is FailureCode.STORE_UNAVAILABLE
+
+
+def test_half_precision_is_chosen_also_without_a_plain_twin() -> None:
+    listing = [RemoteFile(path, 1) for path in ("model_index.json", "vae/a.fp16.safetensors", "vae/a.bin")]
+    assert [file.path for file in needed_files(listing, {"vae"})] == [
+        "model_index.json",
+        "vae/a.fp16.safetensors",
+    ]
+
+
+def test_what_ships_with_the_package_is_not_pulled(tmp_path: Path, entry: BaseModelEntry) -> None:
+    with pytest.raises(Failure, match="ships with the package"):
+        plan_pull(entry.model_copy(update={"repo_id": "embedded:sdxl"}), tmp_path, HuggingFaceHub())

@@ -1,0 +1,91 @@
+"""The command line `tunes`: one file per group of commands, all of them thin over the library.
+
+Nothing heavy is imported until a command needs it: `tunes --help` answers in about a third of a second. Every
+error is a sentence with a remedy; bad input ends with code 2, failed work with code 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from tunes_dagster.cli import bases, callbacks, captions, demo, doctor, making, serving, tunes
+from tunes_dagster.failures import Failure, FailureCode
+
+# Codes that say that the command was wrong, as opposed to the work having failed.
+_BAD_INPUT = {
+    FailureCode.INVALID_REQUEST,
+    FailureCode.UNKNOWN_TUNE,
+    FailureCode.UNKNOWN_BASE,
+    FailureCode.BASE_NOT_INSTALLED,
+    FailureCode.SOURCE_REFUSED,
+    FailureCode.CONFLICT,
+}
+
+app = typer.Typer(
+    name="tunes",
+    help="Fine-tune an image model on your own pictures, and render prompts with it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_FIRST, _LATER, _MACHINE = "Make", "Look after", "This installation"
+app.command("demo", rich_help_panel=_FIRST)(demo.demo)
+app.command("train", rich_help_panel=_FIRST)(making.train)
+app.command("render", rich_help_panel=_FIRST)(making.render)
+app.command("resume", rich_help_panel=_FIRST)(making.resume)
+app.command("list", rich_help_panel=_LATER)(tunes.list_tunes)
+app.command("status", rich_help_panel=_LATER)(tunes.status)
+app.command("cancel", rich_help_panel=_LATER)(tunes.cancel)
+app.command("delete", rich_help_panel=_LATER)(tunes.delete)
+app.command("export", rich_help_panel=_LATER)(tunes.export)
+app.add_typer(captions.app, name="captions", rich_help_panel=_LATER)
+app.add_typer(callbacks.app, name="callbacks", rich_help_panel=_LATER)
+app.add_typer(bases.app, name="bases", rich_help_panel=_MACHINE)
+app.command("dev", rich_help_panel=_MACHINE)(serving.dev)
+app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+) -> None:
+    if version:
+        from tunes_dagster import __version__
+
+        typer.echo(f"tunes-dagster {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code.
+
+    Args:
+        arguments: Without the program's name; None takes those of the process.
+    """
+    from tunes_dagster.cli.output import complain
+
+    try:
+        outcome = app(
+            args=list(arguments) if arguments is not None else sys.argv[1:],
+            prog_name="tunes",
+            standalone_mode=False,
+        )
+    except Failure as failure:
+        complain(failure.message, failure.remedy)
+        return 2 if failure.code in _BAD_INPUT else 1
+    except (KeyboardInterrupt, typer.Abort):
+        complain("Stopped.")
+        return 130
+    except Exception as error:
+        # Usage errors; typer brings its own copy of click's classes, so they are known by what they can do.
+        if not (hasattr(error, "exit_code") and hasattr(error, "format_message")):
+            raise
+        context = getattr(error, "ctx", None)
+        complain(error.format_message(), f"See `{context.command_path} --help`." if context else "")
+        return int(error.exit_code)
+    return outcome if isinstance(outcome, int) else 0

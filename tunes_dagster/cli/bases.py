@@ -1,0 +1,85 @@
+"""`tunes bases list | pull`: the base models that can be trained on."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.output import emit_json, escape, megabytes, say, table
+
+app = typer.Typer(no_args_is_help=True, help="Look at base models, and bring real ones from a hub.")
+
+
+@app.command("list")
+def list_bases(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """List the base models of the catalog, and which are installed."""
+    installation = Installation()
+    catalog, folder = installation.catalog, installation.bases_folder
+    entries = list(catalog.entries.values())
+    if as_json:
+        emit_json(
+            [
+                {
+                    **entry.model_dump(
+                        include={"branch", "family", "aliases", "repo_id", "licence", "gated"}
+                    ),
+                    "installed": entry.installed(folder),
+                    "location": str(entry.location(folder)),
+                    "used": catalog.real(entry).branch,
+                }
+                for entry in entries
+            ]
+        )
+        return
+    rows = []
+    for entry in entries:
+        installed = "[green]installed[/]" if entry.installed(folder) else f"{entry.download_gb:g} GB to pull"
+        real = catalog.real(entry)
+        used = "itself" if real is entry else f"{real.branch} [dim](profile {catalog.profile})[/]"
+        licence = entry.licence + (", gated" if entry.gated else "")
+        words = ", ".join(entry.aliases[:3])
+        rows.append((entry.branch, words, entry.family, f"{entry.native_size}²", licence, installed, used))
+    table(["base", "also called", "family", "size#", "licence", "weights", "trains on"], rows)
+    if catalog.profile == "embedded":
+        say("[dim]The profile `embedded` trains on the shipped tiny base. Real ones: tunes bases pull NAME, then "
+            "TUNES_PROFILE=production.[/]")  # fmt: skip
+
+
+@app.command()
+def pull(
+    base: Annotated[str, typer.Argument(help="Branch or alias, see `tunes bases list`.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Read token for gated bases.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(envvar="HF_ENDPOINT", help="Another hub.", hidden=True)
+    ] = None,
+) -> None:
+    """Bring a base model from the hub. Says what it costs first."""
+    from tunes_dagster.bases import HuggingFaceHub, plan_pull
+    from tunes_dagster.bases import pull as bring
+
+    installation = Installation()
+    entry = installation.catalog.resolve(base)
+    if entry.installed(installation.bases_folder) and not entry.repo_id.startswith("embedded:"):
+        say(f"{entry.branch} is installed at {escape(entry.location(installation.bases_folder))}.")
+        return
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    hub = HuggingFaceHub(token, endpoint)
+    plan = plan_pull(entry, installation.bases_folder, hub)
+    say(f"[bold]{entry.branch}[/]  {entry.repo_id} @ {plan.commit[:12]}")
+    say(f"  size      {megabytes(plan.size)} in {len(plan.files)} files, to {escape(plan.target)}")
+    say(f"  licence   {entry.licence}: read it at {plan.page}")
+    if entry.gated:
+        given = "a token was given" if token else "no token was given (HF_TOKEN or --token)"
+        say(f"  gated     the licence must be accepted on that page with your account; {given}")
+    say(f"  training  needs about {entry.memory_gb:g} GB of accelerator memory")
+    if not yes:
+        typer.confirm("Download it?", default=True, abort=True)
+    bring(plan, hub, say=lambda line: say(escape(line)))
+    say(f"[green]{entry.branch} is installed.[/] Train on it with: "
+        f"[bold]TUNES_PROFILE=production tunes train ./photos --name woman --base {entry.branch}[/]")  # fmt: skip

@@ -1,0 +1,75 @@
+"""`tunes demo`: the whole way once, from pictures to a before-and-after sheet."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.output import escape, say
+from tunes_dagster.failures import Failure, FailureCode
+
+
+def demo(
+    subject: Annotated[
+        str, typer.Option(help="Whom to train on: nova, fern, duo, barbo, comet, minty, smily.")
+    ] = "nova",
+    steps: Annotated[int | None, typer.Option(help="Fewer are quicker and less like the subject.")] = None,
+) -> None:
+    """Train on a drawn subject that the base has never seen, and render it in new places."""
+    from tunes_dagster import demo as library
+    from tunes_dagster.cli.following import follow
+    from tunes_dagster.submit import submit_prompt, submit_tune
+    from tunes_dagster.tiny.world.subjects import SUBJECTS
+
+    if subject not in SUBJECTS:
+        raise Failure(
+            FailureCode.INVALID_REQUEST, f"There is no subject {subject!r}.", f"Choose {', '.join(SUBJECTS)}."
+        )
+    started = time.monotonic()
+    installation = Installation()
+    registry, store, catalog, settings = (
+        installation.registry, installation.store, installation.catalog, installation.settings,
+    )  # fmt: skip
+    _say_what_comes(installation, SUBJECTS[subject].description)
+    show = library.prepare(settings.resolved_home / "demo" / subject, subject)
+    if steps is not None:
+        show.request.training.steps = steps
+    folder = show.request.sources.folder
+    tune = submit_tune(
+        registry, store, catalog, settings, show.request, origin="demo", allow_folder=folder
+    )  # fmt: skip
+    show.tune_id = tune.id
+    show.plain_ids = [submit_prompt(registry, catalog, settings, one, origin="demo").id for one in show.plain]
+    follow(installation, tunes=[tune.id], prompts=show.plain_ids)
+    files = library.finish(show, registry, store)
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    say(f"\n[green]Done[/] in {minutes} min {seconds} s.\n")
+    say(f"  before and after   [bold]{escape(files['sheet'])}[/]")
+    say(f"  report             [bold]{escape(files['page'])}[/]   (open it in a browser)")
+    say(f"  everything else    {escape(store.url(f'tunes/{tune.id}'))}\n")
+    say("Next:")
+    for comment, command in library.next_commands(registry.get_tune(tune.id)):
+        say(f"  [bold]{escape(command)}[/]   [dim]# {comment}[/]")
+
+
+def _say_what_comes(installation: Installation, description: str) -> None:
+    import shutil
+
+    from tunes_dagster.demo import DISK_MB, MEMORY_GB, MINUTES, PICTURES, SCENES
+
+    home = installation.settings.resolved_home
+    free = shutil.disk_usage(home).free / 1e6
+    say(f"[bold]The demo[/] draws {PICTURES} pictures of {escape(description)}, which the shipped base model")
+    say(f"has never seen, trains a LoRA on them, and renders {len(SCENES)} prompts with and without it.")
+    say(
+        f"It takes about {MINUTES} minutes on two cores, {MEMORY_GB} GB of memory and {DISK_MB} MB in {escape(home)}.\n"
+    )
+    if free < DISK_MB * 2:
+        raise Failure(
+            FailureCode.STORE_UNAVAILABLE,
+            f"Only {free:.0f} MB are free at {home}.",
+            "Free some space, or set TUNES_HOME to another disk.",
+        )

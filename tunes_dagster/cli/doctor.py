@@ -1,0 +1,41 @@
+"""`tunes doctor`: what this machine has, and what would stop a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tunes_dagster.cli.installation import Installation, set_dagster_home
+from tunes_dagster.cli.output import emit_json, escape, say
+
+_MARKS = {"ok": "[green]✓[/]", "note": "[yellow]·[/]", "problem": "[red]✗[/]"}
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> int:
+    """Say what this machine has, and what would stop a run. Ends with code 1 if something would."""
+    from tunes_dagster.doctor import Finding, examine, summary
+
+    installation = Installation()
+    set_dagster_home(installation.settings)
+    findings: list[Finding] = []
+    area = ""
+    for finding in examine(installation.settings):
+        findings.append(finding)
+        if as_json:
+            continue
+        heading = finding.area if finding.area != area else ""
+        area = finding.area
+        say(f"{_MARKS[finding.level]} [bold]{heading:<12}[/] {escape(finding.says)}")
+        if finding.remedy:
+            say(f"{'':<15}[dim]{escape(finding.remedy)}[/]")
+    result = summary(findings)
+    if as_json:
+        emit_json(result)
+    elif result["ready"]:
+        say("\nNothing would stop a run. Try: [bold]tunes demo[/]")
+    else:
+        say("\n[red]Something would stop a run:[/] see ✗ above.")
+    return 0 if result["ready"] else 1

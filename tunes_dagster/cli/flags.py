@@ -1,0 +1,127 @@
+"""Flags made from the option models, so that an option, its type, its limits and its help are written once.
+
+`--learning-rate` is `TrainingOptions.learning_rate`, with the help from that class's docstring. Limits are not
+repeated here either: values go into the model, which refuses wrong ones by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Optional, get_args, get_origin, get_type_hints
+
+import typer
+import yaml
+from pydantic import BaseModel
+
+from tunes_dagster.failures import Failure, FailureCode
+
+
+def takes(**groups: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command one flag per option of some models.
+
+    The decorated function gets one dict per group, holding the options that were given.
+
+    Args:
+        groups: Parameter of the function → model.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(function)
+        hints = get_type_hints(function, include_extras=True)
+        parameters = [
+            p.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, p in own.parameters.items()
+            if name not in groups
+        ]
+        flags = {group: _flags(model, group) for group, model in groups.items()}
+        parameters += [flag for some in flags.values() for flag in some]
+
+        def command(**values: Any) -> Any:
+            for group, some in flags.items():
+                given = {flag.name: values.pop(flag.name) for flag in some}
+                values[group] = {name: value for name, value in given.items() if value is not None}
+            return function(**values)
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _flags(model: type[BaseModel], group: str) -> list[inspect.Parameter]:
+    help_of = attribute_help(model)
+    flags = []
+    for name, field in model.model_fields.items():
+        kind = _without_none(field.annotation)
+        said = help_of.get(name, "")
+        if field.default is not None and field.default != "":
+            said = f"{said} Default: {field.default}."
+        option = typer.Option(
+            f"--{name.replace('_', '-')}" + (f"/--no-{name.replace('_', '-')}" if kind is bool else ""),
+            help=said,
+            rich_help_panel=f"{group.capitalize()} options",
+            show_default=False,
+        )
+        flags.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[Optional[kind], option],  # noqa: UP045 - built at run time
+            )
+        )
+    return flags
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) is not None and type(None) in get_args(annotation):
+        return next(inner for inner in get_args(annotation) if inner is not type(None))
+    return annotation
+
+
+def attribute_help(model: type[BaseModel]) -> dict[str, str]:
+    """Return attribute → description from the `Attributes:` section of a class's docstring."""
+    text = inspect.getdoc(model) or ""
+    _, _, section = text.partition("Attributes:\n")
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n(?=    \w+: )", "\n" + section):
+        name, colon, said = entry.strip().partition(": ")
+        if colon:
+            found[name] = " ".join(said.split())
+    return found
+
+
+def assignments(pairs: list[str]) -> dict[str, Any]:
+    """Return `["training.rank=8", "labels.who=me"]` as a nested dict; values are read as YAML.
+
+    Raises:
+        Failure: `INVALID_REQUEST` for a pair without `=`.
+    """
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        path, equals, value = pair.partition("=")
+        if not equals or not path.strip():
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"{pair!r} is not an assignment.",
+                "Write --set training.rank=8, with the names that tune.yaml uses.",
+            )
+        place = result
+        *groups, last = path.strip().split(".")
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = yaml.safe_load(value)
+    return result
+
+
+def merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """Return two nested dicts as one; where both say something, `high` wins."""
+    result = dict(low)
+    for key, value in high.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result

@@ -1,0 +1,60 @@
+"""Gets submitted work done: by the daemon when one runs, otherwise here and now; and says how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunes_dagster.cli.installation import Installation, set_dagster_home
+from tunes_dagster.cli.output import say
+from tunes_dagster.cli.watching import Watch, show_while
+from tunes_dagster.failures import Failure, FailureCode
+
+
+def follow(installation: Installation, tunes: Sequence[str] = (), prompts: Sequence[str] = ()) -> None:
+    """Have tunes and prompts done, showing progress; a tune brings its own waiting prompts along.
+
+    Raises:
+        Failure: The first failure among them, as its row states it.
+    """
+    set_dagster_home(installation.settings)
+    from tunes_dagster.inprocess import daemon_is_alive, drive
+
+    registry = installation.registry
+    own = [prompt.id for tune in tunes for prompt in registry.list_prompts(tune_id=tune, status="waiting")]
+    everything = [*prompts, *own]
+    watch = Watch(registry, tunes, everything)
+    by_daemon = daemon_is_alive()
+    try:
+        if by_daemon:
+            say("[dim]The daemon is running and does the work; Ctrl-C stops the watching, not the work.[/]")
+            show_while(watch)
+        else:
+            show_while(watch, lambda: drive(tunes=list(tunes), prompts=everything))
+    except KeyboardInterrupt:
+        _say_how_to_go_on(registry, tunes, by_daemon)
+        raise
+    for row in [*map(registry.get_tune, tunes), *map(registry.get_prompt, everything)]:
+        raise_if_failed(row)
+
+
+def _say_how_to_go_on(registry: Any, tunes: Sequence[str], by_daemon: bool) -> None:
+    for tune in map(registry.get_tune, tunes):
+        if by_daemon:
+            say(f"\nThe work goes on. Look again with: [bold]tunes status {tune.number} --watch[/]")
+        else:
+            say(
+                f"\nWhat was done is kept. Go on from the last checkpoint with: [bold]tunes resume {tune.number}[/]"
+            )
+
+
+def raise_if_failed(row: Any) -> None:
+    """Raise the failure that a tune's or prompt's row holds, if it holds one."""
+    if row.status in ("failed", "blocked"):
+        code = row.failure_code or FailureCode.INTERNAL
+        known = {member.value for member in FailureCode}
+        raise Failure(
+            FailureCode(code) if code in known else FailureCode.INTERNAL,
+            row.failure_message or "The work failed.",
+            row.failure_remedy or "",
+        )

@@ -1,0 +1,63 @@
+"""What commands work on: settings, registry, store and catalog of this installation, opened when first used."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunes_dagster.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from tunes_dagster.catalog import Catalog
+    from tunes_dagster.registry import Registry
+    from tunes_dagster.store import Store
+
+CLONE = Path(__file__).resolve().parent.parent.parent
+
+
+class Installation:
+    """Settings, registry, store and catalog, each opened once and only when asked for."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or get_settings()
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The rows."""
+        from tunes_dagster.registry import open_registry
+
+        return open_registry(self.settings)
+
+    @cached_property
+    def store(self) -> Store:
+        """The files."""
+        from tunes_dagster.store import Store
+
+        return Store(self.settings.resolved_store_url, self.settings.store_options)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The base models."""
+        from tunes_dagster.catalog import load_catalog
+
+        return load_catalog(self.settings.profile)
+
+    @property
+    def bases_folder(self) -> Path:
+        """Where pulled base models lie."""
+        return self.settings.resolved_home / "bases"
+
+
+def set_dagster_home(settings: Settings | None = None) -> None:
+    """Point Dagster at this installation, unless the environment already points somewhere.
+
+    The command line, `make dev` and the daemon must share one instance: then everything that the command line
+    does shows up in the UI.
+    """
+    home = (settings or get_settings()).resolved_home
+    if (CLONE / "dagster.yaml").is_file():
+        os.environ.setdefault("DAGSTER_HOME", str(CLONE))
+    os.environ.setdefault("TUNES_HOME", str(home))
+    os.environ.setdefault("TUNES_DAGSTER_STORAGE", str(home / "dagster"))

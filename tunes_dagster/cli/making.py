@@ -1,0 +1,304 @@
+"""`tunes train`, `tunes render` and `tunes resume`: the commands that make something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from tunes_dagster.cli.flags import assignments, merged, takes
+from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.output import emit_json, escape, megabytes, say
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import DatasetOptions, RenderSettings, TrainingOptions
+
+if TYPE_CHECKING:
+    from tunes_dagster.recipe import TuneRequest
+
+
+@takes(training=TrainingOptions, dataset=DatasetOptions)
+def train(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of pictures, with captions and a tune.yaml if you like. A zip works too."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the pictures show, in one word: woman, man, dog, mug, style …")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The rare word that will mean the subject. Default: ohwx.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="What you call this tune. Default: the name.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base model, see `tunes bases list`. Default: sdxl.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="URL of a zip or tar of pictures.")] = None,
+    image_url: Annotated[list[str] | None, typer.Option(help="URL of one picture; may be repeated.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Prompt to render as soon as the tune is ready; may be repeated.")
+    ] = None,
+    callback_url: Annotated[
+        str | None, typer.Option(help="Told when the tune is ready or has failed.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE, kept and handed back; may be repeated.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A tune.yaml. Default: the one in the folder, if there is one.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any field of tune.yaml: --set training.rank=8; may be repeated."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Stay until it is done, or only hand it in.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tune as JSON at the end.")] = False,
+    *,
+    training: dict[str, Any],
+    dataset: dict[str, Any],
+) -> None:
+    """Fine-tune on a folder of pictures.
+
+    `tunes train ./photos --name woman --token ohwx` trains here and now; when the daemon runs (`tunes dev`), it
+    is handed over. What is given on the command line wins over tune.yaml.
+    """
+    said = {
+        "name": name, "token": token, "title": title, "base": base, "callback_url": callback_url,
+        "sources": {"archive_url": url, "image_urls": image_url},
+        "prompts": [{"text": text} for text in prompt or []],
+        "labels": assignments([f"labels.{pair}" for pair in label or []]).get("labels"),
+        "training": training, "dataset": dataset,
+    }  # fmt: skip
+    installation = Installation()
+    request, allowed = build_request(
+        installation, folder, config, merged(_given(said), assignments(set_ or []))
+    )
+    tune = _submit(installation, request, allowed)
+    if not as_json:
+        subject = escape(f"{tune.token} {tune.class_name}")
+        say(f"Tune [bold]{tune.number}[/] ({tune.id}): {escape(tune.title)}, {subject}")
+    if wait:
+        from tunes_dagster.cli.following import follow
+
+        follow(installation, tunes=[tune.id])
+    elif not as_json:
+        say(
+            f"Handed in. It starts when the daemon runs (`tunes dev`) or with: [bold]tunes resume {tune.number}[/]"
+        )
+    tune = installation.registry.get_tune(tune.id)
+    if as_json:
+        from tunes_dagster.cli.showing import tune_as_dict
+
+        emit_json(tune_as_dict(tune))
+    elif wait:
+        _say_what_came_out(installation, tune)
+
+
+def _given(said: dict[str, Any]) -> dict[str, Any]:
+    """Drop what was not given, so that it does not hide what tune.yaml says."""
+    cleaned = {k: _given(v) if isinstance(v, dict) else v for k, v in said.items()}
+    return {k: v for k, v in cleaned.items() if v not in (None, [], {})}
+
+
+def build_request(
+    installation: Installation, source: Path | None, config: Path | None, said: dict[str, Any]
+) -> tuple[TuneRequest, str | None]:
+    """Return the request that a folder or archive, a tune.yaml and the command line add up to.
+
+    Returns:
+        The request, and the folder whose pictures it may name (the one that was given).
+
+    Raises:
+        Failure: `INVALID_REQUEST`, naming what is wrong.
+    """
+    from tunes_dagster.recipe import TuneRequest
+    from tunes_dagster.validation import checked
+
+    if source is not None and not source.exists():
+        raise Failure(FailureCode.INVALID_REQUEST, f"There is no folder {source}.", "Check the path.")
+    if config is None and source is not None and (source / "tune.yaml").is_file():
+        config = source / "tune.yaml"
+    data = merged(read_tune_yaml(config) if config else {}, said)
+    sources = dict(data.get("sources") or {})
+    if source is not None and source.is_dir():
+        sources["folder"] = str(source.resolve())
+    elif source is not None:
+        sources["uploads"] = [*sources.get("uploads", []), _upload(installation, source)]
+    elif config is not None and "folder" in sources and "://" not in str(sources["folder"]):
+        # A relative folder in tune.yaml is meant from where the file lies.
+        sources["folder"] = str((config.parent / str(sources["folder"])).resolve())
+    if not any(sources.values()):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            "No pictures were named.",
+            "Name a folder: tunes train ./photos --name woman --token ohwx",
+        )
+    if "name" not in data:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            "What the pictures show was not said.",
+            "Add --name with one word the base model knows: woman, man, dog, mug, style …",
+        )
+    request = checked(
+        TuneRequest, {**data, "sources": sources}, str(config) if config and not said else "The request"
+    )
+    folder = request.sources.folder
+    return request, folder if folder and "://" not in folder else None
+
+
+def read_tune_yaml(path: Path) -> dict[str, Any]:
+    """Return the content of a tune.yaml.
+
+    Raises:
+        Failure: `INVALID_REQUEST` when it cannot be read or is not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise Failure(
+            FailureCode.INVALID_REQUEST, f"{path} cannot be read: {error.strerror}.", "Check the path."
+        ) from error
+    except yaml.YAMLError as error:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"{path} is not YAML: {error}.",
+            "See docs/configuration.md for an example.",
+        ) from error
+    if not isinstance(data, dict):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"{path} holds a {type(data).__name__}.",
+            "It must be a mapping: name: woman",
+        )
+    return data
+
+
+def _upload(installation: Installation, file: Path) -> str:
+    from tunes_dagster.ids import new_id
+
+    return installation.store.write_file(f"uploads/{new_id('up')}/{file.name}", file)
+
+
+def _submit(
+    installation: Installation, request: TuneRequest, allowed: str | None, origin: str = "cli"
+) -> Any:
+    from tunes_dagster.submit import submit_tune
+
+    return submit_tune(
+        installation.registry,
+        installation.store,
+        installation.catalog,
+        installation.settings,
+        request,
+        origin=origin,
+        allow_folder=allowed,
+    )
+
+
+def _say_what_came_out(installation: Installation, tune: Any) -> None:
+    from tunes_dagster.cli.showing import files_of
+
+    if tune.status == "cancelled":
+        say("Cancelled. Checkpoints are kept.")
+        return
+    for what, key in files_of(tune):
+        if installation.store.exists(key):
+            size = megabytes(installation.store.size(key))
+            say(f"  {what:<22} {escape(installation.store.url(key))} [dim]({size})[/]")
+    for row in installation.registry.list_prompts(tune_id=tune.id):
+        for key in row.images or []:
+            say(f"  {'picture':<22} {escape(installation.store.url(key))}")
+    say(f'Next: [bold]tunes render "a photo of {escape(f"{tune.token} {tune.class_name}")} on the beach" '
+        f"--tune {tune.number}[/]")  # fmt: skip
+
+
+@takes(settings=RenderSettings)
+def render(
+    text: Annotated[list[str], typer.Argument(help="What to render; several texts are rendered together.")],
+    tune: Annotated[
+        str | None, typer.Option(help="Tune by number, id or title. Without one, the plain base renders.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base model. Default: the tune's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Copy the pictures into this folder as well.")] = None,
+    callback_url: Annotated[str | None, typer.Option(help="Told when the pictures are there.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Stay until it is done, or only hand it in.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the prompts as JSON at the end.")] = False,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """Render prompts, with a tune or on the plain base.
+
+    `tunes render "a photo of ohwx woman in the snow" --tune 1 --num-images 4`
+    """
+    from tunes_dagster.recipe import PromptRequest
+    from tunes_dagster.submit import submit_prompt
+    from tunes_dagster.validation import checked
+
+    installation = Installation()
+    common = {"tune": tune, "base": base, "callback_url": callback_url, "settings": settings}
+    requests = [checked(PromptRequest, {"text": one, **common}, "The prompt") for one in text]
+    rows = [
+        submit_prompt(
+            installation.registry, installation.catalog, installation.settings, request, origin="cli"
+        )
+        for request in requests
+    ]
+    if wait:
+        from tunes_dagster.cli.following import follow
+
+        follow(installation, prompts=[row.id for row in rows])
+    rows = [installation.registry.get_prompt(row.id) for row in rows]
+    if as_json:
+        from tunes_dagster.cli.showing import prompt_as_dict
+
+        emit_json([prompt_as_dict(row) for row in rows])
+        return
+    for row in rows:
+        if not wait:
+            say(f"Prompt [bold]{row.number}[/] ({row.id}) is {row.status}.")
+        for path in pictures_of(installation, row, out):
+            say(escape(path))
+
+
+def pictures_of(installation: Installation, prompt: Any, out: Path | None = None) -> list[str]:
+    """Return where the pictures of a prompt lie, copied into `out` when given."""
+    store, places = installation.store, []
+    for index, key in enumerate(prompt.images or []):
+        place = store.url(key)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            target = out / f"{prompt.number:05d}-{index}{Path(key).suffix}"
+            target.write_bytes(store.read_bytes(key))
+            place = str(target)
+        places.append(place)
+    return places
+
+
+def resume(
+    tune: Annotated[
+        str | None, typer.Argument(help="Tune by number, id or title. Default: all unfinished ones.")
+    ] = None,
+) -> None:
+    """Go on with work that was interrupted or only handed in, from its last checkpoint."""
+    from tunes_dagster.cli.following import follow
+    from tunes_dagster.cli.watching import TUNE_OVER
+
+    installation = Installation()
+    registry = installation.registry
+    open_tunes = [row for row in registry.list_tunes(limit=1000) if row.status not in TUNE_OVER]
+    chosen = [registry.get_tune(tune)] if tune else open_tunes
+    prompts = [] if tune else registry.list_prompts(status="queued", limit=1000)
+    chosen = [row for row in chosen if row.status not in TUNE_OVER]
+    if not chosen and not prompts:
+        say("Nothing is waiting.")
+        return
+    follow(installation, tunes=[row.id for row in chosen], prompts=[row.id for row in prompts])
+    for row in chosen:
+        _say_what_came_out(installation, registry.get_tune(row.id))

@@ -1,0 +1,46 @@
+"""`tunes dev`: the Dagster UI with the daemon beside it, so that sensors pick up whatever is handed in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunes_dagster.cli.installation import CLONE, Installation, set_dagster_home
+from tunes_dagster.cli.output import escape, say
+from tunes_dagster.failures import Failure, FailureCode
+
+
+def dev(
+    host: Annotated[str, typer.Option(help="Address to listen on. Dagster's UI has no login.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
+) -> None:
+    """Open the Dagster UI and run the daemon: everything handed in is worked on, and can be looked at."""
+    installation = Installation()
+    set_dagster_home(installation.settings)
+    workspace = CLONE / "workspace.yaml"
+    if not workspace.is_file():
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            "`tunes dev` runs from a clone of the project; there is no workspace.yaml here.",
+            "Elsewhere: dagster dev -m tunes_dagster.definitions",
+        )
+    if not _loopback(host):
+        say(f"[yellow]The UI has no login: whoever reaches {escape(host)} can run and delete everything "
+            "(docs/dagster.md).[/]")  # fmt: skip
+    settings = installation.settings
+    Path(settings.resolved_drop_folder).mkdir(parents=True, exist_ok=True)
+    os.makedirs(os.environ["TUNES_DAGSTER_STORAGE"], exist_ok=True)  # noqa: PTH103
+    say(f"Dagster UI: [bold]http://{escape(host)}:{port}[/]   (Ctrl-C stops it)")
+    say(f"Drop folders of pictures into {escape(settings.resolved_drop_folder)} to train on them.")
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace), "-h", host, "-p", str(port)]
+    command += ["--log-level", "warning"]
+    os.chdir(CLONE)
+    os.execv(sys.executable, command)  # noqa: S606 - Ctrl-C then reaches Dagster itself
+
+
+def _loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,0 +1,154 @@
+"""Rows as people and programs see them: dicts for `--json`, lines and tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunes_dagster import clock
+from tunes_dagster.cli.output import ago, escape, say, styled, table
+from tunes_dagster.progress import format_seconds
+
+
+def tune_as_dict(tune: Any) -> dict[str, Any]:
+    """Return what `--json` says about a tune."""
+    failure = None
+    if tune.failure_code:
+        failure = {"code": tune.failure_code, "message": tune.failure_message, "remedy": tune.failure_remedy}
+    return {
+        "id": tune.id,
+        "number": tune.number,
+        "title": tune.title,
+        "name": tune.class_name,
+        "token": tune.token,
+        "base": tune.base,
+        "branch": tune.branch,
+        "status": tune.status,
+        "phase": tune.phase,
+        "message": tune.message,
+        "step": tune.step,
+        "total_steps": tune.total_steps,
+        "seconds_left": tune.seconds_left,
+        "failure": failure,
+        "result": tune.result,
+        "recipe_hash": tune.recipe_hash,
+        "origin": tune.origin,
+        "labels": tune.labels,
+        "created_at": clock.iso(tune.created_at),
+        "started_at": clock.iso(tune.started_at),
+        "ready_at": clock.iso(tune.ready_at),
+        "updated_at": clock.iso(tune.updated_at),
+    }
+
+
+def prompt_as_dict(prompt: Any) -> dict[str, Any]:
+    """Return what `--json` says about a prompt."""
+    failure = None
+    if prompt.failure_code:
+        failure = {
+            "code": prompt.failure_code,
+            "message": prompt.failure_message,
+            "remedy": prompt.failure_remedy,
+        }
+    return {
+        "id": prompt.id,
+        "number": prompt.number,
+        "text": prompt.text,
+        "tune": prompt.tune_id,
+        "base": prompt.base,
+        "branch": prompt.branch,
+        "settings": prompt.settings,
+        "status": prompt.status,
+        "images": prompt.images,
+        "failure": failure,
+        "origin": prompt.origin,
+        "created_at": clock.iso(prompt.created_at),
+        "done_at": clock.iso(prompt.done_at),
+    }
+
+
+def progress_of(tune: Any) -> str:
+    """Return how far a tune is in a few words: `training 120/400, 40 s left`."""
+    if tune.status in ("ready", "cancelled", "deleted"):
+        return ""
+    if tune.status == "failed":
+        return tune.failure_message or ""
+    words = tune.phase or ""
+    if tune.total_steps and tune.step:
+        words += f" {tune.step}/{tune.total_steps}"
+    if tune.seconds_left is not None:
+        words += f", {format_seconds(tune.seconds_left)} left"
+    return words or tune.message or ""
+
+
+def say_tunes(tunes: list[Any]) -> None:
+    """Print tunes as a table."""
+    rows = [
+        (
+            tune.number,
+            escape(tune.title),
+            escape(f"{tune.token} {tune.class_name}"),
+            tune.base if tune.base == tune.branch else f"{tune.base} ({tune.branch})",
+            styled(tune.status),
+            escape(progress_of(tune)),
+            ago(tune.created_at),
+        )
+        for tune in tunes
+    ]
+    table(["tune#", "title", "subject", "base", "status", "", "made"], rows)
+
+
+def say_prompts(prompts: list[Any]) -> None:
+    """Print prompts as a table."""
+    rows = [
+        (
+            prompt.number,
+            escape(prompt.text),
+            prompt.settings.get("seed", ""),
+            len(prompt.images or []) or prompt.settings.get("num_images", 1),
+            styled(prompt.status),
+            escape(prompt.failure_message or ""),
+            ago(prompt.created_at),
+        )
+        for prompt in prompts
+    ]
+    table(["prompt#", "text", "seed#", "images#", "status", "", "made"], rows)
+
+
+def say_tune(tune: Any, events: list[Any], prompts: list[Any]) -> None:
+    """Print everything about one tune: where it stands, its timeline, its files, its prompts."""
+    say(f"[bold]Tune {tune.number}: {escape(tune.title)}[/]  {styled(tune.status)}  [dim]{tune.id}[/]")
+    stands_in = "" if tune.base == tune.branch else f", which means {tune.branch} here"
+    say(
+        f"  {escape(f'{tune.token} {tune.class_name}')} on {tune.base}{stands_in}; recipe {tune.recipe_hash[:12]}"
+    )
+    words = progress_of(tune)
+    if words and tune.status != "failed":
+        say(f"  {escape(words)}")
+    if tune.failure_code:
+        say(f"  [red]{escape(tune.failure_message or '')}[/] {escape(tune.failure_remedy or '')}")
+    if events:
+        say("\n[bold]Timeline[/]")
+        for event in events[-30:]:
+            moment = event.at.astimezone().strftime("%H:%M:%S")
+            say(f"  [dim]{moment}[/]  {event.phase:<11} {escape(event.message)}")
+    files = files_of(tune)
+    if files:
+        say("\n[bold]Files in the store[/]")
+        for what, key in files:
+            say(f"  {what:<22} {escape(key)}")
+    if prompts:
+        say("\n[bold]Prompts[/]")
+        say_prompts(prompts)
+
+
+def files_of(tune: Any) -> list[tuple[str, str]]:
+    """Return what a finished tune left in the store, as (what, key); keys are those of the result."""
+    result = tune.result or {}
+    names = {
+        "weights_key": "LoRA (diffusers)",
+        "kohya_key": "LoRA (kohya)",
+        "samples_key": "samples over training",
+        "curve_key": "loss curve",
+        "card_key": "model card",
+    }
+    return [(what, result[field]) for field, what in names.items() if result.get(field)]

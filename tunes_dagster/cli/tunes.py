@@ -1,0 +1,206 @@
+"""`tunes list | status | cancel | delete | export`: looking after tunes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.output import emit_json, escape, megabytes, say, styled
+from tunes_dagster.failures import Failure, FailureCode
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Registry
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Which = Annotated[str, typer.Argument(help="Tune by number, id or title.")]
+
+
+def list_tunes(
+    status: Annotated[
+        str | None, typer.Option(help="Only tunes in this state: ready, training, failed …")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most so many, newest first.")] = 20,
+    prompts: Annotated[bool, typer.Option("--prompts", help="List prompts instead of tunes.")] = False,
+    tune: Annotated[str | None, typer.Option(help="With --prompts: only those of this tune.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List tunes, newest first."""
+    from tunes_dagster.cli.showing import prompt_as_dict, say_prompts, say_tunes, tune_as_dict
+
+    registry = Installation().registry
+    if prompts:
+        tune_id = registry.get_tune(tune).id if tune else None
+        rows = registry.list_prompts(tune_id=tune_id, status=status, limit=limit)
+        if as_json:
+            emit_json([prompt_as_dict(row) for row in rows])
+        else:
+            say_prompts(rows)
+        return
+    found = registry.list_tunes(status=status, limit=limit)
+    if as_json:
+        emit_json([tune_as_dict(row) for row in found])
+    elif found:
+        say_tunes(found)
+    else:
+        say(
+            "No tunes yet. Make one: [bold]tunes demo[/], or [bold]tunes train ./photos --name woman --token ohwx[/]"
+        )
+
+
+def status(
+    tune: Annotated[
+        str | None, typer.Argument(help="Tune by number, id or title. Default: everything open.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until it is done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say where tunes stand: phase, step, time left, timeline, files."""
+    from tunes_dagster.cli.showing import prompt_as_dict, say_tune, tune_as_dict
+
+    registry = Installation().registry
+    if tune is None:
+        _overall(registry, watch, as_json)
+        return
+    row = registry.get_tune(tune)
+    if watch:
+        _watch(registry, [row.id])
+        row = registry.get_tune(row.id)
+    rows = registry.list_prompts(tune_id=row.id, limit=50)
+    if as_json:
+        emit_json({**tune_as_dict(row), "prompts": [prompt_as_dict(prompt) for prompt in rows]})
+        return
+    say_tune(row, registry.events(row.id), rows)
+
+
+def _overall(registry: Registry, watch: bool, as_json: bool) -> None:
+    from tunes_dagster.cli.showing import say_tunes, tune_as_dict
+    from tunes_dagster.cli.watching import TUNE_OVER
+
+    rows = registry.list_tunes(limit=200)
+    busy = [row for row in rows if row.status not in TUNE_OVER]
+    if watch and busy:
+        _watch(registry, [row.id for row in busy])
+        busy = [registry.get_tune(row.id) for row in busy]
+    if as_json:
+        emit_json([tune_as_dict(row) for row in busy])
+    elif busy:
+        say_tunes(busy)
+    else:
+        say(
+            f"Nothing is open; {len(rows)} tunes are there (`tunes list`)."
+            if rows
+            else "No tunes yet: tunes demo"
+        )
+
+
+def _watch(registry: Registry, tunes: list[str]) -> None:
+    from tunes_dagster.cli.watching import Watch, show_while
+
+    show_while(Watch(registry, tunes))
+
+
+def cancel(
+    tune: Which,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep", help="Stop training here and make the tune ready with what it learned so far."
+        ),
+    ] = False,
+) -> None:
+    """Stop a tune. Its checkpoints are kept; tunes that train in the same run go on."""
+    registry = Installation().registry
+    row = registry.get_tune(tune)
+    registry.request_cancel(row.id, keep=keep)
+    after = registry.get_tune(row.id)
+    if after.status == "cancelled":
+        say(f"Tune {row.number} is cancelled.")
+    else:
+        what = "stops and becomes ready with what it learned" if keep else "stops"
+        say(
+            f"Tune {row.number} is {styled(after.status)} and {what} at its next step. See: tunes status {row.number}"
+        )
+
+
+def delete(
+    tune: Which,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a tune: its pictures, weights and renders."""
+    installation = Installation()
+    row = installation.registry.get_tune(tune)
+    prompts = installation.registry.list_prompts(tune_id=row.id, limit=100_000)
+    renders = [key for prompt in prompts for key in prompt.images or []]
+    if not yes:
+        typer.confirm(
+            f"Delete tune {row.number} ({row.title}), its weights and {len(renders)} renders?", abort=True
+        )
+    gone = delete_files(installation, row, renders)
+    installation.registry.delete_tune(row.id)
+    say(f"Tune {row.number} is deleted; {len(gone)} files went.")
+
+
+def delete_files(installation: Installation, tune: Any, renders: list[str]) -> list[str]:
+    """Delete a tune's files: everything below its prefix, its renders, and its pictures no other tune has."""
+    store = installation.store
+    pictures = _pictures_of(installation, tune.id)
+    others = {
+        key
+        for row in installation.registry.list_tunes(limit=100_000)
+        if row.id != tune.id
+        for key in _pictures_of(installation, row.id)
+    }
+    gone = list(store.delete_prefix(f"tunes/{tune.id}"))
+    for key in [*renders, *(pictures - others)]:
+        if store.exists(key):
+            store.delete(key)
+            gone.append(key)
+    return gone
+
+
+def _pictures_of(installation: Installation, tune_id: str) -> set[str]:
+    key = f"tunes/{tune_id}/source/manifest.json"
+    if not installation.store.exists(key):
+        return set()
+    rows = installation.store.read_json(key).get("rows", [])
+    return {row["key"] for row in rows if row.get("key")}
+
+
+def export(
+    tune: Which,
+    format: Annotated[
+        Literal["diffusers", "kohya"],
+        typer.Option(
+            "--format", help="diffusers: for diffusers' load_lora_weights; kohya: for ComfyUI and A1111."
+        ),
+    ] = "diffusers",
+    out: Annotated[
+        Path | None, typer.Option(help="File or folder to write to. Default: exports/ in the home folder.")
+    ] = None,
+) -> None:
+    """Write a tune's weights as one safetensors file that other programs load."""
+    installation = Installation()
+    row = installation.registry.get_tune(tune)
+    key = (row.result or {}).get({"diffusers": "weights_key", "kohya": "kohya_key"}[format])
+    if not key or not installation.store.exists(key):
+        raise Failure(
+            FailureCode.CONFLICT,
+            f"Tune {row.number} has no weights yet; it is {row.status}.",
+            f"Look at it with: tunes status {row.number}",
+        )
+    target = out or installation.settings.resolved_home / "exports"
+    if target.suffix != ".safetensors":
+        target = target / f"{_file_name(row.title)}-{row.token}-{format}.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with installation.store.open_read(key) as source, target.open("wb") as file:
+        while chunk := source.read(1 << 20):
+            file.write(chunk)
+    say(f"{escape(target)} [dim]({megabytes(target.stat().st_size)})[/]")
+    say(f"Trigger: [bold]{escape(f'{row.token} {row.class_name}')}[/] on {row.branch}")
+
+
+def _file_name(title: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in title).strip("-").lower() or "tune"

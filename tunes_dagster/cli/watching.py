@@ -1,0 +1,207 @@
+"""Shows how far work is, by looking at its rows: on a terminal as a moving display, elsewhere as lines.
+
+The rows are the same whether the daemon or this very process does the work, so there is one way to watch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.cli.output import console, escape, styled
+from tunes_dagster.progress import format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tunes_dagster.registry import Registry
+
+TUNE_OVER = frozenset({"ready", "failed", "cancelled", "deleted"})
+PROMPT_OVER = frozenset({"done", "failed", "blocked", "cancelled"})
+_POLL_SECONDS = 0.5
+# Somebody who reads a log wants to know that it lives, not every step.
+_LINE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """How far one piece of work is.
+
+    Attributes:
+        name: What it is, for people.
+        status: Of the row.
+        phase: What is being done now.
+        message: One sentence about it.
+        step: Done so far.
+        total: Of so many; 0 when that is not known.
+        seconds_left: Estimate for this phase; None when there is none yet.
+        over: Whether nothing more will happen.
+    """
+
+    name: str
+    status: str
+    phase: str = ""
+    message: str = ""
+    step: int = 0
+    total: int = 0
+    seconds_left: float | None = None
+    over: bool = False
+
+    def text(self) -> str:
+        """Return the line as words, for logs."""
+        parts = [self.phase or self.status]
+        if self.total and not self.over:
+            parts.append(f"{self.step}/{self.total}")
+        if self.message:
+            parts.append(self.message)
+        if self.seconds_left is not None and not self.over:
+            parts.append(f"{format_seconds(self.seconds_left)} left")
+        return f"{self.name}: " + " · ".join(parts)
+
+
+@dataclass
+class Watch:
+    """Reads the rows of some tunes and prompts.
+
+    Attributes:
+        registry: Where the rows lie.
+        tunes: Ids.
+        prompts: Ids; prompts of one batch share a line.
+    """
+
+    registry: Registry
+    tunes: Sequence[str] = ()
+    prompts: Sequence[str] = ()
+    _seen: tuple[float, list[Line]] | None = field(default=None, repr=False)
+
+    def lines(self) -> list[Line]:
+        """Return one line per tune and per batch, read at most twice a second."""
+        moment = time.monotonic()
+        if self._seen is None or moment - self._seen[0] > _POLL_SECONDS:
+            self._seen = (moment, self._read())
+        return self._seen[1]
+
+    @property
+    def over(self) -> bool:
+        """Whether everything that is watched has come to an end."""
+        self._seen = None
+        return all(line.over for line in self.lines())
+
+    def _read(self) -> list[Line]:
+        lines = [tune_line(self.registry.get_tune(tune)) for tune in self.tunes]
+        rows = [self.registry.get_prompt(prompt) for prompt in self.prompts]
+        waiting = [row for row in rows if row.batch_id is None]
+        if waiting:
+            over = all(row.status in PROMPT_OVER for row in waiting)
+            lines.append(Line(_count(len(waiting), "prompt"), waiting[0].status, over=over))
+        for batch_id in dict.fromkeys(row.batch_id for row in rows if row.batch_id):
+            lines.append(self._batch_line(batch_id, [row for row in rows if row.batch_id == batch_id]))
+        return lines
+
+    def _batch_line(self, batch_id: str, rows: list[Any]) -> Line:
+        batch = self.registry.get_batch(batch_id)
+        if batch is None:  # emptied by cancels
+            return Line(_count(len(rows), "prompt"), rows[0].status, over=True)
+        return Line(
+            _count(len(rows), "prompt"),
+            batch.status,
+            batch.phase,
+            batch.message,
+            batch.step or 0,
+            batch.total_steps or 0,
+            batch.seconds_left,
+            all(row.status in PROMPT_OVER for row in rows),
+        )
+
+
+def tune_line(tune: Any) -> Line:
+    """Return how far a tune's row says it is."""
+    over = tune.status in TUNE_OVER
+    return Line(
+        tune.title,
+        tune.status,
+        "" if over else tune.phase or tune.status,
+        tune.failure_message or "" if tune.status == "failed" else "" if over else tune.message or "",
+        tune.step or 0,
+        tune.total_steps or 0,
+        tune.seconds_left,
+        over,
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def display(lines: Sequence[Line]) -> RenderableType:
+    """Return the moving display: one row per line, with a bar where the number of steps is known."""
+    from rich.progress_bar import ProgressBar
+    from rich.spinner import Spinner
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    for line in lines:
+        done = line.over or (line.total and line.step >= line.total)
+        bar: RenderableType = ""
+        if line.total and not line.over:
+            bar = ProgressBar(total=line.total, completed=line.step, width=28)
+        elif not line.over:
+            bar = Spinner("dots") if not done else ""
+        left = (
+            f"{format_seconds(line.seconds_left)} left"
+            if line.seconds_left is not None and not line.over
+            else ""
+        )
+        grid.add_row(
+            Text(line.name, style="bold"),
+            Text.from_markup(styled(line.status) if line.over else escape(line.phase or line.status)),
+            bar,
+            f"{line.step}/{line.total}" if line.total and not line.over else "",
+            Text(left, style="cyan"),
+            Text(line.message, style="dim", overflow="ellipsis", no_wrap=True),
+        )
+    return grid
+
+
+def show_while(watch: Watch, work: Callable[[], None] | None = None) -> None:
+    """Show the rows while `work` runs, or until they are all over when somebody else does the work."""
+    if console().is_terminal:
+        from rich.live import Live
+
+        with Live(get_renderable=lambda: display(watch.lines()), console=console(), refresh_per_second=4):
+            _until_over(watch, work)
+        return
+    stop = threading.Event()
+    printer = threading.Thread(target=_print_lines, args=(watch, stop), daemon=True)
+    printer.start()
+    try:
+        _until_over(watch, work)
+    finally:
+        stop.set()
+        printer.join(timeout=5)
+
+
+def _until_over(watch: Watch, work: Callable[[], None] | None) -> None:
+    if work is not None:
+        work()
+        return
+    while not watch.over:
+        time.sleep(_POLL_SECONDS)
+
+
+def _print_lines(watch: Watch, stop: threading.Event) -> None:
+    last: dict[str, tuple[str, float]] = {}
+    while True:
+        ending = stop.wait(_POLL_SECONDS)
+        for line in watch.lines():
+            phase, printed = last.get(line.name, ("", 0.0))
+            stage = f"{line.status}/{line.phase}"
+            if stage != phase or (not line.over and time.monotonic() - printed > _LINE_SECONDS):
+                last[line.name] = (stage, time.monotonic())
+                console().print(escape(line.text()))
+        if ending:
+            return
