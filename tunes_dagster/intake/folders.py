@@ -25,12 +25,14 @@ class FolderFile:
         path: Where it lies.
         size: Bytes.
         stamp: Time of the last change, or another mark of the version.
+        changed: Seconds since the epoch of the last change; 0 when the filesystem does not say.
     """
 
     name: str
     path: UPath
     size: int
     stamp: str
+    changed: float = 0.0
 
 
 def open_folder(folder: str | UPath, options: Mapping[str, Any] | None = None) -> UPath:
@@ -144,10 +146,15 @@ def _remote_files(folder: UPath) -> list[FolderFile]:
         if not name or is_junk(name) or any(part.startswith(".") for part in name.split("/")):
             continue
         stamp = info.get("ETag") or info.get("LastModified") or info.get("mtime") or ""
-        found.append(FolderFile(name, folder / name, int(info.get("size") or 0), str(stamp)))
+        moment = info.get("LastModified") or info.get("mtime") or info.get("created") or 0.0
+        changed = moment.timestamp() if hasattr(moment, "timestamp") else float(moment)
+        found.append(FolderFile(name, folder / name, int(info.get("size") or 0), str(stamp), changed))
     return found
 
 
 def _file(name: str, path: UPath) -> FolderFile:
     status = path.stat()
-    return FolderFile(name, path, int(status.st_size), str(getattr(status, "st_mtime_ns", status.st_mtime)))
+    stamp = str(getattr(status, "st_mtime_ns", status.st_mtime))
+    # The time of the inode counts too: copying with preserved times must not look long settled.
+    changed = max(float(status.st_mtime), float(getattr(status, "st_ctime", 0.0)))
+    return FolderFile(name, path, int(status.st_size), stamp, changed)

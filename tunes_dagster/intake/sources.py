@@ -17,12 +17,12 @@ from tunes_dagster.intake.guard import show_url
 from tunes_dagster.intake.payloads import check_upload_key, decode_payload
 from tunes_dagster.intake.pictures import SUFFIXES
 from tunes_dagster.intake.sidecars import Sidecars, is_sidecar
+from tunes_dagster.intake.tune_file import NAMES
 from tunes_dagster.recipe import Sources
 from tunes_dagster.store import Store
 
 MAX_SIDECAR = 8 * MB
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_BESIDES = frozenset({"tune.yaml", "tune.yml"})
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,14 @@ class Plan:
     ignored: list[str] = field(default_factory=list)
 
 
+def is_picture_name(name: str) -> bool:
+    """Whether a file is a picture by its name."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
 def looks_like_picture(name: str, head: bytes) -> bool:
     """Whether a file is worth decoding, by its suffix or its first bytes."""
-    if PurePosixPath(name).suffix.lower() in SUFFIXES:
+    if is_picture_name(name):
         return True
     starts = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*", b"BM")
     return head.startswith(starts) or head[8:12] == b"WEBP" or head[4:8] == b"ftyp"
@@ -169,9 +174,9 @@ def _add_folder(plan: Plan, folder: str, store: Store, options: Mapping[str, Any
         if is_sidecar(file.name):
             if file.size <= MAX_SIDECAR:
                 sidecars.add(file.name, file.path.read_bytes())
-        elif file.name.lower() in _BESIDES:
+        elif file.name.lower() in NAMES:
             continue
-        elif PurePosixPath(file.name).suffix.lower() in SUFFIXES:
+        elif is_picture_name(file.name):
             plan.origins.append(_folder_file(file, "picture"))
         elif is_archive_name(file.name):
             plan.origins.append(_folder_file(file, "archive"))
