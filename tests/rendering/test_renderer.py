@@ -190,7 +190,7 @@ def test_the_file_tells_how_it_was_made(base, store):
     [lora] = recipe["loras"]
     assert lora["id"] == "tune_fern" and len(lora["sha256"]) == 64 and lora["scale"] == 1.0
     assert recipe["libraries"]["diffusers"] and recipe["code"] and recipe["dtype"] == "float32"
-    hashed = {k: v for k, v in recipe.items() if k not in ("recipe_hash", "warnings")}
+    hashed = {k: v for k, v in recipe.items() if k not in ("recipe_hash", "warnings", "base_asked")}
     assert recipe["recipe_hash"] == image.recipe_hash == recipe_hash(hashed)
     assert recipe["warnings"] == result.warnings == ["careful"]
 
@@ -208,6 +208,15 @@ def test_a_shipped_base_renders_at_its_own_size_and_enlarges(base_folder, base, 
     assert image.size == (512, 256)
     assert result.images[0].rendered_at == (80, 40)
     assert png.read_recipe(store.read_bytes(result.images[0].key))["rendered_at"] == [80, 40]
+
+
+def test_a_prompt_longer_than_the_encoders_read_is_warned_about(base, store):
+    long = "a man " + "with a very long hat " * 10 + "and boots"
+    batch = [job("long", text=long), job("short"), job("negative", negative_prompt=long)]
+    long_one, short, negative = render(batch, base, store, "out", Silent())
+    assert "did not see its end" in long_one.warnings[0] and "and boots" in long_one.warnings[0]
+    assert short.warnings == []
+    assert negative.warnings[0].startswith("The negative prompt is too long")
 
 
 def test_nothing_to_do_is_fine(base, store):

@@ -38,7 +38,7 @@ class RenderJob:
         text: Without LoRA tags.
         settings: Filled: no None besides `scheduler`.
         loras: What to apply, with strengths.
-        recipe: Facts that the caller adds to the recipe of every picture (asked base, prompt's origin …).
+        recipe: Facts that go into every picture's file without changing its hash (asked base, origin …).
         warnings: Sentences for the recipe; they do not change its hash.
     """
 

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["RenderJob", "RenderResult", "RenderedImage", "render"]
 
 _SAVERS = 2
-# Keys of a picture's recipe that describe it without deciding what it shows.
-_NOT_HASHED = ("warnings", "recipe_hash")
 
 
 def render(
@@ -183,9 +181,19 @@ class _Batch:
             self.base.entry, settings.width, settings.height, max(8, self.base.pixels_per_latent)
         )
         scheduler = check_scheduler(settings.scheduler)
-        self.progress[index].warnings.extend(job.warnings)
+        self.progress[index].warnings.extend([*job.warnings, *self._left_out(parsed.text, job)])
         shape = dn.Shape(width, height, settings.steps, scheduler, settings.guidance_scale > 1)
         return shape, parsed.text
+
+    def _left_out(self, text: str, job: RenderJob) -> list[str]:
+        """Return a warning for each text that is longer than the text encoders read."""
+        texts = {"prompt": text, "negative prompt": job.settings.negative_prompt.strip()}
+        ends = {what: self.base.text_left_out(words) for what, words in texts.items() if words}
+        return [
+            f"The {what} is too long for this base, which did not see its end: {end!r}."
+            for what, end in ends.items()
+            if end
+        ]
 
     def _render_group(self, pictures: list[dn.Picture], bank: AdapterBank | None) -> None:
         """Render pictures of one shape, as many at once as fit."""
@@ -274,10 +282,9 @@ class _Batch:
         )
 
     def _recipe(self, picture: dn.Picture) -> dict[str, Any]:
-        """Return everything that decides this picture, with its hash."""
+        """Return everything that decides this picture, with the hash of that, and what is worth knowing."""
         job = self.jobs[picture.job]
-        recipe: dict[str, Any] = {
-            **job.recipe,
+        deciding: dict[str, Any] = {
             **self.facts,
             "kind": "render",
             "prompt": picture.text,
@@ -294,7 +301,8 @@ class _Batch:
                 for use in self.combinations[picture.job]
             ],
         }
-        recipe["recipe_hash"] = recipe_hash({k: v for k, v in recipe.items() if k not in _NOT_HASHED})
+        # What the caller adds says where a picture comes from and does not change it, so it is not hashed.
+        recipe = {**job.recipe, **deciding, "recipe_hash": recipe_hash(deciding)}
         if self.progress[picture.job].warnings:
             recipe["warnings"] = self.progress[picture.job].warnings
         return recipe

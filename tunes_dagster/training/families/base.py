@@ -78,6 +78,10 @@ class LoadedBase(ABC):
     def encode_text(self, texts: Sequence[str]) -> Conditioning:
         """Encode captions, one row each; row r does not depend on its neighbours."""
 
+    def text_left_out(self, text: str) -> str:
+        """Return the end of a prompt that the text encoders do not see; empty when they see all of it."""
+        return ""
+
     @abstractmethod
     def no_text(self, rows: int) -> Conditioning:
         """Return what the stock pipeline uses where no negative prompt is given."""
@@ -116,10 +120,52 @@ class LoadedBase(ABC):
     def load_fresh_pipeline(self) -> Any:
         """Load a second, independent stock pipeline from the same files; for verification only."""
 
+    def sample(
+        self, text: Conditioning, noise: torch.Tensor, width: int, height: int, steps: int, guidance: float
+    ) -> torch.Tensor:
+        """Denoise with the base's own scheduler and classifier-free guidance; latents in and out.
+
+        The plain way, for prior pictures and checks; rendering for people is `tunes_dagster.rendering`'s work.
+
+        Args:
+            text: Encoded prompts, one row each.
+            noise: Standard normal, [rows, c, h, w].
+            width: Pixels.
+            height: Pixels.
+            steps: Denoising steps.
+            guidance: Guidance scale; 1 turns it off.
+        """
+        import torch
+
+        pipeline = self.pipeline()
+        scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        scheduler.set_timesteps(steps, device=self.device)
+        latents = noise.to(self.device, torch.promote_types(self.dtype, torch.float32))
+        latents = latents * scheduler.init_noise_sigma
+        rows = len(latents)
+        both = {n: torch.cat([value, text[n].to(value)]) for n, value in self.no_text(rows).items()}
+        conditioning = self.with_size(both if guidance != 1 else text, width, height)
+        for moment in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(latents, moment).to(self.dtype)
+            copies = 1 if guidance == 1 else 2
+            moments = moment.to(self.device).expand(rows * copies)
+            with torch.no_grad():
+                said = self.predict(torch.cat([scaled] * copies), moments, conditioning).to(latents.dtype)
+            if guidance != 1:
+                without, having = said.chunk(2)
+                said = without + guidance * (having - without)
+            latents = scheduler.step(said, moment, latents, return_dict=False)[0]
+        return latents
+
     @property
     def latent_channels(self) -> int:
         """Channels of the latents."""
         return int(self.denoiser.config.in_channels)
+
+    @property
+    def native_side(self) -> int:
+        """Side in pixels of the square that the denoiser's own config names."""
+        return int(self.denoiser.config.sample_size) * self.pixels_per_latent
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Return (channels, height, width) of the latents of a picture."""

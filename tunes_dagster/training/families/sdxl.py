@@ -75,6 +75,7 @@ class SdxlBase(LoadedBase):
         # Zero terminal SNR gives exactly 0, whose loss weight would be 0 / 0.
         self._alpha = cumulative.sqrt()
         self._sigma = (1 - cumulative).sqrt()
+        self._time_ids: dict[tuple[int, int], torch.Tensor] = {}
         self._snr = (cumulative / (1 - cumulative)).clamp_min(1e-8)
 
     @classmethod
@@ -156,6 +157,12 @@ class SdxlBase(LoadedBase):
             )
         return {"hidden": hidden.to(self.dtype), "pooled": pooled.to(self.dtype)}
 
+    def text_left_out(self, text: str) -> str:
+        """See `LoadedBase.text_left_out`; both encoders read 77 tokens, two of which mark start and end."""
+        tokenizer = self._pipeline.tokenizer_2
+        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        return str(tokenizer.decode(tokens[tokenizer.model_max_length - 2 :])).strip()
+
     def no_text(self, rows: int) -> Conditioning:
         """See `LoadedBase.no_text`: zeros, or the empty caption where the pipeline's config says so."""
         import torch
@@ -173,8 +180,10 @@ class SdxlBase(LoadedBase):
         """
         import torch
 
-        ids = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
-        return {**text, "time_ids": ids.expand(len(text["pooled"]), 6)}
+        if (width, height) not in self._time_ids:
+            ids = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
+            self._time_ids[width, height] = ids
+        return {**text, "time_ids": self._time_ids[width, height].expand(len(text["pooled"]), 6)}
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
