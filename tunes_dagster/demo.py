@@ -26,14 +26,16 @@ SEED = 7
 # Measured on 2 cores without GPU; the process holds torch, the base, its adapters and their optimizer.
 MINUTES, MEMORY_GB, DISK_MB = 4, 2, 150
 
-# New places and things, none of them in the training pictures' words.
+# Larger than the base's native size, like people's photos.
+SIDE = 256
+# Places and clothes that none of the training pictures shows.
 SCENES = (
-    "on the beach",
     "in the snow",
     "in the city",
-    "at night",
-    "wearing a red top hat, on yellow background",
-    "in a purple shirt, in the mountains",
+    "in the desert",
+    "in the mountains",
+    "wearing a red top hat, on pink background",
+    "in a purple shirt, on orange background",
 )
 
 
@@ -64,13 +66,13 @@ def draw_pictures(folder: Path, subject: str, count: int = PICTURES, seed: int =
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for index, (image, _caption) in enumerate(draw_subject(subject, count, seed)):
+    for index, (image, _caption) in enumerate(draw_subject(subject, count, seed, size=SIDE)):
         file = folder / f"{subject}-{index + 1}.png"
         image.save(file, optimize=True)
         files.append(file)
     who = SUBJECTS[subject]
     tune = {"name": who.kind, "token": who.token, "title": subject.capitalize()}
-    note = f"# {who.description[0].upper()}{who.description[1:]}; drawn, like everything the shipped base knows.\n"
+    note = f"# {who.description[0].upper()}{who.description[1:]}.\n"
     text = note + yaml.safe_dump(tune, sort_keys=False)
     (folder / "tune.yaml").write_text(text, encoding="utf-8")
     return files
