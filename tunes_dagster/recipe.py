@@ -61,6 +61,7 @@ class TrainingOptions(Strict):
         min_snr_gamma: Gamma of min-SNR loss weighting; 0 turns it off.
         prior_weight: Weight of prior preservation (the untuned base's own predictions on the class); 0 turns it off.
         prior_prompts: Number of class prompts rendered or predicted for prior preservation.
+        prior_batch_size: Prior rows per step; None takes as many as training pictures.
         max_grad_norm: Gradient norm per tune above which gradients are clipped.
         weight_decay: AdamW's weight decay.
         ema_decay: Decay of the moving average that is exported; 0 exports the last weights.
@@ -82,6 +83,7 @@ class TrainingOptions(Strict):
     min_snr_gamma: float | None = Field(default=None, ge=0, le=100)
     prior_weight: float | None = Field(default=None, ge=0, le=10)
     prior_prompts: int | None = Field(default=None, ge=0, le=1000)
+    prior_batch_size: int | None = Field(default=None, ge=1, le=64)
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,15 +37,15 @@ class Route:
     Attributes:
         kind: `off` no row has an adapter; `single` all rows share one; `blocks` equally long runs of rows, one
             slot each; `rows` anything else, also with rows that have none.
-        slots: What the working weights were gathered by: None for all in order, else slot numbers.
+        slots: What the working weights are gathered by: None for all in order, else slot numbers.
         row_slots: For `rows`, the position of each row's slot among the working weights.
-        row_scale: For `rows`, 0 for rows without adapter, else 1.
+        with_none: Whether an all-zero adapter follows the working weights, for rows that have none.
     """
 
     kind: Literal["off", "single", "blocks", "rows"]
     slots: Tensor | None = None
     row_slots: Tensor | None = None
-    row_scale: Tensor | None = None
+    with_none: bool = False
 
 
 class StackedLora(nn.Module):
@@ -94,8 +94,6 @@ class StackedLora(nn.Module):
             down, up = down[route.row_slots], up[route.row_slots]
         groups = len(down)
         hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), down.transpose(1, 2))
-        if route.row_scale is not None:
-            hidden = hidden * route.row_scale.to(hidden.dtype).view(-1, 1, 1)
         flat = out.view(groups, -1, out.shape[-1])
         return flat.baddbmm_(hidden, up.transpose(1, 2)).view(out.shape)
 
@@ -114,8 +112,6 @@ class StackedLora(nn.Module):
         wide = x.view(groups, each, *x.shape[1:]).transpose(0, 1).reshape(each, -1, *x.shape[2:])
         hidden = convolve(wide, down.flatten(0, 1), groups=groups)
         hidden = hidden.view(each, groups, up.shape[-1], -1).transpose(0, 1)
-        if route.row_scale is not None:
-            hidden = hidden * route.row_scale.to(hidden.dtype).view(-1, 1, 1, 1)
         added = torch.matmul(up.unsqueeze(1), hidden)
         return out.add_(added.reshape(out.shape))
 
@@ -137,7 +133,10 @@ class AdapterBank:
         self.network, self.slots, self.rank = network, slots, rank
         self.device = next(network.parameters()).device
         modules = dict(network.named_modules())
-        missing = [name for name in names if not isinstance(modules.get(name), nn.Linear | nn.Conv2d)]
+        # Inside another bank's while (samples during training) the outer layers are put aside.
+        self._originals = {name: modules.get(name) for name in names}
+        bases = {n: m.base if isinstance(m, StackedLora) else m for n, m in self._originals.items()}
+        missing = [name for name, base in bases.items() if not isinstance(base, nn.Linear | nn.Conv2d)]
         if missing:
             raise Failure(
                 FailureCode.WEIGHTS_UNUSABLE,
@@ -145,9 +144,10 @@ class AdapterBank:
                 + (f" (and {len(missing) - 1} more)." if len(missing) > 1 else "."),
                 "The adapter was made for another base model; use it with that one.",
             )
-        self.layers = {name: StackedLora(modules[name], self) for name in names}
+        self.layers = {name: StackedLora(cast(nn.Linear, base), self) for name, base in bases.items()}
         self._lay_out(dtype)
         self.route = Route("off")
+        self._routes: dict[tuple[int, ...], Route] = {}
         self.slot_ranks = [0] * slots
         self.slot_layers: list[list[str]] = [[] for _ in range(slots)]
         for name, layer in self.layers.items():
@@ -165,20 +165,38 @@ class AdapterBank:
 
     def detach(self) -> None:
         """Take the adapters off; the network is as it was before."""
-        for name, layer in self.layers.items():
-            _replace(self.network, name, layer.base)
+        for name, original in self._originals.items():
+            _replace(self.network, name, cast(nn.Module, original))
 
-    def part(self, name: str, which: Literal["A", "B"], slot: int) -> Tensor:
-        """Return the view of one slot's A `[rank, in…]` or B `[out, rank]` of one layer in the buffer."""
-        index = list(self.layers).index(name) + (0 if which == "A" else len(self.layers))
-        start = sum(self._padded[:index])
-        return self.values.detach()[slot, start : start + self._sizes[index]].view(self._shapes[index])
-
-    def _parts(self, slot: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yield (layer, A, B) views of one slot."""
-        pieces = self.values.detach()[slot].split(self._padded)
+    def views(self, row: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield (layer, A `[rank, in…]`, B `[out, rank]`) views of a row of the buffer or of one like it."""
+        pieces = row.split(self._padded)
         views = [p[:n].view(shape) for p, n, shape in zip(pieces, self._sizes, self._shapes, strict=True)]
         yield from zip(self.layers, views, views[len(self.layers) :], strict=False)
+
+    def _used(self, row: Tensor, slot: int) -> Iterator[Tensor]:
+        """Yield the parts of a row that the slot's adapter uses, without padding."""
+        rank, chosen = self.slot_ranks[slot], set(self.slot_layers[slot])
+        for name, down, up in self.views(row):
+            if name in chosen:
+                yield down[:rank]
+                yield up[:, :rank]
+
+    def pack(self, row: Tensor, slot: int) -> Tensor:
+        """Return the used numbers of a row (values, moments, EMA) as one vector that no padding enters."""
+        return torch.cat([part.reshape(-1) for part in self._used(row, slot)])
+
+    def unpack(self, packed: Tensor, row: Tensor, slot: int) -> None:
+        """Write a packed vector back into a row; the slot must be occupied already.
+
+        Raises:
+            ValueError: When the vector was packed from another adapter's layout.
+        """
+        parts = list(self._used(row, slot))
+        if sum(part.numel() for part in parts) != packed.numel():
+            raise ValueError(f"{packed.numel()} numbers do not fit this adapter")
+        for part, piece in zip(parts, packed.split([part.numel() for part in parts]), strict=True):
+            part.copy_(piece.view(part.shape))
 
     def initialise(
         self, slot: int, rank: int, alpha: float, names: Sequence[str], generator: torch.Generator
@@ -194,19 +212,20 @@ class AdapterBank:
         """
         self.clear(slot)
         chosen = set(names)
-        for name, down, _ in self._parts(slot):
+        for name, down, _ in self.views(self.values.detach()[slot]):
             if name in chosen:
                 bound = 1 / math.sqrt(math.prod(down.shape[1:]))
                 fresh = torch.rand(rank, *down.shape[1:], generator=generator, dtype=torch.float64)
                 down[:rank] = (fresh.mul_(2).sub_(1).mul_(bound)).to(down)
-        self._occupy(slot, rank, alpha / rank, [name for name in self.layers if name in chosen])
+        self.occupy(slot, rank, alpha / rank, [name for name in self.layers if name in chosen])
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
         self.values.detach()[slot].zero_()
-        self._occupy(slot, 0, 1.0, [])
+        self.occupy(slot, 0, 1.0, [])
 
-    def _occupy(self, slot: int, rank: int, scale: float, names: list[str]) -> None:
+    def occupy(self, slot: int, rank: int, scale: float, names: list[str]) -> None:
+        """Say what lies in a slot, whose numbers are then written by `unpack`."""
         self.scales[slot] = scale
         self.slot_ranks[slot], self.slot_layers[slot] = rank, names
 
@@ -216,12 +235,17 @@ class AdapterBank:
         Args:
             rows: Slot number per row, -1 for a row without adapter; None for no adapter at all.
         """
-        self.route = self._route([] if rows is None else [int(row) for row in rows])
-        if self.route.kind == "off":
+        asked = () if rows is None else tuple(int(row) for row in rows)
+        if asked not in self._routes:
+            self._routes[asked] = self._route(list(asked))
+        self.route = route = self._routes[asked]
+        if route.kind == "off":
             return
         values, scales = self.values, self.scales
-        if self.route.slots is not None:
-            values, scales = values[self.route.slots], scales[self.route.slots]
+        if route.slots is not None:
+            values, scales = values[route.slots], scales[route.slots]
+        if route.with_none:
+            values, scales = F.pad(values, (0, 0, 0, 1)), F.pad(scales, (0, 1))
         first, second = values.split([self._down_size, values.shape[1] - self._down_size], dim=1)
         dtype = self._compute_dtype()
         pieces = [
@@ -234,6 +258,10 @@ class AdapterBank:
         ]
         for i, layer in enumerate(self.layers.values()):
             layer.down, layer.up = views[i], views[len(self.layers) + i]
+
+    def assign_all(self, slot: int) -> None:
+        """Route every row of the next forwards, however many, to one slot."""
+        self.assign([slot])
 
     def _compute_dtype(self) -> torch.dtype:
         if torch.is_autocast_enabled(self.device.type):
@@ -252,24 +280,24 @@ class AdapterBank:
         if rows == [slot for slot in used for _ in range(each)]:
             return Route("blocks", slots)
         position = {slot: i for i, slot in enumerate(used)}
-        row_slots = torch.tensor([position.get(row, 0) for row in rows], device=self.device)
-        scale = None
-        if min(rows) < 0:
-            scale = torch.tensor([float(row >= 0) for row in rows], device=self.device)
-        return Route("rows", slots, row_slots, scale)
+        row_slots = torch.tensor([position.get(row, len(used)) for row in rows], device=self.device)
+        return Route("rows", slots, row_slots, with_none=min(rows) < 0)
 
-    def state(self, slot: int, prefix: str = "", folded: bool = True) -> dict[str, Tensor]:
+    def state(
+        self, slot: int, prefix: str = "", folded: bool = True, row: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return a slot's adapter in peft's unconverted format, on the CPU.
 
         Args:
             slot: Which.
+            row: Its numbers when they are not the current ones (EMA).
             prefix: Put before each key (`unet.`).
             folded: Multiply alpha / rank into B, so that whoever assumes alpha = rank is right.
         """
         rank, chosen = self.slot_ranks[slot], set(self.slot_layers[slot])
-        scale = self.scales[slot] if folded else 1.0
+        scale = float(self.scales[slot]) if folded else 1.0
         state = {}
-        for name, down, up in self._parts(slot):
+        for name, down, up in self.views(self.values.detach()[slot] if row is None else row):
             if name not in chosen:
                 continue
             b = (up[:, :rank] * scale).cpu()
@@ -309,12 +337,12 @@ class AdapterBank:
                 "Use it with the base model it was trained on.",
             )
         self.clear(slot)
-        for name, down, up in self._parts(slot):
+        for name, down, up in self.views(self.values.detach()[slot]):
             if name in pairs:
                 a, b = pairs[name]
                 down[: a.shape[0]] = a.to(down)
                 up[:, : b.shape[1]] = b.reshape(b.shape[:2]).to(up)
-        self._occupy(slot, max(ranks, default=0), scale, [name for name in self.layers if name in pairs])
+        self.occupy(slot, max(ranks, default=0), scale, [name for name in self.layers if name in pairs])
 
 
 def split_state(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -102,7 +102,8 @@ class SdxlBase(LoadedBase):
     def load_fresh_pipeline(self) -> Any:
         """See `LoadedBase.load_fresh_pipeline`."""
         pipeline = load_stock_pipeline(self.folder, self.entry.revision, self.dtype).to(self.device)
-        pipeline.vae.to(self._pipeline.vae.dtype)
+        if pipeline.vae.dtype != self._pipeline.vae.dtype:
+            pipeline.vae.to(self._pipeline.vae.dtype)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

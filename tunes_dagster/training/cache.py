@@ -1,0 +1,160 @@
+"""Latents and text embeddings, computed once before the loop and kept in the store by content hash.
+
+Keys name everything that decides the content (picture, crop, bucket, weights of the encoder), so entries are
+never stale, are shared by all tunes, and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from tunes_dagster.store import Store
+from tunes_dagster.training.families.base import Conditioning, Latents, LoadedBase
+from tunes_dagster.training.jobs import TrainExample
+
+if TYPE_CHECKING:
+    import torch
+
+# Rows per encoder call; small enough for the VAE at 1024 pixels beside a loaded UNet.
+_TEXT_ROWS = 16
+_PICTURE_PIXELS = 2 * 1024 * 1024
+_READERS = 8
+
+
+@dataclass
+class CacheCount:
+    """How many entries were asked for and how many lay in the store already."""
+
+    asked: int = 0
+    hits: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.hits} of {self.asked} from the cache"
+
+
+def digest(*parts: object) -> str:
+    """Return a short hash of the parts."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def read_tensors(store: Store, key: str) -> dict[str, torch.Tensor] | None:
+    """Return the tensors under a cache key, or None when there are none or they are damaged."""
+    from safetensors.torch import load
+
+    try:
+        return load(store.read_bytes(key))
+    except (FileNotFoundError, ValueError, OSError, RuntimeError):
+        return None
+    except Exception as error:  # safetensors' own error class is not exported under one name
+        if type(error).__name__ == "SafetensorError":
+            return None
+        raise
+
+
+def write_tensors(store: Store, key: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Write tensors under a cache key."""
+    from safetensors.torch import save
+
+    store.write_bytes(key, save({name: value.contiguous().cpu() for name, value in tensors.items()}))
+
+
+def load_picture(store: Store, item: TrainExample) -> Image.Image:
+    """Return the item's crop, resized to its bucket with an area-true filter."""
+    picture = Image.open(io.BytesIO(store.read_bytes(item.key))).convert("RGB")
+    return picture.resize(
+        item.bucket, Image.Resampling.LANCZOS, box=item.crop or centred_crop(picture.size, item.bucket)
+    )
+
+
+def centred_crop(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the largest centred rectangle of a bucket's aspect inside a picture."""
+    (width, height), (bw, bh) = size, bucket
+    if width * bh > height * bw:
+        wide = max(1, round(height * bw / bh))
+        left = (width - wide) // 2
+        return left, 0, left + wide, height
+    high = max(1, round(width * bh / bw))
+    top = (height - high) // 2
+    return 0, top, width, top + high
+
+
+def picture_key(store: Store, item: TrainExample, fingerprint: str) -> str:
+    """Return the cache key of an item's latents."""
+    blob = item.key.startswith("blobs/")
+    content = item.key if blob else hashlib.sha256(store.read_bytes(item.key)).hexdigest()
+    return f"cache/latents/{fingerprint}/{digest(content, item.bucket, item.crop)}.safetensors"
+
+
+def cached_latents(
+    items: Sequence[TrainExample],
+    base: LoadedBase,
+    store: Store,
+    on_picture: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Latents], CacheCount]:
+    """Return the posterior of each item, from the store or encoded now and stored.
+
+    Args:
+        items: The pictures; items of one bucket are encoded together.
+        base: Whose VAE.
+        store: Where pictures and cache lie.
+        on_picture: Told (done, total) as items become available.
+    """
+    fingerprint = base.fingerprint("vae")
+    with ThreadPoolExecutor(_READERS) as readers:
+        keys = list(readers.map(lambda item: picture_key(store, item, fingerprint), items))
+        found = list(readers.map(lambda key: read_tensors(store, key), keys))
+    count = CacheCount(len(items), sum(entry is not None for entry in found))
+    latents = {i: Latents(e["mean"], e["std"]) for i, e in enumerate(found) if e is not None}
+    missing: dict[tuple[int, int], list[int]] = {}
+    for i, item in enumerate(items):
+        if i not in latents:
+            missing.setdefault(item.bucket, []).append(i)
+    on_picture(len(latents), len(items))
+    for (width, height), indices in missing.items():
+        rows = max(1, _PICTURE_PIXELS // (width * height) // 2)
+        for start in range(0, len(indices), rows):
+            chunk = indices[start : start + rows]
+            pixels = _stack([load_picture(store, items[i]) for i in chunk])
+            encoded = base.encode_images(pixels)
+            for i, mean, std in zip(chunk, encoded.mean.cpu(), encoded.std.cpu(), strict=True):
+                latents[i] = Latents(mean.clone(), std.clone())
+                write_tensors(store, keys[i], {"mean": mean, "std": std})
+            on_picture(len(latents), len(items))
+    return [latents[i] for i in range(len(items))], count
+
+
+def _stack(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    arrays = np.stack([np.asarray(picture) for picture in pictures])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def cached_text(
+    texts: Sequence[str], base: LoadedBase, store: Store
+) -> tuple[dict[str, Conditioning], CacheCount]:
+    """Return {text: conditioning of one row without the row dimension}, from the store or encoded now."""
+    fingerprint = base.fingerprint("text")
+    wanted = list(dict.fromkeys(texts))
+    keys = {text: f"cache/text/{fingerprint}/{digest(text)}.safetensors" for text in wanted}
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = dict(zip(wanted, readers.map(lambda t: read_tensors(store, keys[t]), wanted), strict=True))
+    done: dict[str, Conditioning] = {text: entry for text, entry in found.items() if entry is not None}
+    count = CacheCount(len(wanted), len(done))
+    missing = [text for text in wanted if text not in done]
+    for start in range(0, len(missing), _TEXT_ROWS):
+        chunk = missing[start : start + _TEXT_ROWS]
+        encoded = base.encode_text(chunk)
+        for row, text in enumerate(chunk):
+            done[text] = {name: value[row].clone().cpu() for name, value in encoded.items()}
+    with ThreadPoolExecutor(_READERS) as writers:
+        list(writers.map(lambda text: write_tensors(store, keys[text], done[text]), missing))
+    return done, count

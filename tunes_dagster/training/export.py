@@ -1,0 +1,196 @@
+"""A tune's files: safetensors in diffusers and in kohya layout, with the recipe in the header, and a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import tunes_dagster
+from tunes_dagster.recipe import recipe_hash
+from tunes_dagster.store import Store
+from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.training.jobs import TuneJob, TuneResult
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# modelspec's words per family: https://github.com/Stability-AI/ModelSpec
+_ARCHITECTURE = {"sdxl": "stable-diffusion-xl-v1-base/lora", "sd15": "stable-diffusion-v1/lora"}
+_KOHYA_BASE = {"sdxl": "sdxl_base_v1-0", "sd15": "sd_v1"}
+
+
+def write(
+    job: TuneJob,
+    base: LoadedBase,
+    store: Store,
+    adapter: Mapping[str, Tensor],
+    *,
+    steps: int,
+    curve: Sequence[tuple[int, float]],
+    checkpoints: Sequence[str],
+    stopped: bool = False,
+) -> TuneResult:
+    """Write a finished tune and return its result.
+
+    Args:
+        job: What was asked.
+        base: What it was trained on.
+        store: Where to.
+        adapter: In peft's format with alpha folded in, from `AdapterBank.state`.
+        steps: Steps trained.
+        curve: Loss curve.
+        checkpoints: Keys of the checkpoints.
+        stopped: Whether it was stopped early and kept.
+    """
+    recipe = job.full_recipe(base.entry.branch, base.fingerprint()) | {
+        "steps_done": steps,
+        "version": tunes_dagster.__version__,
+    }
+    name = recipe_hash(recipe)
+    stored = {key: value.to(_storage_dtype(base)).contiguous() for key, value in adapter.items()}
+    header = _header(job, base, recipe, name, steps)
+    weights_key = f"{job.out_prefix}/{job.tune_id}.safetensors"
+    kohya_key = f"{job.out_prefix}/{job.tune_id}.kohya.safetensors"
+    _save(store, weights_key, stored, {**header, "modelspec.implementation": "diffusers"})
+    _save(store, kohya_key, to_kohya(stored), {**header, "modelspec.implementation": "kohya-ss/sd-scripts"})
+    card_key = store.write_text(
+        f"{job.out_prefix}/README.md", _card(job, base, name, steps, curve, weights_key)
+    )
+    return TuneResult(
+        tune_id=job.tune_id,
+        weights_key=weights_key,
+        kohya_key=kohya_key,
+        card_key=card_key,
+        loss_curve=list(curve),
+        steps=steps,
+        seconds=0.0,
+        checkpoints=list(checkpoints),
+        recipe=recipe,
+        recipe_hash=name,
+        stopped=stopped,
+        figures={
+            "parameters": sum(value.numel() for value in stored.values()),
+            "layers": len(stored) // 2,
+            "bytes": store.size(weights_key),
+            "kohya_bytes": store.size(kohya_key),
+        },
+    )
+
+
+def _storage_dtype(base: LoadedBase) -> Any:
+    """Half precision where the base computes in it, so that a file renders what the training saw."""
+    import torch
+
+    return base.dtype if base.dtype in (torch.float16, torch.bfloat16) else torch.float32
+
+
+def _save(store: Store, key: str, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    store.write_bytes(key, save(dict(tensors), metadata=header))
+
+
+def to_kohya(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an adapter in kohya's layout, which ComfyUI and A1111 read.
+
+    The names come from diffusers; its alpha is an integer tensor, which kohya's own loader multiplies into
+    half precision weights, so it is made a float here. Alpha equals the rank, since alpha / rank is folded in.
+    """
+    import torch
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+
+    converted = convert_state_dict_to_kohya(dict(adapter))
+    return {
+        key: torch.tensor(float(value)) if key.endswith(".alpha") else value.contiguous()
+        for key, value in converted.items()
+    }
+
+
+def _header(job: TuneJob, base: LoadedBase, recipe: dict[str, Any], name: str, steps: int) -> dict[str, str]:
+    """Return the safetensors header: ours in full, and what other tools show of it."""
+    options = job.options
+    rank = options.rank or 16
+    prediction = {"v_prediction": "v"}.get(str(getattr(base, "prediction_type", "epsilon")), "epsilon")
+    resolution = options.resolution or base.entry.native_size
+    header = {
+        "format": "pt",
+        "tunes_dagster.recipe": json.dumps(recipe, sort_keys=True, ensure_ascii=False, default=str),
+        "tunes_dagster.recipe_hash": name,
+        "tunes_dagster.token": job.token,
+        "tunes_dagster.class_name": job.class_name,
+        "tunes_dagster.base": base.entry.branch,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": _ARCHITECTURE.get(base.entry.family, base.entry.family),
+        "modelspec.title": job.title or f"{job.token} {job.class_name}",
+        "modelspec.trigger_phrase": f"{job.token} {job.class_name}",
+        "modelspec.prediction_type": prediction,
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        # alpha / rank is folded into the weights
+        "ss_network_alpha": float(rank),
+        "ss_base_model_version": _KOHYA_BASE.get(base.entry.family, base.entry.family),
+        "ss_sd_model_name": base.entry.repo_id,
+        "ss_output_name": job.title or job.tune_id,
+        "ss_v2": False,
+        "ss_steps": steps,
+        "ss_seed": options.seed,
+        "ss_learning_rate": options.learning_rate,
+        "ss_lr_scheduler": options.lr_schedule,
+        "ss_optimizer": "torch.optim.AdamW",
+        "ss_num_train_images": len(job.items),
+        "ss_batch_size_per_device": options.batch_size,
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_min_snr_gamma": options.min_snr_gamma,
+        "ss_caption_dropout_rate": options.caption_dropout,
+        "ss_tag_frequency": json.dumps({"images": {f"{job.token} {job.class_name}": len(job.items)}}),
+    }
+    return {key: value if isinstance(value, str) else str(value) for key, value in header.items()}
+
+
+def _card(
+    job: TuneJob,
+    base: LoadedBase,
+    name: str,
+    steps: int,
+    curve: Sequence[tuple[int, float]],
+    weights_key: str,
+) -> str:
+    """Return the model card, in the form the Hugging Face hub reads."""
+    options, entry = job.options, base.entry
+    file = weights_key.rpartition("/")[2]
+    shown = {
+        "steps": steps, "rank": options.rank, "alpha": options.alpha or options.rank,
+        "learning rate": options.learning_rate, "schedule": options.lr_schedule,
+        "batch size": options.batch_size, "targets": options.targets, "prior weight": options.prior_weight,
+        "caption dropout": options.caption_dropout, "seed": options.seed,
+    }  # fmt: skip
+    table = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
+    last = f"{curve[-1][1]:.4f}" if curve else "not recorded"
+    return f"""---
+base_model: {entry.repo_id}
+license: {entry.licence}
+library_name: diffusers
+tags: [text-to-image, lora, diffusers, {entry.family}]
+instance_prompt: {job.token} {job.class_name}
+---
+
+# {job.title or f"{job.token} {job.class_name}"}
+
+A LoRA for `{entry.branch}` ({entry.repo_id}, licence {entry.licence}), trained on {len(job.items)} pictures.
+Write `{job.token} {job.class_name}` in a prompt to see the subject.
+
+```python
+pipeline.load_lora_weights(".", weight_name="{file}")
+pipeline("a photo of {job.token} {job.class_name} on the beach")
+```
+
+`{file}` is in diffusers layout; `{job.tune_id}.kohya.safetensors` holds the same numbers for ComfyUI and A1111.
+
+| | |
+| --- | --- |
+{table}
+
+Last mean loss {last}. Recipe `{name}`; the whole of it stands in the header of both files.
+"""

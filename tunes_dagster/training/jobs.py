@@ -1,0 +1,162 @@
+"""What goes into training and what comes out: plain data, no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunes_dagster.progress import Reporter, Silent
+from tunes_dagster.recipe import TrainingOptions, recipe_hash
+
+# Visits per picture at which subject tunes on SDXL are usually well trained without being overtrained, and the
+# bounds that keep one picture from being memorised and a hundred from taking all day.
+_VISITS_PER_PICTURE = 100
+_STEP_BOUNDS = (400, 2000)
+
+
+@dataclass(frozen=True)
+class TrainExample:
+    """One training picture.
+
+    Attributes:
+        key: Where the picture lies in the store; keys under `blobs/` are content hashes.
+        caption: What it shows, with token and class.
+        bucket: (width, height) it is trained at.
+        crop: (left, top, right, bottom) in the stored picture's pixels; None is the largest centred
+            rectangle of the bucket's aspect.
+    """
+
+    key: str
+    caption: str
+    bucket: tuple[int, int]
+    crop: tuple[int, int, int, int] | None = None
+
+
+@dataclass
+class TuneJob:
+    """One tune to train.
+
+    Attributes:
+        tune_id: Whose.
+        options: With the base's defaults filled in; `steps` may still be None.
+        items: The training pictures.
+        token: The rare word.
+        class_name: The class word.
+        out_prefix: Everything is written below this key (`tunes/<tune>/lora/<attempt>`).
+        report: Who watches.
+        prior_prompts: Prompts of prior preservation; None makes `options.prior_prompts` of them.
+        resume_from: Key of a checkpoint, or a prefix below which the newest one is taken.
+        recipe: What the caller knows about the tune (pictures, captions hash, versions); the rest is added.
+        title: For the model card.
+    """
+
+    tune_id: str
+    options: TrainingOptions
+    items: Sequence[TrainExample]
+    token: str
+    class_name: str
+    out_prefix: str
+    report: Reporter = field(default_factory=Silent)
+    prior_prompts: Sequence[str] | None = None
+    resume_from: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of this tune."""
+        return self.options.steps or automatic_steps(len(self.items), self.options.batch_size or 1)
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.options.checkpoint_every or max(1, math.ceil(self.total_steps / 8))
+
+    def full_recipe(self, base_branch: str, base_fingerprint: str) -> dict[str, Any]:
+        """Return everything that decides the weights; `recipe_hash` of it names the result."""
+        return {
+            **self.recipe,
+            "base": base_branch,
+            "base_fingerprint": base_fingerprint,
+            "class_name": self.class_name,
+            "token": self.token,
+            "training": {**self.options.model_dump(), "steps": self.total_steps},
+            "pictures": [
+                {"key": i.key, "caption": i.caption, "bucket": list(i.bucket), "crop": i.crop}
+                for i in self.items
+            ],
+            "prior_prompts": None if self.prior_prompts is None else list(self.prior_prompts),
+        }
+
+    def data_hash(self, base_fingerprint: str) -> str:
+        """Return what a checkpoint must agree on to be resumed: everything but where and how long.
+
+        More steps than at first may be asked for only with a constant learning rate; any other schedule
+        depends on the number of steps.
+        """
+        recipe = self.full_recipe("", base_fingerprint)
+        training = dict(recipe["training"])
+        training.pop("checkpoint_every"), training.pop("gradient_checkpointing")
+        if self.options.lr_schedule == "constant":
+            training.pop("steps")
+        keep = ("base_fingerprint", "class_name", "token", "pictures", "prior_prompts")
+        return recipe_hash({"training": training, **{name: recipe[name] for name in keep}})
+
+
+@dataclass
+class TuneResult:
+    """A trained tune.
+
+    Attributes:
+        tune_id: Whose.
+        weights_key: Safetensors in diffusers layout.
+        kohya_key: The same in kohya layout.
+        card_key: Model card.
+        loss_curve: (step, mean loss since the point before).
+        steps: Steps trained; fewer than asked for when it was stopped and kept.
+        seconds: Of training in this attempt, encoding included.
+        checkpoints: Keys, oldest first; `checkpoints.load_weights` reads their adapters.
+        recipe: Everything that decided the weights.
+        recipe_hash: Its hash, as in the files' headers.
+        stopped: Whether somebody stopped it early and kept the state.
+        figures: Small facts: cache hits, parameters, file sizes.
+        samples_key: Contact sheet over the checkpoints, when one was asked for.
+    """
+
+    tune_id: str
+    weights_key: str
+    kohya_key: str
+    card_key: str
+    loss_curve: list[tuple[int, float]]
+    steps: int
+    seconds: float
+    checkpoints: list[str]
+    recipe: dict[str, Any]
+    recipe_hash: str
+    stopped: bool = False
+    figures: dict[str, Any] = field(default_factory=dict)
+    samples_key: str | None = None
+
+
+def automatic_steps(pictures: int, batch_size: int) -> int:
+    """Return the steps of a tune that names none: 100 visits of each picture, within 400 to 2000 steps.
+
+    The count is rounded to 50 so that checkpoints fall on round numbers.
+    """
+    steps = round(pictures * _VISITS_PER_PICTURE / batch_size / 50) * 50
+    return max(_STEP_BOUNDS[0], min(_STEP_BOUNDS[1], steps))
+
+
+def learning_rate(options: TrainingOptions, step: int, total: int) -> float:
+    """Return the learning rate of step 0, 1, … of `total`: linear warm-up, then the schedule down to 0."""
+    peak, warmup = options.learning_rate or 1e-4, min(options.warmup_steps or 0, total)
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, total - warmup)
+    if options.lr_schedule == "linear":
+        return peak * (1 - done)
+    if options.lr_schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * done))
+    return peak

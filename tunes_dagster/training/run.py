@@ -1,0 +1,257 @@
+"""One tune inside the loop: its data, its place in the bank, its progress; and how it is prepared and resumed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.progress import Phase
+from tunes_dagster.store import Store
+from tunes_dagster.training import cache, checkpoints, order, prior
+from tunes_dagster.training.adapters import AdapterBank
+from tunes_dagster.training.families.base import Conditioning, LoadedBase
+from tunes_dagster.training.jobs import TuneJob
+from tunes_dagster.training.optimizer import SlotOptimizer
+
+
+class TextTable:
+    """The conditioning of every text of the cohort on the device; rows of a batch are picked by number."""
+
+    def __init__(self, base: LoadedBase) -> None:
+        self._base = base
+        self._numbers: dict[str, int] = {}
+        self._tensors: Conditioning = {}
+
+    def add(self, entries: dict[str, Conditioning]) -> None:
+        """Add texts that are not in the table yet."""
+        fresh = {text: entry for text, entry in entries.items() if text not in self._numbers}
+        if not fresh:
+            return
+        for text in fresh:
+            self._numbers[text] = len(self._numbers)
+        for name in next(iter(fresh.values())):
+            rows = torch.stack([entry[name] for entry in fresh.values()]).to(
+                self._base.device, self._base.dtype
+            )
+            old = self._tensors.get(name)
+            self._tensors[name] = rows if old is None else torch.cat([old, rows])
+
+    def numbers(self, texts: Sequence[str]) -> Tensor:
+        """Return the numbers of texts, on the CPU."""
+        return torch.tensor([self._numbers[text] for text in texts], dtype=torch.long)
+
+    def rows(self, numbers: Tensor) -> Conditioning:
+        """Return the conditioning of numbered texts (on the device)."""
+        return {name: value.index_select(0, numbers) for name, value in self._tensors.items()}
+
+
+@dataclass
+class PreparedTune:
+    """A tune's data, encoded: all that the loop needs and nothing that depends on the cohort.
+
+    Attributes:
+        job: What was asked.
+        means: Posterior means by bucket, [pictures in it, c, h, w].
+        stds: Posterior standard deviations alike.
+        position: Of each picture: (bucket, row in it).
+        prior_set: Rows of prior preservation, or None.
+        texts: Conditioning of every text in use, the empty one included.
+        data_hash: See `TuneJob.data_hash`.
+        figures: Cache hits, for the result.
+        started: When its preparation began, in monotonic seconds.
+    """
+
+    job: TuneJob
+    means: dict[tuple[int, int], Tensor]
+    stds: dict[tuple[int, int], Tensor]
+    position: list[tuple[tuple[int, int], int]]
+    prior_set: prior.PriorSet | None
+    texts: dict[str, Conditioning]
+    data_hash: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    started: float = 0.0
+
+
+def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
+    """Encode a tune's pictures and texts and get its prior set; all of it cached in the store.
+
+    Raises:
+        Failure: `TOO_FEW_PICTURES` when there is none.
+    """
+    if not job.items:
+        raise Failure(
+            FailureCode.TOO_FEW_PICTURES, "There is no picture to train on.", "Hand in at least one picture."
+        )
+    started, report = time.monotonic(), job.report
+    report.phase(Phase.ENCODING, f"Encoding {len(job.items)} pictures and their captions")
+
+    def on_row(done: int, total: int) -> None:
+        report.step(done, total)
+        report.check_cancelled()
+
+    latents, pictures = cache.cached_latents(job.items, base, store, on_row)
+    means, stds, position = _by_bucket(job, latents)
+    options = job.options
+    wants_prior = bool(options.prior_weight) and bool(options.prior_prompts)
+    widest = Counter(item.bucket for item in job.items).most_common(1)[0][0]
+    prompts = _prior_prompts(job) if wants_prior else []
+    captions = [item.caption for item in job.items]
+    own = [c for c, item in zip(captions, job.items, strict=True) if item.bucket == widest]
+    own = prior.own_texts(own, job.token, job.class_name, options.seed) if wants_prior else []
+    texts, text_count = cache.cached_text([*captions, "", *prompts, *own], base, store)
+    prior_set, hit = None, False
+    if wants_prior:
+        report.phase(Phase.ENCODING, "Asking the untuned base about the class")
+        prior_set, hit = prior.class_set(base, store, prompts, *widest, on_row)
+        prior_set = prior_set.joined(prior.own_set(base, means[widest], own, texts, options.seed))
+    figures = {
+        "pictures_cached": f"{pictures.hits}/{pictures.asked}",
+        "texts_cached": f"{text_count.hits}/{text_count.asked}",
+        "prior_cached": hit,
+    }
+    report.note(
+        f"Latents: {pictures}. Text embeddings: {text_count}. "
+        + (f"Prior predictions: {'from the cache' if hit else 'computed'}." if wants_prior else "No prior.")
+    )
+    return PreparedTune(
+        job, means, stds, position, prior_set, texts, job.data_hash(base.fingerprint()), figures, started
+    )
+
+
+def _prior_prompts(job: TuneJob) -> list[str]:
+    if job.prior_prompts is not None:
+        return list(job.prior_prompts)
+    return prior.class_prompts(job.class_name, job.options.prior_prompts or 0)
+
+
+def _by_bucket(job: TuneJob, latents: Sequence[Any]) -> tuple[dict, dict, list]:
+    members: dict[tuple[int, int], list[int]] = {}
+    position = []
+    for i, item in enumerate(job.items):
+        rows = members.setdefault(item.bucket, [])
+        position.append((item.bucket, len(rows)))
+        rows.append(i)
+    means = {bucket: torch.stack([latents[i].mean for i in rows]) for bucket, rows in members.items()}
+    stds = {bucket: torch.stack([latents[i].std for i in rows]) for bucket, rows in members.items()}
+    return means, stds, position
+
+
+@dataclass
+class StepRows:
+    """A tune's rows of one step, on the CPU: pictures first, then prior rows of the same shape or another.
+
+    Attributes:
+        bucket: Of the pictures.
+        clean: Sampled latents of the pictures.
+        noise: Their noise.
+        timesteps: Their timesteps.
+        texts: Their text numbers.
+        prior: Positions in the prior set.
+    """
+
+    bucket: tuple[int, int]
+    clean: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    texts: Tensor
+    prior: Tensor
+
+
+class TuneRun:
+    """A prepared tune in a slot of the bank, step by step."""
+
+    def __init__(self, prepared: PreparedTune, slot: int, base: LoadedBase, table: TextTable) -> None:
+        self.prepared, self.slot, self.job = prepared, slot, prepared.job
+        self.options, self.total = self.job.options, self.job.total_steps
+        self.base, self.step = base, 0
+        self.batch_size = self.options.batch_size or 1
+        self.order = order.BucketOrder(
+            [item.bucket for item in self.job.items], self.batch_size, self.options.seed
+        )
+        table.add(prepared.texts)
+        self.captions = table.numbers([item.caption for item in self.job.items])
+        self.empty = int(table.numbers([""])[0])
+        self.prior_set = prepared.prior_set
+        self.prior_texts = table.numbers(self.prior_set.texts) if self.prior_set else None
+        self.prior_rows = 0
+        if self.prior_set:
+            self.prior_rows = self.options.prior_batch_size or self.batch_size
+        self.curve: list[tuple[int, float]] = []
+        self.saved: list[str] = []
+        self.report_every = max(1, self.total // 100)
+
+    @property
+    def prior_bucket(self) -> tuple[int, int]:
+        """Bucket of the prior rows: the one that most of the pictures have."""
+        assert self.prior_set is not None
+        height, width = self.prior_set.noisy.shape[2:]
+        return width * self.base.pixels_per_latent, height * self.base.pixels_per_latent
+
+    def rows(self) -> StepRows:
+        """Return the rows of the current step."""
+        indices = self.order.batch(self.step)
+        bucket = self.prepared.position[indices[0]][0]
+        inside = torch.tensor([self.prepared.position[i][1] for i in indices])
+        mean, std = self.prepared.means[bucket][inside], self.prepared.stds[bucket][inside]
+        draws = order.draw(
+            self.options.seed, self.step, len(indices), mean.shape[1:], self.options.caption_dropout,
+            self.prior_rows, len(self.prior_set) if self.prior_set else 0,
+        )  # fmt: skip
+        texts = self.captions[torch.tensor(indices)]
+        return StepRows(
+            bucket,
+            clean=mean + std * draws.posterior.to(mean.dtype),
+            noise=draws.noise.to(mean.dtype),
+            timesteps=self.base.draw_timesteps(draws.uniform),
+            texts=torch.where(draws.dropped, self.empty, texts),
+            prior=draws.prior,
+        )
+
+    def enter(self, bank: AdapterBank, optimizer: SlotOptimizer, store: Store) -> None:
+        """Take the slot: from a checkpoint when there is one of this recipe, else with fresh weights."""
+        rank = self.options.rank or 16
+        names = self.base.adapter_targets(self.options.targets or "attention")
+        source = order.generator(self.options.seed, order.INITIAL)
+        bank.initialise(self.slot, rank, self.options.alpha or rank, names, source)
+        optimizer.start(self.slot, self.options)
+        if self.job.resume_from is None:
+            return
+        key = checkpoints.find_newest(store, self.job.resume_from, self.prepared.data_hash)
+        if key is None:
+            self.job.report.note(
+                "No checkpoint of this recipe was found; training starts from the beginning."
+            )
+            return
+        info, state = checkpoints.load(store, key)
+        optimizer.load_state(self.slot, state, info.step)
+        self.step, self.curve, self.saved = info.step, info.curve, [*info.earlier, key]
+        self.job.report.note(f"Resumed at step {info.step} of {self.total} from {key}.")
+
+    def adapter(self, bank: AdapterBank, optimizer: SlotOptimizer) -> dict[str, Tensor]:
+        """Return what would be exported now: the average if there is one, else the values."""
+        return bank.state(self.slot, f"{self.base.denoiser_name}.", row=optimizer.averages.get(self.slot))
+
+    def save(self, bank: AdapterBank, optimizer: SlotOptimizer, store: Store) -> str:
+        """Write a checkpoint of the current step, unless it is there already, and return its key."""
+        key = checkpoints.checkpoint_key(self.job.out_prefix, self.step)
+        if self.saved and self.saved[-1].endswith(key.rpartition("/")[2]):
+            return self.saved[-1]
+        info = checkpoints.CheckpointInfo(
+            step=self.step,
+            data_hash=self.prepared.data_hash,
+            scale=float(bank.scales[self.slot]),
+            rank=bank.slot_ranks[self.slot],
+            layers=bank.slot_layers[self.slot],
+            curve=self.curve,
+            earlier=self.saved,
+        )
+        checkpoints.save(store, key, info, self.adapter(bank, optimizer), optimizer.state(self.slot))
+        self.saved = [*self.saved, key]
+        return key
