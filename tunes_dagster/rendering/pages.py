@@ -28,7 +28,6 @@ p { margin:.4rem 0; max-width:75ch; }
 figure { margin:0; background:var(--card); border:1px solid var(--line); border-radius:10px; overflow:hidden; }
 figure a { display:block; }
 figure img { display:block; width:100%; height:auto; }
-figure.small img { image-rendering:auto; }
 figcaption { padding:.65rem .8rem .75rem; font-size:.875rem; line-height:1.4; overflow-wrap:anywhere; }
 figcaption .soft { display:block; margin-top:.2rem; font-size:.8rem; }
 .wide { max-width:100%; height:auto; border:1px solid var(--line); border-radius:10px; display:block; }

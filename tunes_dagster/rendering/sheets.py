@@ -387,7 +387,7 @@ def thumbnail_data_uri(image: Image.Image, max_side: int = 320, max_bytes: int =
 
 
 def picture_markdown(
-    image: Image.Image, alt: str = "", max_side: int = 480, max_bytes: int = 16384, link: str = ""
+    image: Image.Image, alt: str = "", max_side: int = 640, max_bytes: int = 16384, link: str = ""
 ) -> str:
     """Return markdown that shows a thumbnail, for Dagster's metadata.
 
