@@ -91,7 +91,7 @@ class OutcomeQueries(WorkQueries):
                 batch_ended(session, subject, "done", now, left, notify=told)
             else:
                 self._tune_moves_on(session, work, subject, continue_, told, now)
-            self._cohort_done(session, work, now)
+            self._cohort_done(session, work.cohort_id, now)
             return work
 
     def _tune_moves_on(
@@ -116,15 +116,14 @@ class OutcomeQueries(WorkQueries):
             if not was_ready:
                 show(tune, "queued", f"Waiting for {following}.")
 
-    def _cohort_done(self, session: Session, work: Work, now: datetime) -> None:
-        if work.cohort_id is None:
+    def _cohort_done(self, session: Session, cohort_id: str | None, now: datetime) -> None:
+        """Close a cohort whose last member has ended or left."""
+        if cohort_id is None:
             return
         session.flush()
-        busy = exists().where(Work.cohort_id == work.cohort_id, Work.state.in_(OPEN_WORK))
+        busy = exists().where(Work.cohort_id == cohort_id, Work.state.in_(OPEN_WORK))
         session.execute(
-            update(Cohort)
-            .where(Cohort.id == work.cohort_id, ~busy, Cohort.done_at.is_(None))
-            .values(done_at=now)
+            update(Cohort).where(Cohort.id == cohort_id, ~busy, Cohort.done_at.is_(None)).values(done_at=now)
         )
 
     def fail(self, work_id: str, run_id: str, error: BaseException, *, notify: bool | None = None) -> Work:
@@ -202,8 +201,10 @@ class OutcomeQueries(WorkQueries):
         else:
             close_work(work, "cancelled" if cancelled else "failed", now, failure)
             self._subject_ended(session, subject, failure, cancelled, notify, now)
-        self._cohort_done(session, work, now)
-        work.cohort_id = work.cohort_id if work.state != "queued" else None
+        cohort_id = work.cohort_id
+        if work.state == "queued":
+            work.cohort_id = None
+        self._cohort_done(session, cohort_id, now)
 
     def _subject_ended(
         self,
@@ -272,7 +273,7 @@ class OutcomeQueries(WorkQueries):
             return
         if work is not None:
             close_work(work, "cancelled", now)
-            self._cohort_done(session, work, now)
+            self._cohort_done(session, work.cohort_id, now)
         tune_cancelled(session, tune, now, notify=True)
 
     def delete_tune(self, tune_id: str) -> Tune:

@@ -1,0 +1,268 @@
+"""One owner of attempts: races, late writers, crashes, retries, what a person does in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.support.registry import Clock, add_tune, make_ready, run_stage
+from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.registry import Registry, Work
+
+
+def submitted(registry: Registry, kind: str = "prepare") -> Work:
+    (queued,) = registry.queued_work(kind)
+    (work,) = registry.submit([queued.id])
+    return work
+
+
+def refused(call: Callable[[], Any], code: FailureCode = FailureCode.CONFLICT) -> Failure:
+    with pytest.raises(Failure) as error:
+        call()
+    assert error.value.code == code
+    return error.value
+
+
+def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
+    """Run calls from threads that start together; exceptions are results."""
+    barrier = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], Any]) -> Any:
+        barrier.wait()
+        try:
+            return call()
+        except Failure as failure:
+            return failure
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, calls))
+
+
+def test_two_ticks_win_each_row_once(registry: Registry) -> None:
+    for _ in range(6):
+        add_tune(registry)
+    ids = [work.id for work in registry.queued_work("prepare")]
+    won = at_once([lambda: registry.submit(ids)] * 4)
+    assert sorted(work.id for group in won for work in group) == sorted(ids)
+
+
+def test_two_claimers_one_owner(registry: Registry) -> None:
+    tune = add_tune(registry)
+    answers = at_once([lambda i=i: registry.claim("prepare", tune.id, f"run-{i}") for i in range(4)])
+    (owner,) = [answer for answer in answers if isinstance(answer, Work)]
+    losers = [answer for answer in answers if isinstance(answer, Failure)]
+    assert len(losers) == 3
+    assert all(f"run {owner.run_id}" in loser.message.replace("by run", "run") for loser in losers)
+    assert (owner.attempt, owner.tries) == (1, 1)
+
+
+def test_two_claimers_of_work_that_is_not_open_yet(registry: Registry) -> None:
+    tune = add_tune(registry, status="awaiting_images")
+    answers = at_once([lambda i=i: registry.claim("prepare", tune.id, f"run-{i}") for i in range(4)])
+    (owner,) = [answer for answer in answers if isinstance(answer, Work)]
+    assert owner.origin == "ui" and len(registry.work_of(tune.id)) == 1
+
+
+def test_later_assets_of_the_same_run_get_the_same_row(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = submitted(registry)
+    first = registry.claim("prepare", tune.id, "run", run_key=work.run_key)
+    again = registry.claim("prepare", tune.id, "run", run_key=work.run_key)
+    assert (again.id, again.attempt, again.tries) == (first.id, 1, 1)
+
+
+def test_a_late_writer_is_refused(registry: Registry, clock: Clock) -> None:
+    tune = add_tune(registry)
+    work = submitted(registry)
+    registry.claim("prepare", tune.id, "old", run_key=work.run_key)
+    registry.requeue_lost(work.id, "The machine went away.")
+    clock.forward(10)
+    newer = submitted(registry)
+    registry.claim("prepare", tune.id, "new", run_key=newer.run_key)
+    late: list[Callable[[], Any]] = [
+        lambda: registry.heartbeat(work.id, "old"),
+        lambda: registry.progress(work.id, "old", phase="fetching", step=9),
+        lambda: registry.finish(work.id, "old", result={"stale": True}),
+        lambda: registry.fail(work.id, "old", RuntimeError("stale")),
+        lambda: registry.set_recipe(work.id, "old", {}),
+        lambda: registry.claim("prepare", tune.id, "old", run_key=work.run_key),
+    ]
+    for call in late:
+        assert "new" in refused(call).message
+    assert registry.get_tune(tune.id).step == 0 and registry.get_tune(tune.id).result == {}
+    assert registry.requeue_lost(work.id, "stale", run_id="old") is None
+    registry.finish(work.id, "new")
+    assert registry.get_tune(tune.id).status == "prepared"
+
+
+def test_a_launch_whose_row_was_requeued_is_refused(registry: Registry, clock: Clock) -> None:
+    """Dagster may create the run of a broken tick a day later."""
+    tune = add_tune(registry)
+    old = submitted(registry)
+    registry.requeue_lost(old.id, "No run came of it.")
+    refused(lambda: registry.claim("prepare", tune.id, "late", run_key=old.run_key))
+    clock.forward(10)
+    new = submitted(registry)
+    assert (new.run_key, new.tries) == (f"{old.id}:2", 0)
+    refused(lambda: registry.claim("prepare", tune.id, "late", run_key=old.run_key))
+    assert registry.claim("prepare", tune.id, "in-time", run_key=new.run_key).tries == 1
+
+
+def test_a_person_takes_a_submitted_row_over(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = submitted(registry)
+    taken = registry.claim("prepare", tune.id, "ui-run")
+    assert taken.attempt == 2 and taken.run_key is None and taken.origin == "cli"
+    refused(lambda: registry.claim("prepare", tune.id, "sensor-run", run_key=work.run_key))
+    registry.finish(taken.id, "ui-run")
+    assert len(registry.queued_work("train")) == 1
+
+
+def test_retries_with_backoff_then_fails(registry: Registry, clock: Clock) -> None:
+    tune = add_tune(registry)
+    gone = Failure(FailureCode.SOURCE_UNREACHABLE, "The host is away.", "Wait.")
+    waits = []
+    for attempt in (1, 2, 3):
+        work = registry.claim("prepare", tune.id, f"run-{attempt}")
+        assert work.attempt == attempt
+        after = registry.fail(work.id, f"run-{attempt}", gone)
+        if attempt < 3:
+            waits.append((after.available_at - clock()).total_seconds())
+            assert after.state == "queued" and registry.queued_work("prepare") == []
+            row = registry.get_tune(tune.id)
+            assert row.status == "queued" and "Trying again" in row.message
+            clock.forward(waits[-1])
+            assert len(registry.queued_work("prepare")) == 1
+    assert waits == [5.0, 30.0]
+    failed = registry.get_tune(tune.id)
+    assert (failed.status, failed.failure_code) == ("failed", "source_unreachable")
+    assert [c.event for c in registry.list_callbacks()] == ["tune.failed"]
+    assert registry.list_callbacks()[0].body["data"]["failure"]["remedy"] == "Wait."
+
+
+def test_what_is_the_callers_doing_is_not_retried(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = registry.claim("prepare", tune.id, "run")
+    registry.fail(work.id, "run", Failure(FailureCode.ARCHIVE_REFUSED, "A zip bomb.", "Send pictures."))
+    assert registry.get_tune(tune.id).status == "failed"
+    assert registry.get_work(work.id).state == "failed"
+
+
+def test_a_person_revives_a_failed_tune(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = registry.claim("prepare", tune.id, "run")
+    registry.fail(work.id, "run", Failure(FailureCode.TOO_FEW_PICTURES, "One.", "More."))
+    again = registry.claim("prepare", tune.id, "ui-run", origin="ui")
+    assert again.id == work.id and again.attempt == 2 and again.origin == "ui"
+    row = registry.get_tune(tune.id)
+    assert row.status == "preparing" and row.failure_code is None
+    registry.finish(work.id, "ui-run")
+    run_stage(registry, "train", tune.id)
+    run_stage(registry, "finish", tune.id)
+    assert registry.get_tune(tune.id).status == "ready"
+    assert [c.event for c in registry.list_callbacks()] == ["tune.failed"], "a person's attempt tells nobody"
+
+
+def test_an_exception_is_an_internal_failure(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = registry.claim("prepare", tune.id, "run")
+    after = registry.fail(work.id, "run", ZeroDivisionError("1/0"))
+    assert (after.state, after.failure_code) == ("queued", "internal")
+    assert "ZeroDivisionError" in (after.failure_message or "")
+
+
+def test_cancel_while_queued_is_at_once(registry: Registry) -> None:
+    tune = add_tune(registry)
+    assert registry.request_cancel(tune.id).status == "cancelled"
+    assert registry.queued_work("prepare") == []
+    assert [c.event for c in registry.list_callbacks()] == ["tune.cancelled"]
+    assert registry.request_cancel(tune.id).status == "cancelled", "asking twice is fine"
+
+
+def test_cancel_while_submitted_stops_the_run_at_its_claim(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = submitted(registry)
+    registry.request_cancel(tune.id)
+    with pytest.raises(Cancelled):
+        registry.claim("prepare", tune.id, "run", run_key=work.run_key)
+
+
+def test_cancel_while_running_goes_through_the_flag(registry: Registry) -> None:
+    tune = add_tune(registry)
+    run_stage(registry, "prepare", tune.id)
+    work = registry.claim("train", tune.id, "run")
+    assert registry.heartbeat(work.id, "run") == ""
+    assert registry.request_cancel(tune.id).status == "training"
+    assert registry.heartbeat(work.id, "run") == "cancel"
+    assert registry.progress(work.id, "run", phase="training", step=3, total=9) == "cancel"
+    registry.fail(work.id, "run", Cancelled())
+    assert registry.get_tune(tune.id).status == "cancelled"
+    assert registry.get_work(work.id).state == "cancelled"
+    refused(lambda: registry.heartbeat(work.id, "run"))
+
+
+def test_a_run_that_ends_well_after_cancel_is_cancelled_all_the_same(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = registry.claim("prepare", tune.id, "run")
+    registry.request_cancel(tune.id)
+    assert registry.finish(work.id, "run").state == "cancelled"
+    assert registry.get_tune(tune.id).status == "cancelled" and registry.queued_work("train") == []
+
+
+def test_a_lost_run_of_a_cancelled_tune_is_not_tried_again(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = registry.claim("prepare", tune.id, "run")
+    registry.request_cancel(tune.id)
+    after = registry.requeue_lost(work.id, "The run ended.")
+    assert after is not None and after.state == "cancelled"
+    assert registry.get_tune(tune.id).status == "cancelled"
+
+
+def test_stop_and_keep_ends_ready_with_what_was_learned(registry: Registry) -> None:
+    tune = add_tune(registry)
+    run_stage(registry, "prepare", tune.id)
+    work = registry.claim("train", tune.id, "run")
+    registry.request_cancel(tune.id, keep=True)
+    assert registry.heartbeat(work.id, "run") == "keep"
+    registry.finish(work.id, "run", result={"steps": 120})
+    finish = registry.claim("finish", tune.id, "run-2")
+    assert registry.heartbeat(finish.id, "run-2") == "", "the flag is for training only"
+    registry.finish(finish.id, "run-2")
+    done = registry.get_tune(tune.id)
+    assert (done.status, done.cancel, done.result["steps"]) == ("ready", "keep", 120)
+
+
+def test_keep_before_training_has_nothing_to_keep(registry: Registry) -> None:
+    tune = add_tune(registry)
+    run_stage(registry, "prepare", tune.id)
+    assert registry.request_cancel(tune.id, keep=True).status == "cancelled"
+
+
+def test_keep_between_attempts_lets_the_next_one_export_the_checkpoint(registry: Registry) -> None:
+    tune = add_tune(registry)
+    run_stage(registry, "prepare", tune.id)
+    work = registry.claim("train", tune.id, "run")
+    registry.requeue_lost(work.id, "The run ended.")
+    assert registry.request_cancel(tune.id, keep=True).status == "prepared"
+    registry.claim("train", tune.id, "run-2")
+    assert registry.heartbeat(work.id, "run-2") == "keep"
+
+
+def test_nothing_is_left_to_cancel_on_a_ready_tune(registry: Registry) -> None:
+    tune = make_ready(registry, add_tune(registry))
+    refused(lambda: registry.request_cancel(tune.id))
+
+
+def test_delete_stops_what_runs_and_stays_deleted(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = registry.claim("prepare", tune.id, "run")
+    registry.delete_tune(tune.id)
+    assert registry.heartbeat(work.id, "run") == "cancel"
+    registry.fail(work.id, "run", Cancelled())
+    assert registry.get_tune(tune.id).status == "deleted"
+    refused(lambda: registry.claim("prepare", tune.id, "other"), FailureCode.UNKNOWN_TUNE)
+    assert registry.list_callbacks() == []

@@ -1,0 +1,164 @@
+"""What the sensors launch, and what they give up."""
+
+from __future__ import annotations
+
+from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
+from tunes_dagster import decide
+from tunes_dagster.registry import Registry
+from tunes_dagster.settings import Settings
+
+SETTINGS = Settings(cohort_wait_seconds=2, max_cohort=3, batch_wait_seconds=2, max_batch_prompts=8)
+
+
+def prepared(registry: Registry, **changes: object) -> str:
+    tune = add_tune(registry, **changes)
+    run_stage(registry, "prepare", tune.id)
+    return tune.id
+
+
+def test_prepare_launches_the_longest_waiting_first(registry: Registry, clock: Clock) -> None:
+    tunes = []
+    for _ in range(3):
+        tunes.append(add_tune(registry))
+        clock.forward(1)
+    launches = decide.prepare_launches(registry, limit=2)
+    assert [launch.partition for launch in launches] == [tunes[0].id, tunes[1].id]
+    first = launches[0]
+    assert first.run_key == f"{first.work_id}:1" and first.tags["tunes/tune"] == tunes[0].id
+    assert [launch.partition for launch in decide.prepare_launches(registry)] == [tunes[2].id]
+    assert decide.prepare_launches(registry) == []
+
+
+def test_cohorts_by_base_full_or_after_a_wait(registry: Registry, clock: Clock) -> None:
+    tiny = [prepared(registry) for _ in range(4)]
+    other = prepared(registry, branch="sdxl1")
+    (full,) = decide.cohort_launches(registry, SETTINGS)
+    assert full.run_key == full.cohort_id and full.tags["tunes/tunes"] == "3"
+    clock.forward(2)
+    rest = decide.cohort_launches(registry, SETTINGS)
+    assert {launch.tags["tunes/base"] for launch in rest} == {"tiny-sdxl", "sdxl1"}
+    assert {launch.tags["tunes/tune"] for launch in rest} == {tiny[3], other}
+    members = registry.claim_cohort(full.cohort_id or "", "run")
+    assert {work.subject_id for work in members} == set(tiny[:3])
+    assert len(registry.claim_cohort(full.cohort_id or "", "run")) == 3, "claiming again is fine"
+    assert registry.claim_cohort(full.cohort_id or "", "other-run") == []
+
+
+def test_members_leave_a_cohort_before_and_while_it_runs(registry: Registry, clock: Clock) -> None:
+    tunes = [prepared(registry) for _ in range(3)]
+    (launch,) = decide.cohort_launches(registry, SETTINGS)
+    cohort = launch.cohort_id or ""
+    registry.request_cancel(tunes[0])
+    members = registry.claim_cohort(cohort, "run")
+    assert {work.subject_id for work in members} == set(tunes[1:])
+    first, second = members
+    registry.finish(first.id, "run")
+    found = registry.get_cohort(cohort)
+    assert found is not None and found.done_at is None
+    registry.fail(second.id, "run", RuntimeError("nan"))
+    found = registry.get_cohort(cohort)
+    assert found is not None and found.done_at is not None
+    clock.forward(10)
+    (again,) = decide.cohort_launches(registry, SETTINGS)
+    assert again.cohort_id != cohort
+    (member,) = registry.claim_cohort(again.cohort_id or "", "run-2")
+    assert member.subject_id == second.subject_id and member.attempt == 2
+
+
+def test_finish_and_render_launches(registry: Registry, clock: Clock) -> None:
+    tune = add_tune(registry, prompts=[prompt_request(), prompt_request()])
+    run_stage(registry, "prepare", tune.id)
+    run_stage(registry, "train", tune.id)
+    (finish,) = decide.finish_launches(registry)
+    work = registry.claim("finish", tune.id, "run", run_key=finish.run_key)
+    registry.finish(work.id, "run")
+    assert decide.render_launches(registry, SETTINGS) == []
+    clock.forward(2)
+    (render,) = decide.render_launches(registry, SETTINGS)
+    assert render.partition == render.tags["tunes/batch"]
+    assert len(registry.list_prompts(batch_id=render.partition)) == 2
+
+
+def stuck(registry: Registry, clock: Clock, answer: bool | None) -> list[decide.Stuck]:
+    return decide.find_stuck(registry, clock(), lambda _name: answer, lost_after_seconds=60)
+
+
+def test_a_tick_that_died_after_submitting(registry: Registry, clock: Clock) -> None:
+    tune = add_tune(registry)
+    decide.prepare_launches(registry)
+    clock.forward(60)
+    assert stuck(registry, clock, None) == [], "the tick may still be at it"
+    clock.forward(61)
+    assert stuck(registry, clock, True) == [], "its run waits in Dagster's queue"
+    (one,) = stuck(registry, clock, None)
+    assert one.requeued and "No run came" in one.reason
+    clock.forward(10)
+    (launch,) = decide.prepare_launches(registry)
+    assert launch.run_key.endswith(":2") and launch.partition == tune.id
+
+
+def test_a_run_that_died_before_it_claimed(registry: Registry, clock: Clock) -> None:
+    add_tune(registry)
+    (launch,) = decide.prepare_launches(registry)
+    asked = []
+    decide.find_stuck(registry, clock(), lambda name: asked.append(name) or False)
+    assert asked == [launch.run_key]
+    (work,) = registry.work_of(launch.partition or "")
+    assert work.state == "queued" and work.tries == 0
+
+
+def test_a_killed_run_is_noticed_at_once_and_a_silent_one_in_time(registry: Registry, clock: Clock) -> None:
+    tune = add_tune(registry)
+    registry.claim("prepare", tune.id, "run")
+    assert stuck(registry, clock, True) == []
+    (one,) = stuck(registry, clock, False)
+    assert one.requeued and "ended" in one.reason
+    work = registry.claim("prepare", tune.id, "run-2")
+    clock.forward(50)
+    registry.heartbeat(work.id, "run-2")
+    clock.forward(50)
+    assert stuck(registry, clock, None) == []
+    clock.forward(11)
+    (one,) = stuck(registry, clock, True)
+    assert "silent for 1 min 1 s" in one.reason
+    assert [row.id for row in registry.stuck_work(clock(), 60)] == []
+
+
+def test_work_that_keeps_dying_fails_with_the_reason(registry: Registry, clock: Clock) -> None:
+    tune = add_tune(registry)
+    for attempt in range(3):
+        registry.claim("prepare", tune.id, f"run-{attempt}")
+        (one,) = stuck(registry, clock, False)
+        clock.forward(300)
+    assert not one.requeued
+    row = registry.get_tune(tune.id)
+    assert (row.status, row.failure_code) == ("failed", "run_lost") and "run-2" in (row.failure_message or "")
+
+
+def test_launches_that_never_come_to_anything_fail_in_the_end(registry: Registry, clock: Clock) -> None:
+    tune = add_tune(registry)
+    rounds = 0
+    while registry.get_tune(tune.id).status == "queued":
+        rounds += 1
+        clock.forward(500)
+        assert len(decide.prepare_launches(registry)) == 1
+        assert len(stuck(registry, clock, False)) == 1
+    assert rounds == 10 and registry.get_tune(tune.id).failure_code == "run_lost"
+
+
+def test_a_row_that_moved_since_it_was_looked_at_is_left_alone(registry: Registry, clock: Clock) -> None:
+    tune = add_tune(registry)
+    work = registry.claim("prepare", tune.id, "run")
+    (seen,) = registry.active_work()
+    clock.forward(100)
+    registry.heartbeat(work.id, "run")
+    assert registry.requeue_lost(work.id, "silent", seen=seen) is None
+    assert registry.get_work(work.id).state == "running"
+
+
+def test_a_dead_ui_run_on_a_ready_tune_disturbs_nothing(registry: Registry, clock: Clock) -> None:
+    tune = make_ready(registry, add_tune(registry))
+    work = registry.claim("train", tune.id, "ui-run", origin="ui")
+    (one,) = stuck(registry, clock, False)
+    assert not one.requeued and registry.get_work(work.id).state == "failed"
+    assert registry.get_tune(tune.id).status == "ready"

@@ -1,0 +1,89 @@
+"""Opening: migration, several processes at once, the price of opening a current registry."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from tests.support.registry import add_tune
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.ids import new_id
+from tunes_dagster.registry import Registry
+from tunes_dagster.registry.engine import HEAD
+from tunes_dagster.registry.migrate import alembic_config
+from tunes_dagster.registry.tables import Table
+
+
+def test_head_is_the_newest_revision() -> None:
+    assert ScriptDirectory.from_config(alembic_config()).get_current_head() == HEAD
+
+
+def test_the_revisions_make_the_tables(registry: Registry) -> None:
+    with registry.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Table.metadata) == []
+    assert registry.get_account("local").callback_unknown == "resend"
+
+
+def test_a_registry_of_a_newer_version_is_refused(url: str) -> None:
+    registry = Registry(url)
+    with registry.writing() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    registry.close()
+    with pytest.raises(Failure) as error:
+        Registry(url)
+    assert error.value.code == FailureCode.CONFLICT and "newer version" in error.value.remedy
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "registry.db").write_text("this is not a database, but long enough to be read as one" * 20)
+    with pytest.raises(Failure) as error:
+        Registry(f"sqlite:///{tmp_path}/registry.db")
+    assert error.value.code == FailureCode.STORE_UNAVAILABLE and "registry.db" in error.value.message
+
+
+def _open_and_add(url: str, start: float, count: int) -> None:
+    time.sleep(max(0.0, start - time.time()))
+    registry = Registry(url)
+    for _ in range(count):
+        add_tune(registry, id=new_id("tune"))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_several_processes_open_an_empty_registry_at_once(url: str) -> None:
+    context = multiprocessing.get_context("fork")
+    start = time.time() + 0.2
+    processes = [context.Process(target=_open_and_add, args=(url, start, 5)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    registry = Registry(url)
+    assert [tune.number for tune in registry.list_tunes()] == list(range(20, 0, -1))
+    registry.close()
+
+
+def test_opening_a_current_registry_is_cheap(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/registry.db"
+    Registry(url).close()
+    code = (
+        "import sys, time\n"
+        "from tunes_dagster.registry import Registry\n"
+        "took = []\n"
+        "for _ in range(3):\n"
+        "    start = time.perf_counter(); Registry(sys.argv[1]).close(); took.append(time.perf_counter() - start)\n"
+        "assert 'alembic' not in sys.modules and 'torch' not in sys.modules and 'dagster' not in sys.modules\n"
+        "print(min(took))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.05

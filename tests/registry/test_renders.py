@@ -1,0 +1,139 @@
+"""Prompts: batches by shape, fairness, one prompt's end, cancel, a render run that dies half way."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.registry import Clock, add_tune, make_ready, prompt_request
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.registry import Batch, Prompt, Registry, Work
+
+HOOK = "http://caller.test/p"
+
+
+def add(registry: Registry, account: str = "local", branch: str = "tiny-sdxl", **settings: object) -> Prompt:
+    return registry.add_prompt(
+        prompt_request(callback_url=HOOK, **settings), branch=branch, account_id=account
+    )
+
+
+def batch_of(registry: Registry, clock: Clock, count: int = 3) -> tuple[Batch, list[Prompt], Work]:
+    prompts = [add(registry) for _ in range(count)]
+    clock.forward(5)
+    (batch,) = registry.make_batches()
+    return batch, prompts, registry.claim("render", batch.id, "run")
+
+
+def test_batches_share_base_and_shape(registry: Registry, clock: Clock) -> None:
+    add(registry), add(registry, seed=9), add(registry, steps=5), add(registry, branch="sdxl1")
+    assert registry.make_batches(wait_seconds=2) == [], "they wait for company first"
+    clock.forward(2)
+    batches = registry.make_batches(wait_seconds=2)
+    assert sorted(len(registry.list_prompts(batch_id=batch.id)) for batch in batches) == [1, 1, 2]
+    assert registry.make_batches(wait_seconds=0) == []
+    assert len(registry.queued_work("render")) == 3
+
+
+def test_a_full_batch_does_not_wait(registry: Registry) -> None:
+    for _ in range(5):
+        add(registry)
+    (batch,) = registry.make_batches(wait_seconds=60, max_prompts=4)
+    assert len(registry.list_prompts(batch_id=batch.id)) == 4
+
+
+def test_accounts_take_turns(registry: Registry, clock: Clock) -> None:
+    registry.add_account("big"), registry.add_account("small")
+    for _ in range(6):
+        add(registry, "big")
+    late = add(registry, "small")
+    clock.forward(5)
+    first, _second = registry.make_batches(max_prompts=4)
+    assert late.id in [prompt.id for prompt in registry.list_prompts(batch_id=first.id)]
+
+
+def test_done_and_failed_prompts_each_owe_a_callback(registry: Registry, clock: Clock) -> None:
+    batch, (one, two, three), work = batch_of(registry, clock)
+    assert {p.status for p in registry.list_prompts(batch_id=batch.id)} == {"rendering"}
+    registry.prompt_done(one.id, work.id, "run", ["batches/x/1/a.png"], {"seconds": 2})
+    blocked = Failure(FailureCode.BLOCKED, "Not allowed.", "Ask for something else.")
+    registry.prompt_failed(two.id, work.id, "run", blocked)
+    registry.finish(work.id, "run", result={"sheet": "k"})
+    rows = {p.id: p for p in registry.list_prompts(batch_id=batch.id)}
+    assert [rows[p.id].status for p in (one, two, three)] == ["done", "blocked", "failed"]
+    assert rows[one.id].images == ["batches/x/1/a.png"] and rows[three.id].failure_code == "render_failed"
+    assert sorted(c.event for c in registry.list_callbacks()) == [
+        "prompt.done",
+        "prompt.failed",
+        "prompt.failed",
+    ]
+    after = registry.get_batch(batch.id)
+    assert after is not None and after.status == "done" and after.result == {"sheet": "k"}
+
+
+def test_a_died_render_run_repeats_only_what_is_missing(registry: Registry, clock: Clock) -> None:
+    batch, (one, two, _three), work = batch_of(registry, clock)
+    registry.prompt_done(one.id, work.id, "run", ["a.png"])
+    registry.requeue_lost(work.id, "Run ended.")
+    with pytest.raises(Failure):
+        registry.prompt_done(two.id, work.id, "run", ["late.png"])
+    again = registry.claim("render", batch.id, "run-2")
+    statuses = {p.id: p.status for p in registry.list_prompts(batch_id=batch.id)}
+    assert sorted(statuses.values()) == ["done", "rendering", "rendering"] and again.attempt == 2
+    assert registry.make_batches(wait_seconds=0) == [], "they keep their batch"
+
+
+def test_a_batch_that_cannot_be_rendered_fails_its_prompts(registry: Registry, clock: Clock) -> None:
+    batch, _prompts, work = batch_of(registry, clock)
+    registry.fail(work.id, "run", Failure(FailureCode.OUT_OF_MEMORY, "Too large.", "Ask for less."))
+    assert {p.failure_code for p in registry.list_prompts(batch_id=batch.id)} == {"out_of_memory"}
+    assert len(registry.list_callbacks()) == 3
+
+
+def test_cancelled_prompts(registry: Registry, clock: Clock) -> None:
+    queued = add(registry)
+    assert registry.cancel_prompt(queued.id).status == "cancelled"
+    batch, prompts, work = batch_of(registry, clock, 2)
+    registry.cancel_prompt(prompts[0].id)
+    assert registry.heartbeat(work.id, "run") == ""
+    assert registry.prompt_done(prompts[0].id, work.id, "run", ["a.png"]).status == "cancelled"
+    registry.cancel_prompt(prompts[1].id)
+    assert registry.heartbeat(work.id, "run") == "cancel", "nobody is left to render for"
+    with pytest.raises(Failure):
+        registry.prompt_done(queued.id, work.id, "run", [])
+
+
+def test_cancelling_all_prompts_of_a_queued_batch_cancels_it(registry: Registry, clock: Clock) -> None:
+    prompt = add(registry)
+    clock.forward(5)
+    (batch,) = registry.make_batches()
+    registry.cancel_prompt(prompt.id)
+    assert registry.queued_work("render") == []
+    after = registry.get_batch(batch.id)
+    assert after is not None and after.status == "cancelled"
+
+
+def test_prompts_wait_for_their_tune_and_go_with_it(registry: Registry, clock: Clock) -> None:
+    tune = add_tune(registry, prompts=[prompt_request()])
+    later = registry.add_prompt(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
+    assert later.status == "waiting" and registry.make_batches(wait_seconds=0) == []
+    make_ready(registry, tune)
+    (batch,) = registry.make_batches(wait_seconds=0)
+    assert len(registry.list_prompts(batch_id=batch.id)) == 2
+
+
+def test_prompts_of_a_cancelled_tune_are_cancelled(registry: Registry) -> None:
+    tune = add_tune(registry, prompts=[prompt_request(callback_url=HOOK)])
+    registry.request_cancel(tune.id)
+    assert [p.status for p in registry.list_prompts(tune_id=tune.id)] == ["cancelled"]
+    assert {c.event for c in registry.list_callbacks()} == {"tune.cancelled", "prompt.cancelled"}
+
+
+def test_a_person_renders_a_batch_again(registry: Registry, clock: Clock) -> None:
+    batch, prompts, work = batch_of(registry, clock, 1)
+    registry.prompt_done(prompts[0].id, work.id, "run", ["1/a.png"])
+    registry.finish(work.id, "run")
+    again = registry.claim("render", batch.id, "ui-run", origin="ui")
+    registry.prompt_done(prompts[0].id, again.id, "ui-run", ["2/a.png"])
+    registry.finish(again.id, "ui-run")
+    assert registry.get_prompt(prompts[0].id).images == ["2/a.png"]
+    assert len(registry.list_callbacks()) == 1

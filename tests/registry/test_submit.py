@@ -1,0 +1,133 @@
+"""The door: what is refused by name, what is filled in."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from tests.support.registry import make_ready
+from tunes_dagster.catalog import BaseModelEntry, Catalog
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import PromptRequest, TuneRequest
+from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.settings import Settings
+from tunes_dagster.store import Store
+from tunes_dagster.submit import submit_prompt, submit_tune
+
+
+class Door:
+    """Submits with everything in place."""
+
+    def __init__(self, registry: Registry, folder: Path) -> None:
+        base = folder / "base"
+        base.mkdir()
+        (base / "model_index.json").write_text("{}")
+        common = {"family": "sdxl", "licence": "apache-2.0", "memory_gb": 1, "token": "ohwx"}
+        tiny = BaseModelEntry(
+            branch="tiny", repo_id=str(base), native_size=128, max_pixels=65536, embedded="tiny",
+            training={"rank": 16, "steps": 400}, rendering={"steps": 20, "guidance_scale": 4.0, "scheduler": "euler"},
+            **common,
+        )  # fmt: skip
+        big = BaseModelEntry(
+            branch="sdxl1", aliases=["sdxl"], repo_id="org/big", native_size=1024, max_pixels=2**20, embedded="tiny",
+            **common,
+        )  # fmt: skip
+        self.entries = {"tiny": tiny, "sdxl1": big}
+        self.catalog = Catalog(self.entries)
+        self.registry, self.store = registry, Store(folder / "store")
+        self.settings = Settings(home=folder / "home")
+        self.pictures = folder / "pictures"
+        self.pictures.mkdir()
+
+    def tune(self, allow_folder: str | None = None, tune_id: str | None = None, **fields: object) -> Tune:
+        request = TuneRequest.model_validate({"name": "dog", **fields})
+        return submit_tune(
+            self.registry, self.store, self.catalog, self.settings, request, allow_folder=allow_folder, tune_id=tune_id
+        )  # fmt: skip
+
+    def prompt(self, text: str = "a photo of ohwx dog", **fields: object) -> Prompt:
+        request = PromptRequest.model_validate({"text": text, **fields})
+        return submit_prompt(self.registry, self.catalog, self.settings, request)
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Door:
+    return Door(Registry(f"sqlite:///{tmp_path}/registry.db"), tmp_path)
+
+
+def refused(code: FailureCode, call: object, *args: object, **fields: object) -> str:
+    with pytest.raises(Failure) as error:
+        call(*args, **fields)  # type: ignore[operator]
+    assert error.value.code == code
+    return str(error.value)
+
+
+def test_a_tune_is_completed_from_the_base_that_is_really_used(door: Door) -> None:
+    tune = door.tune(sources={"image_urls": ["https://example.com/a.png"]}, training={"rank": 8})
+    assert (tune.base, tune.branch, tune.status, tune.title) == ("sdxl", "tiny", "queued", "dog")
+    assert tune.recipe["training"]["rank"] == 8 and tune.recipe["training"]["steps"] == 400
+    assert len(tune.recipe_hash) == 64
+
+
+def test_base64_moves_into_the_store(door: Door) -> None:
+    data = base64.b64encode(b"\x89PNG....").decode()
+    tune = door.tune(sources={"images_base64": [data, f"data:image/jpeg;base64,{data}"]})
+    sources = tune.request["sources"]
+    assert sources["images_base64"] == [] and len(sources["uploads"]) == 2
+    assert door.store.read_bytes(sources["uploads"][0]) == b"\x89PNG...."
+    assert "images_base64[0]" in refused(
+        FailureCode.INVALID_REQUEST, door.tune, sources={"images_base64": ["%%%"]}
+    )
+
+
+def test_without_sources_it_awaits_images(door: Door) -> None:
+    assert door.tune().status == "awaiting_images"
+
+
+def test_refused_by_name_and_nothing_kept(door: Door) -> None:
+    inside = str(door.pictures)
+    assert "sdxl" in refused(FailureCode.UNKNOWN_BASE, door.tune, base="sdlx")
+    assert "may name" in refused(FailureCode.SOURCE_REFUSED, door.tune, sources={"folder": inside})
+    refused(FailureCode.SOURCE_REFUSED, door.tune, sources={"archive_url": "file:///etc/passwd"})
+    refused(FailureCode.SOURCE_REFUSED, door.tune, sources={"image_urls": ["http://169.254.169.254/"]})
+    refused(FailureCode.SOURCE_REFUSED, door.tune, callback_url="http://127.0.0.1:8000/hook")
+    refused(FailureCode.INVALID_REQUEST, door.tune, sources={"uploads": ["tunes/tune_other/uploads/a.png"]})
+    refused(FailureCode.INVALID_REQUEST, door.tune, tune_id="../../etc")
+    refused(
+        FailureCode.INVALID_REQUEST, door.tune, prompts=[{"text": "x", "settings": {"scheduler": "eulr"}}]
+    )
+    refused(FailureCode.INVALID_REQUEST, door.tune, prompts=[{"text": "x", "tune": "tune_other"}])
+    assert door.registry.list_tunes() == []
+    assert door.tune(allow_folder=inside, sources={"folder": inside}).status == "queued"
+
+
+def test_a_base_that_is_not_installed_names_the_command(door: Door) -> None:
+    door.catalog = Catalog(door.entries, "production")
+    assert "tunes bases pull sdxl1" in refused(FailureCode.BASE_NOT_INSTALLED, door.tune)
+
+
+def test_an_id_is_taken_once(door: Door) -> None:
+    assert door.tune(tune_id="my cat").id == "my cat"
+    refused(FailureCode.CONFLICT, door.tune, tune_id="my cat")
+
+
+def test_prompts_get_a_seed_and_every_setting(door: Door) -> None:
+    prompt = door.prompt()
+    settings = prompt.settings
+    assert settings["seed"] is not None and settings["width"] == settings["height"] == 128
+    assert (settings["steps"], settings["scheduler"]) == (20, "euler")
+    assert (prompt.base, prompt.branch, prompt.status) == ("sdxl", "tiny", "queued")
+    assert prompt.shape == "128x128/20/4.0/euler"
+
+
+def test_prompts_on_a_tune(door: Door) -> None:
+    tune = door.tune(
+        title="Rex", sources={"image_urls": ["https://example.com/a.png"]}, prompts=[{"text": "ohwx dog"}]
+    )
+    (own,) = door.registry.list_prompts(tune_id=tune.id)
+    assert own.status == "waiting" and own.settings["seed"] is not None
+    make_ready(door.registry, tune)
+    assert door.prompt(tune="Rex").tune_id == tune.id
+    refused(FailureCode.UNKNOWN_TUNE, door.prompt, tune="Fifi")
