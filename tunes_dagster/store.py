@@ -20,7 +20,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -159,7 +159,7 @@ class Store:
         """Delete one file; a missing one is fine."""
         self.path(key).unlink(missing_ok=True)
 
-    def delete_prefix(self, prefix: str) -> list[str]:
+    def delete_prefix(self, prefix: str) -> Sequence[str]:
         """Delete everything below a prefix and return the keys that went."""
         keys = list(self.list(prefix))
         for key in keys:
