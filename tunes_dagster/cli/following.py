@@ -11,8 +11,16 @@ from tunes_dagster.cli.watching import Watch, show_while
 from tunes_dagster.failures import Failure, FailureCode
 
 
-def follow(installation: Installation, tunes: Sequence[str] = (), prompts: Sequence[str] = ()) -> None:
+def follow(
+    installation: Installation, tunes: Sequence[str] = (), prompts: Sequence[str] = (), stderr: bool = False
+) -> None:
     """Have tunes and prompts done, showing progress; a tune brings its own waiting prompts along.
+
+    Args:
+        installation: Where they are.
+        tunes: Ids.
+        prompts: Ids of further prompts.
+        stderr: Show progress on standard error, when standard output is for programs.
 
     Raises:
         Failure: The first failure among them, as its row states it.
@@ -27,10 +35,13 @@ def follow(installation: Installation, tunes: Sequence[str] = (), prompts: Seque
     by_daemon = daemon_is_alive()
     try:
         if by_daemon:
-            say("[dim]The daemon is running and does the work; Ctrl-C stops the watching, not the work.[/]")
-            show_while(watch)
+            if not stderr:
+                say(
+                    "[dim]The daemon is running and does the work; Ctrl-C stops the watching, not the work.[/]"
+                )
+            show_while(watch, stderr=stderr)
         else:
-            show_while(watch, lambda: drive(tunes=list(tunes), prompts=everything))
+            show_while(watch, lambda: drive(tunes=list(tunes), prompts=everything), stderr)
     except KeyboardInterrupt:
         _say_how_to_go_on(registry, tunes, by_daemon)
         raise

@@ -71,7 +71,7 @@ def train(
         "name": name, "token": token, "title": title, "base": base, "callback_url": callback_url,
         "sources": {"archive_url": url, "image_urls": image_url},
         "prompts": [{"text": text} for text in prompt or []],
-        "labels": assignments([f"labels.{pair}" for pair in label or []]).get("labels"),
+        "labels": _labels(label or []),
         "training": training, "dataset": dataset,
     }  # fmt: skip
     installation = Installation()
@@ -85,7 +85,7 @@ def train(
     if wait:
         from tunes_dagster.cli.following import follow
 
-        follow(installation, tunes=[tune.id])
+        follow(installation, tunes=[tune.id], stderr=as_json)
     elif not as_json:
         say(
             f"Handed in. It starts when the daemon runs (`tunes dev`) or with: [bold]tunes resume {tune.number}[/]"
@@ -97,6 +97,15 @@ def train(
         emit_json(tune_as_dict(tune))
     elif wait:
         _say_what_came_out(installation, tune)
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise Failure(
+                FailureCode.INVALID_REQUEST, f"{pair!r} is not KEY=VALUE.", "Write --label order=7."
+            )
+    return dict(pair.split("=", 1) for pair in pairs)  # type: ignore[misc]
 
 
 def _given(said: dict[str, Any]) -> dict[str, Any]:
@@ -253,7 +262,7 @@ def render(
     if wait:
         from tunes_dagster.cli.following import follow
 
-        follow(installation, prompts=[row.id for row in rows])
+        follow(installation, prompts=[row.id for row in rows], stderr=as_json)
     rows = [installation.registry.get_prompt(row.id) for row in rows]
     if as_json:
         from tunes_dagster.cli.showing import prompt_as_dict

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -34,7 +34,11 @@ STATUS_STYLES = {
 def _console(stderr: bool) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    target = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    # Files and pipes have no width; tables there must not be cut to 80 columns.
+    return (
+        target if target.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=200)
+    )
 
 
 def console(stderr: bool = False) -> Console:
@@ -78,7 +82,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
 
     grid = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        grid.add_column(column.removesuffix("#"), justify="right" if column.endswith("#") else "left")
+        justify: Literal["left", "right"] = "right" if column.endswith("#") else "left"
+        grid.add_column(column.removesuffix("#"), justify=justify, overflow="fold")
     for row in rows:
         grid.add_row(*(str(cell) for cell in row))
     console().print(grid)

@@ -15,7 +15,7 @@ from tunes_dagster.cli.output import console, escape, styled
 from tunes_dagster.progress import format_seconds
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from tunes_dagster.registry import Registry
 
@@ -84,10 +84,14 @@ class Watch:
             self._seen = (moment, self._read())
         return self._seen[1]
 
+    def refresh(self) -> None:
+        """Read again at the next look, however soon that is."""
+        self._seen = None
+
     @property
     def over(self) -> bool:
         """Whether everything that is watched has come to an end."""
-        self._seen = None
+        self.refresh()
         return all(line.over for line in self.lines())
 
     def _read(self) -> list[Line]:
@@ -167,16 +171,24 @@ def display(lines: Sequence[Line]) -> RenderableType:
     return grid
 
 
-def show_while(watch: Watch, work: Callable[[], None] | None = None) -> None:
-    """Show the rows while `work` runs, or until they are all over when somebody else does the work."""
-    if console().is_terminal:
+def show_while(watch: Watch, work: Callable[[], None] | None = None, stderr: bool = False) -> None:
+    """Show the rows while `work` runs, or until they are all over when somebody else does the work.
+
+    Args:
+        watch: What to look at.
+        work: Moves the rows; None waits for others to do it.
+        stderr: Show it on standard error, when standard output is for programs.
+    """
+    target = console(stderr)
+    if target.is_terminal:
         from rich.live import Live
 
-        with Live(get_renderable=lambda: display(watch.lines()), console=console(), refresh_per_second=4):
+        with Live(get_renderable=lambda: display(watch.lines()), console=target, refresh_per_second=4):
             _until_over(watch, work)
+            watch.refresh()
         return
     stop = threading.Event()
-    printer = threading.Thread(target=_print_lines, args=(watch, stop), daemon=True)
+    printer = threading.Thread(target=_print_lines, args=(watch, stop, target), daemon=True)
     printer.start()
     try:
         _until_over(watch, work)
@@ -193,15 +205,17 @@ def _until_over(watch: Watch, work: Callable[[], None] | None) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _print_lines(watch: Watch, stop: threading.Event) -> None:
+def _print_lines(watch: Watch, stop: threading.Event, target: Console) -> None:
     last: dict[str, tuple[str, float]] = {}
     while True:
         ending = stop.wait(_POLL_SECONDS)
+        if ending:
+            watch.refresh()
         for line in watch.lines():
             phase, printed = last.get(line.name, ("", 0.0))
             stage = f"{line.status}/{line.phase}"
             if stage != phase or (not line.over and time.monotonic() - printed > _LINE_SECONDS):
                 last[line.name] = (stage, time.monotonic())
-                console().print(escape(line.text()))
+                target.print(escape(line.text()))
         if ending:
             return

@@ -1,0 +1,203 @@
+"""Commands on a real registry and store: what they print, what they change, how they complain."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Tunes
+from tunes_dagster.cli.installation import Installation
+
+
+def hand_in(tunes: Tunes, photos: Path, *more: str) -> dict:
+    said = tunes("train", str(photos), "--name", "woman", "--no-wait", "--json", *more)
+    assert said.code == 0, said.err
+    return json.loads(said.out)
+
+
+def make_ready(installation: Installation, tune_id: str) -> None:
+    """Walk a tune through its states, as the pipeline does, and leave weights in the store."""
+    registry, store = installation.registry, installation.store
+    result = {
+        "weights_key": store.write_bytes(f"tunes/{tune_id}/lora/1/lora.safetensors", b"diffusers"),
+        "kohya_key": store.write_bytes(f"tunes/{tune_id}/lora/1/lora-kohya.safetensors", b"kohya"),
+    }
+    for kind in ("prepare", "train", "finish"):
+        work = registry.claim(kind, tune_id, f"run-{kind}", origin="cli")
+        registry.finish(work.id, f"run-{kind}", result=result)
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from tunes_dagster.cli import main; main(['--help']);"
+        "print([m for m in ('torch', 'dagster', 'diffusers', 'sqlalchemy', 'numpy') if m in sys.modules])"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - started
+    assert done.stdout.strip().endswith("[]")
+    assert "train" in done.stdout
+    assert seconds < 5  # 0.4 s on an idle machine; this one may be busy
+
+
+def test_train_hands_in_what_flags_tune_yaml_and_set_say(
+    tunes: Tunes, installation: Installation, photos: Path
+) -> None:
+    (photos / "tune.yaml").write_text("name: man\ntoken: sks\ntraining: {rank: 8, steps: 50}\n")
+    tune = hand_in(
+        tunes, photos, "--rank", "16", "--set", "training.learning_rate=0.001", "--set", "dataset.face_crop=true",
+        "--prompt", "a photo of sks woman", "--label", "order=7", "--title", "Anna",
+    )  # fmt: skip
+    row = installation.registry.get_tune(tune["id"])
+    assert (row.class_name, row.token, row.title, row.origin) == ("woman", "sks", "Anna", "cli")
+    assert row.request["training"]["rank"] == 16
+    assert row.request["training"]["steps"] == 50
+    assert row.request["training"]["learning_rate"] == 0.001
+    assert row.request["dataset"]["face_crop"] is True
+    assert row.request["sources"]["folder"] == str(photos.resolve())
+    assert row.labels == {"order": "7"}
+    assert [prompt.text for prompt in installation.registry.list_prompts(tune_id=row.id)] == [
+        "a photo of sks woman"
+    ]
+
+
+def test_train_takes_an_archive(
+    tunes: Tunes, installation: Installation, tmp_path: Path, photos: Path
+) -> None:
+    import shutil
+
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", photos)
+    tune = hand_in(tunes, Path(archive))
+    [key] = installation.registry.get_tune(tune["id"]).request["sources"]["uploads"]
+    assert installation.store.size(key) == Path(archive).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "remedy"),
+    [
+        (
+            ["train", "/no/such/folder", "--name", "cat"],
+            "There is no folder /no/such/folder",
+            "Check the path",
+        ),
+        (["train", "--name", "cat"], "No pictures were named", "tunes train ./photos"),
+        (["train", "PHOTOS"], "What the pictures show was not said", "--name"),
+        (
+            ["train", "PHOTOS", "--name", "cat", "--rank", "500"],
+            "training.rank is '500'",
+            "nothing was started",
+        ),
+        (["train", "PHOTOS", "--name", "cat", "--set", "training.rnk=4"], "did you mean rank?", ""),
+        (
+            ["train", "PHOTOS", "--name", "cat", "--set", "rank"],
+            "'rank' is not an assignment",
+            "--set training.rank=8",
+        ),
+        (["train", "PHOTOS", "--name", "cat", "--base", "sdx"], "no base model called 'sdx'", "sdxl"),
+        (["train", "PHOTOS", "--nam", "cat"], "No such option: --nam", "tunes train --help"),
+        (["train", "PHOTOS", "--name", "cat", "--targets", "some"], "'some'", "tunes train --help"),
+        (["status", "99"], "There is no tune '99'", "tunes list"),
+        (["render", "hello", "--tune", "nobody"], "There is no tune 'nobody'", "tunes list"),
+        (["render", "hello", "--width", "13"], "settings.width", ""),
+        (["captions", "show", "1"], "There is no tune '1'", "tunes list"),
+        (["callbacks", "show", "cb_1"], "There is no callback 'cb_1'", ""),
+        (["bases", "pull", "sdx"], "no base model called 'sdx'", "sdxl"),
+        (["train", "PHOTOS", "--name", "cat", "--label", "x"], "'x' is not KEY=VALUE", "--label order=7"),
+        (["nonsense"], "No such command 'nonsense'", "tunes --help"),
+    ],
+)
+def test_wrong_input_gets_a_sentence_and_a_remedy(
+    tunes: Tunes, photos: Path, arguments: list[str], message: str, remedy: str
+) -> None:
+    said = tunes(*[str(photos) if word == "PHOTOS" else word for word in arguments])
+    assert said.code == 2
+    assert message in said.err
+    assert remedy in said.err
+    assert "Traceback" not in said.err
+
+
+def test_list_and_status_speak_to_people_and_programs(tunes: Tunes, photos: Path) -> None:
+    assert "No tunes yet" in tunes("list").out
+    tune = hand_in(tunes, photos, "--prompt", "a photo of ohwx woman")
+    assert "ohwx woman" in tunes("list").out
+    assert [row["id"] for row in json.loads(tunes("list", "--json").out)] == [tune["id"]]
+    assert [row["status"] for row in json.loads(tunes("status", "--json").out)] == ["queued"]
+    details = tunes("status", "1").out
+    assert "Timeline" in details
+    assert "a photo of ohwx woman" in details
+    assert json.loads(tunes("status", "1", "--json").out)["prompts"][0]["status"] == "waiting"
+    assert "a photo of ohwx woman" in tunes("list", "--prompts").out
+    assert json.loads(tunes("list", "--status", "ready", "--json").out) == []
+
+
+def test_cancel_and_delete(tunes: Tunes, installation: Installation, photos: Path) -> None:
+    tune = hand_in(tunes, photos)
+    assert "cancelled" in tunes("cancel", "1").out
+    other = hand_in(tunes, photos)
+    mine = installation.store.write_blob(b"mine", ".png")
+    shared = installation.store.write_blob(b"shared", ".png")
+    for tune_id, keys in ((tune["id"], [mine, shared]), (other["id"], [shared])):
+        manifest = {"rows": [{"key": key} for key in keys]}
+        installation.store.write_json(f"tunes/{tune_id}/source/manifest.json", manifest)
+    assert tunes("delete", "1", "--yes").code == 0
+    assert installation.registry.get_tune(tune["id"]).status == "deleted"
+    assert not installation.store.exists(mine)
+    assert installation.store.exists(shared)
+    assert not list(installation.store.list(f"tunes/{tune['id']}"))
+    assert [row["number"] for row in json.loads(tunes("list", "--json").out)] == [2]
+
+
+def test_delete_asks_first(tunes: Tunes, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_in(tunes, photos)
+    monkeypatch.setattr(
+        "typer.confirm", lambda *args, **kwargs: (_ for _ in ()).throw(__import__("typer").Abort())
+    )
+    assert tunes("delete", "1").code == 130
+    assert json.loads(tunes("list", "--json").out)
+
+
+def test_export_writes_both_layouts(
+    tunes: Tunes, installation: Installation, photos: Path, tmp_path: Path
+) -> None:
+    tune = hand_in(tunes, photos, "--title", "Anna K.")
+    early = tunes("export", "1")
+    assert (early.code, "has no weights yet" in early.err) == (2, True)
+    make_ready(installation, tune["id"])
+    assert tunes("export", "1", "--format", "kohya", "--out", str(tmp_path / "out")).code == 0
+    assert (tmp_path / "out" / "anna-k-ohwx-kohya.safetensors").read_bytes() == b"kohya"
+    said = tunes("export", "Anna K.")
+    assert "ohwx woman" in said.out
+    assert (installation.settings.resolved_home / "exports" / "anna-k-ohwx-diffusers.safetensors").exists()
+
+
+def test_callbacks_are_listed_shown_and_replayed(
+    tunes: Tunes, installation: Installation, photos: Path
+) -> None:
+    tune = hand_in(tunes, photos, "--callback-url", "https://example.com/hook")
+    assert tunes("callbacks", "list").out.strip() == "No callbacks."
+    make_ready(installation, tune["id"])
+    [row] = json.loads(tunes("callbacks", "list", "--json").out)
+    assert (row["event"], row["state"]) == ("tune.ready", "pending")
+    assert "tune.ready" in tunes("callbacks", "list").out
+    assert tune["id"] in tunes("callbacks", "show", row["id"]).out
+    assert json.loads(tunes("callbacks", "show", row["id"], "--json").out)["deliveries"] == []
+    assert "goes out again" in tunes("callbacks", "replay", row["id"]).out
+
+
+def test_bases_are_listed(tunes: Tunes) -> None:
+    assert "tiny-sdxl" in tunes("bases", "list").out
+    bases = {row["branch"]: row for row in json.loads(tunes("bases", "list", "--json").out)}
+    assert bases["tiny-sdxl"]["installed"]
+    assert not bases["sdxl1"]["installed"]
+    assert bases["sdxl1"]["used"] == "tiny-sdxl"
+
+
+def test_version(tunes: Tunes) -> None:
+    from tunes_dagster import __version__
+
+    assert tunes("--version").out.strip() == f"tunes-dagster {__version__}"

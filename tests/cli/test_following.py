@@ -1,0 +1,161 @@
+"""Doing and watching: the command line shows the rows, whoever moves them, and ends as they end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Tunes
+from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.watching import Line, Watch, display
+from tunes_dagster.failures import Failure, FailureCode
+
+
+@pytest.fixture
+def driven(monkeypatch: pytest.MonkeyPatch, installation: Installation) -> Callable[..., None]:
+    """Replace the pipeline: `drive` becomes what the test says, on the rows of the installation."""
+
+    def use(work: Callable[[Sequence[str], Sequence[str]], None], daemon: bool = False) -> None:
+        module = types.ModuleType("tunes_dagster.inprocess")
+        module.daemon_is_alive = lambda: daemon  # type: ignore[attr-defined]
+        module.drive = lambda *, tunes=(), prompts=(): work(tunes, prompts)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "tunes_dagster.inprocess", module)
+
+    return use
+
+
+def walk(installation: Installation, tune_id: str) -> None:
+    """Move a tune to the end, reporting steps in between."""
+    registry = installation.registry
+    for kind in ("prepare", "train", "finish"):
+        work = registry.claim(kind, tune_id, f"run-{kind}", origin="cli")
+        if kind == "train":
+            registry.progress(
+                work.id,
+                "run-train",
+                phase="training",
+                message="loss 0.12",
+                step=7,
+                total=20,
+                seconds_left=65.0,
+            )
+            threading.Event().wait(1.2)
+        registry.finish(work.id, f"run-{kind}", result={})
+
+
+def test_training_here_shows_phases_and_what_to_do_next(
+    tunes: Tunes, installation: Installation, photos: Path, driven: Callable[..., None]
+) -> None:
+    driven(lambda ids, prompts: walk(installation, ids[0]))
+    said = tunes("train", str(photos), "--name", "woman")
+    assert said.code == 0, said.err
+    assert "woman: training · 7/20 · loss 0.12 · 1 min 5 s left" in said.out
+    assert "woman: ready" in said.out
+    assert 'Next: tunes render "a photo of ohwx woman' in said.out
+
+
+def test_a_running_daemon_gets_the_work(
+    tunes: Tunes, installation: Installation, photos: Path, driven: Callable[..., None]
+) -> None:
+    driven(lambda ids, prompts: pytest.fail("the daemon does it"), daemon=True)
+
+    def daemon() -> None:
+        while not installation.registry.list_tunes():
+            threading.Event().wait(0.05)
+        walk(installation, installation.registry.list_tunes()[0].id)
+
+    worker = threading.Thread(target=daemon)
+    worker.start()
+    said = tunes("train", str(photos), "--name", "woman", "--json")
+    worker.join()
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["status"] == "ready"
+
+
+def test_a_failed_tune_ends_with_its_sentence_and_code_1(
+    tunes: Tunes, installation: Installation, photos: Path, driven: Callable[..., None]
+) -> None:
+    def fail(ids: Sequence[str], prompts: Sequence[str]) -> None:
+        work = installation.registry.claim("prepare", ids[0], "run", origin="cli")
+        failure = Failure(FailureCode.TOO_FEW_PICTURES, "Only 1 picture is usable.", "Add more pictures.")
+        installation.registry.fail(work.id, "run", failure)
+
+    driven(fail)
+    said = tunes("train", str(photos), "--name", "woman")
+    assert said.code == 1
+    assert "Only 1 picture is usable." in said.err
+    assert "Add more pictures." in said.err
+    assert "Only 1 picture is usable." in tunes("status", "1").out
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_does(
+    tunes: Tunes, installation: Installation, photos: Path, driven: Callable[..., None]
+) -> None:
+    def stop(ids: Sequence[str], prompts: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    driven(stop)
+    said = tunes("train", str(photos), "--name", "woman")
+    assert said.code == 130
+    assert "tunes resume 1" in said.out
+    driven(lambda ids, prompts: walk(installation, ids[0]))
+    assert tunes("resume").code == 0
+    assert installation.registry.get_tune(1).status == "ready"
+    assert "Nothing is waiting" in tunes("resume").out
+
+
+def test_render_prints_and_copies_the_pictures(
+    tunes: Tunes, installation: Installation, driven: Callable[..., None], tmp_path: Path
+) -> None:
+    registry, store = installation.registry, installation.store
+
+    def paint(ids: Sequence[str], prompts: Sequence[str]) -> None:
+        [batch] = registry.make_batches(registry.now(), 0.0, 10)
+        work = registry.claim("render", batch.id, "run", origin="cli")
+        for prompt in prompts:
+            key = store.write_bytes(f"batches/{batch.id}/1/{prompt}.png", b"png")
+            registry.prompt_done(prompt, work.id, "run", [key])
+        registry.finish(work.id, "run")
+
+    driven(paint)
+    said = tunes("render", "a cat", "a dog", "--base", "tiny", "--seed", "5", "--out", str(tmp_path / "out"))
+    assert said.code == 0, said.err
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00001-0.png", "00002-0.png"]
+    assert str(tmp_path / "out" / "00001-0.png") in said.out
+    assert registry.get_prompt(1).settings["seed"] == 5
+
+
+def test_the_moving_display_draws_every_state() -> None:
+    from rich.console import Console
+
+    target = Console(width=120, force_terminal=True, record=True)
+    target.print(
+        display(
+            [
+                Line("Anna", "training", "training", "loss 0.1", 5, 20, 61.0),
+                Line("Ben", "queued", "queued", "Waiting for [others]."),
+                Line("Cleo", "ready", over=True),
+            ]
+        )
+    )
+    text = target.export_text()
+    assert "5/20" in text
+    assert "1 min 1 s left" in text
+    assert "Waiting for [others]." in text
+    assert "ready" in text
+
+
+def test_a_watch_reads_rows_at_most_twice_a_second(
+    installation: Installation, tunes: Tunes, photos: Path
+) -> None:
+    tunes("train", str(photos), "--name", "woman", "--no-wait")
+    watch = Watch(installation.registry, [installation.registry.list_tunes()[0].id])
+    first = watch.lines()
+    assert watch.lines() is first
+    assert not watch.over
