@@ -145,6 +145,21 @@ def test_decoding_goes_on_in_smaller_parts(base, store, monkeypatch):
     assert sizes == [4, 2, 1, 1, 1, 1]
 
 
+def test_decoding_falls_back_to_tiles_and_the_recipe_says_so(base, store, monkeypatch):
+    real = denoise.decode
+    vae = base.parts()["vae"]
+
+    def hungry(base, latents):
+        if not vae.use_tiling:
+            raise RuntimeError("out of memory")
+        return real(base, latents)
+
+    monkeypatch.setattr(denoise, "decode", hungry)
+    [result] = render([job()], base, store, "out", Silent())
+    assert png.read_recipe(store.read_bytes(result.images[0].key))["tiled_decoding"] is True
+    assert not vae.use_tiling
+
+
 def test_cancel_stops_and_hands_over_what_was_finished(base, store):
     told = []
     batch = [job("first"), job("second", seed=5)]
@@ -245,3 +260,21 @@ def test_jobs_are_made_of_rows_and_tags():
     ]
     same = make_job("p", "ohwx man <lora:Fern:0.3>", settings(), tune=fern, find_tune=found)
     assert same.loras == [("fern.safetensors", 0.3, "tune_fern")]
+
+
+def test_half_precision_shows_the_same_picture(base_folder, base, store):
+    import numpy as np
+
+    from tunes_dagster.training.families.base import load_family
+
+    half = load_family(entry(base_folder), base_folder, dtype="bfloat16")
+    batch = [job("tuned", loras=[FERN]), job("plain", seed=3)]
+    full = render(batch, base, store, "full", Silent())
+    rough = render(batch, half, store, "half", Silent())
+    for one, two in zip(full, rough, strict=True):
+        a, b = (
+            np.asarray(Image.open(io.BytesIO(store.read_bytes(r.images[0].key))), float) for r in (one, two)
+        )
+        assert 0 < np.abs(a - b).mean() < 8
+    assert png.read_recipe(store.read_bytes(rough[0].images[0].key))["dtype"] == "bfloat16"
+    assert full[0].images[0].recipe_hash != rough[0].images[0].recipe_hash

@@ -193,6 +193,15 @@ def decode(base: LoadedBase, latents: torch.Tensor) -> Any:
     return pixels.permute(0, 2, 3, 1).cpu().numpy(), finite.cpu().tolist()
 
 
+def set_tiling(base: LoadedBase, on: bool) -> bool:
+    """Switch decoding by overlapping tiles on or off; return whether the base's VAE can do that."""
+    switch = getattr(base.parts()["vae"], "enable_tiling" if on else "disable_tiling", None)
+    if switch is None:
+        return False
+    switch()
+    return True
+
+
 def rows_that_fit(base: LoadedBase, shape: Shape) -> int:
     """Return how many pictures of a shape are denoised at once; an estimate, out of memory halves it.
 

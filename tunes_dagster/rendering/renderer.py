@@ -110,6 +110,7 @@ class _Batch:
         self.texts = dn.TextCache(base)
         self.saving: list[tuple[dn.Picture, Future[RenderedImage]]] = []
         self.steps_done = self.steps_total = 0
+        self.tiled = False
 
     def run(self) -> list[RenderResult]:
         """Do it all."""
@@ -131,6 +132,8 @@ class _Batch:
                     for group in _by_shape(pictures):
                         self._render_group(group, bank)
             finally:
+                if self.tiled:
+                    dn.set_tiling(self.base, False)
                 self._collect(wait=True)
         return [self._result(i) for i in range(len(self.jobs))]
 
@@ -243,29 +246,40 @@ class _Batch:
         start = 0
         while start < len(pictures):
             some = pictures[start : start + fit]
-            try:
-                pixels, finite = dn.decode(self.base, latents[start : start + fit])
-            except Exception as error:
-                if not dn.is_out_of_memory(error) or fit == 1:
-                    raise
-                fit = max(1, min(fit, len(some)) // 2)
-                pixels = None
-            if pixels is None:
+            decoded = self._decode(latents[start : start + fit])
+            if decoded is None:
                 dn.release_memory(self.base)
+                fit = max(1, len(some) // 2)
                 continue
             start += len(some)
-            for picture, array, good in zip(some, pixels, finite, strict=True):
+            for picture, array, good in zip(some, *decoded, strict=True):
                 if good:
-                    self.saving.append((picture, self.pool.submit(self._save, picture, array)))
+                    self.saving.append((picture, self.pool.submit(self._save, picture, array, self.tiled)))
                 else:
                     self._fail(picture.job, _not_finite(picture), picture.number)
 
-    def _save(self, picture: dn.Picture, pixels: np.ndarray) -> RenderedImage:
+    def _decode(self, latents: Any) -> tuple[np.ndarray, list[bool]] | None:
+        """Decode, or return None when memory ran out and a smaller part, or tiles, may still do."""
+        try:
+            return dn.decode(self.base, latents)
+        except Exception as error:
+            if not dn.is_out_of_memory(error):
+                raise
+            if len(latents) == 1:
+                if self.tiled or not dn.set_tiling(self.base, True):
+                    raise
+                self.tiled = True
+                self.report.note(
+                    "Memory is too short to decode a picture at once; decoding tiles from now on."
+                )
+        return None
+
+    def _save(self, picture: dn.Picture, pixels: np.ndarray, tiled: bool) -> RenderedImage:
         """Enlarge, describe and write one picture; runs in a thread of its own."""
         job = self.jobs[picture.job]
         assert job.settings.width and job.settings.height
         image = enlarge(Image.fromarray(pixels), job.settings.width, job.settings.height)
-        recipe = self._recipe(picture)
+        recipe = self._recipe(picture, tiled)
         key = f"{self.prefix}/{job.prompt_id}-{picture.seed}.png"
         data = png.png_bytes(image, recipe)
         self.store.write_bytes(key, data)
@@ -281,7 +295,7 @@ class _Batch:
             deviation=round(float(pixels.reshape(-1, 3).std(axis=0).max()), 3),
         )
 
-    def _recipe(self, picture: dn.Picture) -> dict[str, Any]:
+    def _recipe(self, picture: dn.Picture, tiled: bool) -> dict[str, Any]:
         """Return everything that decides this picture, with the hash of that, and what is worth knowing."""
         job = self.jobs[picture.job]
         deciding: dict[str, Any] = {
@@ -301,6 +315,8 @@ class _Batch:
                 for use in self.combinations[picture.job]
             ],
         }
+        if tiled:
+            deciding["tiled_decoding"] = True  # seams are blended, so pixels differ a little
         # What the caller adds says where a picture comes from and does not change it, so it is not hashed.
         recipe = {**job.recipe, **deciding, "recipe_hash": recipe_hash(deciding)}
         if self.progress[picture.job].warnings:
