@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ class Door:
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Door:
+def door(tmp_path: Path, migrated_file: Path) -> Door:
+    shutil.copyfile(migrated_file, tmp_path / "registry.db")
     return Door(Registry(f"sqlite:///{tmp_path}/registry.db"), tmp_path)
 
 
