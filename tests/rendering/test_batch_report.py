@@ -83,10 +83,21 @@ def test_long_batches_are_cut_on_the_sheet_only(batch):
     assert store.read_text(report.page_key).count("<figure>") == 80
 
 
+def test_commands_can_be_copied():
+    html = pages.page("t", "", [pages.Section("Next", commands={"see it": 'tunes render "a <b> mug"'})])
+    assert "<pre><code>tunes render &quot;a &lt;b&gt; mug&quot;</code></pre>" in html
+
+
 def test_paths_are_relative_and_quoted():
     assert pages.relative("tunes/t/lora/1/samples/a.png", "tunes/t/lora/1/index.html") == "samples/a.png"
     html = pages.page(
-        "t", "", [pages.Section("h", "x", {"a": [1, 2.5], "gone": None}, "a b.png", [pages.Figure("ü#.png")])]
+        "t",
+        "",
+        [
+            pages.Section(
+                "h", "x", {"a": [1, 2.5], "gone": None}, wide="a b.png", figures=[pages.Figure("ü#.png")]
+            )
+        ],
     )
     assert {"a%20b.png", "%C3%BC%23.png"} <= set(parsed(html).sources)
     assert "1, 2.5" in html and "gone" not in html

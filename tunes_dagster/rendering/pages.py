@@ -40,6 +40,8 @@ th, td { text-align:left; padding:.42rem .9rem; border-top:1px solid var(--line)
 tr:first-child th, tr:first-child td { border-top:0; }
 th { font-weight:500; color:var(--soft); white-space:nowrap; }
 code { font:.85em ui-monospace, "DejaVu Sans Mono", monospace; }
+pre { background:var(--card); border:1px solid var(--line); border-radius:8px; overflow-x:auto;
+  padding:.6rem .9rem; margin:.2rem 0 .9rem; }
 .bad { color:var(--bad); } .warn { color:var(--warn); }
 footer { margin-top:3rem; color:var(--soft); font-size:.8rem; }
 """
@@ -70,6 +72,7 @@ class Section:
         heading: Empty for none.
         text: One paragraph.
         facts: Shown as a table of two columns; values are put in words by `str`.
+        commands: What each command is for → the command, shown to be copied.
         wide: Relative path of a sheet or a curve.
         figures: Shown as a grid.
     """
@@ -77,6 +80,7 @@ class Section:
     heading: str = ""
     text: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
+    commands: Mapping[str, str] = field(default_factory=dict)
     wide: str = ""
     figures: Sequence[Figure] = ()
 
@@ -116,6 +120,8 @@ def _section(section: Section) -> str:
             if value not in (None, "")
         )
         parts.append(f"<table>{''.join(rows)}</table>")
+    for purpose, command in section.commands.items():
+        parts.append(f'<p class="soft">{escape(purpose)}</p><pre><code>{escape(command)}</code></pre>')
     if section.wide:
         path = quote(section.wide)
         parts.append(
