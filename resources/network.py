@@ -10,7 +10,9 @@ from pydantic import Field
 from tunes_dagster.settings import get_settings
 
 if TYPE_CHECKING:
+    from tunes_dagster.callbacks.deliver import DeliveryReport
     from tunes_dagster.intake.fetch import Fetcher
+    from tunes_dagster.registry import Registry
 
 
 class FetcherResource(dg.ConfigurableResource):
@@ -33,3 +35,11 @@ class NotifierResource(dg.ConfigurableResource):
     budget_seconds: float = Field(
         default=20.0, description="One tick stops starting deliveries after this long."
     )
+
+    def deliver(self, registry: Registry) -> DeliveryReport:
+        """Send what is due, inside the budget."""
+        from tunes_dagster.callbacks.deliver import deliver_due
+
+        return deliver_due(
+            registry, allow_hosts=get_settings().allow_hosts, budget_seconds=self.budget_seconds
+        )

@@ -18,15 +18,9 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=4)
 def _registry(url: str) -> Registry:
     # One engine per process: sensors tick every few seconds in the same code server.
-    from tunes_dagster.registry import Registry
+    from tunes_dagster.registry import open_registry
 
-    settings = get_settings()
-    return Registry(
-        url,
-        max_attempts=settings.max_attempts,
-        retry_backoff=settings.retry_backoff,
-        callback_backoff=settings.callback_backoff,
-    )
+    return open_registry(get_settings(), url)
 
 
 class RegistryResource(dg.ConfigurableResource):

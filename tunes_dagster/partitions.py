@@ -4,8 +4,6 @@ A partition is one tune or one render batch; its key is the id of the row in the
 sensors (and by the Launchpad), never by the library.
 """
 
-from __future__ import annotations
-
 import dagster as dg
 
 TUNES = "tunes"

@@ -1,0 +1,23 @@
+"""Dagster assets and their checks: thin. Each reads its inputs, calls one library function, returns metadata.
+
+    names.py       keys, groups, owners, the pool
+    datasets.py    source_images, training_set, captions      (partition: tune)
+    tunes.py       lora                                        (partition: tune)
+    renders.py     renders                                     (partition: render batch)
+    cohort.py      what `lora` and the `train_cohort` job share: training the tunes that a run claimed
+    attempt.py     how a run owns a row of the registry
+    reporting.py   progress into the run's log and into the row
+    launchpad.py   the library's options as Launchpad fields
+    requests.py    tunes and prompts that start in the Launchpad
+    display.py     metadata for people
+
+Modules with assets, ops or configs do not postpone annotations: Dagster reads them as types.
+"""
+
+from assets.datasets import captions, source_images, training_set
+from assets.renders import renders
+from assets.tunes import lora
+
+ALL_ASSETS = [source_images, training_set, captions, lora, renders]
+
+__all__ = ["ALL_ASSETS", "captions", "lora", "renders", "source_images", "training_set"]

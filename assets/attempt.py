@@ -1,0 +1,220 @@
+"""Attempts: how a run owns a row of the registry while it works on it, and how the row hears of the end.
+
+A run claims the row by compare-and-set before it does anything, keeps it alive from a thread, and reports one
+end: done, failed with a code and a remedy, cancelled, or given back because the process was asked to stop. What
+a person starts in the UI takes the same road; the registry then notes `origin=ui`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import dagster as dg
+from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
+
+from assets.reporting import Member, Pulse, RunLog
+from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.launches import ORIGIN_TAG, RUN_KEY_TAG
+from tunes_dagster.progress import Reporter, Tee
+from tunes_dagster.settings import get_settings
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Registry, Work
+
+Context = dg.AssetExecutionContext | dg.OpExecutionContext
+
+
+@dataclass
+class Attempt:
+    """One attempt that this run owns.
+
+    Attributes:
+        registry: Where its row lies.
+        work: The row as it was when claimed.
+        run_id: The run that owns it.
+        report: Tells the run's log and the row how far it is; raises `Cancelled` when asked to.
+        member: Its heartbeat.
+        notify: Whether callbacks are owed; None leaves it to the registry (not for what the UI opened).
+    """
+
+    registry: Registry
+    work: Work
+    run_id: str
+    report: Reporter
+    member: Member = field(repr=False)
+    notify: bool | None = None
+
+    def finish(self, result: dict[str, Any] | None = None, continue_: bool | None = None) -> None:
+        """Close the attempt as done; in the same transaction the row's subject moves on.
+
+        Args:
+            result: Merged into the result of the tune or batch.
+            continue_: Open the next piece of work; None does so unless the tune was ready already.
+        """
+        self.member.closed = True
+        self.registry.finish(
+            self.work.id, self.run_id, result=result, continue_=continue_, notify=self.notify
+        )
+
+    def fail(self, failure: Failure) -> None:
+        """Close the attempt as failed (or cancelled); the registry decides whether there is another one."""
+        self.member.closed = True
+        self.registry.fail(self.work.id, self.run_id, failure, notify=self.notify)
+
+
+def run_origin(run: dg.DagsterRun) -> tuple[str, str | None]:
+    """Return who started a run (`sensor`, `cli`, `ui`) and its run key.
+
+    A re-execution carries its parent's tags, but it is a person's doing and an attempt of its own.
+    """
+    run_key = run.tags.get(RUN_KEY_TAG)
+    if run_key is None or run.parent_run_id is not None:
+        return "ui", None
+    return run.tags.get(ORIGIN_TAG, "sensor"), run_key
+
+
+def claim(context: Context, registry: Registry, kind: str, subject_id: str, pulse: Pulse) -> Attempt:
+    """Claim the open work of a tune or batch for this run and put it under the pulse.
+
+    Raises:
+        Failure: `CONFLICT` when another live run has it, or `UNKNOWN_TUNE`.
+    """
+    origin, run_key = run_origin(context.run)
+    work = registry.claim(kind, subject_id, context.run_id, origin=origin, run_key=run_key)
+    return own(context, registry, work, pulse)
+
+
+def own(context: Context, registry: Registry, work: Work, pulse: Pulse, many: bool = False) -> Attempt:
+    """Put a claimed row under the pulse of this run.
+
+    Args:
+        context: Of the asset or op.
+        registry: Where the row lies.
+        work: Claimed by this run.
+        pulse: Keeps it alive.
+        many: Whether the run has several, so that lines of its log must say whose they are.
+    """
+    notify, label = None, ""
+    if work.kind != "render":
+        tune = registry.get_tune(work.subject_id)
+        label = tune.title if many else ""
+        # A callback address of a tune that began in the UI was typed there by the person who started it.
+        notify = True if tune.origin == "ui" else None
+    member = pulse.add(Member(registry, work.id, context.run_id))
+    report = Tee([RunLog(context.log, label), member])
+    return Attempt(registry, work, context.run_id, report, member, notify)
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Show a failure before any attempt exists as its sentence, not as a stack trace."""
+    try:
+        yield
+    except Failure as failure:
+        raise as_dagster_failure(failure) from failure
+
+
+@contextmanager
+def attempt(
+    context: Context, registry: Registry, kind: str, subject_id: str, *, closes: bool = True
+) -> Iterator[Attempt]:
+    """Own the work of one tune or batch for the while.
+
+    Args:
+        context: Of the asset or op.
+        registry: Where the row lies.
+        kind: `prepare`, `train`, `finish`, `render`.
+        subject_id: Tune or batch.
+        closes: Whether the attempt must be over at the end of the block; False leaves it to a later asset of
+            the same run.
+
+    Yields:
+        The attempt; call its `finish` with the result.
+
+    Raises:
+        dg.Failure: The failure's sentence and remedy, never retried by Dagster.
+    """
+    with Pulse(get_settings().heartbeat_seconds, context.log) as pulse:
+        with sentences():
+            mine = claim(context, registry, kind, subject_id, pulse)
+        try:
+            yield mine
+        except BaseException as error:
+            end_badly(context, mine, error)
+        if closes and not mine.member.closed:
+            mine.finish()
+
+
+def end_badly(context: Context, mine: Attempt, error: BaseException) -> NoReturn:
+    """Close an attempt whose block raised, and raise what Dagster should show."""
+    failure = close_badly(context, mine, error)
+    if isinstance(failure, Cancelled):
+        mark_cancelled(context)
+    if failure is None or not isinstance(error, Failure):
+        raise error
+    raise as_dagster_failure(failure) from error
+
+
+def close_badly(context: Context, mine: Attempt, error: BaseException) -> Failure | None:
+    """Tell the registry how an attempt ended; returns the failure as recorded, None when nothing was recorded."""
+    if mine.member.closed or (mine.member.lost is not None and error is mine.member.lost):
+        return error if isinstance(error, Failure) else None
+    if isinstance(error, DagsterExecutionInterruptedError | KeyboardInterrupt):
+        if cancelled_by_person(context):
+            cancelled = Cancelled("The run was cancelled in the Dagster UI.")
+            mine.fail(cancelled)
+            return cancelled
+        # The daemon or the machine is going down: the work goes back into the queue and resumes.
+        mine.member.closed = True
+        mine.registry.requeue_lost(mine.work.id, "The process was asked to stop; the work will resume.")
+        return None
+    failure = as_failure(error)
+    mine.fail(failure)
+    return failure
+
+
+def as_failure(error: BaseException) -> Failure:
+    """Return the failure that stands for any exception."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, dg.Failure):
+        return Failure(FailureCode.INTERNAL, error.description or "The step failed.")
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return Failure(
+            FailureCode.OUT_OF_MEMORY,
+            f"The device ran out of memory: {str(error).splitlines()[0] if str(error) else 'no details'}.",
+            "Lower batch_size, resolution or rank, or set TUNES_MAX_COHORT to a smaller number.",
+        )
+    return Failure(
+        FailureCode.INTERNAL,
+        f"{type(error).__name__}: {error}"[:2000],
+        "This is a bug or a broken machine: the run's log in the Dagster UI has the stack trace.",
+    )
+
+
+def as_dagster_failure(failure: Failure) -> dg.Failure:
+    """Return what the UI shows of a failure; Dagster never retries, attempts belong to the registry."""
+    metadata: dict[str, Any] = {"code": str(failure.code)}
+    if failure.remedy:
+        metadata["remedy"] = failure.remedy
+    if failure.details:
+        metadata["details"] = dg.MetadataValue.json(failure.details)
+    return dg.Failure(
+        description=f"{failure.message} {failure.remedy}".strip(), metadata=metadata, allow_retries=False
+    )
+
+
+def cancelled_by_person(context: Context) -> bool:
+    """Whether somebody asked Dagster to terminate this run, as opposed to the process being stopped."""
+    run = context.instance.get_run_by_id(context.run_id)
+    return run is not None and run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
+
+
+def mark_cancelled(context: Context, message: str = "The work was cancelled on request.") -> NoReturn:
+    """End the run as cancelled, not as failed."""
+    if not cancelled_by_person(context):
+        context.instance.report_run_canceling(context.run, message=message)
+    raise DagsterExecutionInterruptedError(message)

@@ -1,0 +1,272 @@
+"""Training the tunes that a run claimed: what the `lora` asset (one tune) and `train_cohort` (many) share.
+
+Each tune is finished, materialized and checked by itself as soon as its weights are there; one that cannot be
+trained leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from assets.attempt import (
+    Attempt,
+    Context,
+    as_dagster_failure,
+    as_failure,
+    close_badly,
+    mark_cancelled,
+    own,
+    run_origin,
+    sentences,
+)
+from assets.reporting import Pulse
+from assets.requests import training_options
+from assets.trained import Inspector, Trained, log_trained
+from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.progress import Phase, Tee
+from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.settings import get_settings
+
+if TYPE_CHECKING:
+    from resources import CatalogResource, ComputeResource
+    from tunes_dagster.registry import Registry, Tune, Work
+    from tunes_dagster.store import Store
+    from tunes_dagster.training.jobs import TuneJob, TuneResult
+
+
+@dataclass
+class Trainee:
+    """One tune that this run trains.
+
+    Attributes:
+        mine: The attempt on its row.
+        tune: The row of the tune.
+        options: With the Launchpad's values and the base's defaults filled in.
+        resume: Whether an earlier attempt's checkpoint may be continued from.
+        failure: Why it ended badly, once it has.
+    """
+
+    mine: Attempt
+    tune: Tune
+    options: TrainingOptions
+    resume: bool = True
+    failure: Failure | None = field(default=None)
+
+
+def make_job(trainee: Trainee, store: Store) -> TuneJob:
+    """Return what the training loop needs to know of a tune.
+
+    Raises:
+        Failure: `CONFLICT` when its dataset has not been prepared.
+    """
+    from tunes_dagster.intake.captions import CaptionTable
+    from tunes_dagster.intake.training_set import TrainingSet
+    from tunes_dagster.training.jobs import TrainExample, TuneJob
+
+    tune = trainee.tune
+    try:
+        dataset = TrainingSet.load(store, tune.id)
+        texts = CaptionTable.load(store, tune.id).texts()
+    except FileNotFoundError as error:
+        raise Failure(
+            FailureCode.CONFLICT,
+            f"The dataset of {tune.title!r} is not prepared: {error}.",
+            "Materialize source_images, training_set and captions of this tune first.",
+        ) from error
+    examples = [
+        TrainExample(item.key, texts[item.hash], item.bucket, item.crop)
+        for item in dataset.items
+        if not item.held_out
+    ]
+    return TuneJob(
+        tune_id=tune.id,
+        options=trainee.options,
+        items=examples,
+        token=tune.token,
+        class_name=tune.class_name,
+        out_prefix=f"tunes/{tune.id}/lora/{trainee.mine.work.attempt}",
+        report=trainee.mine.report,
+        resume_from=f"tunes/{tune.id}/lora" if trainee.resume else None,
+        recipe=dict(tune.recipe),
+        title=tune.title,
+    )
+
+
+def train_trainees(
+    context: Context,
+    trainees: Sequence[Trainee],
+    store: Store,
+    catalog: CatalogResource,
+    compute: ComputeResource,
+    on_trained: Callable[[Trainee, Trained], None],
+) -> None:
+    """Train tunes of one base on one device; a tune's failure is recorded in its row and its trainee.
+
+    Args:
+        context: Of the asset or op.
+        trainees: Claimed, all of one base.
+        store: Where datasets lie and weights go.
+        catalog: Where the base is looked up.
+        compute: Gives the device.
+        on_trained: Called for each tune once its weights are written and inspected, before the next one ends.
+    """
+    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.training.loop import train
+
+    jobs: dict[str, TuneJob] = {}
+    by_id = {trainee.tune.id: trainee for trainee in trainees}
+    for trainee in trainees:
+        with _alone(context, trainee):
+            jobs[trainee.tune.id] = make_job(trainee, store)
+    if not jobs:
+        return
+    crowd = Crowd([by_id[tune_id].mine.report for tune_id in jobs])
+    entry, folder = catalog.usable(by_id[next(iter(jobs))].tune.branch)
+    with compute.lease(crowd, holder=context.run_id) as device:
+        crowd.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
+        base = load_family(entry, folder, device.name, device.torch_dtype)
+        inspector = Inspector(base, device, store)
+
+        def on_finished(tune_id: str, outcome: TuneResult | Failure) -> None:
+            trainee = by_id[tune_id]
+            with _alone(context, trainee):
+                if isinstance(outcome, Failure):
+                    raise outcome
+                on_trained(trainee, inspector.inspect(trainee.tune, outcome, trainee.mine.report))
+
+        train(list(jobs.values()), base, store, on_finished=on_finished)
+
+
+@contextmanager
+def _alone(context: Context, trainee: Trainee) -> Iterator[None]:
+    """Let what goes wrong with one tune end that tune only."""
+    try:
+        yield
+    except Exception as error:
+        trainee.failure = close_badly(context, trainee.mine, error) or as_failure(error)
+        if isinstance(trainee.failure, Cancelled):
+            context.log.info(f"{trainee.tune.title}: cancelled on request.")
+        else:
+            detail = "" if isinstance(error, Failure) else f"\n{traceback.format_exc()}"
+            context.log.error(f"{trainee.tune.title}: {trainee.failure}{detail}")
+
+
+class Crowd(Tee):
+    """Tells several tunes at once; a cancel counts only when all of them are cancelled."""
+
+    def check_cancelled(self) -> None:
+        """Raise when nobody is left who wants to go on."""
+        cancelled: Failure | None = None
+        for reporter in self.reporters:
+            try:
+                reporter.check_cancelled()
+            except Failure as failure:
+                cancelled = failure
+            else:
+                return
+        if cancelled is not None:
+            raise cancelled
+
+
+def claim_members(context: Context, cohort_id: str, registry: Registry) -> list[Work]:
+    """Claim the members of a cohort; a person's re-execution takes them again, whatever came of them."""
+    if run_origin(context.run)[0] != "ui":
+        return registry.claim_cohort(cohort_id, context.run_id)
+    return [
+        registry.claim("train", work.subject_id, context.run_id, origin="ui")
+        for work in registry.cohort_members(cohort_id)
+    ]
+
+
+def train_cohort_members(
+    context: dg.OpExecutionContext,
+    cohort_id: str,
+    registry: Registry,
+    store: Store,
+    catalog: CatalogResource,
+    compute: ComputeResource,
+) -> None:
+    """Train the members of a cohort; the body of the `train_cohort` job.
+
+    Raises:
+        dg.Failure: After all have ended, when one or more of them failed, naming each.
+    """
+
+    def on_trained(trainee: Trainee, trained: Trained) -> None:
+        trainee.mine.finish(trained.row_result())
+        log_trained(context, trained)
+
+    with sentences():
+        works = claim_members(context, cohort_id, registry)
+    if not works:
+        context.log.info(f"Nobody is left in cohort {cohort_id}; nothing to do.")
+        return
+    with Pulse(get_settings().heartbeat_seconds, context.log) as pulse:
+        trainees = [
+            trainee_of(own(context, registry, work, pulse, many=len(works) > 1), registry, catalog)
+            for work in works
+        ]
+        names = ", ".join(trainee.tune.title for trainee in trainees)
+        context.log.info(f"Cohort {cohort_id}: {len(trainees)} tunes ({names}).")
+        with all_closed(context, trainees):
+            train_trainees(context, trainees, store, catalog, compute, on_trained)
+    conclude(context, trainees)
+
+
+@contextmanager
+def all_closed(context: Context, trainees: Sequence[Trainee]) -> Iterator[None]:
+    """Close the attempts that are still open when training ends altogether (interrupt, no memory, no base)."""
+    try:
+        yield
+    except BaseException as error:
+        for trainee in trainees:
+            if not trainee.mine.member.closed:
+                trainee.failure = close_badly(context, trainee.mine, error)
+        if isinstance(error, Failure):
+            return
+        raise
+
+
+def conclude(context: Context, trainees: Sequence[Trainee]) -> None:
+    """End the run: cancelled when all were, failed when one failed, else well.
+
+    Raises:
+        dg.Failure: Naming what failed.
+    """
+    bad = [t for t in trainees if t.failure is not None and not isinstance(t.failure, Cancelled)]
+    if not bad:
+        if all(t.failure is not None for t in trainees):
+            mark_cancelled(context)
+        return
+    first = bad[0].failure
+    assert first is not None
+    if len(trainees) == 1:
+        raise as_dagster_failure(first)
+    said = "; ".join(f"{t.tune.title}: {t.failure.message}" for t in bad if t.failure)
+    raise as_dagster_failure(
+        Failure(
+            first.code,
+            f"{len(bad)} of {len(trainees)} tunes failed: {said}",
+            first.remedy,
+            {t.tune.id: str(t.failure) for t in bad},
+        )
+    )
+
+
+def trainee_of(
+    mine: Attempt, registry: Registry, catalog: CatalogResource, changes: dict[str, Any] | None = None
+) -> Trainee:
+    """Return what this attempt trains, with the Launchpad's values written into the tune's recipe."""
+    tune = registry.get_tune(mine.work.subject_id)
+    entry = catalog.open().resolve(tune.branch)
+    options = entry.training_options(training_options(tune, changes or {}))
+    if changes:
+        recipe = {**tune.recipe, "training": options.model_dump()}
+        tune = registry.set_recipe(mine.work.id, mine.run_id, recipe)
+    return Trainee(mine, tune, options, resume="weights_key" not in tune.result)

@@ -1,0 +1,206 @@
+"""The dataset of a tune: `source_images`, `training_set`, `captions`, partitioned by tune, on the CPU.
+
+One run materializes all three (`prepare_tune`) under one attempt: the first asset of the run's selection claims
+it, the last one closes it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from assets.attempt import Attempt, attempt, sentences
+from assets.dataset_pages import (
+    ENOUGH_PICTURES,
+    NO_LEAKAGE,
+    TOKEN_AND_CLASS,
+    described_captions,
+    described_manifest,
+    described_training_set,
+)
+from assets.names import CAPTIONS, LORA, PREPARE_ASSETS, SOURCE_IMAGES, TRAINING_SET, Group, Owner
+from assets.requests import SourceImagesConfig, change_request, require_tune, tune_of_partition
+from resources import (
+    CaptionerResource,
+    CatalogResource,
+    FaceDetectorResource,
+    FetcherResource,
+    RegistryResource,
+    StoreResource,
+)
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.partitions import tunes
+from tunes_dagster.progress import Phase
+from tunes_dagster.recipe import TrainingOptions, TuneRequest
+from tunes_dagster.settings import get_settings
+from tunes_dagster.store import Store
+
+if TYPE_CHECKING:
+    from tunes_dagster.intake.manifest import Manifest
+
+
+def assets_of_run(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:
+    """Return the assets that this whole run materializes; a re-execution may do some steps only."""
+    chosen = set(context.job_def.asset_layer.selected_asset_keys)
+    steps = context.run.step_keys_to_execute
+    return {key for key in chosen if steps is None or key.to_python_identifier() in steps}
+
+
+def closes_attempt(context: dg.AssetExecutionContext) -> bool:
+    """Whether this asset is the last one of the dataset that this run materializes."""
+    chosen = assets_of_run(context)
+    return [key for key in PREPARE_ASSETS if key in chosen][-1] == context.asset_key
+
+
+def close(context: dg.AssetExecutionContext, mine: Attempt, result: dict[str, Any]) -> None:
+    """Close the attempt when this asset is the last one.
+
+    Training is queued only after a whole dataset, and not when this very run trains as well.
+    """
+    if not closes_attempt(context):
+        return
+    goes_on = None if context.asset_key == CAPTIONS and LORA not in assets_of_run(context) else False
+    mine.finish(result, continue_=goes_on)
+
+
+@dg.asset(
+    key=SOURCE_IMAGES,
+    partitions_def=tunes,
+    group_name=Group.DATASET,
+    kinds={"python", "pillow", "opencv"},
+    owners=[Owner.DATA],
+    check_specs=[ENOUGH_PICTURES],
+    description=(
+        "The pictures of a tune, by content hash, and a manifest with one row per picture: verdict, reason, "
+        "remedy. To start a new tune here: add a partition, open the Launchpad, fill in `name` and one source."
+    ),
+)
+def source_images(
+    context: dg.AssetExecutionContext,
+    config: SourceImagesConfig,
+    registry: RegistryResource,
+    store: StoreResource,
+    catalog: CatalogResource,
+    fetcher: FetcherResource,
+    face_detector: FaceDetectorResource,
+) -> dg.MaterializeResult:
+    """Fetch, decode and judge what was handed in."""
+    rows, kept = registry.open(), store.open()
+    with sentences():
+        tune, changes = tune_of_partition(context.partition_key, config, rows, kept, catalog.open())
+    with attempt(context, rows, "prepare", tune.id, closes=closes_attempt(context)) as mine:
+        if changes:
+            tune = change_request(rows, mine, tune, changes, catalog.open())
+        request = TuneRequest.model_validate(tune.request)
+        manifest, failure = collected(request, tune.id, kept, fetcher, face_detector, mine)
+        result = described_manifest(kept, tune, manifest, failure)
+        if failure is not None:
+            mine.fail(failure)
+        else:
+            close(context, mine, {"pictures": manifest.counts()})
+    return result
+
+
+def collected(
+    request: TuneRequest,
+    tune_id: str,
+    store: Store,
+    fetcher: FetcherResource,
+    face_detector: FaceDetectorResource,
+    mine: Attempt,
+) -> tuple["Manifest", Failure | None]:
+    """Return the manifest, and the failure when there are too few pictures to go on."""
+    from tunes_dagster.intake.collect import collect_sources
+    from tunes_dagster.intake.manifest import Manifest
+
+    remote = "://" in (request.sources.folder or "")
+    try:
+        manifest = collect_sources(
+            tune_id, request, store, fetcher.open(), face_detector.open(), mine.report,
+            folder_options=get_settings().store_options if remote else None,
+        )  # fmt: skip
+    except Failure as failure:
+        if failure.code != FailureCode.TOO_FEW_PICTURES:
+            raise
+        return Manifest.load(store, tune_id), failure
+    return manifest, None
+
+
+@dg.asset(
+    key=TRAINING_SET,
+    deps=[SOURCE_IMAGES],
+    partitions_def=tunes,
+    group_name=Group.DATASET,
+    kinds={"python", "pillow"},
+    owners=[Owner.DATA],
+    check_specs=[NO_LEAKAGE],
+    description=(
+        "What is trained on: full pictures and face crops in buckets of one area by aspect ratio, and the "
+        "pictures that are held out for scoring."
+    ),
+)
+def training_set(
+    context: dg.AssetExecutionContext,
+    registry: RegistryResource,
+    store: StoreResource,
+    catalog: CatalogResource,
+    face_detector: FaceDetectorResource,
+) -> dg.MaterializeResult:
+    """Crop, bucket and split the accepted pictures."""
+    from tunes_dagster.intake.manifest import Manifest
+    from tunes_dagster.intake.training_set import build_training_set
+
+    rows, kept = registry.open(), store.open()
+    with sentences():
+        tune = require_tune(rows, context.partition_key)
+    with attempt(context, rows, "prepare", tune.id, closes=closes_attempt(context)) as mine:
+        mine.report.phase(Phase.CHECKING, "Cropping, bucketing and holding out pictures.")
+        request = TuneRequest.model_validate(tune.request)
+        options = TrainingOptions.model_validate(tune.recipe["training"])
+        entry = catalog.open().resolve(tune.branch)
+        built = build_training_set(
+            tune.id, Manifest.load(kept, tune.id), request.dataset, options.resolution or entry.native_size,
+            tune.class_name, kept, face_detector.open(), options.seed, mine.report,
+        )  # fmt: skip
+        result = described_training_set(kept, tune, built)
+        close(context, mine, {"trained_on": len(built.training), "held_out": len(built.held_out)})
+    return result
+
+
+@dg.asset(
+    key=CAPTIONS,
+    deps=[TRAINING_SET],
+    partitions_def=tunes,
+    group_name=Group.DATASET,
+    kinds={"python", "transformers", "csv"},
+    owners=[Owner.DATA],
+    check_specs=[TOKEN_AND_CLASS],
+    description=(
+        "One caption per training picture, as a CSV that a person may edit: edits win over sidecar files, these "
+        "over the captioner, this over the template."
+    ),
+)
+def captions(
+    context: dg.AssetExecutionContext,
+    registry: RegistryResource,
+    store: StoreResource,
+    captioner: CaptionerResource,
+) -> dg.MaterializeResult:
+    """Write the caption table."""
+    from tunes_dagster.intake.captions import write_captions
+    from tunes_dagster.intake.manifest import Manifest
+    from tunes_dagster.intake.training_set import TrainingSet
+
+    rows, kept = registry.open(), store.open()
+    with sentences():
+        tune = require_tune(rows, context.partition_key)
+    with attempt(context, rows, "prepare", tune.id, closes=closes_attempt(context)) as mine:
+        mine.report.phase(Phase.CAPTIONING)
+        request = TuneRequest.model_validate(tune.request)
+        model = captioner.open() if request.dataset.captioner else None
+        written = write_captions(
+            tune.id, TrainingSet.load(kept, tune.id), Manifest.load(kept, tune.id), request, kept, model,
+            mine.report,
+        )  # fmt: skip
+        result = described_captions(kept, tune, written)
+        close(context, mine, {"captions": len(written.rows)})
+    return result

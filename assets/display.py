@@ -1,0 +1,96 @@
+"""What people see of an asset in the UI: thumbnails of a few KB, tables, curves, sizes and paths.
+
+Full pictures stay in the store; metadata carries their path. Dagster keeps every value in its event log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from tunes_dagster.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# More rows than this make the metadata table slow to open; the file in the store has them all.
+MAX_TABLE_ROWS = 100
+# Pictures on a sheet.
+MAX_SHOWN = 60
+
+
+def picture(image: Image, alt: str, link: str = "") -> dg.MetadataValue:
+    """Return a thumbnail as markdown, with the path of the full picture below."""
+    from tunes_dagster.rendering.sheets import picture_markdown
+
+    return dg.MetadataValue.md(picture_markdown(image, alt, link=link))
+
+
+def save_sheet(store: Store, key: str, sheet: Image, alt: str) -> dg.MetadataValue:
+    """Write a sheet into the store and return its thumbnail with the path."""
+    from tunes_dagster.rendering.sheets import png_bytes
+
+    store.write_bytes(key, png_bytes(sheet))
+    return picture(sheet, alt, link=store.url(key))
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> dg.MetadataValue:
+    """Return rows as a table.
+
+    Args:
+        rows: Mappings that have at least the columns.
+        columns: Column name → Dagster's type (`string`, `int`, `float`, `bool`).
+    """
+    kinds = {"string": str, "int": int, "float": float, "bool": bool}
+    records: list[dg.TableRecord] = []
+    for row in rows:
+        if len(records) == MAX_TABLE_ROWS:
+            break
+        values = {c: row.get(c) for c in columns}
+        records.append(
+            dg.TableRecord({c: "" if v is None else kinds[columns[c]](v) for c, v in values.items()})
+        )
+    schema = dg.TableSchema(columns=[dg.TableColumn(name, kind) for name, kind in columns.items()])
+    return dg.MetadataValue.table(records, schema=schema)
+
+
+def files(store: Store, keys: Mapping[str, str | None]) -> dict[str, dg.MetadataValue]:
+    """Return the path and size of files, by label."""
+    found: dict[str, dg.MetadataValue] = {}
+    for label, key in keys.items():
+        if not key or not store.exists(key):
+            continue
+        found[label] = dg.MetadataValue.path(store.url(key))
+        found[f"{label} (KiB)"] = dg.MetadataValue.float(round(store.size(key) / 1024, 1))
+    return found
+
+
+def load_pictures(
+    store: Store,
+    keys: Sequence[str],
+    crops: Sequence[tuple[int, int, int, int]] | None = None,
+    max_side: int = 256,
+) -> list[Image]:
+    """Load pictures of the store, reduced: they are only shown.
+
+    Args:
+        store: Where they lie.
+        keys: Their keys.
+        crops: The part of each that is shown, in its pixels.
+        max_side: Longer side in pixels.
+    """
+    import io
+
+    from PIL import Image as images
+
+    loaded = []
+    for index, key in enumerate(keys):
+        with images.open(io.BytesIO(store.read_bytes(key))) as opened:
+            small = opened.convert("RGB")
+        if crops is not None:
+            small = small.crop(crops[index])
+        small.thumbnail((max_side, max_side))
+        loaded.append(small)
+    return loaded

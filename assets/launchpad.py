@@ -1,0 +1,75 @@
+"""What a person can type into the Launchpad: the pydantic models of the library as Dagster configs.
+
+Every field is optional and empty by default, so that a click on Materialize needs no configuration; what is
+filled in overrides the recipe. Limits are not repeated here: the library's own model checks the values and
+names a wrong one.
+"""
+
+from __future__ import annotations
+
+import re
+from types import NoneType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import dagster as dg
+from pydantic import BaseModel, Field, create_model
+
+from tunes_dagster.validation import checked
+
+
+def _plain(annotation: Any) -> Any:
+    """Return the type that Dagster's config system has for a field: no None, no Literal."""
+    if get_origin(annotation) in (Union, type(int | str)):
+        inner = [arg for arg in get_args(annotation) if arg is not NoneType]
+        return _plain(inner[0])
+    if get_origin(annotation) is Literal:
+        return str
+    return annotation
+
+
+def _texts(model: type[BaseModel]) -> dict[str, str]:
+    """Return the sentence that the model's docstring has for each attribute."""
+    section = (model.__doc__ or "").partition("Attributes:")[2]
+    found = re.findall(r"^\s{4,8}(\w+): (.*(?:\n\s{9,}.*)*)", section, flags=re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text).strip() for name, text in found}
+
+
+def _choices(annotation: Any) -> str:
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is Literal:
+            return f" One of: {', '.join(map(str, get_args(part)))}."
+    return ""
+
+
+def mirror(model: type[BaseModel], name: str, only: tuple[str, ...] = ()) -> type[dg.Config]:
+    """Return a config with the fields of a pydantic model, each optional, with the model's own texts.
+
+    Args:
+        model: A flat model of the library.
+        name: Of the new class.
+        only: Fields to take; empty takes all.
+    """
+    texts = _texts(model)
+    fields: dict[str, Any] = {}
+    for key, info in model.model_fields.items():
+        if only and key not in only:
+            continue
+        text = texts.get(key, "") + _choices(info.annotation)
+        fields[key] = (_plain(info.annotation) | None, Field(default=None, description=text))
+    config: type[dg.Config] = create_model(name, __base__=dg.Config, __doc__=model.__doc__, **fields)
+    return config
+
+
+def filled_in(config: dg.Config, *leave_out: str) -> dict[str, Any]:
+    """Return the values that a person typed in."""
+    values = {key: getattr(config, key) for key in type(config).model_fields if key not in leave_out}
+    return {key: value for key, value in values.items() if value not in (None, [], {}, "")}
+
+
+def merged(model: BaseModel, changes: dict[str, Any]) -> Any:
+    """Return a copy of a model with some values changed, checked again.
+
+    Raises:
+        Failure: `INVALID_REQUEST` naming each wrong value and what it may be.
+    """
+    return checked(type(model), {**model.model_dump(), **changes}, "What the Launchpad says")

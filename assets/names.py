@@ -1,0 +1,52 @@
+"""Names that several assets share: keys, groups, owners, checks, the pool."""
+
+from __future__ import annotations
+
+import warnings
+from enum import StrEnum
+
+import dagster as dg
+
+GPU_POOL = "gpu"
+
+
+class Group(StrEnum):
+    """Groups of the asset graph."""
+
+    DATASET = "dataset"
+    TUNE = "tune"
+    RENDERS = "renders"
+
+
+class Owner(StrEnum):
+    """Who answers for an asset."""
+
+    DATA = "team:data"
+    TRAINING = "team:training"
+    RENDERING = "team:rendering"
+
+
+SOURCE_IMAGES = dg.AssetKey("source_images")
+TRAINING_SET = dg.AssetKey("training_set")
+CAPTIONS = dg.AssetKey("captions")
+LORA = dg.AssetKey("lora")
+RENDERS = dg.AssetKey("renders")
+
+# In the order in which one run materializes them: the last one of a run's selection closes the attempt.
+PREPARE_ASSETS = (SOURCE_IMAGES, TRAINING_SET, CAPTIONS)
+
+
+def check_spec(
+    name: str,
+    asset: dg.AssetKey,
+    partitions_def: dg.PartitionsDefinition,
+    description: str,
+    *,
+    blocking: bool = False,
+) -> dg.AssetCheckSpec:
+    """Return the spec of a partitioned check, without Dagster's notice that these are new."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.AssetCheckSpec(
+            name, asset=asset, partitions_def=partitions_def, description=description, blocking=blocking
+        )

@@ -1,0 +1,36 @@
+"""Publishing a trained tune: its files are in place, and one small file says where."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.failures import Failure, FailureCode
+
+if TYPE_CHECKING:
+    from tunes_dagster.progress import Reporter
+    from tunes_dagster.store import Store
+
+
+def package(tune: Any, store: Store, report: Reporter) -> dict[str, Any]:
+    """Check a trained tune's files, write `tunes/<id>/tune.json`, and return the result of the tune.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` when the weights are not in the store.
+    """
+    key = tune.result.get("weights_key")
+    if not key or not store.exists(key):
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The weights of {tune.title!r} are not in the store (looked for {key or 'nothing recorded'}).",
+            "Materialize `lora` of this tune again.",
+        )
+    result = dict(tune.result)
+    store.write_json(
+        f"tunes/{tune.id}/tune.json",
+        {
+            "id": tune.id, "title": tune.title, "class_name": tune.class_name, "token": tune.token,
+            "base": tune.base, "branch": tune.branch, "recipe_hash": tune.recipe_hash, **result,
+        },
+    )  # fmt: skip
+    report.note(f"{tune.title}: published {store.url(key)}")
+    return result

@@ -1,0 +1,247 @@
+"""The renders of a batch: prompts of one base, over any tunes, in one model load."""
+
+import time
+from typing import Any
+
+import dagster as dg
+
+from assets.attempt import attempt, sentences
+from assets.display import load_pictures, save_sheet, table
+from assets.launchpad import filled_in, merged, mirror
+from assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, check_spec
+from resources import CatalogResource, ComputeResource, Device, RegistryResource, StoreResource
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.partitions import loras_of_batch, render_batches
+from tunes_dagster.progress import Phase
+from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.registry import Batch, Prompt, Registry, Tune
+from tunes_dagster.rendering.jobs import RenderJob, RenderResult, TuneWeights, make_job
+from tunes_dagster.rendering.sheets import Cell, render_sheet
+from tunes_dagster.store import Store
+
+RENDERS_CONFIG = mirror(RenderSettings, "RendersConfig")
+"""Empty renders the prompts as they were asked for; what is filled in overrides the settings of all of them."""
+
+PROMPT_COLUMNS = {
+    "prompt": "string", "tune": "string", "seed": "int", "pictures": "int", "result": "string", "first file": "string",
+}  # fmt: skip
+
+COUNTS = check_spec(
+    "every_picture_is_there",
+    asset=RENDERS,
+    partitions_def=render_batches,
+    description="As many pictures as were asked for.",
+)
+NOT_BLANK = check_spec(
+    "not_blank",
+    asset=RENDERS,
+    partitions_def=render_batches,
+    description="No picture is black or of one flat colour.",
+)
+FINITE = check_spec(
+    "finite",
+    asset=RENDERS,
+    partitions_def=render_batches,
+    description="No picture was lost to numbers that are not finite (NaN).",
+)
+
+
+@dg.asset(
+    key=RENDERS,
+    deps=[dg.AssetDep(LORA, partition_mapping=loras_of_batch)],
+    partitions_def=render_batches,
+    pool=GPU_POOL,
+    group_name=Group.RENDERS,
+    kinds={"pytorch", "diffusers", "png"},
+    owners=[Owner.RENDERING],
+    check_specs=[COUNTS, NOT_BLANK, FINITE],
+    description=(
+        "The pictures of a batch of prompts, each a PNG with its whole recipe inside, and their contact sheet. "
+        "The tunes that a batch really used stand in its metadata."
+    ),
+)
+def renders(
+    context: dg.AssetExecutionContext,
+    config: RENDERS_CONFIG,  # type: ignore[valid-type]
+    registry: RegistryResource,
+    store: StoreResource,
+    catalog: CatalogResource,
+    compute: ComputeResource,
+) -> dg.MaterializeResult:
+    """Render every prompt of the batch; one that fails leaves the others alone."""
+    from tunes_dagster.rendering.renderer import render
+    from tunes_dagster.training.families.base import load_family
+
+    rows, kept = registry.open(), store.open()
+    with sentences():
+        batch = require_batch(rows, context.partition_key)
+    with attempt(context, rows, "render", batch.id) as mine:
+        began = time.monotonic()
+        prompts = {p.id: p for p in rows.list_prompts(batch_id=batch.id) if p.status != "cancelled"}
+        writer = PromptWriter(rows, mine.work.id, context.run_id)
+        jobs = render_jobs(rows, list(prompts.values()), filled_in(config), writer)
+        entry, folder = catalog.usable(batch.branch)
+        prefix = f"batches/{batch.id}/{mine.work.attempt}"
+        with compute.lease(mine.report, holder=context.run_id) as device:
+            mine.report.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
+            base = load_family(entry, folder, device.name, device.torch_dtype)
+            render(jobs, base, kept, prefix, mine.report, writer.on_done)
+        mine.finish({"pictures": sum(len(result.images) for result in writer.results.values())})
+    seconds = time.monotonic() - began
+    return described(rows, kept, batch, prompts, writer.results, prefix, seconds, device)
+
+
+def require_batch(registry: Registry, batch_id: str) -> Batch:
+    """Return the batch of a partition.
+
+    Raises:
+        Failure: `INVALID_REQUEST` when the registry has none.
+    """
+    batch = registry.get_batch(batch_id)
+    if batch is None:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The registry has no render batch {batch_id!r}.",
+            'Batches are made from queued prompts: `tunes render TUNE "a photo of …"`.',
+        )
+    return batch
+
+
+class PromptWriter:
+    """Writes what came of each prompt into its row as soon as it is known."""
+
+    def __init__(self, registry: Registry, work_id: str, run_id: str) -> None:
+        self._registry, self._work_id, self._run_id = registry, work_id, run_id
+        self.results: dict[str, RenderResult] = {}
+
+    def on_done(self, result: RenderResult) -> None:
+        """Record the pictures of a prompt, or why it has none."""
+        self.results[result.prompt_id] = result
+        if result.failure is not None:
+            self._registry.prompt_failed(result.prompt_id, self._work_id, self._run_id, result.failure)
+            return
+        facts = {
+            "seeds": [image.seed for image in result.images],
+            "rendered_at": list(result.images[0].rendered_at) if result.images else None,
+            "recipe_hash": result.images[0].recipe_hash if result.images else None,
+            "warnings": result.warnings,
+        }
+        keys = [image.key for image in result.images]
+        self._registry.prompt_done(result.prompt_id, self._work_id, self._run_id, keys, facts)
+
+    def refuse(self, prompt_id: str, failure: Failure) -> None:
+        """Record that a prompt cannot be rendered at all."""
+        self.on_done(RenderResult(prompt_id, [], failure))
+
+
+def weights_of(tune: Tune) -> TuneWeights:
+    """Return what the renderer needs to know of a tune.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` when it has no weights yet.
+    """
+    key = tune.result.get("weights_key")
+    if not key:
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The tune {tune.title!r} has no weights: it is {tune.status}.",
+            "Wait until it is ready, or materialize its `lora`.",
+        )
+    return TuneWeights(tune.id, key, tune.token, tune.class_name)
+
+
+def render_jobs(
+    registry: Registry, prompts: list[Prompt], changes: dict[str, Any], writer: PromptWriter
+) -> list[RenderJob]:
+    """Return the jobs of the prompts that can be rendered; the others are recorded as failed."""
+    jobs = []
+    for prompt in prompts:
+        try:
+            settings = merged(RenderSettings.model_validate(prompt.settings), changes)
+            tune = weights_of(registry.get_tune(prompt.tune_id)) if prompt.tune_id else None
+            jobs.append(
+                make_job(
+                    prompt.id, prompt.text, settings, tune=tune,
+                    find_tune=lambda name: weights_of(registry.get_tune(name)),
+                    recipe={"asked_base": prompt.base, "prompt_id": prompt.id},
+                )
+            )  # fmt: skip
+        except Failure as failure:
+            writer.refuse(prompt.id, failure)
+    return jobs
+
+
+def described(
+    registry: Registry,
+    store: Store,
+    batch: Batch,
+    prompts: dict[str, Prompt],
+    results: dict[str, RenderResult],
+    prefix: str,
+    seconds: float,
+    device: Device,
+) -> dg.MaterializeResult:
+    """Return the materialization of a batch: contact sheet, table of prompts, the tunes used, and checks."""
+    images = [(prompts[p], image) for p, result in results.items() for image in result.images]
+    sheet = render_sheet(
+        [Cell(picture, f"{prompt.text} · {image.seed}") for (prompt, image), picture in zip(
+            images, load_pictures(store, [image.key for _, image in images[:64]]), strict=False)],
+        title=f"{len(images)} renders",
+        subtitle=f"{batch.branch} · {batch.shape}",
+        footer=batch.id,
+    )  # fmt: skip
+    tunes = {p.tune_id: registry.get_tune(p.tune_id) for p in prompts.values() if p.tune_id}
+    rows = [
+        {
+            "prompt": prompts[p].text,
+            "tune": tunes[tune_id].title if (tune_id := prompts[p].tune_id) else "",
+            "seed": prompts[p].settings.get("seed"),
+            "pictures": len(result.images),
+            "result": result.failure.message if result.failure else "; ".join(result.warnings) or "done",
+            "first file": store.url(result.images[0].key) if result.images else "",
+        }
+        for p, result in results.items()
+    ]
+    rendered_at = {f"{image.rendered_at[0]}x{image.rendered_at[1]}" for _, image in images}
+    return dg.MaterializeResult(
+        metadata={
+            "contact sheet": save_sheet(store, f"{prefix}/contact_sheet.png", sheet, "renders"),
+            "prompts": table(rows, PROMPT_COLUMNS),
+            "pictures": len(images),
+            "seconds": round(seconds, 1),
+            "seconds per picture": round(seconds / max(1, len(images)), 2),
+            "tunes": dg.MetadataValue.json({tune.id: tune.title for tune in tunes.values()}),
+            "base": batch.branch,
+            "rendered at": ", ".join(sorted(rendered_at)),
+            "folder": dg.MetadataValue.path(store.url(prefix)),
+            **device.metadata(),
+        },
+        check_results=checks(prompts, results),
+    )
+
+
+def checks(prompts: dict[str, Prompt], results: dict[str, RenderResult]) -> list[dg.AssetCheckResult]:
+    """Return the answers of the checks of a batch."""
+    missing = {p: prompts[p].settings["num_images"] - len(r.images) for p, r in results.items()}
+    missing = {p: count for p, count in missing.items() if count > 0}
+    blank = [image.key for result in results.values() for image in result.images if image.blank]
+    broken = [p for p, r in results.items() if r.failure and "not finite" in r.failure.message]
+    warn = dg.AssetCheckSeverity.WARN
+    return [
+        dg.AssetCheckResult(
+            passed=not missing,
+            check_name=COUNTS.name,
+            description="; ".join(f"{p} lacks {n}" for p, n in missing.items()) or "All are there.",
+        ),
+        dg.AssetCheckResult(
+            passed=not blank,
+            check_name=NOT_BLANK.name,
+            severity=warn,
+            description="; ".join(blank) or "All show something.",
+        ),
+        dg.AssetCheckResult(
+            passed=not broken,
+            check_name=FINITE.name,
+            description="; ".join(broken) or "All numbers are finite.",
+        ),
+    ]

@@ -1,0 +1,164 @@
+"""The reporters of a run: its own log in the Dagster UI, and the row in the registry that everybody else reads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.progress import Eta, Phase, format_numbers, format_seconds
+
+if TYPE_CHECKING:
+    import logging
+
+    from tunes_dagster.registry import Registry
+
+# Every line is a row in Dagster's event log, which the UI loads whole.
+_SECONDS_BETWEEN_LINES = 5.0
+# How soon a step shows in the row; the heartbeat itself has its own interval.
+_SECONDS_BETWEEN_WRITES = 1.0
+
+
+class RunLog:
+    """Writes phases, notes and, now and then, a step with the time left to the log of the run."""
+
+    def __init__(
+        self, log: logging.Logger, prefix: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._log = log
+        self._prefix = f"{prefix}: " if prefix else ""
+        self._clock = clock
+        self._eta = Eta(clock)
+        self._phase = ""
+        self._last_line = clock()
+
+    def phase(self, phase: Phase, message: str = "") -> None:
+        """Log that a phase began."""
+        self._phase = str(phase)
+        self._eta = Eta(self._clock)
+        self._last_line = self._clock()
+        self._log.info(f"{self._prefix}{phase}{f': {message}' if message else ''}")
+
+    def step(self, done: int, total: int, **numbers: float) -> None:
+        """Log the step when the last line is old enough, and the last step always."""
+        left = self._eta.update(done, total)
+        moment = self._clock()
+        if done < total and moment - self._last_line < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = moment
+        eta = f", {format_seconds(left)} left" if left is not None and done < total else ""
+        values = f" ({format_numbers(numbers)})" if numbers else ""
+        self._log.info(f"{self._prefix}{self._phase} {done}/{total}{eta}{values}")
+
+    def note(self, message: str) -> None:
+        """Log a line."""
+        self._log.info(f"{self._prefix}{message}")
+
+    def check_cancelled(self) -> None:
+        """The run's log asks for nothing."""
+
+
+class Member:
+    """One piece of running work as its `Pulse` sees it; also the reporter that writes into its row."""
+
+    def __init__(self, registry: Registry, work_id: str, run_id: str) -> None:
+        self._registry = registry
+        self.work_id = work_id
+        self.run_id = run_id
+        self.flag = ""
+        self.lost: Failure | None = None
+        self.closed = False
+        self._beaten = time.monotonic()
+        self._eta = Eta()
+        self._progress: dict[str, Any] = {
+            "phase": "", "message": "", "step": 0, "total": 0, "seconds_left": None,
+        }  # fmt: skip
+        self._changed = False
+        self._lock = threading.Lock()
+
+    def phase(self, phase: Phase, message: str = "") -> None:
+        """Write the phase into the row at once."""
+        with self._lock:
+            self._eta = Eta()
+            self._progress = {
+                "phase": str(phase), "message": message, "step": 0, "total": 0, "seconds_left": None,
+            }  # fmt: skip
+            self._changed = True
+        self.beat(interval=0.0)
+
+    def step(self, done: int, total: int, **numbers: float) -> None:
+        """Remember the step; the pulse writes it within a second."""
+        with self._lock:
+            left = self._eta.update(done, total)
+            self._progress.update(step=done, total=total, seconds_left=left)
+            self._changed = True
+
+    def note(self, message: str) -> None:
+        """Notes stay in the run's log."""
+
+    def check_cancelled(self) -> None:
+        """Raise what the last heartbeat heard: a cancel, or that another attempt owns the row now."""
+        if self.lost is not None:
+            raise self.lost
+        if self.flag:
+            raise Cancelled(keep=self.flag == "keep")
+
+    def beat(self, interval: float) -> None:
+        """Write what changed, and say that the work is alive when it last said so `interval` seconds ago."""
+        if self.closed or self.lost is not None:
+            return
+        with self._lock:
+            changed, self._changed = self._changed, False
+            progress = dict(self._progress)
+        try:
+            if changed:
+                self.flag = self._registry.progress(self.work_id, self.run_id, **progress)
+                self._beaten = time.monotonic()
+            elif time.monotonic() - self._beaten >= interval:
+                self.flag = self._registry.heartbeat(self.work_id, self.run_id)
+                self._beaten = time.monotonic()
+        except Failure as failure:
+            if failure.code != FailureCode.CONFLICT:
+                raise
+            self.lost = failure
+
+
+class Pulse:
+    """A thread that keeps the rows of running work alive and hears whether the work should stop.
+
+    It is a thread, so that a long call into the model never looks like a dead process.
+    """
+
+    def __init__(self, interval: float, log: logging.Logger | None = None) -> None:
+        self._interval = interval
+        self._log = log
+        self._members: list[Member] = []
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, member: Member) -> Member:
+        """Take one more piece of work into care."""
+        self._members = [*self._members, member]
+        return member
+
+    def __enter__(self) -> Pulse:
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._stop.wait(min(_SECONDS_BETWEEN_WRITES, self._interval)):
+            for member in self._members:
+                try:
+                    member.beat(self._interval)
+                except Exception as error:
+                    # The registry may be away for a while; the work goes on, and the next beat tries again.
+                    if self._log is not None:
+                        self._log.warning(f"Could not write the heartbeat of {member.work_id}: {error}")

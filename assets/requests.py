@@ -1,0 +1,122 @@
+"""Tunes and prompts that start in the Launchpad: what a person typed becomes the row's request."""
+
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from assets.attempt import Attempt
+from assets.launchpad import filled_in, merged, mirror
+from tunes_dagster.catalog import Catalog
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import DatasetOptions, TrainingOptions, TuneRequest
+from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.settings import get_settings
+from tunes_dagster.store import Store
+from tunes_dagster.validation import checked
+
+DatasetConfig: Any = mirror(DatasetOptions, "DatasetConfig")
+
+
+class SourceImagesConfig(dg.Config):
+    """The request of a tune. Empty for tunes that have a row; filled in, it starts or changes one.
+
+    A new tune needs `name` and one source.
+    """
+
+    name: str | None = Field(default=None, description="Class of the subject: woman, man, dog, mug, style …")
+    title: str | None = Field(default=None, description="What you call the tune; the name when empty.")
+    token: str | None = Field(default=None, description="The rare word the subject is bound to (ohwx).")
+    base: str | None = Field(default=None, description="Branch or alias in the base-model catalog (sdxl).")
+    archive_url: str | None = Field(default=None, description="http(s) URL of a zip or tar of pictures.")
+    image_urls: list[str] = Field(default_factory=list, description="http(s) URLs of pictures.")
+    folder: str | None = Field(
+        default=None, description="Folder or s3:// prefix of pictures, as the machine of the run sees it."
+    )
+    captions: dict[str, str] = Field(default_factory=dict, description="File name → caption.")
+    prompts: list[str] = Field(default_factory=list, description="Rendered as soon as the tune is ready.")
+    callback_url: str | None = Field(default=None, description="Told when the tune is ready or has failed.")
+    dataset: DatasetConfig = Field(
+        default_factory=DatasetConfig, description="How pictures become a training set."
+    )
+
+
+def _changes(config: SourceImagesConfig) -> dict[str, Any]:
+    """Return the fields of a `TuneRequest` that were filled in."""
+    changes = filled_in(config, "archive_url", "image_urls", "folder", "prompts", "dataset")
+    sources = {k: v for k in ("archive_url", "image_urls", "folder") if (v := getattr(config, k))}
+    if sources:
+        changes["sources"] = sources
+    if config.prompts:
+        changes["prompts"] = [{"text": text} for text in config.prompts]
+    if dataset := filled_in(config.dataset):
+        changes["dataset"] = dataset
+    return changes
+
+
+def require_tune(registry: Registry, tune_id: str) -> Tune:
+    """Return the tune of a partition.
+
+    Raises:
+        Failure: `UNKNOWN_TUNE` with the way to start one.
+    """
+    if not registry.has_tune(tune_id):  # a title or number is no partition key
+        raise Failure(
+            FailureCode.UNKNOWN_TUNE,
+            f"The registry has no tune {tune_id!r}: the partition exists, but nobody has asked for this tune.",
+            "Materialize source_images of this partition with the request in the Launchpad "
+            "(name and one of archive_url, image_urls, folder), or run `tunes train`.",
+        )
+    return registry.get_tune(tune_id)
+
+
+def tune_of_partition(
+    tune_id: str, config: SourceImagesConfig, registry: Registry, store: Store, catalog: Catalog
+) -> tuple[Tune, dict[str, Any]]:
+    """Return the tune of a partition, started by what the Launchpad says if there is none, and what is to change.
+
+    Raises:
+        Failure: `UNKNOWN_TUNE` with neither row nor request, `INVALID_REQUEST` for wrong values.
+    """
+    changes = _changes(config)
+    if registry.has_tune(tune_id):
+        return registry.get_tune(tune_id), changes
+    if not {"name", "sources"} <= set(changes):
+        return require_tune(registry, tune_id), {}
+    from tunes_dagster.submit import submit_tune
+
+    request = checked(TuneRequest, changes, "What the Launchpad says")
+    tune = submit_tune(
+        registry, store, catalog, get_settings(), request,
+        origin="ui", tune_id=tune_id, allow_folder=request.sources.folder,
+    )  # fmt: skip
+    return tune, {}
+
+
+def change_request(
+    registry: Registry, mine: Attempt, tune: Tune, changes: dict[str, Any], catalog: Catalog
+) -> Tune:
+    """Write changed fields of the request into the row of a tune whose attempt this run owns.
+
+    Raises:
+        Failure: `INVALID_REQUEST` for wrong values, or another base.
+    """
+    from tunes_dagster.submit import make_recipe
+
+    request = TuneRequest.model_validate(tune.request)
+    if "dataset" in changes:
+        changes = {**changes, "dataset": merged(request.dataset, changes["dataset"])}
+    request = merged(request, changes)
+    entry = catalog.real(catalog.resolve(request.base))
+    if entry.branch != tune.branch:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The base of {tune.title!r} is {tune.branch}; it cannot become {entry.branch}.",
+            "Start a new tune with the other base.",
+        )
+    return registry.set_recipe(mine.work.id, mine.run_id, make_recipe(request, entry), request)
+
+
+def training_options(tune: Tune, changes: dict[str, Any]) -> TrainingOptions:
+    """Return the options a tune is trained with: its recipe, overridden by the Launchpad."""
+    return merged(TrainingOptions.model_validate(tune.recipe["training"]), changes)

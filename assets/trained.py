@@ -1,0 +1,169 @@
+"""What is shown and checked of a tune that was just trained: weights, curve, samples over its checkpoints."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from assets.display import files, load_pictures, picture, save_sheet
+from assets.names import LORA, check_spec
+from resources import Device
+from tunes_dagster.partitions import tunes
+from tunes_dagster.progress import Phase, Reporter, format_seconds
+from tunes_dagster.registry import Tune
+from tunes_dagster.store import Store
+
+FINITE = check_spec(
+    "finite_weights", asset=LORA, partitions_def=tunes, description="Every number of the weights is finite."
+)
+LOADS = check_spec(
+    "loads_into_fresh_pipeline",
+    asset=LORA,
+    partitions_def=tunes,
+    description=(
+        "The exported file, loaded by diffusers' own code into a new pipeline, renders what training rendered."
+    ),
+)
+DIFFERS = check_spec(
+    "differs_from_base",
+    asset=LORA,
+    partitions_def=tunes,
+    description="With the weights, the pipeline renders another picture than the base does.",
+)
+LORA_CHECKS = [FINITE, LOADS, DIFFERS]
+
+
+@dataclass
+class Trained:
+    """A tune that has its weights.
+
+    Attributes:
+        tune: Its row.
+        result: What the training loop says.
+        metadata: For the materialization.
+        checks: Answers of `LORA_CHECKS`.
+    """
+
+    tune: Tune
+    result: Any
+    metadata: dict[str, Any] = field(default_factory=dict)
+    checks: list[dg.AssetCheckResult] = field(default_factory=list)
+
+    def row_result(self) -> dict[str, Any]:
+        """Return what the tune's row keeps."""
+        result = self.result
+        return {
+            "weights_key": result.weights_key, "kohya_key": result.kohya_key, "card_key": result.card_key,
+            "samples_key": result.samples_key, "steps": result.steps, "seconds": round(result.seconds, 1),
+            "stopped": result.stopped, "weights_recipe_hash": result.recipe_hash,
+            "checks": {check.check_name: check.passed for check in self.checks},
+        }  # fmt: skip
+
+
+class Inspector:
+    """Checks the weights of tunes as they are trained, with one fresh pipeline for all of a run."""
+
+    def __init__(self, base: Any, device: Device, store: Store) -> None:
+        self._base, self._device, self._store = base, device, store
+        self._fresh: Any = None
+
+    def inspect(self, tune: Tune, result: Any, report: Reporter) -> Trained:
+        """Check a tune's files and make what people look at."""
+        from tunes_dagster.training.verify import verify
+
+        report.phase(Phase.EVALUATING, "Loading the weights into a fresh pipeline.")
+        if self._fresh is None:
+            self._fresh = self._base.load_fresh_pipeline()
+        prompt = f"a photo of {tune.token} {tune.class_name}"
+        seen = verify(
+            result.weights_key, result.kohya_key, prompt, self._base, self._store, fresh=self._fresh
+        )
+        trained = Trained(tune, result, checks=answers(seen))
+        trained.metadata = {
+            **pictures(tune, result, self._store),
+            **facts(tune, result, self._store, self._device),
+        }
+        return trained
+
+
+def answers(seen: Any) -> list[dg.AssetCheckResult]:
+    """Return what was verified as the answers of `LORA_CHECKS`."""
+    furthest = max(seen.diffusers_difference, seen.kohya_difference)
+    return [
+        dg.AssetCheckResult(
+            passed=seen.finite,
+            check_name=FINITE.name,
+            asset_key=LORA,
+            description=f"{seen.layers} layers looked at.",
+        ),
+        dg.AssetCheckResult(
+            passed=seen.loads,
+            check_name=LOADS.name,
+            asset_key=LORA,
+            description=f"Largest pixel difference {furthest:.2g}, allowed {seen.tolerance:g} (of 1).",
+            metadata={"diffusers": seen.diffusers_difference, "kohya": seen.kohya_difference},
+        ),
+        dg.AssetCheckResult(
+            passed=seen.differs,
+            check_name=DIFFERS.name,
+            asset_key=LORA,
+            description=f"Mean pixel difference to the base {seen.base_difference:.2g} (of 1).",
+        ),
+    ]
+
+
+def pictures(tune: Tune, result: Any, store: Store) -> dict[str, Any]:
+    """Return thumbnails: samples over the checkpoints, and the loss curve."""
+    from tunes_dagster.rendering.plots import figure_image, loss_figure
+
+    shown: dict[str, Any] = {}
+    if result.samples_key:
+        (sheet,) = load_pictures(store, [result.samples_key], max_side=1200)
+        shown["samples over training"] = picture(sheet, "samples", store.url(result.samples_key))
+    if result.loss_curve:
+        steps, losses = zip(*result.loss_curve, strict=True)
+        figure = loss_figure(steps, losses, title=f"Loss of {tune.title}")
+        key = f"{result.weights_key.rsplit('/', 1)[0]}/loss.png"
+        shown["loss curve"] = save_sheet(store, key, figure_image(figure), "loss curve")
+        shown["loss"] = round(float(losses[-1]), 4)
+    return shown
+
+
+def facts(tune: Tune, result: Any, store: Store, device: Device) -> dict[str, Any]:
+    """Return numbers, files and the recipe."""
+    keys = {
+        "weights": result.weights_key, "weights for kohya": result.kohya_key, "model card": result.card_key,
+    }  # fmt: skip
+    return {
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "took": format_seconds(result.seconds),
+        **({"stopped early": True} if result.stopped else {}),
+        "trigger": f"{tune.token} {tune.class_name}",
+        "base": tune.branch,
+        **device.metadata(),
+        **files(store, keys),
+        "checkpoints": len(result.checkpoints),
+        "recipe": dg.MetadataValue.json({k: v for k, v in result.recipe.items() if k != "pictures"}),
+        "recipe hash": result.recipe_hash,
+        **{name.replace("_", " "): value for name, value in result.figures.items()},
+    }  # fmt: skip
+
+
+def log_trained(context: dg.OpExecutionContext, trained: Trained) -> None:
+    """Log materialization and checks of one tune's partition from a run that has many."""
+    partition = trained.tune.id
+    context.log_event(dg.AssetMaterialization(asset_key=LORA, partition=partition, metadata=trained.metadata))
+    for answer in trained.checks:
+        assert answer.check_name is not None
+        context.log_event(
+            dg.AssetCheckEvaluation(  # type: ignore[arg-type]
+                asset_key=LORA,
+                check_name=answer.check_name,
+                passed=bool(answer.passed),
+                metadata=answer.metadata,
+                severity=answer.severity,
+                description=answer.description,
+                partition=partition,
+            )
+        )

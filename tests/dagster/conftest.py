@@ -1,0 +1,104 @@
+"""A whole installation in a temporary folder, on the random base."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from tunes_dagster.catalog import load_catalog
+from tunes_dagster.recipe import TuneRequest
+from tunes_dagster.registry import Registry, Tune, open_registry
+from tunes_dagster.settings import Settings, get_settings
+from tunes_dagster.store import Store
+from tunes_dagster.submit import submit_tune
+
+# Enough to train, resume and render through, in a second or two.
+QUICK = {"steps": 12, "rank": 4, "batch_size": 1, "resolution": 64, "prior_prompts": 2, "warmup_steps": 2,
+         "checkpoint_every": 4, "targets": "attention"}  # fmt: skip
+
+
+def write_catalog(path: Path, base_folder: Path) -> Path:
+    """Write an overlay that puts the random base in the place of the shipped one."""
+    entry = {
+        "family": "sdxl", "repo_id": str(base_folder), "licence": "none", "native_size": 64,
+        "max_pixels": 65536, "memory_gb": 1, "embedded": "tiny-sdxl", "token": "ohwx",
+        "aliases": ["tiny", "fast", "embedded"],
+        "training": {**QUICK, "learning_rate": 0.001, "min_snr_gamma": 0, "prior_weight": 1.0},
+        "rendering": {"steps": 3, "guidance_scale": 2.0, "width": 64, "height": 64, "scheduler": "euler"},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump({"tiny-sdxl": entry}))
+    return path
+
+
+def draw_pictures(folder: Path, count: int = 5, seed: int = 0) -> Path:
+    """Draw pictures that intake accepts and that differ from each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chance = random.Random(seed)
+    for number in range(count):
+        image = Image.effect_noise((200, 160 + 20 * (number % 3)), 90).convert("RGB")
+        draw = ImageDraw.Draw(image)
+        for _ in range(12):
+            x, y = chance.randrange(180), chance.randrange(150)
+            colour = tuple(chance.randrange(256) for _ in range(3))
+            draw.ellipse((x, y, x + chance.randrange(20, 90), y + chance.randrange(20, 90)), fill=colour)
+        image.save(folder / f"picture-{number}.png")
+    return folder
+
+
+@dataclass
+class House:
+    """One installation.
+
+    Attributes:
+        home: Its folder.
+        settings: As the environment says.
+        registry: Its rows.
+        store: Its files.
+        instance: Its Dagster instance.
+    """
+
+    home: Path
+    settings: Settings
+    registry: Registry
+    store: Store
+    instance: dg.DagsterInstance
+
+    def submit(self, title: str = "bob", pictures: int = 5, **fields) -> Tune:
+        """Submit a tune on freshly drawn pictures."""
+        folder = draw_pictures(self.home / "pictures" / title, pictures, seed=sum(map(ord, title)))
+        request = TuneRequest.model_validate(
+            {"name": "mug", "title": title, "sources": {"folder": str(folder)},
+             "dataset": {"captioner": False}, **fields}
+        )  # fmt: skip
+        return submit_tune(
+            self.registry, self.store, load_catalog(), self.settings, request, allow_folder=str(folder)
+        )
+
+    def status(self, tune_id: str) -> str:
+        """Return the status of a tune."""
+        return self.registry.get_tune(tune_id).status
+
+
+@pytest.fixture
+def house(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """An installation with an ephemeral Dagster instance."""
+    catalog = write_catalog(tmp_path / "catalog.yaml", base_folder)
+    for name, value in {
+        "TUNES_HOME": str(tmp_path / "home"), "TUNES_CATALOG": str(catalog), "TUNES_DEVICE": "cpu",
+        "TUNES_COHORT_WAIT_SECONDS": "0", "TUNES_BATCH_WAIT_SECONDS": "0", "TUNES_HEARTBEAT_SECONDS": "0.2",
+        "TUNES_RETRY_BACKOFF": "[0, 0, 0]",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    settings = get_settings()
+    registry = open_registry(settings)
+    with dg.instance_for_test() as instance:
+        yield House(tmp_path / "home", settings, registry, Store(settings.resolved_store_url), instance)
+    registry.close()
+    get_settings.cache_clear()

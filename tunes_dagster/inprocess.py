@@ -1,0 +1,147 @@
+"""Runs the pipeline in this process when no daemon does: the same decisions, jobs and Dagster instance.
+
+What is done here shows in the Dagster UI afterwards, like everything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
+
+from tunes_dagster import clock, decide
+from tunes_dagster.launches import (
+    JOB_OF_KIND,
+    ORIGIN_TAG,
+    RUN_KEY_TAG,
+    cancel_what_people_cancelled,
+    partition_of,
+    run_config,
+    run_is_alive,
+)
+from tunes_dagster.partitions import render_batches, tunes
+from tunes_dagster.progress import Reporter, Silent
+from tunes_dagster.registry import Registry, open_registry
+from tunes_dagster.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.3
+# The sensor daemon writes a heartbeat every 30 s.
+_DAEMON_SILENCE_SECONDS = 45.0
+_STORAGE_ENV = "TUNES_DAGSTER_STORAGE"
+
+
+def open_instance(settings: Settings) -> dg.DagsterInstance:
+    """Open the Dagster instance of this installation; an instance without `dagster.yaml` lies under the home.
+
+    `$DAGSTER_HOME` wins, then the `dagster.yaml` of the checkout, then a plain instance below the home folder.
+    """
+    home = Path(os.environ.get("DAGSTER_HOME") or Path(__file__).resolve().parents[1])
+    storage = Path(os.environ.setdefault(_STORAGE_ENV, str(settings.resolved_home / "dagster")))
+    storage.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
+    if not (home / "dagster.yaml").is_file():
+        home = storage
+        (home / "dagster.yaml").touch()
+    return dg.DagsterInstance.from_config(str(home))
+
+
+def daemon_is_alive(instance: dg.DagsterInstance) -> bool:
+    """Whether a daemon that runs the sensors has shown itself within the last 45 s."""
+    heartbeat = instance.get_daemon_heartbeats().get("SENSOR")
+    return heartbeat is not None and time.time() - heartbeat.timestamp < _DAEMON_SILENCE_SECONDS
+
+
+def drive(
+    settings: Settings,
+    until: Callable[[], bool],
+    report: Reporter | None = None,
+    *,
+    registry: Registry | None = None,
+    instance: dg.DagsterInstance | None = None,
+    resource_overrides: dict[str, Any] | None = None,
+) -> None:
+    """Do what waits in the registry, run after run, until a condition holds.
+
+    A run that fails ends its own work only; the next decision goes on. Ctrl-C gives the running work back to
+    the queue and raises `KeyboardInterrupt`.
+
+    Args:
+        settings: The operator's.
+        until: Looked at between runs and while nothing waits.
+        report: Told what starts and asked about cancelling between runs.
+        registry: The one the settings name, unless given.
+        instance: The Dagster instance, unless given.
+        resource_overrides: As for `build_defs`.
+    """
+    from tunes_dagster.definitions import build_defs
+
+    watching = report or Silent()
+    rows = registry or open_registry(settings)
+    place = instance or open_instance(settings)
+    definitions = build_defs(resource_overrides=resource_overrides)
+    while not until():
+        watching.check_cancelled()
+        launches = next_launches(rows, settings)
+        for launch in launches:
+            watching.note(f"Starting {JOB_OF_KIND[launch.kind]}.")
+            execute(definitions, place, launch)
+        if not launches:
+            cancel_what_people_cancelled(place, rows)
+            decide.find_stuck(
+                rows, clock.now(), lambda name: run_is_alive(place, name),
+                lost_after_seconds=settings.lost_after_seconds,
+            )  # fmt: skip
+            time.sleep(_POLL_SECONDS)
+
+
+def next_launches(registry: Registry, settings: Settings) -> list[decide.Launch]:
+    """Return what can start now; work near its end goes first, one run at a time."""
+    for look in (
+        lambda: decide.render_launches(registry, settings, limit=1),
+        lambda: decide.finish_launches(registry, limit=1),
+        lambda: decide.prepare_launches(registry, limit=1),
+        lambda: decide.cohort_launches(registry, settings, limit=1),
+    ):
+        if launches := look():
+            return launches
+    return []
+
+
+def execute(definitions: dg.Definitions, instance: dg.DagsterInstance, launch: decide.Launch) -> bool:
+    """Execute one launch in this process; returns whether it went well.
+
+    What went wrong stands in the registry and in the run; only an interrupt is raised.
+    """
+    partition = partition_of(launch)
+    if partition is not None:
+        name = (render_batches if launch.kind == "render" else tunes).name
+        assert name is not None
+        instance.add_dynamic_partitions(name, [partition])
+    job = definitions.resolve_job_def(JOB_OF_KIND[launch.kind])
+    run_id = str(uuid.uuid4())
+    try:
+        job.execute_in_process(
+            run_config=run_config(launch),
+            instance=instance,
+            partition_key=partition,
+            tags={**launch.tags, RUN_KEY_TAG: launch.run_key, ORIGIN_TAG: "cli"},
+            run_id=run_id,
+        )
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError) as stop:
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.status not in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED):
+            raise KeyboardInterrupt from stop
+        return False
+    except Exception as error:
+        log.debug("The run %s failed: %s", run_id, error)
+        return False
+    return True

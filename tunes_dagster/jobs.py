@@ -1,0 +1,132 @@
+"""The jobs: what sensors launch, and what a person finds under Jobs in the UI.
+
+prepare_tune   source_images, training_set, captions of one tune; CPU only
+train_cohort   one op over the tunes of a cohort, in the GPU pool
+finish_tune    packages one trained tune and makes it ready
+render_batch   renders of one batch, in the GPU pool
+housekeeping   deletes what nobody needs any more
+"""
+
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from assets.attempt import attempt, sentences
+from assets.cohort import train_cohort_members
+from assets.housekeeping import prune_cache, prune_partitions, prune_runs
+from assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS
+from assets.packaging import package
+from assets.requests import require_tune
+from resources import CatalogResource, ComputeResource, RegistryResource, StoreResource
+from tunes_dagster.partitions import render_batches, tunes
+from tunes_dagster.progress import Phase
+
+prepare_tune = dg.define_asset_job(
+    "prepare_tune",
+    selection=dg.AssetSelection.assets(*PREPARE_ASSETS),
+    partitions_def=tunes,
+    description="Fetches, checks and captions the pictures of one tune. Holds no GPU.",
+)
+
+render_batch = dg.define_asset_job(
+    "render_batch",
+    selection=dg.AssetSelection.assets(RENDERS),
+    partitions_def=render_batches,
+    description="Renders the prompts of one batch: one base, one model load, tunes of any number.",
+)
+
+
+class CohortConfig(dg.Config):
+    """Which cohort a run trains; its members are rows of the registry, so that tunes can leave and join."""
+
+    cohort_id: str = Field(description="Id of the cohort (cohort_…).")
+
+
+class TuneConfig(dg.Config):
+    """Which tune a run is about."""
+
+    tune_id: str = Field(description="Id of the tune (tune_…).")
+
+
+class HousekeepingConfig(dg.Config):
+    """How long things are kept."""
+
+    keep_failed_run_days: float = Field(
+        default=30, description="Failed and cancelled runs in Dagster. Runs that made an asset stay."
+    )
+    keep_service_run_days: float = Field(
+        default=7, description="Runs of finish_tune and housekeeping, which materialize nothing."
+    )
+    keep_cache_days: float = Field(
+        default=30, description="Files below cache/ in the store, by their age; they can be made again."
+    )
+
+
+@dg.op(name="train", pool=GPU_POOL, description="Trains the tunes of a cohort on their common base.")
+def train_op(
+    context: dg.OpExecutionContext,
+    config: CohortConfig,
+    registry: RegistryResource,
+    store: StoreResource,
+    catalog: CatalogResource,
+    compute: ComputeResource,
+) -> None:
+    """Train; each tune is materialized and checked as it finishes."""
+    train_cohort_members(context, config.cohort_id, registry.open(), store.open(), catalog, compute)
+
+
+@dg.job(
+    name="train_cohort",
+    description=(
+        "Trains one or more tunes of one base together. Each tune's `lora` partition gets its own "
+        "materialization and checks as it finishes."
+    ),
+)
+def train_cohort() -> None:
+    """One op, because a run cannot have a set of partitions."""
+    train_op()
+
+
+@dg.op(name="package", description="Checks that the weights are in place and makes the tune ready.")
+def package_op(
+    context: dg.OpExecutionContext, config: TuneConfig, registry: RegistryResource, store: StoreResource
+) -> None:
+    """Publish one trained tune."""
+    rows = registry.open()
+    with sentences():
+        tune = require_tune(rows, config.tune_id)
+    with attempt(context, rows, "finish", tune.id) as mine:
+        mine.report.phase(Phase.PACKAGING)
+        mine.finish(package(tune, store.open(), mine.report))
+
+
+@dg.job(name="finish_tune", description="Packages one trained tune and makes it ready.")
+def finish_tune() -> None:
+    """One op."""
+    package_op()
+
+
+@dg.op(name="clean_up", description="Deletes old runs, partitions of deleted tunes and expired cache files.")
+def clean_up_op(
+    context: dg.OpExecutionContext,
+    config: HousekeepingConfig,
+    registry: RegistryResource,
+    store: StoreResource,
+) -> None:
+    """Prune."""
+    runs = prune_runs(context.instance, config.keep_failed_run_days, config.keep_service_run_days)
+    context.log.info(f"Deleted {runs} old runs.")
+    keys = prune_partitions(context.instance, registry.open())
+    context.log.info(f"Deleted {keys} partitions of deleted tunes.")
+    freed = prune_cache(store.open(), config.keep_cache_days)
+    context.log.info(f"Deleted {freed.count} cache files, {freed.megabytes:.0f} MB.")
+
+
+@dg.job(name="housekeeping", description="Deletes what nobody needs any more.")
+def housekeeping() -> None:
+    """One op."""
+    clean_up_op()
+
+
+ALL_JOBS: list[Any] = [prepare_tune, train_cohort, finish_tune, render_batch, housekeeping]
