@@ -4,6 +4,7 @@
     fetch.py         the one fetcher: limits, retries, resume, bounded concurrency
     archives.py      zip and tar, read member by member, hostile ones refused by name
     pictures.py      one decoder for every picture format; the normalised form that is stored
+    parallel.py      a few at a time, bounded
     sidecars.py      captions that come along with pictures
     payloads.py      base64 and data URIs; uploads in the store
     folders.py       local folders and S3 prefixes, and which of them may be named
@@ -15,6 +16,7 @@
     faces.py         face detectors
     buckets.py       training shapes by aspect ratio, and the crop that fits one
     training_set.py  full pictures, face crops, the held-out choice, the leakage check
+    subject.py       token and class name in a caption
     captions.py      the caption table, its versions and precedence
     drop.py          what lies in the drop folder and is complete
     tune_file.py     `tune.yaml` into a `TuneRequest`, errors by name

@@ -7,6 +7,7 @@ stopped goes on where it stopped, on any machine. A failing picture becomes a ro
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,7 +193,7 @@ def _records(tune_id: str, plan: Plan, examiner: _Examiner, workers: int, report
         report.note(f"{len(records)} of {total} sources are known already.")
     missing = [i for i in range(total) if i not in records]
     with tempfile.TemporaryDirectory(prefix="tunes-intake-") as folder:
-        for index, loaded in _loaded(plan, missing, Path(folder), workers):
+        for index, loaded in _loaded(plan, missing, Path(folder), workers, report):
             report.check_cancelled()
             records[index] = _examined(tune_id, plan.origins[index], loaded, examiner, report)
             if isinstance(loaded, Local) and Path(folder) in loaded.path.parents:
@@ -202,17 +203,17 @@ def _records(tune_id: str, plan: Plan, examiner: _Examiner, workers: int, report
 
 
 def _loaded(
-    plan: Plan, indexes: Sequence[int], folder: Path, workers: int
+    plan: Plan, indexes: Sequence[int], folder: Path, workers: int, report: Reporter
 ) -> Iterator[tuple[int, Local | Failure]]:
     """Bring origins to this machine, several at a time."""
 
-    def load(index: int) -> Local | Failure:
+    def load(index: int, stop: threading.Event) -> Local | Failure:
         try:
-            return plan.origins[index].load(folder / f"{index:05d}")
+            return plan.origins[index].load(folder / f"{index:05d}", stop)
         except Failure as failure:
             return failure
 
-    yield from completed(load, indexes, workers)
+    yield from completed(load, indexes, workers, tick=report.check_cancelled)
 
 
 def _examined(

@@ -33,7 +33,6 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # A server that says one of these sends a page about the file (a login, an error), not the file.
 _PAGES = ("text/html", "application/xhtml", "text/css", "application/javascript")
-_CHUNK = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -192,20 +191,16 @@ class Fetcher:
         A failure is yielded, not raised. At most twice as many finished files as `concurrency` wait on the
         disk for the consumer. Closing the iterator stops the downloads under way.
         """
-        stop = threading.Event()
 
-        def one(numbered: tuple[int, str]) -> Fetched | Failure:
+        def one(numbered: tuple[int, str], stop: threading.Event) -> Fetched | Failure:
             index, url = numbered
             try:
                 return self.fetch(url, folder / f"{index:05d}", kind, stop=stop)
             except Failure as failure:
                 return failure
 
-        try:
-            for (index, _), result in completed(one, enumerate(urls), self.concurrency):
-                yield index, result
-        finally:
-            stop.set()
+        for (index, _), result in completed(one, enumerate(urls), self.concurrency):
+            yield index, result
 
     def _attempt(self, url: str, part: _Part, kind: Kind, stop: threading.Event | None) -> None:
         limit = self.max_bytes if kind == "archive" else self.max_picture_bytes
@@ -240,7 +235,7 @@ class Fetcher:
         if part.have + announced > limit:
             raise _too_large(url, limit)
         with part.path.open("ab") as file:
-            for chunk in answer.iter_raw(_CHUNK):
+            for chunk in answer.iter_raw():  # as it comes: a fixed size would wait for a dripping server
                 part.have += len(chunk)
                 if part.have > limit:
                     raise _too_large(url, limit)
@@ -263,6 +258,10 @@ def _send(client: httpx.Client, request: httpx.Request, url: str) -> httpx.Respo
         return client.send(request, stream=True)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise _refusal(url, f"is not a URL ({error})", "Use an http(s) URL.") from None
+    except httpx.RemoteProtocolError as error:
+        if "location header" not in str(error):  # httpx reads the target of redirects it does not follow
+            raise
+        raise _refusal(url, f"redirects to what is not a URL ({error})", "Give the final address.") from None
 
 
 def _check_status(answer: httpx.Response, part: _Part, url: str) -> None:

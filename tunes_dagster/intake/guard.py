@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -232,13 +234,18 @@ class GuardedBackend(httpcore.NetworkBackend):
         raise Failure(FailureCode.SOURCE_REFUSED, "Socket files are not fetched.", "Use an http(s) URL.")
 
 
+@lru_cache(maxsize=1)
+def _ssl_context() -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=False)  # reads every authority: a tenth of a second
+
+
 class GuardedTransport(httpx.HTTPTransport):
     """httpx's transport over a `GuardedBackend`: every connection of a client goes through the guard."""
 
     def __init__(self, guard: Guard, *, max_connections: int = 32) -> None:
-        super().__init__(trust_env=False)
+        super().__init__(verify=_ssl_context(), trust_env=False)
         self._pool = httpcore.ConnectionPool(
-            ssl_context=httpx.create_ssl_context(trust_env=False),
+            ssl_context=_ssl_context(),
             max_connections=max_connections,
             max_keepalive_connections=max_connections,
             keepalive_expiry=10.0,

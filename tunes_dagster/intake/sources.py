@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -41,14 +42,14 @@ class Origin:
         id: Names the origin and its version; an origin that was examined is not read again.
         source: For people.
         kind: What it is expected to be, which decides limits.
-        load: Brings it to a path on this machine; called from worker threads.
+        load: Brings it to a path on this machine; called from worker threads, ends early when told to stop.
         group: Its captions lie in the sidecars of this group.
     """
 
     id: str
     source: str
     kind: Kind
-    load: Callable[[Path], Local]
+    load: Callable[[Path, threading.Event], Local]
     group: str = ""
 
     @property
@@ -124,8 +125,8 @@ def plan_sources(
 
 
 def _url(url: str, kind: Kind, fetcher: Fetcher) -> Origin:
-    def load(path: Path) -> Local:
-        fetched = fetcher.fetch(url, path, kind)
+    def load(path: Path, stop: threading.Event) -> Local:
+        fetched = fetcher.fetch(url, path, kind, stop=stop)
         return Local(fetched.path, fetched.name)
 
     return Origin(f"url:{url}", show_url(url), kind, load, "urls")
@@ -134,7 +135,7 @@ def _url(url: str, kind: Kind, fetcher: Fetcher) -> Origin:
 def _base64(index: int, text: str) -> Origin:
     digest = hashlib.sha256(text.encode()).hexdigest()
 
-    def load(path: Path) -> Local:
+    def load(path: Path, stop: threading.Event) -> Local:
         data, suffix = decode_payload(text, f"images_base64[{index}]")
         path.write_bytes(data)
         return Local(path, f"image-{index + 1:03d}{suffix}")
@@ -152,7 +153,7 @@ def _add_uploads(plan: Plan, keys: list[str], tune_id: str, store: Store) -> Non
                 sidecars.add(name, store.read_bytes(key))
             continue
 
-        def load(path: Path, key: str = key, name: str = name) -> Local:
+        def load(path: Path, stop: threading.Event, key: str = key, name: str = name) -> Local:
             try:
                 path.write_bytes(store.read_bytes(key))
             except FileNotFoundError:
@@ -197,7 +198,7 @@ def _add_by_content(plan: Plan, file: FolderFile) -> None:
 
 
 def _folder_file(file: FolderFile, kind: Kind) -> Origin:
-    def load(path: Path) -> Local:
+    def load(path: Path, stop: threading.Event) -> Local:
         try:
             if file.path.protocol in ("", "file", "local"):
                 return Local(Path(str(file.path)), file.name)
