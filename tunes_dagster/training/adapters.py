@@ -410,7 +410,8 @@ def attached(
     names = [name for name in base_layer_names(network) if any(name in pair for pair in pairs)]
     unknown = sorted({name for pair in pairs for name in pair} - set(names))
     rank = max((a.shape[0] for pair in pairs for a, _ in pair.values()), default=1)
-    bank = AdapterBank(network, [*names, *unknown], max(1, len(states)), rank, torch.float32)
+    dtype = torch.promote_types(next(network.parameters()).dtype, torch.float32)
+    bank = AdapterBank(network, [*names, *unknown], max(1, len(states)), rank, dtype)
     try:
         for slot, state in enumerate(states):
             bank.load_slot(slot, state, 1.0 if scales is None else scales[slot])

@@ -88,7 +88,20 @@ def _storage_dtype(base: LoadedBase) -> Any:
 def _save(store: Store, key: str, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
     from safetensors.torch import save
 
-    store.write_bytes(key, save(dict(tensors), metadata=header))
+    store.write_bytes(key, with_sorted_header(save(dict(tensors), metadata=header)))
+
+
+def with_sorted_header(data: bytes) -> bytes:
+    """Return a safetensors file with its header in sorted order: the library's own order changes every time.
+
+    The format (https://github.com/huggingface/safetensors#format) is a length, a JSON header, and data whose
+    offsets count from the header's end, so the header can be written anew.
+    """
+    size = int.from_bytes(data[:8], "little")
+    text = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":"))
+    header = text.encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def to_kohya(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:

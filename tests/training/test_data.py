@@ -1,0 +1,113 @@
+"""Order, crops, schedules, prompts: the small pure parts of training."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.store import Store
+from tunes_dagster.training import order, prior
+from tunes_dagster.training.cache import cached_latents, centred_crop, load_picture
+from tunes_dagster.training.jobs import TrainExample, automatic_steps, learning_rate
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 6), st.integers(0, 99))
+def test_every_picture_is_seen_equally_often_in_batches_of_one_bucket(kinds, batch_size, seed):
+    buckets = [((64, 64), (48, 80), (80, 48))[kind] for kind in kinds]
+    batches = order.BucketOrder(buckets, batch_size, seed)
+    seen: Counter[int] = Counter()
+    for step in range(2 * batches.batches):
+        batch = batches.batch(step)
+        assert len(batch) == batch_size
+        assert len({buckets[i] for i in batch}) == 1
+        seen.update(batch)
+    assert set(seen.values()) == {2 * batches.passes}
+    again = order.BucketOrder(buckets, batch_size, seed)
+    assert again.batch(batches.batches) == batches.batch(batches.batches)
+
+
+def test_draws_depend_on_seed_and_step_alone():
+    one = order.draw(1, 7, 4, (4, 8, 8), 0.5, 3, 10)
+    order.draw(1, 8, 2, (4, 4, 4), 0.5, 0, 0)
+    two = order.draw(1, 7, 4, (4, 8, 8), 0.5, 3, 10)
+    for a, b in zip(vars(one).values(), vars(two).values(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(one.noise, order.draw(1, 8, 4, (4, 8, 8), 0.5, 3, 10).noise)
+    assert not torch.equal(one.noise, order.draw(2, 7, 4, (4, 8, 8), 0.5, 3, 10).noise)
+    assert sorted((one.uniform * 4).long().tolist()) == [0, 1, 2, 3]
+
+
+def test_learning_rate_schedules():
+    options = TrainingOptions(learning_rate=1.0e-2, warmup_steps=4)
+    rates = [learning_rate(options, step, 20) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.002, 0.004, 0.006, 0.008]) and rates[4] == 1e-2
+    assert rates[4:] == sorted(rates[4:], reverse=True) and 0 < rates[-1] < 2e-4
+    linear = options.model_copy(update={"lr_schedule": "linear"})
+    assert learning_rate(linear, 12, 20) == pytest.approx(5e-3)
+    constant = options.model_copy(update={"lr_schedule": "constant"})
+    assert learning_rate(constant, 19, 20) == 1e-2
+
+
+def test_automatic_steps():
+    assert [automatic_steps(n, 1) for n in (1, 5, 10, 20, 100)] == [400, 500, 1000, 2000, 2000]
+    assert automatic_steps(20, 4) == 500
+
+
+def test_crops_are_centred_and_given_ones_are_kept(tmp_path):
+    assert centred_crop((200, 100), (64, 64)) == (50, 0, 150, 100)
+    assert centred_crop((100, 200), (64, 64)) == (0, 50, 100, 150)
+    assert centred_crop((100, 200), (48, 96)) == (0, 0, 100, 200)
+    store = Store(tmp_path)
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[:, 100:] = 255
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    right = load_picture(store, TrainExample("x.png", "", (32, 32), (120, 0, 200, 80)))
+    assert right.size == (32, 32) and np.asarray(right).min() == 255
+
+
+def test_latents_depend_on_crop_and_bucket_not_on_the_name(base, tmp_path):
+    store = Store(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(noise).save(tmp_path / name)
+    cached_latents([TrainExample("a.png", "x", (64, 64))], base, store)
+    again = [
+        TrainExample("b.png", "y", (64, 64)),
+        TrainExample("b.png", "y", (48, 80)),
+        TrainExample("b.png", "y", (64, 64), (0, 0, 60, 60)),
+    ]
+    latents, count = cached_latents(again, base, store)
+    assert (count.hits, count.asked) == (1, 3)
+    assert latents[1].mean.shape == (4, 10, 6)
+
+
+@pytest.mark.parametrize(
+    ("caption", "plain"),
+    [
+        ("a photo of ohwx woman on the beach", "a photo of a woman on the beach"),
+        ("OHWX woman, smiling", "a woman, smiling"),
+        ("the ohwx woman at night", "a woman at night"),
+        ("a portrait of ohwx", "a portrait of a woman"),
+        ("a woman", "a woman"),
+    ],
+)
+def test_captions_without_the_token(caption, plain):
+    assert prior.without_token(caption, "ohwx", "woman") == plain
+
+
+def test_class_prompts_mix_the_class_rare_words_and_others():
+    prompts = prior.class_prompts("woman", 60)
+    assert prompts == prior.class_prompts("woman", 60)
+    assert sum(bool(re.search(r"of an? woman", p)) for p in prompts) >= 15
+    assert sum(bool(re.search(r"of [a-z]{4} woman", p)) for p in prompts) == 20
+    assert len(set(prompts)) > 45
+    assert all("ohwx" not in text for text in prior.own_texts(["a photo of ohwx woman"], "ohwx", "woman", 0))
