@@ -186,7 +186,7 @@ class OutboxQueries(Database):
         self, state: str | Sequence[str] | None = None, subject_id: str | None = None, limit: int = 50
     ) -> list[Callback]:
         """Return callbacks, newest first."""
-        query = select(Callback).order_by(Callback.created_at.desc(), Callback.id.desc()).limit(limit)
+        query = select(Callback).order_by(Callback.id.desc()).limit(limit)  # ids sort by creation
         if isinstance(state, str):
             query = query.where(Callback.state == state)
         elif state is not None:

@@ -13,6 +13,7 @@ from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.ids import new_id
 from tunes_dagster.recipe import PromptRequest
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.tables import Prompt, Tune, Work
 from tunes_dagster.registry.transitions import OPEN_PROMPT, lock_tune, note, prompt_ended
 from tunes_dagster.registry.work import owned
@@ -132,21 +133,20 @@ class PromptQueries(Database):
             account_id: Only this account's.
         """
         query = select(Prompt)
-        if batch_id is not None:
-            query = query.where(Prompt.batch_id == batch_id).order_by(Prompt.number)
-        else:
-            query = query.order_by(Prompt.number.desc()).limit(limit or 100)
         if tune_id is not None:
             query = query.where(Prompt.tune_id == tune_id)
-        if isinstance(status, str):
-            query = query.where(Prompt.status == status)
-        elif status is not None:
-            query = query.where(Prompt.status.in_(status))
         if before is not None:
             query = query.where(Prompt.number < before)
         if account_id is not None:
             query = query.where(Prompt.account_id == account_id)
         with self.reading() as session:
+            if batch_id is None:
+                size = limit or 100
+                query = query.order_by(Prompt.number.desc()).limit(size)
+                return newest(session, Prompt, query, status, size)
+            query = query.where(Prompt.batch_id == batch_id).order_by(Prompt.number)
+            if status is not None:
+                query = query.where(Prompt.status.in_([status] if isinstance(status, str) else status))
             return list(session.scalars(query.limit(limit) if limit else query))
 
     def prompt_done(

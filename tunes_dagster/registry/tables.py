@@ -257,7 +257,7 @@ class Callback(Table):
     __table_args__ = (
         Index("ix_callbacks_due", "state", "next_attempt_at"),
         Index("ix_callbacks_subject", "subject_id"),
-        Index("ix_callbacks_created", "created_at"),
+        Index("ix_callbacks_state", "state", "id"),
     )
 
     id: Mapped[str] = mapped_column(String(80), primary_key=True)

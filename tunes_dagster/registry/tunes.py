@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import TuneRequest, recipe_hash
+from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.prompts import PromptQueries, new_prompt
 from tunes_dagster.registry.tables import Tune
 from tunes_dagster.registry.transitions import lock_tune, note, open_work, show
@@ -137,18 +138,14 @@ class TuneQueries(PromptQueries):
             account_id: Only this account's.
         """
         query = select(Tune).order_by(Tune.number.desc()).limit(limit)
-        if isinstance(status, str):
-            query = query.where(Tune.status == status)
-        elif status is not None:
-            query = query.where(Tune.status.in_(status))
-        else:
-            query = query.where(Tune.deleted_at.is_(None))
         if before is not None:
             query = query.where(Tune.number < before)
         if account_id is not None:
             query = query.where(Tune.account_id == account_id)
+        if status is None:
+            query = query.where(Tune.deleted_at.is_(None))
         with self.reading() as session:
-            return list(session.scalars(query))
+            return newest(session, Tune, query, status, limit)
 
     def count_tunes(self) -> dict[str, int]:
         """Return how many tunes have each status."""

@@ -94,7 +94,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index("ix_callbacks_created", "callbacks", ["created_at"], unique=False)
+    op.create_index("ix_callbacks_state", "callbacks", ["state", "id"], unique=False)
     op.create_index("ix_callbacks_due", "callbacks", ["state", "next_attempt_at"], unique=False)
     op.create_index("ix_callbacks_subject", "callbacks", ["subject_id"], unique=False)
 
@@ -278,7 +278,7 @@ def downgrade() -> None:
     op.drop_table("tunes")
     op.drop_index("ix_callbacks_subject", "callbacks")
     op.drop_index("ix_callbacks_due", "callbacks")
-    op.drop_index("ix_callbacks_created", "callbacks")
+    op.drop_index("ix_callbacks_state", "callbacks")
 
     op.drop_table("callbacks")
     op.drop_index("ix_events_subject", "events")
