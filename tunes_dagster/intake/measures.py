@@ -106,5 +106,5 @@ def sharpness(image: Image.Image) -> float:
 
 def is_blank(image: Image.Image) -> bool:
     """Whether a picture shows nothing: one colour throughout, give or take noise."""
-    small = np.asarray(image.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
+    small = np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=np.float32)
     return float(small.std(axis=(0, 1)).max()) < 2.0

@@ -38,7 +38,7 @@ def decode_text(data: bytes) -> str:
         western = data.decode("cp1252", errors="replace")
         accents = sum(ord(c) > 127 for c in western) / len(western)
         best = from_bytes(data).best()
-        return western if best is None or ("�" not in western and accents < 0.2) else str(best)
+        return western if best is None or ("�" not in western and accents < 0.34) else str(best)
 
 
 def tidy(caption: str) -> str:
