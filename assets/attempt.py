@@ -8,7 +8,7 @@ a person starts in the UI takes the same road; the registry then notes `origin=u
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -169,7 +169,8 @@ def close_badly(context: Context, mine: Attempt, error: BaseException) -> Failur
             return cancelled
         # The daemon or the machine is going down: the work goes back into the queue and resumes.
         mine.member.closed = True
-        mine.registry.requeue_lost(mine.work.id, "The process was asked to stop; the work will resume.")
+        with suppress(Failure):  # another attempt may own the row by now
+            mine.registry.give_back(mine.work.id, mine.run_id, "The process was asked to stop; the work will resume.")
         return None
     failure = as_failure(error)
     mine.fail(failure)

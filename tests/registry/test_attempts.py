@@ -144,6 +144,20 @@ def test_retries_with_backoff_then_fails(registry: Registry, clock: Clock) -> No
     assert registry.list_callbacks()[0].body["data"]["failure"]["remedy"] == "Wait."
 
 
+def test_a_process_that_was_asked_to_stop_gives_its_work_back_uncounted(registry: Registry) -> None:
+    tune = add_tune(registry)
+    for attempt in range(1, 6):
+        work = registry.claim("prepare", tune.id, f"run-{attempt}")
+        assert (work.attempt, work.tries) == (attempt, 1)
+        registry.give_back(work.id, f"run-{attempt}", "The process was asked to stop.")
+        assert len(registry.queued_work("prepare")) == 1, "at once"
+        refused(lambda: registry.give_back(work.id, "run", "again"))  # noqa: B023
+    work = registry.claim("prepare", tune.id, "run")
+    registry.request_cancel(tune.id)
+    assert registry.give_back(work.id, "run", "Stopping.").state == "cancelled"
+    assert registry.get_tune(tune.id).status == "cancelled"
+
+
 def test_what_is_the_callers_doing_is_not_retried(registry: Registry) -> None:
     tune = add_tune(registry)
     work = registry.claim("prepare", tune.id, "run")

@@ -59,10 +59,12 @@ class OutboxQueries(Database):
             )
             .order_by(Callback.next_attempt_at)
             .limit(limit)
-            .with_for_update(skip_locked=True)
         )
+        with self.reading() as session:  # most ticks find nothing and need no write lock
+            if session.scalars(due.limit(1)).first() is None:
+                return lease_id, {}
         with self.writing() as session:
-            ids = list(session.scalars(due))
+            ids = list(session.scalars(due.with_for_update(skip_locked=True)))
             leased = (
                 update(Callback)
                 .where(Callback.id.in_(ids))

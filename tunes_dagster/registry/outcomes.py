@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
     DONE,
@@ -176,6 +176,25 @@ class OutcomeQueries(WorkQueries):
             if work.origin == "ui" and work.run_key is None:
                 again = False
             self._ended(session, work, subject, failure, again, work.origin != "ui", now)
+            return work
+
+    def give_back(self, work_id: str, run_id: str, reason: str) -> Work:
+        """Put the work of a run whose process was asked to stop back into the queue, at once and uncounted.
+
+        Raises:
+            Failure: `CONFLICT` for a late writer.
+        """
+        now = self.now()
+        with self.writing() as session:
+            work, subject = owned(session, work_id, run_id)
+            if isinstance(subject, Tune) and (subject.cancel == "cancel" or subject.status == "deleted"):
+                self._ended(session, work, subject, Cancelled(), False, work.origin != "ui", now)
+                return work
+            cohort_id, work.cohort_id = work.cohort_id, None
+            work.tries -= 1
+            work.state, work.available_at = "queued", now
+            back_to_waiting(session, subject, work, reason, now)
+            self._cohort_done(session, cohort_id, now)
             return work
 
     def _ended(
