@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunes_dagster import clock
 from tunes_dagster.failures import Failure
 
 if TYPE_CHECKING:
@@ -216,12 +215,10 @@ def _dagster(settings: Settings) -> Iterator[Finding]:
         return
     storage = os.environ.get("TUNES_DAGSTER_STORAGE", "")
     yield Finding("dagster", "ok", f"Home {home}, storage {storage or 'as dagster.yaml says'}.")
-    from tunes_dagster.inprocess import daemon_is_alive
+    from tunes_dagster.inprocess import daemon_is_alive, open_instance
 
-    if daemon_is_alive():
-        yield Finding(
-            "dagster", "ok", f"The daemon is alive ({clock.iso(clock.now())}): it takes what is handed in."
-        )
+    if daemon_is_alive(open_instance(settings)):
+        yield Finding("dagster", "ok", "The daemon is alive: it takes what is handed in.")
     else:
         yield Finding(
             "dagster",

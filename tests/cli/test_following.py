@@ -13,8 +13,9 @@ import pytest
 
 from tests.cli.conftest import Tunes
 from tunes_dagster.cli.installation import Installation
-from tunes_dagster.cli.watching import Line, Watch, display
+from tunes_dagster.cli.watching import TUNE_OVER, Line, Watch, display
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.registry import Registry
 
 
 @pytest.fixture
@@ -22,9 +23,17 @@ def driven(monkeypatch: pytest.MonkeyPatch, installation: Installation) -> Calla
     """Replace the pipeline: `drive` becomes what the test says, on the rows of the installation."""
 
     def use(work: Callable[[Sequence[str], Sequence[str]], None], daemon: bool = False) -> None:
+        def drive(
+            settings: object, until: Callable[[], bool], *, registry: Registry, instance: object
+        ) -> None:
+            waiting = [row.id for row in registry.list_tunes() if row.status not in TUNE_OVER]
+            work(waiting, [row.id for row in registry.list_prompts(status=["queued", "waiting"])])
+            assert until() or not waiting
+
         module = types.ModuleType("tunes_dagster.inprocess")
-        module.daemon_is_alive = lambda: daemon  # type: ignore[attr-defined]
-        module.drive = lambda *, tunes=(), prompts=(): work(tunes, prompts)  # type: ignore[attr-defined]
+        module.open_instance = lambda settings: None  # type: ignore[attr-defined]
+        module.daemon_is_alive = lambda instance: daemon  # type: ignore[attr-defined]
+        module.drive = drive  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "tunes_dagster.inprocess", module)
 
     return use

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunes_dagster.cli.installation import Installation, set_dagster_home
-from tunes_dagster.cli.output import say
+from tunes_dagster.cli.output import noise_to, say
 from tunes_dagster.cli.watching import Watch, show_while
 from tunes_dagster.failures import Failure, FailureCode
 
@@ -26,13 +26,14 @@ def follow(
         Failure: The first failure among them, as its row states it.
     """
     set_dagster_home(installation.settings)
-    from tunes_dagster.inprocess import daemon_is_alive, drive
+    from tunes_dagster.inprocess import daemon_is_alive, drive, open_instance
 
     registry = installation.registry
     own = [prompt.id for tune in tunes for prompt in registry.list_prompts(tune_id=tune, status="waiting")]
     everything = [*prompts, *own]
     watch = Watch(registry, tunes, everything)
-    by_daemon = daemon_is_alive()
+    instance = open_instance(installation.settings)
+    by_daemon = daemon_is_alive(instance)
     try:
         if by_daemon:
             if not stderr:
@@ -41,7 +42,13 @@ def follow(
                 )
             show_while(watch, stderr=stderr)
         else:
-            show_while(watch, lambda: drive(tunes=list(tunes), prompts=everything), stderr)
+            log = installation.settings.resolved_home / "logs" / "cli.log"
+
+            def work() -> None:
+                drive(installation.settings, lambda: watch.over, registry=registry, instance=instance)
+
+            with noise_to(log):
+                show_while(watch, work, stderr)
     except KeyboardInterrupt:
         _say_how_to_go_on(registry, tunes, by_daemon)
         raise

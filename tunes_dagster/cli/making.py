@@ -105,7 +105,7 @@ def _labels(pairs: list[str]) -> dict[str, str]:
             raise Failure(
                 FailureCode.INVALID_REQUEST, f"{pair!r} is not KEY=VALUE.", "Write --label order=7."
             )
-    return dict(pair.split("=", 1) for pair in pairs)  # type: ignore[misc]
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _given(said: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -30,20 +33,64 @@ STATUS_STYLES = {
 }
 
 
-@lru_cache(maxsize=2)
-def _console(stderr: bool) -> Console:
+_consoles: dict[bool, Console] = {}
+
+
+def _make_console(stderr: bool, file: IO[str] | None = None) -> Console:
     from rich.console import Console
 
-    target = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    target = Console(file=file, stderr=stderr, highlight=False, soft_wrap=True)
     # Files and pipes have no width; tables there must not be cut to 80 columns.
-    return (
-        target if target.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=200)
-    )
+    if not target.is_terminal:
+        return Console(file=file, stderr=stderr, highlight=False, soft_wrap=True, width=200)
+    return target
 
 
 def console(stderr: bool = False) -> Console:
     """Return the console that everything is printed on."""
-    return _console(stderr)
+    if stderr not in _consoles:
+        _consoles[stderr] = _make_console(stderr)
+    return _consoles[stderr]
+
+
+@contextmanager
+def noise_to(log: Path) -> Iterator[None]:
+    """Send what libraries and Dagster print to a log file; `console()` still reaches the terminal.
+
+    It works on the file descriptors, because Dagster captures those while a step runs. Streams that have none
+    of their own (tests) are left alone.
+    """
+    streams = {False: sys.stdout, True: sys.stderr}
+    if not all(_has_descriptor(stream, 2 if error else 1) for error, stream in streams.items()):
+        yield
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before = dict(_consoles)
+    kept = {}
+    for error, stream in streams.items():
+        stream.flush()
+        kept[error] = os.fdopen(os.dup(stream.fileno()), "w", encoding="utf-8", buffering=1)
+        _consoles[error] = _make_console(error, kept[error])
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    try:
+        yield
+    finally:
+        for error, stream in streams.items():
+            stream.flush()
+            os.dup2(kept[error].fileno(), 2 if error else 1)
+            kept[error].close()
+        os.close(target)
+        _consoles.clear()
+        _consoles.update(before)
+
+
+def _has_descriptor(stream: IO[str], number: int) -> bool:
+    try:
+        return stream.fileno() == number
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def say(text: str = "") -> None:

@@ -96,28 +96,30 @@ class Watch:
 
     def _read(self) -> list[Line]:
         lines = [tune_line(self.registry.get_tune(tune)) for tune in self.tunes]
-        rows = [self.registry.get_prompt(prompt) for prompt in self.prompts]
-        waiting = [row for row in rows if row.batch_id is None]
-        if waiting:
-            over = all(row.status in PROMPT_OVER for row in waiting)
-            lines.append(Line(_count(len(waiting), "prompt"), waiting[0].status, over=over))
-        for batch_id in dict.fromkeys(row.batch_id for row in rows if row.batch_id):
-            lines.append(self._batch_line(batch_id, [row for row in rows if row.batch_id == batch_id]))
+        groups: dict[tuple[str | None, str], list[Any]] = {}
+        for row in map(self.registry.get_prompt, self.prompts):
+            groups.setdefault((row.tune_id, row.branch), []).append(row)
+        for (tune_id, branch), rows in groups.items():
+            of = "with the tune" if tune_id else f"on plain {branch}"
+            lines.append(self._prompts_line(f"{_count(len(rows), 'prompt')} {of}", rows))
         return lines
 
-    def _batch_line(self, batch_id: str, rows: list[Any]) -> Line:
-        batch = self.registry.get_batch(batch_id)
-        if batch is None:  # emptied by cancels
-            return Line(_count(len(rows), "prompt"), rows[0].status, over=True)
+    def _prompts_line(self, name: str, rows: list[Any]) -> Line:
+        """Return the line of prompts that belong together: that of their batch at work, if there is one."""
+        is_open = [row for row in rows if row.status not in PROMPT_OVER]
+        batch_id = next((row.batch_id for row in is_open if row.batch_id), None)
+        batch = self.registry.get_batch(batch_id) if batch_id else None
+        if batch is None or not is_open:
+            status = is_open[0].status if is_open else rows[-1].status
+            return Line(name, status, over=not is_open)
         return Line(
-            _count(len(rows), "prompt"),
+            name,
             batch.status,
             batch.phase,
             batch.message,
             batch.step or 0,
             batch.total_steps or 0,
             batch.seconds_left,
-            all(row.status in PROMPT_OVER for row in rows),
         )
 
 
