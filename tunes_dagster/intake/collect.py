@@ -9,8 +9,8 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tunes_dagster.intake.judge import judge
 from tunes_dagster.intake.manifest import Examined, Manifest, PictureRow
 from tunes_dagster.intake.measures import fingerprint, is_blank, sharpness
 from tunes_dagster.intake.parallel import completed
-from tunes_dagster.intake.pictures import normalise
+from tunes_dagster.intake.pictures import Picture, normalise
 from tunes_dagster.intake.sidecars import Sidecars, is_sidecar
 from tunes_dagster.intake.sources import Local, Origin, Plan, looks_like_picture, plan_sources
 from tunes_dagster.progress import Phase, Reporter
@@ -47,43 +47,50 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True)
 class _Examiner:
-    """Turns bytes into a row: decoded, stored, measured."""
+    """Turns bytes into a row: decoded, stored, measured. Several threads may use one."""
 
     store: Store
     detector: FaceDetector
     limits: ArchiveLimits
+    # Decoding takes up to 1 GB at the largest size, and more threads than cores gain nothing; only waiting
+    # for the network is done by more.
+    room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
 
     def examine(self, data: bytes, name: str, source: str) -> Examined:
         """Return what is known about one picture; an unreadable one gives a row that says so."""
         row = Examined(name=name, source=source, bytes=len(data))
         try:
-            picture = normalise(data, name)
+            with self.room:
+                picture = normalise(data, name)
+                measured = self._measured(picture)
         except Failure as failure:
             return _failed(row, failure)
+        measured["key"] = self.store.write_blob(picture.data, picture.suffix)
+        return row.model_copy(update=measured)
+
+    def _measured(self, picture: Picture) -> dict[str, Any]:
         image = picture.image
         prints = fingerprint(image)
-        return row.model_copy(
-            update={
-                "hash": picture.hash,
-                "key": self.store.write_blob(picture.data, picture.suffix),
-                "pixels_hash": picture.pixels_hash,
-                "width": image.width,
-                "height": image.height,
-                "faces": self.detector.detect(image),
-                "sharpness": sharpness(image),
-                "blank": is_blank(image),
-                "phash": prints.phash,
-                "colours": prints.colours,
-                "note": picture.note,
-            }
-        )
+        return {
+            "hash": picture.hash,
+            "pixels_hash": picture.pixels_hash,
+            "width": image.width,
+            "height": image.height,
+            "faces": self.detector.detect(image),
+            "sharpness": sharpness(image),
+            "blank": is_blank(image),
+            "phash": prints.phash,
+            "colours": prints.colours,
+            "note": picture.note,
+        }
 
-    def expand(self, origin: Origin, local: Local, report: Reporter) -> _Record:
+    def expand(self, origin: Origin, local: Local, stop: threading.Event) -> _Record:
         """Examine the picture at a path, or every picture of the archive that lies there."""
         with local.path.open("rb") as file:
             head = file.read(512)
-        if origin.kind == "archive" or archive_kind(head):
-            return self._expand_archive(origin, local, report)
+        # Somebody may give a picture's address as the archive's, or the other way round.
+        if archive_kind(head) or (origin.kind == "archive" and not looks_like_picture("", head)):
+            return self._expand_archive(origin, local, stop)
         if local.path.stat().st_size > self.limits.member_bytes:
             size = f"{self.limits.member_bytes // 2**20} MB"
             raise Failure(
@@ -92,15 +99,11 @@ class _Examiner:
         row = self.examine(local.path.read_bytes(), local.name, origin.source)
         return _Record(detector=self.detector.name, rows=[row])
 
-    def _expand_archive(self, origin: Origin, local: Local, report: Reporter) -> _Record:
+    def _expand_archive(self, origin: Origin, local: Local, stop: threading.Event) -> _Record:
         record, sidecars = _Record(detector=self.detector.name), Sidecars()
-        with local.path.open("rb") as file:
-            lone_picture = looks_like_picture("", file.read(16))
-        if lone_picture:  # somebody gave a picture's address as the archive's
-            record.rows.append(self.examine(local.path.read_bytes(), local.name, origin.source))
-            return record
         for member in read_archive(local.path, self.limits, local.name):
-            report.check_cancelled()
+            if stop.is_set():
+                raise Cancelled
             if is_sidecar(member.name):
                 sidecars.add(member.name, member.data)
             elif looks_like_picture(member.name, member.data[:16]):
@@ -183,53 +186,52 @@ def collect_sources(
 
 def _records(tune_id: str, plan: Plan, examiner: _Examiner, workers: int, report: Reporter) -> list[_Record]:
     """Return the record of every origin: from the store where it is known, else by reading it."""
-    records: dict[int, _Record] = {}
     total = len(plan.origins)
-    for index, origin in enumerate(plan.origins):
-        known = _load_record(tune_id, origin, examiner)
-        if known is not None:
-            records[index] = known
+    records = _known_records(tune_id, plan, examiner, workers)
     if records:
         report.note(f"{len(records)} of {total} sources are known already.")
-    missing = [i for i in range(total) if i not in records]
+    missing = [index for index in range(total) if index not in records]
     with tempfile.TemporaryDirectory(prefix="tunes-intake-") as folder:
-        for index, loaded in _loaded(plan, missing, Path(folder), workers, report):
-            report.check_cancelled()
-            records[index] = _examined(tune_id, plan.origins[index], loaded, examiner, report)
-            if isinstance(loaded, Local) and Path(folder) in loaded.path.parents:
-                loaded.path.unlink(missing_ok=True)
+
+        def read(index: int, stop: threading.Event) -> _Record:
+            path = Path(folder) / f"{index:05d}"
+            record = _read_origin(tune_id, plan.origins[index], path, examiner, stop)
+            path.unlink(missing_ok=True)
+            return record
+
+        for index, record in completed(read, missing, workers, tick=report.check_cancelled):
+            records[index] = record
             report.step(len(records), total)
+            report.check_cancelled()
     return [records[index] for index in range(total)]
 
 
-def _loaded(
-    plan: Plan, indexes: Sequence[int], folder: Path, workers: int, report: Reporter
-) -> Iterator[tuple[int, Local | Failure]]:
-    """Bring origins to this machine, several at a time."""
-
-    def load(index: int, stop: threading.Event) -> Local | Failure:
-        try:
-            return plan.origins[index].load(folder / f"{index:05d}", stop)
-        except Failure as failure:
-            return failure
-
-    yield from completed(load, indexes, workers, tick=report.check_cancelled)
-
-
-def _examined(
-    tune_id: str, origin: Origin, loaded: Local | Failure, examiner: _Examiner, report: Reporter
+def _read_origin(
+    tune_id: str, origin: Origin, path: Path, examiner: _Examiner, stop: threading.Event
 ) -> _Record:
-    """Examine what was loaded, and keep the record when it will not change by trying again."""
-    if isinstance(loaded, Failure):
-        return _Record(rows=[_failed(Examined(name=origin.source, source=origin.source), loaded)])
+    """Load and examine one origin; its record is kept when trying again would not change it."""
+    name = origin.source
     try:
-        record = examiner.expand(origin, loaded, report)
+        local = origin.load(path, stop)
+        name = local.name
+        record = examiner.expand(origin, local, stop)
     except Cancelled:
         raise
     except Failure as failure:
-        return _Record(rows=[_failed(Examined(name=loaded.name, source=origin.source), failure)])
+        return _Record(rows=[_failed(Examined(name=name, source=origin.source), failure)])
     examiner.store.write_text(_record_key(tune_id, origin), record.model_dump_json())
     return record
+
+
+def _known_records(tune_id: str, plan: Plan, examiner: _Examiner, workers: int) -> dict[int, _Record]:
+    """Return the records that earlier runs left, by index of their origin."""
+    written = set(examiner.store.list(f"tunes/{tune_id}/source/examined"))
+    maybe = [i for i, origin in enumerate(plan.origins) if _record_key(tune_id, origin) in written]
+
+    def load(index: int, _: threading.Event) -> _Record | None:
+        return _load_record(tune_id, plan.origins[index], examiner)
+
+    return {index: record for index, record in completed(load, maybe, workers) if record is not None}
 
 
 def _record_key(tune_id: str, origin: Origin) -> str:

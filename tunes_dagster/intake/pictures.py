@@ -67,6 +67,8 @@ def _register_formats() -> None:
     import pillow_heif
 
     Image.init()
+    # What Pillow warns about (odd EXIF, sizes that are refused below) is said in the picture's row or not at all.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     pillow_heif.register_heif_opener()
 
 
@@ -106,16 +108,14 @@ def _decode(data: bytes, name: str) -> tuple[Image.Image, bool, str]:
     if not data:
         raise unreadable(name, "the file is empty", "Hand the file in again.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                _check_size(opened, name)
-                kind = opened.format
-                frames = int(getattr(opened, "n_frames", 1)) if kind in ("GIF", "WEBP", "PNG", "AVIF") else 1
-                turned = kind in ("JPEG", "MPO", "TIFF") and opened.getexif().get(_ORIENTATION, 1) != 1
-                opened.load()
-                upright = ImageOps.exif_transpose(opened)
-                image, converted = _to_srgb(upright)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            _check_size(opened, name)
+            kind = opened.format
+            frames = int(getattr(opened, "n_frames", 1)) if kind in ("GIF", "WEBP", "PNG", "AVIF") else 1
+            turned = kind in ("JPEG", "MPO", "TIFF") and opened.getexif().get(_ORIENTATION, 1) != 1
+            opened.load()
+            upright = ImageOps.exif_transpose(opened)
+            image, converted = _to_srgb(upright)
     except Failure:
         raise
     except Image.DecompressionBombError:

@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageFilter
+
+from tests.intake.conftest import ScriptedServer, encoded, photo, png, send
+from tests.intake.test_archives import tarred, zipped
+from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.intake.collect import collect_sources
+from tunes_dagster.intake.faces import NoDetector
+from tunes_dagster.intake.fetch import Fetcher
+from tunes_dagster.intake.manifest import Finding, Manifest
+from tunes_dagster.intake.payloads import move_payloads, store_upload
+from tunes_dagster.progress import Silent
+from tunes_dagster.recipe import TuneRequest
+from tunes_dagster.store import Store
+
+
+class Watcher(Silent):
+    """Counts looks at pictures, remembers notes, cancels when told to."""
+
+    def __init__(self, cancel_after: int = 10**9) -> None:
+        self.steps: list[tuple[int, int]] = []
+        self.notes: list[str] = []
+        self.cancel_after = cancel_after
+
+    def step(self, done: int, total: int, **numbers: float) -> None:
+        self.steps.append((done, total))
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def check_cancelled(self) -> None:
+        if len(self.steps) >= self.cancel_after:
+            raise Cancelled
+
+
+class CountingDetector(NoDetector):
+    def __init__(self) -> None:
+        self.looked = 0
+
+    def detect(self, image: Image.Image) -> list:
+        self.looked += 1
+        return []
+
+
+def request(sources: dict[str, Any], **more: Any) -> TuneRequest:
+    return TuneRequest.model_validate({"name": "mug", "sources": sources, **more})
+
+
+def collect(
+    asked: TuneRequest, store: Store, fetcher: Fetcher, report: Silent | None = None, **more: Any
+) -> Manifest:
+    return collect_sources(
+        "tune_1", asked, store, fetcher, more.pop("detector", NoDetector()), report or Silent(), **more
+    )
+
+
+def fill(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def dataset() -> dict[str, bytes]:
+    """Pictures as people have them, with captions and faults among them."""
+    return {
+        "1.png": png(1), "2.jpg": encoded(photo(2), "JPEG", quality=92), "3.webp": encoded(photo(3), "WEBP"),
+        "deep/4.gif": encoded(photo(4), "GIF"), "5.heic": _heic(5), "no-suffix": png(6),
+        "copy of 1.bmp": encoded(photo(1), "BMP"), "near 2.jpg": encoded(photo(2).resize((72, 60)), "JPEG"),
+        "tiny.png": png(7, 40, 30), "blank.png": encoded(Image.new("RGB", (90, 90), "grey")),
+        "blurred.png": encoded(photo(8, 200, 200).filter(ImageFilter.GaussianBlur(5))),
+        "broken.png": png(9)[:300], "fake.jpg": b"<html>", "1.txt": "ein Krug – rot".encode("cp1252"),
+        "metadata.jsonl": b'{"file_name": "deep/4.gif", "text": "a mug on grass"}',
+        "README.txt": b"x", "notes.pdf": b"%PDF-", ".DS_Store": b"x",
+    }  # fmt: skip
+
+
+def _heic(number: int) -> bytes:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return encoded(photo(number), "HEIF", quality=90)
+
+
+EXPECTED = {
+    "1.png": ("accepted", []), "2.jpg": ("accepted", []), "3.webp": ("accepted", []), "deep/4.gif": ("accepted", []),
+    "5.heic": ("accepted", []), "no-suffix": ("accepted", []),
+    "copy of 1.bmp": ("rejected", [Finding.EXACT_DUPLICATE]), "near 2.jpg": ("rejected", [Finding.NEAR_DUPLICATE]),
+    "tiny.png": ("rejected", [Finding.TOO_SMALL]), "blank.png": ("rejected", [Finding.BLANK]),
+    "blurred.png": ("warned", [Finding.BLURRED]), "broken.png": ("rejected", [Finding.UNREADABLE]),
+    "fake.jpg": ("rejected", [Finding.UNREADABLE]),
+}  # fmt: skip
+MIN_SIDE = {"dataset": {"min_side": 60}}
+
+
+def check_dataset(manifest: Manifest, store: Store) -> None:
+    assert {r.name: (r.verdict, r.findings) for r in manifest.rows} == EXPECTED
+    captions = {r.name: r.caption for r in manifest.rows if r.caption}
+    assert captions == {"1.png": "ein Krug – rot", "deep/4.gif": "a mug on grass"}
+    assert sorted(manifest.ignored) == ["README.txt", "notes.pdf"]
+    for row in manifest.rows:
+        if row.verdict == "rejected":
+            assert row.reason
+            assert row.remedy
+        if row.key:
+            assert store.exists(row.key)
+            assert row.hash in row.key
+    assert Manifest.load(store, "tune_1") == manifest
+
+
+def test_a_folder_of_everything(tmp_path: Path, store: Store, fetcher: Fetcher) -> None:
+    folder = fill(tmp_path / "photos", dataset())
+    report = Watcher()
+    manifest = collect(request({"folder": str(folder)}, **MIN_SIDE), store, fetcher, report)
+    check_dataset(manifest, store)
+    assert report.steps[-1] == (13, 13)
+    assert manifest.counts() == {"accepted": 6, "warned": 1, "rejected": 6}
+    assert any("broken.png" in reason for reason in manifest.reasons())
+    assert len(manifest.records()) == 13
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_an_archive_by_url(pack: Any, server: ScriptedServer, store: Store, fetcher: Fetcher) -> None:
+    server.routes["/p.zip"] = pack({f"my photos/{name}": data for name, data in dataset().items()})
+    asked = request({"archive_url": server.url("/p.zip?token=secret")}, **MIN_SIDE)
+    manifest = collect(asked, store, fetcher)
+    found = {r.name.removeprefix("my photos/"): (r.verdict, r.findings) for r in manifest.rows}
+    assert found == EXPECTED
+    assert {r.caption for r in manifest.rows} == {"ein Krug – rot", "a mug on grass", None}
+    assert not any("secret" in r.source for r in manifest.rows)
+
+
+def test_urls_one_of_them_bad(server: ScriptedServer, store: Store, fetcher: Fetcher) -> None:
+    for number in range(5):
+        server.routes[f"/{number}.png"] = png(number)
+    server.routes["/page.png"] = lambda h: send(h, b"<html>", content_type="text/html")
+    paths = ["/0.png", "/gone.png", "/1.png", "/page.png", "/2.png", "/3.png", "/4.png", "/0.png"]
+    urls = [*(server.url(p) for p in paths), "http://169.254.169.254/latest/meta-data", "file:///etc/passwd"]
+    manifest = collect(request({"image_urls": urls}), store, fetcher)
+    assert [r.verdict for r in manifest.rows] == [
+        "accepted", "rejected", "accepted", "rejected", "accepted", "accepted", "accepted", "rejected", "rejected",
+    ]  # fmt: skip
+    assert "404" in manifest.rows[1].reason
+    assert "web page" in manifest.rows[3].reason
+    assert {r.findings[0] for r in manifest.rows if r.findings} == {Finding.REFUSED}
+
+
+def test_base64_and_uploads(store: Store, fetcher: Fetcher) -> None:
+    plain = base64.b64encode(png(1)).decode()
+    uri = "data:image/png;base64," + base64.urlsafe_b64encode(png(2)).decode().rstrip("=")
+    asked = request({"images_base64": [plain, uri]})
+    straight = collect(asked, store, fetcher)
+    assert [r.verdict for r in straight.rows] == ["accepted", "accepted"]
+    moved = move_payloads(asked, store, "tune_1")
+    assert moved.sources.images_base64 == []
+    keys = [
+        *moved.sources.uploads,
+        store_upload(store, "tune_1", 2, "../../My Face.PNG", png(3)),
+        store_upload(store, "tune_1", 3, "my face.txt", b"the caption"),
+        store_upload(store, "tune_1", 4, "more.zip", zipped({"x.png": png(4)})),
+    ]
+    manifest = collect(request({"uploads": keys}), store, fetcher)
+    assert {r.hash for r in straight.rows} < {r.hash for r in manifest.rows}
+    assert [(r.name, r.caption) for r in manifest.rows[2:]] == [
+        ("My Face.PNG", "the caption"),
+        ("x.png", None),
+    ]
+
+
+def test_uploads_of_others_are_nobodys_to_name(store: Store, fetcher: Fetcher) -> None:
+    theirs = store_upload(store, "tune_2", 0, "a.png", png(1))
+    with pytest.raises(Failure, match="not an upload of tune_1"):
+        collect(request({"uploads": [theirs]}), store, fetcher)
+
+
+def test_sources_of_several_kinds_together(
+    tmp_path: Path, server: ScriptedServer, store: Store, fetcher: Fetcher
+) -> None:
+    server.routes["/a.png"] = png(1)
+    server.routes["/b.zip"] = zipped({"a.png": png(2)})
+    folder = fill(tmp_path / "photos", {"a.png": png(3), "more.zip": zipped({"a.png": png(4)})})
+    asked = request(
+        {"archive_url": server.url("/b.zip"), "image_urls": [server.url("/a.png")], "folder": str(folder)}
+    )
+    manifest = collect(asked, store, fetcher)
+    assert [r.name for r in manifest.rows] == ["a.png", "a.png (2)", "a.png (3)", "a.png (4)"]
+    assert len(manifest.accepted) == 4
+
+
+def test_a_second_run_reads_nothing_again(
+    tmp_path: Path, server: ScriptedServer, store: Store, fetcher: Fetcher
+) -> None:
+    server.routes["/p.zip"] = zipped({"a.png": png(1), "b.png": png(2)})
+    server.routes["/c.png"] = png(3)
+    folder = fill(tmp_path / "photos", {"d.png": png(4)})
+    sources = {
+        "archive_url": server.url("/p.zip"), "image_urls": [server.url("/c.png"), server.url("/e.png")],
+        "folder": str(folder),
+    }  # fmt: skip
+    detector = CountingDetector()
+    first = collect(request(sources), store, fetcher, detector=detector)
+    assert [r.verdict for r in first.rows] == ["accepted"] * 3 + ["rejected"] + ["accepted"]
+    server.routes["/e.png"] = png(5)  # what failed is tried again, nothing else is
+    second = collect(request(sources), store, fetcher, detector=detector)
+    assert [r.verdict for r in second.rows] == ["accepted"] * 5
+    assert (server.count("/p.zip"), server.count("/c.png"), server.count("/e.png")) == (1, 1, 2)
+    assert detector.looked == 5
+    (folder / "d.png").write_bytes(png(6))  # another version of the file is another origin
+    os.utime(folder / "d.png", (time.time() + 5, time.time() + 5))
+    third = collect(request(sources), store, fetcher, detector=detector)
+    assert detector.looked == 6
+    assert third.rows[-1].hash != second.rows[-1].hash
+    # Other thresholds judge the same measures anew.
+    strict = collect(request(sources, dataset={"near_duplicate_bits": 32}), store, fetcher, detector=detector)
+    assert detector.looked == 6
+    assert len(strict.rows) == 5
+
+
+def test_a_cancelled_collection_goes_on_where_it_stopped(tmp_path: Path, store: Store) -> None:
+    fetcher = Fetcher(concurrency=1)
+    folder = fill(tmp_path / "photos", {f"{n}.png": png(n) for n in range(8)})
+    detector = CountingDetector()
+    asked = request({"folder": str(folder)})
+    with pytest.raises(Cancelled):
+        collect(asked, store, fetcher, Watcher(cancel_after=3), detector=detector)
+    assert detector.looked < 8
+    before = detector.looked
+    assert len(collect(asked, store, fetcher, detector=detector).accepted) == 8
+    assert detector.looked == 8 > before
+
+
+def test_cancelling_does_not_wait_for_a_slow_download(server: ScriptedServer, store: Store) -> None:
+    def slow(handler: Any) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while not server.stopped.wait(0.05):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+
+    server.routes["/slow.png"] = slow
+    started = time.monotonic()
+    with Fetcher(["localhost"]) as fetcher, pytest.raises(Cancelled):
+        collect(request({"image_urls": [server.url("/slow.png")]}), store, fetcher, Watcher(cancel_after=0))
+    assert time.monotonic() - started < 4
+
+
+def test_too_few_pictures_says_why_for_each(tmp_path: Path, store: Store, fetcher: Fetcher) -> None:
+    folder = fill(tmp_path / "photos", {"a.png": png(1), "b.png": png(2, 20, 20), "c.png": b"junk"})
+    with pytest.raises(Failure) as caught:
+        collect(request({"folder": str(folder)}, dataset={"min_pictures": 2}), store, fetcher)
+    failure = caught.value
+    assert failure.code == FailureCode.TOO_FEW_PICTURES
+    assert "1 of 3 pictures can be used; 2 are needed" in failure.message
+    assert failure.details
+    assert [reason.split(":")[0] for reason in failure.details["reasons"]] == ["b.png", "c.png"]
+    assert len(Manifest.load(store, "tune_1").rows) == 3  # the manifest is there to look at
+
+
+def test_what_may_pass_is_retryable_and_what_is_hostile_is_named(
+    server: ScriptedServer, store: Store, fetcher: Fetcher
+) -> None:
+    server.routes["/busy.png"] = lambda h: send(h, b"", 503)
+    server.routes["/evil.zip"] = zipped({"../a.png": png(1)})
+    with pytest.raises(Failure) as caught:
+        collect(request({"image_urls": [server.url("/busy.png")]}), store, fetcher)
+    assert caught.value.code == FailureCode.SOURCE_UNREACHABLE
+    assert caught.value.retryable
+    with pytest.raises(Failure, match="leads out of its folder") as caught:
+        collect(request({"archive_url": server.url("/evil.zip")}), store, fetcher)
+    assert caught.value.code == FailureCode.ARCHIVE_REFUSED
+    with pytest.raises(Failure, match="loopback") as caught:
+        collect(request({"archive_url": "http://127.0.0.1/a.zip"}), store, fetcher)
+    assert caught.value.code == FailureCode.SOURCE_REFUSED
+    with pytest.raises(Failure, match="names no pictures"):
+        collect(request({}), store, fetcher)
+
+
+def test_an_empty_folder_and_a_missing_one(tmp_path: Path, store: Store, fetcher: Fetcher) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Failure, match="No pictures were found") as caught:
+        collect(request({"folder": str(tmp_path / "empty")}), store, fetcher)
+    assert caught.value.code == FailureCode.TOO_FEW_PICTURES
+    with pytest.raises(Failure, match="There is no folder"):
+        collect(request({"folder": str(tmp_path / "missing")}), store, fetcher)
+
+
+def test_folders_outside_what_is_allowed(tmp_path: Path, store: Store, fetcher: Fetcher) -> None:
+    inside = fill(tmp_path / "open" / "photos", {"a.png": png(1)})
+    fill(tmp_path / "secret", {"b.png": png(2)})
+    allowed = [str(tmp_path / "open")]
+    assert len(collect(request({"folder": str(inside)}), store, fetcher, allow_folders=allowed).accepted) == 1
+    (tmp_path / "open" / "way out").symlink_to(tmp_path / "secret")
+    for folder in ("secret", "open/../secret", "open/way out", "openly"):
+        with pytest.raises(Failure, match="not one that requests may name"):
+            collect(request({"folder": str(tmp_path / folder)}), store, fetcher, allow_folders=allowed)
+    (inside / "link.png").symlink_to(tmp_path / "secret" / "b.png")
+    manifest = collect(request({"folder": str(inside)}), store, fetcher, allow_folders=allowed)
+    assert [r.name for r in manifest.rows] == ["a.png"]  # a link that leads out is not followed
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, Any]]:
+    """Options of a real S3 protocol server with an empty bucket."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}",
+        "client_kwargs": {"region_name": "us-east-1"},
+    }  # fmt: skip
+    client = boto3.client(
+        "s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s",
+        region_name="us-east-1",
+    )  # fmt: skip
+    client.create_bucket(Bucket="studio")
+    for name, data in dataset().items():
+        client.put_object(Bucket="studio", Key=f"inbox/set/{name}", Body=data)
+    yield options
+    server.stop()
+
+
+def test_the_same_from_and_to_s3(s3: dict[str, Any], tmp_path: Path, fetcher: Fetcher) -> None:
+    store = Store("s3://studio/store", s3)
+    asked = request({"folder": "s3://studio/inbox/set"}, **MIN_SIDE)
+    detector = CountingDetector()
+    manifest = collect(asked, store, fetcher, detector=detector)
+    check_dataset(manifest, store)
+    looked = detector.looked
+    assert collect(asked, Store("s3://studio/store", s3), fetcher, detector=detector) == manifest
+    assert detector.looked == looked
+    local = Store(tmp_path / "local")
+    here = collect(
+        request({"folder": "s3://studio/inbox/set"}, **MIN_SIDE), local, fetcher, folder_options=s3
+    )
+    assert [r.hash for r in here.rows] == [r.hash for r in manifest.rows]
+    with pytest.raises(Failure, match="There is no folder"):
+        collect(request({"folder": "s3://studio/nothing"}), store, fetcher)
+    with pytest.raises(Failure, match="not one that requests may name"):
+        collect(asked, store, fetcher, allow_folders=["s3://studio/inbox/other", "/inbox"])
