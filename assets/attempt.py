@@ -170,7 +170,9 @@ def close_badly(context: Context, mine: Attempt, error: BaseException) -> Failur
         # The daemon or the machine is going down: the work goes back into the queue and resumes.
         mine.member.closed = True
         with suppress(Failure):  # another attempt may own the row by now
-            mine.registry.give_back(mine.work.id, mine.run_id, "The process was asked to stop; the work will resume.")
+            mine.registry.give_back(
+                mine.work.id, mine.run_id, "The process was asked to stop; the work will resume."
+            )
         return None
     failure = as_failure(error)
     mine.fail(failure)

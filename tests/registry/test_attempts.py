@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.registry import Clock, add_tune, make_ready, run_stage
+from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
 from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.registry import Registry, Work
 
@@ -280,3 +280,35 @@ def test_delete_stops_what_runs_and_stays_deleted(registry: Registry) -> None:
     assert registry.get_tune(tune.id).status == "deleted"
     refused(lambda: registry.claim("prepare", tune.id, "other"), FailureCode.UNKNOWN_TUNE)
     assert registry.list_callbacks() == []
+
+
+def test_keep_after_an_orderly_stop_still_has_the_checkpoint(registry: Registry) -> None:
+    tune = add_tune(registry)
+    run_stage(registry, "prepare", tune.id)
+    work = registry.claim("train", tune.id, "run")
+    registry.give_back(work.id, "run", "The process was asked to stop.")
+    assert registry.request_cancel(tune.id, keep=True).status == "prepared"
+
+
+def test_a_person_cannot_redo_a_step_under_a_running_one(registry: Registry) -> None:
+    tune = add_tune(registry)
+    assert "prepare" in refused(lambda: registry.claim("train", tune.id, "ui-run")).message
+    run_stage(registry, "prepare", tune.id)
+    train = registry.claim("train", tune.id, "run")
+    assert "run run" in refused(lambda: registry.claim("prepare", tune.id, "ui-run")).message
+    registry.requeue_lost(train.id, "The run ended.")
+    again = registry.claim("prepare", tune.id, "ui-run")
+    assert registry.get_work(train.id).state == "cancelled", "it waits for the new preparation"
+    registry.finish(again.id, "ui-run")
+    assert registry.get_work(train.id).state == "queued"
+
+
+def test_deleting_a_ready_tune_cancels_its_queued_prompts(registry: Registry) -> None:
+    tune = make_ready(registry, add_tune(registry, prompts=[prompt_request()]))
+    registry.delete_tune(tune.id)
+    assert [p.status for p in registry.list_prompts(tune_id=tune.id)] == ["cancelled"]
+
+
+def test_a_tune_that_was_asked_for_in_the_ui_owes_its_callback(registry: Registry) -> None:
+    tune = make_ready(registry, add_tune(registry, origin="ui"))
+    assert [c.event for c in registry.list_callbacks(subject_id=tune.id)] == ["tune.ready"]

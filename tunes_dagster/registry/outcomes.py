@@ -24,7 +24,9 @@ from tunes_dagster.registry.transitions import (
     lock_tune,
     lock_work,
     note,
+    open_prompts,
     open_work,
+    owes_callbacks,
     prompt_ended,
     show,
     tune_cancelled,
@@ -79,7 +81,7 @@ class OutcomeQueries(WorkQueries):
             if found is not None and found.state == "done" and found.run_id == run_id:
                 return found
             work, subject = owned(session, work_id, run_id)
-            told = work.origin != "ui" if notify is None else notify
+            told = owes_callbacks(work, subject) if notify is None else notify
             subject.result = {**subject.result, **(result or {})}
             close_work(work, "done", now)
             if isinstance(subject, Batch):
@@ -114,7 +116,7 @@ class OutcomeQueries(WorkQueries):
         if following and (not was_ready if continue_ is None else continue_):
             open_work(session, following, tune.id, work.origin, now)
             if not was_ready:
-                show(tune, "queued", f"Waiting for {following}.")
+                show(tune, "queued", f"Waiting to be {'trained' if following == 'train' else 'finished'}.")
 
     def _cohort_done(self, session: Session, cohort_id: str | None, now: datetime) -> None:
         """Close a cohort whose last member has ended or left."""
@@ -135,7 +137,7 @@ class OutcomeQueries(WorkQueries):
         now, failure = self.now(), as_failure(error)
         with self.writing() as session:
             work, subject = owned(session, work_id, run_id)
-            told = work.origin != "ui" if notify is None else notify
+            told = owes_callbacks(work, subject) if notify is None else notify
             again = failure.retryable and work.tries < self.max_attempts
             if work.origin == "ui" and work.run_key is None:
                 again = False  # a person started it by hand, and sees how it ended
@@ -175,7 +177,7 @@ class OutcomeQueries(WorkQueries):
                 again = work.tries < self.max_attempts
             if work.origin == "ui" and work.run_key is None:
                 again = False
-            self._ended(session, work, subject, failure, again, work.origin != "ui", now)
+            self._ended(session, work, subject, failure, again, owes_callbacks(work, subject), now)
             return work
 
     def give_back(self, work_id: str, run_id: str, reason: str) -> Work:
@@ -188,7 +190,7 @@ class OutcomeQueries(WorkQueries):
         with self.writing() as session:
             work, subject = owned(session, work_id, run_id)
             if isinstance(subject, Tune) and (subject.cancel == "cancel" or subject.status == "deleted"):
-                self._ended(session, work, subject, Cancelled(), False, work.origin != "ui", now)
+                self._ended(session, work, subject, Cancelled(), False, owes_callbacks(work, subject), now)
                 return work
             cohort_id, work.cohort_id = work.cohort_id, None
             work.tries -= 1
@@ -276,9 +278,8 @@ class OutcomeQueries(WorkQueries):
         tune.updated_at = now
         if keep and work is not None and work.kind == "finish":
             return
-        # A train row with an earlier attempt may have a checkpoint: its next run sees the flag and exports it.
-        keep = keep and work is not None and work.kind == "train" and work.attempt > 0
-        keep = keep and not (work is not None and work.tries == 0 and work.state != "running")
+        # Training that started once may have a checkpoint: its next run sees the flag and exports it.
+        keep = keep and work is not None and work.kind == "train" and work.started_at is not None
         tune.cancel = "keep" if keep else "cancel"
         note(
             session,
@@ -311,6 +312,9 @@ class OutcomeQueries(WorkQueries):
             note(session, tune.id, "deleted", "The tune was deleted.", now)
             if not ended:
                 self._stop(session, tune, False, now)
+            gone = Failure(FailureCode.CANCELLED, "Its tune was deleted.")
+            for prompt in open_prompts(session, Prompt.tune_id == tune_id, Prompt.status != "rendering"):
+                prompt_ended(session, prompt, "cancelled", now, gone)
             tune.updated_at = now
             return tune
 

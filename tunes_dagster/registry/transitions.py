@@ -123,6 +123,14 @@ def open_work(
     return work
 
 
+def owes_callbacks(work: Work, subject: Tune | Batch) -> bool:
+    """Whether the end of work is told to the caller.
+
+    What a person did again in the UI is not, unless the tune itself was asked for there.
+    """
+    return work.origin != "ui" or (isinstance(subject, Tune) and subject.origin == "ui")
+
+
 def close_work(work: Work, state: str, now: datetime, failure: Failure | None = None) -> None:
     """End a piece of work as `done`, `failed` or `cancelled`."""
     work.state, work.finished_at = state, now

@@ -17,7 +17,9 @@ from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Batch, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
     OPEN_PROMPT,
+    OPEN_WORK,
     RUNNING,
+    close_work,
     lock_subject,
     lock_work,
     note,
@@ -166,6 +168,7 @@ class WorkQueries(Database):
                 "Nothing to do: the newer attempt carries on.",
             )
         if work is None or work.state in ("done", "failed", "cancelled"):
+            make_room(session, kind, subject_id, now)
             work = open_work(session, kind, subject_id, "ui" if origin == "sensor" else origin, now)
             subject_reopened(session, subject, now)
         if run_key is None:
@@ -224,7 +227,7 @@ class WorkQueries(Database):
                 "phase": phase,
                 "message": message,
                 "step": step,
-                "total_steps": total,
+                "total_steps": total or None,
                 "seconds_left": seconds_left,
             }
             if subject is Tune:
@@ -279,6 +282,30 @@ class WorkQueries(Database):
         )
         with self.reading() as session:
             return list(session.scalars(select(Work).where(silent).order_by(Work.id)))
+
+
+def make_room(session: Session, kind: str, subject_id: str, now: datetime) -> None:
+    """See that work of a tune can be done again by hand: nothing before it is open, nothing after it runs.
+
+    A later piece that only waits is closed; finishing this one opens it again.
+
+    Raises:
+        Failure: `CONFLICT`, naming what is in the way.
+    """
+    stages = ("prepare", "train", "finish")
+    for other in stages if kind in stages else ():
+        row = lock_work(session, other, subject_id) if other != kind else None
+        if row is None or row.state not in OPEN_WORK:
+            continue
+        if row.state == "queued" and stages.index(other) > stages.index(kind):
+            close_work(row, "cancelled", now)
+            continue
+        owner = f" by run {row.run_id}" if row.state == "running" else ""
+        raise Failure(
+            FailureCode.CONFLICT,
+            f"{other} of {subject_id} is {row.state}{owner}: {kind} cannot be done at the same time.",
+            "Wait until it has ended, or cancel it first.",
+        )
 
 
 def subject_reopened(session: Session, subject: Tune | Batch, now: datetime) -> None:
