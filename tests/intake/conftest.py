@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,3 +116,30 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def png(seed: int, width: int = 96, height: int = 80) -> bytes:
     return encoded(photo(seed, width, height))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, Any]]:
+    """Options of a real S3 protocol server that holds an empty bucket `studio`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=address,
+        aws_access_key_id="k",
+        aws_secret_access_key="s",
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket="studio")
+    yield {
+        "key": "k",
+        "secret": "s",
+        "endpoint_url": address,
+        "client_kwargs": {"region_name": "us-east-1"},
+    }
+    server.stop()

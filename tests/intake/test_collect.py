@@ -3,12 +3,12 @@ from __future__ import annotations
 import base64
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageFilter
+from upath import UPath
 
 from tests.intake.conftest import ScriptedServer, encoded, photo, png, send
 from tests.intake.test_archives import tarred, zipped
@@ -308,31 +308,9 @@ def test_folders_outside_what_is_allowed(tmp_path: Path, store: Store, fetcher: 
     assert [r.name for r in manifest.rows] == ["a.png"]  # a link that leads out is not followed
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, Any]]:
-    """Options of a real S3 protocol server with an empty bucket."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}",
-        "client_kwargs": {"region_name": "us-east-1"},
-    }  # fmt: skip
-    client = boto3.client(
-        "s3", endpoint_url=options["endpoint_url"], aws_access_key_id="k", aws_secret_access_key="s",
-        region_name="us-east-1",
-    )  # fmt: skip
-    client.create_bucket(Bucket="studio")
-    for name, data in dataset().items():
-        client.put_object(Bucket="studio", Key=f"inbox/set/{name}", Body=data)
-    yield options
-    server.stop()
-
-
 def test_the_same_from_and_to_s3(s3: dict[str, Any], tmp_path: Path, fetcher: Fetcher) -> None:
+    for name, data in dataset().items():
+        UPath(f"s3://studio/inbox/set/{name}", **s3).write_bytes(data)
     store = Store("s3://studio/store", s3)
     asked = request({"folder": "s3://studio/inbox/set"}, **MIN_SIDE)
     detector = CountingDetector()

@@ -42,7 +42,7 @@ def test_public_addresses_pass(address: str) -> None:
     assert refused_address(address) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.ip_addresses(v=4))
 def test_hiding_an_ipv4_address_in_ipv6_changes_nothing(address: ipaddress.IPv4Address) -> None:
     plain = refused_address(str(address)) is None
@@ -52,7 +52,7 @@ def test_hiding_an_ipv4_address_in_ipv6_changes_nothing(address: ipaddress.IPv4A
         assert not plain
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.ip_addresses(v=6))
 def test_no_address_passes_that_python_calls_inside(address: ipaddress.IPv6Address) -> None:
     if refused_address(str(address)) is None and address.sixtofour is None:

@@ -1,7 +1,7 @@
 """Training shapes by aspect ratio, and the crop of a picture that fills one.
 
 All shapes of a resolution have about its area, so that every step costs the same; sides are multiples of a step
-that the latent grid of every family divides (64 from 512 pixels on, 32 below), which keeps the shapes few:
+that the latent grid of every family divides (32 below 512 pixels, 64, 128 above 1280), which keeps the shapes few:
 a compiled or graph-captured step is built once per shape.
 """
 
@@ -21,7 +21,7 @@ Crop = tuple[int, int, int, int]
 
 def bucket_step(resolution: int) -> int:
     """Return what the sides of all shapes are multiples of."""
-    return 64 if resolution >= 512 else 32
+    return 32 if resolution < 512 else 64 if resolution <= 1280 else 128
 
 
 def bucket_shapes(resolution: int) -> list[tuple[int, int]]:

@@ -56,7 +56,8 @@ def open_folder(folder: str | UPath, options: Mapping[str, Any] | None = None) -
     if protocol in ("", "file", "local"):
         local = text.split("://", 1)[1] if protocol else text
         return UPath(Path(local).expanduser().resolve())
-    return UPath(text, **dict(options or {}))
+    # A long-lived process must see what was put there since it last looked.
+    return UPath(text, **{"use_listings_cache": False, **(options or {})})
 
 
 def check_folder(folder: str, allowed: Sequence[str]) -> str:

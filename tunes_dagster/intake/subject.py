@@ -62,6 +62,8 @@ def with_subject(caption: str, token: str, class_name: str) -> str:
     subject = f"{token} {class_name}"
     text = _PLACEHOLDERS.sub(lambda _: token, caption).strip()
     text = _word(token, any_case=True).sub(lambda _: token, text)
+    if not _word(class_name).search(text):
+        text = _word(class_name, any_case=True).sub(lambda _: class_name, text)
     if holds_subject(text, token, class_name):
         return text
     if _word(token).search(text):

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.intake.conftest import png
+from tests.intake.test_judge import seen
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.intake.buckets import bucket_shapes, bucket_step, choose_bucket, crop_for, face_crop
+from tunes_dagster.intake.faces import CascadeDetector, NoDetector, load_detector
+from tunes_dagster.intake.judge import judge
+from tunes_dagster.intake.manifest import Examined, Manifest
+from tunes_dagster.intake.training_set import (
+    TrainingSet,
+    build_training_set,
+    choose_held_out,
+    leaks,
+    number_held_out,
+)
+from tunes_dagster.progress import Silent
+from tunes_dagster.recipe import DatasetOptions
+from tunes_dagster.store import Store
+
+
+def manifest_of(pictures: list[Examined], options: DatasetOptions | None = None) -> Manifest:
+    rows, _ = judge(pictures, options or DatasetOptions(), "mug")
+    return Manifest(tune_id="tune_1", class_name="mug", detector="none", rows=rows)
+
+
+def build(
+    manifest: Manifest,
+    store: Store,
+    seed: int = 0,
+    resolution: int = 512,
+    class_name: str = "mug",
+    **options: object,
+) -> TrainingSet:
+    return build_training_set(
+        "tune_1", manifest, DatasetOptions.model_validate(options), resolution, class_name, store, NoDetector(),
+        seed, Silent(),
+    )  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from([64, 96, 128, 192, 256, 512, 640, 768, 1000, 1024, 2048]), st.data())
+def test_shapes_and_crops(resolution: int, data: st.DataObject) -> None:
+    shapes = bucket_shapes(resolution)
+    step = bucket_step(resolution)
+    assert len(shapes) <= 16
+    assert len(set(shapes)) == len(shapes)
+    for width, height in shapes:
+        assert width % step == height % step == 0
+        assert width * height <= resolution**2
+        assert (height, width) in shapes
+    width, height = data.draw(st.integers(16, 5000)), data.draw(st.integers(16, 5000))
+    bucket = choose_bucket(width, height, resolution)
+    off = abs(math.log(bucket[0] / bucket[1] * height / width))
+    assert all(off <= abs(math.log(w / h * height / width)) + 1e-9 for w, h in shapes)
+    face = (data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1)), 9, 9)
+    for focus in ([], [face]):
+        left, top, right, bottom = crop_for(width, height, bucket, focus)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        assert right - left == width or bottom - top == height  # as large as the picture allows
+        wanted = bucket[0] / bucket[1]
+        assert abs((right - left) - (bottom - top) * wanted) <= 1 + wanted
+    left, top, right, bottom = face_crop(width, height, face)
+    assert 0 <= left < right <= width
+    assert right - left == bottom - top
+
+
+def test_crops_keep_the_face() -> None:
+    left, _, right, _ = crop_for(1600, 600, (512, 512), [(1400, 200, 100, 100)])
+    assert left <= 1400
+    assert right == 1600
+    assert crop_for(1600, 600, (512, 512)) == (500, 0, 1100, 600)
+
+
+def test_common_photos_at_sdxl_size() -> None:
+    assert choose_bucket(4000, 3000, 1024) == (1152, 896)
+    assert choose_bucket(3024, 4032, 1024) == (896, 1152)
+    assert choose_bucket(1920, 1080, 1024) == (1344, 768)
+    assert choose_bucket(800, 800, 1024) == (1024, 1024)
+    assert choose_bucket(128, 128, 128) == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "asked", "held_out"),
+    [(1, None, 0), (4, None, 0), (5, None, 1), (8, None, 1), (15, None, 1), (16, None, 2), (100, None, 12),
+     (8, 0, 0), (8, 3, 3), (3, 10, 2), (1, 1, 0)],
+)  # fmt: skip
+def test_how_many_are_held_out(pictures: int, asked: int | None, held_out: int) -> None:
+    assert number_held_out(pictures, asked) == held_out
+
+
+def test_the_choice_depends_on_content_and_seed_only(store: Store) -> None:
+    pictures = [seen(n) for n in range(16)]
+    rows = manifest_of(pictures).rows
+    chosen = choose_held_out(rows, 3, 0)
+    assert choose_held_out(rows[::-1], 3, 0) == chosen
+    assert any(choose_held_out(rows, 3, seed) != chosen for seed in range(1, 5))
+    more = manifest_of([*pictures, seen(30)]).rows
+    assert len(choose_held_out(more, 3, 0) & chosen) >= 2  # a new picture moves at most one of them
+
+
+def test_warned_pictures_are_held_out_last() -> None:
+    rows = manifest_of([seen(n, sharpness=0.1 if n else 0.9) for n in range(8)]).rows
+    assert choose_held_out(rows, 1, 5) == {rows[0].hash}
+
+
+def test_copies_stay_on_one_side(store: Store) -> None:
+    pictures = [seen(n) for n in range(9)]
+    twins = [
+        seen(n, name=f"twin {n}", hash=f"t{n}", pixels_hash=f"t{n}", key=f"blobs/t{n}.png") for n in range(9)
+    ]
+    manifest = manifest_of(pictures + twins, DatasetOptions(near_duplicate_bits=0))
+    assert len(manifest.accepted) == 18
+    for seed in range(6):
+        built = build(manifest, store, seed=seed, hold_out=4, near_duplicate_bits=0)
+        assert len(built.held_out) == 4
+        assert leaks(built) == []
+
+
+def test_the_check_finds_leaks(store: Store) -> None:
+    twin = seen(0, name="twin.png", hash="t", pixels_hash="t")
+    built = build(
+        manifest_of([*(seen(n) for n in range(8)), twin], DatasetOptions(near_duplicate_bits=0)), store
+    )
+    for item in built.items:
+        item.held_out = item.name == "twin.png"
+    assert leaks(built) == ["twin.png is held out and nearly the same as 0.png"]
+    built.items.append(built.items[3].model_copy(update={"held_out": True, "hash": "crop"}))
+    assert len(leaks(built)) == 2
+
+
+def test_what_is_built_and_saved(store: Store) -> None:
+    pictures = [seen(n, caption="hi" if n == 1 else None) for n in range(7)]
+    pictures[2] = seen(2, width=600, height=900)
+    built = build(manifest_of(pictures), store)
+    assert [i.name for i in built.items] == [p.name for p in pictures]
+    assert (len(built.training), len(built.held_out)) == (6, 1)
+    assert built.items[1].caption == "hi"
+    assert {i.bucket for i in built.items} == {(576, 448), (384, 640)}
+    assert TrainingSet.load(store, "tune_1") == built
+    assert build(manifest_of(pictures), store) == built
+
+
+def test_face_crops(store: Store) -> None:
+    pictures = [seen(n, width=1000, height=800, faces=[(400, 200, 150, 180)]) for n in range(6)]
+    pictures[1] = seen(1, faces=[])
+    pictures[2] = seen(2, faces=[(5, 5, 20, 20)])  # too small to crop
+    pictures[3] = seen(3, faces=[(20, 20, 500, 400)])  # fills the picture already
+    built = build(manifest_of(pictures), store, face_crop=True, class_name="woman")
+    faces = [i for i in built.items if i.kind == "face"]
+    assert [i.name for i in faces] == ["0.png (face)", "4.png (face)", "5.png (face)"]
+    assert {i.bucket for i in faces} == {(512, 512)}
+    left, top, right, bottom = faces[0].crop
+    assert left <= 400 < 550 <= right
+    assert top <= 200 < 380 <= bottom
+    assert len({i.hash for i in built.items}) == len(built.items)
+    for face in faces:  # a crop is on the side of its picture
+        assert face.held_out == next(i for i in built.items if i.hash == face.picture).held_out
+    assert leaks(built) == []
+    assert [i.kind for i in build(manifest_of(pictures), store, class_name="woman").items] == ["full"] * 6
+
+
+def test_nothing_accepted_is_said_with_reasons(store: Store) -> None:
+    with pytest.raises(Failure) as caught:
+        build(manifest_of([seen(1, blank=True)]), store)
+    assert caught.value.code == FailureCode.TOO_FEW_PICTURES
+    assert caught.value.details == {"reasons": ["1.png: It shows one flat colour. Hand in another picture."]}
+
+
+def test_another_detector_looks_again(store: Store) -> None:
+    class Finder(NoDetector):
+        name = "finder"
+
+        def detect(self, image: Image.Image) -> list:
+            return [(10, 10, 20, 20)]
+
+    key = store.write_blob(png(1, 200, 200), ".png")
+    manifest = manifest_of([seen(1, key=key, width=200, height=200, faces=[])])
+    options = DatasetOptions(face_crop=True, min_side=16)
+    built = build_training_set("tune_1", manifest, options, 128, "mug", store, Finder(), 0, Silent())
+    assert [i.kind for i in built.items] == ["full", "face"]
+
+
+def test_the_shipped_detector_finds_a_real_face_and_none_in_a_pattern() -> None:
+    import matplotlib
+
+    image = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
+    detector = load_detector()
+    assert isinstance(detector, CascadeDetector)
+    (face,) = detector.detect(image)
+    x, y, w, h = face
+    assert 100 < x + w / 2 < 350
+    assert 100 < y + h / 2 < 350
+    large = image.resize((image.width * 3, image.height * 3))
+    assert len(detector.detect(large)) == 1
+    assert detector.detect(Image.new("RGB", (300, 300), "white")) == []
+    with pytest.raises(Failure, match="no face detector model"):
+        load_detector("/nowhere/yunet.onnx")
