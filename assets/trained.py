@@ -8,6 +8,7 @@ import dagster as dg
 from assets.display import files, load_pictures, picture, save_sheet
 from assets.names import LORA, check_spec
 from resources import Device
+from tunes_dagster.failures import Cancelled
 from tunes_dagster.partitions import tunes
 from tunes_dagster.progress import Phase, Reporter, format_seconds
 from tunes_dagster.registry import Tune
@@ -79,11 +80,32 @@ class Inspector:
             result.weights_key, result.kohya_key, prompt, self._base, self._store, fresh=self._fresh
         )
         trained = Trained(tune, result, checks=answers(seen))
+        result.samples_key = self._samples(tune, result, report)
         trained.metadata = {
             **pictures(tune, result, self._store),
             **facts(tune, result, self._store, self._device),
         }
         return trained
+
+    def _samples(self, tune: Tune, result: Any, report: Reporter) -> str | None:
+        """Render over the checkpoints; a tune is good without, so that nothing but a cancel stops it here."""
+        from tunes_dagster.training.samples import sample_prompts, write_samples
+
+        key = f"{result.weights_key.rsplit('/', 1)[0]}/samples.png"
+        report.phase(Phase.EVALUATING, "Rendering samples over the checkpoints.")
+        try:
+            write_samples(
+                key, result.checkpoints, sample_prompts(tune.token, tune.class_name), self._base, self._store,
+                report, title=f"{tune.title} over training",
+            )  # fmt: skip
+        except Cancelled:
+            raise
+        except Exception as error:
+            report.note(
+                f"Samples over the checkpoints could not be rendered: {type(error).__name__}: {error}"
+            )
+            return None
+        return key
 
 
 def answers(seen: Any) -> list[dg.AssetCheckResult]:

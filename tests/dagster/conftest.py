@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,20 +86,36 @@ class House:
         return self.registry.get_tune(tune_id).status
 
 
-@pytest.fixture
-def house(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """An installation with an ephemeral Dagster instance."""
+def _open_house(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     catalog = write_catalog(tmp_path / "catalog.yaml", base_folder)
     for name, value in {
         "TUNES_HOME": str(tmp_path / "home"), "TUNES_CATALOG": str(catalog), "TUNES_DEVICE": "cpu",
         "TUNES_COHORT_WAIT_SECONDS": "0", "TUNES_BATCH_WAIT_SECONDS": "0", "TUNES_HEARTBEAT_SECONDS": "0.2",
-        "TUNES_RETRY_BACKOFF": "[0, 0, 0]",
+        "TUNES_RETRY_BACKOFF": "[0, 0, 0]", "TUNES_DROP_SETTLE_SECONDS": "0",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
     settings = get_settings()
-    registry = open_registry(settings)
-    with dg.instance_for_test() as instance:
-        yield House(tmp_path / "home", settings, registry, Store(settings.resolved_store_url), instance)
-    registry.close()
+    store = Store(settings.resolved_store_url, settings.store_options)
+    return House(tmp_path / "home", settings, open_registry(settings), store, dg.DagsterInstance.ephemeral())
+
+
+@pytest.fixture
+def house(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    """An installation with the random base."""
+    opened = _open_house(tmp_path, base_folder, monkeypatch)
+    yield opened
+    opened.registry.close()
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def paper_house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    """An installation whose base is there by name only."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model_index.json").write_text("{}")
+    opened = _open_house(tmp_path, base, monkeypatch)
+    yield opened
+    opened.registry.close()
     get_settings.cache_clear()

@@ -111,7 +111,7 @@ def _row(prompt: str, seed: int, states: Sequence[dict], base: LoadedBase) -> li
     slots = [-1, *range(len(states))]
     room = denoise.rows_that_fit(base, denoise.Shape(side, side, steps, None, guidance > 1))
     images: list[Image | None] = []
-    with attached(base.denoiser, states) as bank:
+    with torch.no_grad(), attached(base.denoiser, states) as bank:
         for start in range(0, len(slots), room):
             some = slots[start : start + room]
             bank.assign(some if guidance == 1 else some * 2)

@@ -1,0 +1,115 @@
+"""The code location as a whole: it loads fast and light, and its graph does not change unnoticed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import dagster as dg
+
+from tunes_dagster.definitions import build_defs, defs
+
+LOAD = """
+import json, sys, time
+began = time.process_time()
+import dagster
+own = time.process_time()
+from tunes_dagster.definitions import defs
+dagster.Definitions.validate_loadable(defs)
+heavy = [m for m in ("torch", "diffusers", "transformers", "peft", "cv2") if m in sys.modules]
+print(json.dumps({"dagster": own - began, "ours": time.process_time() - own, "heavy": heavy}))
+"""
+
+
+def test_loads_in_a_fresh_interpreter_fast_and_without_torch():
+    out = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True).stdout
+    seen = json.loads(out.splitlines()[-1])
+    print(f"definitions load: {seen['dagster']:.2f} s for dagster, {seen['ours']:.2f} s for ours (CPU time)")
+    assert seen["heavy"] == []
+    # CPU time, so that a busy machine does not fail it: the budget of 3 s is for an idle one.
+    assert seen["dagster"] + seen["ours"] < 3
+
+
+def spec_of(asset: dg.AssetsDefinition) -> dict:
+    (spec,) = asset.specs
+    return {
+        "deps": sorted(dep.asset_key.to_user_string() for dep in spec.deps),
+        "mapping": sorted(
+            {type(asset.get_partition_mapping(d.asset_key)).__name__ for d in spec.deps}
+            - {"NoneType", "IdentityPartitionMapping"}
+        ),
+        "partitions": spec.partitions_def.name,
+        "group": spec.group_name,
+        "kinds": sorted(spec.kinds),
+        "owners": list(spec.owners),
+        "pool": next(iter(asset.op.pools), None) if asset.op.pools else None,
+        "checks": sorted(f"{c.name}{'!' if c.blocking else ''}" for c in asset.check_specs),
+    }
+
+
+GRAPH = {
+    "source_images": {
+        "deps": [], "mapping": [], "partitions": "tunes", "group": "dataset",
+        "kinds": ["opencv", "pillow", "python"], "owners": ["team:data"], "pool": None,
+        "checks": ["enough_pictures!"],
+    },
+    "training_set": {
+        "deps": ["source_images"], "mapping": [], "partitions": "tunes", "group": "dataset",
+        "kinds": ["pillow", "python"], "owners": ["team:data"], "pool": None, "checks": ["no_leakage"],
+    },
+    "captions": {
+        "deps": ["training_set"], "mapping": [], "partitions": "tunes", "group": "dataset",
+        "kinds": ["csv", "python", "transformers"], "owners": ["team:data"], "pool": None,
+        "checks": ["token_and_class"],
+    },
+    "lora": {
+        "deps": ["captions", "training_set"], "mapping": [], "partitions": "tunes", "group": "tune",
+        "kinds": ["diffusers", "pytorch", "safetensors"], "owners": ["team:training"], "pool": "gpu",
+        "checks": ["differs_from_base", "finite_weights", "loads_into_fresh_pipeline"],
+    },
+    "renders": {
+        "deps": ["lora"], "mapping": ["AllPartitionMapping"], "partitions": "render_batches",
+        "group": "renders", "kinds": ["diffusers", "png", "pytorch"], "owners": ["team:rendering"],
+        "pool": "gpu", "checks": ["every_picture_is_there", "finite", "not_blank"],
+    },
+}  # fmt: skip
+
+
+def test_the_asset_graph_is_as_designed():
+    found = {asset.key.to_user_string(): spec_of(asset) for asset in defs.assets}
+    assert found == GRAPH
+
+
+def test_everything_has_a_description():
+    for asset in defs.assets:
+        (spec,) = asset.specs
+        assert spec.description, spec.key
+        assert all(check.description for check in asset.check_specs)
+    assert all(job.description for job in defs.jobs)
+    assert all(sensor.description for sensor in defs.sensors)
+    assert all(schedule.description for schedule in defs.schedules)
+
+
+def test_sensors_and_schedules_run_by_default():
+    assert {sensor.name for sensor in defs.sensors} == {
+        "new_datasets", "queued_tunes", "prepared_tunes", "trained_tunes", "queued_prompts",
+        "due_callbacks", "stuck_work",
+    }  # fmt: skip
+    assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in defs.sensors)
+    assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in defs.schedules)
+
+
+def test_resources_can_be_overridden():
+    from resources import StoreResource
+
+    other = StoreResource(url="/tmp/elsewhere")
+    assert build_defs(resource_overrides={"store": other}).resources["store"] is other
+
+
+def test_the_launchpad_names_every_training_option():
+    from assets.tunes import LORA_CONFIG
+    from tunes_dagster.recipe import TrainingOptions
+
+    assert set(LORA_CONFIG.model_fields) == set(TrainingOptions.model_fields)
+    assert all(field.description for field in LORA_CONFIG.model_fields.values())
