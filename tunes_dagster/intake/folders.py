@@ -47,7 +47,8 @@ def open_folder(folder: str | UPath, options: Mapping[str, Any] | None = None) -
     """
     text = str(folder)
     protocol = text.split("://", 1)[0].lower() if "://" in text else ""
-    if "::" in text or protocol not in PROTOCOLS:
+    climbs = bool(protocol) and ".." in text.split("/")
+    if "::" in text or protocol not in PROTOCOLS or climbs:
         raise Failure(
             FailureCode.SOURCE_REFUSED,
             f"{text[:200]!r} is not a folder that can be read.",
