@@ -121,6 +121,14 @@ def test_wrong_input_gets_a_sentence_and_a_remedy(
     assert "Traceback" not in said.err
 
 
+def test_a_broken_tune_yaml_is_named_with_its_line(tunes: Tunes, photos: Path) -> None:
+    (photos / "tune.yaml").write_text("name: man\ntoken: [\n")
+    said = tunes("train", str(photos))
+    assert (said.code, "is not YAML, line 3" in said.err) == (2, True)
+    missing = tunes("train", str(photos), "--config", "/no/tune.yaml")
+    assert (missing.code, "/no/tune.yaml cannot be read" in missing.err) == (2, True)
+
+
 def test_list_and_status_speak_to_people_and_programs(tunes: Tunes, photos: Path) -> None:
     assert "No tunes yet" in tunes("list").out
     tune = hand_in(tunes, photos, "--prompt", "a photo of ohwx woman")

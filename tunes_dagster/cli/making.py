@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from tunes_dagster.cli.flags import assignments, merged, takes
 from tunes_dagster.cli.installation import Installation
@@ -130,9 +129,9 @@ def build_request(
 
     if source is not None and not source.exists():
         raise Failure(FailureCode.INVALID_REQUEST, f"There is no folder {source}.", "Check the path.")
-    if config is None and source is not None and (source / "tune.yaml").is_file():
-        config = source / "tune.yaml"
-    data = merged(read_tune_yaml(config) if config else {}, said)
+    if config is None and source is not None:
+        config = next((source / name for name in ("tune.yaml", "tune.yml") if (source / name).is_file()), None)
+    data = merged(read_config(config) if config else {}, said)
     sources = dict(data.get("sources") or {})
     if source is not None and source.is_dir():
         sources["folder"] = str(source.resolve())
@@ -160,31 +159,20 @@ def build_request(
     return request, folder if folder and "://" not in folder else None
 
 
-def read_tune_yaml(path: Path) -> dict[str, Any]:
-    """Return the content of a tune.yaml.
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the options of a tune.yaml.
 
     Raises:
-        Failure: `INVALID_REQUEST` when it cannot be read or is not a mapping.
+        Failure: `INVALID_REQUEST` when it cannot be read or is no tune.yaml.
     """
+    from tunes_dagster.intake.tune_file import read_tune_yaml
+
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return read_tune_yaml(path.read_bytes(), str(path))
     except OSError as error:
         raise Failure(
             FailureCode.INVALID_REQUEST, f"{path} cannot be read: {error.strerror}.", "Check the path."
         ) from error
-    except yaml.YAMLError as error:
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"{path} is not YAML: {error}.",
-            "See docs/configuration.md for an example.",
-        ) from error
-    if not isinstance(data, dict):
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"{path} holds a {type(data).__name__}.",
-            "It must be a mapping: name: woman",
-        )
-    return data
 
 
 def _upload(installation: Installation, file: Path) -> str:
