@@ -19,6 +19,10 @@ from tunes_dagster.settings import Settings
 # Submitting one run request takes Dagster 0.1-0.25 s: 25 keep a tick under 7 s.
 RUNS_PER_TICK = 25
 
+# Runs of a kind that may wait in Dagster's queue. The rest waits in the registry, where it can still be cancelled
+# at once, is taken in turns, and finds company: while the GPUs are busy, cohorts and batches fill up.
+WAITING_RUNS = {"prepare": 50, "train": 4, "finish": 50, "render": 8}
+
 # A tick that still lives creates its runs well within this time of taking the rows.
 LAUNCH_GRACE_SECONDS = 120.0
 
@@ -52,8 +56,13 @@ def _launch(kind: Kind, work: Work) -> Launch:
     return Launch(kind, work.run_key or work.id, work.subject_id, work.id, None, tags)
 
 
+def _room(registry: Registry, kind: Kind, limit: int) -> int:
+    """Return how many runs of a kind may be launched now."""
+    return max(0, min(limit, WAITING_RUNS[kind] - registry.count_waiting_runs(kind)))
+
+
 def _take_queued(registry: Registry, kind: Kind, limit: int, now: datetime | None) -> list[Launch]:
-    queued = registry.queued_work(kind, now, limit)
+    queued = registry.queued_work(kind, now, _room(registry, kind, limit))
     if not queued:
         return []
     won = {work.id: work for work in registry.submit([work.id for work in queued], now=now)}
@@ -78,9 +87,12 @@ def cohort_launches(
     registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
     """Return a run for each cohort of prepared tunes of one base that is full or has waited long enough."""
-    launches = []
+    launches: list[Launch] = []
+    room = _room(registry, "train", limit)
+    if not room:
+        return launches
     for cohort, members in registry.make_cohorts(
-        now, settings.cohort_wait_seconds, settings.max_cohort, limit
+        now, settings.cohort_wait_seconds, settings.max_cohort, room
     ):
         tags = {
             "tunes/kind": "train",
@@ -98,7 +110,8 @@ def render_launches(
     registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
     """Group queued prompts into batches and return a run for each batch, longest waiting first."""
-    registry.make_batches(now, settings.batch_wait_seconds, settings.max_batch_prompts, limit)
+    if room := _room(registry, "render", limit):
+        registry.make_batches(now, settings.batch_wait_seconds, settings.max_batch_prompts, room)
     return _take_queued(registry, "render", limit, now)
 
 

@@ -65,6 +65,23 @@ def test_members_leave_a_cohort_before_and_while_it_runs(registry: Registry, clo
     assert member.subject_id == second.subject_id and member.attempt == 2
 
 
+def test_what_finds_no_gpu_waits_in_the_registry_and_finds_company(registry: Registry, clock: Clock) -> None:
+    for _ in range(decide.WAITING_RUNS["render"] + 3):
+        registry.add_prompt(prompt_request(), branch="tiny-sdxl")
+        clock.forward(3)
+        decide.render_launches(registry, SETTINGS)
+    assert registry.count_waiting_runs("render") == decide.WAITING_RUNS["render"]
+    first = registry.active_work()[0]
+    registry.claim("render", first.subject_id, "run", run_key=first.run_key)
+    (launch,) = decide.render_launches(registry, SETTINGS)
+    assert len(registry.list_prompts(batch_id=launch.partition)) == 3
+    for _ in range(decide.WAITING_RUNS["train"] * SETTINGS.max_cohort + 1):
+        prepared(registry)
+    clock.forward(3)
+    assert len(decide.cohort_launches(registry, SETTINGS)) == decide.WAITING_RUNS["train"]
+    assert decide.cohort_launches(registry, SETTINGS) == []
+
+
 def test_finish_and_render_launches(registry: Registry, clock: Clock) -> None:
     tune = add_tune(registry, prompts=[prompt_request(), prompt_request()])
     run_stage(registry, "prepare", tune.id)

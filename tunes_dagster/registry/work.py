@@ -110,6 +110,12 @@ class WorkQueries(Database):
         with self.reading() as session:
             return int(session.scalar(query) or 0)
 
+    def count_waiting_runs(self, kind: str) -> int:
+        """Return how many launched runs of a kind have not begun; the members of a cohort are one run."""
+        runs = func.count(func.distinct(func.coalesce(Work.cohort_id, Work.id)))
+        with self.reading() as session:
+            return int(session.scalar(select(runs).where(Work.kind == kind, Work.state == "submitted")) or 0)
+
     def submit(
         self, work_ids: Sequence[str], cohort_id: str | None = None, now: datetime | None = None
     ) -> list[Work]:
