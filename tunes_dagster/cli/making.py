@@ -130,7 +130,9 @@ def build_request(
     if source is not None and not source.exists():
         raise Failure(FailureCode.INVALID_REQUEST, f"There is no folder {source}.", "Check the path.")
     if config is None and source is not None:
-        config = next((source / name for name in ("tune.yaml", "tune.yml") if (source / name).is_file()), None)
+        config = next(
+            (source / name for name in ("tune.yaml", "tune.yml") if (source / name).is_file()), None
+        )
     data = merged(read_config(config) if config else {}, said)
     sources = dict(data.get("sources") or {})
     if source is not None and source.is_dir():

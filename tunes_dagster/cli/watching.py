@@ -24,6 +24,7 @@ PROMPT_OVER = frozenset({"done", "failed", "blocked", "cancelled"})
 _POLL_SECONDS = 0.5
 # Somebody who reads a log wants to know that it lives, not every step.
 _LINE_SECONDS = 20.0
+_SAME_LINE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -208,16 +209,17 @@ def _until_over(watch: Watch, work: Callable[[], None] | None) -> None:
 
 
 def _print_lines(watch: Watch, stop: threading.Event, target: Console) -> None:
-    last: dict[str, tuple[str, float]] = {}
-    while True:
+    """Print a line when its phase changes, when it moved since 20 s ago, and once a minute to show life."""
+    last: dict[str, tuple[str, str, float]] = {}
+    ending = False
+    while not ending:
         ending = stop.wait(_POLL_SECONDS)
         if ending:
             watch.refresh()
         for line in watch.lines():
-            phase, printed = last.get(line.name, ("", 0.0))
-            stage = f"{line.status}/{line.phase}"
-            if stage != phase or (not line.over and time.monotonic() - printed > _LINE_SECONDS):
-                last[line.name] = (stage, time.monotonic())
-                target.print(escape(line.text()))
-        if ending:
-            return
+            stage, text, moment = f"{line.status}/{line.phase}", line.text(), time.monotonic()
+            old_stage, old_text, printed = last.get(line.name, ("", "", 0.0))
+            pause = _LINE_SECONDS if text != old_text else _SAME_LINE_SECONDS
+            if stage != old_stage or (not line.over and moment - printed > pause):
+                last[line.name] = (stage, text, moment)
+                target.print(escape(text))
