@@ -128,7 +128,7 @@ def test_the_first_frame_of_an_animation() -> None:
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     picture = normalise(data, "a.gif")
     assert _far(picture.image, frames[0]) < 2
-    assert picture.note == "first of 3 frames"
+    assert picture.note == "its first frame is used"
 
 
 def test_what_is_stored() -> None:
