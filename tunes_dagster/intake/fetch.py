@@ -231,7 +231,8 @@ class Fetcher:
             part.validator = _validator(answer)
         _check_kind(answer, url)
         part.name = part.name or _name_given(answer)
-        announced = int(answer.headers.get("content-length") or 0)
+        said = answer.headers.get("content-length", "")
+        announced = int(said) if said.isdigit() else 0
         if part.have + announced > limit:
             raise _too_large(url, limit)
         with part.path.open("ab") as file:
