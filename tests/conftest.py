@@ -7,6 +7,9 @@ from pathlib import Path
 
 # Two threads on shared cores are slower than one for models this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing but .tunes/ and .venv/ appears in a clone.
+_CACHE = Path(__file__).resolve().parent.parent / ".tunes" / "cache"
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(_CACHE / "hypothesis"))
 
 import pytest
 

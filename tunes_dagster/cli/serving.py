@@ -36,7 +36,20 @@ def dev(
     os.makedirs(os.environ["TUNES_DAGSTER_STORAGE"], exist_ok=True)  # noqa: PTH103
     say(f"Dagster UI: [bold]http://{escape(host)}:{port}[/]   (Ctrl-C stops it)")
     say(f"Drop folders of pictures into {escape(settings.resolved_drop_folder)} to train on them.")
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace), "-h", host, "-p", str(port)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "dagster",
+        "dev",
+        "-w",
+        str(workspace),
+        "-h",
+        host,
+        "-p",
+        str(port),
+    ]
     command += ["--log-level", "warning"]
     os.chdir(CLONE)
     os.execv(sys.executable, command)  # noqa: S606 - Ctrl-C then reaches Dagster itself
