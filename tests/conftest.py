@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _CACHE = Path(__file__).resolve().parent.parent / ".tunes" / "cache"
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(_CACHE / "hypothesis"))
 
-import pytest
+import pytest  # noqa: E402 - hypothesis reads its folder when pytest loads its plugins
 
 
 @pytest.fixture(scope="session")
