@@ -205,16 +205,16 @@ def _store(settings: Settings) -> Iterator[Finding]:
 
 def _dagster(settings: Settings) -> Iterator[Finding]:
     home = os.environ.get("DAGSTER_HOME", "")
-    if not home or not Path(home, "dagster.yaml").is_file():
+    storage = os.environ.get("TUNES_DAGSTER_STORAGE") or str(settings.resolved_home / "dagster")
+    if home and Path(home, "dagster.yaml").is_file():
+        yield Finding("dagster", "ok", f"Home {home}, storage {storage}.")
+    else:
         yield Finding(
             "dagster",
-            "problem",
-            f"DAGSTER_HOME is {home or 'not set'} and holds no dagster.yaml.",
-            "Run from a clone (`make dev`), or copy dagster.yaml to a folder and set DAGSTER_HOME to it.",
+            "note",
+            f"DAGSTER_HOME is {home or 'not set'} and holds no dagster.yaml: a plain instance in {storage} is used.",
+            "For sensors in threads, pools and monitoring, copy the project's dagster.yaml and set DAGSTER_HOME to it.",
         )
-        return
-    storage = os.environ.get("TUNES_DAGSTER_STORAGE", "")
-    yield Finding("dagster", "ok", f"Home {home}, storage {storage or 'as dagster.yaml says'}.")
     from tunes_dagster.inprocess import daemon_is_alive, open_instance
 
     if daemon_is_alive(open_instance(settings)):
