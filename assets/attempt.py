@@ -37,7 +37,6 @@ class Attempt:
         run_id: The run that owns it.
         report: Tells the run's log and the row how far it is; raises `Cancelled` when asked to.
         member: Its heartbeat.
-        notify: Whether callbacks are owed; None leaves it to the registry (not for what the UI opened).
     """
 
     registry: Registry
@@ -45,7 +44,6 @@ class Attempt:
     run_id: str
     report: Reporter
     member: Member = field(repr=False)
-    notify: bool | None = None
 
     def finish(self, result: dict[str, Any] | None = None, continue_: bool | None = None) -> None:
         """Close the attempt as done; in the same transaction the row's subject moves on.
@@ -55,14 +53,16 @@ class Attempt:
             continue_: Open the next piece of work; None does so unless the tune was ready already.
         """
         self.member.closed = True
-        self.registry.finish(
-            self.work.id, self.run_id, result=result, continue_=continue_, notify=self.notify
-        )
+        self.registry.finish(self.work.id, self.run_id, result=result, continue_=continue_)
 
     def fail(self, failure: Failure) -> None:
         """Close the attempt as failed (or cancelled); the registry decides whether there is another one."""
         self.member.closed = True
-        self.registry.fail(self.work.id, self.run_id, failure, notify=self.notify)
+        try:
+            self.registry.fail(self.work.id, self.run_id, failure)
+        except Failure as refused:
+            if refused.code != FailureCode.CONFLICT:  # another attempt owns the row by now, and goes on
+                raise
 
 
 def run_origin(run: dg.DagsterRun) -> tuple[str, str | None]:
@@ -97,15 +97,12 @@ def own(context: Context, registry: Registry, work: Work, pulse: Pulse, many: bo
         pulse: Keeps it alive.
         many: Whether the run has several, so that lines of its log must say whose they are.
     """
-    notify, label = None, ""
-    if work.kind != "render":
-        tune = registry.get_tune(work.subject_id)
-        label = tune.title if many else ""
-        # A callback address of a tune that began in the UI was typed there by the person who started it.
-        notify = True if tune.origin == "ui" else None
+    label = ""
+    if many and work.kind != "render":
+        label = registry.get_tune(work.subject_id).title
     member = pulse.add(Member(registry, work.id, context.run_id))
     report = Tee([RunLog(context.log, label), member])
-    return Attempt(registry, work, context.run_id, report, member, notify)
+    return Attempt(registry, work, context.run_id, report, member)
 
 
 @contextmanager

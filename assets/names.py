@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from enum import StrEnum
 
 import dagster as dg
 
 GPU_POOL = "gpu"
 
 
-class Group(StrEnum):
-    """Groups of the asset graph."""
+class Group:
+    """Groups of the asset graph; plain strings, because Dagster serializes no enums."""
 
     DATASET = "dataset"
     TUNE = "tune"
     RENDERS = "renders"
 
 
-class Owner(StrEnum):
+class Owner:
     """Who answers for an asset."""
 
     DATA = "team:data"

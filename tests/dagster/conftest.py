@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 import pytest
-import yaml
-from PIL import Image, ImageDraw
 
+from tests.support.houses import draw_pictures, write_catalog
 from tunes_dagster.catalog import load_catalog
 from tunes_dagster.recipe import TuneRequest
 from tunes_dagster.registry import Registry, Tune, open_registry
 from tunes_dagster.settings import Settings, get_settings
 from tunes_dagster.store import Store
 from tunes_dagster.submit import submit_tune
-
-# Enough to train, resume and render through, in a second or two.
-QUICK = {"steps": 12, "rank": 4, "batch_size": 1, "resolution": 64, "prior_prompts": 2, "warmup_steps": 2,
-         "checkpoint_every": 4, "targets": "attention"}  # fmt: skip
-
-
-def write_catalog(path: Path, base_folder: Path) -> Path:
-    """Write an overlay that puts the random base in the place of the shipped one."""
-    entry = {
-        "family": "sdxl", "repo_id": str(base_folder), "licence": "none", "native_size": 64,
-        "max_pixels": 65536, "memory_gb": 1, "embedded": "tiny-sdxl", "token": "ohwx",
-        "aliases": ["tiny", "fast", "embedded"],
-        "training": {**QUICK, "learning_rate": 0.001, "min_snr_gamma": 0, "prior_weight": 1.0},
-        "rendering": {"steps": 3, "guidance_scale": 2.0, "width": 64, "height": 64, "scheduler": "euler"},
-    }  # fmt: skip
-    path.write_text(yaml.safe_dump({"tiny-sdxl": entry}))
-    return path
-
-
-def draw_pictures(folder: Path, count: int = 5, seed: int = 0) -> Path:
-    """Draw pictures that intake accepts and that differ from each other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    chance = random.Random(seed)
-    for number in range(count):
-        image = Image.effect_noise((200, 160 + 20 * (number % 3)), 90).convert("RGB")
-        draw = ImageDraw.Draw(image)
-        for _ in range(12):
-            x, y = chance.randrange(180), chance.randrange(150)
-            colour = tuple(chance.randrange(256) for _ in range(3))
-            draw.ellipse((x, y, x + chance.randrange(20, 90), y + chance.randrange(20, 90)), fill=colour)
-        image.save(folder / f"picture-{number}.png")
-    return folder
 
 
 @dataclass

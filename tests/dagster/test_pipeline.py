@@ -120,7 +120,7 @@ def test_too_few_pictures_fail_the_blocking_check_and_the_tune(house):
 
 
 def test_a_new_tune_starts_in_the_ui_and_trains_in_the_same_run(house):
-    from tests.dagster.conftest import draw_pictures
+    from tests.support.houses import draw_pictures
 
     folder = draw_pictures(house.home / "theirs", 4)
     result = materialize(

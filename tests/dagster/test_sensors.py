@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from resources import CatalogResource, NotifierResource, RegistryResource, StoreResource
-from tests.dagster.conftest import draw_pictures
+from tests.support.houses import draw_pictures
 from tunes_dagster import clock, sensors
 from tunes_dagster.launches import RUN_KEY_TAG
 
