@@ -24,7 +24,7 @@ class CatalogResource(dg.ConfigurableResource):
     @property
     def bases_folder(self) -> Path:
         """The folder into which `tunes bases pull` puts real bases."""
-        return get_settings().resolved_home / "bases"
+        return get_settings().bases_folder
 
     def usable(self, word: str) -> tuple[BaseModelEntry, Path]:
         """Return the entry whose weights are used for a word, and their folder.

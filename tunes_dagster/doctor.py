@@ -123,7 +123,7 @@ def _bases(settings: Settings) -> Iterator[Finding]:
     from tunes_dagster.catalog import load_catalog
 
     catalog = load_catalog(settings.profile)
-    folder = settings.resolved_home / "bases"
+    folder = settings.bases_folder
     yield Finding("bases", "ok", f"Profile {settings.profile}; {len(catalog.entries)} bases in the catalog.")
     usable = {real.branch: real for real in map(catalog.real, catalog.entries.values())}
     ready = [entry for entry in usable.values() if entry.installed(folder)]

@@ -68,6 +68,11 @@ class Settings(BaseSettings):
         return home
 
     @property
+    def bases_folder(self) -> Path:
+        """Where pulled base models lie."""
+        return self.resolved_home / "bases"
+
+    @property
     def resolved_registry_url(self) -> str:
         """The registry's SQLAlchemy URL."""
         return self.registry_url or f"sqlite:///{self.resolved_home / 'registry.db'}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tunes_dagster.catalog import BaseModelEntry, Catalog
@@ -24,11 +23,6 @@ _FORBIDDEN_IN_IDS = ("...", "|", "/", "\\")
 
 # What a prompt renders on that names neither tune nor base: what a tune would be trained on.
 DEFAULT_BASE = str(TuneRequest.model_fields["base"].default)
-
-
-def bases_folder(settings: Settings) -> Path:
-    """Return where downloaded bases lie."""
-    return settings.resolved_home / "bases"
 
 
 def submit_tune(
@@ -64,7 +58,7 @@ def submit_tune(
         Failure: `INVALID_REQUEST`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `SOURCE_REFUSED`, `CONFLICT`; nothing
             is kept then.
     """
-    entry = catalog.usable(request.base, bases_folder(settings))
+    entry = catalog.usable(request.base, settings.bases_folder)
     chosen = check_id(tune_id) if tune_id else new_id("tune")
     _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
@@ -103,11 +97,11 @@ def submit_prompt(
     """
     tune = registry.get_tune(request.tune) if request.tune else None
     if tune is not None:
-        entry = catalog.usable(tune.branch, bases_folder(settings))
+        entry = catalog.usable(tune.branch, settings.bases_folder)
         asked = request.base or tune.base
     else:
         asked = request.base or DEFAULT_BASE
-        entry = catalog.usable(asked, bases_folder(settings))
+        entry = catalog.usable(asked, settings.bases_folder)
     complete = _complete_prompt(request, entry, catalog, settings)
     return registry.add_prompt(
         complete,

@@ -19,7 +19,7 @@ def list_bases(
 ) -> None:
     """List the base models of the catalog, and which are installed."""
     installation = Installation()
-    catalog, folder = installation.catalog, installation.bases_folder
+    catalog, folder = installation.catalog, installation.settings.bases_folder
     entries = list(catalog.entries.values())
     if as_json:
         emit_json(
@@ -65,12 +65,12 @@ def pull(
 
     installation = Installation()
     entry = installation.catalog.resolve(base)
-    if entry.installed(installation.bases_folder) and not entry.repo_id.startswith("embedded:"):
-        say(f"{entry.branch} is installed at {escape(entry.location(installation.bases_folder))}.")
+    if entry.installed(installation.settings.bases_folder) and not entry.repo_id.startswith("embedded:"):
+        say(f"{entry.branch} is installed at {escape(entry.location(installation.settings.bases_folder))}.")
         return
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     hub = HuggingFaceHub(token, endpoint)
-    plan = plan_pull(entry, installation.bases_folder, hub)
+    plan = plan_pull(entry, installation.settings.bases_folder, hub)
     say(f"[bold]{entry.branch}[/]  {entry.repo_id} @ {plan.commit[:12]}")
     say(f"  size      {megabytes(plan.size)} in {len(plan.files)} files, to {escape(plan.target)}")
     say(f"  licence   {entry.licence}: read it at {plan.page}")

@@ -44,11 +44,6 @@ class Installation:
 
         return load_catalog(self.settings.profile)
 
-    @property
-    def bases_folder(self) -> Path:
-        """Where pulled base models lie."""
-        return self.settings.resolved_home / "bases"
-
 
 def set_dagster_home(settings: Settings | None = None) -> None:
     """Point Dagster at this installation, unless the environment already points somewhere.

@@ -17,46 +17,51 @@ if TYPE_CHECKING:
     from tunes_dagster.recipe import TuneRequest
 
 
+Word = str | None
+Words = list[str] | None
+Folder = Annotated[
+    Path | None,
+    typer.Argument(help="Folder of pictures, with captions and a tune.yaml if you like. A zip works too."),
+]
+Name = Annotated[
+    Word, typer.Option(help="What the pictures show, in one word: woman, man, dog, mug, style …")
+]
+Token = Annotated[Word, typer.Option(help="The rare word that will mean the subject. Default: ohwx.")]
+Title = Annotated[Word, typer.Option(help="What you call this tune. Default: the name.")]
+Base = Annotated[Word, typer.Option(help="Base model, see `tunes bases list`. Default: sdxl, or the tune's.")]
+Url = Annotated[Word, typer.Option(help="URL of a zip or tar of pictures.")]
+ImageUrl = Annotated[Words, typer.Option(help="URL of one picture; may be repeated.")]
+Prompts = Annotated[
+    Words, typer.Option(help="Prompt to render as soon as the tune is ready; may be repeated.")
+]
+CallbackUrl = Annotated[Word, typer.Option(help="Told when it is done or has failed.")]
+Label = Annotated[Words, typer.Option(help="KEY=VALUE, kept and handed back; may be repeated.")]
+Config = Annotated[
+    Path | None, typer.Option(help="A tune.yaml. Default: the one in the folder, if there is one.")
+]
+Set = Annotated[
+    Words, typer.Option("--set", help="Any field of tune.yaml: training.rank=8; may be repeated.")
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until it is done, or only hand it in.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
 @takes(training=TrainingOptions, dataset=DatasetOptions)
 def train(
-    folder: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Folder of pictures, with captions and a tune.yaml if you like. A zip works too."
-        ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="What the pictures show, in one word: woman, man, dog, mug, style …")
-    ] = None,
-    token: Annotated[
-        str | None, typer.Option(help="The rare word that will mean the subject. Default: ohwx.")
-    ] = None,
-    title: Annotated[str | None, typer.Option(help="What you call this tune. Default: the name.")] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Base model, see `tunes bases list`. Default: sdxl.")
-    ] = None,
-    url: Annotated[str | None, typer.Option(help="URL of a zip or tar of pictures.")] = None,
-    image_url: Annotated[list[str] | None, typer.Option(help="URL of one picture; may be repeated.")] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="Prompt to render as soon as the tune is ready; may be repeated.")
-    ] = None,
-    callback_url: Annotated[
-        str | None, typer.Option(help="Told when the tune is ready or has failed.")
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE, kept and handed back; may be repeated.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A tune.yaml. Default: the one in the folder, if there is one.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any field of tune.yaml: --set training.rank=8; may be repeated."),
-    ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Stay until it is done, or only hand it in.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the tune as JSON at the end.")] = False,
+    folder: Folder = None,
+    name: Name = None,
+    token: Token = None,
+    title: Title = None,
+    base: Base = None,
+    url: Url = None,
+    image_url: ImageUrl = None,
+    prompt: Prompts = None,
+    callback_url: CallbackUrl = None,
+    label: Label = None,
+    config: Config = None,
+    set_: Set = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
     *,
     training: dict[str, Any],
     dataset: dict[str, Any],
@@ -220,15 +225,13 @@ def _say_what_came_out(installation: Installation, tune: Any) -> None:
 def render(
     text: Annotated[list[str], typer.Argument(help="What to render; several texts are rendered together.")],
     tune: Annotated[
-        str | None, typer.Option(help="Tune by number, id or title. Without one, the plain base renders.")
+        Word, typer.Option(help="Tune by number, id or title. Without one, the plain base renders.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model. Default: the tune's.")] = None,
+    base: Base = None,
     out: Annotated[Path | None, typer.Option(help="Copy the pictures into this folder as well.")] = None,
-    callback_url: Annotated[str | None, typer.Option(help="Told when the pictures are there.")] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Stay until it is done, or only hand it in.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the prompts as JSON at the end.")] = False,
+    callback_url: CallbackUrl = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
     *,
     settings: dict[str, Any],
 ) -> None:
