@@ -169,7 +169,7 @@ def main() -> None:
     chosen.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if custom_torch:
         install_torch(python_in_venv, venv, options.torch or "torch", index, chosen)
-    elif sys.platform == "linux" and not shutil.which("nvidia-smi"):
+    elif sys.platform == "linux" and not shutil.which("nvidia-smi") and not list(venv.glob("lib*/*/*/torch")):
         say("No NVIDIA GPU found. Should pip fetch gigabytes of CUDA, stop it and add CPU=1 to the command.")
     wanted_file = venv / f"requirements-{options.what}.txt"
     wanted_file.write_text("\n".join(requirements) + "\n", encoding="utf-8")

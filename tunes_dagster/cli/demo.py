@@ -62,11 +62,10 @@ def _say_what_comes(installation: Installation, description: str) -> None:
 
     home = installation.settings.resolved_home
     free = shutil.disk_usage(home).free / 1e6
-    say(f"[bold]The demo[/] draws {PICTURES} pictures of {escape(description)}, which the shipped base model")
-    say(f"has never seen, trains a LoRA on them, and renders {len(SCENES)} prompts with and without it.")
-    say(
-        f"It takes about {MINUTES} minutes on two cores, {MEMORY_GB} GB of memory and {DISK_MB} MB in {escape(home)}.\n"
-    )
+    say(f"[bold]The demo[/] draws {PICTURES} pictures of {escape(description)},")
+    say("which the shipped base model has never seen, trains a LoRA on them, and renders")
+    say(f"{len(SCENES)} prompts with and without it. It takes about {MINUTES} minutes on two cores,")
+    say(f"{MEMORY_GB} GB of memory and {DISK_MB} MB in {escape(home)}.\n")
     if free < DISK_MB * 2:
         raise Failure(
             FailureCode.STORE_UNAVAILABLE,
