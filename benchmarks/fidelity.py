@@ -1,0 +1,420 @@
+"""Measures what a tune has learned: likeness, leak and obedience on subjects that the base has never seen.
+
+    python -m benchmarks.fidelity [--quick] [--subjects FOLDER]
+
+trains every subject with the base's default recipe under two seeds, renders, and prints for each: likeness (mean
+cosine of the scorer's embeddings to the mean of the held-out pictures) with the token, of the untuned base, and
+to the other subjects; the share of renders that are nearest to the right subject; the leak, which is how far
+prompts without the token move towards the subject, as a share of the likeness gained with it; and obedience, the
+share of attributes asked for beside the subject that a classifier recognises, before and after. Intervals are
+95 % bootstrap intervals over tunes. Writes a picture grid and ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.subjects import Asked, Subject, drawn_subjects, folder_subjects, obedience_prompts, scenes
+from tunes_dagster.catalog import load_catalog
+from tunes_dagster.failures import Failure
+from tunes_dagster.progress import Silent, format_numbers
+from tunes_dagster.recipe import RenderSettings, TrainingOptions
+from tunes_dagster.store import Store
+
+_BOOTSTRAPS = 2000
+
+
+@dataclass
+class Tune:
+    """One trained tune and its renders.
+
+    Attributes:
+        subject: Of whom.
+        seed: Of training.
+        result: From the training loop.
+        with_token: Embeddings of renders with the token.
+        without_token: Embeddings of renders without.
+        obeyed: Per obedience prompt, the share of its attributes recognised.
+        pictures: Some renders for the grid, with and without token.
+    """
+
+    subject: Subject
+    seed: int
+    result: Any
+    with_token: np.ndarray = field(default_factory=lambda: np.zeros((0, 1)))
+    without_token: np.ndarray = field(default_factory=lambda: np.zeros((0, 1)))
+    obeyed: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    pictures: list[Image.Image] = field(default_factory=list)
+
+
+class Loud(Silent):
+    """Prints progress sparsely."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def step(self, done: int, total: int, **numbers: float) -> None:
+        """Print every quarter."""
+        if numbers and done % max(1, total // 4) == 0:
+            print(f"  {self.name}: step {done} of {total} {format_numbers(numbers)}", flush=True)
+
+    def note(self, message: str) -> None:
+        """Print."""
+        print(f"  {self.name}: {message}", flush=True)
+
+
+class Bench:
+    """Everything loaded once: base, scorer, classifier, store, and how many of what."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        from tunes_dagster.tiny import load_classifier, load_scorer
+        from tunes_dagster.training.families.base import load_family
+
+        self.arguments = arguments
+        catalog = load_catalog()
+        self.entry = catalog.real(catalog.resolve(arguments.base))
+        self.base = load_family(self.entry, arguments.weights or self.entry.location(Path(".tunes/bases")))
+        self.scorer, self.classifier = load_scorer(), load_classifier()
+        self.out = Path(arguments.out)
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.store = Store(self.out / "store")
+        asked = TrainingOptions.model_validate(dict(map(_option, arguments.set)))
+        self.options = self.entry.training_options(asked)
+        if arguments.quick:
+            self.options.steps = min(self.options.steps or 150, 150)
+
+    def train(self, subject: Subject, seed: int) -> Tune:
+        """Train one subject with the default recipe."""
+        from tunes_dagster.training.jobs import TrainExample, TuneJob, TuneResult
+        from tunes_dagster.training.loop import train
+
+        side = self.options.resolution or self.entry.native_size
+        items = [
+            TrainExample(self._store_picture(picture), caption, (side, side))
+            for picture, caption in subject.training
+        ]
+        name = f"{subject.name}-{seed}"
+        options = self.options.model_copy(update={"seed": seed})
+        job = TuneJob(
+            name, options, items, subject.token, subject.class_name, f"tunes/{name}/lora/1", Loud(name)
+        )
+        outcome = train([job], self.base, self.store)[name]
+        if isinstance(outcome, Failure):
+            raise outcome
+        assert isinstance(outcome, TuneResult)
+        print(f"  {name}: {outcome.steps} steps in {outcome.seconds:.1f} s", flush=True)
+        return Tune(subject, seed, outcome)
+
+    def _store_picture(self, picture: Image.Image) -> str:
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        return self.store.write_blob(data.getvalue(), ".png")
+
+    def render(self, wanted: Sequence[tuple[str, int, str | None]]) -> list[Image.Image]:
+        """Render (text, seed, weights key or None for the base) with the renderer people use."""
+        from tunes_dagster.rendering.renderer import RenderJob, render
+
+        chosen = RenderSettings(steps=12) if self.arguments.quick else RenderSettings()
+        settings = self.entry.render_settings(chosen)
+        jobs = [
+            RenderJob(
+                f"p{i:05d}", text, settings.model_copy(update={"seed": seed}), [(key, 1.0)] if key else []
+            )
+            for i, (text, seed, key) in enumerate(wanted)
+        ]
+        started = time.monotonic()
+        results = render(jobs, self.base, self.store, "renders", Silent())
+        failed = [result.failure for result in results if result.failure]
+        if failed:
+            raise failed[0]
+        pictures = []
+        for result in results:
+            data = self.store.read_bytes(result.images[0].key)
+            pictures.append(Image.open(io.BytesIO(data)).convert("RGB"))
+        print(f"  {len(jobs)} renders in {time.monotonic() - started:.1f} s", flush=True)
+        return pictures
+
+    def share_obeyed(self, pictures: Sequence[Image.Image], asked: Sequence[Asked]) -> np.ndarray:
+        """Return per picture the share of the asked attributes that are recognised."""
+        answers = self.classifier.predict(list(pictures))
+        return np.array(
+            [
+                np.mean([answer.get(key) == value for key, value in one.attributes.items()])
+                for answer, one in zip(answers, asked, strict=True)
+            ]
+        )
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name, None if value == "none" else value
+
+
+@dataclass
+class Before:
+    """What the untuned base renders for the same prompts and seeds, by subject name."""
+
+    with_token: dict[str, np.ndarray] = field(default_factory=dict)
+    without_token: dict[str, np.ndarray] = field(default_factory=dict)
+    obeyed: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    pictures: dict[str, list[Image.Image]] = field(default_factory=dict)
+
+
+def token_prompts(subject: Subject, count: int) -> list[tuple[str, int]]:
+    """Return (text, seed) of renders with the token."""
+    return [(f"a photo of {subject.called} {place}", 1000 + i) for i, place in enumerate(scenes(count))]
+
+
+def plain_prompts(subject: Subject, count: int) -> list[tuple[str, int]]:
+    """Return (text, seed) of renders without the token."""
+    names = subject.plain_names
+    return [
+        (f"a photo of {names[i % len(names)]} {place}", 1000 + i) for i, place in enumerate(scenes(count))
+    ]
+
+
+def obedience_of(tune: Tune, per_tune: int) -> list[tuple[Asked, int]]:
+    """Return the obedience prompts of a tune with their seeds."""
+    prompts = obedience_prompts(tune.subject, per_tune, tune.seed)
+    return [(asked, 5000 + 100 * tune.seed + i) for i, asked in enumerate(prompts)]
+
+
+def look_before(bench: Bench, tunes: Sequence[Tune], renders: int, per_tune: int) -> Before:
+    """Render everything with the untuned base."""
+    before = Before()
+    wanted: list[tuple[str, int, str | None]] = []
+    after: list[Callable[[list[Image.Image]], None]] = []
+    counts: list[int] = []
+
+    def ask(prompts: Sequence[tuple[str, int]], use: Callable[[list[Image.Image]], None]) -> None:
+        wanted.extend((text, seed, None) for text, seed in prompts)
+        counts.append(len(prompts))
+        after.append(use)
+
+    for subject in {tune.subject.name: tune.subject for tune in tunes}.values():
+        name = subject.name
+
+        def keep(pictures: list[Image.Image], name: str = name) -> None:
+            before.with_token[name] = bench.scorer.embed_images(pictures)
+            before.pictures[name] = pictures[:1]
+
+        def keep_plain(pictures: list[Image.Image], name: str = name) -> None:
+            before.without_token[name] = bench.scorer.embed_images(pictures)
+
+        ask(token_prompts(subject, renders), keep)
+        ask(plain_prompts(subject, renders), keep_plain)
+    for tune in tunes:
+        asked = obedience_of(tune, per_tune)
+
+        def judge(pictures: list[Image.Image], tune: Tune = tune, asked: Any = asked) -> None:
+            key = (tune.subject.name, tune.seed)
+            before.obeyed[key] = bench.share_obeyed(pictures, [one for one, _ in asked])
+
+        ask([(one.text.format(tune.subject.called), seed) for one, seed in asked], judge)
+    pictures = bench.render(wanted)
+    for use, count in zip(after, counts, strict=True):
+        use(pictures[:count])
+        pictures = pictures[count:]
+    return before
+
+
+def look_after(bench: Bench, tune: Tune, renders: int, per_tune: int) -> None:
+    """Render everything with one tune and keep what is measured."""
+    key, asked = tune.result.weights_key, obedience_of(tune, per_tune)
+    wanted = [*token_prompts(tune.subject, renders), *plain_prompts(tune.subject, renders)]
+    wanted += [(one.text.format(tune.subject.called), seed) for one, seed in asked]
+    pictures = bench.render([(text, seed, key) for text, seed in wanted])
+    tune.with_token = bench.scorer.embed_images(pictures[:renders])
+    tune.without_token = bench.scorer.embed_images(pictures[renders : 2 * renders])
+    tune.obeyed = bench.share_obeyed(pictures[2 * renders :], [one for one, _ in asked])
+    tune.pictures = [*pictures[:5], *pictures[renders : renders + 2]]
+
+
+@dataclass
+class Measured:
+    """The figures of one tune.
+
+    Attributes:
+        likeness: With the token, to its own subject.
+        base_likeness: The same prompts on the untuned base.
+        others: With the token, to the other subjects on average.
+        nearest: Share of renders nearest to the right subject.
+        plain: Without the token, to its subject.
+        base_plain: The same prompts on the untuned base.
+        obeyed: After, per prompt.
+        obeyed_before: Before, per prompt.
+    """
+
+    likeness: float
+    base_likeness: float
+    others: float
+    nearest: float
+    plain: float
+    base_plain: float
+    obeyed: np.ndarray
+    obeyed_before: np.ndarray
+
+    @property
+    def gained(self) -> float:
+        """Likeness that the tune brought."""
+        return self.likeness - self.base_likeness
+
+    @property
+    def leaked(self) -> float:
+        """Likeness that it brought where nobody asked for the subject."""
+        return self.plain - self.base_plain
+
+
+def measure(tune: Tune, before: Before, centres: dict[str, np.ndarray]) -> Measured:
+    """Return the figures of a tune."""
+    names = list(centres)
+    own, name = names.index(tune.subject.name), tune.subject.name
+    matrix = np.stack([centres[n] for n in names])
+    near = tune.with_token @ matrix.T
+    return Measured(
+        likeness=float(near[:, own].mean()),
+        base_likeness=float((before.with_token[name] @ centres[name]).mean()),
+        others=float(np.delete(near, own, axis=1).mean()),
+        nearest=float((near.argmax(axis=1) == own).mean()),
+        plain=float((tune.without_token @ centres[name]).mean()),
+        base_plain=float((before.without_token[name] @ centres[name]).mean()),
+        obeyed=tune.obeyed,
+        obeyed_before=before.obeyed[name, tune.seed],
+    )
+
+
+def figures_of(rows: Sequence[Measured]) -> dict[str, float]:
+    """Return the headline figures over tunes."""
+    gained = sum(row.gained for row in rows)
+    return {
+        "nearest_subject_accuracy": float(np.mean([row.nearest for row in rows])),
+        "likeness": float(np.mean([row.likeness for row in rows])),
+        "base_likeness": float(np.mean([row.base_likeness for row in rows])),
+        "likeness_to_others": float(np.mean([row.others for row in rows])),
+        "leak": sum(row.leaked for row in rows) / gained if gained > 0 else float("nan"),
+        "obedience_before": float(np.concatenate([row.obeyed_before for row in rows]).mean()),
+        "obedience_after": float(np.concatenate([row.obeyed for row in rows]).mean()),
+        "obedience_lost": float(np.concatenate([row.obeyed_before - row.obeyed for row in rows]).mean()),
+    }
+
+
+def intervals(rows: Sequence[Measured]) -> dict[str, tuple[float, float]]:
+    """Return 95 % bootstrap intervals of the headline figures, tunes drawn with replacement."""
+    source = np.random.default_rng(0)
+    drawn: dict[str, list[float]] = {}
+    for _ in range(_BOOTSTRAPS):
+        chosen = [rows[i] for i in source.integers(len(rows), size=len(rows))]
+        for name, value in figures_of(chosen).items():
+            drawn.setdefault(name, []).append(value)
+    return {
+        name: (float(np.nanpercentile(values, 2.5)), float(np.nanpercentile(values, 97.5)))
+        for name, values in drawn.items()
+    }
+
+
+def print_table(tunes: Sequence[Tune], rows: Sequence[Measured], seconds: float) -> None:
+    """Print one line per tune, then the headline figures with their intervals."""
+    print()
+    print(
+        f"{'tune':<14}{'likeness':>9}{'base':>7}{'others':>8}{'nearest':>9}{'leak':>7}{'obeyed':>8}{'before':>8}"
+    )
+    for tune, row in zip(tunes, rows, strict=True):
+        leak = row.leaked / row.gained if row.gained > 0 else float("nan")
+        print(
+            f"{tune.subject.name + '/' + str(tune.seed):<14}{row.likeness:>9.3f}{row.base_likeness:>7.3f}"
+            f"{row.others:>8.3f}{row.nearest:>9.2f}{leak:>7.2f}{row.obeyed.mean():>8.3f}"
+            f"{row.obeyed_before.mean():>8.3f}"
+        )
+    print()
+    around = intervals(rows)
+    for name, value in figures_of(rows).items():
+        low, high = around[name]
+        print(f"{name:<26}{value:>7.3f}   95 % in {low:.3f} … {high:.3f}")
+    print(f"{'seconds_per_tune':<26}{seconds:>7.1f}")
+
+
+def draw_grid(tunes: Sequence[Tune], before: Before, out: Path) -> Path:
+    """Write the picture grid: a row per tune with training pictures, base, tune, and tune without token."""
+    from tunes_dagster.rendering.sheets import Cell, contact_sheet
+
+    rows, labels = [], []
+    for tune in tunes:
+        shown = [picture for picture, _ in tune.subject.training[:2]]
+        shown += [*before.pictures[tune.subject.name], *tune.pictures]
+        rows.append([Cell(picture) for picture in shown])
+        labels.append(f"{tune.subject.called} (seed {tune.seed})")
+    columns = ["training", "training", "base", *scenes(5), "no token", "no token"]
+    sheet = contact_sheet(
+        rows, title="What tunes have learned", row_labels=labels, column_labels=columns,
+        subtitle="Training pictures; the untuned base asked for the token; the tune; the tune without the token.",
+        box=(128, 128),
+    )  # fmt: skip
+    path = out / "fidelity.png"
+    sheet.save(path)
+    return path
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="two subjects, one seed, 150 steps: a minute")
+    parser.add_argument("--subjects", type=Path, help="a folder with one folder of pictures per subject")
+    parser.add_argument("--only", nargs="*", help="names of drawn subjects")
+    parser.add_argument("--seeds", type=int, default=2, help="training seeds per subject")
+    parser.add_argument("--renders", type=int, default=24, help="renders per tune with and without token")
+    parser.add_argument("--obedience", type=int, default=200, help="obedience prompts over all tunes")
+    parser.add_argument("--base", default="tiny-sdxl", help="branch in the catalog")
+    parser.add_argument(
+        "--weights", type=Path, help="folder of the base's weights, when not the installed one"
+    )
+    parser.add_argument("--out", default=".tunes/fidelity", help="folder of grid and tunes; emptied first")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="OPTION=VALUE", help="training options to change"
+    )
+    chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.only = chosen.only or ["fern", "smily"]
+        chosen.seeds, chosen.renders, chosen.obedience = 1, 8, 24
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Measure, print, and return what the last line says."""
+    chosen = parse(arguments)
+    bench = Bench(chosen)
+    subjects = folder_subjects(chosen.subjects) if chosen.subjects else drawn_subjects(chosen.only)
+    used = {name: value for name, value in bench.options.model_dump().items() if value is not None}
+    print(f"{len(subjects)} subjects, {chosen.seeds} seeds, base {bench.entry.branch}: {json.dumps(used)}")
+    tunes = [bench.train(subject, seed) for seed in range(chosen.seeds) for subject in subjects]
+    per_tune = max(1, round(chosen.obedience / len(tunes)))
+    before = look_before(bench, tunes, chosen.renders, per_tune)
+    for tune in tunes:
+        look_after(bench, tune, chosen.renders, per_tune)
+    centres = {}
+    for subject in subjects:
+        mean = bench.scorer.embed_images(list(subject.held_out)).mean(axis=0)
+        centres[subject.name] = mean / np.linalg.norm(mean)
+    rows = [measure(tune, before, centres) for tune in tunes]
+    seconds = float(np.mean([tune.result.seconds for tune in tunes]))
+    print_table(tunes, rows, seconds)
+    print(f"Picture grid: {draw_grid(tunes, before, bench.out)}")
+    headline = figures_of(rows)
+    names = ("nearest_subject_accuracy", "leak", "obedience_before", "obedience_after")
+    last = {name: round(headline[name], 4) for name in names} | {"seconds_per_tune": round(seconds, 1)}
+    print(json.dumps(last))
+    return last
+
+
+if __name__ == "__main__":
+    main()
