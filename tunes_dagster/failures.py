@@ -32,6 +32,7 @@ class FailureCode(StrEnum):
     TIMED_OUT = "timed_out"
     STORE_UNAVAILABLE = "store_unavailable"
     CONFLICT = "conflict"
+    OUT_OF_CREDITS = "out_of_credits"
     INTERNAL = "internal"
 
 

@@ -7,8 +7,8 @@ render, the base's training defaults) is filled in now, so that the row always s
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.catalog import BaseModelEntry, Catalog
 from tunes_dagster.failures import Failure, FailureCode
@@ -17,6 +17,9 @@ from tunes_dagster.recipe import PromptRequest, RenderSettings, TuneRequest
 from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.settings import Settings
 from tunes_dagster.store import Store
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 # Dagster's partition keys may not hold these.
 _FORBIDDEN_IN_IDS = ("...", "|", "/", "\\")
@@ -36,6 +39,7 @@ def submit_tune(
     origin: str = "cli",
     allow_folder: str | Sequence[str] | None = None,
     tune_id: str | None = None,
+    also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
 ) -> Tune:
     """Accept a tune: check and complete the request, move payloads into the store, add the row.
 
@@ -50,6 +54,7 @@ def submit_tune(
         allow_folder: Folders that this request may name beside those that the operator allows; what the
             command line was given.
         tune_id: Id, when it exists already as a partition; None makes one.
+        also: What belongs into the transaction that accepts it; see `Registry.add_tune`.
 
     Returns:
         The tune: queued, or awaiting_images when no source was named.
@@ -78,6 +83,7 @@ def submit_tune(
         account_id=account_id,
         origin=origin,
         status="awaiting_images" if complete.sources.empty else "queued",
+        also=also,
     )
 
 
@@ -89,6 +95,7 @@ def submit_prompt(
     *,
     account_id: str = "local",
     origin: str = "cli",
+    also: Callable[[Session, Prompt], None] | None = None,
 ) -> Prompt:
     """Accept a prompt, on a tune or on a plain base, with every setting and the seed filled in.
 
@@ -110,6 +117,7 @@ def submit_prompt(
         tune_id=tune.id if tune else None,
         account_id=account_id,
         origin=origin,
+        also=also,
     )
 
 

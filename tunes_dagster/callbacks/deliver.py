@@ -7,6 +7,7 @@ not answer is left alone until the next tick.
 from __future__ import annotations
 
 import logging
+import string
 import threading
 import time
 from collections import Counter, deque
@@ -15,9 +16,10 @@ from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from tunes_dagster import clock
+from tunes_dagster.callbacks.forms import in_form
 from tunes_dagster.callbacks.signing import wire_form
 from tunes_dagster.failures import Failure
 
@@ -110,8 +112,9 @@ def send(client: httpx.Client, sending: Sending, seconds: float) -> Outcome:
     try:
         timeout = httpx.Timeout(seconds)
         with client.stream(
-            "POST", sending.url, content=body, headers=headers, timeout=timeout, follow_redirects=False
-        ) as answer:
+            sending.method, sending.url, content=body, headers=headers, timeout=timeout,
+            follow_redirects=False, extensions={"target": request_target(sending.url)},
+        ) as answer:  # fmt: skip
             head = b""
             for chunk in answer.iter_raw(HEAD_BYTES):
                 head += chunk
@@ -129,6 +132,13 @@ def send(client: httpx.Client, sending: Sending, seconds: float) -> Outcome:
         return Outcome(
             error=f"{type(error).__name__}: {error}"[:500], final=isinstance(error, httpx.InvalidURL)
         )
+
+
+def request_target(url: str) -> bytes:
+    """Return the path and query of a URL byte for byte as the caller wrote them; httpx would normalise them."""
+    parts = urlsplit(url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return quote(target, safe=string.punctuation).encode("ascii")
 
 
 @dataclass
@@ -223,7 +233,11 @@ class _Senders:
         with self.lock:
             self.flying[sending.delivery_id] = sending
         left = self.turns.budget_ends - time.monotonic()
-        outcome = send(self.client, sending, max(1.0, min(self.timeout, left)))
+        try:
+            outcome = send(self.client, in_form(self.registry, sending), max(1.0, min(self.timeout, left)))
+        except Exception as error:
+            log.exception("The callback %s could not be put into the form %r.", callback_id, sending.form)
+            outcome = Outcome(error=f"It could not be written: {type(error).__name__}: {error}"[:500])
         with self.lock:
             self.flying.pop(sending.delivery_id, None)
             late = self.abandoned

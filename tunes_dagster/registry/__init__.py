@@ -6,8 +6,12 @@ and hands out detached rows of `tables.py`.
 
 from __future__ import annotations
 
+from tunes_dagster.registry.accounts import AccountQueries
+from tunes_dagster.registry.api_tables import ApiKey, ApiObject, Pack, Reservation, Wallet
 from tunes_dagster.registry.groups import GroupQueries
 from tunes_dagster.registry.journal import JournalQueries
+from tunes_dagster.registry.ledger import LedgerQueries
+from tunes_dagster.registry.objects import ObjectQueries
 from tunes_dagster.registry.outbox import OutboxQueries, Sending
 from tunes_dagster.registry.outcomes import OutcomeQueries
 from tunes_dagster.registry.tables import (
@@ -26,7 +30,16 @@ from tunes_dagster.registry.tunes import TuneQueries
 from tunes_dagster.settings import Settings
 
 
-class Registry(TuneQueries, OutcomeQueries, GroupQueries, OutboxQueries, JournalQueries):
+class Registry(
+    TuneQueries,
+    OutcomeQueries,
+    GroupQueries,
+    OutboxQueries,
+    JournalQueries,
+    AccountQueries,
+    LedgerQueries,
+    ObjectQueries,
+):
     """All queries over one database; see `engine.Database` for how it is opened."""
 
 
@@ -42,16 +55,21 @@ def open_registry(settings: Settings, url: str = "") -> Registry:
 
 __all__ = [
     "Account",
+    "ApiKey",
+    "ApiObject",
     "Batch",
     "Callback",
     "Cohort",
     "Delivery",
     "Drop",
     "Event",
+    "Pack",
     "Prompt",
     "Registry",
+    "Reservation",
     "Sending",
     "Tune",
+    "Wallet",
     "Work",
     "open_registry",
 ]

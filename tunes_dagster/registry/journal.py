@@ -64,6 +64,8 @@ class JournalQueries(Database):
             account = session.get(Account, account_id, with_for_update=True)
             if account is None:
                 raise Failure(FailureCode.INVALID_REQUEST, f"There is no account {account_id!r}.")
+            if account.callback_secret != secret:
+                account.callback_secret_old = account.callback_secret if secret else None
             account.callback_secret, account.callback_unknown = secret, unknown
             return account
 

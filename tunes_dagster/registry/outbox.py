@@ -29,15 +29,23 @@ class Sending:
         body: JSON.
         secret: Signing secret of the account, or None.
         attempt: Counts from 1.
+        secret_old: The account's secret before, which also signs while receivers move.
+        subject_id: Tune, prompt or group.
+        form: Dialect whose form it takes; see `callbacks/forms.py`.
+        method: GET carries no body.
     """
 
     delivery_id: str
     callback_id: str
     event: str
     url: str
-    body: dict[str, Any]
+    body: Any
     secret: str | None
     attempt: int
+    secret_old: str | None = None
+    subject_id: str = ""
+    form: str = ""
+    method: str = "POST"
 
 
 class OutboxQueries(Database):
@@ -94,7 +102,7 @@ class OutboxQueries(Database):
             )
             for delivery in session.scalars(unknown):
                 delivery.error = UNKNOWN_OUTCOME
-                if account is not None and account.callback_unknown == "hold":
+                if row.on_unknown == "hold" or (account is not None and account.callback_unknown == "hold"):
                     row.state, row.lease_id, row.lease_until = "held", None, None
             if row.state == "held":
                 return None
@@ -109,6 +117,9 @@ class OutboxQueries(Database):
                 row.body,
                 account.callback_secret if account else None,
                 row.attempts,
+                account.callback_secret_old if account else None,
+                row.subject_id,
+                row.form,
             )
 
     def end_delivery(

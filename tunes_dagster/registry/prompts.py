@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -59,6 +59,7 @@ class PromptQueries(Database):
         tune_id: str | None = None,
         account_id: str = "local",
         origin: str = "cli",
+        also: Callable[[Session, Prompt], None] | None = None,
     ) -> Prompt:
         """Accept a prompt: queued when it can be rendered, waiting while its tune is made.
 
@@ -69,6 +70,7 @@ class PromptQueries(Database):
             tune_id: Id of the tune, or None for the plain base.
             account_id: Who asks.
             origin: cli, api, drop, ui, demo.
+            also: What else belongs into the same transaction; raising there accepts nothing.
 
         Raises:
             Failure: `UNKNOWN_TUNE`, or `CONFLICT` when the tune has failed or was cancelled.
@@ -83,6 +85,8 @@ class PromptQueries(Database):
             )
             prompt.tune_id = tune.id if tune else None
             session.add(prompt)
+            if also is not None:
+                also(session, prompt)
             note(session, prompt.id, prompt.status, "The prompt was accepted.", now, origin=origin)
         return prompt
 

@@ -55,6 +55,7 @@ class Account(Table):
 
     Attributes:
         callback_secret: Signs callbacks (Standard Webhooks, `whsec_…`) when set.
+        callback_secret_old: Signs beside it while receivers move to a new one.
         callback_unknown: What becomes of a callback whose sender died before the answer was recorded:
             `resend`, or `hold` for receivers that cannot take a repeat.
     """
@@ -64,6 +65,7 @@ class Account(Table):
     id: Mapped[str] = mapped_column(String(80), primary_key=True)
     name: Mapped[str]
     callback_secret: Mapped[str | None]
+    callback_secret_old: Mapped[str | None]
     callback_unknown: Mapped[str] = mapped_column(String(20), default="resend")
     created_at: Mapped[datetime]
 
@@ -251,6 +253,8 @@ class Callback(Table):
         attempts: Deliveries so far, replays included.
         attempts_before: Deliveries before the last replay; backoff counts from there.
         lease_id: The sender that holds the row until `lease_until`.
+        form: Dialect that the caller speaks; '' sends the project's own body.
+        on_unknown: `hold` overrides the account's choice for receivers that cannot take a repeat.
     """
 
     __tablename__ = "callbacks"
@@ -266,6 +270,8 @@ class Callback(Table):
     subject_id: Mapped[str] = mapped_column(String(80))
     url: Mapped[str]
     body: Mapped[dict[str, Any]]
+    form: Mapped[str] = mapped_column(String(20), default="", server_default="")
+    on_unknown: Mapped[str] = mapped_column(String(10), default="", server_default="")
     state: Mapped[str] = mapped_column(String(20), default="pending")
     attempts: Mapped[int] = mapped_column(default=0)
     attempts_before: Mapped[int] = mapped_column(default=0)

@@ -12,12 +12,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.callbacks.bodies import prompt_body, tune_body
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.ids import new_id
+from tunes_dagster.registry.api_tables import ApiGroup, ApiObject
+from tunes_dagster.registry.ledger import close_reservation
 from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Tune, Work
 
 # What a tune is called while its work of a kind waits, runs, and is done.
@@ -86,8 +88,11 @@ def note(session: Session, subject_id: str, phase: str, message: str, now: datet
 
 
 def owe(session: Session, row: Tune | Prompt, event: str, now: datetime) -> None:
-    """Owe the caller a callback, if an address was given."""
+    """Owe the caller a callback, if an address was given and its dialect tells of such an event."""
     if not row.callback_url:
+        return
+    seen = session.get(ApiObject, row.id)
+    if seen is not None and event not in seen.events:
         return
     body = tune_body(event, row, now) if isinstance(row, Tune) else prompt_body(event, row, now)
     session.add(
@@ -98,6 +103,8 @@ def owe(session: Session, row: Tune | Prompt, event: str, now: datetime) -> None
             subject_id=row.id,
             url=row.callback_url,
             body=body,
+            form=seen.dialect if seen else "",
+            on_unknown=seen.on_unknown if seen else "",
             next_attempt_at=now,
             created_at=now,
         )
@@ -162,10 +169,41 @@ def prompt_ended(
     """End a prompt as `done`, `failed`, `blocked` or `cancelled`, and owe its callback."""
     prompt.status, prompt.done_at, prompt.updated_at = status, now, now
     write_failure(prompt, failure)
+    close_reservation(session, prompt.id, now, _share_delivered(prompt) if status == "done" else 0.0)
     event = {"done": "prompt.done", "cancelled": "prompt.cancelled"}.get(status, "prompt.failed")
     if notify:
         owe(session, prompt, event, now)
+    group_ended(session, prompt, now)
     note(session, prompt.id, status, failure.message if failure else "", now)
+
+
+def group_ended(session: Session, prompt: Prompt, now: datetime) -> None:
+    """Owe the callback of a prompt's group when the last of its prompts has ended."""
+    seen = session.get(ApiObject, prompt.id)
+    if seen is None or seen.group_id is None:
+        return
+    group = session.get(ApiGroup, seen.group_id, with_for_update=True)
+    if group is None or group.done_at is not None:
+        return
+    session.flush()
+    left = exists().where(
+        ApiObject.id == Prompt.id, ApiObject.group_id == group.id, Prompt.status.in_(OPEN_PROMPT)
+    )
+    if session.scalar(select(left)):
+        return
+    group.done_at = now
+    session.add(
+        Callback(
+            id=new_id("cb"), account_id=group.account_id, event="prompts.done", subject_id=group.id,
+            url=group.callback_url, body={"type": "prompts.done", "data": {"group": group.id}},
+            form=group.dialect, on_unknown=seen.on_unknown, next_attempt_at=now, created_at=now,
+        )
+    )  # fmt: skip
+
+
+def _share_delivered(prompt: Prompt) -> float:
+    """Return which part of the pictures that were asked for is there."""
+    return len(prompt.images or []) / max(1, int(prompt.settings.get("num_images") or 1))
 
 
 def tune_ready(session: Session, tune: Tune, now: datetime, notify: bool) -> None:
@@ -173,6 +211,7 @@ def tune_ready(session: Session, tune: Tune, now: datetime, notify: bool) -> Non
     tune.status, tune.ready_at, tune.updated_at = "ready", now, now
     show(tune, "", "")
     write_failure(tune, None)
+    close_reservation(session, tune.id, now, 1.0)
     for prompt in open_prompts(session, Prompt.tune_id == tune.id, Prompt.status == "waiting"):
         prompt.status, prompt.queued_at, prompt.updated_at = "queued", now, now
     note(session, tune.id, "ready", "The tune is ready.", now)
@@ -185,6 +224,7 @@ def tune_failed(session: Session, tune: Tune, failure: Failure, now: datetime, n
     tune.status, tune.updated_at = "failed", now
     show(tune, "", "")
     write_failure(tune, failure)
+    close_reservation(session, tune.id, now, 0.0)
     note(session, tune.id, "failed", str(failure), now)
     if notify:
         owe(session, tune, "tune.failed", now)
@@ -204,6 +244,7 @@ def tune_cancelled(session: Session, tune: Tune, now: datetime, notify: bool) ->
             owe(session, tune, "tune.cancelled", now)
     tune.updated_at = now
     show(tune, "", "")
+    close_reservation(session, tune.id, now, 0.0)
     for prompt in open_prompts(session, Prompt.tune_id == tune.id, Prompt.status == "waiting"):
         prompt_ended(session, prompt, "cancelled", now, failure)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import TuneRequest, recipe_hash
 from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.prompts import PromptQueries, new_prompt
-from tunes_dagster.registry.tables import Tune
+from tunes_dagster.registry.tables import Prompt, Tune
 from tunes_dagster.registry.transitions import lock_tune, note, open_work, show
 from tunes_dagster.registry.work import owned
 
@@ -30,6 +31,7 @@ class TuneQueries(PromptQueries):
         account_id: str = "local",
         origin: str,
         status: str = "queued",
+        also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
     ) -> Tune:
         """Accept a tune: its row, its prompts (waiting), its first work, and a line in the timeline.
 
@@ -41,6 +43,7 @@ class TuneQueries(PromptQueries):
             account_id: Who asks.
             origin: cli, api, drop, ui, demo.
             status: `queued`, or `awaiting_images` for a tune whose pictures come later.
+            also: What else belongs into the same transaction; raising there accepts nothing.
 
         Raises:
             Failure: `CONFLICT` when the id is taken.
@@ -69,10 +72,14 @@ class TuneQueries(PromptQueries):
             with self.writing() as session:
                 session.add(tune)
                 session.flush()
+                prompts = []
                 for asked in request.prompts:
                     row = new_prompt(asked, account_id, tune.base, branch, origin, "waiting", now)
                     row.tune_id = tune.id
+                    prompts.append(row)
                     session.add(row)
+                if also is not None:
+                    also(session, tune, prompts)
                 if status == "queued":
                     open_work(session, "prepare", tune.id, origin, now)
                 note(session, tune.id, "queued", "The tune was accepted.", now, origin=origin)

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from alembic import context
 
+import tunes_dagster.registry.api_tables  # noqa: F401 - its tables are part of the schema
 from tunes_dagster.registry.tables import Table, UtcDateTime
 
 

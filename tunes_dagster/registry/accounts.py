@@ -1,0 +1,123 @@
+"""API keys and idempotency keys: who asks, and whether they asked already."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.ids import new_id
+from tunes_dagster.registry.api_tables import ApiKey, IdempotencyKey
+from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.tables import Account
+
+# A first request that is this old and still unanswered died with its server; the next one takes over.
+ABANDONED_SECONDS = 120.0
+
+
+def key_hash(secret: str) -> str:
+    """Return what is kept of a key."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class AccountQueries(Database):
+    """Keys."""
+
+    def add_key(self, account_id: str, prefix: str = "", name: str = "") -> tuple[ApiKey, str]:
+        """Make a key; the second value is the secret, which is never seen again."""
+        secret = prefix + secrets.token_hex(20)
+        row = ApiKey(
+            id=new_id("key"), account_id=account_id, hash=key_hash(secret), name=name,
+            hint=f"{secret[: len(prefix) + 4]}…{secret[-4:]}", created_at=self.now(),
+        )  # fmt: skip
+        with self.writing() as session:
+            if session.get(Account, account_id) is None:
+                raise Failure(FailureCode.INVALID_REQUEST, f"There is no account {account_id!r}.")
+            session.add(row)
+        return row, secret
+
+    def find_key(self, secret: str) -> ApiKey | None:
+        """Return the row of a key, revoked ones included; None for a secret that was never given out."""
+        with self.reading() as session:
+            return session.scalars(select(ApiKey).where(ApiKey.hash == key_hash(secret))).first()
+
+    def list_keys(self, account_id: str | None = None) -> list[ApiKey]:
+        """Return keys, oldest first."""
+        query = select(ApiKey).order_by(ApiKey.id)
+        if account_id is not None:
+            query = query.where(ApiKey.account_id == account_id)
+        with self.reading() as session:
+            return list(session.scalars(query))
+
+    def revoke_key(self, key_id: str) -> ApiKey:
+        """Refuse a key from now on.
+
+        Raises:
+            Failure: `INVALID_REQUEST` when there is none.
+        """
+        with self.writing() as session:
+            row = session.get(ApiKey, key_id)
+            if row is None:
+                raise Failure(
+                    FailureCode.INVALID_REQUEST, f"There is no key {key_id!r}.", "See: tunes keys list"
+                )
+            row.revoked_at = row.revoked_at or self.now()
+            return row
+
+    def list_accounts(self) -> list[Account]:
+        """Return all accounts by name."""
+        with self.reading() as session:
+            return list(session.scalars(select(Account).order_by(Account.id)))
+
+    def begin_idempotent(
+        self, account_id: str, key: str, body_hash: str, body: dict[str, Any]
+    ) -> IdempotencyKey | None:
+        """Claim a key for the request that is to be answered.
+
+        Returns:
+            None when the caller is the first and must answer; else the row of the first request, whose
+            `status_code` is None as long as it is being answered.
+        """
+        now = self.now()
+        row = IdempotencyKey(account_id=account_id, key=key, body_hash=body_hash, body=body, created_at=now)
+        try:
+            with self.writing() as session:
+                found = session.get(IdempotencyKey, (account_id, key), with_for_update=True)
+                if found is None:
+                    session.add(row)
+                    return None
+                stale = now - found.created_at > timedelta(seconds=ABANDONED_SECONDS)
+                if found.status_code is None and stale:
+                    found.created_at, found.body_hash, found.body = now, body_hash, body
+                    return None
+                return found
+        except IntegrityError:  # two firsts at once on PostgreSQL
+            return self.get_idempotent(account_id, key)
+
+    def get_idempotent(self, account_id: str, key: str) -> IdempotencyKey | None:
+        """Return a key's row, or None."""
+        with self.reading() as session:
+            return session.get(IdempotencyKey, (account_id, key))
+
+    def end_idempotent(self, account_id: str, key: str, status_code: int | None, answer: str = "") -> None:
+        """Keep the answer of the first request; a `status_code` of None gives the key free again."""
+        with self.writing() as session:
+            row = session.get(IdempotencyKey, (account_id, key), with_for_update=True)
+            if row is None:
+                return
+            if status_code is None:
+                session.delete(row)
+            else:
+                row.status_code, row.answer = status_code, answer
+
+    def forget_idempotent(self, older_than_seconds: float = 86_400.0) -> int:
+        """Delete keys that nobody repeats any more; returns how many."""
+        limit = self.now() - timedelta(seconds=older_than_seconds)
+        with self.writing() as session:
+            done = session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < limit))
+            return int(getattr(done, "rowcount", 0))

@@ -1,0 +1,323 @@
+"""Tunes and prompts as their callers see them: lookups inside one account, promised uploads, groups, packs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, func, or_, select
+from sqlalchemy.orm.attributes import flag_modified
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.ids import new_id
+from tunes_dagster.registry.api_tables import ApiGroup, ApiObject, Pack
+from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.tables import Callback, Event, Prompt, Tune, Work
+from tunes_dagster.registry.transitions import lock_tune, note, open_work, show, tune_cancelled
+
+
+class ObjectQueries(Database):
+    """Everything here takes the account and finds nothing of anybody else's."""
+
+    def find_tune(self, account_id: str, key: str | int) -> tuple[Tune, ApiObject | None] | None:
+        """Return an account's live tune by id, number or public id, with how its caller sees it."""
+        word = str(key)
+        query = select(Tune, ApiObject).outerjoin(ApiObject, ApiObject.id == Tune.id)
+        return self._first(query.where(Tune.account_id == account_id, Tune.deleted_at.is_(None)), Tune, word)
+
+    def find_prompt(self, account_id: str, key: str | int) -> tuple[Prompt, ApiObject | None] | None:
+        """Return an account's prompt by id, number or public id; deleted ones are not found."""
+        query = select(Prompt, ApiObject).outerjoin(ApiObject, ApiObject.id == Prompt.id)
+        return self._first(query.where(Prompt.account_id == account_id, _not_deleted()), Prompt, str(key))
+
+    def _first(self, query: Select[Any], table: Any, word: str) -> Any:
+        if word.isdecimal() and int(word) < 2**31:
+            query = query.where(table.number == int(word))
+        elif word.startswith(("tune_", "prompt_")):
+            query = query.where(table.id == word)
+        else:
+            query = query.where(or_(ApiObject.public_id == word, table.id == word))
+        with self.reading() as session:
+            row = session.execute(query.limit(1)).first()
+            return None if row is None else (row[0], row[1])
+
+    def page_tunes(
+        self,
+        account_id: str,
+        *,
+        limit: int,
+        before: int | None = None,
+        offset: int = 0,
+        title: str | None = None,
+        names: Sequence[str] = (),
+        branch: str | None = None,
+        status: str | None = None,
+    ) -> list[tuple[Tune, ApiObject | None]]:
+        """Return a page of an account's live tunes, newest first."""
+        query = select(Tune, ApiObject).outerjoin(ApiObject, ApiObject.id == Tune.id)
+        query = query.where(Tune.account_id == account_id, Tune.deleted_at.is_(None))
+        if title is not None:
+            query = query.where(Tune.title == title)
+        if names:
+            query = query.where(Tune.class_name.in_(names))
+        if branch is not None:
+            query = query.where(or_(Tune.base == branch, Tune.branch == branch))
+        if status is not None:
+            query = query.where(Tune.status == status)
+        return self._page(query, Tune, limit, before, offset)
+
+    def page_prompts(
+        self,
+        account_id: str,
+        *,
+        limit: int,
+        before: int | None = None,
+        offset: int = 0,
+        tune_id: str | None = None,
+        text: str | None = None,
+        base: str | None = None,
+        liked: bool | None = None,
+        since: datetime | None = None,
+    ) -> list[tuple[Prompt, ApiObject | None]]:
+        """Return a page of an account's prompts, newest first."""
+        query = select(Prompt, ApiObject).outerjoin(ApiObject, ApiObject.id == Prompt.id)
+        query = query.where(Prompt.account_id == account_id, _not_deleted())
+        if tune_id is not None:
+            query = query.where(Prompt.tune_id == tune_id)
+        if base is not None:
+            query = query.where(Prompt.base == base)
+        if text is not None:
+            query = query.where(Prompt.text.contains(text, autoescape=True))
+        if liked is not None:
+            query = query.where(ApiObject.liked_at.is_not(None) if liked else ApiObject.liked_at.is_(None))
+        if since is not None:
+            query = query.where(Prompt.created_at >= since)
+        return self._page(query, Prompt, limit, before, offset)
+
+    def _page(self, query: Select[Any], table: Any, limit: int, before: int | None, offset: int) -> list[Any]:
+        if before is not None:
+            query = query.where(table.number < before)
+        query = query.order_by(table.number.desc()).limit(limit).offset(offset)
+        with self.reading() as session:
+            return [(row[0], row[1]) for row in session.execute(query)]
+
+    def count_open(self, account_id: str) -> dict[str, int]:
+        """Return how many of an account's tunes have each status."""
+        query = select(Tune.status, func.count()).where(Tune.account_id == account_id).group_by(Tune.status)
+        with self.reading() as session:
+            return {row[0]: row[1] for row in session.execute(query)}
+
+    def get_object(self, subject_id: str) -> ApiObject | None:
+        """Return how a tune or prompt is seen by its caller, or None when it did not come over HTTP."""
+        with self.reading() as session:
+            return session.get(ApiObject, subject_id)
+
+    def change_object(self, subject_id: str, **asked: Any) -> ApiObject | None:
+        """Merge values into what a dialect keeps about a tune or prompt."""
+        with self.writing() as session:
+            row = session.get(ApiObject, subject_id, with_for_update=True)
+            if row is not None:
+                row.asked = {**row.asked, **asked}
+            return row
+
+    def like(self, subject_id: str, liked: bool) -> None:
+        """Set or take back a like."""
+        now = self.now()
+        with self.writing() as session:
+            row = session.get(ApiObject, subject_id, with_for_update=True)
+            if row is not None:
+                row.liked_at = now if liked else None
+
+    def hide_prompt(self, prompt_id: str) -> None:
+        """Take a prompt out of its caller's sight; its row stays for the books."""
+        now = self.now()
+        with self.writing() as session:
+            row = session.get(ApiObject, prompt_id, with_for_update=True)
+            if row is None:
+                prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id)).one()
+                row = ApiObject(
+                    id=prompt_id,
+                    account_id=prompt.account_id,
+                    dialect="",
+                    asked={},
+                    events=[],
+                    created_at=now,
+                )
+                session.add(row)
+            row.asked = {**(row.asked or {}), "deleted": True}
+            row.public_id = _DELETED
+
+    def rename_tune(self, tune_id: str, *, title: str | None = None, class_name: str | None = None) -> Tune:
+        """Change what people call a tune; what it was trained as stays in its recipe."""
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            tune.title, tune.class_name = title or tune.title, class_name or tune.class_name
+            tune.updated_at = self.now()
+            return tune
+
+    def receive_uploads(self, tune_id: str, keys: list[str]) -> Tune:
+        """Give a tune that awaits its pictures the files that came, and queue it.
+
+        Raises:
+            Failure: `CONFLICT` when it has its pictures already, or has ended.
+        """
+        now = self.now()
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            if tune.status != "awaiting_images":
+                raise Failure(
+                    FailureCode.CONFLICT,
+                    f"The job has its pictures already: it is {tune.status}.",
+                    "Make a new job for other pictures.",
+                )
+            tune.request["sources"]["uploads"] = keys
+            flag_modified(tune, "request")
+            tune.status, tune.updated_at = "queued", now
+            show(tune, "queued", "Waiting to start.")
+            open_work(session, "prepare", tune.id, tune.origin, now)
+            note(session, tune.id, "queued", f"{len(keys)} files were uploaded.", now)
+            seen = session.get(ApiObject, tune.id)
+            if seen is not None:
+                seen.upload_expires_at = None
+            return tune
+
+    def expire_uploads(self, limit: int = 100) -> list[str]:
+        """Cancel tunes whose pictures did not come in time, which returns what they had reserved."""
+        now = self.now()
+        due = select(ApiObject.id).where(ApiObject.upload_expires_at < now).limit(limit)
+        with self.reading() as session:
+            ids = list(session.scalars(due))
+        for tune_id in ids:
+            with self.writing() as session:
+                tune = lock_tune(session, tune_id)
+                seen = session.get(ApiObject, tune_id, with_for_update=True)
+                if seen is not None:
+                    seen.upload_expires_at = None
+                if tune.status == "awaiting_images":
+                    note(session, tune_id, "cancelled", "The pictures did not come in time.", now)
+                    tune_cancelled(session, tune, now, notify=True)
+        return ids
+
+    def queue_lengths(self) -> dict[str, Any]:
+        """Return what waits and runs, and since when the oldest waits."""
+        with self.reading() as session:
+            rows = session.execute(
+                select(Work.kind, Work.state, func.count(), func.min(Work.available_at))
+                .where(Work.state.in_(("queued", "submitted", "running")))
+                .group_by(Work.kind, Work.state)
+            ).all()
+            prompts = session.scalar(select(func.count()).where(Prompt.status == "queued"))
+            owed = session.scalar(select(func.count()).where(Callback.state == "pending"))
+        work = [{"kind": k, "state": s, "count": n, "since": since} for k, s, n, since in rows]
+        return {"work": work, "prompts_queued": int(prompts or 0), "callbacks_pending": int(owed or 0)}
+
+    def recent_seconds(self, branch: str, sample: int = 20) -> list[float]:
+        """Return how long the latest ready tunes of a base took from acceptance to ready, in seconds."""
+        query = select(Tune.started_at, Tune.ready_at).where(
+            Tune.status == "ready",
+            Tune.branch == branch,
+            Tune.started_at.is_not(None),
+            Tune.ready_at.is_not(None),
+        )
+        with self.reading() as session:
+            rows = session.execute(query.order_by(Tune.number.desc()).limit(sample))
+            return [(ready - started).total_seconds() for started, ready in rows if ready and started]
+
+    def list_account_callbacks(self, account_id: str, limit: int = 50) -> list[Callback]:
+        """Return an account's callbacks, newest first."""
+        query = (
+            select(Callback)
+            .where(Callback.account_id == account_id)
+            .order_by(Callback.id.desc())
+            .limit(limit)
+        )
+        with self.reading() as session:
+            return list(session.scalars(query))
+
+    def add_callback(
+        self, account_id: str, event: str, subject_id: str, url: str, body: dict[str, Any]
+    ) -> Callback:
+        """Owe a callback that no state change caused (a sample)."""
+        now = self.now()
+        row = Callback(
+            id=new_id("cb"), account_id=account_id, event=event, subject_id=subject_id, url=url, body=body,
+            next_attempt_at=now, created_at=now,
+        )  # fmt: skip
+        with self.writing() as session:
+            session.add(row)
+        return row
+
+    def last_events(self, subject_ids: Sequence[str]) -> list[Event]:
+        """Return the timelines of several subjects together, oldest first."""
+        with self.reading() as session:
+            query = select(Event).where(Event.subject_id.in_(list(subject_ids))).order_by(Event.id)
+            return list(session.scalars(query.limit(1000)))
+
+    def add_group(self, account_id: str, dialect: str, callback_url: str) -> ApiGroup:
+        """Make a group of prompts; they name it in their `ApiObject`."""
+        row = ApiGroup(
+            id=new_id("group"), account_id=account_id, dialect=dialect, callback_url=callback_url,
+            created_at=self.now(),
+        )  # fmt: skip
+        with self.writing() as session:
+            session.add(row)
+        return row
+
+    def group_members(self, group_id: str) -> list[tuple[Prompt, ApiObject | None]]:
+        """Return the prompts of a group, oldest first."""
+        query = select(Prompt, ApiObject).join(ApiObject, ApiObject.id == Prompt.id)
+        with self.reading() as session:
+            rows = session.execute(query.where(ApiObject.group_id == group_id).order_by(Prompt.number))
+            return [(row[0], row[1]) for row in rows]
+
+    def add_pack(
+        self,
+        slug: str,
+        title: str,
+        *,
+        account_id: str | None,
+        fields: dict[str, Any] | None = None,
+        prompts: list[dict[str, Any]] | None = None,
+        public: bool = False,
+    ) -> Pack:
+        """Add a pack, or replace the content of the one with this slug when it is the same owner's.
+
+        Raises:
+            Failure: `CONFLICT` when the slug is somebody else's.
+        """
+        now = self.now()
+        with self.writing() as session:
+            pack = session.scalars(select(Pack).where(Pack.slug == slug).with_for_update()).first()
+            if pack is not None and pack.account_id != account_id:
+                raise Failure(FailureCode.CONFLICT, f"The slug {slug!r} is taken.", "Choose another title.")
+            if pack is None:
+                pack = Pack(slug=slug, account_id=account_id, created_at=now)
+                session.add(pack)
+            pack.title, pack.fields, pack.updated_at = title, fields or {}, now
+            pack.prompts = {"rows": prompts or []}
+            pack.public_at = (pack.public_at or now) if public else None
+            session.flush()
+            return pack
+
+    def list_packs(self, account_id: str, *, public: bool = False, limit: int = 200) -> list[Pack]:
+        """Return an account's packs and those of the installation, or everybody's public ones."""
+        mine = or_(Pack.account_id == account_id, Pack.account_id.is_(None))
+        query = select(Pack).where(Pack.public_at.is_not(None) if public else mine)
+        with self.reading() as session:
+            return list(session.scalars(query.order_by(Pack.number.desc()).limit(limit)))
+
+    def find_pack(self, account_id: str, key: str) -> Pack | None:
+        """Return a pack by number or slug that the account may use."""
+        seen = or_(Pack.account_id == account_id, Pack.account_id.is_(None), Pack.public_at.is_not(None))
+        number = int(key) if key.isdecimal() and int(key) < 2**31 else -1
+        query = select(Pack).where(seen, or_(Pack.slug == key, Pack.number == number))
+        with self.reading() as session:
+            return session.scalars(query.limit(1)).first()
+
+
+_DELETED = "deleted"
+
+
+def _not_deleted() -> Any:
+    return or_(ApiObject.public_id.is_(None), ApiObject.public_id != _DELETED)
