@@ -1,7 +1,7 @@
 # `make` lists what there is. Every target sets up what it needs, in .venv/, and keeps what it makes in .tunes/.
 #
 #   PYTHON=python3.12       the Python that the environment is made from (3.11 or newer)
-#   CPU=1                   PyTorch without CUDA: 200 MB instead of gigabytes, on Linux without an NVIDIA GPU
+#   CPU=1                   PyTorch without CUDA, also where there is an NVIDIA GPU (without one it is the default)
 #   TORCH='torch==2.13.0'   another PyTorch, TORCH_INDEX=https://… to take it from another index
 
 PYTHON ?= python3

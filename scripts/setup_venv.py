@@ -81,8 +81,19 @@ def make_venv(venv: Path) -> Path:
     return python
 
 
-def pip_install(python: Path, venv: Path, arguments: list[str], title: str) -> None:
-    """Run `pip install`, showing one moving line; the whole of pip's output is in `.venv/install.log`."""
+def pip_install(python: Path, venv: Path, arguments: list[str], title: str, must: bool = True) -> bool:
+    """Run `pip install`, showing one moving line; the whole of pip's output is in `.venv/install.log`.
+
+    Args:
+        python: Of the environment.
+        venv: The environment.
+        arguments: Of pip.
+        title: What is being done.
+        must: Stop everything when it fails.
+
+    Returns:
+        Whether it went well.
+    """
     command = [str(python), "-m", "pip", "install", "--no-compile", "--disable-pip-version-check", *arguments]
     started, tail, moving = time.monotonic(), [], sys.stdout.isatty()
     say(title)
@@ -100,12 +111,15 @@ def pip_install(python: Path, venv: Path, arguments: list[str], title: str) -> N
     if moving:
         print("\r\033[K", end="", flush=True)
     if process.wait():
+        if not must:
+            return False
         sys.exit(
             f"{''.join(tail)}\npip failed; the whole output is in {venv / 'install.log'}.\n"
             "Most often the network is down or a proxy is missing (HTTPS_PROXY, PIP_INDEX_URL). "
             "Run the same command again: what was downloaded is kept."
         )
     say(f"  done in {time.monotonic() - started:.0f} s")
+    return True
 
 
 def link_clone(venv: Path, python: Path) -> None:
@@ -129,12 +143,43 @@ def link_clone(venv: Path, python: Path) -> None:
 
 def install_torch(python: Path, venv: Path, torch: str, index: str, constraints: Path) -> None:
     """Install torch on its own when a particular build or index was asked for."""
-    arguments = [torch]
+    arguments = [torch or "torch"]
     if index:
         arguments += ["--index-url", index]
-    if torch == "torch":
+    if not torch:
         arguments += ["-c", str(constraints)]
-    pip_install(python, venv, arguments, f"Installing {torch} ({index or 'default index'})")
+    pip_install(python, venv, arguments, f"Installing {torch or 'PyTorch'} ({index or 'default index'})")
+
+
+def cpu_build_is_better(python: Path, venv: Path) -> bool:
+    """Whether torch is still to come, its default build would bring CUDA, and there is no GPU for it.
+
+    Who has told pip where packages come from (a mirror, a folder of wheels) gets torch from there.
+    """
+    if sys.platform != "linux" or shutil.which("nvidia-smi") or list(venv.glob("lib*/*/*/torch")):
+        return False
+    told = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    words = ("index-url", "find-links", "no-index")
+    return not any(word in told for word in words)
+
+
+def install_cpu_torch(python: Path, venv: Path, constraints: Path) -> None:
+    """Fetch the CPU build (200 MB instead of 3 GB); where its index cannot be reached, the default one must do."""
+    arguments = [
+        "torch",
+        "--index-url",
+        CPU_INDEX,
+        "-c",
+        str(constraints),
+        "--retries",
+        "1",
+        "--timeout",
+        "10",
+    ]
+    if not pip_install(
+        python, venv, arguments, "No NVIDIA GPU found: installing PyTorch for the CPU", must=False
+    ):
+        say(f"  {CPU_INDEX} could not be reached; PyTorch comes from the default index, with CUDA (3 GB)")
 
 
 def main() -> None:
@@ -164,13 +209,12 @@ def main() -> None:
     python_in_venv = make_venv(venv)
     (venv / "pycache").mkdir(exist_ok=True)
     chosen = venv / "constraints.txt"
-    custom_torch = bool(options.torch or index)
     lines = [line for line in constraints.splitlines() if not (options.torch and line.startswith("torch=="))]
     chosen.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if custom_torch:
-        install_torch(python_in_venv, venv, options.torch or "torch", index, chosen)
-    elif sys.platform == "linux" and not shutil.which("nvidia-smi") and not list(venv.glob("lib*/*/*/torch")):
-        say("No NVIDIA GPU found. Should pip fetch gigabytes of CUDA, stop it and add CPU=1 to the command.")
+    if options.torch or index:
+        install_torch(python_in_venv, venv, options.torch, index, chosen)
+    elif cpu_build_is_better(python_in_venv, venv):
+        install_cpu_torch(python_in_venv, venv, chosen)
     wanted_file = venv / f"requirements-{options.what}.txt"
     wanted_file.write_text("\n".join(requirements) + "\n", encoding="utf-8")
     pip_install(
