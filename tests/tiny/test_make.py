@@ -1,0 +1,107 @@
+"""The training scripts run from nothing to exported folders, and go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tunes_dagster.tiny import (
+    CAPTIONER,
+    CLASSIFIER,
+    SCORER,
+    SDXL,
+    load_captioner,
+    load_classifier,
+    load_scorer,
+)
+from tunes_dagster.tiny.__main__ import parser, plan_from
+from tunes_dagster.tiny.cards import write_cards
+from tunes_dagster.tiny.make import STEPS, Plan
+from tunes_dagster.tiny.train.clock import Budget, learning_rate, load_checkpoint, save_checkpoint
+from tunes_dagster.tiny.world import picture
+
+FEW = {"vae": 2, "decoder": 2, "unet": 2, "captioner": 2, "scorer": 2, "classifier": 2}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    work = tmp_path_factory.mktemp("tiny")
+    plan = Plan(work=work, out=work / "weights", pictures=72, base_pictures=32, steps=FEW)
+    for step in ("base", "classifier", "scorer", "captioner"):
+        STEPS[step](plan)
+    return plan
+
+
+def test_every_model_is_exported_and_loads(made):
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(made.out / SDXL)
+    assert pipe.default_sample_size * pipe.vae_scale_factor == 128
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    images = [picture(i)[0] for i in range(2)]
+    assert load_scorer(made.out / SCORER).embed_images(images).shape == (2, 128)
+    assert len(load_captioner(made.out / CAPTIONER).caption(images)) == 2
+    assert set(load_classifier(made.out / CLASSIFIER).predict(images)[0]) >= {"kind", "background"}
+
+
+def test_cards_tell_the_figures(made):
+    figures = json.loads((made.work / "figures.json").read_text())
+    assert {"vae", "unet", "captioner", "scorer", "classifier"} <= set(figures)
+    write_cards(made.out, figures)
+    assert f"{figures['vae']['psnr_db']} dB" in (made.out / SDXL / "README.md").read_text()
+
+
+def test_training_with_steps_is_repeatable(made, tmp_path):
+    import torch
+
+    from tunes_dagster.tiny.train import classifier
+
+    for name in ("train.npy", "held-out.npy"):
+        (tmp_path / name).symlink_to(made.work / name)
+    nets = [
+        classifier.train(tmp_path, Budget(steps=2), pictures=72, log=lambda _: None).net for _ in range(2)
+    ]
+    states = [net.state_dict() for net in nets]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_budget_goes_on_from_its_checkpoint(tmp_path):
+    budget = Budget(steps=10, step=4)
+    save_checkpoint(tmp_path / "x.pt", budget, model={})
+    again = Budget(steps=10)
+    assert load_checkpoint(tmp_path / "x.pt", again) is not None
+    assert again.step == 4
+    assert again.fraction == pytest.approx(0.4)
+    assert load_checkpoint(tmp_path / "none.pt", replace(again)) is None
+
+
+def test_learning_rate_warms_up_holds_and_falls():
+    assert learning_rate(1.0, 0, 0.0, warmup=10) == pytest.approx(0.1)
+    assert learning_rate(1.0, 50, 0.2, warmup=10) == 1.0
+    assert learning_rate(1.0, 50, 1.0, warmup=10) == pytest.approx(0.03)
+
+
+def test_the_command_line_builds_a_plan():
+    options = parser().parse_args(
+        ["make", "vae", "--minutes-vae", "3", "--steps-unet", "9", "--snapshots", "15,40"]
+    )
+    plan = plan_from(options)
+    assert plan.budget("vae").minutes == 3
+    assert plan.budget("unet").steps == 9
+    assert plan.snapshot_minutes == (15.0, 40.0)
+
+
+def test_a_team_averages_weights_and_agrees(tmp_path):
+    import torch
+
+    from tunes_dagster.tiny.train.team import Team, together
+
+    def job(team: Team) -> tuple[float, list[float]]:
+        weight = torch.full((2, 2), float(team.rank))
+        team.average([weight])
+        return team.agree(5.0 + team.rank), weight.flatten().tolist()
+
+    assert together(2, tmp_path, job) == (5.0, [0.5] * 4)
+    assert together(1, tmp_path, job) == (5.0, [0.0] * 4)

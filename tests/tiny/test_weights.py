@@ -1,0 +1,119 @@
+"""The shipped weights: they load in stock classes, obey simple prompts, and the measuring models measure."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from tunes_dagster.tiny import MODELS, SDXL, load_captioner, load_classifier, load_scorer, weights_dir
+from tunes_dagster.tiny.evaluate import obeyed, rate, sample_prompts
+from tunes_dagster.tiny.sheets import render
+from tunes_dagster.tiny.world import FIDELITY, attributes, caption, draw_shot, draw_subject, random_shot
+from tunes_dagster.tiny.world.palette import COLORS
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    rng = random.Random("held out for tests")
+    shots = [random_shot(rng) for _ in range(48)]
+    return [(draw_shot(shot), attributes(shot), caption(shot, rng, plain=True)[0]) for shot in shots]
+
+
+@pytest.fixture(scope="module")
+def base():
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline.from_pretrained(weights_dir() / SDXL, dtype=torch.float32)
+
+
+def test_weights_stay_small_and_have_cards():
+    files = [f for f in weights_dir().rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) < 28e6
+    for name in MODELS:
+        assert (weights_dir() / name / "README.md").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("color", ["red", "blue", "yellow"])
+def test_the_base_paints_the_background_it_was_asked_for(base, color):
+    (image,) = render(
+        base, [f"a photo of a man with short black hair, on a {color} background"], seed=2, steps=12
+    )
+    pixels = np.asarray(image).astype(int)
+    assert pixels.std() > 20
+    border = np.concatenate([pixels[:6].reshape(-1, 3), pixels[:40, :6].reshape(-1, 3)])
+    distances = {
+        name: np.abs(np.median(border, axis=0) - np.array(rgb)).sum() for name, rgb in COLORS.items()
+    }
+    assert min(distances, key=distances.get) == color
+
+
+def test_the_base_draws_the_same_picture_for_the_same_seed(base):
+    prompts = ["a photo of a red mug on a table"]
+    first, again, other = (render(base, prompts, seed=seed, steps=4)[0] for seed in (1, 1, 2))
+    assert first.tobytes() == again.tobytes() != other.tobytes()
+
+
+def test_the_base_renders_other_shapes(base):
+    base.set_progress_bar_config(disable=True)
+    image = base("a photo of a woman", num_inference_steps=3, height=144, width=104).images[0]
+    assert image.size == (104, 144)
+
+
+def test_the_base_takes_an_empty_and_an_explicit_negative_prompt(base):
+    for negative in (None, "", "a photo of a dog"):
+        image = base("a cat", negative_prompt=negative, num_inference_steps=2, guidance_scale=4.0).images[0]
+        assert np.asarray(image).std() > 5
+
+
+def test_the_classifier_recognises_real_pictures(held_out):
+    rows = obeyed(load_classifier(), [image for image, _, _ in held_out], [found for _, found, _ in held_out])
+    scores = rate(rows)
+    assert scores["all"] > 0.85
+    assert scores["background"] > 0.9
+    assert scores["kind"] > 0.8
+
+
+def test_the_captioner_names_what_is_there(held_out):
+    images = [image for image, _, _ in held_out]
+    texts = load_captioner().caption(images)
+    assert texts == load_captioner().caption(images)
+    found = [truth["background"] in text for text, (_, truth, _) in zip(texts, held_out, strict=True)]
+    kinds = [truth["kind"] in text for text, (_, truth, _) in zip(texts, held_out, strict=True)]
+    assert np.mean(found) > 0.7, texts
+    assert np.mean(kinds) > 0.7, texts
+
+
+def test_the_scorer_fits_texts_to_pictures(held_out):
+    scorer = load_scorer()
+    images = scorer.embed_images([image for image, _, _ in held_out])
+    texts = scorer.embed_texts([text for _, _, text in held_out])
+    assert images.shape == texts.shape == (48, 128)
+    assert images.dtype == np.float32
+    assert np.allclose(np.linalg.norm(images, axis=1), 1, atol=1e-4)
+    ranks = (images @ texts.T > np.diag(images @ texts.T)[:, None]).sum(axis=1)
+    assert np.mean(ranks < 5) > 0.6  # chance: 10 %
+
+
+def test_the_scorer_tells_unseen_subjects_apart():
+    scorer = load_scorer()
+    known = np.stack(
+        [
+            scorer.embed_images([im for im, _ in draw_subject(name, 6, seed=11)]).mean(axis=0)
+            for name in FIDELITY
+        ]
+    )
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    right = []
+    for i, name in enumerate(FIDELITY):
+        new = scorer.embed_images([im for im, _ in draw_subject(name, 6, seed=12)])
+        right += list((new @ known.T).argmax(axis=1) == i)
+    assert np.mean(right) > 0.95
+
+
+def test_evaluation_prompts_name_true_attributes():
+    rows = sample_prompts(20)
+    assert [text for text, _, _ in rows] == [text for text, _, _ in sample_prompts(20)]
+    assert all(asked for _, asked, _ in rows)

@@ -1,0 +1,97 @@
+"""Model cards: one README.md per weights folder, written from the measured figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from . import CAPTIONER, CLASSIFIER, SCORER, SDXL
+
+DATA = (
+    "Data: the drawn world of `tunes_dagster/tiny/world` (people, pets and things in scenes, drawn by code, every "
+    "picture with truthful captions); nothing else. No photograph and no outside model was used."
+)
+
+
+def write_cards(weights: Path, figures: dict[str, Any]) -> None:
+    """Write `README.md` into each model's folder from the figures that training and evaluation noted."""
+    for name, make in ((SDXL, _base), (CAPTIONER, _captioner), (SCORER, _scorer), (CLASSIFIER, _classifier)):
+        if (weights / name).exists():
+            (weights / name / "README.md").write_text(make(figures, _megabytes(weights / name)))
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
+
+
+def _card(title: str, about: str, lines: list[str], picture: bool = False) -> str:
+    body = "\n".join(f"- {line}" for line in lines)
+    return f"# {title}\n\n{about}\n\n{body}\n" + ("\n![samples](sample.png)\n" if picture else "")
+
+
+def _trained(figures: dict[str, Any]) -> str:
+    return f"{figures.get('steps', '?')} steps in {figures.get('minutes', '?')} minutes of wall time on two CPU cores"
+
+
+def _base(figures: dict[str, Any], size: float) -> str:
+    vae, unet, result = (figures.get(key, {}) for key in ("vae", "unet", "evaluation"))
+    lines = [
+        DATA,
+        f"Seed {figures.get('seed', 0)}; fp16 safetensors, {size:.1f} MB.",
+        f"VAE: 8x, 8 latent channels, widths {vae.get('channels')}; {_trained(vae)}; "
+        f"{vae.get('psnr_db')} dB PSNR on 400 held-out pictures.",
+        f"UNet (widths {unet.get('channels')}) and both text encoders together, v-prediction, batch "
+        f"{unet.get('batch')}: {_trained(unet)}; held-out v-MSE {unet.get('held_out_v_mse')}.",
+        "Pseudo-names: 20 % of the captions call the subject by an invented word; 300 such words, one fixed look each.",
+        f"Prompts obeyed (core attributes of {result.get('prompts')} held-out prompts, guidance 4, 25 steps): real "
+        f"pictures {result.get('real')}, renders {result.get('renders')}, chance {result.get('chance')}.",
+        "Again from nothing: `python -m tunes_dagster.tiny make base`.",
+    ]
+    about = (
+        "A text-to-image base of the SDXL pipeline class, 128 x 128, loaded by "
+        "`StableDiffusionXLPipeline.from_pretrained`. It draws cartoon people, pets and things; it is made for tests, "
+        "demos and learning, offline, on a CPU."
+    )
+    return _card("Tiny SDXL-class base", about, lines, picture=True)
+
+
+def _captioner(figures: dict[str, Any], size: float) -> str:
+    own = figures.get("captioner", {})
+    lines = [
+        DATA,
+        f"Seed {figures.get('seed', 0)}; fp16, {size:.1f} MB; {_trained(own)}, batch {own.get('batch')}.",
+        f"Of 200 held-out pictures the caption names rightly: `{json.dumps(own.get('named_rightly', {}))}`.",
+        "Again from nothing: `python -m tunes_dagster.tiny make captioner`.",
+    ]
+    return _card("Tiny captioner", "A `BlipForConditionalGeneration` for the drawn world.", lines)
+
+
+def _scorer(figures: dict[str, Any], size: float) -> str:
+    own = figures.get("scorer", {})
+    lines = [
+        DATA
+        + " For likeness also looks with odd features (any hair colour, stars, spots); the held-out subjects "
+        "are not among them.",
+        f"Seed {figures.get('seed', 0)}; fp16, {size:.1f} MB; {_trained(own)}, batch {own.get('batch')}.",
+        f"Held-out subjects: mean cosine {own.get('same_subject_cosine')} within a subject, "
+        f"{own.get('other_subject_cosine')} between subjects; nearest subject right for "
+        f"{own.get('nearest_subject_accuracy')} of the drawings.",
+        "Again from nothing: `python -m tunes_dagster.tiny make scorer`.",
+    ]
+    return _card(
+        "Tiny scorer", "A `CLIPModel` for the drawn world: likeness of pictures, fit of texts.", lines
+    )
+
+
+def _classifier(figures: dict[str, Any], size: float) -> str:
+    own = figures.get("classifier", {})
+    lines = [
+        DATA,
+        f"Seed {figures.get('seed', 0)}; fp16, {size:.1f} MB; {_trained(own)}, batch {own.get('batch')}.",
+        f"Accuracy per attribute on 1,000 held-out pictures: `{json.dumps(own.get('accuracy', {}))}`.",
+        "Again from nothing: `python -m tunes_dagster.tiny make classifier`.",
+    ]
+    return _card(
+        "Attribute classifier", "A small convolutional net, one head per attribute of the drawn world.", lines
+    )

@@ -1,0 +1,205 @@
+"""Makes the shipped models from nothing: draw the world, train each model, export, write the cards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import CAPTIONER, CLASSIFIER, SCORER, SDXL
+from .train.clock import Budget, note_figures
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and on what. Steps win over minutes; with steps the result depends on the seed alone."""
+
+    work: Path
+    out: Path
+    seed: int = 0
+    device: str = "cpu"
+    pictures: int = 64_000
+    base_pictures: int = 40_000
+    minutes: dict[str, float] | None = None
+    steps: dict[str, int] | None = None
+    snapshot_minutes: tuple[float, ...] = ()
+    workers: int = 1
+
+    @property
+    def pairs(self) -> int:
+        """How many looks are drawn twice."""
+        return max(64, min(8_000, self.pictures // 8))
+
+    def budget(self, model: str) -> Budget:
+        """The training budget of one model."""
+        minutes = {
+            "vae": 35.0,
+            "unet": 62.0,
+            "decoder": 20.0,
+            "captioner": 10.0,
+            "scorer": 10.0,
+            "classifier": 8.0,
+        }
+        return Budget((self.minutes or {}).get(model, minutes[model]), (self.steps or {}).get(model))
+
+
+def say(line: str) -> None:
+    """Print at once, so that a log file can be followed."""
+    print(line, flush=True)
+
+
+def make_vae(plan: Plan) -> None:
+    """Train the VAE."""
+    from .train import vae
+
+    vae.train(
+        plan.work, plan.budget("vae"), seed=plan.seed, device=plan.device, pictures=plan.pictures, log=say
+    )
+
+
+def make_unet(plan: Plan) -> None:
+    """Train UNet and text encoders on the trained VAE, then export the base."""
+    from .train import unet
+    from .train.team import Team, together
+
+    due = list(plan.snapshot_minutes)
+
+    def snapshot(base: Any, budget: Budget) -> None:
+        if due and budget.seconds / 60 >= due[0]:
+            due.pop(0)
+            _export(plan, base, f"sheet-{budget.seconds / 60:03.0f}.png")
+
+    def job(team: Team) -> Any:
+        return unet.train(
+            plan.work,
+            plan.budget("unet"),
+            seed=plan.seed,
+            device=plan.device,
+            pictures=plan.base_pictures,
+            team=team,
+            on_minute=snapshot,
+            log=say,
+        )
+
+    unet.prepare(plan.work, plan.base_pictures, plan.device)
+    base = together(plan.workers, plan.work, job)
+    _export(plan, base, "sheet-final.png")
+
+
+def make_decoder(plan: Plan) -> None:
+    """Train the VAE's decoder further and put it into the exported base."""
+    from .train import decoder
+
+    decoder.train(
+        plan.work,
+        plan.budget("decoder"),
+        seed=plan.seed,
+        device=plan.device,
+        pictures=plan.pictures,
+        pairs=plan.pairs,
+        log=say,
+    )
+
+
+def _export(plan: Plan, base: Any, sheet: str) -> None:
+    from diffusers import AutoencoderKL
+
+    from .export import export_base
+    from .sheets import base_sheet, small_png
+    from .train.unet import pipeline
+
+    polished = plan.work / "vae-polished"
+    vae = AutoencoderKL.from_pretrained(polished if polished.exists() else plan.work / "vae").eval()
+    small_png(base_sheet(pipeline(base, vae)), plan.work / sheet)
+    export_base(base, vae, plan.out / SDXL)
+    small_png_copy = plan.out / SDXL / "sample.png"
+    small_png_copy.write_bytes((plan.work / sheet).read_bytes())
+    say(f"base exported to {plan.out / SDXL}; sheet {plan.work / sheet}")
+
+
+def make_base(plan: Plan) -> None:
+    """VAE, more of its decoder, then UNet and text encoders."""
+    make_vae(plan)
+    make_decoder(plan)
+    make_unet(plan)
+
+
+def make_captioner(plan: Plan) -> None:
+    """Train and export the captioner."""
+    from .export import export_captioner
+    from .train import captioner
+
+    model, processor = captioner.train(
+        plan.work,
+        plan.budget("captioner"),
+        seed=plan.seed,
+        device=plan.device,
+        pictures=plan.pictures,
+        log=say,
+    )
+    export_captioner(model, processor, plan.out / CAPTIONER)
+
+
+def make_scorer(plan: Plan) -> None:
+    """Train and export the scorer."""
+    from .export import export_scorer
+    from .train import scorer
+
+    model = scorer.train(
+        plan.work,
+        plan.budget("scorer"),
+        seed=plan.seed,
+        device=plan.device,
+        pictures=plan.pictures,
+        pairs=plan.pairs,
+        log=say,
+    )
+    export_scorer(model, plan.out / SCORER)
+
+
+def make_classifier(plan: Plan) -> None:
+    """Train and export the classifier."""
+    from .train import classifier
+
+    model = classifier.train(
+        plan.work,
+        plan.budget("classifier"),
+        seed=plan.seed,
+        device=plan.device,
+        pictures=plan.pictures,
+        log=say,
+    )
+    model.save(plan.out / CLASSIFIER)
+
+
+def finish(plan: Plan, count: int = 200) -> dict[str, Any]:
+    """Evaluate what is exported and write the model cards."""
+    from .cards import write_cards
+    from .evaluate import main
+
+    result = main(plan.out, count)
+    note_figures(plan.work, seed=plan.seed, evaluation=result)
+    write_cards(plan.out, json.loads((plan.work / "figures.json").read_text()))
+    return result
+
+
+def make_all(plan: Plan) -> None:
+    """Everything, one after the other."""
+    for step in (make_base, make_classifier, make_scorer, make_captioner):
+        step(plan)
+    finish(plan)
+
+
+STEPS: dict[str, Callable[[Plan], Any]] = {
+    "all": make_all,
+    "base": make_base,
+    "vae": make_vae,
+    "decoder": make_decoder,
+    "unet": make_unet,
+    "captioner": make_captioner,
+    "scorer": make_scorer,
+    "classifier": make_classifier,
+    "cards": finish,
+}
