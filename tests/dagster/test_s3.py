@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from assets.housekeeping import prune_cache
 from tunes_dagster.inprocess import drive
 
 
@@ -47,3 +48,5 @@ def test_a_tune_is_made_and_rendered_in_a_bucket(bucket, house):
     assert house.store.url(prompt.images[0]).startswith(bucket)
     assert house.store.read_bytes(prompt.images[0]).startswith(b"\x89PNG")
     assert not (house.home / "store").exists()
+    assert prune_cache(house.store, 1).count == 0
+    assert prune_cache(house.store, -1).count > 0 and not list(house.store.list("cache"))
