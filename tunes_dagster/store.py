@@ -125,6 +125,21 @@ class Store:
         part.replace(local)
         return key
 
+    def write_stream(self, key: str, source: IO[bytes]) -> str:
+        """Copy an open file into the store piece by piece, and return the key."""
+        path = self.path(key)
+        if not self.is_local:
+            with path.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            return key
+        local = Path(str(path))
+        local.parent.mkdir(parents=True, exist_ok=True)
+        part = local.with_name(f".{local.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+        with part.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        part.replace(local)
+        return key
+
     def write_blob(self, data: bytes, suffix: str) -> str:
         """Write content under its SHA-256 and return the key; the same content is kept once.
 

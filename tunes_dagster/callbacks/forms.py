@@ -23,4 +23,4 @@ def in_form(registry: Registry, sending: Sending) -> Sending:
     if not sending.form:
         return sending
     dialect = import_module(f"tunes_dagster.gateway.dialects.{sending.form}")
-    return dialect.callback(registry, sending)  # type: ignore[no-any-return]
+    return dialect.callback(registry, sending)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tunes_dagster.cli import bases, callbacks, captions, demo, doctor, making, serving, tunes
+from tunes_dagster.cli import bases, callbacks, captions, demo, doctor, gateway, making, serving, tunes
 from tunes_dagster.failures import Failure, FailureCode
 
 # Codes that say that the command was wrong, as opposed to the work having failed.
@@ -45,6 +45,9 @@ app.command("delete", rich_help_panel=_LATER)(tunes.delete)
 app.command("export", rich_help_panel=_LATER)(tunes.export)
 app.add_typer(captions.app, name="captions", rich_help_panel=_LATER)
 app.add_typer(callbacks.app, name="callbacks", rich_help_panel=_LATER)
+app.command("serve", rich_help_panel=_MACHINE)(gateway.serve)
+app.add_typer(gateway.accounts, name="accounts", rich_help_panel=_MACHINE)
+app.add_typer(gateway.keys, name="keys", rich_help_panel=_MACHINE)
 app.add_typer(bases.app, name="bases", rich_help_panel=_MACHINE)
 app.command("dev", rich_help_panel=_MACHINE)(serving.dev)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)

@@ -58,9 +58,15 @@ def upload_prefix(tune_id: str) -> str:
 
 def store_upload(store: Store, tune_id: str, number: int, name: str, data: bytes) -> str:
     """Keep one uploaded file of a tune and return its key; the name is made harmless and numbered."""
+    return store.write_bytes(upload_key(tune_id, number, name), data)
+
+
+def upload_key(tune_id: str, number: int, name: str) -> str:
+    """Return the key of an uploaded file; the name is made harmless and numbered."""
     plain = PurePosixPath(name.replace("\\", "/")).name
-    safe = re.sub(r"[^\w.() -]", "_", plain).strip(". ")[-120:] or "upload"
-    return store.write_bytes(f"{upload_prefix(tune_id)}{number:04d}-{safe}", data)
+    safe = re.sub(r"[^\w.() -]", "_", plain).strip(". ") or "upload"
+    safe = safe.encode("utf-8", "ignore")[-150:].decode("utf-8", "ignore")  # file systems take 255 bytes
+    return f"{upload_prefix(tune_id)}{number:04d}-{safe}"
 
 
 def move_payloads(request: TuneRequest, store: Store, tune_id: str) -> TuneRequest:

@@ -102,6 +102,12 @@ class ObjectQueries(Database):
         with self.reading() as session:
             return [(row[0], row[1]) for row in session.execute(query)]
 
+    def count_prompts(self, account_id: str) -> int:
+        """Return how many prompts an account has asked for."""
+        query = select(func.count()).where(Prompt.account_id == account_id)
+        with self.reading() as session:
+            return int(session.scalar(query) or 0)
+
     def count_open(self, account_id: str) -> dict[str, int]:
         """Return how many of an account's tunes have each status."""
         query = select(Tune.status, func.count()).where(Tune.account_id == account_id).group_by(Tune.status)

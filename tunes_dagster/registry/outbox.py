@@ -196,7 +196,11 @@ class OutboxQueries(Database):
         return row
 
     def list_callbacks(
-        self, state: str | Sequence[str] | None = None, subject_id: str | None = None, limit: int = 50
+        self,
+        state: str | Sequence[str] | None = None,
+        subject_id: str | None = None,
+        limit: int = 50,
+        callback_id: str | None = None,
     ) -> list[Callback]:
         """Return callbacks, newest first."""
         query = select(Callback).order_by(Callback.id.desc()).limit(limit)  # ids sort by creation
@@ -206,6 +210,8 @@ class OutboxQueries(Database):
             query = query.where(Callback.state.in_(state))
         if subject_id is not None:
             query = query.where(Callback.subject_id == subject_id)
+        if callback_id is not None:
+            query = query.where(Callback.id == callback_id)
         with self.reading() as session:
             return list(session.scalars(query))
 

@@ -1,0 +1,133 @@
+"""A server in this process on an installation whose base is there by name only, and a client for each tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.support.houses import write_catalog
+from tunes_dagster.catalog import load_catalog
+from tunes_dagster.gateway.app import create_app
+from tunes_dagster.gateway.options import GatewayOptions, load_prices, signing_secret
+from tunes_dagster.gateway.service import Service
+from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.settings import Settings, get_settings
+from tunes_dagster.store import Store
+
+PUBLIC = "https://tunes.example.com"
+
+
+@dataclass
+class House:
+    """A server with everything behind it but the pipeline, whose part tests play by hand."""
+
+    settings: Settings
+    service: Service
+    client: TestClient
+    keys: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def registry(self) -> Registry:
+        return self.service.registry
+
+    @property
+    def store(self) -> Store:
+        return self.service.store
+
+    def key(self, account: str = "ann", plan: str = "pro", credits: int = 10_000_000) -> str:
+        """Return a key of an account, made on first use with credits in micro-dollars."""
+        if account not in self.keys:
+            limits = load_prices().plan(plan)
+            self.registry.add_account(account)
+            self.registry.open_wallet(
+                account,
+                plan=plan,
+                requests_per_minute=limits.requests_per_minute * 100,
+                email=f"{account}@example.com",
+            )
+            if credits:
+                self.registry.adjust_wallet(account, credits)
+            self.keys[account] = self.registry.add_key(account, "pk_live_")[1]
+        return self.keys[account]
+
+    def auth(self, account: str = "ann", **more: int) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key(account, **more)}"}
+
+    def finish_tune(self, tune: Tune) -> Tune:
+        """Play the pipeline to a ready tune with weights in the store."""
+        for kind in ("prepare", "train", "finish"):
+            work = self.registry.claim(kind, tune.id, "run")
+            key = self.store.write_bytes(f"tunes/{tune.id}/lora/1/weights.safetensors", b"w" * 2_000_000)
+            self.registry.finish(work.id, "run", result={"weights_key": key} if kind == "train" else None)
+        return self.registry.get_tune(tune.id)
+
+    def render_all(self, fail: bool = False) -> None:
+        """Play the renderer for every queued prompt."""
+        from tunes_dagster.failures import Failure, FailureCode
+
+        for batch in self.registry.make_batches(wait_seconds=0):
+            work = self.registry.claim("render", batch.id, "run")
+            for prompt in self.registry.list_prompts(batch_id=batch.id):
+                if fail:
+                    self.registry.prompt_failed(
+                        prompt.id, work.id, "run", Failure(FailureCode.RENDER_FAILED, "No.")
+                    )
+                    continue
+                count = prompt.settings["num_images"]
+                keys = [f"batches/{batch.id}/1/{prompt.id}-{n}.png" for n in range(count)]
+                for key in keys:
+                    self.store.write_bytes(key, b"\x89PNG" + bytes(range(200)))
+                self.registry.prompt_done(prompt.id, work.id, "run", keys)
+            self.registry.finish(work.id, "run")
+
+
+@pytest.fixture
+def options() -> dict[str, object]:
+    """Options of the server; tests override this fixture."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("registry") / "registry.db"
+    Registry(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture
+def house(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_registry: Path, options: dict[str, object]
+) -> Iterator[House]:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model_index.json").write_text("{}")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "registry.db").write_bytes(empty_registry.read_bytes())
+    monkeypatch.setenv("TUNES_HOME", str(home))
+    monkeypatch.setenv("TUNES_CATALOG", str(write_catalog(tmp_path / "catalog.yaml", base)))
+    get_settings.cache_clear()
+    settings = get_settings()
+    chosen = GatewayOptions.model_validate({"public_url": PUBLIC, **options})
+    service = Service(
+        settings, chosen, Registry(settings.resolved_registry_url), Store(settings.resolved_store_url),
+        load_catalog(), load_prices(), signing_secret(settings, chosen),
+    )  # fmt: skip
+    app = create_app(settings, chosen, service)
+    yield House(
+        settings, service, TestClient(app, base_url="http://testserver", raise_server_exceptions=False)
+    )
+    service.registry.close()
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def pictures() -> Callable[[int], list]:
+    def make(count: int) -> list:
+        return [("images", (f"{n}.png", b"\x89PNG" + bytes([n] * 50), "image/png")) for n in range(count)]
+
+    return make

@@ -1,0 +1,206 @@
+"""`tunes serve`, `tunes accounts`, `tunes keys`: the HTTP server, and who may use it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.output import ago, emit_json, escape, say, table
+from tunes_dagster.failures import Failure, FailureCode
+
+accounts = typer.Typer(no_args_is_help=True, help="Who may use the HTTP server, and what they may spend.")
+keys = typer.Typer(no_args_is_help=True, help="The keys that prove who asks.")
+
+# What the keys of each API begin with; a key works in all of them.
+PREFIXES = {"pixelapi": "pk_live_", "astria": "sd_", "pixazo": "pz_", "pixu": "px_", "native": "tk_"}
+
+Account = Annotated[str, typer.Argument(help="Id of the account.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    public_url: Annotated[
+        str, typer.Option(help="Address under which callers reach it; behind a proxy it differs.")
+    ] = "",
+) -> None:
+    """Serve the HTTP APIs. The work itself is done by the daemon: `tunes dev` beside it."""
+    import os
+
+    import uvicorn
+
+    from tunes_dagster.gateway.app import create_app
+    from tunes_dagster.gateway.middleware import set_up_logging
+    from tunes_dagster.gateway.options import GatewayOptions
+
+    if public_url:
+        os.environ["TUNES_GATEWAY_PUBLIC_URL"] = public_url
+    options = GatewayOptions()
+    set_up_logging(options)
+    installation = Installation()
+    if not installation.registry.list_keys():
+        say("[yellow]Nobody has a key yet:[/] tunes accounts create NAME")
+    app = create_app(installation.settings, options)
+    shown = ", ".join(f"http://{host}:{port}/docs/{name}" for name in (*options.mounts, "native"))
+    say(f"Serving on [bold]http://{escape(host)}:{port}[/] (Ctrl-C stops it). Documentation: {shown}")
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=30)
+
+
+@accounts.command("create")
+def create(
+    account: Account,
+    plan: Annotated[str, typer.Option(help="house, free, starter, pro or scale.")] = "house",
+    email: Annotated[str, typer.Option(help="Shown where an API shows it.")] = "",
+    dialect: Annotated[str, typer.Option(help="Makes the first key look like this API's.")] = "native",
+    as_json: AsJson = False,
+) -> None:
+    """Create an account (or move it to another plan) and, for a new one, its first key, shown once."""
+    from tunes_dagster.gateway.options import MICRO as micro
+    from tunes_dagster.gateway.options import GatewayOptions, load_prices
+
+    registry = Installation().registry
+    limits = load_prices(GatewayOptions().prices).plan(plan)
+    registry.add_account(account)
+    wallet = registry.open_wallet(
+        account,
+        plan=plan,
+        requests_per_minute=limits.requests_per_minute,
+        monthly_grant=round(limits.monthly_usd * micro),
+        sign_up_grant=round(limits.sign_up_usd * micro),
+        email=email,
+    )
+    secret = None if registry.list_keys(account) else registry.add_key(account, _prefix(dialect))[1]
+    if as_json:
+        emit_json(
+            {"account": account, "plan": plan, "available_usd": wallet.available / micro, "key": secret}
+        )
+        return
+    say(f"The account {escape(account)} is on the plan {plan} with ${wallet.available / micro:g}.")
+    if secret is not None:
+        say(f"Its key, shown only now: [bold]{secret}[/]")
+
+
+@accounts.command("list")
+def list_accounts(as_json: AsJson = False) -> None:
+    """List accounts with what they may spend."""
+    registry = Installation().registry
+    rows = []
+    for account in registry.list_accounts():
+        try:
+            wallet = registry.get_wallet(account.id)
+        except Failure:
+            continue
+        rows.append(
+            {
+                "account": account.id,
+                "plan": wallet.plan,
+                "available_usd": wallet.available / 1e6,
+                "reserved_usd": wallet.reserved / 1e6,
+                "requests_per_minute": wallet.requests_per_minute,
+                "keys": sum(key.revoked_at is None for key in registry.list_keys(account.id)),
+            }
+        )
+    if as_json:
+        emit_json(rows)
+    elif not rows:
+        say("Nobody yet: tunes accounts create NAME")
+    else:
+        table(
+            ["account", "plan", "available#", "reserved#", "a minute#", "keys#"],
+            [tuple(row.values()) for row in rows],
+        )
+
+
+@accounts.command("grant")
+def grant(
+    account: Account,
+    usd: Annotated[float, typer.Argument(help="Dollars; negative takes them away.")],
+    memo: Annotated[str, typer.Option(help="Why, for the books.")] = "",
+) -> None:
+    """Give an account credits that do not expire."""
+    wallet = Installation().registry.adjust_wallet(account, round(usd * 1e6), memo)
+    say(f"{escape(account)} has ${wallet.available / 1e6:g}.")
+
+
+@accounts.command("set")
+def set_option(
+    account: Account,
+    option: Annotated[str, typer.Argument(help="NAME=VALUE; an empty value takes it back.")],
+) -> None:
+    """Set an option of an account: title_idempotency, failure_callbacks, face_crop, scheduler."""
+    name, equals, value = option.partition("=")
+    if not equals or name not in _OPTIONS:
+        raise Failure(
+            FailureCode.INVALID_REQUEST, f"{option!r} is not NAME=VALUE.", f"Options: {', '.join(_OPTIONS)}."
+        )
+    wanted: object = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value or None)
+    wallet = Installation().registry.set_options(account, **{name: wanted})
+    say(f"{escape(account)}: {escape(str(wallet.options))}")
+
+
+_OPTIONS = ("title_idempotency", "failure_callbacks", "face_crop", "scheduler")
+
+
+@accounts.command("signing")
+def signing(
+    account: Account,
+    off: Annotated[bool, typer.Option("--off", help="Send callbacks unsigned.")] = False,
+) -> None:
+    """Sign an account's callbacks (Standard Webhooks) with a new secret; the old one signs beside it until the next."""
+    import base64
+    import secrets
+
+    registry = Installation().registry
+    secret = None if off else "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+    unknown = registry.get_account(account).callback_unknown
+    registry.set_callback_options(account, secret=secret, unknown=unknown)
+    say(f"The secret, shown only now: [bold]{secret}[/]" if secret else "Callbacks are sent unsigned.")
+
+
+@keys.command("create")
+def create_key(
+    account: Account,
+    dialect: Annotated[str, typer.Option(help="Makes it look like this API's.")] = "native",
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+) -> None:
+    """Make a key; it is shown once."""
+    row, secret = Installation().registry.add_key(account, _prefix(dialect), name)
+    say(f"{row.id}, shown only now: [bold]{secret}[/]")
+
+
+@keys.command("list")
+def list_keys(
+    account: Annotated[str | None, typer.Argument(help="Only of this account.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List keys; the secrets themselves are nowhere kept."""
+    rows = Installation().registry.list_keys(account)
+    if as_json:
+        fields = ("id", "account_id", "hint", "name", "created_at", "revoked_at")
+        emit_json([{name: getattr(row, name) for name in fields} for row in rows])
+        return
+    table(
+        ["key", "account", "looks like", "name", "made", "state"],
+        [
+            (row.id, row.account_id, escape(row.hint), escape(row.name), ago(row.created_at),
+             "revoked" if row.revoked_at else "")
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+@keys.command("revoke")
+def revoke(key: Annotated[str, typer.Argument(help="Id of the key: key_…")]) -> None:
+    """Refuse a key from now on (running servers within five seconds)."""
+    row = Installation().registry.revoke_key(key)
+    say(f"{row.id} ({escape(row.hint)}) is revoked.")
+
+
+def _prefix(dialect: str) -> str:
+    if dialect not in PREFIXES:
+        known = ", ".join(PREFIXES)
+        raise Failure(FailureCode.INVALID_REQUEST, f"There is no dialect {dialect!r}.", f"Known: {known}.")
+    return PREFIXES[dialect]

@@ -1,0 +1,157 @@
+"""Assembles the server: the dialects where they are mounted, files, the native endpoints, one OpenAPI page each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from importlib import import_module
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+from starlette.routing import Host
+
+from tunes_dagster import __version__
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.gateway import files
+from tunes_dagster.gateway.dialect import Dialect
+from tunes_dagster.gateway.middleware import Manners
+from tunes_dagster.gateway.native import DIALECT as NATIVE
+from tunes_dagster.gateway.options import DIALECTS, GatewayOptions
+from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.service import Service, open_service
+from tunes_dagster.settings import Settings
+
+log = logging.getLogger("tunes.gateway")
+
+# How often promised uploads are checked for having come too late, and old idempotency keys are forgotten.
+_CHORES_SECONDS = 60.0
+
+
+def load_dialect(name: str) -> Dialect:
+    """Return a dialect by name.
+
+    Raises:
+        Failure: `INVALID_REQUEST` for an unknown one.
+    """
+    if name not in DIALECTS:
+        raise Failure(
+            FailureCode.INVALID_REQUEST, f"There is no dialect {name!r}.", f"Known: {', '.join(DIALECTS)}."
+        )
+    dialect: Dialect = import_module(f"tunes_dagster.gateway.dialects.{name}").DIALECT
+    return dialect
+
+
+def create_app(
+    settings: Settings, options: GatewayOptions | None = None, service: Service | None = None
+) -> FastAPI:
+    """Return the ASGI application of an installation.
+
+    Args:
+        settings: The operator's.
+        options: Of the server; None reads the environment.
+        service: Opened already, for tests.
+    """
+    chosen = options or (service.options if service else GatewayOptions())
+    opened = service or open_service(settings, chosen)
+    app = FastAPI(
+        title="tunes-dagster", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None,
+        openapi_url=None, strict_content_type=False,
+    )  # fmt: skip
+    app.state.service = opened
+    mounted: list[tuple[Dialect, str]] = []
+    app.include_router(files.router)
+    for name, place in chosen.mounts.items():
+        dialect = load_dialect(name)
+        _mount(app, dialect, place)
+        mounted.append((dialect, place))
+    app.include_router(NATIVE.router, prefix="/native/v1")
+    _document(app, [*mounted, (NATIVE, "/native/v1")])
+    app.add_middleware(_Outer, options=chosen, app_state=app.state)
+    _handlers(app, mounted)
+    return app
+
+
+class _Outer(Manners):
+    """The middleware, known to the application so that its counts can be read."""
+
+    def __init__(self, app: Any, options: GatewayOptions, app_state: Any) -> None:
+        super().__init__(app, options)
+        app_state.manners = self
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+
+    async def chores() -> None:
+        while True:
+            try:
+                await run_in_threadpool(service.registry.expire_uploads)
+                await run_in_threadpool(service.registry.forget_idempotent)
+            except Exception:
+                log.exception("chores")
+            await asyncio.sleep(_CHORES_SECONDS)
+
+    task = asyncio.create_task(chores())
+    yield
+    task.cancel()
+    service.registry.close()
+
+
+def _mount(app: FastAPI, dialect: Dialect, place: str) -> None:
+    if not place.startswith("host:"):
+        app.include_router(dialect.router, prefix=place.rstrip("/"))
+        return
+    inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, strict_content_type=False)
+    inner.state.service = app.state.service
+    inner.include_router(dialect.router)
+    inner.include_router(files.router)
+    _handlers(inner, [(dialect, "")])
+    app.router.routes.insert(0, Host(place.removeprefix("host:"), inner, name=dialect.name))
+
+
+def _document(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
+    """Give each dialect its OpenAPI document and page."""
+
+    def add(dialect: Dialect, place: str) -> None:
+        path = f"/openapi/{dialect.name}.json"
+        prefix = "" if place.startswith("host:") else place.rstrip("/")
+
+        @app.get(path, include_in_schema=False)
+        def document(request: Request) -> dict[str, Any]:
+            base = app.state.service.options.public_url or str(request.base_url)
+            return get_openapi(
+                title=dialect.title, version=__version__, routes=dialect.router.routes,
+                servers=[{"url": base.rstrip("/") + prefix}],
+            )  # fmt: skip
+
+        @app.get(f"/docs/{dialect.name}", include_in_schema=False)
+        def page() -> Response:
+            return get_swagger_ui_html(openapi_url=path, title=dialect.title)
+
+    for dialect, place in mounted:
+        add(dialect, place)
+
+
+def _handlers(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
+    """Answer what meets no endpoint in the form of the dialect whose paths it resembles."""
+
+    async def lost(request: Request, error: Exception) -> Response:
+        status = int(getattr(error, "status_code", 500))
+        message = {404: "Endpoint not found", 405: "Method not allowed"}.get(status, "Bad request")
+        for dialect, place in mounted:
+            prefix = "" if place.startswith("host:") else place.rstrip("/")
+            path = request.url.path
+            if len(mounted) == 1 or any(path.startswith(prefix + start) for start in dialect.paths):
+                code, body = dialect.error(Problem(status, message))
+                return Response(status_code=code) if body is None else JSONResponse(body, code)
+        return JSONResponse({"detail": message}, status)
+
+    app.add_exception_handler(404, lost)
+    app.add_exception_handler(405, lost)

@@ -1,0 +1,336 @@
+"""What a dialect may ask for, on behalf of one account: the canonical requests, and nothing of anybody else's.
+
+Every lookup goes through the account, so that what belongs to another tenant answers like what does not exist.
+Whatever is accepted becomes its row, its price and its view for the caller in one transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NoReturn
+
+from sqlalchemy.orm import Session
+
+from tunes_dagster import clock
+from tunes_dagster.catalog import BaseModelEntry
+from tunes_dagster.failures import Failure
+from tunes_dagster.gateway.files import file_url
+from tunes_dagster.gateway.problems import Problem, invalid, not_found, of_failure
+from tunes_dagster.gateway.service import Caller, Service
+from tunes_dagster.ids import new_id
+from tunes_dagster.recipe import PromptRequest, TuneRequest
+from tunes_dagster.registry import ApiObject, Prompt, Tune, Wallet
+from tunes_dagster.registry.ledger import reserve
+
+# What a tune takes on a machine that has not made one yet.
+_GUESS_SECONDS = 300.0
+
+# Families of base models that have a trainer and renderer (training/families); a test compares the two.
+FAMILIES = ("sdxl",)
+
+
+@dataclass(frozen=True)
+class View:
+    """How the caller will see what is accepted; the fields are those of `registry.ApiObject`."""
+
+    dialect: str
+    asked: dict[str, Any] = field(default_factory=dict)
+    events: Sequence[str] = ()
+    public_id: str | None = None
+    on_unknown: str = ""
+    group_id: str | None = None
+    upload_token: str | None = None
+    price: int = 0
+
+
+class _Rehearsal(Exception):
+    """Ends a transaction that was only tried."""
+
+
+class Desk:
+    """The account's door to the registry and the store."""
+
+    def __init__(self, service: Service, caller: Caller, base_url: str) -> None:
+        self.service = service
+        self.caller = caller
+        self.account_id = caller.account_id
+        self.base_url = base_url
+        self.registry = service.registry
+
+    # Accepting
+
+    def accept_tune(
+        self,
+        request: TuneRequest,
+        view: View,
+        prompt_views: Sequence[View] = (),
+        *,
+        tune_id: str | None = None,
+    ) -> Tune:
+        """Accept a tune with the prompts inside it; nothing is kept when anything is refused.
+
+        Args:
+            request: Canonical.
+            view: Of the tune.
+            prompt_views: Of its prompts, in their order.
+            tune_id: Made beforehand when uploads already lie under it.
+        """
+        from tunes_dagster.submit import submit_tune
+
+        self.check_trainable(request.base)
+        chosen = tune_id or new_id("tune")
+        service = self.service
+        try:
+            return submit_tune(
+                self.registry, service.store, service.catalog, service.settings, request,
+                account_id=self.account_id, origin="api", tune_id=chosen,
+                also=self._keeper(view, prompt_views),
+            )  # fmt: skip
+        except (Failure, Problem, _Rehearsal):
+            service.store.delete_prefix(f"tunes/{chosen}")
+            raise
+
+    def check_trainable(self, base: str) -> None:
+        """Refuse a base whose family nobody here can train or render yet.
+
+        Raises:
+            Problem: 422, naming the base.
+        """
+        catalog = self.service.catalog
+        entry = catalog.real(catalog.resolve(base))
+        if entry.family not in FAMILIES:
+            known = ", ".join(one.branch for one in catalog.entries.values() if one.family in FAMILIES)
+            raise invalid("base", f"{entry.branch} cannot be used on this server yet; use one of {known}")
+
+    def _keeper(
+        self, view: View, prompt_views: Sequence[View], rehearse: bool = False
+    ) -> Callable[[Session, Tune, list[Prompt]], None]:
+        def keep(session: Session, tune: Tune, prompts: list[Prompt]) -> None:
+            self._keep(session, tune.id, view)
+            for prompt, its in zip(prompts, prompt_views, strict=True):
+                self._keep(session, prompt.id, its)
+            if rehearse:
+                raise _Rehearsal
+
+        return keep
+
+    def _keep(self, session: Session, subject_id: str, view: View) -> None:
+        now = clock.now()
+        token = view.upload_token
+        minutes = self.service.options.upload_token_minutes
+        session.add(
+            ApiObject(
+                id=subject_id, account_id=self.account_id, dialect=view.dialect, public_id=view.public_id,
+                asked=view.asked, events=list(view.events), on_unknown=view.on_unknown, base_url=self.base_url,
+                group_id=view.group_id, upload_hash=token_hash(token) if token else None,
+                upload_expires_at=now + timedelta(minutes=minutes) if token else None, created_at=now,
+            )
+        )  # fmt: skip
+        reserve(session, self.account_id, subject_id, view.price, now)
+
+    def accept_prompt(self, request: PromptRequest, view: View) -> Prompt:
+        """Accept a prompt on one of the account's tunes or on a plain base."""
+        return self._prompt(request, view)
+
+    def _prompt(self, request: PromptRequest, view: View, rehearse: bool = False) -> Prompt:
+        from tunes_dagster.submit import DEFAULT_BASE, submit_prompt
+
+        def also(session: Session, prompt: Prompt) -> None:
+            self._keep(session, prompt.id, view)
+            if rehearse:
+                raise _Rehearsal
+
+        service = self.service
+        if request.tune is None:
+            self.check_trainable(request.base or DEFAULT_BASE)
+        return submit_prompt(
+            self.registry, service.catalog, service.settings, self.with_own_loras(request),
+            account_id=self.account_id, origin="api", also=also,
+        )  # fmt: skip
+
+    def with_own_loras(self, request: PromptRequest) -> PromptRequest:
+        """Return the prompt with the LoRAs in its text replaced by the account's own tunes.
+
+        A single LoRA on a plain base becomes the prompt's tune, which may still be in the making.
+
+        Raises:
+            Problem: 422 for tunes that are not the account's, not ready, or made on another base.
+        """
+        from tunes_dagster.rendering.prompts import parse_prompt
+
+        parsed = parse_prompt(request.text)
+        if not parsed.loras:
+            return request
+        tunes = [(self._lora(name), scale) for name, scale in parsed.loras]
+        if request.tune is None and len(tunes) == 1:
+            tune, scale = tunes[0]
+            self._check_base(request.base, tune)
+            settings = request.settings.model_copy(update={"lora_scale": scale})
+            change = {"text": parsed.text, "tune": tune.id, "base": None, "settings": settings}
+            return request.model_copy(update=change)
+        for tune, _scale in tunes:
+            self._check_base(request.base, tune)
+            if tune.status != "ready":
+                raise invalid("text", f"names the tune {tune.number}, which is not trained yet")
+        tags = " ".join(f"<lora:{tune.id}:{scale:g}>" for tune, scale in tunes)
+        return request.model_copy(update={"text": f"{parsed.text} {tags}"})
+
+    def _lora(self, name: str) -> Tune:
+        found = self.registry.find_tune(self.account_id, name)
+        if found is None:
+            rows = self.registry.page_tunes(self.account_id, limit=1, title=name)
+            if not rows:
+                raise invalid("text", f"names the tune {name!r}, which does not exist")
+            found = rows[0]
+        return found[0]
+
+    def _check_base(self, base: str | None, tune: Tune) -> None:
+        catalog = self.service.catalog
+        if base is not None and catalog.real(catalog.resolve(base)).branch != tune.branch:
+            raise invalid(
+                "text", f"names the tune {tune.number}, which was made on {tune.branch}, not on {base}"
+            )
+
+    # Trying
+
+    def rehearse_tune(
+        self, request: TuneRequest, view: View, prompt_views: Sequence[View] = ()
+    ) -> dict[str, Any]:
+        """Return what accepting a tune would cost and take, and why it would be refused; keeps nothing."""
+        from tunes_dagster.submit import submit_tune
+
+        service, chosen = self.service, new_id("tune")
+
+        def attempt() -> None:
+            self.check_trainable(request.base)
+            try:
+                submit_tune(
+                    self.registry, service.store, service.catalog, service.settings, request,
+                    account_id=self.account_id, origin="api", tune_id=chosen,
+                    also=self._keeper(view, prompt_views, rehearse=True),
+                )  # fmt: skip
+            finally:
+                service.store.delete_prefix(f"tunes/{chosen}")
+
+        price = view.price + sum(one.price for one in prompt_views)
+        callbacks = [request.callback_url, *(prompt.callback_url for prompt in request.prompts)]
+        return self._report(attempt, price, self.estimated_seconds(request.base), callbacks)
+
+    def rehearse_prompt(self, request: PromptRequest, view: View) -> dict[str, Any]:
+        """The same for a prompt."""
+        seconds = 2.0 * request.settings.num_images
+        return self._report(
+            lambda: self._prompt(request, view, rehearse=True), view.price, seconds, [request.callback_url]
+        )
+
+    def _report(
+        self, attempt: Callable[[], Any], price: int, seconds: float, callbacks: Sequence[str | None]
+    ) -> dict[str, Any]:
+        from tunes_dagster.gateway.trial import try_callback
+
+        refused: list[str] = []
+        try:
+            attempt()
+        except _Rehearsal:
+            pass
+        except Failure as failure:
+            refused.append(of_failure(failure).message)
+        except Problem as problem:
+            refused.append(problem.message)
+        urls = list(dict.fromkeys(url for url in callbacks if url))[:3]
+        return {
+            "dry_run": True,
+            "price_usd": price / 1_000_000,
+            "available_usd": self.wallet().available / 1_000_000,
+            "estimated_minutes": round(seconds / 60, 1),
+            "would_be_refused": refused,
+            "callbacks": [try_callback(url, self.service.settings.allow_hosts) for url in urls],
+        }
+
+    def estimated_seconds(self, base: str) -> float:
+        """Return how long a tune on a base takes: the median of the latest ones made here."""
+        try:
+            entry = self.service.catalog.real(self.service.catalog.resolve(base))
+        except Failure:
+            return _GUESS_SECONDS
+        seen = self.registry.recent_seconds(entry.branch)
+        return statistics.median(seen) if seen else _GUESS_SECONDS
+
+    # Looking
+
+    def tune(self, key: str | int, what: str = "Tune") -> tuple[Tune, ApiObject | None]:
+        """Return one of the account's tunes.
+
+        Raises:
+            Problem: 404.
+        """
+        found = self.registry.find_tune(self.account_id, key)
+        if found is None:
+            raise not_found(what)
+        return found
+
+    def prompt(self, key: str | int, what: str = "Prompt") -> tuple[Prompt, ApiObject | None]:
+        """Return one of the account's prompts.
+
+        Raises:
+            Problem: 404.
+        """
+        found = self.registry.find_prompt(self.account_id, key)
+        if found is None:
+            raise not_found(what)
+        return found
+
+    def wallet(self) -> Wallet:
+        """Return what the account may spend."""
+        return self.registry.get_wallet(self.account_id)
+
+    def price(self, dialect: str, item: str) -> int:
+        """Return a price in micro-dollars."""
+        return self.service.prices.micro(dialect, item)
+
+    def entry(self, base: str) -> BaseModelEntry:
+        """Return the catalog's entry that a word means."""
+        return self.service.catalog.resolve(base)
+
+    def url(self, key: str, since: datetime | None, hours: float | None = None) -> str:
+        """Return a signed URL of a file, which leads there until so many hours after a moment."""
+        life = timedelta(hours=hours or self.service.options.picture_url_hours)
+        return file_url(self.service.secret, self.base_url, key, (since or clock.now()) + life)
+
+    def images(self, prompt: Prompt, hours: float | None = None) -> list[str]:
+        """Return the URLs of a prompt's pictures."""
+        return [self.url(key, prompt.done_at, hours) for key in prompt.images or []]
+
+    # Ending
+
+    def delete_tune(self, tune: Tune) -> None:
+        """Delete a tune and its files; prompts that wait for it are cancelled."""
+        self.registry.delete_tune(tune.id)
+        self.service.store.delete_prefix(f"tunes/{tune.id}")
+
+    def delete_prompt(self, prompt: Prompt) -> None:
+        """Cancel a prompt that is open, and take its pictures away."""
+        if prompt.status in ("waiting", "queued", "rendering"):
+            self.registry.cancel_prompt(prompt.id)
+        for key in prompt.images or []:
+            self.service.store.delete(key)
+        self.registry.hide_prompt(prompt.id)
+
+
+def refuse(name: str, why: str) -> NoReturn:
+    """Refuse a field by name."""
+    raise invalid(name, why)
+
+
+def token_hash(token: str) -> str:
+    """Return what is kept of an upload token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def desk_for(service: Service, account_id: str, base_url: str) -> Desk:
+    """Return the desk of an account without a request: for callbacks, and for bearers of an upload token."""
+    return Desk(service, Caller(account_id, "", 0, {}), base_url)

@@ -1,0 +1,249 @@
+"""What a dialect is, and the route class that gives each of them the same manners: who asks, how often, whether again.
+
+The class runs around every endpoint of a dialect: it finds the caller's key, counts the request, answers a repeated
+`Idempotency-Key` with the first answer, and words whatever goes wrong in the dialect's own error form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError, ResponseValidationError
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.responses import JSONResponse
+
+from tunes_dagster.failures import Failure
+from tunes_dagster.gateway.desk import Desk
+from tunes_dagster.gateway.problems import Problem, of_failure, of_pydantic
+from tunes_dagster.gateway.service import Service
+
+log = logging.getLogger("tunes.gateway")
+
+_CHANGES = ("POST", "PATCH", "PUT", "DELETE")
+# How long a repeated request waits for the first one's answer.
+_WAIT_SECONDS = 20.0
+_LONG = 200
+
+ErrorForm = Callable[[Problem], tuple[int, Any]]
+KeyFinder = Callable[[Request], Awaitable[str]]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One API.
+
+    Attributes:
+        name: Its module's.
+        title: For people.
+        router: Its endpoints, whose route class is `manners(…)`.
+        key_prefix: What its vendor's keys begin with.
+        error: Words a problem.
+        paths: Beginnings of its paths, for requests that meet no endpoint.
+    """
+
+    name: str
+    title: str
+    router: APIRouter
+    key_prefix: str
+    error: ErrorForm
+    paths: tuple[str, ...]
+
+
+def header_key(*names: str) -> KeyFinder:
+    """Return a finder of the caller's key in the headers named; `authorization` takes `Bearer KEY`."""
+
+    async def find(request: Request) -> str:
+        for name in names:
+            value = request.headers.get(name, "").strip()
+            if name == "authorization":
+                scheme, _, value = value.partition(" ")
+                value = value.strip() if scheme.lower() in ("bearer", "key", "token") else ""
+            if value:
+                return value
+        return ""
+
+    return find
+
+
+def desk(request: Request) -> Desk:
+    """Dependency: what the caller may do.
+
+    Raises:
+        Problem: 401 when no key came along.
+    """
+    found = getattr(request.state, "desk", None)
+    if found is None:
+        raise Problem(401, "Invalid or missing API key", code="unauthorized")
+    return found  # type: ignore[no-any-return]
+
+
+def service_of(request: Request) -> Service:
+    """Dependency: what the server holds."""
+    return request.app.state.service  # type: ignore[no-any-return]
+
+
+def base_url(request: Request) -> str:
+    """Return the public address that this request's URLs begin with."""
+    service = service_of(request)
+    return (service.options.public_url or str(request.base_url)).rstrip("/")
+
+
+def manners(error: ErrorForm, find_key: KeyFinder) -> type[APIRoute]:
+    """Return the route class of a dialect."""
+
+    class Route(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            inner = super().get_route_handler()
+
+            async def handle(request: Request) -> Response:
+                try:
+                    await _admit(request, find_key)
+                    response = await _once(request, inner)
+                except Exception as problem:
+                    response = _refusal(request, problem, error)
+                rate = getattr(request.state, "rate", None)
+                if rate is not None:
+                    response.headers.update(rate.headers)
+                return response
+
+            return handle
+
+    return Route
+
+
+def _refusal(request: Request, raised: Exception, error: ErrorForm) -> Response:
+    problem = as_problem(raised)
+    if problem.status >= 500 and not isinstance(raised, Problem):
+        log.error("unexpected", exc_info=raised, extra={"request_id": getattr(request.state, "id", "")})
+    request.state.problem = problem.message
+    status, body = error(problem)
+    if body is None:
+        return Response(status_code=status, headers=problem.headers)
+    return JSONResponse(body, status, headers=problem.headers)
+
+
+def as_problem(raised: Exception) -> Problem:
+    """Return any exception as a problem; what nobody expected says nothing about the inside."""
+    if isinstance(raised, Problem):
+        return raised
+    if isinstance(raised, Failure):
+        return of_failure(raised)
+    if isinstance(raised, RequestValidationError):
+        return of_pydantic(list(raised.errors()))
+    if isinstance(raised, HTTPException) and not isinstance(raised, ResponseValidationError):
+        return Problem(raised.status_code, str(raised.detail))
+    return Problem(500, "An unexpected error occurred, please try again later", code="internal")
+
+
+async def _admit(request: Request, find_key: KeyFinder) -> None:
+    """Find out who asks and count the request; endpoints that need nobody work without a key."""
+    service = service_of(request)
+    kind = request.headers.get("content-type", "")
+    if request.method in _CHANGES and not kind.startswith("multipart/"):
+        await request.body()  # within the limits of the middleware, whose refusal FastAPI would reword
+    secret = await find_key(request)
+    if not secret:
+        return
+    caller = service.known(secret) or await run_in_threadpool(service.look_up, secret)
+    request.state.account = caller.account_id
+    request.state.rate = service.hit(caller)
+    request.state.desk = Desk(service, caller, base_url(request))
+
+
+async def _once(request: Request, inner: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Answer, or repeat the answer that the same `Idempotency-Key` got before."""
+    key = request.headers.get("idempotency-key", "").strip()
+    mine: Desk | None = getattr(request.state, "desk", None)
+    if not key or mine is None or request.method not in _CHANGES:
+        return await inner(request)
+    if len(key) > 255:
+        raise Problem(400, "Idempotency-Key is longer than 255 characters", code="invalid")
+    registry, account = mine.service.registry, mine.account_id
+    digest, fields = await _fingerprint(request)
+    deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
+    while True:
+        first = await run_in_threadpool(registry.begin_idempotent, account, key, digest, fields)
+        if first is None:
+            break
+        if first.body_hash != digest:
+            raise Problem(409, _difference(first.body, fields), code="idempotency_conflict")
+        if first.status_code is not None:
+            headers = {"Idempotent-Replayed": "true"}
+            return Response(first.answer or "", first.status_code, headers, media_type="application/json")
+        if asyncio.get_running_loop().time() > deadline:
+            raise Problem(409, "The first request with this Idempotency-Key is still being answered",
+                          headers={"Retry-After": "5"}, code="idempotency_busy")  # fmt: skip
+        await asyncio.sleep(0.1)
+    try:
+        response = await inner(request)
+    except BaseException:
+        await run_in_threadpool(registry.end_idempotent, account, key, None)
+        raise
+    kept = response.status_code if response.status_code < 300 else None
+    body = bytes(getattr(response, "body", b"") or b"").decode("utf-8")
+    await run_in_threadpool(registry.end_idempotent, account, key, kept, body)
+    return response
+
+
+async def _fingerprint(request: Request) -> tuple[str, dict[str, Any]]:
+    """Return a hash of the request and its fields, long values and files by their hash."""
+    fields: dict[str, Any] = {"request": f"{request.method} {request.url.path}"}
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        for number, (name, value) in enumerate((await request.form()).multi_items()):
+            fields[f"{name}#{number}"] = await _file_hash(value) if isinstance(value, UploadFile) else value
+    else:
+        raw = await request.body()
+        try:
+            parsed = json.loads(raw) if raw else {}
+        except ValueError:
+            parsed = raw.decode("utf-8", "replace")
+        _flatten(parsed, "", fields)
+    if request.url.query:
+        fields["query"] = request.url.query
+    short = {name: _short(value) for name, value in fields.items()}
+    text = json.dumps(short, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest(), dict(list(short.items())[:200])
+
+
+def _flatten(value: Any, name: str, into: dict[str, Any]) -> None:
+    if isinstance(value, dict):
+        for part, inner in value.items():
+            _flatten(inner, f"{name}.{part}" if name else str(part), into)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _flatten(inner, f"{name}[{number}]", into)
+    else:
+        into[name or "body"] = value
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _LONG:
+        return "sha256:" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+    return value
+
+
+async def _file_hash(file: UploadFile) -> str:
+    def digest() -> str:
+        found = hashlib.sha256()
+        while chunk := file.file.read(1 << 20):
+            found.update(chunk)
+        file.file.seek(0)
+        return f"{file.filename} sha256:{found.hexdigest()}"
+
+    return await run_in_threadpool(digest)
+
+
+def _difference(first: dict[str, Any], now: dict[str, Any]) -> str:
+    names = [name for name in {**first, **now} if first.get(name) != now.get(name)]
+    shown = "; ".join(f"{name} was {first.get(name)!r}, is {now.get(name)!r}" for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"This Idempotency-Key was used with another request: {shown}{more}"

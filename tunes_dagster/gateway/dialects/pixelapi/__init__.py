@@ -1,0 +1,28 @@
+"""PixelAPI: tunes (https://pixelapi.dev/docs/tunesapi.html) and images (https://pixelapi.dev/docs).
+
+What the documents leave open is decided in docs/gateway-pixelapi.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastapi import APIRouter
+
+from tunes_dagster.gateway.dialect import Dialect
+from tunes_dagster.gateway.dialects.pixelapi import images, tunes
+from tunes_dagster.gateway.dialects.pixelapi.wire import error, tune_status
+from tunes_dagster.registry import Registry
+from tunes_dagster.registry.outbox import Sending
+
+router = APIRouter()
+router.include_router(images.router)
+router.include_router(tunes.router)
+DIALECT = Dialect("pixelapi", "PixelAPI", router, "pk_live_", error, ("/v1/",))
+
+
+def callback(registry: Registry, sending: Sending) -> Sending:
+    """Return a flat POST: `{job_id, status, timestamp}`."""
+    status = tune_status(sending.body["data"]["status"])
+    body = {"job_id": sending.subject_id, "status": status, "timestamp": sending.body["timestamp"]}
+    return replace(sending, body=body)

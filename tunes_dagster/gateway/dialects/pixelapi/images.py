@@ -1,0 +1,168 @@
+"""PixelAPI image: generate, status, models, balance, usage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from tunes_dagster.clock import iso
+from tunes_dagster.failures import Failure
+from tunes_dagster.gateway.desk import Desk, View
+from tunes_dagster.gateway.dialect import desk, manners
+from tunes_dagster.gateway.dialects.pixelapi.tunes import expired
+from tunes_dagster.gateway.dialects.pixelapi.wire import (
+    BASES,
+    HOURS,
+    KEYS,
+    NAME,
+    GenerateBody,
+    asks_dry_run,
+    credits,
+    error,
+    even,
+    own_id,
+    prompt_status,
+    unknown_fields,
+)
+from tunes_dagster.gateway.problems import invalid
+from tunes_dagster.recipe import PromptRequest, RenderSettings
+from tunes_dagster.registry import ApiObject, Prompt, Reservation
+
+router = APIRouter(prefix="/v1", route_class=manners(error, KEYS), tags=["images"])
+Mine = Depends(desk)
+
+# Model → price item, range of steps, what it does. The last two have no engine here yet.
+_MODELS: dict[str, tuple[str, tuple[int, int], str]] = {
+    "sdxl": ("image_sdxl", (20, 50), "text-to-image"),
+    "flux-schnell": ("image_flux_schnell", (1, 8), "text-to-image"),
+    "upscale-4x": ("image_upscale_4x", (1, 50), "upscale"),
+    "cogvideo-2b": ("image_cogvideo_2b", (1, 50), "text-to-video"),
+}
+
+
+@router.post("/image/generate")
+def generate(
+    body: GenerateBody, response: Response, dry_run: bool = False, mine: Desk = Mine
+) -> dict[str, Any]:
+    """Render one picture on a plain base."""
+    if body.model not in _MODELS:
+        raise invalid("model", f"is {body.model!r}; known are {', '.join(_MODELS)}")
+    item, (low, high), kind = _MODELS[body.model]
+    if body.model not in BASES:
+        raise invalid("model", f"is {body.model!r}, which this server cannot do yet ({kind})")
+    for name in ("image_url", "image"):
+        if getattr(body, name):
+            raise invalid(name, f"is not taken by {body.model}")
+    if not body.prompt.strip():
+        raise invalid("prompt", "is required")
+    if body.steps is not None and not low <= body.steps <= high:
+        raise invalid("steps", f"must be {low} to {high} for {body.model}")
+    settings = RenderSettings(
+        seed=body.seed, steps=body.steps, guidance_scale=body.guidance_scale or None,
+        negative_prompt=body.negative_prompt, width=even(body.width), height=even(body.height),
+    )  # fmt: skip
+    request = PromptRequest(text=body.prompt, base=BASES[body.model], settings=settings)
+    price = mine.price(NAME, item)
+    view = View(NAME, {"kind": "image", "model": body.model}, price=price)
+    response.headers.update(unknown_fields(body))
+    if asks_dry_run(body, dry_run):
+        return mine.rehearse_prompt(request, view)
+    prompt = mine.accept_prompt(request, view)
+    answer = {
+        "generation_id": _public(prompt), "status": "queued", "model": body.model, "credits_used": credits(price),
+    }  # fmt: skip
+    if (settings.width, settings.height) != (body.width, body.height):
+        answer |= {"width": settings.width, "height": settings.height}
+    return answer
+
+
+def _public(prompt: Prompt) -> str:
+    return "gen_" + prompt.id.removeprefix("prompt_")
+
+
+@router.get("/image/{generation_id}")
+def status(generation_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """Report a picture."""
+    prompt, seen = mine.prompt(own_id(generation_id), "Generation")
+    held = mine.registry.prices_of([prompt.id]).get(prompt.id)
+    return {**_described(mine, prompt, seen, held), "error": prompt.failure_message}
+
+
+# Paths that the vendor's own SDKs use beside the documented one.
+router.add_api_route("/jobs/{generation_id}", status, methods=["GET"], include_in_schema=False)
+router.add_api_route("/generation/{generation_id}", status, methods=["GET"], include_in_schema=False)
+
+
+def _described(
+    mine: Desk, prompt: Prompt, seen: ApiObject | None, held: Reservation | None
+) -> dict[str, Any]:
+    images = [] if expired(prompt.done_at) else mine.images(prompt, HOURS)
+    return {
+        "id": _public(prompt),
+        "status": prompt_status(prompt.status),
+        "output_url": images[0] if images else None,
+        "model": (seen.asked.get("model") if seen else None) or prompt.base,
+        "credits_used": credits(_charged(held)),
+        "created_at": iso(prompt.created_at),
+        "completed_at": iso(prompt.done_at) if prompt.status == "done" else None,
+    }
+
+
+def _charged(held: Reservation | None) -> int:
+    """Return what a picture costs so far: its price while it is open, then what was really charged."""
+    if held is None:
+        return 0
+    return held.amount if held.state == "open" else held.settled
+
+
+@router.get("/models")
+def models(mine: Desk = Mine) -> dict[str, Any]:
+    """List models with their prices and whether this server can run them."""
+    rows = []
+    for name, (item, (low, high), kind) in _MODELS.items():
+        rows.append(
+            {
+                "id": name,
+                "type": kind,
+                "credits": credits(mine.price(NAME, item)),
+                "capabilities": {"steps": [low, high], "width": [512, 1536], "height": [512, 1536]},
+                "status": "available" if _runs(mine, name) else "unavailable",
+            }
+        )
+    return {"models": rows}
+
+
+def _runs(mine: Desk, model: str) -> bool:
+    if model not in BASES:
+        return False
+    try:
+        mine.service.catalog.usable(BASES[model], mine.service.settings.bases_folder)
+    except Failure:
+        return False
+    return True
+
+
+@router.get("/account/balance")
+def balance(mine: Desk = Mine) -> dict[str, Any]:
+    """Credits that can be spent now."""
+    wallet = mine.wallet()
+    return {"credits_remaining": credits(wallet.available), "plan": wallet.plan, "email": wallet.email}
+
+
+router.add_api_route("/account/credits", balance, methods=["GET"], include_in_schema=False)
+
+
+@router.get("/account/usage")
+def usage(limit: int = Query(default=20, ge=1, le=100), mine: Desk = Mine) -> dict[str, Any]:
+    """List the latest pictures with what each cost."""
+    rows = mine.registry.page_prompts(mine.account_id, limit=limit)
+    held = mine.registry.prices_of([prompt.id for prompt, _ in rows])
+    listed = [
+        {**_described(mine, prompt, seen, held.get(prompt.id)), "prompt": prompt.text}
+        for prompt, seen in rows
+    ]
+    return {"usage": listed, "total": mine.registry.count_prompts(mine.account_id)}
+
+
+router.add_api_route("/usage", usage, methods=["GET"], include_in_schema=False)

@@ -1,0 +1,280 @@
+"""PixelAPI tunes: train, upload, status, infer, models, delete."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from tunes_dagster import clock
+from tunes_dagster.clock import iso
+from tunes_dagster.gateway.desk import Desk, View, desk_for, token_hash
+from tunes_dagster.gateway.dialect import base_url, desk, manners, service_of
+from tunes_dagster.gateway.dialects.pixelapi.wire import (
+    BASES,
+    HOURS,
+    KEYS,
+    NAME,
+    SOUGHT_PICTURES,
+    InferBody,
+    TrainBody,
+    asks_dry_run,
+    credits,
+    error,
+    even,
+    lora_id,
+    own_id,
+    prompt_status,
+    tune_status,
+    unknown_fields,
+    whole,
+)
+from tunes_dagster.gateway.problems import Problem, invalid, not_found
+from tunes_dagster.gateway.uploads import files_of, keep_files, read_form
+from tunes_dagster.recipe import PromptRequest, RenderSettings, TrainingOptions, TuneRequest
+from tunes_dagster.registry import Prompt, Tune
+
+router = APIRouter(prefix="/v1/tunes", route_class=manners(error, KEYS), tags=["tunes"])
+Mine = Depends(desk)
+_EVENTS = ("tune.ready", "tune.failed", "tune.cancelled")
+
+
+@router.get("/config")
+def config(request: Request) -> dict[str, Any]:
+    """Prices, models and limits; needs no key."""
+    service = service_of(request)
+
+    def price(item: str, **more: Any) -> dict[str, Any]:
+        micro = service.prices.micro(NAME, item)
+        return {"credits": whole(micro), "usd": micro / 1e6, **more}
+
+    low, high = SOUGHT_PICTURES
+    return {
+        "service": "tunesapi",
+        "pricing": {
+            "train_sdxl": price("train_sdxl"),
+            "train_flux": price("train_flux"),
+            "infer_sdxl": price("infer_sdxl", per="image"),
+            "infer_flux": price("infer_flux", per="image"),
+        },
+        "models": ["sdxl", "flux"],
+        "max_training_images": high,
+        "min_training_images": low,
+    }
+
+
+@router.post("/train")
+def train(body: TrainBody, response: Response, dry_run: bool = False, mine: Desk = Mine) -> dict[str, Any]:
+    """Open a training job, which waits for its pictures."""
+    low, high = SOUGHT_PICTURES
+    request = TuneRequest(
+        name="subject",
+        title=body.trigger_word,
+        token=body.trigger_word,
+        base=BASES[body.model],
+        dataset={"min_pictures": low, "max_pictures": high},  # type: ignore[arg-type]
+        training=TrainingOptions(steps=body.steps, rank=body.rank, learning_rate=body.learning_rate),
+        callback_url=body.webhook_url or None,
+    )
+    price = mine.price(NAME, f"train_{body.model}")
+    token = secrets.token_urlsafe(24)
+    view = View(NAME, {"model": body.model}, _EVENTS, upload_token=token, price=price)
+    response.headers.update(unknown_fields(body))
+    if asks_dry_run(body, dry_run):
+        return mine.rehearse_tune(request, view)
+    tune = mine.accept_tune(request, view)
+    return {
+        "job_id": tune.id,
+        "status": "awaiting_images",
+        "model": body.model,
+        "estimated_time_seconds": round(mine.estimated_seconds(request.base)),
+        "credits_cost": whole(price),
+        "credits_remaining": credits(mine.wallet().available),
+        "upload_url": f"/v1/tunes/{tune.id}/upload?token={token}",
+    }
+
+
+@router.post("/infer")
+def infer(body: InferBody, response: Response, dry_run: bool = False, mine: Desk = Mine) -> dict[str, Any]:
+    """Render pictures with a tune, which may still be in training."""
+    tune, seen = mine.tune(own_id(body.tune_id), "Tune")
+    made_on = (seen.asked.get("model") if seen else None) or ("flux" if "flux" in tune.base else "sdxl")
+    if body.model is not None and body.model.removesuffix("-pro") != made_on:
+        raise invalid("model", f"is {body.model}, but the tune was trained on {made_on}")
+    item = "infer_flux_pro" if body.model == "flux-pro" else f"infer_{made_on}"
+    settings = RenderSettings(
+        num_images=body.num_images,
+        steps=50 if body.model == "flux-pro" and body.steps is None else body.steps,
+        guidance_scale=body.guidance_scale,
+        negative_prompt=body.negative_prompt,
+        width=even(body.width),
+        height=even(body.height),
+    )
+    request = PromptRequest(text=body.prompt, tune=tune.id, settings=settings)
+    price = mine.price(NAME, item) * body.num_images
+    view = View(NAME, {"kind": "infer", "model": body.model or made_on}, price=price)
+    response.headers.update(unknown_fields(body))
+    if asks_dry_run(body, dry_run):
+        return mine.rehearse_prompt(request, view)
+    prompt = mine.accept_prompt(request, view)
+    answer = {
+        "job_id": "inf_" + prompt.id.removeprefix("prompt_"),
+        "status": "queued",
+        "credits_cost": whole(price),
+        "credits_remaining": credits(mine.wallet().available),
+    }
+    if (settings.width, settings.height) != (body.width, body.height):
+        answer |= {"width": settings.width, "height": settings.height}
+    return answer
+
+
+@router.get("/models")
+def models(mine: Desk = Mine) -> list[dict[str, Any]]:
+    """List trained models, newest first."""
+    rows = mine.registry.page_tunes(mine.account_id, limit=1000, status="ready")
+    return [
+        {
+            "tune_id": lora_id(tune.id),
+            "trigger_word": tune.token,
+            "base_model": (seen.asked.get("model") if seen else None) or tune.base,
+            "status": "ready",
+            "created_at": iso(tune.created_at),
+            "file_size_mb": _megabytes(mine, tune),
+        }
+        for tune, seen in rows
+    ]
+
+
+def _megabytes(mine: Desk, tune: Tune) -> float:
+    key = (tune.result or {}).get("weights_key")
+    try:
+        return round(mine.service.store.size(key) / 1e6, 1) if key else 0.0
+    except FileNotFoundError:
+        return 0.0
+
+
+@router.post("/{job_id}/upload")
+async def upload(job_id: str, request: Request, token: str = "") -> dict[str, Any]:
+    """Take the pictures of a job; whoever holds the token may send them."""
+    service = service_of(request)
+    seen = await run_in_threadpool(service.registry.get_object, job_id)
+    good = seen is not None and seen.upload_hash and hmac.compare_digest(seen.upload_hash, token_hash(token))
+    if not good or seen is None:
+        raise Problem(403, "Invalid or expired upload token", code="forbidden")
+    expired = seen.upload_expires_at is not None and seen.upload_expires_at < clock.now()
+    if expired:
+        raise Problem(403, "Invalid or expired upload token", code="forbidden")
+    tune = await run_in_threadpool(service.registry.get_tune, job_id)
+    _still_waiting(tune)
+    form = await read_form(request, service)
+    try:
+        files = files_of(form, "images", "images[]")
+        low, high = SOUGHT_PICTURES
+        if not low <= len(files) <= high:
+            raise invalid(
+                "images", f"has {len(files)} files, but {low} to {high} are needed; send all in one request"
+            )
+        mine = desk_for(service, seen.account_id, base_url(request))
+        await run_in_threadpool(_receive, mine, tune, files)
+    finally:
+        await form.close()
+    request.state.subject = tune.id
+    return {
+        "status": "queued",
+        "job_id": tune.id,
+        "images_uploaded": len(files),
+        "message": "Images uploaded. Training will start when a GPU worker is available.",
+    }
+
+
+def _still_waiting(tune: Tune) -> None:
+    if tune.status == "deleted":
+        raise not_found("Job")
+    if tune.status != "awaiting_images":
+        raise Problem(
+            409, f"The job has its images already: it is {tune_status(tune.status)}", code="conflict"
+        )
+
+
+def _receive(mine: Desk, tune: Tune, files: list[Any]) -> None:
+    # Two uploads at once must not write over each other's files; the one that loses takes its own away.
+    keys = keep_files(mine.service.store, tune.id, files, first=secrets.randbelow(9000))
+    try:
+        mine.registry.receive_uploads(tune.id, keys)
+    except Exception:
+        for key in keys:
+            mine.service.store.delete(key)
+        raise
+
+
+@router.get("/{job_id}")
+def status(job_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """Report a training job (`tune_…`) or a render job (`inf_…`)."""
+    if job_id.startswith("inf_"):
+        prompt, _seen = mine.prompt(own_id(job_id), "Job")
+        return infer_status(mine, prompt)
+    tune, _seen = mine.tune(own_id(job_id), "Job")
+    word = tune_status(tune.status)
+    answer: dict[str, Any] = {
+        "job_id": tune.id,
+        "status": word,
+        "progress": _progress(tune),
+        "created_at": iso(tune.created_at),
+        "completed_at": iso(tune.ready_at),
+    }
+    if word == "completed":
+        answer["tune_id"] = lora_id(tune.id)
+    elif word == "failed":
+        answer["error"] = (
+            f"{tune.failure_message or 'The job was cancelled.'} {tune.failure_remedy or ''}".strip()
+        )
+    else:
+        answer["phase"], answer["message"] = tune.phase, tune.message
+    return answer
+
+
+def _progress(tune: Tune) -> float:
+    """Return percent: preparation is the first 5, finishing the last 5."""
+    if tune.status == "ready":
+        return 100.0
+    if tune.status in ("trained", "finishing"):
+        return 95.0
+    if tune.status in ("prepared", "training"):
+        done = tune.step / tune.total_steps if tune.status == "training" and tune.total_steps else 0.0
+        return round(5.0 + 90.0 * min(1.0, done), 1)
+    return 0.0
+
+
+def infer_status(mine: Desk, prompt: Prompt) -> dict[str, Any]:
+    """Return the status of a render job with its pictures."""
+    images = [] if expired(prompt.done_at) else mine.images(prompt, HOURS)
+    answer = {
+        "job_id": "inf_" + prompt.id.removeprefix("prompt_"),
+        "status": prompt_status(prompt.status),
+        "progress": 100.0 if prompt.status == "done" else 0.0,
+        "created_at": iso(prompt.created_at),
+        "completed_at": iso(prompt.done_at) if prompt.status == "done" else None,
+        "images": images,
+        "output_url": images[0] if images else None,
+        "output_urls": images,
+    }
+    if prompt.failure_message:
+        answer["error"] = prompt.failure_message
+    return answer
+
+
+def expired(done_at: datetime | None) -> bool:
+    """Whether a day has passed since the pictures were made."""
+    return done_at is not None and (clock.now() - done_at).total_seconds() > HOURS * 3600
+
+
+@router.delete("/{tune_id}")
+def delete(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """Delete a model with its files, or a job."""
+    tune, _seen = mine.tune(own_id(tune_id), "Tune")
+    mine.delete_tune(tune)
+    return {"status": "deleted", "tune_id": tune_id}

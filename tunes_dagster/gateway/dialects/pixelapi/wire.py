@@ -1,0 +1,133 @@
+"""PixelAPI's words: bodies of requests, status words, ids, credits, the error form."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunes_dagster.gateway.dialect import header_key
+from tunes_dagster.gateway.problems import Problem
+
+NAME = "pixelapi"
+# A credit is a tenth of a cent: 100 credits are $0.10.
+CREDIT = 1000
+KEYS = header_key("authorization", "x-api-key")
+# What a `model` word trains on and renders with; the catalog's profile decides what that really is.
+BASES = {"sdxl": "sdxl1", "flux": "flux1-dev", "flux-pro": "flux1-dev", "flux-schnell": "flux1-schnell"}
+# Files and their URLs are gone after a day.
+HOURS = 24.0
+SOUGHT_PICTURES = (5, 100)
+
+
+def error(problem: Problem) -> tuple[int, Any]:
+    """Return `{"detail": …}`."""
+    return problem.status, {"detail": problem.message}
+
+
+class Loose(BaseModel):
+    """Fields that nobody knows are named in a header, not refused."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class TrainBody(Loose):
+    """`POST /v1/tunes/train`."""
+
+    model: Literal["sdxl", "flux"]
+    trigger_word: str = Field(min_length=1, max_length=40, pattern=r"^[\w-]+$")
+    steps: int = Field(default=1000, ge=100, le=5000)
+    rank: int = Field(default=16, ge=4, le=128)
+    learning_rate: float | None = Field(default=None, gt=0, le=0.1, description="Default: the base's own.")
+    webhook_url: str | None = Field(default=None, max_length=4000)
+
+
+class InferBody(Loose):
+    """`POST /v1/tunes/infer`."""
+
+    tune_id: str = Field(min_length=1, max_length=80)
+    prompt: str = Field(min_length=1, max_length=4000)
+    negative_prompt: str = Field(default="", max_length=4000)
+    width: int = Field(default=1024, ge=256, le=2048)
+    height: int = Field(default=1024, ge=256, le=2048)
+    num_images: int = Field(default=1, ge=1, le=8)
+    guidance_scale: float | None = Field(default=None, ge=0, le=30)
+    steps: int | None = Field(default=None, ge=1, le=100)
+    model: Literal["sdxl", "flux", "flux-pro"] | None = None
+
+
+class GenerateBody(Loose):
+    """`POST /v1/image/generate`."""
+
+    model: str = "sdxl"
+    prompt: str = Field(default="", max_length=4000)
+    negative_prompt: str = Field(default="", max_length=4000)
+    width: int = Field(default=1024, ge=512, le=1536)
+    height: int = Field(default=1024, ge=512, le=1536)
+    steps: int | None = None
+    guidance_scale: float | None = Field(default=None, ge=0, le=30)
+    seed: int | None = Field(default=None, ge=0, le=2**32)
+    image_url: str | None = None
+    image: str | None = None
+
+
+def unknown_fields(body: Loose) -> dict[str, str]:
+    """Return the header that names fields which mean nothing here."""
+    extra = sorted(name for name in (body.model_extra or {}) if name != "dry_run")
+    clean = ", ".join("".join(c for c in name if c.isascii() and c.isprintable())[:40] for name in extra[:20])
+    return {"X-Tunes-Warnings": f"unknown fields: {clean}"} if clean else {}
+
+
+def asks_dry_run(body: Loose, query: bool) -> bool:
+    """Whether the request only wants to know its price."""
+    return query or (body.model_extra or {}).get("dry_run") in (True, "true", "1", 1)
+
+
+def tune_status(status: str) -> str:
+    """Return the word for a tune's status."""
+    words = {
+        "awaiting_images": "awaiting_images", "queued": "queued", "preparing": "queued", "prepared": "queued",
+        "training": "training", "trained": "training", "finishing": "training", "ready": "completed",
+    }  # fmt: skip
+    return words.get(status, "failed")
+
+
+def prompt_status(status: str) -> str:
+    """Return the word for a prompt's status."""
+    words = {
+        "waiting": "queued",
+        "queued": "queued",
+        "rendering": "processing",
+        "done": "completed",
+        "blocked": "blocked",
+    }
+    return words.get(status, "failed")
+
+
+def credits(micro: int) -> float:
+    """Return micro-dollars as credits."""
+    return micro / CREDIT
+
+
+def whole(micro: int) -> int | float:
+    """Return a price as the vendor writes it: a whole number where it is one."""
+    value = credits(micro)
+    return int(value) if value == int(value) else value
+
+
+def lora_id(tune_id: str) -> str:
+    """Return the id of a trained model."""
+    return "lora_" + tune_id.removeprefix("tune_")
+
+
+def own_id(public: str) -> str:
+    """Return the row's id for a `lora_`, `inf_` or `gen_` id; others stay as they are."""
+    for prefix, own in (("lora_", "tune_"), ("inf_", "prompt_"), ("gen_", "prompt_")):
+        if public.startswith(prefix):
+            return own + public.removeprefix(prefix)
+    return public
+
+
+def even(pixels: int) -> int:
+    """Round down to a multiple of 8."""
+    return pixels // 8 * 8

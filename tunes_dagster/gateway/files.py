@@ -1,0 +1,116 @@
+"""Signed, expiring URLs for files of the store, and the endpoint that serves them with Range support.
+
+A URL holds the key of the file, the second until which it leads there, and an HMAC-SHA256 over both: nobody can
+guess or extend one. On S3 the endpoint forwards to a presigned URL, so that no picture passes through the server.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import mimetypes
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+
+from tunes_dagster import clock
+from tunes_dagster.failures import Failure
+from tunes_dagster.store import Store
+
+PREFIX = "/files"
+PRESIGNED_SECONDS = 3600
+# What a browser may show in place; everything else is offered as a download.
+_SHOWN = ("image/png", "image/jpeg", "image/webp", "image/gif", "video/mp4", "application/json")
+
+router = APIRouter()
+
+
+def _sign(secret: bytes, key: str, expires: int) -> str:
+    mac = hmac.new(secret, f"{key}\n{expires}".encode(), hashlib.sha256).digest()
+    return base64.urlsafe_b64encode(mac[:24]).decode().rstrip("=")
+
+
+def file_url(secret: bytes, base_url: str, key: str, expires_at: datetime) -> str:
+    """Return the absolute URL of a file of the store.
+
+    Args:
+        secret: See `options.signing_secret`.
+        base_url: Public address of the server.
+        key: Of the file.
+        expires_at: The URL leads nowhere after this.
+    """
+    expires = int(expires_at.timestamp())
+    packed = base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+    name = quote(PurePosixPath(key).name)
+    return f"{base_url.rstrip('/')}{PREFIX}/{_sign(secret, key, expires)}/{expires}/{packed}/{name}"
+
+
+def opened_key(secret: bytes, signature: str, expires: str, packed: str) -> str | None:
+    """Return the key that a URL's parts lead to, or None for forged and expired ones."""
+    try:
+        key = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)).decode()
+        until = int(expires)
+    except (ValueError, UnicodeDecodeError):
+        return None
+    good = hmac.compare_digest(signature.encode(), _sign(secret, key, until).encode())
+    return key if good and clock.now().timestamp() <= until else None
+
+
+@router.api_route(
+    PREFIX + "/{signature}/{expires}/{packed}/{name}", methods=["GET", "HEAD"], include_in_schema=False
+)
+def serve(request: Request, signature: str, expires: str, packed: str, name: str) -> Response:
+    """Serve one file, whole or in ranges."""
+    service = request.app.state.service
+    key = opened_key(service.secret, signature, expires, packed)
+    if key is None:
+        return JSONResponse({"detail": "This address is not valid, or not any more."}, 403)
+    try:
+        return answer(service.store, key)
+    except (FileNotFoundError, Failure):
+        return JSONResponse({"detail": "This file is gone."}, 404)
+
+
+def answer(store: Store, key: str) -> Response:
+    """Return the response that delivers a file.
+
+    Raises:
+        FileNotFoundError: When it is not there.
+    """
+    kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
+    shown = "inline" if kind in _SHOWN else "attachment"
+    headers = {
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "private, max-age=3600",
+        "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(PurePosixPath(key).name)}",
+    }
+    if store.is_local:
+        path = Path(str(store.path(key)))
+        if not path.is_file():
+            raise FileNotFoundError(key)
+        return FileResponse(path, media_type=kind, headers=headers)
+    if (presigned := _presigned(store, key)) is not None:
+        return RedirectResponse(presigned, 307)
+    size = store.size(key)
+    return StreamingResponse(
+        _chunks(store, key), media_type=kind, headers={**headers, "Content-Length": str(size)}
+    )
+
+
+def _presigned(store: Store, key: str) -> str | None:
+    path = store.path(key)
+    try:
+        return str(path.fs.url(path.path, expires=PRESIGNED_SECONDS))
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _chunks(store: Store, key: str) -> Iterator[bytes]:
+    with store.open_read(key) as file:
+        while chunk := file.read(1 << 18):
+            yield chunk

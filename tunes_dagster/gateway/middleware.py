@@ -1,0 +1,146 @@
+"""What happens to every request before any dialect sees it: an id, a log line, and limits on its body.
+
+Plain ASGI, because bodies must be counted while they arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tunes_dagster.gateway.options import GatewayOptions
+from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.ids import new_id
+
+log = logging.getLogger("tunes.gateway")
+
+# Agents that PixelAPI's network turns away; see `GatewayOptions.require_user_agent`.
+_BARE_AGENTS = ("python-urllib/", "go-http-client/")
+
+
+class Manners:
+    """Ids, logs, body limits."""
+
+    def __init__(self, app: ASGIApp, options: GatewayOptions) -> None:
+        self.app, self.options = app, options
+        self.counts: dict[tuple[str, int], int] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        state = scope.setdefault("state", {})
+        state["id"] = request_id = new_id("req")
+        status = 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        try:
+            if self.options.require_user_agent and _bare(scope):
+                await _forbid(answer)
+            else:
+                await self.app(scope, self._counted(scope, receive), answer)
+        finally:
+            self._note(scope, state, status, time.perf_counter() - began)
+
+    def _counted(self, scope: Scope, receive: Receive) -> Receive:
+        """Return a `receive` that refuses bodies which are too large or come too slowly."""
+        limit = int(self.options.max_body_mb * 2**20)
+        headers = dict(scope["headers"])
+        announced = headers.get(b"content-length", b"0")
+        too_large = Problem(413, f"The body is larger than {self.options.max_body_mb:g} MB", code="too_large")
+        done = 0
+
+        async def counted() -> Message:
+            nonlocal done
+            if announced.isdigit() and int(announced) > limit:
+                raise too_large
+            try:
+                message = await asyncio.wait_for(receive(), self.options.body_seconds)
+            except TimeoutError:
+                raise Problem(408, "The body did not arrive in time", code="timeout") from None
+            done += len(message.get("body", b""))
+            if done > limit:
+                raise too_large
+            return message
+
+        return counted
+
+    def _note(self, scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "") or "unmatched"
+        self.counts[route, status] = self.counts.get((route, status), 0) + 1
+        facts = {
+            "request_id": state["id"],
+            "method": scope["method"],
+            "route": route,  # never the address itself: it may hold tokens
+            "status": status,
+            "ms": round(seconds * 1000, 1),
+            "account": state.get("account"),
+            "subject": state.get("subject"),
+            "problem": state.get("problem"),
+        }
+        log.log(
+            logging.WARNING if status >= 500 else logging.INFO,
+            "request",
+            extra={"facts": {name: value for name, value in facts.items() if value is not None}},
+        )
+
+
+def _bare(scope: Scope) -> bool:
+    agent = dict(scope["headers"]).get(b"user-agent", b"").decode("latin-1").strip().lower()
+    return not agent or agent.startswith(_BARE_AGENTS)
+
+
+async def _forbid(send: Send) -> None:
+    body = b'{"detail":"Forbidden: send a User-Agent of your own"}'
+    await send(
+        {"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"application/json")]}
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        facts = {
+            "at": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        facts.update(getattr(record, "facts", {}))
+        if record.exc_info:
+            facts["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(facts, ensure_ascii=False, default=str)
+
+
+class PlainLines(logging.Formatter):
+    """The same for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        facts = " ".join(f"{name}={value}" for name, value in getattr(record, "facts", {}).items())
+        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
+        return f"{self.formatTime(record)} {record.levelname.lower()} {record.getMessage()} {facts}{trace}"
+
+
+def set_up_logging(options: GatewayOptions) -> None:
+    """Send the gateway's log lines to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if options.log_format == "json" else PlainLines())
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False

@@ -1,0 +1,268 @@
+"""The project's own endpoints, for what no vendor's API has: health, timelines, cancel, captions, weights, callbacks.
+
+They serve every tune and prompt of the account, whichever dialect it came through, by id, number or public id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunes_dagster.clock import iso
+from tunes_dagster.gateway.desk import Desk
+from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
+from tunes_dagster.gateway.files import answer
+from tunes_dagster.gateway.problems import Problem, not_found
+from tunes_dagster.gateway.service import Service
+from tunes_dagster.registry import Callback, Prompt, Tune
+from tunes_dagster.submit import check_callback_url
+
+
+def _error(problem: Problem) -> tuple[int, Any]:
+    body = {"code": problem.code or "error", "message": problem.message, "fields": problem.fields}
+    return problem.status, {"error": body}
+
+
+KEYS = header_key("authorization", "x-api-key", "ocp-apim-subscription-key")
+router = APIRouter(route_class=manners(_error, KEYS))
+DIALECT = Dialect("native", "tunes-dagster", router, "tk_", _error, ("/native/v1",))
+
+Mine = Depends(desk)
+
+
+class CancelBody(BaseModel):
+    """How a tune is stopped."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    keep: bool = Field(default=False, description="Make the tune ready with what it learned so far.")
+
+
+class CaptionsBody(BaseModel):
+    """Captions by file name or content hash."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    captions: dict[str, str] = Field(max_length=2000)
+
+
+class SampleBody(BaseModel):
+    """Where a sample callback goes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(max_length=4000)
+
+
+@router.get("/health")
+def health(request: Request) -> dict[str, Any]:
+    """Say which bases are there, how much waits and since when."""
+    service: Service = service_of(request)
+    catalog, folder = service.catalog, service.settings.bases_folder
+    real = {entry.branch: catalog.real(entry) for entry in catalog.entries.values()}
+    bases = [
+        {"base": branch, "trains_on": entry.branch, "installed": entry.installed(folder)}
+        for branch, entry in real.items()
+    ]
+    lengths = service.registry.queue_lengths()
+    for row in lengths["work"]:
+        row["since"] = iso(row["since"])
+    ready = sorted({str(base["trains_on"]) for base in bases})
+    seconds = {branch: service.registry.recent_seconds(branch) for branch in ready}
+    waiting = sum(row["count"] for row in lengths["work"] if row["kind"] != "render")
+    expected = {branch: round(waiting * sorted(s)[len(s) // 2]) for branch, s in seconds.items() if s}
+    return {
+        "status": "ok",
+        "profile": catalog.profile,
+        "bases": bases,
+        "queue": lengths,
+        "expected_wait_seconds": expected,
+    }
+
+
+@router.get("/metrics", include_in_schema=False)
+def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    service: Service = service_of(request)
+    lines = ["# TYPE tunes_http_requests_total counter"]
+    counts = getattr(request.app.state, "manners", None)
+    for (route, status), count in sorted((counts.counts if counts else {}).items()):
+        lines.append(f'tunes_http_requests_total{{route="{route}",status="{status}"}} {count}')
+    lengths = service.registry.queue_lengths()
+    lines.append("# TYPE tunes_work gauge")
+    lines += [f'tunes_work{{kind="{r["kind"]}",state="{r["state"]}"}} {r["count"]}' for r in lengths["work"]]
+    for name in ("prompts_queued", "callbacks_pending"):
+        lines += [f"# TYPE tunes_{name} gauge", f"tunes_{name} {lengths[name]}"]
+    return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+
+def tune_facts(tune: Tune) -> dict[str, Any]:
+    """Return what the owner of a tune may know about it."""
+    failure = {"code": tune.failure_code, "message": tune.failure_message, "remedy": tune.failure_remedy}
+    return {
+        "id": tune.id, "number": tune.number, "title": tune.title, "name": tune.class_name, "token": tune.token,
+        "base": tune.base, "trained_on": tune.branch, "status": tune.status, "phase": tune.phase,
+        "message": tune.message, "step": tune.step, "total_steps": tune.total_steps,
+        "seconds_left": tune.seconds_left, "cancel": tune.cancel, "recipe_hash": tune.recipe_hash,
+        "failure": failure if tune.failure_code else None, "created_at": iso(tune.created_at),
+        "started_at": iso(tune.started_at), "ready_at": iso(tune.ready_at),
+    }  # fmt: skip
+
+
+@router.get("/tunes/{key}")
+def tune(key: str, mine: Desk = Mine) -> dict[str, Any]:
+    """Describe one tune."""
+    row, _seen = mine.tune(key)
+    return tune_facts(row)
+
+
+@router.get("/tunes/{key}/timeline")
+def timeline(key: str, mine: Desk = Mine) -> dict[str, Any]:
+    """List the phases of a tune with their start, end and last words, and its progress now."""
+    row, _seen = mine.tune(key)
+    return {**tune_facts(row), "phases": _phases(mine, row.id)}
+
+
+@router.get("/prompts/{key}/timeline")
+def prompt_timeline(key: str, mine: Desk = Mine) -> dict[str, Any]:
+    """The same for a prompt."""
+    row, _seen = mine.prompt(key)
+    return {**prompt_facts(mine, row), "phases": _phases(mine, row.id)}
+
+
+def prompt_facts(mine: Desk, row: Prompt) -> dict[str, Any]:
+    """Return what the owner of a prompt may know about it."""
+    failure = {"code": row.failure_code, "message": row.failure_message, "remedy": row.failure_remedy}
+    return {
+        "id": row.id, "number": row.number, "tune_id": row.tune_id, "base": row.base, "text": row.text,
+        "settings": row.settings, "status": row.status, "images": mine.images(row), "result": row.result,
+        "failure": failure if row.failure_code else None, "created_at": iso(row.created_at),
+        "done_at": iso(row.done_at),
+    }  # fmt: skip
+
+
+def _phases(mine: Desk, subject_id: str) -> list[dict[str, Any]]:
+    events = mine.registry.events(subject_id)
+    ends = [*(event.at for event in events[1:]), None]
+    return [
+        {"phase": event.phase, "message": event.message, "start": iso(event.at), "end": iso(end)}
+        for event, end in zip(events, ends, strict=True)
+    ]
+
+
+@router.post("/tunes/{key}/cancel")
+def cancel(key: str, body: CancelBody | None = None, mine: Desk = Mine) -> dict[str, Any]:
+    """Stop a tune; with `keep` it becomes ready with what it learned so far."""
+    row, _seen = mine.tune(key)
+    return tune_facts(mine.registry.request_cancel(row.id, keep=body.keep if body else False))
+
+
+@router.get("/tunes/{key}/weights/{form}")
+def weights(key: str, form: str, mine: Desk = Mine) -> Response:
+    """Deliver the weights as `diffusers` or `kohya` safetensors."""
+    row, _seen = mine.tune(key)
+    name = {"diffusers": "weights_key", "kohya": "kohya_key"}.get(form)
+    stored = (row.result or {}).get(name) if name else None
+    if not stored:
+        raise not_found("Weights")
+    try:
+        return answer(mine.service.store, stored)
+    except FileNotFoundError:
+        raise not_found("Weights") from None
+
+
+@router.get("/tunes/{key}/captions")
+def captions(key: str, mine: Desk = Mine) -> dict[str, Any]:
+    """List the captions of a tune's pictures with where each came from."""
+    from tunes_dagster.intake.captions import CaptionTable
+
+    row, _seen = mine.tune(key)
+    try:
+        table = CaptionTable.load(mine.service.store, row.id)
+    except FileNotFoundError:
+        raise not_found("Captions") from None
+    rows = [
+        {"picture": one.hash, "name": one.name, "caption": one.caption, "source": one.source}
+        for one in table.rows
+    ]
+    return {"version": table.version, "captions": rows}
+
+
+@router.put("/tunes/{key}/captions")
+def edit_captions(key: str, body: CaptionsBody, mine: Desk = Mine) -> dict[str, Any]:
+    """Change captions; they count from the next training on."""
+    from tunes_dagster.intake.captions import set_captions
+
+    row, _seen = mine.tune(key)
+    set_captions(row.id, body.captions, mine.service.store)
+    return captions(key, mine)
+
+
+@router.get("/account")
+def account(mine: Desk = Mine) -> dict[str, Any]:
+    """Say what the account may spend, and what it did last."""
+    wallet = mine.wallet()
+    entries = [
+        {
+            "at": iso(entry.at),
+            "kind": entry.kind,
+            "of": entry.subject_id,
+            "memo": entry.memo,
+            "usd": moved / 1e6,
+        }
+        for entry, moved in mine.registry.ledger(mine.account_id)
+    ]
+    return {
+        "account": mine.account_id, "plan": wallet.plan, "available_usd": wallet.available / 1e6,
+        "reserved_usd": wallet.reserved / 1e6, "requests_per_minute": wallet.requests_per_minute,
+        "tunes": mine.registry.count_open(mine.account_id), "ledger": entries,
+    }  # fmt: skip
+
+
+def _callback_facts(row: Callback) -> dict[str, Any]:
+    return {
+        "id": row.id, "event": row.event, "of": row.subject_id, "url": row.url, "state": row.state,
+        "attempts": row.attempts, "next_attempt_at": iso(row.next_attempt_at), "delivered_at": iso(row.delivered_at),
+    }  # fmt: skip
+
+
+def _own_callback(mine: Desk, callback_id: str) -> Callback:
+    rows = mine.registry.list_callbacks(limit=1, callback_id=callback_id)
+    if not rows or rows[0].account_id != mine.account_id:
+        raise not_found("Callback")
+    return rows[0]
+
+
+@router.get("/callbacks")
+def callbacks(mine: Desk = Mine) -> list[dict[str, Any]]:
+    """List the account's callbacks, newest first."""
+    return [_callback_facts(row) for row in mine.registry.list_account_callbacks(mine.account_id)]
+
+
+@router.get("/callbacks/{callback_id}")
+def callback_log(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """Show every attempt at a callback with what the receiver answered."""
+    row = _own_callback(mine, callback_id)
+    attempts = [
+        {"attempt": one.attempt, "at": iso(one.started_at), "status": one.status_code, "error": one.error,
+         "answer": one.response_head}
+        for one in mine.registry.list_deliveries(row.id)
+    ]  # fmt: skip
+    return {**_callback_facts(row), "deliveries": attempts}
+
+
+@router.post("/callbacks/{callback_id}/replay")
+def replay(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """Send a callback again that did not arrive."""
+    row = _own_callback(mine, callback_id)
+    return _callback_facts(mine.registry.replay_callback(row.id))
+
+
+@router.post("/callbacks/sample", status_code=201)
+def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
+    """Send a sample callback to an address."""
+    check_callback_url(body.url, mine.service.settings)
+    told = {"type": "sample", "data": {"message": "This is a sample callback."}}
+    return _callback_facts(mine.registry.add_callback(mine.account_id, "sample", "sample", body.url, told))

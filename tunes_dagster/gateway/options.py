@@ -1,0 +1,112 @@
+"""What the operator may set about the server, as `TUNES_GATEWAY_…` in the environment, and the price list."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import Strict
+from tunes_dagster.settings import Settings
+
+MICRO = 1_000_000
+DIALECTS: tuple[str, ...] = ("pixelapi",)
+
+
+class GatewayOptions(BaseSettings):
+    """The operator's settings of the HTTP server.
+
+    Attributes:
+        public_url: Address under which callers reach the server (`https://api.example.com`); every URL that is
+            handed out begins with it. Empty takes the address of each request.
+        mounts: Dialect → where it is served: `""` at the vendor's own paths, `/prefix`, or `host:api.example.com`.
+            Dialects that are left out are not served.
+        secret: Signs file URLs; servers and daemons on several hosts need the same one. Empty makes one in the
+            home folder.
+        prices: Price list that replaces the shipped one.
+        rate_limit_store: Where request counts are kept: `memory://`, or `redis://…` shared by several servers.
+        max_body_mb: Largest request body.
+        max_upload_files: Most files of one request.
+        body_seconds: Longest silence while a request body arrives.
+        upload_token_minutes: How long a job waits for its pictures.
+        picture_url_hours: How long the URL of a render leads somewhere, unless its dialect promises another time.
+        weights_url_hours: The same for weights.
+        require_user_agent: Refuse requests whose User-Agent is empty or a library's default, as PixelAPI does.
+        log_format: `json` for machines, `text` for people.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TUNES_GATEWAY_", extra="ignore")
+
+    public_url: str = ""
+    mounts: dict[str, str] = Field(default_factory=lambda: dict.fromkeys(DIALECTS, ""))
+    secret: str = ""
+    prices: str = ""
+    rate_limit_store: str = "memory://"
+    max_body_mb: float = Field(default=200, gt=0)
+    max_upload_files: int = Field(default=100, ge=1, le=1000)
+    body_seconds: float = Field(default=30, gt=0)
+    upload_token_minutes: float = Field(default=60, gt=0)
+    picture_url_hours: float = Field(default=720, gt=0)
+    weights_url_hours: float = Field(default=720, gt=0)
+    require_user_agent: bool = False
+    log_format: Literal["json", "text"] = "json"
+
+
+class Plan(Strict):
+    """Limits of one plan."""
+
+    requests_per_minute: int = Field(ge=1)
+    monthly_usd: float = Field(default=0, ge=0)
+    sign_up_usd: float = Field(default=0, ge=0)
+
+
+class PriceList(Strict):
+    """Plans, and prices in dollars by dialect and item."""
+
+    plans: dict[str, Plan]
+    prices: dict[str, dict[str, float]]
+
+    def micro(self, dialect: str, item: str) -> int:
+        """Return a price in micro-dollars."""
+        return round(self.prices.get(dialect, {}).get(item, 0.0) * MICRO)
+
+    def plan(self, name: str) -> Plan:
+        """Return a plan.
+
+        Raises:
+            Failure: `INVALID_REQUEST`.
+        """
+        if name not in self.plans:
+            raise Failure(
+                FailureCode.INVALID_REQUEST, f"There is no plan {name!r}.", f"Known: {', '.join(self.plans)}."
+            )
+        return self.plans[name]
+
+
+@lru_cache(maxsize=4)
+def load_prices(path: str = "") -> PriceList:
+    """Return the shipped price list, or the operator's."""
+    file = Path(path).expanduser() if path else Path(__file__).with_name("prices.yaml")
+    return PriceList.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def signing_secret(settings: Settings, options: GatewayOptions) -> bytes:
+    """Return the secret that signs file URLs: the one that is set, or one made once and kept in the home folder."""
+    if options.secret:
+        return options.secret.encode()
+    path = settings.resolved_home / "gateway.key"
+    if not path.exists():
+        part = path.with_name(f".gateway.key.{secrets.token_hex(4)}")
+        part.touch(mode=0o600)
+        part.write_text(secrets.token_hex(32), encoding="ascii")
+        with contextlib.suppress(FileExistsError):  # another process was first
+            path.hardlink_to(part)
+        part.unlink()
+    return path.read_text(encoding="ascii").strip().encode()

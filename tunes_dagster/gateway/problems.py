@@ -1,0 +1,68 @@
+"""What can be wrong with a request, once for all dialects; each dialect words it in its own error form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tunes_dagster.failures import Failure, FailureCode
+
+_STATUS = {
+    FailureCode.UNKNOWN_TUNE: 404,
+    FailureCode.CONFLICT: 409,
+    FailureCode.OUT_OF_CREDITS: 402,
+    FailureCode.STORE_UNAVAILABLE: 503,
+    FailureCode.INTERNAL: 500,
+    FailureCode.BASE_NOT_INSTALLED: 422,
+}
+
+
+@dataclass(eq=False)
+class Problem(Exception):
+    """A request that is refused.
+
+    Attributes:
+        status: HTTP status, before a dialect has its say.
+        message: One sentence.
+        fields: Field → what is wrong with it.
+        headers: Sent with the answer.
+        code: Word for machines.
+    """
+
+    status: int
+    message: str
+    fields: dict[str, list[str]] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    code: str = ""
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def not_found(what: str) -> Problem:
+    """Return the answer for what is not there, or is somebody else's: the two cannot be told apart."""
+    return Problem(404, f"{what} not found", code="not_found")
+
+
+def invalid(name: str, why: str, status: int = 422) -> Problem:
+    """Return the answer for one bad field."""
+    return Problem(status, f"{name} {why}", {name: [why]}, code="invalid")
+
+
+def of_failure(failure: Failure) -> Problem:
+    """Return how a failure of the library answers a request."""
+    status = _STATUS.get(failure.code, 422)
+    text = f"{failure.message} {failure.remedy}".strip()
+    return Problem(status, text, code=failure.code.value)
+
+
+def of_pydantic(errors: list[dict]) -> Problem:
+    """Return how pydantic's complaints answer a request: every field with its sentence."""
+    fields: dict[str, list[str]] = {}
+    for error in errors:
+        place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+        name = ".".join(place) or "body"
+        said = str(error["msg"]).removeprefix("Value error, ")
+        fields.setdefault(name, []).append("is required" if error["type"] == "missing" else said)
+    sentences = [f"{name}: {'; '.join(said)}" for name, said in fields.items()]
+    status = 400 if any(e["type"] == "json_invalid" for e in errors) else 422
+    return Problem(status, ", ".join(sentences) or "The request is not valid.", fields, code="invalid")

@@ -1,0 +1,130 @@
+"""What one server holds: the installation's parts, the rate limiter, the keys it has just seen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from limits import RateLimitItemPerMinute
+from limits.storage import storage_from_string
+from limits.strategies import FixedWindowRateLimiter
+
+from tunes_dagster.catalog import Catalog, load_catalog
+from tunes_dagster.gateway.options import GatewayOptions, PriceList, load_prices, signing_secret
+from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.registry import ApiKey, Registry, Wallet, open_registry
+from tunes_dagster.registry.accounts import key_hash
+from tunes_dagster.settings import Settings
+from tunes_dagster.store import Store
+
+# A revoked key or changed plan counts after this long at the latest.
+KEY_CACHE_SECONDS = 5.0
+_CACHE_SIZE = 10_000
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks.
+
+    Attributes:
+        account_id: The tenant.
+        key_id: The key that proved it.
+        requests_per_minute: Limit of the plan.
+        options: The account's choices.
+    """
+
+    account_id: str
+    key_id: str
+    requests_per_minute: int
+    options: dict
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Where a caller stands with its limit."""
+
+    limit: int
+    remaining: int
+    reset_seconds: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every answer carries."""
+        return {
+            "X-RateLimit-Limit": str(self.limit),
+            "X-RateLimit-Remaining": str(self.remaining),
+            "X-RateLimit-Reset": str(self.reset_seconds),
+        }
+
+
+@dataclass
+class Service:
+    """Everything a request needs; made once per process by `app.create_app`."""
+
+    settings: Settings
+    options: GatewayOptions
+    registry: Registry
+    store: Store
+    catalog: Catalog
+    prices: PriceList
+    secret: bytes
+    _seen: dict[str, tuple[float, Caller]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.limiter = FixedWindowRateLimiter(storage_from_string(self.options.rate_limit_store))
+
+    def known(self, secret: str) -> Caller | None:
+        """Return the caller of a key that was looked up a moment ago."""
+        found = self._seen.get(key_hash(secret))
+        return found[1] if found is not None and found[0] > time.monotonic() else None
+
+    def look_up(self, secret: str) -> Caller:
+        """Return the caller of a key.
+
+        Raises:
+            Problem: 401 for unknown and revoked keys.
+        """
+        row = self.registry.find_key(secret) if secret and len(secret) < 200 else None
+        if row is None or row.revoked_at is not None:
+            raise Problem(401, "Invalid or missing API key", code="unauthorized")
+        caller = self._caller(row)
+        if len(self._seen) > _CACHE_SIZE:
+            self._seen.clear()
+        self._seen[key_hash(secret)] = (time.monotonic() + KEY_CACHE_SECONDS, caller)
+        return caller
+
+    def _caller(self, row: ApiKey) -> Caller:
+        wallet: Wallet = self.registry.get_wallet(row.account_id)
+        return Caller(row.account_id, row.id, wallet.requests_per_minute, wallet.options)
+
+    def hit(self, caller: Caller) -> Rate:
+        """Count one request.
+
+        Raises:
+            Problem: 429 when the plan's limit is used up.
+        """
+        item = RateLimitItemPerMinute(caller.requests_per_minute)
+        allowed = self.limiter.hit(item, caller.account_id)
+        stats = self.limiter.get_window_stats(item, caller.account_id)
+        reset = max(0, round(stats.reset_time - time.time()))
+        rate = Rate(caller.requests_per_minute, stats.remaining, reset)
+        if not allowed:
+            headers = {**rate.headers, "Retry-After": str(max(1, reset))}
+            raise Problem(
+                429, "Rate limit exceeded, please retry later", headers=headers, code="rate_limited"
+            )
+        return rate
+
+
+def open_service(settings: Settings, options: GatewayOptions | None = None) -> Service:
+    """Open the installation for a server, or for the daemon that writes callbacks."""
+    chosen = options or GatewayOptions()
+    return Service(
+        settings,
+        chosen,
+        open_registry(settings),
+        Store(settings.resolved_store_url, settings.store_options),
+        load_catalog(settings.profile),
+        load_prices(chosen.prices),
+        signing_secret(settings, chosen),
+    )
