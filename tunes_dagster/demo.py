@@ -95,7 +95,7 @@ def prepare(folder: Path, subject: str = "") -> Demo:
     prompts = [PromptRequest(text=t, settings=s) for t, s in zip(texts, settings, strict=True)]
     request = TuneRequest(
         name=who.kind,
-        title=f"Demo: {who.name.capitalize()}",
+        title=f"{who.name.capitalize()} (demo)",
         token=who.token,
         base="tiny",
         sources=Sources(folder=str(pictures)),
@@ -120,8 +120,8 @@ def finish(demo: Demo, registry: Registry, store: Store) -> dict[str, Path]:
         [_opened(before[text]) if text in before else None for text in texts],
         [_opened(after[text]) if text in after else None for text in texts],
         references=[_opened(file.read_bytes()) for file in pictures],
-        title=f"{tune.title}: {tune.token} {tune.class_name}",
-        subtitle="Top: pictures it was trained on. Middle: the untuned base. Bottom: the tune, same prompts and seeds.",
+        title=f"{tune.token} {tune.class_name}, before and after",
+        subtitle="Top: the subject. Middle: the untuned base. Bottom: the tune, same prompts and seeds.",
         footer=f"tune {tune.number}, base {tune.branch}, recipe {tune.recipe_hash[:12]}",
     )
     sheet_file = demo.folder / "before-after.png"
@@ -140,16 +140,17 @@ def _page(demo: Demo, tune: Any, registry: Registry, store: Store, after: dict[s
         for index, prompt in enumerate(demo.prompts)
         if prompt.text in after
     ]
-    curve_key = result.get("curve_key") or ""
-    curve = (
-        _keep(demo.folder, "loss.png", store.read_bytes(curve_key))
-        if curve_key and store.exists(curve_key)
-        else ""
+    samples_key = result.get("samples_key") or ""
+    curve_key = str(result.get("weights_key", "lora/")).rpartition("/")[0] + "/loss.png"
+    samples, curve = (
+        _keep(demo.folder, Path(key).name, store.read_bytes(key)) if key and store.exists(key) else ""
+        for key in (samples_key, curve_key)
     )
     events = registry.events(tune.id)
     first = events[0].at if events else tune.created_at
     timeline = {
-        f"{(event.at - first).total_seconds():.1f} s": f"{event.phase}: {event.message}" for event in events
+        f"{(event.at - first).total_seconds():.1f} s": ": ".join(filter(None, (event.phase, event.message)))
+        for event in events
     }
     training = {k.replace("_", " "): v for k, v in (tune.recipe or {}).get("training", {}).items()}
     files = {k.removesuffix("_key"): store.url(v) for k, v in result.items() if k.endswith("_key") and v}
@@ -159,6 +160,7 @@ def _page(demo: Demo, tune: Any, registry: Registry, store: Store, after: dict[s
         Section("With the tune", figures=renders),
         Section("What it was trained on", "Captions were written by the shipped captioner.",
                 figures=_training_figures(demo.folder, tune.id, store)),
+        Section("Samples while it learned", wide=samples) if samples else Section(),
         Section("Loss", wide=curve) if curve else Section(),
         Section("Recipe", facts={**training, "recipe hash": tune.recipe_hash}),
         Section("Timeline", facts=timeline),

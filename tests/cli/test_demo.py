@@ -33,12 +33,15 @@ def play(installation: Installation) -> None:
     item = TrainingItem(hash="ab" * 32, picture="ab" * 32, key=key, name="nova-1.png", kind="full",
                         bucket=(64, 64), crop=(0, 0, 64, 64))  # fmt: skip
     TrainingSet(tune_id=tune.id, class_name="woman", resolution=64, seed=0, items=[item]).save(store)
-    row = CaptionRow(name=item.name, caption="a photo of ohwx woman, green", source="captioner", hash=item.hash)
+    row = CaptionRow(
+        name=item.name, caption="a photo of ohwx woman, green", source="captioner", hash=item.hash
+    )
     CaptionTable(tune_id=tune.id, token="ohwx", class_name="woman", rows=[row]).save(store, "first")
-    curve = store.write_bytes(f"tunes/{tune.id}/lora/1/loss.png", png("white"))
+    weights = store.write_bytes(f"tunes/{tune.id}/lora/1/lora.safetensors", b"weights")
+    store.write_bytes(f"tunes/{tune.id}/lora/1/loss.png", png("white"))
     for kind in ("prepare", "train", "finish"):
         work = registry.claim(kind, tune.id, f"run-{kind}", origin="cli")
-        registry.finish(work.id, f"run-{kind}", result={"curve_key": curve, "seconds": 3.0})
+        registry.finish(work.id, f"run-{kind}", result={"weights_key": weights, "seconds": 3.0})
     while batches := registry.make_batches(registry.now(), 0.0, 100):
         for batch in batches:
             work = registry.claim("render", batch.id, batch.id, origin="cli")
@@ -77,6 +80,7 @@ def test_the_demo_ends_with_a_sheet_a_page_and_the_next_command(
     assert {(255, 0, 0), (0, 0, 255)} <= pixels  # with the tune, and without
     page = (folder / "report.html").read_text()
     assert "a photo of ohwx woman, green" in page
+    assert "page/loss.png" in page
     for source in __import__("re").findall(r'src="([^"]+)"', page):
         assert (folder / source).is_file(), source
     row = installation.registry.get_tune(1)

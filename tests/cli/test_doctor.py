@@ -11,7 +11,18 @@ from tests.cli.conftest import Tunes
 from tunes_dagster.doctor import examine
 from tunes_dagster.settings import Settings, get_settings
 
-AREAS = {"software", "device", "memory", "disk", "bases", "helpers", "registry", "store", "dagster", "drop folder"}
+AREAS = {
+    "software",
+    "device",
+    "memory",
+    "disk",
+    "bases",
+    "helpers",
+    "registry",
+    "store",
+    "dagster",
+    "drop folder",
+}
 
 
 @pytest.fixture

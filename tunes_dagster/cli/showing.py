@@ -148,7 +148,6 @@ def files_of(tune: Any) -> list[tuple[str, str]]:
         "weights_key": "LoRA (diffusers)",
         "kohya_key": "LoRA (kohya)",
         "samples_key": "samples over training",
-        "curve_key": "loss curve",
         "card_key": "model card",
     }
     return [(what, result[field]) for field, what in names.items() if result.get(field)]

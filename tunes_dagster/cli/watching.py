@@ -132,9 +132,9 @@ def tune_line(tune: Any) -> Line:
         tune.status,
         "" if over else tune.phase or tune.status,
         tune.failure_message or "" if tune.status == "failed" else "" if over else tune.message or "",
-        tune.step or 0,
-        tune.total_steps or 0,
-        tune.seconds_left,
+        0 if tune.phase == "queued" else tune.step or 0,
+        0 if tune.phase == "queued" else tune.total_steps or 0,
+        None if tune.phase == "queued" else tune.seconds_left,
         over,
     )
 
