@@ -83,12 +83,12 @@ def desk(request: Request) -> Desk:
     found = getattr(request.state, "desk", None)
     if found is None:
         raise Problem(401, "Invalid or missing API key", code="unauthorized")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def service_of(request: Request) -> Service:
     """Dependency: what the server holds."""
-    return request.app.state.service  # type: ignore[no-any-return]
+    return request.app.state.service
 
 
 def base_url(request: Request) -> str:
@@ -153,7 +153,10 @@ async def _admit(request: Request, find_key: KeyFinder) -> None:
     secret = await find_key(request)
     if not secret:
         return
-    caller = service.known(secret) or await run_in_threadpool(service.look_up, secret)
+    caller = service.known(secret)
+    if caller is None:
+        looked_up: Caller = await run_in_threadpool(service.look_up, secret)
+        caller = looked_up
     request.state.account = caller.account_id
     request.state.rate = service.hit(caller)
     request.state.desk = Desk(service, caller, base_url(request))

@@ -76,7 +76,7 @@ def train(body: TrainBody, response: Response, dry_run: bool = False, mine: Desk
         title=body.trigger_word,
         token=body.trigger_word,
         base=BASES[body.model],
-        dataset={"min_pictures": low, "max_pictures": high},  # type: ignore[arg-type]
+        dataset={"min_pictures": low, "max_pictures": high},
         training=TrainingOptions(steps=body.steps, rank=body.rank, learning_rate=body.learning_rate),
         callback_url=body.webhook_url or None,
     )
@@ -121,7 +121,7 @@ def infer(body: InferBody, response: Response, dry_run: bool = False, mine: Desk
     if asks_dry_run(body, dry_run):
         return mine.rehearse_prompt(request, view)
     prompt = mine.accept_prompt(request, view)
-    answer = {
+    answer: dict[str, Any] = {
         "job_id": "inf_" + prompt.id.removeprefix("prompt_"),
         "status": "queued",
         "credits_cost": whole(price),
@@ -252,7 +252,7 @@ def _progress(tune: Tune) -> float:
 def infer_status(mine: Desk, prompt: Prompt) -> dict[str, Any]:
     """Return the status of a render job with its pictures."""
     images = [] if expired(prompt.done_at) else mine.images(prompt, HOURS)
-    answer = {
+    answer: dict[str, Any] = {
         "job_id": "inf_" + prompt.id.removeprefix("prompt_"),
         "status": prompt_status(prompt.status),
         "progress": 100.0 if prompt.status == "done" else 0.0,
