@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse
 from tunes_dagster.failures import Failure
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.problems import Problem, of_failure, of_pydantic
-from tunes_dagster.gateway.service import Service
+from tunes_dagster.gateway.service import Caller, Service
 
 log = logging.getLogger("tunes.gateway")
 
