@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.display import files, load_pictures, picture, save_sheet
+from assets.display import files, load_pictures, picture, save_sheet, sparkline
 from assets.names import LORA, check_spec
 from resources import Device
 from tunes_dagster.failures import Cancelled
@@ -146,6 +146,7 @@ def pictures(tune: Tune, result: Any, store: Store) -> dict[str, Any]:
         steps, losses = zip(*result.loss_curve, strict=True)
         figure = loss_figure(steps, losses, title=f"Loss of {tune.title}")
         key = f"{result.weights_key.rsplit('/', 1)[0]}/loss.png"
+        shown["loss at a glance"] = sparkline(losses, "loss")
         shown["loss curve"] = save_sheet(store, key, figure_image(figure), "loss curve")
         shown["loss"] = round(float(losses[-1]), 4)
     return shown

@@ -9,6 +9,7 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 
+from assets.display import sparkline
 from assets.housekeeping import prune_cache, prune_partitions, prune_runs
 from assets.launchpad import filled_in, merged, mirror
 from assets.reporting import Member, RunLog
@@ -106,6 +107,16 @@ def test_the_launchpad_mirrors_a_model_with_its_texts():
     assert merged(TrainingOptions(), {"rank": 8}).rank == 8
     with pytest.raises(Failure, match="rank"):
         merged(TrainingOptions(), {"rank": 3})
+
+
+def test_a_sparkline_is_short_enough_to_be_shown_in_place():
+    import base64
+
+    for values in ([0.5], [0.1] * 7, [1 / (i + 1) for i in range(2000)]):
+        text = sparkline(values, "loss").value
+        assert len(text) < 1000
+        svg = base64.b64decode(text.split("base64,")[1].rstrip(")")).decode()
+        assert svg.startswith("<svg") and "nan" not in svg
 
 
 def old_run(
