@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import TrainingOptions
 from tunes_dagster.store import Store
 from tunes_dagster.training import order, prior
-from tunes_dagster.training.cache import cached_latents, centred_crop, load_picture
+from tunes_dagster.training.cache import cached_latents, centred_crop, in_parts, load_picture
 from tunes_dagster.training.jobs import TrainExample, automatic_steps, learning_rate
 
 
@@ -110,4 +111,30 @@ def test_class_prompts_mix_the_class_rare_words_and_others():
     assert sum(bool(re.search(r"of an? woman", p)) for p in prompts) >= 15
     assert sum(bool(re.search(r"of [a-z]{4} woman", p)) for p in prompts) == 20
     assert len(set(prompts)) > 45
-    assert all("ohwx" not in text for text in prior.own_texts(["a photo of ohwx woman"], "ohwx", "woman", 0))
+
+
+def test_own_texts_never_name_the_token():
+    texts = prior.own_texts(["a photo of ohwx woman at night"], "ohwx", "woman", 0)
+    assert len(texts) == prior.OWN_DRAWS
+    assert texts.count("a photo of a woman at night") == prior.OWN_DRAWS / 2
+    assert texts.count(prior.NO_TEXT) == prior.OWN_DRAWS / 8
+    assert all("ohwx" not in text for text in texts)
+
+
+def test_parts_shrink_when_memory_runs_out():
+    seen: list[tuple[int, int]] = []
+
+    def work(start: int, stop: int) -> None:
+        if stop - start > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        seen.append((start, stop))
+
+    in_parts(10, 8, work)
+    assert [row for start, stop in seen for row in range(start, stop)] == list(range(10))
+
+    def hopeless(start: int, stop: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    with pytest.raises(Failure) as raised:
+        in_parts(4, 2, hopeless)
+    assert raised.value.code == FailureCode.OUT_OF_MEMORY

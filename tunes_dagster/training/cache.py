@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.store import Store
 from tunes_dagster.training.families.base import Conditioning, Latents, LoadedBase
 from tunes_dagster.training.jobs import TrainExample
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # Rows per encoder call; small enough for the VAE at 1024 pixels beside a loaded UNet.
 _TEXT_ROWS = 16
-_PICTURE_PIXELS = 2 * 1024 * 1024
+_PICTURE_PIXELS = 1024 * 1024
 _READERS = 8
 
 
@@ -37,6 +38,34 @@ class CacheCount:
 
     def __str__(self) -> str:
         return f"{self.hits} of {self.asked} from the cache"
+
+
+def in_parts(count: int, rows: int, work: Callable[[int, int], None]) -> None:
+    """Call work(start, stop) over `count` rows in parts of `rows`, smaller ones when memory runs out.
+
+    Raises:
+        Failure: `OUT_OF_MEMORY` when not even one row fits.
+    """
+    from accelerate.utils import find_executable_batch_size
+
+    done = 0
+
+    def run(batch_size: int) -> None:
+        nonlocal done
+        while done < count:
+            work(done, min(count, done + batch_size))
+            done = min(count, done + batch_size)
+
+    try:
+        find_executable_batch_size(run, starting_batch_size=max(1, min(rows, count)))()
+    except RuntimeError as error:
+        if "No executable batch size" not in str(error):
+            raise
+        raise Failure(
+            FailureCode.OUT_OF_MEMORY,
+            "The device has no memory for encoding a single picture or caption.",
+            "Free the device's memory, or choose a lower resolution or a smaller base.",
+        ) from error
 
 
 def digest(*parts: object) -> str:
@@ -118,15 +147,16 @@ def cached_latents(
             missing.setdefault(item.bucket, []).append(i)
     on_picture(len(latents), len(items))
     for (width, height), indices in missing.items():
-        rows = max(1, _PICTURE_PIXELS // (width * height) // 2)
-        for start in range(0, len(indices), rows):
-            chunk = indices[start : start + rows]
-            pixels = _stack([load_picture(store, items[i]) for i in chunk])
-            encoded = base.encode_images(pixels)
+
+        def encode(start: int, stop: int, indices: list[int] = indices) -> None:
+            chunk = indices[start:stop]
+            encoded = base.encode_images(_stack([load_picture(store, items[i]) for i in chunk]))
             for i, mean, std in zip(chunk, encoded.mean.cpu(), encoded.std.cpu(), strict=True):
                 latents[i] = Latents(mean.clone(), std.clone())
                 write_tensors(store, keys[i], {"mean": mean, "std": std})
             on_picture(len(latents), len(items))
+
+        in_parts(len(indices), _PICTURE_PIXELS // (width * height), encode)
     return [latents[i] for i in range(len(items))], count
 
 
@@ -150,11 +180,14 @@ def cached_text(
     done: dict[str, Conditioning] = {text: entry for text, entry in found.items() if entry is not None}
     count = CacheCount(len(wanted), len(done))
     missing = [text for text in wanted if text not in done]
-    for start in range(0, len(missing), _TEXT_ROWS):
-        chunk = missing[start : start + _TEXT_ROWS]
-        encoded = base.encode_text(chunk)
-        for row, text in enumerate(chunk):
+
+    def encode(start: int, stop: int) -> None:
+        encoded = base.encode_text(missing[start:stop])
+        for row, text in enumerate(missing[start:stop]):
             done[text] = {name: value[row].clone().cpu() for name, value in encoded.items()}
+
+    if missing:
+        in_parts(len(missing), _TEXT_ROWS, encode)
     with ThreadPoolExecutor(_READERS) as writers:
         list(writers.map(lambda text: write_tensors(store, keys[text], done[text]), missing))
     return done, count

@@ -27,6 +27,8 @@ from tunes_dagster.training.families.base import LoadedBase
 
 # Noised versions of each class picture and of each own picture.
 CLASS_DRAWS, OWN_DRAWS = 8, 16
+# Stands for what the pipeline uses where no negative prompt is given, which is not always the empty caption.
+NO_TEXT = "\0"
 # Denoising steps of the class pictures: they need to be typical, not perfect.
 _SAMPLING_STEPS = 12
 # Rows per forward without gradients.
@@ -98,7 +100,7 @@ def class_prompts(class_name: str, count: int, seed: int = 0) -> list[str]:
     for i in range(count):
         place = source.choice(_PLACES)
         if i % 3 == 1:
-            subject = f"{rare_word(source, '')} {class_name}"
+            subject = f"{rare_word(source, '')} {_detailed(class_name, source)}"
         else:
             others = [other for other in _OTHERS if other != class_name]
             subject = _described(class_name if i % 3 == 0 else source.choice(others), source)
@@ -107,12 +109,15 @@ def class_prompts(class_name: str, count: int, seed: int = 0) -> list[str]:
 
 
 def _described(word: str, source: random.Random) -> str:
-    article = "an" if word[0] in "aeiou" else "a"
-    if source.random() < 0.3:
-        return f"{article} {word}"
-    if word in _PEOPLE:
-        return f"{article} {word} {source.choice(_PERSON_DETAILS)}"
-    return f"a {source.choice(_COLOURS)} {word}"
+    if word not in _PEOPLE and source.random() < 0.7:
+        return f"a {source.choice(_COLOURS)} {word}"
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {_detailed(word, source)}"
+
+
+def _detailed(word: str, source: random.Random) -> str:
+    if word in _PEOPLE and source.random() < 0.7:
+        return f"{word} {source.choice(_PERSON_DETAILS)}"
+    return word
 
 
 def without_token(caption: str, token: str, class_name: str) -> str:
@@ -141,11 +146,11 @@ def _predict_all(
         clean
     )
     timesteps = base.draw_timesteps(spread)
-    rows = _rows_per_forward(clean.shape[1:], base)
     height, width = (int(side) * base.pixels_per_latent for side in clean.shape[2:])
     noisy, predictions = [], []
-    for start in range(0, len(clean), rows):
-        part = slice(start, start + rows)
+
+    def predict(start: int, stop: int) -> None:
+        part = slice(start, stop)
         moments = timesteps[part].to(base.device)
         mixed = base.add_noise(clean[part].to(base.device), noise[part].to(base.device), moments)
         text = {
@@ -156,7 +161,9 @@ def _predict_all(
             said = base.predict(mixed.to(base.dtype), moments, base.with_size(text, width, height))
         noisy.append(mixed.cpu())
         predictions.append(said.cpu())
-        on_row(min(len(clean), start + rows))
+        on_row(stop)
+
+    cache.in_parts(len(clean), _rows_per_forward(clean.shape[1:], base), predict)
     return PriorSet(torch.cat(noisy), timesteps, torch.cat(predictions), list(texts))
 
 
@@ -188,15 +195,17 @@ def class_set(
     source = order.generator(0, order.PRIOR)
     shape = base.latent_shape(width, height)
     total = len(prompts) * (1 + CLASS_DRAWS)
-    rows = _rows_per_forward(shape, base)
     guidance = float(base.entry.rendering.get("guidance_scale", 5.0))
+    noise = torch.randn(len(prompts), *shape, generator=source)
     clean = []
-    for start in range(0, len(prompts), rows):
-        chunk = prompts[start : start + rows]
-        noise = torch.randn(len(chunk), *shape, generator=source)
+
+    def render(start: int, stop: int) -> None:
+        chunk = prompts[start:stop]
         text = {n: torch.stack([table[t][n] for t in chunk]).to(base.device) for n in table[chunk[0]]}
-        clean.append(base.sample(text, noise, width, height, _SAMPLING_STEPS, guidance).cpu())
-        on_row(start + len(chunk), total)
+        clean.append(base.sample(text, noise[start:stop], width, height, _SAMPLING_STEPS, guidance).cpu())
+        on_row(stop, total)
+
+    cache.in_parts(len(prompts), _rows_per_forward(shape, base), render)
     repeated = torch.cat(clean).repeat_interleave(CLASS_DRAWS, dim=0)
     texts = [text for text in prompts for _ in range(CLASS_DRAWS)]
     done = len(prompts)
@@ -207,14 +216,17 @@ def class_set(
 
 
 def own_texts(captions: Sequence[str], token: str, class_name: str, seed: int) -> list[str]:
-    """Return OWN_DRAWS captions per picture: every second without the token, else with another rare word."""
+    """Return OWN_DRAWS captions per picture: half without the token, most others with another rare word.
+
+    One in eight is no text at all: guidance is the difference to it, which shrinks when the subject is there too.
+    """
     source = random.Random(f"{token}-{class_name}-{seed}")
     texts = []
     for caption in captions:
         plain = without_token(caption, token, class_name)
         for i in range(OWN_DRAWS):
             other = caption.replace(token, rare_word(source, token))
-            texts.append(plain if i % 2 == 0 or other == caption else other)
+            texts.append(NO_TEXT if i % 8 == 7 else plain if i % 2 == 0 or other == caption else other)
     return texts
 
 

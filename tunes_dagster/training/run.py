@@ -105,7 +105,10 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     captions = [item.caption for item in job.items]
     own = [c for c, item in zip(captions, job.items, strict=True) if item.bucket == widest]
     own = prior.own_texts(own, job.token, job.class_name, options.seed) if wants_prior else []
-    texts, text_count = cache.cached_text([*captions, "", *prompts, *own], base, store)
+    spoken = [text for text in own if text != prior.NO_TEXT]
+    texts, text_count = cache.cached_text([*captions, "", *prompts, *spoken], base, store)
+    if len(spoken) < len(own):
+        texts[prior.NO_TEXT] = {name: value[0].cpu() for name, value in base.no_text(1).items()}
     prior_set, hit = None, False
     if wants_prior:
         report.phase(Phase.ENCODING, "Asking the untuned base about the class")

@@ -76,6 +76,7 @@ class SdxlBase(LoadedBase):
         self._alpha = cumulative.sqrt()
         self._sigma = (1 - cumulative).sqrt()
         self._time_ids: dict[tuple[int, int], torch.Tensor] = {}
+        self._nothing: Conditioning | None = None
         self._snr = (cumulative / (1 - cumulative)).clamp_min(1e-8)
 
     @classmethod
@@ -170,10 +171,14 @@ class SdxlBase(LoadedBase):
         """See `LoadedBase.no_text`: zeros, or the empty caption where the pipeline's config says so."""
         import torch
 
-        empty = self.encode_text([""])
-        if self._pipeline.config.force_zeros_for_empty_prompt:
-            empty = {name: torch.zeros_like(value) for name, value in empty.items()}
-        return {name: value.expand(rows, *value.shape[1:]).contiguous() for name, value in empty.items()}
+        if self._nothing is None:
+            # Renderers call this in inference mode, whose tensors training could not use later.
+            with torch.inference_mode(False):
+                empty = self.encode_text([""])
+                if self._pipeline.config.force_zeros_for_empty_prompt:
+                    empty = {name: torch.zeros_like(value) for name, value in empty.items()}
+            self._nothing = empty
+        return {name: value.expand(rows, *value.shape[1:]).clone() for name, value in self._nothing.items()}
 
     def with_size(self, text: Conditioning, width: int, height: int) -> Conditioning:
         """See `LoadedBase.with_size`.
