@@ -68,6 +68,8 @@ def create_app(
     app.include_router(files.router)
     for name, place in chosen.mounts.items():
         dialect = load_dialect(name)
+        if dialect.start is not None:
+            dialect.start(opened.registry)
         _mount(app, dialect, place)
         mounted.append((dialect, place))
     app.include_router(NATIVE.router, prefix="/native/v1")

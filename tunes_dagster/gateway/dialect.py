@@ -14,17 +14,19 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError, ResponseValidationError
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from tunes_dagster.failures import Failure
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.problems import Problem, of_failure, of_pydantic
 from tunes_dagster.gateway.service import Caller, Service
+from tunes_dagster.registry import Registry
 
 log = logging.getLogger("tunes.gateway")
 
@@ -48,6 +50,7 @@ class Dialect:
         key_prefix: What its vendor's keys begin with.
         error: Words a problem.
         paths: Beginnings of its paths, for requests that meet no endpoint.
+        start: Called once when a server starts, to put what the dialect ships into the registry.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Dialect:
     key_prefix: str
     error: ErrorForm
     paths: tuple[str, ...]
+    start: Callable[[Registry], None] | None = None
 
 
 def header_key(*names: str) -> KeyFinder:
@@ -137,9 +141,11 @@ def as_problem(raised: Exception) -> Problem:
         return raised
     if isinstance(raised, Failure):
         return of_failure(raised)
+    if isinstance(raised, RecursionError):
+        return Problem(400, "The body is nested too deeply", code="invalid")
     if isinstance(raised, RequestValidationError):
         return of_pydantic(list(raised.errors()))
-    if isinstance(raised, HTTPException) and not isinstance(raised, ResponseValidationError):
+    if isinstance(raised, HTTPException):
         return Problem(raised.status_code, str(raised.detail))
     return Problem(500, "An unexpected error occurred, please try again later", code="internal")
 
@@ -212,6 +218,7 @@ async def _fingerprint(request: Request) -> tuple[str, dict[str, Any]]:
         _flatten(parsed, "", fields)
     if request.url.query:
         fields["query"] = request.url.query
+    fields.pop("api_key", None)  # some APIs carry it in the body; it is not kept
     short = {name: _short(value) for name, value in fields.items()}
     text = json.dumps(short, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest(), dict(list(short.items())[:200])

@@ -17,7 +17,7 @@ from tunes_dagster.recipe import Strict
 from tunes_dagster.settings import Settings
 
 MICRO = 1_000_000
-DIALECTS: tuple[str, ...] = ("pixelapi",)
+DIALECTS = ("pixelapi", "pixazo", "pixu", "astria")
 
 
 class GatewayOptions(BaseSettings):

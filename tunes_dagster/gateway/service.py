@@ -14,7 +14,7 @@ from tunes_dagster.gateway.options import GatewayOptions, PriceList, load_prices
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.registry import ApiKey, Registry, Wallet, open_registry
 from tunes_dagster.registry.accounts import key_hash
-from tunes_dagster.settings import Settings
+from tunes_dagster.settings import Settings, get_settings
 from tunes_dagster.store import Store
 
 # A revoked key or changed plan counts after this long at the latest.
@@ -128,3 +128,20 @@ def open_service(settings: Settings, options: GatewayOptions | None = None) -> S
         load_prices(chosen.prices),
         signing_secret(settings, chosen),
     )
+
+
+def service_around(registry: Registry) -> Service:
+    """Return what writing a callback needs, around a registry that is open already."""
+    found = _around.get(registry.url)
+    if found is None:
+        settings, options = get_settings(), GatewayOptions()
+        store = Store(settings.resolved_store_url, settings.store_options)
+        found = Service(
+            settings, options, registry, store, load_catalog(settings.profile), load_prices(options.prices),
+            signing_secret(settings, options),
+        )  # fmt: skip
+        _around[registry.url] = found
+    return found
+
+
+_around: dict[str, Service] = {}

@@ -1,0 +1,47 @@
+"""Astria: https://docs.astria.ai. Bodies in JSON, multipart and urlencoded form, nested as Rails nests them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter
+
+from tunes_dagster.gateway.desk import Desk, desk_for
+from tunes_dagster.gateway.dialect import Dialect
+from tunes_dagster.gateway.dialects.astria import packs, people, prompts, tunes
+from tunes_dagster.gateway.dialects.astria.prompts import tune_number
+from tunes_dagster.gateway.dialects.astria.wire import error, prompt_object, tune_object
+from tunes_dagster.gateway.service import service_around
+from tunes_dagster.registry import ApiObject, Prompt, Registry
+from tunes_dagster.registry.outbox import Sending
+
+router = APIRouter()
+for part in (tunes, prompts, packs, people):
+    router.include_router(part.router)
+_PATHS = ("/tunes", "/prompts", "/packs", "/p/", "/gallery", "/images", "/users", "/themes")
+DIALECT = Dialect("astria", "Astria", router, "sd_", error, _PATHS, start=packs.seed)
+
+
+def callback(registry: Registry, sending: Sending) -> Sending:
+    """Return a POST of `{"tune": …}` or `{"prompt": …}`; of a group of prompts an array of them."""
+    if sending.event == "prompts.done":
+        members = registry.group_members(sending.subject_id)
+        return replace(sending, body=[_prompt(registry, prompt, seen) for prompt, seen in members])
+    seen = registry.get_object(sending.subject_id)
+    if sending.event.startswith("tune."):
+        tune = registry.get_tune(sending.subject_id)
+        return replace(
+            sending, body={"tune": tune_object(_desk(registry, tune.account_id, seen), tune, seen)}
+        )
+    prompt = registry.get_prompt(sending.subject_id)
+    return replace(sending, body={"prompt": _prompt(registry, prompt, seen)})
+
+
+def _prompt(registry: Registry, prompt: Prompt, seen: ApiObject | None) -> dict[str, Any]:
+    mine = _desk(registry, prompt.account_id, seen)
+    return prompt_object(mine, prompt, seen, tune_number(mine, prompt, seen))
+
+
+def _desk(registry: Registry, account_id: str, seen: ApiObject | None) -> Desk:
+    return desk_for(service_around(registry), account_id, seen.base_url if seen else "")

@@ -1,0 +1,263 @@
+"""Astria's packs: lists of prompts by class, and tunes made from them."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+
+from tunes_dagster.clock import iso
+from tunes_dagster.gateway.desk import Desk
+from tunes_dagster.gateway.dialect import desk, manners, service_of
+from tunes_dagster.gateway.dialects.astria.orders import Base, base_of, prompt_order
+from tunes_dagster.gateway.dialects.astria.tunes import made_tune, number, read_tune_fields, wants_dry_run
+from tunes_dagster.gateway.dialects.astria.wire import (
+    KEYS,
+    MC,
+    NAME,
+    UNSUPPORTED_PROMPT,
+    Loose,
+    PromptFields,
+    TuneFields,
+    error,
+    understood,
+    unknown_fields,
+)
+from tunes_dagster.gateway.nesting import fields_of, read_body
+from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.registry import Pack, Registry, Tune
+
+router = APIRouter(route_class=manners(error, KEYS), tags=["packs"])
+Mine = Depends(desk)
+
+
+class PackFields(Loose):
+    """`pack[…]`; `prompts_per_class` is this project's way to fill one."""
+
+    title: str
+    base_tune_id: int | None = None
+    model_type: str | None = None
+    subtitle: str | None = None
+    public: bool = False
+    prompts_per_class: dict[str, list[PromptFields]] = {}
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name("packs.yaml").read_text(encoding="utf-8"))
+
+
+def seed(registry: Registry) -> None:
+    """Give an installation its first packs, unless they are there."""
+    for slug, pack in _shipped().items():
+        if registry.find_pack("", slug) is None:
+            rows = [
+                {"class": name, "text": text} for name, texts in pack["prompts"].items() for text in texts
+            ]
+            registry.add_pack(slug, pack["title"], account_id=None, public=True, prompts=_numbered(rows),
+                              fields={"base_tune_id": pack["base_tune_id"], "model_type": "lora"})  # fmt: skip
+
+
+def _numbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "id": position} for position, row in enumerate(rows, 1)]
+
+
+def _by_class(pack: Pack) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in pack.prompts.get("rows", []):
+        found.setdefault(row["class"], []).append(row)
+    return found
+
+
+def _cost(mine: Desk, rows: list[dict[str, Any]]) -> int:
+    pictures = sum(int(row.get("num_images") or 1) for row in rows)
+    return (mine.price(NAME, "tune") + pictures * mine.price(NAME, "image")) // MC
+
+
+def _item(mine: Desk, pack: Pack) -> dict[str, Any]:
+    return {
+        "id": pack.number, "base_tune_id": pack.fields.get("base_tune_id"), "user_id": None, "slug": pack.slug,
+        "title": pack.title, "token": pack.fields.get("token"), "created_at": iso(pack.created_at),
+        "updated_at": iso(pack.updated_at), "multiplier": 1, "model_type": pack.fields.get("model_type"),
+        "public_at": iso(pack.public_at), "cover_url": pack.fields.get("cover_url"),
+        "cost_mc_hash": {name: _cost(mine, rows) for name, rows in _by_class(pack).items()},
+    }  # fmt: skip
+
+
+@router.get("/packs")
+@router.get("/packs.json", include_in_schema=False)
+def packs(public: bool = False, listed: bool = False, mine: Desk = Mine) -> list[dict[str, Any]]:
+    """List the account's packs and the installation's."""
+    return [_item(mine, pack) for pack in mine.registry.list_packs(mine.account_id, public=public or listed)]
+
+
+@router.get("/gallery/packs")
+@router.get("/gallery/packs.json", include_in_schema=False)
+def gallery(mine: Desk = Mine) -> list[dict[str, Any]]:
+    """List everybody's public packs."""
+    return [_item(mine, pack) for pack in mine.registry.list_packs(mine.account_id, public=True)]
+
+
+def find_pack(mine: Desk, text: str) -> Pack:
+    """Return a pack by id or slug.
+
+    Raises:
+        Problem: 404.
+    """
+    pack = mine.registry.find_pack(mine.account_id, number(text))
+    if pack is None:
+        raise Problem(404, "Not found", code="not_found")
+    return pack
+
+
+@router.get("/p/{pack_id}")
+def retrieve(pack_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """Describe a pack with its classes, costs and prompts."""
+    pack = find_pack(mine, pack_id)
+    classes = _by_class(pack)
+    return {
+        "id": pack.number, "slug": pack.slug, "title": pack.title, "cover_url": pack.fields.get("cover_url"),
+        "created_at": iso(pack.created_at), "updated_at": iso(pack.updated_at), "public_at": iso(pack.public_at),
+        "unlisted_at": None, "logo": None,
+        "costs": {
+            name: {"cost": _cost(mine, rows), "num_images": sum(int(row.get("num_images") or 1) for row in rows)}
+            for name, rows in classes.items()
+        },
+        "prompts_per_class": {
+            name: [{"id": row["id"], "images": []} for row in rows] for name, rows in classes.items()
+        },
+    }  # fmt: skip
+
+
+@router.post("/packs", status_code=201)
+@router.post("/packs.json", status_code=201, include_in_schema=False)
+async def create(request: Request, mine: Desk = Mine) -> Response:
+    """Make a pack."""
+    body = await read_body(request, service_of(request))
+    return await run_in_threadpool(_create, mine, fields_of(body, "pack"))
+
+
+def _create(mine: Desk, given: dict[str, Any]) -> Response:
+    fields: PackFields = understood(PackFields, given, ())
+    rows = []
+    for name, prompts in fields.prompts_per_class.items():
+        for one in prompts:
+            understood(PromptFields, one.model_dump(exclude_none=True), UNSUPPORTED_PROMPT)
+            rows.append({"class": name, **one.model_dump(exclude_none=True, exclude_unset=True)})
+    slug = re.sub(r"[^a-z0-9]+", "-", fields.title.lower()).strip("-")[:80] or "pack"
+    slug = f"{slug}-{secrets.token_hex(3)}"
+    kept = {"base_tune_id": fields.base_tune_id, "model_type": fields.model_type, "subtitle": fields.subtitle}
+    pack = mine.registry.add_pack(
+        slug,
+        fields.title,
+        account_id=mine.account_id,
+        fields=kept,
+        prompts=_numbered(rows),
+        public=fields.public,
+    )
+    return JSONResponse(_item(mine, pack), 201, unknown_fields(fields))
+
+
+@router.post("/p/{pack_id}/tunes", status_code=201)
+@router.post("/p/{pack_id}/tunes.json", status_code=201, include_in_schema=False)
+async def tune_from_pack(pack_id: str, request: Request, mine: Desk = Mine) -> Response:
+    """Make a tune and the pack's prompts for its class; with `tune_ids` the prompts alone."""
+    body = await read_body(request, service_of(request))
+    return await run_in_threadpool(_from_pack, mine, pack_id, body, wants_dry_run(request, body))
+
+
+def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any], dry_run: bool) -> Response:
+    pack = find_pack(mine, pack_id)
+    given = fields_of(body, "tune")
+    overrides = given.pop("prompt_attributes", None) or {}
+    prompts_callback = given.pop("prompts_callback", None)
+    wanted = {str(one) for one in given.pop("prompt_ids", None) or []}
+    tune_ids = given.pop("tune_ids", None)
+    if not isinstance(overrides, dict):
+        raise invalid("prompt_attributes", "is not an object")
+    if tune_ids:
+        return _prompts_only(mine, pack, tune_ids, overrides, wanted, prompts_callback)
+    name = str(given.get("name") or "")
+    given["prompts_attributes"] = _prompts(pack, name, overrides, wanted)
+    if given.get("base_tune_id") is None and given.get("branch") is None:
+        given["base_tune_id"] = pack.fields.get("base_tune_id")
+    fields, files = read_tune_fields(
+        {"tune": given, **({"images": body["images"]} if "images" in body else {})}
+    )
+    token = fields.token or mine.entry(base_of(mine, fields.branch, fields.base_tune_id).word).token
+    _fill(fields, token)
+    group = _group(mine, prompts_callback) if not dry_run else None
+    return made_tune(mine, fields, files, unknown_fields(fields), dry_run, group)
+
+
+def _group(mine: Desk, callback: Any) -> str | None:
+    if not callback:
+        return None
+    from tunes_dagster.submit import check_callback_url
+
+    check_callback_url(str(callback), mine.service.settings)
+    return mine.registry.add_group(mine.account_id, NAME, str(callback)).id
+
+
+def _prompts(pack: Pack, name: str, overrides: dict[str, Any], wanted: set[str]) -> list[dict[str, Any]]:
+    """Return the pack's prompts for a class, with the caller's own attributes over them.
+
+    Raises:
+        Problem: 422 for a class that the pack does not have.
+    """
+    classes = _by_class(pack)
+    if name not in classes:
+        raise invalid("name", f"is not included in the pack; it has {', '.join(classes) or 'no classes'}")
+    rows = [row for row in classes[name] if not wanted or str(row["id"]) in wanted]
+    hidden = ("id", "class")
+    return [
+        {**{k: v for k, v in row.items() if k not in hidden}, **overrides, "pack_id": pack.number}
+        for row in rows
+    ]
+
+
+def _fill(fields: TuneFields, token: str) -> None:
+    known = {**fields.characteristics, "token": token, "name": fields.name}
+    for one in fields.prompts_attributes:
+        one.text = re.sub(r"\{\{(token|name)\}\}", lambda m: str(known[m.group(1)]), one.text)
+
+
+def _prompts_only(
+    mine: Desk, pack: Pack, tune_ids: Any, overrides: dict[str, Any], wanted: set[str], prompts_callback: Any
+) -> Response:
+    ids = tune_ids if isinstance(tune_ids, list) else [tune_ids]
+    if len(ids) > 20:
+        raise invalid("tune_ids", "has more than 20 entries")
+    orders = []
+    group = _group(mine, prompts_callback)
+    for tune_id in ids:
+        tune, seen = mine.tune(str(tune_id))
+        asked = seen.asked if seen else {}
+        base = Base(tune.base, asked.get("branch") or "sd15", asked.get("base_tune_id"))
+        for row in _prompts(pack, tune.class_name, overrides, wanted):
+            orders.append(_order(mine, row, tune, base, asked.get("characteristics") or {}, group))
+    for request, view in orders:
+        mine.accept_prompt(request, view)
+    return JSONResponse({"status": 201, "message": "Prompts created", "tune_ids": ids}, 201)
+
+
+def _order(
+    mine: Desk,
+    row: dict[str, Any],
+    tune: Tune,
+    base: Base,
+    characteristics: dict[str, Any],
+    group: str | None,
+) -> tuple[Any, Any]:
+    fields: PromptFields = understood(PromptFields, row, UNSUPPORTED_PROMPT)
+    known = {**characteristics, "token": tune.token, "name": tune.class_name}
+    request, view = prompt_order(mine, fields, base, known, group, tune)
+    view.asked["own_tune"] = True
+    return request, view

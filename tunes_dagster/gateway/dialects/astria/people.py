@@ -1,0 +1,96 @@
+"""Astria's remaining endpoints: looking at a picture, the account itself, themes."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from tunes_dagster.failures import Failure
+from tunes_dagster.gateway.desk import Desk
+from tunes_dagster.gateway.dialect import desk, manners, service_of
+from tunes_dagster.gateway.dialects.astria.wire import KEYS, MC, error
+from tunes_dagster.gateway.nesting import files_in, read_body
+from tunes_dagster.gateway.problems import invalid
+
+router = APIRouter(route_class=manners(error, KEYS), tags=["account"])
+Mine = Depends(desk)
+
+# Pictures are looked at while the caller waits; clients shrink them to 512 pixels first.
+_MAX_BYTES = 20 * 2**20
+_LOW_SIDE = 256
+_BLURRY = 0.12
+# What only a person or a trained classifier can say is never claimed.
+_UNKNOWN = ("body_type", "ethnicity", "age", "glasses", "eye_color", "hair_color", "hair_length", "hair_style",
+            "facial_hair", "is_bald", "headcover")  # fmt: skip
+_UNSEEN = (
+    "funny_face",
+    "wearing_sunglasses",
+    "wearing_hat",
+    "full_body_image_or_longshot",
+    "selfie",
+    "low_quality",
+)
+
+
+@router.post("/images/inspect")
+@router.post("/images/inspect.json", include_in_schema=False)
+async def inspect(request: Request, mine: Desk = Mine) -> dict[str, Any]:
+    """Say what can be seen of a picture without guessing about the person: faces, size, sharpness."""
+    body = await read_body(request, service_of(request))
+    if body.get("file_url"):
+        raise invalid("file_url", "is not fetched here; send the file itself")
+    files = files_in(body, "file")
+    if not files:
+        raise invalid("file", "can't be blank")
+    if (files[0].size or 0) > _MAX_BYTES:
+        raise invalid("file", "is larger than 20 MB")
+    data = await files[0].read()
+    return await run_in_threadpool(
+        _inspect, data, files[0].filename or "picture", str(body.get("name") or "")
+    )
+
+
+def _inspect(data: bytes, name: str, asked: str) -> dict[str, Any]:
+    from tunes_dagster.intake.faces import load_detector
+    from tunes_dagster.intake.measures import sharpness
+    from tunes_dagster.intake.pictures import decode
+
+    try:
+        picture = decode(data, name)
+    except Failure as failure:
+        raise invalid("file", failure.message) from None
+    faces = load_detector().detect(picture)
+    return {
+        "name": asked,
+        **dict.fromkeys(_UNKNOWN, ""),
+        **dict.fromkeys(_UNSEEN, False),
+        "blurry": sharpness(picture) < _BLURRY,
+        "includes_multiple_people": len(faces) > 1,
+        "low_resolution": min(picture.size) < _LOW_SIDE,
+    }
+
+
+@router.get("/users/self")
+@router.get("/users")
+@router.get("/users/self.json", include_in_schema=False)
+@router.get("/users.json", include_in_schema=False)
+def users_self(mine: Desk = Mine) -> dict[str, Any]:
+    """Describe the account."""
+    wallet = mine.wallet()
+    return {
+        "id": zlib.crc32(mine.account_id.encode()) & 0x7FFFFFFF,
+        "email": wallet.email,
+        "usd_balance_mc": wallet.available // MC,
+        "auto_extend_tunes": False,
+        "top_off_amount": 0,
+    }
+
+
+@router.post("/themes")
+@router.post("/themes.json", include_in_schema=False)
+def themes(mine: Desk = Mine) -> Response:
+    """Themes need a language model, which this server does not have."""
+    raise invalid("theme", "is not supported by this server yet")

@@ -1,0 +1,231 @@
+"""Astria's prompts: create, retrieve, list, delete, duplicate, like."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, time
+from typing import Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+
+from tunes_dagster import clock
+from tunes_dagster.gateway.desk import Desk
+from tunes_dagster.gateway.dialect import desk, manners, service_of
+from tunes_dagster.gateway.dialects.astria.orders import Base, prompt_order
+from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, number, wants_dry_run
+from tunes_dagster.gateway.dialects.astria.wire import (
+    GALLERY,
+    KEYS,
+    UNSUPPORTED_PROMPT,
+    PromptFields,
+    error,
+    prompt_object,
+    understood,
+    unknown_fields,
+)
+from tunes_dagster.gateway.nesting import fields_of, read_body
+from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.registry import ApiObject, Prompt, Tune
+
+router = APIRouter(route_class=manners(error, KEYS), tags=["prompts"])
+Mine = Depends(desk)
+MAX_OFFSET = 10_000
+# What a prompt row holds that a duplicate takes over.
+_COPIED = ("num_images", "seed", "negative_prompt")
+
+
+def base_or_tune(mine: Desk, text: str) -> tuple[Base, Tune | None, dict[str, Any]]:
+    """Return what the id before `/prompts` means: one of the account's tunes, or a base of the gallery.
+
+    Raises:
+        Problem: 404.
+    """
+    word = number(text)
+    found = mine.registry.find_tune(mine.account_id, word) if word.isdecimal() else None
+    if found is not None:
+        tune, seen = found
+        asked = seen.asked if seen else {}
+        branch = asked.get("branch") or "sd15"
+        return Base(tune.base, branch, asked.get("base_tune_id")), tune, asked.get("characteristics") or {}
+    if word.isdecimal() and int(word) in GALLERY:
+        base, _title, branch = GALLERY[int(word)]
+        return Base(base, branch, int(word)), None, {}
+    raise Problem(404, "Not found", code="not_found")
+
+
+def find_prompt(
+    mine: Desk, text: str, tune: str | None = None
+) -> tuple[Prompt, ApiObject | None, int | None]:
+    """Return a prompt by the integer ids of a path, and the number of its tune.
+
+    Raises:
+        Problem: 404, also when it is not of the tune named before it.
+    """
+    word = number(text)
+    if not word.isdecimal():
+        raise Problem(404, "Not found", code="not_found")
+    prompt, seen = mine.prompt(word)
+    shown = tune_number(mine, prompt, seen)
+    if tune is not None and number(tune) not in (
+        str(shown),
+        str((seen.asked if seen else {}).get("tune_id")),
+    ):
+        raise Problem(404, "Prompt not found", code="not_found")
+    return prompt, seen, shown
+
+
+def tune_number(mine: Desk, prompt: Prompt, seen: ApiObject | None) -> int | None:
+    """Return the integer that a prompt shows as its tune: the base where it was asked on a base."""
+    asked = (seen.asked if seen else {}).get("tune_id")
+    if asked in GALLERY and not (seen and seen.asked.get("own_tune")):
+        return int(asked)
+    if prompt.tune_id is None:
+        return asked
+    found = mine.registry.find_tune(mine.account_id, prompt.tune_id)
+    return found[0].number if found else None
+
+
+@router.post("/tunes/{tune_id}/prompts", status_code=201)
+@router.post("/tunes/{tune_id}/prompts.json", status_code=201, include_in_schema=False)
+async def create(tune_id: str, request: Request, mine: Desk = Mine) -> Response:
+    """Render with a tune, or with a base and the LoRAs in the text."""
+    body = await read_body(request, service_of(request))
+    fields = fields_of(body, "prompt")
+    return await run_in_threadpool(_create, mine, tune_id, fields, wants_dry_run(request, body))
+
+
+def _create(mine: Desk, tune_id: str, given: dict[str, Any], dry_run: bool) -> Response:
+    base, tune, characteristics = base_or_tune(mine, tune_id)
+    fields: PromptFields = understood(PromptFields, given, UNSUPPORTED_PROMPT)
+    request, view = prompt_order(mine, fields, base, characteristics, tune=tune)
+    if tune is None:
+        request = request.model_copy(update={"base": base.word})
+    else:
+        view.asked["own_tune"] = True
+    headers = unknown_fields(fields)
+    if dry_run:
+        return JSONResponse(mine.rehearse_prompt(request, view), 200, headers)
+    prompt = mine.accept_prompt(request, view)
+    shown = prompt_object(mine, *mine.prompt(prompt.id), tune.number if tune else base.number)
+    return JSONResponse(shown, 201, headers)
+
+
+def _listed(
+    mine: Desk, request: Request, before: int | None, limit: int, offset: int, **filters: Any
+) -> list[dict]:
+    if offset > MAX_OFFSET:
+        raise Problem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
+    asked = request.query_params
+    if asked.get("today", "").lower() in ("true", "1"):
+        filters["since"] = datetime.combine(clock.now().date(), time(), UTC)
+    if asked.get("liked"):
+        filters["liked"] = asked["liked"].lower() in ("true", "1")
+    if asked.get("text"):
+        filters["text"] = asked["text"]
+    if asked.get("is_video", "").lower() in ("true", "1"):
+        return []
+    for name in ("pack_id", "base_pack_id", "user_id", "orig_prompt_id", "order_id"):
+        if asked.get(name):
+            raise invalid(name, "is not a filter here yet")
+    rows = mine.registry.page_prompts(
+        mine.account_id, limit=min(limit, MAX_LIMIT), before=before, offset=offset, **filters
+    )
+    return [prompt_object(mine, prompt, seen, tune_number(mine, prompt, seen)) for prompt, seen in rows]
+
+
+@router.get("/prompts")
+@router.get("/prompts.json", include_in_schema=False)
+def listed(
+    request: Request,
+    tune_id: str | None = None,
+    before_id: int | None = None,
+    limit: int = Query(default=20, ge=1),
+    offset: int = Query(default=0, ge=0),
+    mine: Desk = Mine,
+) -> list[dict[str, Any]]:
+    """List prompts, newest first."""
+    if tune_id:
+        return of_tune(tune_id, request, before_id, limit, offset, mine)
+    return _listed(mine, request, before_id, limit, offset)
+
+
+@router.get("/tunes/{tune_id}/prompts")
+@router.get("/tunes/{tune_id}/prompts.json", include_in_schema=False)
+def of_tune(
+    tune_id: str,
+    request: Request,
+    before_id: int | None = None,
+    limit: int = Query(default=20, ge=1),
+    offset: int = Query(default=0, ge=0),
+    mine: Desk = Mine,
+) -> list[dict[str, Any]]:
+    """List the prompts of a tune, or of a base, newest first."""
+    base, tune, _characteristics = base_or_tune(mine, tune_id)
+    chosen = {"tune_id": tune.id} if tune else {"base": base.word}
+    return _listed(mine, request, before_id, limit, offset, **chosen)
+
+
+@router.get("/prompts/{prompt_id}")
+def retrieve(prompt_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """Describe one prompt."""
+    return prompt_object(mine, *find_prompt(mine, prompt_id))
+
+
+@router.get("/tunes/{tune_id}/prompts/{prompt_id}")
+def retrieve_of_tune(tune_id: str, prompt_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """The same below its tune."""
+    return prompt_object(mine, *find_prompt(mine, prompt_id, tune_id))
+
+
+@router.delete("/prompts/{prompt_id}")
+def delete(prompt_id: str, mine: Desk = Mine) -> dict[str, str]:
+    """Delete a prompt with its pictures."""
+    mine.delete_prompt(find_prompt(mine, prompt_id)[0])
+    return {"message": "Prompt successfully deleted"}
+
+
+@router.delete("/tunes/{tune_id}/prompts/{prompt_id}")
+def delete_of_tune(tune_id: str, prompt_id: str, mine: Desk = Mine) -> dict[str, str]:
+    """The same below its tune."""
+    mine.delete_prompt(find_prompt(mine, prompt_id, tune_id)[0])
+    return {"message": "Prompt successfully deleted"}
+
+
+@router.post("/prompts/{prompt_id}/duplicate", status_code=201)
+async def duplicate(prompt_id: str, request: Request, mine: Desk = Mine) -> Response:
+    """Render a prompt again, with some fields changed."""
+    body = await read_body(request, service_of(request))
+    return await run_in_threadpool(_duplicate, mine, prompt_id, body, wants_dry_run(request, body))
+
+
+def _duplicate(mine: Desk, prompt_id: str, body: dict[str, Any], dry_run: bool) -> Response:
+    if body.get("image_index") not in (None, ""):
+        raise invalid("image_index", "is not supported by this server yet")
+    prompt, seen, shown = find_prompt(mine, prompt_id)
+    asked = seen.asked if seen else {}
+    old = {name: prompt.settings.get(name) for name in _COPIED}
+    kept = {name: asked.get(name) for name in PromptFields.model_fields if asked.get(name) is not None}
+    given = {**old, "text": prompt.text, **kept, "callback": prompt.callback_url, **fields_of(body, "prompt")}
+    return _create(
+        mine, str(shown), {name: value for name, value in given.items() if value is not None}, dry_run
+    )
+
+
+def _like(mine: Desk, prompt_id: str, liked: bool) -> Response:
+    mine.registry.like(find_prompt(mine, prompt_id)[0].id, liked)
+    return Response(status_code=201 if liked else 200)
+
+
+@router.post("/prompts/{prompt_id}/likes", status_code=201)
+@router.post("/prompts/{prompt_id}/like", status_code=201, include_in_schema=False)
+def like(prompt_id: str, mine: Desk = Mine) -> Response:
+    """Like a prompt."""
+    return _like(mine, prompt_id, True)
+
+
+@router.delete("/prompts/{prompt_id}/likes")
+@router.delete("/prompts/{prompt_id}/like", include_in_schema=False)
+def unlike(prompt_id: str, mine: Desk = Mine) -> Response:
+    """Take a like back."""
+    return _like(mine, prompt_id, False)

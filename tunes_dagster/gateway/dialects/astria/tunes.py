@@ -1,0 +1,209 @@
+"""Astria's tunes: create, retrieve, list, update, delete, and the gallery of bases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+
+from tunes_dagster.gateway.desk import Desk
+from tunes_dagster.gateway.dialect import desk, manners, service_of
+from tunes_dagster.gateway.dialects.astria.orders import tune_order
+from tunes_dagster.gateway.dialects.astria.wire import (
+    GALLERY,
+    KEYS,
+    UNSUPPORTED_PROMPT,
+    UNSUPPORTED_TUNE,
+    TuneFields,
+    error,
+    tune_object,
+    understood,
+    unknown_fields,
+)
+from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
+from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.uploads import keep_files
+from tunes_dagster.ids import new_id
+from tunes_dagster.registry import ApiObject, Tune
+
+router = APIRouter(route_class=manners(error, KEYS), tags=["tunes"])
+Mine = Depends(desk)
+
+MAX_LIMIT, MAX_OFFSET = 120, 200
+
+
+def number(text: str) -> str:
+    """Return an id of a path without `.json`."""
+    return text.removesuffix(".json")
+
+
+def find_tune(mine: Desk, text: str) -> tuple[Tune, ApiObject | None]:
+    """Return a tune by the integer id of a path.
+
+    Raises:
+        Problem: 404.
+    """
+    word = number(text)
+    if not word.isdecimal():
+        raise Problem(404, "Not found", code="not_found")
+    return mine.tune(word, "Tune")
+
+
+def read_tune_fields(body: dict[str, Any]) -> tuple[TuneFields, list[Any]]:
+    """Return the fields of a tune and the files that came with it.
+
+    Raises:
+        Problem: 422.
+    """
+    fields = fields_of(body, "tune")
+    files = files_in(fields, "images")
+    fields.pop("images", None)
+    if isinstance(fields.get("image_urls"), str):
+        fields["image_urls"] = [fields["image_urls"]]
+    prompts = fields.get("prompts_attributes")
+    if isinstance(prompts, dict):  # JSON with numbers for keys
+        fields["prompts_attributes"] = prompts = list(prompts.values())
+    for one in prompts if isinstance(prompts, list) else []:
+        if isinstance(one, dict):
+            understood(_Anything, one, UNSUPPORTED_PROMPT)
+    return understood(TuneFields, fields, UNSUPPORTED_TUNE), files
+
+
+class _Anything:
+    @classmethod
+    def model_validate(cls, _data: Any) -> None:
+        """Only what cannot be done is looked for."""
+
+
+def wants_dry_run(request: Request, body: dict[str, Any]) -> bool:
+    """Whether a request only wants to know its price."""
+    return str(request.query_params.get("dry_run", body.get("dry_run", ""))).lower() in ("true", "1")
+
+
+@router.post("/tunes", status_code=201)
+@router.post("/tunes.json", status_code=201, include_in_schema=False)
+async def create(request: Request, mine: Desk = Mine) -> Response:
+    """Make a tune, with prompts that are rendered once it is ready."""
+    body = await read_body(request, service_of(request))
+    return await run_in_threadpool(_create, mine, body, wants_dry_run(request, body))
+
+
+def _create(mine: Desk, body: dict[str, Any], dry_run: bool) -> Response:
+    fields, files = read_tune_fields(body)
+    headers = unknown_fields(fields, *fields.prompts_attributes)
+    if mine.caller.options.get("title_idempotency"):
+        same = mine.registry.page_tunes(mine.account_id, limit=1, title=fields.title)
+        if same:
+            return JSONResponse(tune_object(mine, *same[0]), 201, headers)
+    return made_tune(mine, fields, files, headers, dry_run)
+
+
+def made_tune(
+    mine: Desk,
+    fields: TuneFields,
+    files: list[Any],
+    headers: dict[str, str],
+    dry_run: bool,
+    group: str | None = None,
+) -> Response:
+    """Accept a tune and answer with it."""
+    order, view, prompt_views = tune_order(mine, fields, len(files), group)
+    if dry_run:
+        return JSONResponse(mine.rehearse_tune(order, view, prompt_views), 200, headers)
+    tune_id = new_id("tune")
+    if files:
+        order.sources.uploads = keep_files(mine.service.store, tune_id, files)
+    tune = mine.accept_tune(order, view, prompt_views, tune_id=tune_id)
+    return JSONResponse(tune_object(mine, *mine.tune(tune.id)), 201, headers)
+
+
+@router.get("/tunes")
+@router.get("/tunes.json", include_in_schema=False)
+def listed(
+    request: Request,
+    before_id: int | None = None,
+    limit: int = Query(default=20, ge=1),
+    offset: int = Query(default=0, ge=0),
+    title: str | None = None,
+    branch: str | None = None,
+    model_type: str | None = None,
+    mine: Desk = Mine,
+) -> list[dict[str, Any]]:
+    """List tunes, newest first."""
+    if offset > MAX_OFFSET:
+        raise Problem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
+    names = [*request.query_params.getlist("name[]"), *request.query_params.getlist("name")]
+    rows = mine.registry.page_tunes(
+        mine.account_id,
+        limit=min(limit, MAX_LIMIT),
+        before=before_id,
+        offset=offset,
+        title=title,
+        names=names,
+    )
+    shown = [tune_object(mine, tune, seen) for tune, seen in rows]
+    if branch is not None:
+        shown = [one for one in shown if one["branch"] == branch]
+    if model_type is not None:
+        shown = [one for one in shown if one["model_type"] == model_type]
+    return shown
+
+
+@router.get("/gallery/tunes")
+@router.get("/gallery/tunes.json", include_in_schema=False)
+def gallery(
+    branch: str | None = None, limit: int = Query(default=20, ge=1), mine: Desk = Mine
+) -> list[dict[str, Any]]:
+    """List the bases that prompts and tunes may name by number."""
+    rows = [
+        {"id": key, "title": title, "name": "base", "branch": shown, "model_type": None, "base_tune_id": None,
+         "url": f"{mine.base_url}/tunes/{key}.json"}
+        for key, (_word, title, shown) in GALLERY.items()
+        if branch in (None, shown)
+    ]  # fmt: skip
+    return rows[:limit]
+
+
+@router.get("/tunes/{tune_id}")
+def retrieve(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """Describe one tune."""
+    return tune_object(mine, *find_tune(mine, tune_id))
+
+
+@router.patch("/tunes/{tune_id}")
+async def update(tune_id: str, request: Request, mine: Desk = Mine) -> dict[str, Any]:
+    """Change title, name, auto_extend or characteristics."""
+    body = await read_body(request, service_of(request))
+    return await run_in_threadpool(_update, mine, tune_id, body)
+
+
+def _update(mine: Desk, tune_id: str, body: dict[str, Any]) -> dict[str, Any]:
+    tune, seen = find_tune(mine, tune_id)
+    given = fields_of(body, "tune")
+    other = sorted(set(given) - {"title", "name", "auto_extend", "characteristics"})
+    if other:
+        raise Problem(
+            422,
+            f"{other[0]} cannot be changed",
+            {name: ["cannot be changed"] for name in other},
+            code="invalid",
+        )
+    asked = seen.asked if seen else {}
+    fields: TuneFields = understood(
+        TuneFields, {"title": tune.title, "name": tune.class_name, "characteristics": asked.get("characteristics"),
+                     "auto_extend": asked.get("auto_extend", False), **given}, ())  # fmt: skip
+    mine.registry.rename_tune(tune.id, title=fields.title, class_name=fields.name)
+    mine.registry.change_object(
+        tune.id, characteristics=fields.characteristics, auto_extend=fields.auto_extend
+    )
+    return tune_object(mine, *mine.tune(tune.id))
+
+
+@router.delete("/tunes/{tune_id}")
+def delete(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """Delete a tune with its files."""
+    tune, _seen = find_tune(mine, tune_id)
+    mine.delete_tune(tune)
+    return {"message": "Tune successfully deleted"}

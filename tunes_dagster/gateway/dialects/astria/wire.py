@@ -1,0 +1,267 @@
+"""Astria's words: fields of tunes and prompts, sizes, the error form, and how rows are shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tunes_dagster import clock
+from tunes_dagster.clock import iso
+from tunes_dagster.gateway.desk import Desk
+from tunes_dagster.gateway.dialect import header_key
+from tunes_dagster.gateway.problems import Problem, of_pydantic
+from tunes_dagster.registry import ApiObject, Prompt, Tune
+
+NAME = "astria"
+KEYS = header_key("authorization")
+# 100,000 of Astria's units are a dollar.
+MC = 10
+DAYS = 30
+# What a branch trains on; `base_tune_id` numbers are aliases in the catalog.
+BRANCHES = {"sd15": "realistic-vision", "sdxl1": "sdxl1", "flux1": "flux1-dev", "fast": "fast"}
+GALLERY = {690204: ("realistic-vision", "Realistic Vision v5.1", "sd15"), 666678: ("sdxl1", "SDXL 1.0", "sdxl1"),
+           1504944: ("flux1-dev", "Flux1.dev", "flux1")}  # fmt: skip
+_SHAPES = {"portrait": (2, 3), "landscape": (3, 2)}
+_RATIOS = ("1:1", "16:9", "9:16", "21:9", "9:21", "3:2", "2:3", "5:4", "4:5", "4:3", "3:4")
+
+# Fields of a prompt that ask for what the renderer cannot do yet; each is refused by name when it is set.
+UNSUPPORTED_PROMPT = (
+    "super_resolution", "inpaint_faces", "hires_fix", "face_correct", "face_swap", "use_lpw", "style",
+    "color_grading", "film_grain", "prompt_expansion", "theme", "controlnet", "controlnet_txt2img", "input_image",
+    "input_image_base64", "input_image_url", "mask_image", "mask_image_url", "video_model", "video_prompt",
+    "image_references", "backend_version",
+)  # fmt: skip
+UNSUPPORTED_TUNE = ("training_face_correct",)
+# Fields that only say how, and whose value is given back as it was.
+_KEPT = (
+    "denoising_strength",
+    "controlnet_conditioning_scale",
+    "community",
+    "workspace_id",
+    "pack_id",
+    "base_pack_id",
+)
+
+
+def error(problem: Problem) -> tuple[int, Any]:
+    """Return `{field: [messages]}` for validation, `{"error": …}` for everything else; there is no 402."""
+    status = 422 if problem.status in (402, 413) or _refused_state(problem) else problem.status
+    if status == 422 and problem.fields:
+        return status, problem.fields
+    return status, {"error": problem.message}
+
+
+def _refused_state(problem: Problem) -> bool:
+    return problem.status == 409 and not problem.code.startswith("idempotency")
+
+
+class Loose(BaseModel):
+    """Unknown fields are named in a header; empty strings mean absent."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if not (isinstance(value, str) and value == "")}
+
+
+class PromptFields(Loose):
+    """`prompt[…]`."""
+
+    text: str = Field(min_length=1, max_length=4000)
+    negative_prompt: str | None = Field(default=None, max_length=4000)
+    callback: str | None = Field(default=None, max_length=4000)
+    num_images: int = Field(default=1, ge=1, le=8)
+    seed: int | None = Field(default=None, ge=0, le=2**32)
+    cfg_scale: float | None = Field(default=None, ge=0, le=15)
+    steps: int | None = Field(default=None, ge=0, le=50)
+    w: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    h: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    ar: str | None = None
+    aspect_ratio: str | None = None
+    resolution: Literal["1K", "2K", "4K"] | None = None
+    scheduler: str | None = Field(default=None, max_length=40)
+    lora_scale: float | None = Field(default=None, ge=-2, le=3)
+
+    @field_validator("ar", "aspect_ratio")
+    @classmethod
+    def _known_ratio(cls, value: str | None) -> str | None:
+        if value is not None and value not in (*_RATIOS, *_SHAPES):
+            raise ValueError("is not included in the list")
+        return value
+
+
+class TuneFields(Loose):
+    """`tune[…]`."""
+
+    title: str = Field(min_length=1, max_length=200)
+    name: str = Field(min_length=1, max_length=60)
+    callback: str | None = Field(default=None, max_length=4000)
+    branch: Literal["sd15", "sdxl1", "flux1", "fast"] | None = None
+    steps: int | None = Field(default=None, ge=1, le=20_000)
+    token: str | None = Field(default=None, pattern=r"^[\w-]{1,40}$")
+    face_crop: bool | None = None
+    base_tune_id: int | None = None
+    model_type: Literal["lora", "pti", "checkpoint"] | None = None
+    auto_extend: bool = False
+    preset: Literal["flux-lora-focus", "flux-lora-portrait", "flux-lora-fast"] | None = None
+    characteristics: dict[str, Any] = Field(default_factory=dict)
+    image_urls: list[str] = Field(default_factory=list, max_length=1000)
+    prompts_attributes: list[PromptFields] = Field(default_factory=list, max_length=200)
+
+    @field_validator("characteristics", mode="before")
+    @classmethod
+    def _json_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                return json.loads(value)
+            except ValueError:
+                raise ValueError("is not a JSON object") from None
+        return value or {}
+
+    @field_validator("image_urls", mode="before")
+    @classmethod
+    def _without_empty(cls, value: Any) -> Any:
+        return [one for one in value if one != ""] if isinstance(value, list) else value
+
+    @field_validator("characteristics")
+    @classmethod
+    def _small(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if len(value) > 100 or len(json.dumps(value)) > 20_000:
+            raise ValueError("is too large")
+        return value
+
+
+def understood(model: type[Any], fields: dict[str, Any], unsupported: tuple[str, ...]) -> Any:
+    """Return fields as a model.
+
+    Raises:
+        Problem: 422, with what cannot be done refused by name beside what is wrong.
+    """
+    problems: dict[str, list[str]] = {}
+    for name in unsupported:
+        if fields.get(name) not in (None, "", False, "false", "0", 0, [], {}, "null"):
+            problems[name] = ["is not supported by this server yet"]
+    parsed = None
+    try:
+        parsed = model.model_validate({k: v for k, v in fields.items() if v is not None})
+    except ValidationError as wrong:
+        found = of_pydantic(list(wrong.errors()))  # type: ignore[arg-type]
+        problems |= {name: ["can't be blank" if "required" in one else one for one in said]
+                     for name, said in found.fields.items()}  # fmt: skip
+    if problems:
+        message = ", ".join(f"{name} {said[0]}" for name, said in problems.items())
+        raise Problem(422, message, problems, code="invalid")
+    return parsed
+
+
+def size_of(fields: PromptFields, native: int) -> tuple[int | None, int | None]:
+    """Return width and height in pixels; None leaves them to the base."""
+    ratio = fields.aspect_ratio or fields.ar
+    if fields.w or fields.h:
+        return fields.w or native, fields.h or native
+    if ratio is None and fields.resolution is None:
+        return None, None
+    across, down = _SHAPES.get(ratio or "") or tuple(int(part) for part in (ratio or "1:1").split(":"))
+    side = {None: native, "1K": 1024, "2K": 2048, "4K": 4096}[fields.resolution]
+    width = min(4096, round(side * math.sqrt(across / down) / 8) * 8)
+    height = min(4096, round(side * math.sqrt(down / across) / 8) * 8)
+    return width, height
+
+
+def filled_in(text: str, characteristics: dict[str, Any]) -> str:
+    """Return a text with `{{key}}` replaced by the tune's characteristics; unknown ones vanish."""
+    return re.sub(r"\{\{\s*([\w ]+?)\s*\}\}", lambda m: str(characteristics.get(m.group(1)) or ""), text)
+
+
+def tune_object(mine: Desk, tune: Tune, seen: ApiObject | None) -> dict[str, Any]:
+    """Return a tune as Astria shows it."""
+    asked = seen.asked if seen else {}
+    trained = tune.ready_at
+    key = (tune.result or {}).get("weights_key")
+    weights = mine.url(key, trained, DAYS * 24.0) if trained and key else None
+    sources = tune.request.get("sources", {})
+    uploads = [mine.url(one, tune.created_at, DAYS * 24.0) for one in sources.get("uploads", [])]
+    return {
+        "id": tune.number, "title": tune.title, "name": tune.class_name, "is_api": tune.origin == "api",
+        "token": tune.token, "base_tune_id": asked.get("base_tune_id"), "args": asked.get("args"),
+        "steps": tune.total_steps or asked.get("steps"), "face_crop": bool(asked.get("face_crop")),
+        "training_face_correct": False, "ckpt_url": weights, "ckpt_urls": [weights] if weights else [],
+        "eta": iso(_eta(mine, tune)), "callback": tune.callback_url, "trained_at": iso(trained),
+        "started_training_at": iso(tune.started_at),
+        "expires_at": iso(trained + timedelta(days=DAYS)) if trained and not asked.get("auto_extend") else None,
+        "created_at": iso(tune.created_at), "updated_at": iso(tune.updated_at), "branch": asked.get("branch"),
+        "model_type": asked.get("model_type"), "auto_extend": bool(asked.get("auto_extend")),
+        "characteristics": asked.get("characteristics") or {},
+        "url": f"{mine.base_url}/tunes/{tune.number}.json",
+        "orig_images": [*sources.get("image_urls", []), *uploads],
+        **_ended_badly(tune),
+    }  # fmt: skip
+
+
+def _ended_badly(tune: Tune) -> dict[str, str]:
+    """Return the field that clients look for although no document has it."""
+    if tune.status not in ("failed", "cancelled"):
+        return {}
+    return {"error": tune.failure_message or "The tune was cancelled."}
+
+
+def _eta(mine: Desk, tune: Tune) -> datetime | None:
+    if tune.status in ("ready", "failed", "cancelled"):
+        return tune.ready_at
+    if tune.seconds_left is not None:
+        return clock.now() + timedelta(seconds=tune.seconds_left)
+    return tune.created_at + timedelta(seconds=mine.estimated_seconds(tune.base))
+
+
+def prompt_object(
+    mine: Desk, prompt: Prompt, seen: ApiObject | None, tune_number: int | None = None
+) -> dict[str, Any]:
+    """Return a prompt as Astria shows it; `images` are plain URLs that need no key."""
+    asked = seen.asked if seen else {}
+    settings = prompt.settings
+    tune_id = tune_number or asked.get("tune_id")
+    guidance = asked.get("cfg_scale")
+    kept = {name: asked.get(name) for name in _KEPT}
+    return {
+        "id": prompt.number, "callback": prompt.callback_url, "text": asked.get("text") or prompt.text,
+        "negative_prompt": settings.get("negative_prompt") or None,
+        "cfg_scale": None if guidance is None else str(float(guidance)), "steps": asked.get("steps"),
+        "seed": settings.get("seed"), "super_resolution": False, "ar": asked.get("ar") or "1:1",
+        "num_images": settings.get("num_images"), "controlnet_txt2img": False,
+        "aspect_ratio": asked.get("aspect_ratio"), "resolution": asked.get("resolution"),
+        "scheduler": asked.get("scheduler"), "w": asked.get("w"), "h": asked.get("h"), **kept,
+        "trained_at": iso(prompt.done_at) if prompt.status == "done" else None,
+        "started_training_at": iso(prompt.started_at), "created_at": iso(prompt.created_at),
+        "updated_at": iso(prompt.updated_at), "tune_id": tune_id,
+        "liked": seen is not None and seen.liked_at is not None,
+        "cost_mc": asked.get("cost_mc", 0),
+        "user_error": prompt.failure_message if prompt.status in ("failed", "blocked", "cancelled") else None,
+        "url": f"{mine.base_url}/tunes/{tune_id}/prompts/{prompt.number}.json",
+        "images": mine.images(prompt, DAYS * 24.0),
+    }  # fmt: skip
+
+
+def kept_fields(fields: PromptFields) -> dict[str, Any]:
+    """Return what a prompt object has to give back beside the canonical settings."""
+    names = ("text", "cfg_scale", "steps", "ar", "aspect_ratio", "resolution", "scheduler", "w", "h")
+    asked = {name: getattr(fields, name) for name in names}
+    extra = fields.model_extra or {}
+    return {**asked, **{name: extra[name] for name in _KEPT if name in extra}}
+
+
+def unknown_fields(*models: Loose) -> dict[str, str]:
+    """Return the header that names fields which mean nothing here."""
+    known = {*_KEPT, *UNSUPPORTED_PROMPT, *UNSUPPORTED_TUNE, "images", "dry_run", "prompt_attributes", "image_index",
+             "prompts_callback", "tune_ids", "prompt_ids", "tune_id", "is_api"}  # fmt: skip
+    extra = sorted({name for one in models for name in (one.model_extra or {})} - known)
+    named = ", ".join("".join(c for c in name if c.isascii() and c.isprintable())[:40] for name in extra[:20])
+    return {"X-Tunes-Warnings": f"unknown fields: {named}"} if named else {}

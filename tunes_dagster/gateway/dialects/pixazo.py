@@ -1,0 +1,191 @@
+"""Pixazo's FLUX.2 trainer: https://www.pixazo.ai/models/tools/flux-2-trainer-api
+
+Two calls: submit a dataset, ask for the result. The result has the form of fal's trainer, which this one resembles,
+beside the form in which Pixazo's other models answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tunes_dagster.gateway.desk import Desk, View
+from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
+from tunes_dagster.gateway.problems import Problem, invalid, not_found
+from tunes_dagster.recipe import Sources, TrainingOptions, TuneRequest
+from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.registry.outbox import Sending
+
+NAME = "pixazo"
+_BASE = "flux2-dev"
+_PATH = "/flux-2-pro-text-to-image-trainer-712/v1/flux-2-pro-text-to-image-trainer-request"
+_WORDS = {
+    400: "Invalid request parameters",
+    401: "Invalid or missing authentication",
+    403: "Access denied for this operation",
+    404: "Endpoint not found",
+    405: "Endpoint not found",
+    429: "Rate limit exceeded, please retry later",
+    500: "An unexpected error occurred, please try again later",
+}
+_STATUS = {
+    "awaiting_images": "IN_QUEUE", "queued": "IN_QUEUE", "preparing": "PROCESSING", "prepared": "PROCESSING",
+    "training": "PROCESSING", "trained": "PROCESSING", "finishing": "PROCESSING", "ready": "COMPLETED",
+}  # fmt: skip
+
+
+def error(problem: Problem) -> tuple[int, Any]:
+    """Return `{"error": …}` in the vendor's words, with the reason in `detail` where there is more to say."""
+    status = problem.status
+    if problem.code == "invalid" and status == 422:
+        # A body that cannot be understood against one whose values are wrong.
+        missing = any(
+            "required" in said or "valid" in said for texts in problem.fields.values() for said in texts
+        )
+        word = "Invalid request parameters" if missing else "Invalid parameters"
+        return 400, {"error": word, "detail": problem.message}
+    if status == 422:
+        return 400, {"error": "Invalid parameters", "detail": problem.message}
+    body = {"error": _WORDS.get(status, problem.message)}
+    if status in (400, 402, 404, 409, 413) and problem.message != body["error"]:
+        body["detail"] = problem.message
+    return status, body
+
+
+KEYS = header_key("ocp-apim-subscription-key")
+router = APIRouter(route_class=manners(error, KEYS), tags=["trainer"])
+DIALECT = Dialect(NAME, "Pixazo FLUX.2 trainer", router, "pz_", error, ("/flux-2-pro", "/v2/requests"))
+Mine = Depends(desk)
+
+
+class TrainerRequest(BaseModel):
+    """`…-trainer-request`; the last three fields are those of fal's trainer."""
+
+    model_config = ConfigDict(extra="allow")
+
+    image_data_url: str = Field(min_length=1)
+    steps: int = Field(default=1000, ge=1, le=20_000)
+    learning_rate: float = Field(default=5e-5, gt=0, le=0.1)
+    default_caption: str | None = Field(default=None, max_length=2000)
+    output_lora_format: str | None = None
+    trigger_word: str = Field(default="ohwx", pattern=r"^[\w-]{1,40}$")
+
+    @field_validator("output_lora_format")
+    @classmethod
+    def _known_format(cls, value: str | None) -> str | None:
+        if value not in (None, "fal", "comfy", "diffusers", "kohya"):
+            raise ValueError(f"{value!r} is not one of fal, comfy, diffusers, kohya")
+        return value
+
+
+class ResultRequest(BaseModel):
+    """`…-trainer-request-result`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    request_id: str = Field(min_length=1, max_length=80)
+
+
+def sources_of(text: str) -> Sources:
+    """Return what an `image_data_url` means: a URL, a data URI, base64 of a zip, or base64 of a URL."""
+    given = text.strip()
+    if given.lower().startswith(("http://", "https://")):
+        return Sources(archive_url=given)
+    if given.lower().startswith("data:"):
+        return Sources(images_base64=[given])
+    try:
+        start = base64.b64decode(given[:6000] + "=" * (-len(given[:6000]) % 4))
+    except (binascii.Error, ValueError):
+        raise invalid("image_data_url", "is neither an http(s) URL, nor a data URI, nor base64") from None
+    if start[:8].lower().startswith((b"http://", b"https://")):
+        return Sources(
+            archive_url=base64.b64decode(given + "=" * (-len(given) % 4)).decode("utf-8", "replace").strip()
+        )
+    return Sources(images_base64=[given])
+
+
+@router.post(_PATH)
+def submit(
+    body: TrainerRequest, response: Response, dry_run: bool = False, mine: Desk = Mine
+) -> dict[str, Any]:
+    """Queue a training job."""
+    if body.default_caption:
+        raise invalid("default_caption", "is not supported yet; captions are written per picture")
+    request = TuneRequest(
+        name="subject",
+        title="Pixazo training",
+        token=body.trigger_word,
+        base=_BASE,
+        sources=sources_of(body.image_data_url),
+        training=TrainingOptions(steps=body.steps, learning_rate=body.learning_rate),
+    )
+    view = View(NAME, {"steps": body.steps}, price=mine.price(NAME, "train"))
+    extra = sorted(name for name in (body.model_extra or {}) if name != "dry_run" and name.isidentifier())
+    if extra:
+        response.headers["X-Tunes-Warnings"] = (
+            "unknown fields: " + ", ".join(extra[:20]).encode("ascii", "replace").decode()
+        )
+    if dry_run or (body.model_extra or {}).get("dry_run") is True:
+        return mine.rehearse_tune(request, view)
+    tune = mine.accept_tune(request, view)
+    return {
+        "status": "IN_QUEUE",
+        "request_id": tune.id,
+        "message": "Training job queued for execution.",
+        "polling_url": f"{mine.base_url}/v2/requests/status/{tune.id}",
+    }
+
+
+@router.post(_PATH + "-result")
+def result(body: ResultRequest, mine: Desk = Mine) -> dict[str, Any]:
+    """Report a job and, once it is done, its files."""
+    tune, _seen = mine.tune(body.request_id, "Request")
+    return _described(mine, tune)
+
+
+@router.get("/v2/requests/status/{request_id}")
+def polled(request_id: str, mine: Desk = Mine) -> dict[str, Any]:
+    """The same by GET, as clients of the vendor's other models poll."""
+    if not request_id.startswith("tune_"):
+        raise not_found("Request")
+    tune, _seen = mine.tune(request_id, "Request")
+    return _described(mine, tune)
+
+
+def _described(mine: Desk, tune: Tune) -> dict[str, Any]:
+    word = _STATUS.get(tune.status, "FAILED")
+    answer: dict[str, Any] = {"request_id": tune.id, "status": word}
+    if word == "FAILED":
+        answer["error"] = tune.failure_message or "The job was cancelled."
+        return answer
+    if word != "COMPLETED":
+        total = tune.total_steps or 0
+        return answer | {
+            "message": tune.message,
+            "progress": round(100 * tune.step / total, 1) if total else 0.0,
+        }
+    hours = mine.service.options.weights_url_hours
+    results = tune.result or {}
+    weights = mine.url(results["weights_key"], tune.ready_at, hours) if results.get("weights_key") else None
+    key = f"tunes/{tune.id}/lora/config.json"
+    if not mine.service.store.exists(key):
+        mine.service.store.write_json(key, tune.recipe)
+    config = mine.url(key, tune.ready_at, hours)
+    return answer | {
+        "diffusers_lora_file": _file(weights, "lora.safetensors", "application/octet-stream"),
+        "config_file": _file(config, "config.json", "application/json"),
+        "output": {"media_url": [weights] if weights else [], "media_type": "application/octet-stream"},
+    }
+
+
+def _file(url: str | None, name: str, kind: str) -> dict[str, Any] | None:
+    return {"url": url, "file_name": name, "content_type": kind} if url else None
+
+
+def callback(_registry: Registry, sending: Sending) -> Sending:
+    """This API has no callbacks; nothing ever asks for one."""
+    return sending
