@@ -1,12 +1,13 @@
 """The renders of a batch: prompts of one base, over any tunes, in one model load."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
 from assets.attempt import attempt, sentences
-from assets.display import load_pictures, save_sheet, table
+from assets.display import picture, table
 from assets.launchpad import filled_in, merged, mirror
 from assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, check_spec
 from resources import CatalogResource, ComputeResource, Device, RegistryResource, StoreResource
@@ -16,7 +17,7 @@ from tunes_dagster.progress import Phase
 from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.registry import Batch, Prompt, Registry, Tune
 from tunes_dagster.rendering.jobs import RenderJob, RenderResult, TuneWeights, make_job
-from tunes_dagster.rendering.sheets import Cell, render_sheet
+from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.store import Store
 
 RENDERS_CONFIG = mirror(RenderSettings, "RendersConfig")
@@ -88,7 +89,31 @@ def renders(
             render(jobs, base, kept, prefix, mine.report, writer.on_done)
         mine.finish({"pictures": sum(len(result.images) for result in writer.results.values())})
     seconds = time.monotonic() - began
-    return described(rows, kept, batch, prompts, writer.results, prefix, seconds, device)
+    rendered = Rendered(batch, prompts, jobs, writer.results, prefix, seconds, device)
+    return described(rendered, rows, kept)
+
+
+@dataclass
+class Rendered:
+    """A batch that was rendered.
+
+    Attributes:
+        batch: Its row.
+        prompts: Its prompts by id.
+        jobs: Those of them that could be rendered.
+        results: What came of each prompt, by id.
+        prefix: Where the files lie in the store.
+        seconds: Of everything, loading included.
+        device: On which.
+    """
+
+    batch: Batch
+    prompts: dict[str, Prompt]
+    jobs: list[RenderJob]
+    results: dict[str, RenderResult]
+    prefix: str
+    seconds: float
+    device: Device
 
 
 def require_batch(registry: Registry, batch_id: str) -> Batch:
@@ -171,61 +196,59 @@ def render_jobs(
     return jobs
 
 
-def described(
-    registry: Registry,
-    store: Store,
-    batch: Batch,
-    prompts: dict[str, Prompt],
-    results: dict[str, RenderResult],
-    prefix: str,
-    seconds: float,
-    device: Device,
-) -> dg.MaterializeResult:
-    """Return the materialization of a batch: contact sheet, table of prompts, the tunes used, and checks."""
-    images = [(prompts[p], image) for p, result in results.items() for image in result.images]
-    sheet = render_sheet(
-        [Cell(picture, f"{prompt.text} · {image.seed}") for (prompt, image), picture in zip(
-            images, load_pictures(store, [image.key for _, image in images[:64]]), strict=False)],
-        title=f"{len(images)} renders",
-        subtitle=f"{batch.branch} · {batch.shape}",
-        footer=batch.id,
+def described(done: Rendered, registry: Registry, store: Store) -> dg.MaterializeResult:
+    """Return the materialization of a batch: contact sheet, page, table of prompts, tunes used, and checks."""
+    from tunes_dagster.rendering.batch_report import write_batch_report
+
+    images = [image for result in done.results.values() for image in result.images]
+    report = write_batch_report(
+        store, done.prefix, done.jobs, [done.results[job.prompt_id] for job in done.jobs],
+        title=f"{len(images)} renders", base=done.batch.branch, footer=done.batch.id,
     )  # fmt: skip
-    tunes = {p.tune_id: registry.get_tune(p.tune_id) for p in prompts.values() if p.tune_id}
-    rows = [
+    used = {LoraUse(*use).id for job in done.jobs for use in job.loras}
+    tunes = {tune_id: registry.get_tune(tune_id).title for tune_id in sorted(used) if tune_id}
+    sizes = {f"{image.rendered_at[0]}×{image.rendered_at[1]}" for image in images}
+    return dg.MaterializeResult(
+        metadata={
+            "contact sheet": picture(report.sheet, "renders", store.url(report.sheet_key)),
+            "prompts": table(prompt_rows(done, tunes, store), PROMPT_COLUMNS),
+            "pictures": len(images),
+            "tunes": dg.MetadataValue.json(tunes),
+            "base": done.batch.branch,
+            "rendered at": ", ".join(sorted(sizes)),
+            **done.device.metadata(),
+            "seconds": round(done.seconds, 1),
+            "seconds per picture": round(done.seconds / max(1, len(images)), 2),
+            "page": dg.MetadataValue.path(store.url(report.page_key)),
+            "folder": dg.MetadataValue.path(store.url(done.prefix)),
+        },
+        check_results=checks(done),
+    )
+
+
+def prompt_rows(done: Rendered, tunes: dict[str, str], store: Store) -> list[dict[str, Any]]:
+    """Return one row per prompt for people."""
+    return [
         {
-            "prompt": prompts[p].text,
-            "tune": tunes[tune_id].title if (tune_id := prompts[p].tune_id) else "",
-            "seed": prompts[p].settings.get("seed"),
+            "prompt": done.prompts[p].text,
+            "tune": tunes.get(done.prompts[p].tune_id or "", ""),
+            "seed": done.prompts[p].settings.get("seed"),
             "pictures": len(result.images),
             "result": result.failure.message if result.failure else "; ".join(result.warnings) or "done",
             "first file": store.url(result.images[0].key) if result.images else "",
         }
-        for p, result in results.items()
+        for p, result in done.results.items()
     ]
-    rendered_at = {f"{image.rendered_at[0]}x{image.rendered_at[1]}" for _, image in images}
-    return dg.MaterializeResult(
-        metadata={
-            "contact sheet": save_sheet(store, f"{prefix}/contact_sheet.png", sheet, "renders"),
-            "prompts": table(rows, PROMPT_COLUMNS),
-            "pictures": len(images),
-            "seconds": round(seconds, 1),
-            "seconds per picture": round(seconds / max(1, len(images)), 2),
-            "tunes": dg.MetadataValue.json({tune.id: tune.title for tune in tunes.values()}),
-            "base": batch.branch,
-            "rendered at": ", ".join(sorted(rendered_at)),
-            "folder": dg.MetadataValue.path(store.url(prefix)),
-            **device.metadata(),
-        },
-        check_results=checks(prompts, results),
-    )
 
 
-def checks(prompts: dict[str, Prompt], results: dict[str, RenderResult]) -> list[dg.AssetCheckResult]:
+def checks(done: Rendered) -> list[dg.AssetCheckResult]:
     """Return the answers of the checks of a batch."""
-    missing = {p: prompts[p].settings["num_images"] - len(r.images) for p, r in results.items()}
-    missing = {p: count for p, count in missing.items() if count > 0}
-    blank = [image.key for result in results.values() for image in result.images if image.blank]
-    broken = [p for p, r in results.items() if r.failure and "not finite" in r.failure.message]
+    asked = {p: int(prompt.settings["num_images"]) for p, prompt in done.prompts.items()}
+    asked |= {job.prompt_id: job.settings.num_images for job in done.jobs}
+    missing = {p: number - len(done.results[p].images) for p, number in asked.items() if p in done.results}
+    missing = {p: number for p, number in missing.items() if number > 0}
+    blank = [image.key for result in done.results.values() for image in result.images if image.blank]
+    broken = [p for p, r in done.results.items() if r.failure and "not finite" in r.failure.message]
     warn = dg.AssetCheckSeverity.WARN
     return [
         dg.AssetCheckResult(

@@ -5,11 +5,13 @@ What is done here shows in the Dagster UI afterwards, like everything else.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,16 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     if not (home / "dagster.yaml").is_file():
         home = storage
         (home / "dagster.yaml").touch()
-    return dg.DagsterInstance.from_config(str(home))
+    with _one_at_a_time(storage / ".opening"):
+        return dg.DagsterInstance.from_config(str(home))
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Hold a lock file: two processes that make the tables of a new SQLite instance at once break each other."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def daemon_is_alive(instance: dg.DagsterInstance) -> bool:

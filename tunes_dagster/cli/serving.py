@@ -33,7 +33,9 @@ def dev(
             "(docs/dagster.md).[/]")  # fmt: skip
     settings = installation.settings
     Path(settings.resolved_drop_folder).mkdir(parents=True, exist_ok=True)
-    os.makedirs(os.environ["TUNES_DAGSTER_STORAGE"], exist_ok=True)  # noqa: PTH103
+    from tunes_dagster.inprocess import open_instance
+
+    open_instance(settings).dispose()  # makes its tables before several processes open it
     say(f"Dagster UI: [bold]http://{escape(host)}:{port}[/]   (Ctrl-C stops it)")
     say(f"Drop folders of pictures into {escape(settings.resolved_drop_folder)} to train on them.")
     command = [
