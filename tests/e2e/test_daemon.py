@@ -84,6 +84,7 @@ def settings(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch)
         "TUNES_ALLOW_HOSTS": '["127.0.0.1"]', "TUNES_HEARTBEAT_SECONDS": "1",
         "TUNES_LOST_AFTER_SECONDS": "60", "TUNES_RETRY_BACKOFF": "[0.5]", "TUNES_COHORT_WAIT_SECONDS": "0",
         "TUNES_BATCH_WAIT_SECONDS": "0", "TUNES_CALLBACK_BACKOFF": "[0.5, 0.5, 0.5]",
+        "DAGSTER_GRPC_TIMEOUT_SECONDS": "240",  # for machines that are busy with something else
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
