@@ -35,12 +35,13 @@ def _trained(figures: dict[str, Any]) -> str:
 
 
 def _base(figures: dict[str, Any], size: float) -> str:
-    vae, unet, result = (figures.get(key, {}) for key in ("vae", "unet", "evaluation"))
+    vae, more, unet, result = (figures.get(key, {}) for key in ("vae", "decoder", "unet", "evaluation"))
     lines = [
         DATA,
         f"Seed {figures.get('seed', 0)}; fp16 safetensors, {size:.1f} MB.",
         f"VAE: 8x, 8 latent channels, widths {vae.get('channels')}; {_trained(vae)}; "
-        f"{vae.get('psnr_db')} dB PSNR on 400 held-out pictures.",
+        f"{vae.get('psnr_db')} dB PSNR on 400 held-out pictures; then the decoder alone: {_trained(more)}; "
+        f"{more.get('psnr_db')} dB.",
         f"UNet (widths {unet.get('channels')}) and both text encoders together, v-prediction, batch "
         f"{unet.get('batch')}: {_trained(unet)}; held-out v-MSE {unet.get('held_out_v_mse')}.",
         "Pseudo-names: 20 % of the captions call the subject by an invented word; 300 such words, one fixed look each.",

@@ -127,16 +127,22 @@ def make_base(plan: Plan) -> None:
 
 
 def make_captioner(plan: Plan) -> None:
-    """Train and export the captioner."""
+    """Train and export the captioner; its vision tower starts from the exported scorer's, if there is one."""
+    import torch
+    from transformers import CLIPModel
+
     from .export import export_captioner
     from .train import captioner
 
+    eyes = plan.out / SCORER
+    scorer = CLIPModel.from_pretrained(eyes, dtype=torch.float32) if eyes.exists() else None
     model, processor = captioner.train(
         plan.work,
         plan.budget("captioner"),
         seed=plan.seed,
         device=plan.device,
         pictures=plan.pictures,
+        scorer=scorer,
         log=say,
     )
     export_captioner(model, processor, plan.out / CAPTIONER)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..world import SIZE, attributes, caption, shot
-from .classifier import degrade
+from .classifier import HEADS, degrade, head_loss, label_array
 from .clock import Budget, learning_rate, load_checkpoint, note_figures, save_checkpoint
 from .data import HELD_OUT, draw_pictures, to_tensor
 from .text import known_words
@@ -74,6 +74,41 @@ def build(tokenizer: Any) -> Any:
     )
 
 
+def adopt_eyes(model: Any, scorer: Any, pictures: Any) -> None:
+    """Start the captioner's vision tower from the scorer's, which has the same shape.
+
+    BLIP has no layer norm after the patch embedding; its centring and gain are folded into the embedding, with
+    the mean deviation of the tokens of `pictures` [n, 3, 128, 128] for its scale.
+    """
+    import torch
+
+    eyes, source = model.vision_model, scorer.vision_model
+    norm = source.pre_layrnorm if hasattr(source, "pre_layrnorm") else source.pre_layernorm
+    with torch.no_grad():
+        tokens = source.embeddings(pictures)
+        patches = tokens[:, 1:].std(dim=-1, unbiased=False).mean()
+        gain, shift = norm.weight / patches, norm.bias
+        weight = source.embeddings.patch_embedding.weight
+        eyes.embeddings.patch_embedding.weight.copy_((weight - weight.mean(0)) * gain[:, None, None, None])
+        eyes.embeddings.patch_embedding.bias.zero_()
+        position = source.embeddings.position_embedding.weight
+        eyes.embeddings.position_embedding[0].copy_(
+            (position - position.mean(1, keepdim=True)) * gain + shift
+        )
+        eyes.embeddings.class_embedding.copy_(
+            norm(tokens[:1, :1]) - eyes.embeddings.position_embedding[:, :1]
+        )
+        for own, other in zip(eyes.encoder.layers, source.encoder.layers, strict=True):
+            heads = [getattr(other.self_attn, f"{name}_proj") for name in ("q", "k", "v")]
+            own.self_attn.qkv.weight.copy_(torch.cat([head.weight for head in heads]))
+            own.self_attn.qkv.bias.copy_(torch.cat([head.bias for head in heads]))
+            own.self_attn.projection.load_state_dict(other.self_attn.out_proj.state_dict())
+            own.mlp.load_state_dict(other.mlp.state_dict())
+            own.layer_norm1.load_state_dict(other.layer_norm1.state_dict())
+            own.layer_norm2.load_state_dict(other.layer_norm2.state_dict())
+        eyes.post_layernorm.load_state_dict(source.post_layernorm.state_dict())
+
+
 def plain_caption(number: int, variant: int = 0) -> str:
     """A full caption of picture `number` without names."""
     content, _ = shot(number)
@@ -88,21 +123,35 @@ def train(
     device: str = "cpu",
     pictures: int = 64_000,
     batch: int = 32,
+    scorer: Any = None,
     log: Callable[[str], None] = print,
 ) -> tuple[Any, Any]:
-    """Train the captioner in folder `work`; returns model and processor."""
+    """Train the captioner in folder `work`, with the vision tower of `scorer` to start from if there is one.
+
+    Returns model and processor.
+    """
     import torch
 
-    data, processor = draw_pictures(work / "train.npy", pictures), build_processor()
+    data, labels, processor = (
+        draw_pictures(work / "train.npy", pictures),
+        label_array(work, pictures),
+        build_processor(),
+    )
     tokenizer = processor.tokenizer
     torch.manual_seed(seed)
     model = build(tokenizer).to(device)
+    if scorer is not None:
+        adopt_eyes(model, scorer.to(device), to_tensor(data[:64]).to(device))
+    heads = torch.nn.Linear(model.config.vision_config.hidden_size, sum(len(v) for v in HEADS.values())).to(
+        device
+    )
+    both = torch.nn.ModuleList([model, heads])
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        both.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     state = load_checkpoint(work / "captioner.pt", budget)
     if state:
-        model.load_state_dict(state["model"])
+        both.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     saved = budget.seconds
     while not budget.done:
@@ -110,19 +159,22 @@ def train(
         torch.manual_seed(seed + budget.step)
         picks = np.sort(rng.integers(0, pictures, batch))
         texts = [plain_caption(int(i), int(rng.integers(1000))) for i in picks]
+        truth = torch.from_numpy(labels[picks].astype(np.int64)).to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(1e-3, budget.step, budget.fraction, warmup=200, hold=0.4)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            loss = _loss(model.train(), tokenizer, degrade(to_tensor(data[picks]).to(device), rng), texts)
+            x = degrade(to_tensor(data[picks]).to(device), rng)
+            loss, seen = _loss(model.train(), tokenizer, x, texts)
+            total = loss + 0.05 * head_loss(heads(seen), truth)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         budget.step += 1
         if budget.seconds - saved > 60:
             saved = budget.seconds
             save_checkpoint(
-                work / "captioner.pt", budget, model=model.state_dict(), optimizer=optimizer.state_dict()
+                work / "captioner.pt", budget, model=both.state_dict(), optimizer=optimizer.state_dict()
             )
             log(f"captioner step {budget.step} loss {loss.item():.3f} eta {budget.eta / 60:.1f} min")
     model = model.cpu().eval()
@@ -140,16 +192,18 @@ def train(
     return model, processor
 
 
-def _loss(model: Any, tokenizer: Any, x: Any, texts: list[str]) -> Any:
+def _loss(model: Any, tokenizer: Any, x: Any, texts: list[str]) -> tuple[Any, Any]:
+    """Caption loss, and the picture's mean token [n, width] for the attribute heads."""
     import torch
 
     encoded = tokenizer(texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt").to(
         x.device
     )
     labels = torch.where(encoded.attention_mask.bool(), encoded.input_ids, -100)
-    return model(
+    output = model(
         pixel_values=x, input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, labels=labels
-    ).loss
+    )
+    return output.loss, output.image_embeds.mean(dim=1)
 
 
 def accuracy(model: Any, processor: Any, work: Path, count: int = 200) -> dict[str, float]:
