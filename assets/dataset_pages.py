@@ -70,7 +70,7 @@ def described_manifest(
     if manifest.notes or manifest.ignored:
         ignored = [f"ignored: {name}" for name in manifest.ignored[:20]]
         metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {n}" for n in [*manifest.notes, *ignored]))
-    metadata |= files(store, {"manifest file": manifest.key})
+    metadata |= files(store, {"manifest": manifest.key})
     answer = dg.AssetCheckResult(
         passed=failure is None,
         check_name=ENOUGH_PICTURES.name,
@@ -113,7 +113,7 @@ def described_training_set(store: Store, tune: Tune, built: TrainingSet) -> dg.M
             "face crops": sum(item.kind == "face" for item in built.items),
             "resolution": built.resolution,
             "buckets": table(rows, {"bucket": "string", "pictures": "int"}),
-            **files(store, {"training set file": built.key}),
+            **files(store, {"training set": built.key, "contact sheet": key}),
         },
         check_results=[answer],
     )
@@ -142,7 +142,7 @@ def described_captions(store: Store, tune: Tune, written: CaptionTable) -> dg.Ma
             "captions": table(rows, CAPTION_COLUMNS),
             **{f"from {source}": number for source, number in sources.most_common()},
             "version": written.version,
-            **files(store, {"captions file (edit me)": written.key}),
+            "file to edit": dg.MetadataValue.path(store.url(written.key)),
         },
         check_results=[answer],
     )

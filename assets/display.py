@@ -26,7 +26,7 @@ def picture(image: Image, alt: str, link: str = "") -> dg.MetadataValue:
     """Return a thumbnail as markdown, with the path of the full picture below."""
     from tunes_dagster.rendering.sheets import picture_markdown
 
-    return dg.MetadataValue.md(picture_markdown(image, alt, link=link))
+    return dg.MetadataValue.md(picture_markdown(image, alt, max_side=760, link=link))
 
 
 def save_sheet(store: Store, key: str, sheet: Image, alt: str) -> dg.MetadataValue:
@@ -73,14 +73,20 @@ def sparkline(values: Sequence[float], alt: str, width: int = 300, height: int =
 
 
 def files(store: Store, keys: Mapping[str, str | None]) -> dict[str, dg.MetadataValue]:
-    """Return the path and size of files, by label."""
-    found: dict[str, dg.MetadataValue] = {}
+    """Return a table of files (what, name, size) and the folder of the first one: long paths break the page."""
+    rows, folder = [], ""
     for label, key in keys.items():
-        if not key or not store.exists(key):
-            continue
-        found[label] = dg.MetadataValue.path(store.url(key))
-        found[f"{label} (KiB)"] = dg.MetadataValue.float(round(store.size(key) / 1024, 1))
-    return found
+        if key and store.exists(key):
+            parent, _, name = key.rpartition("/")
+            folder = folder or parent
+            size = round(store.size(key) / 1024, 1)
+            rows.append({"file": label, "name": name, "KiB": size})
+    if not rows:
+        return {}
+    return {
+        "files": table(rows, {"file": "string", "name": "string", "KiB": "float"}),
+        "folder": dg.MetadataValue.path(store.url(folder)),
+    }
 
 
 def load_pictures(

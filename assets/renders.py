@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from assets.attempt import attempt, sentences
-from assets.display import picture, table
+from assets.display import files, picture, table
 from assets.launchpad import filled_in, merged, mirror
 from assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, check_spec
 from resources import CatalogResource, ComputeResource, Device, RegistryResource, StoreResource
@@ -211,7 +211,7 @@ def described(done: Rendered, registry: Registry, store: Store) -> dg.Materializ
     return dg.MaterializeResult(
         metadata={
             "contact sheet": picture(report.sheet, "renders", store.url(report.sheet_key)),
-            "prompts": table(prompt_rows(done, tunes, store), PROMPT_COLUMNS),
+            "prompts": table(prompt_rows(done, tunes), PROMPT_COLUMNS),
             "pictures": len(images),
             "tunes": dg.MetadataValue.json(tunes),
             "base": done.batch.branch,
@@ -219,14 +219,13 @@ def described(done: Rendered, registry: Registry, store: Store) -> dg.Materializ
             **done.device.metadata(),
             "seconds": round(done.seconds, 1),
             "seconds per picture": round(done.seconds / max(1, len(images)), 2),
-            "page": dg.MetadataValue.path(store.url(report.page_key)),
-            "folder": dg.MetadataValue.path(store.url(done.prefix)),
+            **files(store, {"page": report.page_key, "contact sheet": report.sheet_key}),
         },
         check_results=checks(done),
     )
 
 
-def prompt_rows(done: Rendered, tunes: dict[str, str], store: Store) -> list[dict[str, Any]]:
+def prompt_rows(done: Rendered, tunes: dict[str, str]) -> list[dict[str, Any]]:
     """Return one row per prompt for people."""
     return [
         {
@@ -235,7 +234,7 @@ def prompt_rows(done: Rendered, tunes: dict[str, str], store: Store) -> list[dic
             "seed": done.prompts[p].settings.get("seed"),
             "pictures": len(result.images),
             "result": result.failure.message if result.failure else "; ".join(result.warnings) or "done",
-            "first file": store.url(result.images[0].key) if result.images else "",
+            "first file": result.images[0].key.rpartition("/")[2] if result.images else "",
         }
         for p, result in done.results.items()
     ]

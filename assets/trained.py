@@ -10,7 +10,7 @@ from assets.names import LORA, check_spec
 from resources import Device
 from tunes_dagster.failures import Cancelled
 from tunes_dagster.partitions import tunes
-from tunes_dagster.progress import Phase, Reporter, format_seconds
+from tunes_dagster.progress import Phase, Reporter
 from tunes_dagster.registry import Tune
 from tunes_dagster.store import Store
 
@@ -155,12 +155,14 @@ def pictures(tune: Tune, result: Any, store: Store) -> dict[str, Any]:
 def facts(tune: Tune, result: Any, store: Store, device: Device) -> dict[str, Any]:
     """Return numbers, files and the recipe."""
     keys = {
-        "weights": result.weights_key, "weights for kohya": result.kohya_key, "model card": result.card_key,
-    }  # fmt: skip
+        "weights (diffusers)": result.weights_key,
+        "weights (kohya: ComfyUI, A1111)": result.kohya_key,
+        "model card": result.card_key,
+        "samples": result.samples_key,
+    }
     return {
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
-        "took": format_seconds(result.seconds),
         **({"stopped early": True} if result.stopped else {}),
         "trigger": f"{tune.token} {tune.class_name}",
         "base": tune.branch,
@@ -169,7 +171,7 @@ def facts(tune: Tune, result: Any, store: Store, device: Device) -> dict[str, An
         "checkpoints": len(result.checkpoints),
         "recipe": dg.MetadataValue.json({k: v for k, v in result.recipe.items() if k != "pictures"}),
         "recipe hash": result.recipe_hash,
-        **{name.replace("_", " "): value for name, value in result.figures.items()},
+        **{name.replace("_", " "): v for name, v in result.figures.items() if not name.endswith("bytes")},
     }  # fmt: skip
 
 
