@@ -29,8 +29,6 @@ def build_defs(*, resource_overrides: dict[str, Any] | None = None) -> dg.Defini
         sensors=ALL_SENSORS,
         schedules=ALL_SCHEDULES,
         resources={**default_resources(), **(resource_overrides or {})},
-        # Phases, steps and failures in the terminal; Dagster's own bookkeeping (debug) stays in the UI.
-        loggers={"console": dg.colored_console_logger.configured({"log_level": "INFO"})},
         # One process per run: a process per step costs seconds and would load the model again.
         executor=dg.in_process_executor,
     )
