@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PICTURES = 8
 SEED = 7
 # Measured on 2 cores without GPU; the process holds torch, the base, its adapters and their optimizer.
-MINUTES, MEMORY_GB, DISK_MB = 4, 2, 150
+MINUTES, MEMORY_GB, DISK_MB = 4, 2, 200
 
 # Larger than the base's native size, like people's photos.
 SIDE = 256
