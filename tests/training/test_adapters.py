@@ -80,8 +80,10 @@ def test_mixed_rows_equal_peft_adapter_by_adapter(base64, states, inputs, by_pef
 
 def test_detaching_leaves_the_network_as_it_was(base64, states, inputs, by_peft):
     names = [name for name, _ in base64.denoiser.named_modules()]
+    plain = base64.fingerprint()
     with attached(base64.denoiser, states) as bank:
         bank.assign_all(1)
+        assert base64._fingerprint(()) == plain
     assert [name for name, _ in base64.denoiser.named_modules()] == names
     with torch.no_grad():
         assert torch.equal(base64.predict(*inputs), by_peft[-1])

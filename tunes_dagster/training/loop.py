@@ -162,7 +162,7 @@ class Trainer:
         self.runs = [TuneRun(one, slot, base, self.table) for slot, one in enumerate(prepared)]
         self.bank = self._attach()
         self.optimizer = SlotOptimizer(self.bank)
-        self.totals = torch.zeros(2 * len(self.runs), device=base.device, dtype=torch.float64)
+        self.totals = torch.zeros(2 * len(self.runs), device=base.device, dtype=self.dtype)
         self._plans: dict[tuple, Plan] = {}
         self._left: list[tuple[TuneJob, Outcome]] = []
 
@@ -286,7 +286,7 @@ class Trainer:
         said = self.base.predict(noisy.to(self.base.dtype), timesteps, conditioning)
         losses = (said.to(self.dtype) - target).square().flatten(1).mean(1)
         (losses * weights).sum().backward()
-        self.totals.index_add_(0, plan.totals, (losses.detach() * plan.shares).double())
+        self.totals.index_add_(0, plan.totals, losses.detach() * plan.shares)
 
     def _collate(
         self, group: Group, plan: Plan, rows: Mapping[int, StepRows]

@@ -175,15 +175,24 @@ class LoadedBase(ABC):
         """Return a short hash of the weights of the named parts (all when none) and of how they compute.
 
         Every tensor's name, shape and dtype and up to 64 evenly spaced values enter, which tells any two
-        trained models apart and takes milliseconds where hashing 7 GB takes many seconds.
+        trained models apart and takes milliseconds where hashing 7 GB takes many seconds. The weights are frozen,
+        so each answer is kept.
         """
+        known: dict[tuple[str, ...], str] = self.__dict__.setdefault("_fingerprints", {})
+        if roles not in known:
+            known[roles] = self._fingerprint(roles)
+        return known[roles]
+
+    def _fingerprint(self, roles: tuple[str, ...]) -> str:
         parts = self.parts()
         digest = hashlib.sha256(f"{self.dtype} {self.entry.family}".encode())
         for role in sorted(roles or parts):
             for name, tensor in sorted(parts[role].state_dict().items()):
                 flat = tensor.detach().reshape(-1)
                 sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
-                digest.update(f"{role}.{name} {tuple(tensor.shape)}".encode())
+                # Layers that wear an adapter just now are called as they are without it.
+                plain = name.replace(".base.", ".")
+                digest.update(f"{role}.{plain} {tuple(tensor.shape)}".encode())
                 digest.update(sample.tobytes())
         return digest.hexdigest()[:20]
 

@@ -71,7 +71,8 @@ class SdxlBase(LoadedBase):
                 "Use a base whose scheduler says epsilon or v_prediction.",
             )
         self.train_timesteps = int(noise.config.num_train_timesteps)
-        cumulative = noise.alphas_cumprod.to(device=self.device, dtype=torch.float64)
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        cumulative = noise.alphas_cumprod.to(device=self.device, dtype=wide)
         # Zero terminal SNR gives exactly 0, whose loss weight would be 0 / 0.
         self._alpha = cumulative.sqrt()
         self._sigma = (1 - cumulative).sqrt()
