@@ -203,4 +203,5 @@ def export(
 
 
 def _file_name(title: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in title).strip("-").lower() or "tune"
+    plain = "".join(c if c.isalnum() or c == "_" else " " for c in title)
+    return "-".join(plain.lower().split()) or "tune"
