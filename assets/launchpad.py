@@ -56,7 +56,8 @@ def mirror(model: type[BaseModel], name: str, only: tuple[str, ...] = ()) -> typ
             continue
         text = texts.get(key, "") + _choices(info.annotation)
         fields[key] = (_plain(info.annotation) | None, Field(default=None, description=text))
-    config: type[dg.Config] = create_model(name, __base__=dg.Config, __doc__=model.__doc__, **fields)
+    summary = (model.__doc__ or "").partition("Attributes:")[0].strip()
+    config: type[dg.Config] = create_model(name, __base__=dg.Config, __doc__=summary, **fields)
     return config
 
 
