@@ -57,7 +57,7 @@ def _flags(model: type[BaseModel], group: str) -> list[inspect.Parameter]:
     flags = []
     for name, field in model.model_fields.items():
         kind = _without_none(field.annotation)
-        said = help_of.get(name, "")
+        said = _for_people(help_of.get(name, ""))
         if field.default is not None and field.default != "":
             said = f"{said} Default: {field.default}."
         option = typer.Option(
@@ -75,6 +75,11 @@ def _flags(model: type[BaseModel], group: str) -> list[inspect.Parameter]:
             )
         )
     return flags
+
+
+def _for_people(said: str) -> str:
+    """Return help in which no Python value stands: `None takes a half` becomes `left out, it takes a half`."""
+    return re.sub(r"\bNone (?=\w)", "left out, it ", said)
 
 
 def _without_none(annotation: Any) -> Any:
