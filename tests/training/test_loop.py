@@ -217,10 +217,8 @@ def test_divergence_cancel_and_broken_data_leave_the_others_alone(base, store, m
             prepared.means = {k: v * float("nan") for k, v in prepared.means.items()}
         return prepared
 
-    from tunes_dagster.training import loop
-
     patch = pytest.MonkeyPatch()
-    patch.setattr(loop, "prepare", poison)
+    patch.setattr(run, "prepare", poison)
     try:
         outcomes = train([good, wild, stopped, kept, broken], base, store, lambda tune, _: told.append(tune))
     finally:

@@ -60,7 +60,7 @@ def save(
         key: From `checkpoint_key`.
         info: What the header says.
         adapter: What would be exported now, in peft's format, alpha folded in.
-        state: Packed vectors of `SlotOptimizer.state`.
+        state: From `TrainedWeights.state`.
     """
     from safetensors.torch import save as serialise
 

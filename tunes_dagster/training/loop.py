@@ -1,67 +1,112 @@
 """The training loop: any number of tunes over one frozen base, one forward and backward per step for all of them.
 
 What a tune computes depends on the tune alone: its rows, loss, gradients, clipping, moments, learning rate and
-random numbers are its own, and the loop only decides which rows share a forward. Nothing is encoded here, and
-nothing is read back from the device between reports.
+random numbers are its own, and the loop only decides which rows share a forward. Tunes leave when they end, and
+waiting ones join at any step. Nothing is encoded inside a step, and nothing is read back from the device between
+reports.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.progress import Phase
 from tunes_dagster.store import Store
-from tunes_dagster.training import export
-from tunes_dagster.training.adapters import AdapterBank, attach
+from tunes_dagster.training.batches import Group, Plan, collate, make_groups, make_plan
 from tunes_dagster.training.families.base import LoadedBase
 from tunes_dagster.training.jobs import TuneJob, TuneResult, learning_rate
-from tunes_dagster.training.optimizer import SlotOptimizer
-from tunes_dagster.training.run import PreparedTune, StepRows, TextTable, TuneRun, prepare
+from tunes_dagster.training.kinds import Kind, kind_of
+from tunes_dagster.training.run import PreparedTune, StepRows, TextTable, TuneRun
+from tunes_dagster.training.weights import TrainedWeights
 
 Outcome = TuneResult | Failure
 OnFinished = Callable[[str, Outcome], None]
+# Given the number of free places, returns at most as many jobs that join now.
+Waiting = Callable[[int], Sequence[TuneJob]]
+
+# How often a cohort with free places looks for tunes that could join.
+SECONDS_BETWEEN_LOOKS = 2.0
 
 
 def train(
-    cohort: Sequence[TuneJob], base: LoadedBase, store: Store, on_finished: OnFinished | None = None
+    cohort: Sequence[TuneJob],
+    base: LoadedBase,
+    store: Store,
+    on_finished: OnFinished | None = None,
+    *,
+    waiting: Waiting | None = None,
+    places: int | None = None,
 ) -> dict[str, Outcome]:
-    """Train a cohort of tunes on one base.
+    """Train tunes on one base: those that stack together, the others one after another.
 
     Args:
         cohort: The tunes, each with its own options, data and reporter.
         base: The base, without adapters; it is left as it was.
         store: Where pictures, caches, checkpoints and results lie.
         on_finished: Told (tune id, outcome) as soon as a tune is through.
+        waiting: Asked now and then, while there are free places, for tunes that join the running ones.
+        places: Most tunes that share a forward; None is as many as came in `cohort`.
 
     Returns:
         The outcome of each tune: its result, or why it ended without one. A tune that diverges, is cancelled
         or has broken data does not touch the others.
     """
-    outcomes: dict[str, Outcome] = {}
+    return _Session(base, store, on_finished, waiting).run(cohort, places)
 
-    def done(job: TuneJob, outcome: Outcome) -> None:
-        outcomes[job.tune_id] = outcome
-        if on_finished is not None:
-            on_finished(job.tune_id, outcome)
 
-    prepared = []
-    for job in cohort:
-        try:
-            prepared.append(prepare(job, base, store))
-        except Exception as error:
-            done(job, _as_failure(error))
-    if prepared:
-        Trainer(prepared, base, store, done).run()
-    return outcomes
+class _Session:
+    """One call of `train`: who waits, who trains, what came of each."""
+
+    def __init__(
+        self, base: LoadedBase, store: Store, on_finished: OnFinished | None, waiting: Waiting | None
+    ) -> None:
+        self.base, self.store = base, store
+        self.outcomes: dict[str, Outcome] = {}
+        self._on_finished, self._waiting = on_finished, waiting
+        self._solos: list[TuneJob] = []
+
+    def run(self, cohort: Sequence[TuneJob], places: int | None) -> dict[str, Outcome]:
+        """Train everybody and return the outcomes."""
+        first = self._prepare(self._stackable(cohort))
+        if first:
+            most = max(len(first), places or 0)
+            Trainer(kind_of(first[0].job.options), self.base, self.store, self._done).run(
+                first, most, self._join if self._waiting else None
+            )
+        while self._solos:
+            job = self._solos.pop(0)
+            for one in self._prepare([job]):
+                Trainer(kind_of(job.options), self.base, self.store, self._done).run([one], 1)
+        return self.outcomes
+
+    def _join(self, free: int) -> list[PreparedTune]:
+        assert self._waiting is not None
+        return self._prepare(self._stackable(self._waiting(free)))
+
+    def _stackable(self, jobs: Sequence[TuneJob]) -> list[TuneJob]:
+        """Return the jobs that share forwards; the others are put aside for later."""
+        self._solos += [job for job in jobs if not kind_of(job.options).stacks]
+        return [job for job in jobs if kind_of(job.options).stacks]
+
+    def _prepare(self, jobs: Sequence[TuneJob]) -> list[PreparedTune]:
+        prepared = []
+        for job in jobs:
+            try:
+                prepared.append(kind_of(job.options).prepare(job, self.base, self.store))
+            except Exception as error:
+                self._done(job, _as_failure(error))
+        return prepared
+
+    def _done(self, job: TuneJob, outcome: Outcome) -> None:
+        self.outcomes[job.tune_id] = outcome
+        if self._on_finished is not None:
+            self._on_finished(job.tune_id, outcome)
 
 
 def _as_failure(error: Exception) -> Failure:
@@ -78,121 +123,115 @@ def _as_failure(error: Exception) -> Failure:
     return Failure(FailureCode.INTERNAL, f"{type(error).__name__}: {error}", "", {"trace": trace})
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows that share a latent shape and therefore a forward.
-
-    Attributes:
-        bucket: (width, height) in pixels.
-        pictures: Runs whose picture rows are here.
-        priors: Runs whose prior rows are here.
-    """
-
-    bucket: tuple[int, int]
-    pictures: tuple[TuneRun, ...]
-    priors: tuple[TuneRun, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What stays the same while a group has the same members; everything on the device.
-
-    Rows are ordered run by run, pictures before prior rows, so that equally large runs are blocks.
-
-    Attributes:
-        slots: Slot of each row.
-        order: Position of each row in [all pictures, all prior rows].
-        weights: Of each row in the loss: 1 / rows for pictures, prior_weight / rows for prior rows.
-        gammas: min-SNR gamma of each picture row in the unordered layout, or None when all are 0.
-        totals: Which of the running totals each row adds to: 2 * slot, and one more for prior rows.
-        shares: What a row adds to its total: 1 / rows.
-    """
-
-    slots: list[int]
-    order: Tensor
-    weights: Tensor
-    gammas: Tensor | None
-    totals: Tensor
-    shares: Tensor
-
-
-def make_plan(group: Group, rows: Mapping[int, StepRows], device: torch.device, dtype: torch.dtype) -> Plan:
-    """Lay out a group; see `Plan`."""
-    pictures = [run for run in group.pictures for _ in rows[run.slot].texts]
-    priors = [run for run in group.priors for _ in range(run.prior_rows)]
-    runs = [*pictures, *priors]
-    is_prior = [False] * len(pictures) + [True] * len(priors)
-    slots = [run.slot for run in runs]
-    order = sorted(range(len(runs)), key=lambda i: (slots[i], is_prior[i], i))
-    shares = [
-        1 / (run.prior_rows if late else run.batch_size) for run, late in zip(runs, is_prior, strict=True)
-    ]
-    scale = [
-        run.options.prior_weight or 0.0 if late else 1.0 for run, late in zip(runs, is_prior, strict=True)
-    ]
-    gammas = [run.options.min_snr_gamma or 0.0 for run in pictures]
-
-    def put(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, device=device, dtype=dtype)
-
-    return Plan(
-        slots=[slots[i] for i in order],
-        order=torch.tensor(order, device=device),
-        weights=put([shares[i] * scale[i] for i in order]),
-        gammas=put(gammas) if any(gammas) else None,
-        totals=torch.tensor([2 * slots[i] + is_prior[i] for i in order], device=device),
-        shares=put([shares[i] for i in order]),
-    )
-
-
 class Trainer:
-    """The tunes of a cohort in one bank."""
+    """Tunes that share their forwards, step by step."""
 
     def __init__(
-        self,
-        prepared: Sequence[PreparedTune],
-        base: LoadedBase,
-        store: Store,
-        done: Callable[[TuneJob, Outcome], None],
+        self, kind: Kind, base: LoadedBase, store: Store, done: Callable[[TuneJob, Outcome], None]
     ) -> None:
-        self.base, self.store, self._done = base, store, done
+        self.kind, self.base, self.store, self._done = kind, base, store, done
         # Losses and noise are kept in float32 under half precision, and in float64 for proofs.
         self.dtype = torch.promote_types(base.dtype, torch.float32)
+        self.runs: list[TuneRun] = []
+        self.weights: TrainedWeights | None = None
         self.table = TextTable(base)
-        self.runs = [TuneRun(one, slot, base, self.table) for slot, one in enumerate(prepared)]
-        self.bank = self._attach()
-        self.optimizer = SlotOptimizer(self.bank)
-        self.totals = torch.zeros(2 * len(self.runs), device=base.device, dtype=self.dtype)
+        self.totals = torch.zeros(0, device=base.device, dtype=self.dtype)
         self._plans: dict[tuple, Plan] = {}
         self._left: list[tuple[TuneJob, Outcome]] = []
+        self._looked = time.monotonic()
 
-    def _attach(self) -> AdapterBank:
-        wanted = {
-            name
-            for run in self.runs
-            for name in self.base.adapter_targets(run.options.targets or "attention")
-        }
-        names = [name for name in self.base.adapter_targets("all") if name in wanted]
-        rank = max(run.options.rank or 16 for run in self.runs)
-        return attach(self.base.denoiser, names, len(self.runs), rank, self.dtype)
+    def run(
+        self,
+        prepared: Sequence[PreparedTune],
+        places: int,
+        arrivals: Callable[[int], Sequence[PreparedTune]] | None = None,
+    ) -> None:
+        """Train until every tune has left.
 
-    def run(self) -> None:
-        """Train until every tune has left."""
+        Args:
+            prepared: Who begins.
+            places: Most tunes at a time.
+            arrivals: Asked for tunes that join, with the number of free places.
+        """
+        checkpointed = self.base.denoiser.is_gradient_checkpointing
         try:
-            with self._memory_saver():
-                self._each(self._enter)
-                while self.runs:
-                    self._step()
-                    self._each(self._after_step)
+            self._admit(prepared)
+            while self.runs:
+                self._step()
+                self._each(self._after_step)
+                if arrivals is not None and self.runs:
+                    self._look(arrivals, places)
         except torch.OutOfMemoryError as error:
             for run in list(self.runs):
                 self._leave(run, _as_failure(error))
             self._tell()
         finally:
-            self.bank.detach()
+            if self.weights is not None:
+                self.weights.close()
+            self._save_memory(checkpointed)
 
-    def _each(self, work: Callable[[TuneRun], None]) -> None:
-        for run in list(self.runs):
+    def _look(self, arrivals: Callable[[int], Sequence[PreparedTune]], places: int) -> None:
+        """Let waiting tunes join when there is room and the last look was long enough ago."""
+        free = places - len(self.runs)
+        if free <= 0 or time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
+            return
+        # Encoding asks the bare base.
+        self._weights.assign(None)
+        joining = arrivals(free)
+        self._looked = time.monotonic()
+        if joining:
+            self._admit(joining)
+
+    @property
+    def _weights(self) -> TrainedWeights:
+        assert self.weights is not None
+        return self.weights
+
+    def _admit(self, prepared: Sequence[PreparedTune]) -> None:
+        """Give tunes their slots and let them begin or resume."""
+        fresh = [TuneRun(one, self.base) for one in prepared]
+        if self.weights is not None and self.weights.fits([run.options for run in fresh]):
+            taken = {run.slot for run in self.runs}
+            free = (slot for slot in range(self.weights.slots) if slot not in taken)
+            for run in fresh:
+                run.slot = next(free)
+        else:
+            self._seat_anew(fresh)
+        self._plans.clear()
+        self.runs = [*self.runs, *fresh]
+        # A new table forgets the texts of those who left.
+        self.table = TextTable(self.base)
+        for run in self.runs:
+            run.speak(self.table)
+        self._save_memory(any(run.options.gradient_checkpointing for run in self.runs))
+        self._each(self._enter, fresh)
+
+    def _seat_anew(self, fresh: Sequence[TuneRun]) -> None:
+        """Make weights with room for everybody and move those who are here into them, exactly as they are."""
+        runs = [*self.runs, *fresh]
+        states = [self._weights.state(run.slot) for run in self.runs]
+        totals = torch.zeros(2 * len(runs), device=self.base.device, dtype=self.dtype)
+        for slot, run in enumerate(self.runs):
+            totals[2 * slot : 2 * slot + 2] = self.totals[2 * run.slot : 2 * run.slot + 2]
+        if self.weights is not None:
+            self.weights.close()
+        self.weights, self.totals = None, totals
+        self.weights = self.kind.weights([run.options for run in runs], self.base, self.dtype)
+        for slot, run in enumerate(runs):
+            run.slot = slot
+        for run, state in zip(self.runs, states, strict=True):
+            self.weights.restore(run.slot, run.options, state, run.step)
+
+    def _save_memory(self, wanted: bool) -> None:
+        """Turn the denoiser's gradient checkpointing on or off."""
+        denoiser = self.base.denoiser
+        if wanted and not denoiser.is_gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        elif denoiser.is_gradient_checkpointing and not wanted:
+            denoiser.disable_gradient_checkpointing()
+
+    def _each(self, work: Callable[[TuneRun], None], runs: Sequence[TuneRun] | None = None) -> None:
+        for run in list(self.runs if runs is None else runs):
             self._guarded(run, work)
         self._tell()
 
@@ -200,18 +239,6 @@ class Trainer:
         """Hand over who has left; outside the guard, since what the caller does then is not the tune's doing."""
         while self._left:
             self._done(*self._left.pop(0))
-
-    @contextmanager
-    def _memory_saver(self) -> Iterator[None]:
-        wanted = any(run.options.gradient_checkpointing for run in self.runs)
-        before = self.base.denoiser.is_gradient_checkpointing
-        if wanted and not before:
-            self.base.denoiser.enable_gradient_checkpointing()
-        try:
-            yield
-        finally:
-            if wanted and not before:
-                self.base.denoiser.disable_gradient_checkpointing()
 
     def _guarded(self, run: TuneRun, work: Callable[[TuneRun], None]) -> None:
         """Do one tune's work; whatever goes wrong in it ends that tune alone."""
@@ -222,7 +249,7 @@ class Trainer:
                 self._guarded(run, partial(self._finish, stopped=True))
                 return
             if run.step > 0:
-                run.save(self.bank, self.optimizer, self.store)
+                run.save(self._weights, self.store)
             self._leave(run, cancelled)
         except torch.OutOfMemoryError:
             raise
@@ -230,7 +257,7 @@ class Trainer:
             self._leave(run, _as_failure(error))
 
     def _enter(self, run: TuneRun) -> None:
-        run.enter(self.bank, self.optimizer, self.store)
+        run.enter(self._weights, self.store)
         run.job.report.phase(Phase.TRAINING, f"Training {run.total} steps")
         run.job.report.step(run.step, run.total)
         if run.step >= run.total:
@@ -238,37 +265,25 @@ class Trainer:
 
     def _leave(self, run: TuneRun, outcome: Outcome) -> None:
         self.runs = [other for other in self.runs if other is not run]
-        self.bank.assign(None)
-        self.bank.clear(run.slot)
-        self.optimizer.release(run.slot)
+        self._weights.leave(run.slot)
+        self.totals[2 * run.slot : 2 * run.slot + 2] = 0
+        # A place is free: look at once.
+        self._looked = 0.0
         self._left.append((run.job, outcome))
 
     def _step(self) -> None:
         """One optimizer step of every tune that is still here."""
         rows = {run.slot: run.rows() for run in self.runs}
-        for group in self._groups(rows):
+        for group in make_groups(self.runs, rows):
             self._backward(group, rows)
-        self.optimizer.step({run.slot: learning_rate(run.options, run.step, run.total) for run in self.runs})
+        weights = self._weights
+        weights.step({run.slot: learning_rate(run.options, run.step, run.total) for run in self.runs})
         for run in self.runs:
             if run.options.ema_decay:
-                self.optimizer.average(run.slot, run.options.ema_decay, run.step)
+                weights.average(run.slot, run.options.ema_decay, run.step)
             run.step += 1
 
-    def _groups(self, rows: Mapping[int, StepRows]) -> list[Group]:
-        buckets = dict.fromkeys(
-            [rows[run.slot].bucket for run in self.runs]
-            + [run.prior_bucket for run in self.runs if run.prior_rows]
-        )
-        return [
-            Group(
-                bucket,
-                tuple(run for run in self.runs if rows[run.slot].bucket == bucket),
-                tuple(run for run in self.runs if run.prior_rows and run.prior_bucket == bucket),
-            )
-            for bucket in buckets
-        ]
-
-    def _plan(self, group: Group, rows: Mapping[int, StepRows]) -> Plan:
+    def _plan(self, group: Group, rows: dict[int, StepRows]) -> Plan:
         key = (
             tuple(run.slot for run in group.pictures),
             tuple(run.slot for run in group.priors),
@@ -277,51 +292,19 @@ class Trainer:
             self._plans[key] = make_plan(group, rows, self.base.device, self.dtype)
         return self._plans[key]
 
-    def _backward(self, group: Group, rows: Mapping[int, StepRows]) -> None:
-        """Forward and backward of a group; gradients add up in the bank's buffer."""
+    def _backward(self, group: Group, rows: dict[int, StepRows]) -> None:
+        """Forward and backward of a group; gradients add up in the weights."""
         plan = self._plan(group, rows)
-        noisy, target, timesteps, texts, weights = self._collate(group, plan, rows)
-        conditioning = self.base.with_size(self.table.rows(texts), *group.bucket)
-        self.bank.assign(plan.slots)
-        said = self.base.predict(noisy.to(self.base.dtype), timesteps, conditioning)
-        losses = (said.to(self.dtype) - target).square().flatten(1).mean(1)
-        (losses * weights).sum().backward()
+        batch = collate(group, plan, rows, self.base, self.dtype)
+        conditioning = self.base.with_size(self.table.rows(batch.texts), *group.bucket)
+        self._weights.assign(plan.slots)
+        said = self.base.predict(batch.noisy.to(self.base.dtype), batch.timesteps, conditioning)
+        errors = (said.to(self.dtype) - batch.target).square()
+        if batch.masks is not None:
+            errors = errors * batch.masks
+        losses = errors.flatten(1).mean(1)
+        (losses * batch.weights).sum().backward()
         self.totals.index_add_(0, plan.totals, losses.detach() * plan.shares)
-
-    def _collate(
-        self, group: Group, plan: Plan, rows: Mapping[int, StepRows]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return (noisy, target, timesteps, text numbers, loss weights) of a group, rows in the plan's order."""
-        base, weights = self.base, plan.weights
-        noisy, target, moments, texts = [], [], [], []
-        if group.pictures:
-            mine = [rows[run.slot] for run in group.pictures]
-            clean = self._put(torch.cat([one.clean for one in mine]).to(self.dtype))
-            noise = self._put(torch.cat([one.noise for one in mine]).to(self.dtype))
-            moment = self._put(torch.cat([one.timesteps for one in mine]))
-            noisy.append(base.add_noise(clean, noise, moment))
-            target.append(base.target(clean, noise, moment))
-            moments.append(moment)
-            texts += [one.texts for one in mine]
-        for run in group.priors:
-            assert run.prior_set is not None and run.prior_texts is not None
-            chosen = rows[run.slot].prior
-            noisy.append(self._put(run.prior_set.noisy[chosen].to(self.dtype)))
-            target.append(self._put(run.prior_set.predictions[chosen].to(self.dtype)))
-            moments.append(self._put(run.prior_set.timesteps[chosen]))
-            texts.append(run.prior_texts[chosen])
-        if plan.gammas is not None:
-            factors = torch.ones(len(plan.slots), device=base.device, dtype=self.dtype)
-            factors[: len(plan.gammas)] = base.loss_weights(moments[0], plan.gammas)
-            weights = weights * factors[plan.order]
-        parts = (noisy, target, moments, [self._put(torch.cat(texts))])
-        ordered = [torch.cat(part).index_select(0, plan.order) for part in parts]
-        return ordered[0], ordered[1], ordered[2], ordered[3], weights
-
-    def _put(self, tensor: Tensor) -> Tensor:
-        if self.base.device.type == "cuda":
-            return tensor.pin_memory().to(self.base.device, non_blocking=True)
-        return tensor.to(self.base.device)
 
     def _after_step(self, run: TuneRun) -> None:
         """Report, save, stop or finish a tune after its step."""
@@ -330,7 +313,7 @@ class Trainer:
             self._report(run)
         if run.step % run.job.checkpoint_every == 0 or last:
             self._check_finite(run)
-            run.save(self.bank, self.optimizer, self.store)
+            run.save(self._weights, self.store)
         if last:
             self._finish(run)
         else:
@@ -351,7 +334,7 @@ class Trainer:
         run.job.report.step(run.step, run.total, **numbers)
 
     def _check_finite(self, run: TuneRun) -> None:
-        if not bool(torch.isfinite(self.optimizer.rows[run.slot]).all()):
+        if not self._weights.finite(run.slot):
             self._diverged(run)
 
     def _diverged(self, run: TuneRun) -> None:
@@ -366,12 +349,12 @@ class Trainer:
         """Write a tune's files and let it leave with its result."""
         run.job.report.phase(Phase.PACKAGING, "Writing the tune's files")
         self._check_finite(run)
-        run.save(self.bank, self.optimizer, self.store)
-        result = export.write(
+        run.save(self._weights, self.store)
+        result = self.kind.write(
             run.job,
             self.base,
             self.store,
-            run.adapter(self.bank, self.optimizer),
+            self._weights.adapter(run.slot),
             steps=run.step,
             curve=run.curve,
             checkpoints=run.saved,

@@ -15,10 +15,9 @@ from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.progress import Phase
 from tunes_dagster.store import Store
 from tunes_dagster.training import cache, checkpoints, order, prior
-from tunes_dagster.training.adapters import AdapterBank
 from tunes_dagster.training.families.base import Conditioning, LoadedBase
 from tunes_dagster.training.jobs import TuneJob
-from tunes_dagster.training.optimizer import SlotOptimizer
+from tunes_dagster.training.weights import TrainedWeights
 
 
 class TextTable:
@@ -66,6 +65,8 @@ class PreparedTune:
         data_hash: See `TuneJob.data_hash`.
         figures: Cache hits, for the result.
         started: When its preparation began, in monotonic seconds.
+        masks: What each position of a picture counts in the loss, by bucket, [pictures in it, …] broadcastable
+            to what the denoiser predicts and with mean 1 over each picture; None counts all alike.
     """
 
     job: TuneJob
@@ -77,6 +78,7 @@ class PreparedTune:
     data_hash: str
     figures: dict[str, Any] = field(default_factory=dict)
     started: float = 0.0
+    masks: dict[tuple[int, int], Tensor] | None = None
 
 
 def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
@@ -157,6 +159,7 @@ class StepRows:
         timesteps: Their timesteps.
         texts: Their text numbers.
         prior: Positions in the prior set.
+        masks: Of the pictures, see `PreparedTune`.
     """
 
     bucket: tuple[int, int]
@@ -165,30 +168,36 @@ class StepRows:
     timesteps: Tensor
     texts: Tensor
     prior: Tensor
+    masks: Tensor | None = None
 
 
 class TuneRun:
-    """A prepared tune in a slot of the bank, step by step."""
+    """A prepared tune in a slot of the trained weights, step by step."""
 
-    def __init__(self, prepared: PreparedTune, slot: int, base: LoadedBase, table: TextTable) -> None:
-        self.prepared, self.slot, self.job = prepared, slot, prepared.job
+    def __init__(self, prepared: PreparedTune, base: LoadedBase) -> None:
+        self.prepared, self.slot, self.job = prepared, -1, prepared.job
         self.options, self.total = self.job.options, self.job.total_steps
         self.base, self.step = base, 0
         self.batch_size = self.options.batch_size or 1
         self.order = order.BucketOrder(
             [item.bucket for item in self.job.items], self.batch_size, self.options.seed
         )
-        table.add(prepared.texts)
-        self.captions = table.numbers([item.caption for item in self.job.items])
-        self.empty = int(table.numbers([""])[0])
+        self.captions, self.empty = torch.empty(0), 0
         self.prior_set = prepared.prior_set
-        self.prior_texts = table.numbers(self.prior_set.texts) if self.prior_set else None
+        self.prior_texts: Tensor | None = None
         self.prior_rows = 0
         if self.prior_set:
             self.prior_rows = self.options.prior_batch_size or self.batch_size
         self.curve: list[tuple[int, float]] = []
         self.saved: list[str] = []
         self.report_every = max(1, self.total // 100)
+
+    def speak(self, table: TextTable) -> None:
+        """Put this tune's texts into a table and refer to it from now on."""
+        table.add(self.prepared.texts)
+        self.captions = table.numbers([item.caption for item in self.job.items])
+        self.empty = int(table.numbers([""])[0])
+        self.prior_texts = table.numbers(self.prior_set.texts) if self.prior_set else None
 
     @property
     def prior_bucket(self) -> tuple[int, int]:
@@ -208,6 +217,7 @@ class TuneRun:
             self.prior_rows, len(self.prior_set) if self.prior_set else 0,
         )  # fmt: skip
         texts = self.captions[torch.tensor(indices)]
+        masks = self.prepared.masks
         return StepRows(
             bucket,
             clean=mean + std * draws.posterior.to(mean.dtype),
@@ -215,46 +225,46 @@ class TuneRun:
             timesteps=self.base.draw_timesteps(draws.uniform),
             texts=torch.where(draws.dropped, self.empty, texts),
             prior=draws.prior,
+            masks=None if masks is None else masks[bucket][inside],
         )
 
-    def enter(self, bank: AdapterBank, optimizer: SlotOptimizer, store: Store) -> None:
+    def enter(self, weights: TrainedWeights, store: Store) -> None:
         """Take the slot: from a checkpoint when there is one of this recipe, else with fresh weights."""
-        rank = self.options.rank or 16
-        names = self.base.adapter_targets(self.options.targets or "attention")
-        source = order.generator(self.options.seed, order.INITIAL)
-        bank.initialise(self.slot, rank, self.options.alpha or rank, names, source)
-        optimizer.start(self.slot, self.options)
-        if self.job.resume_from is None:
+        found = self._checkpoint(store)
+        if found is None:
+            weights.enter(self.slot, self.options)
             return
+        key, info, state = found
+        weights.restore(self.slot, self.options, state, info.step)
+        self.step, self.curve, self.saved = info.step, info.curve, [*info.earlier, key]
+        self.job.report.note(f"Resumed at step {info.step} of {self.total} from {key}.")
+
+    def _checkpoint(self, store: Store) -> tuple[str, checkpoints.CheckpointInfo, dict[str, Tensor]] | None:
+        if self.job.resume_from is None:
+            return None
         key = checkpoints.find_newest(store, self.job.resume_from, self.prepared.data_hash)
         if key is None:
             self.job.report.note(
                 "No checkpoint of this recipe was found; training starts from the beginning."
             )
-            return
-        info, state = checkpoints.load(store, key)
-        optimizer.load_state(self.slot, state, info.step)
-        self.step, self.curve, self.saved = info.step, info.curve, [*info.earlier, key]
-        self.job.report.note(f"Resumed at step {info.step} of {self.total} from {key}.")
+            return None
+        return key, *checkpoints.load(store, key)
 
-    def adapter(self, bank: AdapterBank, optimizer: SlotOptimizer) -> dict[str, Tensor]:
-        """Return what would be exported now: the average if there is one, else the values."""
-        return bank.state(self.slot, f"{self.base.denoiser_name}.", row=optimizer.averages.get(self.slot))
-
-    def save(self, bank: AdapterBank, optimizer: SlotOptimizer, store: Store) -> str:
+    def save(self, weights: TrainedWeights, store: Store) -> str:
         """Write a checkpoint of the current step, unless it is there already, and return its key."""
         key = checkpoints.checkpoint_key(self.job.out_prefix, self.step)
         if self.saved and self.saved[-1].endswith(key.rpartition("/")[2]):
             return self.saved[-1]
+        layout = weights.layout(self.slot)
         info = checkpoints.CheckpointInfo(
             step=self.step,
             data_hash=self.prepared.data_hash,
-            scale=float(bank.scales[self.slot]),
-            rank=bank.slot_ranks[self.slot],
-            layers=bank.slot_layers[self.slot],
+            scale=layout.scale,
+            rank=layout.rank,
+            layers=layout.layers,
             curve=self.curve,
             earlier=self.saved,
         )
-        checkpoints.save(store, key, info, self.adapter(bank, optimizer), optimizer.state(self.slot))
+        checkpoints.save(store, key, info, weights.adapter(self.slot), weights.state(self.slot))
         self.saved = [*self.saved, key]
         return key

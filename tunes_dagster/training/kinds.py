@@ -1,0 +1,58 @@
+"""How each kind of tune is trained: what it prepares, what the loop trains for it, and what it writes.
+
+The loop knows no kind by name: it asks `kind_of` and uses these four answers. Tunes of one kind that stacks share
+their forwards; a solo kind goes through the same loop, one tune at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.store import Store
+from tunes_dagster.training import export, run
+from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.training.jobs import TuneJob, TuneResult
+from tunes_dagster.training.run import PreparedTune
+from tunes_dagster.training.weights import StackedWeights, TrainedWeights
+
+Prepare = Callable[[TuneJob, LoadedBase, Store], PreparedTune]
+MakeWeights = Callable[[Sequence[TrainingOptions], LoadedBase, torch.dtype], TrainedWeights]
+Write = Callable[..., TuneResult]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of tune.
+
+    Attributes:
+        name: For people.
+        stacks: Whether tunes of it share forwards; else they are trained one at a time.
+        prepare: Encodes data, without any trained weights on the base; may report and be cancelled.
+        weights: Puts what is trained onto the base, with a slot per tune.
+        write: Writes the files of a finished tune; the signature of `export.write`.
+    """
+
+    name: str
+    stacks: bool
+    prepare: Prepare
+    weights: MakeWeights
+    write: Write
+
+
+# Looked up when called, so that tests can put their own in the place of a part.
+LORA = Kind(
+    "lora",
+    stacks=True,
+    prepare=lambda *given: run.prepare(*given),
+    weights=lambda *given: StackedWeights(*given),
+    write=lambda *given, **named: export.write(*given, **named),
+)
+
+
+def kind_of(options: TrainingOptions) -> Kind:
+    """Return the kind that options ask for."""
+    return LORA

@@ -1,0 +1,165 @@
+"""What the loop trains, as the loop sees it: numbers by slot, however a kind of tune keeps them.
+
+The loop and the checkpoints ask only what `TrainedWeights` says. `StackedWeights` is the answer for every adapter
+that stacks: rows of one bank, one optimizer over them. A kind that trains something else (all weights of the
+network, an adapter that cannot be stacked) implements the same few calls for its single slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.training import order
+from tunes_dagster.training.adapters import AdapterBank, attach
+from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.training.optimizer import SlotOptimizer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a slot's vectors are to be read; goes into the header of its checkpoints.
+
+    Attributes:
+        scale: alpha / rank.
+        rank: Of the adapter.
+        layers: Trained layers, in the order in which vectors are packed.
+    """
+
+    scale: float
+    rank: int
+    layers: list[str]
+
+
+class TrainedWeights(Protocol):
+    """The trained numbers of up to `slots` tunes, with their optimizers."""
+
+    slots: int
+
+    def fits(self, options: Sequence[TrainingOptions]) -> bool:
+        """Whether tunes with these options can be entered beside those that are here."""
+
+    def enter(self, slot: int, options: TrainingOptions) -> None:
+        """Put a tune at its beginning into a slot: initial numbers by its seed, a fresh optimizer."""
+
+    def restore(self, slot: int, options: TrainingOptions, state: Mapping[str, Tensor], step: int) -> None:
+        """Put a tune into a slot as it was when `state` was taken, after `step` steps."""
+
+    def leave(self, slot: int) -> None:
+        """Empty a slot."""
+
+    def assign(self, rows: Sequence[int] | None) -> None:
+        """Route the rows of the next forwards to slots; None turns everything trained off."""
+
+    def step(self, learning_rates: Mapping[int, float]) -> None:
+        """Clip and apply the gradients of the named slots, each by itself, and drop all gradients."""
+
+    def average(self, slot: int, decay: float, step: int) -> None:
+        """Move a slot's moving average."""
+
+    def finite(self, slot: int) -> bool:
+        """Whether all numbers of a slot are finite; reads from the device."""
+
+    def state(self, slot: int) -> dict[str, Tensor]:
+        """Return everything that `restore` needs, on the CPU."""
+
+    def adapter(self, slot: int) -> dict[str, Tensor]:
+        """Return what would be exported now: the average if there is one, else the values; on the CPU."""
+
+    def layout(self, slot: int) -> Layout:
+        """Return how the vectors of a slot are to be read."""
+
+    def close(self) -> None:
+        """Leave the base as it was."""
+
+
+class StackedWeights:
+    """Low-rank adapters of several tunes in one bank, with one optimizer over it."""
+
+    def __init__(self, options: Sequence[TrainingOptions], base: LoadedBase, dtype: torch.dtype) -> None:
+        """Attach a bank with a slot for each of these options.
+
+        Args:
+            options: Of the tunes that it must have room for; the largest rank and all their layers count.
+            base: Without trained weights of ours.
+            dtype: Of the numbers.
+        """
+        self.base, self.slots = base, len(options)
+        wanted = {name for one in options for name in self._names(one)}
+        names = [name for name in base.adapter_targets("all") if name in wanted]
+        rank = max(one.rank or 16 for one in options)
+        self.bank: AdapterBank = attach(base.denoiser, names, self.slots, rank, dtype)
+        self.optimizer = SlotOptimizer(self.bank)
+
+    def _names(self, options: TrainingOptions) -> list[str]:
+        return self.base.adapter_targets(options.targets or "attention")
+
+    def fits(self, options: Sequence[TrainingOptions]) -> bool:
+        """See `TrainedWeights.fits`: free slots, ranks up to the bank's, no other layers."""
+        free = self.bank.slot_ranks.count(0)
+        return len(options) <= free and all(
+            (one.rank or 16) <= self.bank.rank and set(self._names(one)) <= set(self.bank.layers)
+            for one in options
+        )
+
+    def enter(self, slot: int, options: TrainingOptions) -> None:
+        """See `TrainedWeights.enter`."""
+        rank = options.rank or 16
+        source = order.generator(options.seed, order.INITIAL)
+        self.bank.initialise(slot, rank, options.alpha or rank, self._names(options), source)
+        self.optimizer.start(slot, options)
+
+    def restore(self, slot: int, options: TrainingOptions, state: Mapping[str, Tensor], step: int) -> None:
+        """See `TrainedWeights.restore`."""
+        rank, chosen = options.rank or 16, set(self._names(options))
+        self.bank.clear(slot)
+        layers = [name for name in self.bank.layers if name in chosen]
+        self.bank.occupy(slot, rank, (options.alpha or rank) / rank, layers)
+        self.optimizer.start(slot, options)
+        self.optimizer.load_state(slot, state, step)
+
+    def leave(self, slot: int) -> None:
+        """See `TrainedWeights.leave`."""
+        self.bank.assign(None)
+        self.bank.clear(slot)
+        self.optimizer.release(slot)
+
+    def assign(self, rows: Sequence[int] | None) -> None:
+        """See `TrainedWeights.assign`."""
+        self.bank.assign(rows)
+
+    def step(self, learning_rates: Mapping[int, float]) -> None:
+        """See `TrainedWeights.step`."""
+        self.optimizer.step(learning_rates)
+
+    def average(self, slot: int, decay: float, step: int) -> None:
+        """See `TrainedWeights.average`."""
+        self.optimizer.average(slot, decay, step)
+
+    def finite(self, slot: int) -> bool:
+        """See `TrainedWeights.finite`."""
+        return bool(torch.isfinite(self.optimizer.rows[slot]).all())
+
+    def state(self, slot: int) -> dict[str, Tensor]:
+        """See `TrainedWeights.state`: vectors without padding, `values` among them."""
+        return self.optimizer.state(slot)
+
+    def adapter(self, slot: int) -> dict[str, Tensor]:
+        """See `TrainedWeights.adapter`: in peft's format, alpha / rank folded in."""
+        row = self.optimizer.averages.get(slot)
+        return self.bank.state(slot, f"{self.base.denoiser_name}.", row=row)
+
+    def layout(self, slot: int) -> Layout:
+        """See `TrainedWeights.layout`."""
+        return Layout(
+            float(self.bank.scales[slot]), self.bank.slot_ranks[slot], list(self.bank.slot_layers[slot])
+        )
+
+    def close(self) -> None:
+        """See `TrainedWeights.close`."""
+        self.bank.detach()
