@@ -34,6 +34,9 @@ class SourceImagesConfig(dg.Config):
         default=None, description="Folder or s3:// prefix of pictures, as the machine of the run sees it."
     )
     captions: dict[str, str] = Field(default_factory=dict, description="File name → caption.")
+    characteristics: dict[str, str] = Field(
+        default_factory=dict, description="What is known of the subject (hair: brown), for {{hair}} in prompts."
+    )
     prompts: list[str] = Field(default_factory=list, description="Rendered as soon as the tune is ready.")
     callback_url: str | None = Field(default=None, description="Told when the tune is ready or has failed.")
     dataset: DatasetConfig = Field(
@@ -102,6 +105,7 @@ def change_request(
         Failure: `INVALID_REQUEST` for wrong values, or another base.
     """
     from tunes_dagster.submit import make_recipe
+    from tunes_dagster.training.checks import check_tune
 
     request = TuneRequest.model_validate(tune.request)
     if "dataset" in changes:
@@ -114,7 +118,9 @@ def change_request(
             f"The base of {tune.title!r} is {tune.branch}; it cannot become {entry.branch}.",
             "Start a new tune with the other base.",
         )
-    return registry.set_recipe(mine.work.id, mine.run_id, make_recipe(request, entry), request)
+    request = check_tune(request, catalog.resolve(request.base), entry, get_settings())
+    recipe = make_recipe(request, entry, tune.recipe.get("continues"))
+    return registry.set_recipe(mine.work.id, mine.run_id, recipe, request)
 
 
 def training_options(tune: Tune, changes: dict[str, Any]) -> TrainingOptions:

@@ -57,8 +57,10 @@ class BaseModelEntry(Strict):
     rendering: dict[str, Any] = Field(default_factory=dict)
 
     def training_options(self, asked: TrainingOptions) -> TrainingOptions:
-        """Return what was asked, completed with this base's defaults."""
-        return asked.filled(self.training)
+        """Return what was asked, completed by its preset and kind and then with this base's defaults."""
+        from tunes_dagster.training.presets import complete
+
+        return complete(asked, self.training, self.native_size)
 
     def render_settings(self, asked: RenderSettings) -> RenderSettings:
         """Return what was asked, completed with this base's defaults."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 
 class Strict(BaseModel):
@@ -32,6 +32,11 @@ class DatasetOptions(Strict):
             and none when fewer than 5 pictures were accepted.
         near_duplicate_bits: Perceptual hashes (64 bit) closer than this are near duplicates.
         captioner: Ask the captioning model where no caption came along.
+        one_picture: One picture is enough: it is trained on in several crops, mirrored where that is harmless and
+            in slightly different light, and the tune says that it was made so.
+        face_correct: Restore faces before training (GFPGAN; needs the extra `restore` and its weights).
+        mask: Where the loss looks: `off` everywhere, `face` at the largest face, `file` at what `NAME.mask.png` or
+            `NAME-mask.png` beside a picture shows in white.
     """
 
     min_pictures: int = Field(default=1, ge=1, le=1000)
@@ -42,21 +47,46 @@ class DatasetOptions(Strict):
     hold_out: int | None = Field(default=None, ge=0, le=100)
     near_duplicate_bits: int = Field(default=4, ge=0, le=32)
     captioner: bool = True
+    one_picture: bool = False
+    face_correct: bool = False
+    mask: Literal["off", "face", "file"] = "off"
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> DatasetOptions:
+        if self.one_picture and self.hold_out:
+            raise ValueError("hold_out cannot be above 0 with one_picture: the one picture is trained on")
+        if self.min_pictures > self.max_pictures:
+            raise ValueError(f"min_pictures should be at most max_pictures ({self.max_pictures})")
+        return self
+
+
+Kind = Literal["lora", "pti", "checkpoint", "faceid"]
+Preset = Literal["flux-lora-focus", "flux-lora-portrait", "flux-lora-fast"]
 
 
 class TrainingOptions(Strict):
-    """How a LoRA is trained. None means: the base's default from the catalog.
+    """How a tune is trained. None means: the preset's value, else the base's default from the catalog.
 
     Attributes:
+        kind: What is made: `lora` an adapter; `pti` new words for the subject first, then an adapter (pivotal
+            tuning); `checkpoint` a whole fine-tuned model; `faceid` nothing is trained, the face conditions renders.
+        preset: A named choice of defaults for FLUX bases, see docs/training.md.
+        base_tune_id: Continue from this tune (id, number or title): its weights are the start.
         steps: Optimizer steps; None is computed from the number of pictures.
+        steps_per_picture: Visits of each picture when `steps` is not given; None is 100, or the preset's.
+        min_steps: Fewest steps when `steps` is not given; None is 300, or the preset's.
         rank: Rank of the adapter.
         alpha: Scale of the adapter is alpha / rank; None means alpha = rank.
-        learning_rate: Peak learning rate of AdamW.
+        rslora: Scale the adapter by alpha / √rank instead, which keeps large ranks learning.
+        dora: Train the weights' direction (low rank) and magnitude apart.
+        optimizer: `adamw`; `adamw8bit` (an eighth of the memory for moments, needs bitsandbytes and an NVIDIA
+            GPU); `prodigy` finds the learning rate by itself, `learning_rate` then scales it (1).
+        learning_rate: Peak learning rate; above 0.1 only with prodigy.
         lr_schedule: Shape of the learning rate after warm-up.
         warmup_steps: Steps of linear warm-up.
         batch_size: Training pictures per step.
         resolution: Longer side of the square whose area a bucket has, in pixels; None is the base's native size.
-        targets: Layers that get an adapter.
+        targets: Layers that get an adapter; `all` means the convolutions of residual blocks as well.
         caption_dropout: Share of steps trained on the empty caption.
         min_snr_gamma: Gamma of min-SNR loss weighting; 0 turns it off.
         prior_weight: Weight of prior preservation (the untuned base's own predictions on the class); 0 turns it off.
@@ -67,13 +97,28 @@ class TrainingOptions(Strict):
         ema_decay: Decay of the moving average that is exported; 0 exports the last weights.
         seed: Decides data order, noise, dropout and initial weights.
         checkpoint_every: Steps between checkpoints with optimizer state; None takes an eighth of the steps.
+        mask_floor: Weight of the loss outside of the mask.
+        token_vectors: For pti: new words that the token stands for.
+        token_steps: For pti: steps that train the words alone, before the adapter; None takes a third of the steps.
+        token_learning_rate: For pti: learning rate of the words.
         gradient_checkpointing: Trade time for memory; None lets the planner decide.
+        quantize: Keep the frozen base in fewer bits: `int8` or `nf4` (need bitsandbytes and an NVIDIA GPU), `none`
+            never; None lets the planner decide.
+        offload: Keep text encoders and VAE off the device while they are not used; None lets the planner decide.
     """
 
+    kind: Kind = "lora"
+    preset: Preset | None = None
+    base_tune_id: str | None = Field(default=None, min_length=1, max_length=200)
     steps: int | None = Field(default=None, ge=1, le=20_000)
+    steps_per_picture: float | None = Field(default=None, ge=1, le=1000)
+    min_steps: int | None = Field(default=None, ge=1, le=20_000)
     rank: int | None = Field(default=None, ge=4, le=128)
     alpha: float | None = Field(default=None, gt=0, le=512)
-    learning_rate: float | None = Field(default=None, gt=0, le=0.1)
+    rslora: bool = False
+    dora: bool = False
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
+    learning_rate: float | None = Field(default=None, gt=0, le=10)
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: int | None = Field(default=None, ge=0, le=5000)
     batch_size: int | None = Field(default=None, ge=1, le=64)
@@ -89,7 +134,21 @@ class TrainingOptions(Strict):
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     checkpoint_every: int | None = Field(default=None, ge=1, le=20_000)
+    mask_floor: float = Field(default=0.1, ge=0, le=1)
+    token_vectors: int = Field(default=2, ge=1, le=16)
+    token_steps: int | None = Field(default=None, ge=1, le=20_000)
+    token_learning_rate: float = Field(default=3e-4, gt=0, le=0.1)
     gradient_checkpointing: bool | None = None
+    quantize: Literal["none", "int8", "nf4"] | None = None
+    offload: bool | None = None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TrainingOptions:
+        if self.optimizer != "prodigy" and (self.learning_rate or 0) > 0.1:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate:g}, but should be at most 0.1 with {self.optimizer}"
+            )
+        return self
 
     def filled(self, defaults: dict[str, Any]) -> TrainingOptions:
         """Return a copy in which every None that `defaults` names is replaced; a person's value wins."""
@@ -170,15 +229,21 @@ class Sources(Strict):
         return not (self.archive_url or self.image_urls or self.images_base64 or self.folder or self.uploads)
 
 
+CharacteristicName = Annotated[str, StringConstraints(pattern=r"^\w[\w -]{0,39}$")]
+Characteristic = Annotated[str, StringConstraints(max_length=200)]
+
+
 class TuneRequest(Strict):
     """One request for a tune: the fields of `tune.yaml`, of `tunes train` and of the Launchpad.
 
     Attributes:
-        name: Class of the subject in the base's own words: woman, man, dog, mug, style …
+        name: Class of the subject in the base's own words: woman, man, dog, mug …; `style` learns how pictures are
+            made instead of what they show.
         title: What the owner calls it; defaults to the name.
         token: The rare word the subject is bound to.
         base: Branch or alias in the catalog.
         sources: Where the pictures come from.
+        characteristics: What is known of the subject (`hair: brown`); a prompt's `{{hair}}` takes its place from here.
         captions: File name or content hash → caption, edits that win over everything else.
         dataset: See `DatasetOptions`.
         training: See `TrainingOptions`.
@@ -192,6 +257,7 @@ class TuneRequest(Strict):
     token: str = Field(default="ohwx", pattern=r"^[\w-]{1,40}$")
     base: str = "sdxl"
     sources: Sources = Field(default_factory=Sources)
+    characteristics: dict[CharacteristicName, Characteristic] = Field(default_factory=dict, max_length=50)
     captions: dict[str, str] = Field(default_factory=dict)
     dataset: DatasetOptions = Field(default_factory=DatasetOptions)
     training: TrainingOptions = Field(default_factory=TrainingOptions)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from tunes_dagster.catalog import BaseModelEntry, Catalog
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.ids import new_id
-from tunes_dagster.recipe import PromptRequest, RenderSettings, TuneRequest
+from tunes_dagster.recipe import PromptRequest, RenderSettings, TrainingOptions, TuneRequest
 from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.settings import Settings
 from tunes_dagster.store import Store
+from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -63,13 +64,16 @@ def submit_tune(
         Failure: `INVALID_REQUEST`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `SOURCE_REFUSED`, `CONFLICT`; nothing
             is kept then.
     """
+    request, continues = _continued(registry, request, account_id)
     entry = catalog.usable(request.base, settings.bases_folder)
+    _check_same_base(continues, entry)
+    request = check_tune(request, catalog.resolve(request.base), entry, settings)
     chosen = check_id(tune_id) if tune_id else new_id("tune")
     _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
     prompts = [_complete_prompt(one, entry, catalog, settings, own_tune=True) for one in request.prompts]
     complete = request.model_copy(update={"prompts": prompts})
-    recipe = make_recipe(complete, entry)
+    recipe = make_recipe(complete, entry, continues)
     if registry.has_tune(chosen):
         raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
     from tunes_dagster.intake.payloads import move_payloads
@@ -121,14 +125,19 @@ def submit_prompt(
     )
 
 
-def make_recipe(request: TuneRequest, entry: BaseModelEntry) -> dict[str, Any]:
+def make_recipe(
+    request: TuneRequest, entry: BaseModelEntry, continues: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return everything known at submission that decides the result; steps may still be None.
 
     Args:
         request: The request.
         entry: The base that is really trained on.
+        continues: The tune whose weights are the start, from `_continued`; empty or None for none.
     """
     return {
+        **({"continues": continues} if continues else {}),
+        **({"one_picture": True} if request.dataset.one_picture else {}),
         "name": request.name,
         "token": request.token,
         "base": request.base,
@@ -139,6 +148,71 @@ def make_recipe(request: TuneRequest, entry: BaseModelEntry) -> dict[str, Any]:
         "captions": dict(request.captions),
         "training": entry.training_options(request.training).model_dump(mode="json"),
     }
+
+
+# What decides the shape of an adapter; a tune that continues another one has to agree with it.
+_SHAPE = ("kind", "rank", "targets", "rslora", "dora")
+
+
+def _continued(
+    registry: Registry, request: TuneRequest, account_id: str
+) -> tuple[TuneRequest, dict[str, Any]]:
+    """Return a request with the shape of the tune that it continues, and what its recipe says of that tune.
+
+    Raises:
+        Failure: `UNKNOWN_TUNE`, `CONFLICT` when that tune has no weights, `INVALID_REQUEST` when the request asks
+            for another shape.
+    """
+    asked = request.training
+    if asked.base_tune_id is None:
+        return request, {}
+    earlier = registry.get_tune(asked.base_tune_id)
+    if earlier.account_id != account_id or earlier.deleted_at is not None:
+        raise Failure(
+            FailureCode.UNKNOWN_TUNE,
+            f"There is no tune {asked.base_tune_id!r} to continue from.",
+            "Name a tune of your own that has not been deleted.",
+        )
+    if earlier.status != "ready" or not earlier.result.get("weights_key"):
+        raise Failure(
+            FailureCode.CONFLICT,
+            f"The tune {earlier.title!r} cannot be continued: it is {earlier.status} and has no finished weights.",
+            "Wait until it is ready.",
+        )
+    plain = TrainingOptions().model_dump()
+    before = {**plain, **earlier.recipe["training"]}
+    wrong = [
+        f"training.{name} is {getattr(asked, name)!r}, but that tune has {before[name]!r}"
+        for name in _SHAPE
+        if getattr(asked, name) not in (plain[name], before[name])
+    ]
+    if wrong or before["kind"] != "lora":
+        what = "; ".join(wrong) or f"that tune is of the kind {before['kind']!r}"
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The tune {earlier.title!r} cannot be continued so: {what}.",
+            "Only `lora` tunes are continued, with the same rank and targets; leave these options out.",
+        )
+    shape = {name: before[name] for name in _SHAPE}
+    shape["alpha"] = before["alpha"] if asked.alpha is None else asked.alpha
+    training = asked.model_copy(update={**shape, "base_tune_id": earlier.id})
+    base = request.base if "base" in request.model_fields_set else earlier.base
+    continues = {
+        "tune_id": earlier.id,
+        "branch": earlier.branch,
+        "weights_key": earlier.result["weights_key"],
+        "recipe_hash": earlier.result.get("weights_recipe_hash", ""),
+    }
+    return request.model_copy(update={"training": training, "base": base}), continues
+
+
+def _check_same_base(continues: dict[str, Any], entry: BaseModelEntry) -> None:
+    if continues and continues["branch"] != entry.branch:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The tune {continues['tune_id']} was made on {continues['branch']}, not on {entry.branch}.",
+            "Leave `base` out: a tune is continued on its own base.",
+        )
 
 
 def check_id(text: str) -> str:

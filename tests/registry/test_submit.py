@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.registry import make_ready
+from tests.support.registry import make_ready, run_stage
 from tunes_dagster.catalog import BaseModelEntry, Catalog
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import PromptRequest, TuneRequest
@@ -133,3 +133,47 @@ def test_prompts_on_a_tune(door: Door) -> None:
     make_ready(door.registry, tune)
     assert door.prompt(tune="Rex").tune_id == tune.id
     refused(FailureCode.UNKNOWN_TUNE, door.prompt, tune="Fifi")
+
+
+def finished(door: Door, **fields: object) -> Tune:
+    tune = door.tune(sources={"folder": str(door.pictures)}, allow_folder=str(door.pictures), **fields)
+    for kind in ("prepare", "train", "finish"):
+        run_stage(door.registry, kind, tune.id, result={"weights_key": f"tunes/{tune.id}/w.safetensors"})
+    return door.registry.get_tune(tune.id)
+
+
+def test_a_tune_is_continued_in_its_own_shape_on_its_own_base(door: Door) -> None:
+    first = finished(door, base="tiny", training={"rank": 8, "targets": "all"})
+    second = door.tune(training={"base_tune_id": str(first.number), "steps": 20})
+    assert second.branch == "tiny"
+    assert second.request["training"]["base_tune_id"] == first.id
+    assert second.recipe["training"]["rank"] == 8 and second.recipe["training"]["targets"] == "all"
+    assert second.recipe["continues"] == {
+        "tune_id": first.id, "branch": "tiny", "weights_key": first.result["weights_key"], "recipe_hash": "",
+    }  # fmt: skip
+
+
+def test_what_cannot_be_continued_is_refused(door: Door) -> None:
+    def training(**options: object) -> dict:
+        return {"training": {"base_tune_id": first.id, **options}}
+
+    first = finished(door, base="tiny", training={"rank": 8})
+    refused(FailureCode.INVALID_REQUEST, door.tune, **training(rank=16))
+    refused(FailureCode.INVALID_REQUEST, door.tune, **training(dora=True))
+    refused(FailureCode.UNKNOWN_TUNE, door.tune, training={"base_tune_id": "nobody"})
+    waiting = door.tune()
+    refused(FailureCode.CONFLICT, door.tune, training={"base_tune_id": waiting.id})
+    with pytest.raises(Failure) as error:
+        submit_tune(
+            door.registry, door.store, door.catalog, door.settings,
+            TuneRequest.model_validate({"name": "dog", **training()}), account_id="somebody-else",
+        )  # fmt: skip
+    assert error.value.code == FailureCode.UNKNOWN_TUNE
+    door.registry.delete_tune(first.id)
+    refused(FailureCode.UNKNOWN_TUNE, door.tune, **training())
+
+
+def test_characteristics_are_kept_and_checked(door: Door) -> None:
+    assert door.tune(characteristics={"hair": "brown"}).request["characteristics"] == {"hair": "brown"}
+    with pytest.raises(ValueError, match="characteristics"):
+        TuneRequest.model_validate({"name": "dog", "characteristics": {"a{b}": "x"}})

@@ -17,7 +17,7 @@ from tunes_dagster.recipe import TrainingOptions
 from tunes_dagster.store import Store
 from tunes_dagster.training import order, prior
 from tunes_dagster.training.cache import cached_latents, centred_crop, in_parts, load_picture
-from tunes_dagster.training.jobs import TrainExample, automatic_steps, learning_rate
+from tunes_dagster.training.jobs import TrainExample, learning_rate
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,11 +56,6 @@ def test_learning_rate_schedules():
     assert learning_rate(linear, 12, 20) == pytest.approx(5e-3)
     constant = options.model_copy(update={"lr_schedule": "constant"})
     assert learning_rate(constant, 19, 20) == 1e-2
-
-
-def test_automatic_steps():
-    assert [automatic_steps(n, 1) for n in (1, 5, 10, 20, 100)] == [400, 500, 1000, 2000, 2000]
-    assert automatic_steps(20, 4) == 500
 
 
 def test_crops_are_centred_and_given_ones_are_kept(tmp_path):

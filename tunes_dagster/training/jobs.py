@@ -9,11 +9,7 @@ from typing import Any
 
 from tunes_dagster.progress import Reporter, Silent
 from tunes_dagster.recipe import TrainingOptions, recipe_hash
-
-# Visits per picture at which subject tunes on SDXL are usually well trained without being overtrained, and the
-# bounds that keep one picture from being memorised and a hundred from taking all day.
-_VISITS_PER_PICTURE = 100
-_STEP_BOUNDS = (400, 2000)
+from tunes_dagster.training.presets import automatic_steps
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,13 @@ class TuneJob:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of this tune."""
-        return self.options.steps or automatic_steps(len(self.items), self.options.batch_size or 1)
+        options = self.options
+        if options.steps:
+            return options.steps
+        pictures = len({item.key for item in self.items})
+        return automatic_steps(
+            pictures, options.batch_size or 1, options.steps_per_picture, options.min_steps
+        )
 
     @property
     def checkpoint_every(self) -> int:
@@ -138,15 +140,6 @@ class TuneResult:
     stopped: bool = False
     figures: dict[str, Any] = field(default_factory=dict)
     samples_key: str | None = None
-
-
-def automatic_steps(pictures: int, batch_size: int) -> int:
-    """Return the steps of a tune that names none: 100 visits of each picture, within 400 to 2000 steps.
-
-    The count is rounded to 50 so that checkpoints fall on round numbers.
-    """
-    steps = round(pictures * _VISITS_PER_PICTURE / batch_size / 50) * 50
-    return max(_STEP_BOUNDS[0], min(_STEP_BOUNDS[1], steps))
 
 
 def learning_rate(options: TrainingOptions, step: int, total: int) -> float:

@@ -1,0 +1,117 @@
+"""Defaults by preset, kind and optimizer, and what a base or a machine refuses by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunes_dagster.catalog import load_catalog
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import DatasetOptions, TrainingOptions, TuneRequest
+from tunes_dagster.settings import Settings
+from tunes_dagster.training import checks
+from tunes_dagster.training.jobs import TrainExample, TuneJob
+from tunes_dagster.training.presets import automatic_steps, complete, presets
+
+
+@pytest.mark.parametrize(
+    ("preset", "pictures", "steps"),
+    [(None, 4, 400), (None, 2, 300), (None, 100, 4000), ("flux-lora-focus", 4, 400),
+     ("flux-lora-portrait", 4, 300), ("flux-lora-portrait", 20, 540), ("flux-lora-fast", 13, 351)],
+)  # fmt: skip
+def test_steps_are_counted_from_the_pictures(preset, pictures, steps):
+    options = complete(TrainingOptions(preset=preset), {"batch_size": 1, "learning_rate": 1e-4}, 1024)
+    items = [TrainExample(f"blobs/{i}.png", "", (64, 64)) for i in range(pictures)]
+    assert TuneJob("t", options, items, "ohwx", "woman", "out").total_steps == steps
+
+
+def test_face_crops_and_repeats_are_no_pictures_of_their_own():
+    items = [TrainExample("blobs/a.png", "", (64, 64), (0, 0, 9, 9)), TrainExample("blobs/a.png", "", (64, 64))]
+    options = TrainingOptions(steps_per_picture=500, batch_size=1)
+    assert TuneJob("t", options, items, "ohwx", "woman", "out").total_steps == 500
+
+
+def test_batches_share_the_visits():
+    assert automatic_steps(20, 4) == 500
+    assert automatic_steps(20, 4, per_picture=27, fewest=10) == 135
+
+
+def test_a_request_wins_over_its_preset_and_the_preset_over_the_base():
+    base = {"steps": 900, "rank": 4, "learning_rate": 1e-4, "targets": "all", "batch_size": 2}
+    done = complete(TrainingOptions(preset="flux-lora-fast", targets="attention+mlp"), base, 1024)
+    assert (done.rank, done.targets, done.resolution, done.steps) == (8, "attention+mlp", 768, None)
+    assert done.learning_rate == pytest.approx(2e-4)
+    assert done.batch_size == 2
+    assert complete(done, base, 1024) == done
+    assert complete(TrainingOptions(preset="flux-lora-fast", steps=70), base, 128).steps == 70
+    assert complete(TrainingOptions(preset="flux-lora-fast"), base, 128).resolution == 128
+
+
+def test_kind_and_optimizer_have_learning_rates_of_their_own():
+    base = {"learning_rate": 1e-4, "steps": 900}
+    assert complete(TrainingOptions(kind="checkpoint"), base, 64).learning_rate == pytest.approx(5e-6)
+    assert complete(TrainingOptions(optimizer="prodigy"), base, 64).learning_rate == 1.0
+    assert complete(TrainingOptions(), base, 64).steps == 900
+    assert complete(TrainingOptions(steps_per_picture=10), base, 64).steps is None
+
+
+def test_every_preset_is_an_option_and_fills_options():
+    for name, rule in presets().items():
+        if name != "none":
+            assert TrainingOptions(preset=name).preset == name
+        TrainingOptions.model_validate(rule.training)
+
+
+def refused(request: dict, base: str = "sdxl1", settings: Settings | None = None) -> str:
+    catalog = load_catalog("embedded")
+    entry = catalog.resolve(base)
+    with pytest.raises(Failure) as error:
+        checks.check_tune(
+            TuneRequest.model_validate({"name": "woman", **request}), entry, catalog.real(entry),
+            settings or Settings(device="cpu"),
+        )  # fmt: skip
+    assert error.value.code == FailureCode.INVALID_REQUEST
+    return error.value.message
+
+
+@pytest.mark.parametrize(
+    ("request_", "base", "said"),
+    [
+        ({"training": {"preset": "flux-lora-fast"}}, "sdxl1", "for the families flux and flux2"),
+        ({"training": {"min_snr_gamma": 5}}, "flux1-dev", "training.min_snr_gamma should be 0"),
+        ({"training": {"resolution": 2048}}, "sdxl1", "should be at most 1254 on sdxl1"),
+        ({"training": {"token_vectors": 4}}, "sdxl1", "training.token_vectors is 4, but means nothing"),
+        ({"training": {"kind": "checkpoint", "rank": 8}}, "sdxl1", "training.rank is 8, but means nothing"),
+        ({"training": {"optimizer": "adamw8bit"}}, "sdxl1", "bitsandbytes"),
+        ({"training": {"quantize": "nf4"}}, "sdxl1", "training.quantize 'nf4' needs"),
+        ({"dataset": {"face_correct": True}}, "sdxl1", "dataset.face_correct needs the package gfpgan"),
+        ({"name": "ink style", "dataset": {"face_crop": True}}, "sdxl1", "a style ('ink style') has none"),
+        ({"name": "mug", "training": {"kind": "faceid"}}, "sdxl1", "'mug' is not known as a person"),
+        ({"dataset": {"one_picture": True}, "sources": {"image_urls": ["http://a/1", "http://a/2"]}}, "sdxl1",
+         "2 pictures were handed in"),
+    ],
+)  # fmt: skip
+def test_what_a_base_or_a_machine_cannot_do_is_refused_by_name(request_, base, said):
+    assert said in refused(request_, base)
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    said = refused({"training": {"preset": "flux-lora-fast", "resolution": 2048, "token_steps": 5}})
+    assert all(name in said for name in ("preset", "resolution", "token_steps"))
+
+
+def test_the_shipped_base_is_trained_at_a_resolution_it_knows():
+    catalog = load_catalog("embedded")
+    entry = catalog.resolve("sdxl1")
+    request = TuneRequest(name="woman", training={"resolution": 1024})
+    kept = checks.check_tune(request, entry, catalog.real(entry), Settings(device="cpu"))
+    assert kept.training.resolution == catalog.real(entry).native_size
+    kept = checks.check_tune(request, entry, entry, Settings(device="cpu"))
+    assert kept.training.resolution == 1024
+
+
+def test_options_that_do_not_go_together_are_refused():
+    with pytest.raises(ValueError, match="at most 0.1 with adamw"):
+        TrainingOptions(learning_rate=1.0)
+    assert TrainingOptions(learning_rate=1.0, optimizer="prodigy").learning_rate == 1.0
+    with pytest.raises(ValueError, match="hold_out cannot be above 0 with one_picture"):
+        DatasetOptions(one_picture=True, hold_out=1)

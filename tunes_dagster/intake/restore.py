@@ -1,0 +1,62 @@
+"""Face restoration before training (GFPGAN), for pictures that are small, old or much compressed.
+
+GFPGAN's loader needs torchvision, which the plain installation does without; it comes with the extra `restore`.
+Whether it is there is checked when a tune is handed in, long before this file does any work.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from tunes_dagster.failures import Failure, FailureCode
+
+# Released at https://github.com/TencentARC/GFPGAN/releases/tag/v1.3.0
+WEIGHTS = "GFPGANv1.4.pth"
+
+
+class Restorer(Protocol):
+    """Makes faces clearer; `name` goes into the record of what was done."""
+
+    name: str
+
+    def restore(self, image: Image.Image) -> Image.Image:
+        """Return an RGB picture of the same size whose faces are restored."""
+
+
+def weights_path(bases_folder: Path) -> Path:
+    """Return where the restorer's weights are looked for."""
+    return bases_folder / "restore" / WEIGHTS
+
+
+class GfpganRestorer:
+    """GFPGAN 1.4; the face is pasted back into the untouched picture."""
+
+    name = "gfpgan-1.4"
+
+    def __init__(self, weights: Path, device: str = "cpu") -> None:
+        try:
+            from gfpgan import GFPGANer
+        except ImportError as error:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"Faces cannot be restored: {error}.",
+                "Install the extra: pip install 'tunes-dagster[restore]', or turn dataset.face_correct off.",
+            ) from error
+        if not weights.is_file():
+            raise Failure(
+                FailureCode.BASE_NOT_INSTALLED,
+                f"The weights of the face restorer are not at {weights}.",
+                f"Put {WEIGHTS} there, or turn dataset.face_correct off.",
+            )
+        self._restorer: Any = GFPGANer(model_path=str(weights), upscale=1, bg_upsampler=None, device=device)
+
+    def restore(self, image: Image.Image) -> Image.Image:
+        """Return the picture with its faces restored, in the same size."""
+        pixels = np.asarray(image.convert("RGB"))[:, :, ::-1].copy()
+        _, _, restored = self._restorer.enhance(pixels, has_aligned=False, only_center_face=False, paste_back=True)
+        result = Image.fromarray(np.ascontiguousarray(restored[:, :, ::-1]))
+        return result if result.size == image.size else result.resize(image.size, Image.Resampling.LANCZOS)

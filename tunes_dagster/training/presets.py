@@ -1,0 +1,81 @@
+"""What a tune trains with where its request is silent: preset, kind and optimizer before the base's own defaults.
+
+The presets stand in `presets.yaml`, each number beside its reason. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from tunes_dagster.recipe import Strict, TrainingOptions
+
+# A base's learning rate is that of adapters, whose B starts at zero; all weights of a trained model want about a
+# twentieth (5e-6 where LoRA takes 1e-4, as in diffusers' DreamBooth examples for either).
+FULL_LEARNING_RATE = 0.05
+# Longest automatic training: a hundred pictures should not take all day.
+MOST_STEPS = 4000
+
+
+class PresetRule(Strict):
+    """One entry of `presets.yaml`; see its head."""
+
+    training: dict[str, Any] = Field(default_factory=dict)
+    learning_rate_times: float = 1.0
+    most_resolution: int | None = None
+    families: list[str] = Field(default_factory=list)
+
+
+@lru_cache(maxsize=1)
+def presets() -> dict[str, PresetRule]:
+    """Return the presets by name; `none` is what holds without one."""
+    raw = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return {name: PresetRule.model_validate(fields) for name, fields in raw.items()}
+
+
+def complete(asked: TrainingOptions, base: dict[str, Any], native_size: int) -> TrainingOptions:
+    """Return what was asked, completed by preset, kind and optimizer, then by the base.
+
+    `steps` stays None where a rule counts them from the pictures. Completing twice changes nothing.
+
+    Args:
+        asked: The request's options.
+        base: Defaults of the base in the catalog.
+        native_size: Side in pixels that the base was trained at.
+    """
+    rule = presets()[asked.preset or "none"]
+    chosen = dict(base)
+    counted = asked.preset or asked.steps_per_picture is not None or asked.min_steps is not None
+    if counted:
+        chosen.pop("steps", None)
+    if asked.preset:
+        chosen |= {name: value for name, value in rule.training.items() if name in TrainingOptions.model_fields}
+        if rule.most_resolution:
+            chosen["resolution"] = min(chosen.get("resolution") or native_size, rule.most_resolution)
+    if "learning_rate" in chosen:
+        factor = rule.learning_rate_times * (FULL_LEARNING_RATE if asked.kind == "checkpoint" else 1.0)
+        chosen["learning_rate"] *= factor
+    if asked.optimizer == "prodigy":
+        chosen |= {"learning_rate": 1.0, "warmup_steps": 0}
+    return asked.filled(chosen)
+
+
+def automatic_steps(
+    pictures: int, batch_size: int, per_picture: float | None = None, fewest: int | None = None
+) -> int:
+    """Return the steps of a tune that names none: so many visits of each picture, within bounds.
+
+    Args:
+        pictures: That are trained on.
+        batch_size: Pictures per step.
+        per_picture: Visits of each; None is 100.
+        fewest: Fewest steps; None is 300.
+    """
+    plain = presets()["none"].training
+    wanted = pictures * (per_picture or plain["steps_per_picture"]) / batch_size
+    low = fewest or plain["min_steps"]
+    return max(low, min(MOST_STEPS, round(wanted)))
