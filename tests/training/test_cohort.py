@@ -1,0 +1,203 @@
+"""The cohort's promise: whoever trains beside a tune, and whenever they come and go, its weights stay its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support import tiny_bases
+from tests.training.conftest import Recorder, hash_of
+from tunes_dagster.training import checkpoints, loop
+from tunes_dagster.training.families.base import load_family
+from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.loop import train
+
+# Every family for which there is a random base.
+MAKERS = {
+    name.removeprefix("make_random_"): make
+    for name, make in sorted(vars(tiny_bases).items())
+    if name.startswith("make_random_")
+}
+# What differs between the members; ranks are padded to the largest one.
+MEMBERS: list[dict] = [
+    {"rank": 4}, {"rank": 8, "alpha": 4.0}, {"rank": 4, "learning_rate": 2e-3, "ema_decay": 0.9},
+    {"rank": 6, "max_grad_norm": 0.01}, {"rank": 4, "batch_size": 2}, {"rank": 4, "caption_dropout": 0.5},
+    {"rank": 5, "weight_decay": 0.1}, {"rank": 4, "lr_schedule": "linear"},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def load(request, tmp_path_factory, entry):
+    """A function that loads one family's random base in a precision."""
+    folder = MAKERS[request.param](tmp_path_factory.mktemp("bases") / request.param)
+    own = entry.model_copy(update={"family": request.param, "repo_id": str(folder)})
+    return lambda dtype: load_family(own, folder, dtype=dtype)
+
+
+@pytest.fixture
+def member(make_job):
+    """A function that makes a cheap job; keyword arguments are training options."""
+
+    def make(name: str, **options):
+        chosen = {
+            "steps": 20, "rank": 4, "learning_rate": 1e-3, "batch_size": 1, "targets": "attention",
+            "prior_weight": 0.0, "min_snr_gamma": 0.0, "checkpoint_every": 100, "pictures": 2,
+        }  # fmt: skip
+        return make_job(name, **{**chosen, **options})
+
+    return make
+
+
+def final_state(store, outcome) -> dict[str, torch.Tensor]:
+    assert isinstance(outcome, TuneResult), outcome
+    return checkpoints.load(store, outcome.checkpoints[-1])[1]
+
+
+def assert_equal(theirs: dict[str, torch.Tensor], mine: dict[str, torch.Tensor], name: str) -> None:
+    """Everything of a checkpoint (values, moments, average) to the digits that double precision leaves."""
+    assert theirs.keys() == mine.keys()
+    assert mine["values"].dtype == torch.float64
+    for part, value in mine.items():
+        torch.testing.assert_close(theirs[part], value, rtol=1e-6, atol=1e-13, msg=f"{name} {part}")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_eight_tunes_together_become_what_each_becomes_alone(load, store, member, checkpointing):
+    base = load("float64")
+    jobs = [
+        member(f"t{i}", gradient_checkpointing=checkpointing, **options) for i, options in enumerate(MEMBERS)
+    ]
+    together = train(jobs, base, store)
+    # The largest rank, the average and the larger batch; these without checkpointing.
+    for job in (jobs[1], jobs[2], jobs[4]):
+        job.options.gradient_checkpointing = False
+        mine = final_state(store, train([job], base, store)[job.tune_id])
+        assert_equal(final_state(store, together[job.tune_id]), mine, job.tune_id)
+        assert mine["values"].abs().max() > 1e-3
+
+
+def products(store, outcome) -> dict[str, torch.Tensor]:
+    """Return B·A of each layer."""
+    adapter = checkpoints.load_weights(store, outcome.checkpoints[-1])
+    stems = [key.removesuffix(".lora_A.weight") for key in adapter if key.endswith(".lora_A.weight")]
+    return {
+        stem: adapter[f"{stem}.lora_B.weight"].flatten(1) @ adapter[f"{stem}.lora_A.weight"].flatten(1)
+        for stem in stems
+    }
+
+
+def test_in_single_precision_each_layer_does_the_same(load, store, member):
+    base = load("float32")
+    jobs = [member(f"t{i}", **options) for i, options in enumerate(MEMBERS)]
+    together = train(jobs, base, store)
+    for job in (jobs[0], jobs[1], jobs[4]):
+        alone = products(store, train([job], base, store)[job.tune_id])
+        for stem, theirs in products(store, together[job.tune_id]).items():
+            assert alone[stem].norm() > 0
+            assert (theirs - alone[stem]).norm() <= 1e-3 * alone[stem].norm(), f"{job.tune_id} {stem}"
+
+
+def test_joining_late_and_leaving_early_changes_nobody(base64, store, member, monkeypatch):
+    """Short ones leave; one that fits takes the free slot, one that does not makes the bank grow."""
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_LOOKS", 0.0)
+    seats: list[tuple[int, int]] = []
+    admit = loop.Trainer._admit
+
+    def watched(self, prepared):
+        admit(self, prepared)
+        seats.append((self.weights.slots, self.weights.bank.rank))
+
+    monkeypatch.setattr(loop.Trainer, "_admit", watched)
+    first = [member("short", steps=3), member("long", steps=14, ema_decay=0.8)]
+    late = [
+        member("fits", steps=4, pictures=3, prior_weight=1.0),
+        member("wide", steps=5, rank=8, targets="all", gradient_checkpointing=True),
+        member("more", steps=3, seed=9),
+    ]
+    coming, asked = list(late), []
+
+    def waiting(free: int):
+        asked.append(free)
+        return [coming.pop(0)] if coming else []
+
+    together = train(first, base64, store, waiting=waiting, places=3)
+    assert not coming and max(asked) >= 1 and min(asked) >= 1
+    assert seats[0] == (2, 4) and (3, 8) in seats, seats
+    assert not base64.denoiser.is_gradient_checkpointing
+    assert all(not name.endswith(".base") for name, _ in base64.denoiser.named_modules())
+    for job in [*first, *late]:
+        job.options.gradient_checkpointing = None
+        mine = final_state(store, train([job], base64, store)[job.tune_id])
+        assert_equal(final_state(store, together[job.tune_id]), mine, job.tune_id)
+        # The curve too: nobody's losses end up in somebody else's report.
+        alone = [(point[0], pytest.approx(point[1], rel=1e-6)) for point in together[job.tune_id].loss_curve]
+        assert train([job], base64, store)[job.tune_id].loss_curve == alone
+
+
+def test_a_joiner_that_cannot_begin_leaves_the_others_alone(base64, store, member, monkeypatch):
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_LOOKS", 0.0)
+    good, broken = member("good", steps=4), member("broken")
+    cancelled = member("cancelled", report=Recorder(cancel_at=1))
+    store.write_bytes(broken.items[0].key, b"not a picture")
+    coming = [[broken, cancelled]]
+    outcomes = train([good], base64, store, waiting=lambda free: coming.pop() if coming else [], places=4)
+    assert not isinstance(outcomes["tune_broken"], TuneResult)
+    assert not isinstance(outcomes["tune_cancelled"], TuneResult)
+    mine = final_state(store, train([good], base64, store)["tune_good"])
+    assert_equal(final_state(store, outcomes["tune_good"]), mine, "good")
+
+
+def test_masks_weigh_positions_of_the_pictures_that_have_them(base64, store, member, monkeypatch):
+    """Ones change nothing; a mask of one half trains on that half; the neighbour without one does not notice."""
+    from tunes_dagster.training import run
+
+    plain, masked = member("plain", steps=4), member("masked", steps=4)
+    alone = {
+        job.tune_id: final_state(store, train([job], base64, store)[job.tune_id]) for job in (plain, masked)
+    }
+    original, left = run.prepare, {"weight": 1.0}
+
+    def with_mask(job, *given):
+        prepared = original(job, *given)
+        if job is masked:
+            mask = torch.ones(2, 1, 8, 8)
+            mask[..., :4], mask[..., 4:] = left["weight"], 2 - left["weight"]
+            prepared.masks = {(64, 64): mask}
+        return prepared
+
+    monkeypatch.setattr(run, "prepare", with_mask)
+    ones = train([plain, masked], base64, store)
+    for job in (plain, masked):
+        assert_equal(final_state(store, ones[job.tune_id]), alone[job.tune_id], job.tune_id)
+    left["weight"] = 0.1
+    half = train([plain, masked], base64, store)
+    assert_equal(final_state(store, half["tune_plain"]), alone["tune_plain"], "plain")
+    changed = final_state(store, half["tune_masked"])["values"] - alone["tune_masked"]["values"]
+    assert changed.abs().max() > 1e-4
+
+
+def test_a_kind_that_does_not_stack_trains_by_itself_in_the_same_loop(base64, store, member, monkeypatch):
+    from dataclasses import replace
+
+    from tunes_dagster.training import kinds
+
+    solo = replace(kinds.LORA, name="solo", stacks=False)
+    monkeypatch.setattr(loop, "kind_of", lambda options: solo if options.rank == 5 else kinds.LORA)
+    beside: list[int] = []
+    make = loop.Trainer._admit
+
+    def watched(self, prepared):
+        beside.append(len(prepared))
+        make(self, prepared)
+
+    monkeypatch.setattr(loop.Trainer, "_admit", watched)
+    jobs = [
+        member("a", steps=3),
+        member("b", steps=3, rank=5),
+        member("c", steps=2),
+        member("d", steps=2, rank=5),
+    ]
+    outcomes = train(jobs, base64, store)
+    assert beside == [2, 1, 1]
+    assert all(isinstance(one, TuneResult) for one in outcomes.values()), outcomes
+    assert hash_of("b") == outcomes["tune_b"].recipe["training"]["seed"]
