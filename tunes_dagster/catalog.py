@@ -35,6 +35,10 @@ class BaseModelEntry(Strict):
         memory_gb: Accelerator memory that LoRA training at native size needs.
         download_gb: Size of the download.
         embedded: Branch of the shipped base that stands in for it.
+        components: Where the rest comes from when `repo_id` is a single-file checkpoint: a folder or hub id in
+            diffusers layout, whose configurations (and, for FLUX, VAE and text encoders) are used.
+        guidance: How a guidance scale acts; None lets the model's own configuration decide.
+        max_sequence_length: Tokens of a text that the T5 or language-model encoder reads; None is the family's own.
         token: Default trigger word.
         training: Defaults of `TrainingOptions`.
         rendering: Defaults of `RenderSettings`.
@@ -53,6 +57,9 @@ class BaseModelEntry(Strict):
     download_gb: float = 0.0
     embedded: str
     token: str
+    components: str | None = None
+    guidance: Literal["classifier-free", "distilled", "none"] | None = None
+    max_sequence_length: int | None = Field(default=None, ge=1, le=1024)
     training: dict[str, Any] = Field(default_factory=dict)
     rendering: dict[str, Any] = Field(default_factory=dict)
 

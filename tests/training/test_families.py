@@ -94,5 +94,5 @@ def test_what_cannot_be_loaded_is_named(entry, tmp_path: Path):
         load_family(entry, tmp_path / "nothing")
     assert raised.value.code == FailureCode.BASE_NOT_INSTALLED
     with pytest.raises(Failure) as raised:
-        load_family(entry.model_copy(update={"family": "flux"}), tmp_path)
+        load_family(entry.model_copy(update={"family": "none"}), tmp_path)
     assert raised.value.code == FailureCode.UNKNOWN_BASE

@@ -1,5 +1,8 @@
 """The denoising loop over rows of different prompts and tunes, and how many rows fit at once.
 
+It knows no family: latents are `[rows, c, h, w]`, and the base says how they are scheduled, predicted, guided and
+decoded (`LoadedBase.scheduler`, `predict`, `is_guided`, `decode`).
+
 The same arithmetic as the stock pipelines, with three differences that only a batch of strangers needs: guidance is per
 row, each row has its own generator, and the two rows of one picture (without and with text) lie side by side,
 so that rows of one tune form one block for the stacked adapters.
@@ -12,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.rendering.schedulers import make_scheduler
+from tunes_dagster.rendering.schedulers import model_input, starting_latents
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +25,7 @@ if TYPE_CHECKING:
 
 # On CPU more rows save nothing, and a small batch lets saving and cancelling keep up.
 _MOST_ON_CPU, _MOST_ON_GPU = 8, 32
-# Copies of a UNet's first, widest feature map that are alive at the peak of a forward without gradients.
-_MAPS_ALIVE = 72
-# The same for a VAE decoder at full size, whose last block has 128 channels.
+# Copies of a VAE decoder's last, widest feature map, of 128 channels, that are alive at its peak.
 _DECODER_MAPS_ALIVE, _DECODER_CHANNELS = 10, 128
 
 
@@ -111,7 +112,10 @@ def conditioning(base: LoadedBase, pictures: Sequence[Picture], texts: TextCache
             rows.append(texts.negative(picture.negative))
         rows.append(texts.prompt(picture.text))
     stacked = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    return base.with_size(stacked, shape.width, shape.height)
+    repeat = 2 if shape.guided else 1
+    scales = [picture.guidance_scale for picture in pictures for _ in range(repeat)]
+    guidance = torch.tensor(scales, device=base.device)
+    return base.with_size(stacked, shape.width, shape.height, guidance)
 
 
 def generators(pictures: Sequence[Picture]) -> list[torch.Generator]:
@@ -146,10 +150,7 @@ def denoise(
 
     shape = pictures[0].shape
     own = generators(pictures)
-    scheduler = make_scheduler(shape.scheduler, base.pipeline().scheduler.config, shape.steps)
-    scheduler.set_timesteps(shape.steps, device=base.device)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # spares a search, and a device sync, at the first step
+    scheduler = base.scheduler(shape.scheduler, shape.steps, shape.width, shape.height)
     rows = conditioning(base, pictures, texts)
     repeat = 2 if shape.guided else 1
     if bank is not None:
@@ -157,11 +158,11 @@ def denoise(
     guidance = torch.tensor([p.guidance_scale for p in pictures], device=base.device).view(-1, 1, 1, 1)
     size = (len(pictures), *base.latent_shape(shape.width, shape.height))
     latents = randn_tensor(size, generator=own, device=base.device, dtype=torch.float32)
-    latents = latents * scheduler.init_noise_sigma
+    latents = starting_latents(scheduler, latents)
     extra = _extra_arguments(scheduler, own)
     with torch.inference_mode():
         for t in scheduler.timesteps:
-            noisy = scheduler.scale_model_input(latents, t).to(base.dtype).repeat_interleave(repeat, dim=0)
+            noisy = model_input(scheduler, latents, t).to(base.dtype).repeat_interleave(repeat, dim=0)
             guess = base.predict(noisy, t.expand(len(noisy)), rows).float()
             if shape.guided:
                 without, with_text = guess[0::2], guess[1::2]
@@ -203,15 +204,8 @@ def set_tiling(base: LoadedBase, on: bool) -> bool:
 
 
 def rows_that_fit(base: LoadedBase, shape: Shape) -> int:
-    """Return how many pictures of a shape are denoised at once; an estimate, out of memory halves it.
-
-    Peak memory of a forward without gradients is about 72 times the widest feature map, which a UNet has first:
-    SDXL at 1024² in bfloat16 is 16,384 positions x 320 channels x 2 bytes x 72 = 0.75 GB a row.
-    """
-    channels = _first_width(base)
-    _, height, width = base.latent_shape(shape.width, shape.height)
-    itemsize = 4 if base.device.type == "cpu" else 2
-    per_picture = (2 if shape.guided else 1) * width * height * channels * itemsize * _MAPS_ALIVE
+    """Return how many pictures of a shape are denoised at once; an estimate, out of memory halves it."""
+    per_picture = (2 if shape.guided else 1) * base.forward_bytes(shape.width, shape.height)
     most = _MOST_ON_CPU if base.device.type == "cpu" else _MOST_ON_GPU
     return max(1, min(most, int(free_memory(base) * 0.6 / per_picture)))
 
@@ -220,12 +214,6 @@ def decodes_that_fit(base: LoadedBase, shape: Shape) -> int:
     """Return how many pictures of a shape are decoded at once; an estimate, out of memory halves it."""
     per_picture = shape.width * shape.height * _DECODER_CHANNELS * 4 * _DECODER_MAPS_ALIVE
     return max(1, min(_MOST_ON_CPU, int(free_memory(base) * 0.6 / per_picture)))
-
-
-def _first_width(base: LoadedBase) -> int:
-    config = base.denoiser.config
-    widths = getattr(config, "block_out_channels", None)
-    return int(widths[0]) if widths else 320
 
 
 def free_memory(base: LoadedBase) -> int:

@@ -28,7 +28,7 @@ from tunes_dagster.rendering import png
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse
 from tunes_dagster.rendering.prompts import parse_prompt
-from tunes_dagster.rendering.schedulers import check_scheduler
+from tunes_dagster.rendering.schedulers import check_scheduler, samplers_of
 from tunes_dagster.rendering.sizes import enlarge, rendered_size
 from tunes_dagster.store import Store
 
@@ -181,12 +181,27 @@ class _Batch:
         if broken := self.shelf.failure(self.combinations[index]):
             raise broken
         width, height = rendered_size(
-            self.base.entry, settings.width, settings.height, max(8, self.base.pixels_per_latent)
+            self.base.entry, settings.width, settings.height, self.base.size_multiple
         )
-        scheduler = check_scheduler(settings.scheduler)
-        self.progress[index].warnings.extend([*job.warnings, *self._left_out(parsed.text, job)])
-        shape = dn.Shape(width, height, settings.steps, scheduler, settings.guidance_scale > 1)
+        scheduler, ignored = self._without_effect(job)
+        self.progress[index].warnings.extend([*job.warnings, *ignored, *self._left_out(parsed.text, job)])
+        guided = self.base.is_guided(settings.guidance_scale)
+        shape = dn.Shape(width, height, settings.steps, scheduler, guided)
         return shape, parsed.text
+
+    def _without_effect(self, job: RenderJob) -> tuple[str | None, list[str]]:
+        """Return the sampler that is used, and a warning for each setting that this base cannot follow."""
+        scheduler, warnings = check_scheduler(job.settings.scheduler), []
+        known = samplers_of(self.base.pipeline().scheduler.config)
+        if scheduler is not None and scheduler not in known:
+            warnings.append(
+                f"The sampler {scheduler!r} does not exist for this base, which used its own "
+                f"(it has {', '.join(known)})."
+            )
+            scheduler = None
+        if job.settings.negative_prompt.strip() and self.base.guidance != "classifier-free":
+            warnings.append("The negative prompt has no effect: this base was distilled to do without one.")
+        return scheduler, warnings
 
     def _left_out(self, text: str, job: RenderJob) -> list[str]:
         """Return a warning for each text that is longer than the text encoders read."""

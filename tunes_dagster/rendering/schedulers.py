@@ -1,5 +1,7 @@
 """The samplers by their public names, built from the base's own noise schedule.
 
+Bases that predict a flow (FLUX) have their own classes of them, and fewer: see `samplers_of`.
+
 Every one draws its noise from the generators it is handed, one per picture, so that a picture does not depend
 on its neighbours. That is why `dpm++sde` is the single-step SDE solver and not diffusers'
 `DPMSolverSDEScheduler`: the latter draws one Brownian tree for the whole batch (and needs torchsde).
@@ -45,6 +47,25 @@ _SAMPLERS = {
     "ddim": _Sampler("DDIMScheduler", _UNBOUNDED),
 }
 SCHEDULERS = tuple(_SAMPLERS)
+# Of flow-matching bases; `euler_a` draws fresh noise at every step, as its namesake does.
+_FLOW_SAMPLERS = {
+    "euler": _Sampler("FlowMatchEulerDiscreteScheduler"),
+    "euler_a": _Sampler("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+    "dpm++2m": _Sampler(
+        _DPM,
+        {**_MULTISTEP, "prediction_type": "flow_prediction", "use_flow_sigmas": True},
+    ),
+    "lcm": _Sampler("FlowMatchLCMScheduler"),
+}
+
+
+def samplers_of(config: Any) -> tuple[str, ...]:
+    """Return the public names of the samplers that a base with this scheduler config has."""
+    return tuple(_FLOW_SAMPLERS) if _is_flow(config) else SCHEDULERS
+
+
+def _is_flow(config: Any) -> bool:
+    return str(config["_class_name"]).startswith("FlowMatch")
 
 
 def check_scheduler(name: str | None) -> str | None:
@@ -76,15 +97,34 @@ def make_scheduler(name: str | None, config: Any, steps: int) -> Any:
         steps: Number of steps it will be asked for; LCM and TCD skip through at least as many.
 
     Raises:
-        Failure: `INVALID_REQUEST` for an unknown name.
+        Failure: `INVALID_REQUEST` for an unknown name, or one that this base does not have.
     """
     import diffusers
 
     chosen = check_scheduler(name)
     if chosen is None:
         return getattr(diffusers, config["_class_name"]).from_config(config)
-    sampler = _SAMPLERS[chosen]
+    if chosen not in samplers_of(config):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The sampler {chosen!r} does not exist for a base that predicts a flow.",
+            f"Choose one of {', '.join(_FLOW_SAMPLERS)}.",
+        )
+    sampler = (_FLOW_SAMPLERS if _is_flow(config) else _SAMPLERS)[chosen]
     changes = dict(sampler.changes)
-    if chosen in ("lcm", "tcd"):
+    if _is_flow(config):
+        changes["flow_shift"] = config.get("shift", 1.0)
+    elif chosen in ("lcm", "tcd"):
         changes["original_inference_steps"] = max(50, steps)
     return getattr(diffusers, sampler.scheduler).from_config(config, **changes)
+
+
+def starting_latents(scheduler: Any, noise: Any) -> Any:
+    """Return standard normal noise at the scale that the scheduler starts from."""
+    return noise * getattr(scheduler, "init_noise_sigma", 1.0)
+
+
+def model_input(scheduler: Any, latents: Any, timestep: Any) -> Any:
+    """Return the latents as the model wants to see them at a timestep; flow-matching classes leave them alone."""
+    scale = getattr(scheduler, "scale_model_input", None)
+    return latents if scale is None else scale(latents, timestep)

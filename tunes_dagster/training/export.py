@@ -15,11 +15,6 @@ from tunes_dagster.training.jobs import TuneJob, TuneResult
 if TYPE_CHECKING:
     from torch import Tensor
 
-# modelspec's words per family: https://github.com/Stability-AI/ModelSpec
-_ARCHITECTURE = {"sdxl": "stable-diffusion-xl-v1-base/lora", "sd15": "stable-diffusion-v1/lora"}
-_KOHYA_BASE = {"sdxl": "sdxl_base_v1-0", "sd15": "sd_v1"}
-
-
 def write(
     job: TuneJob,
     base: LoadedBase,
@@ -53,7 +48,7 @@ def write(
     weights_key = f"{job.out_prefix}/{job.tune_id}.safetensors"
     kohya_key = f"{job.out_prefix}/{job.tune_id}.kohya.safetensors"
     _save(store, weights_key, stored, {**header, "modelspec.implementation": "diffusers"})
-    _save(store, kohya_key, to_kohya(stored), {**header, "modelspec.implementation": "kohya-ss/sd-scripts"})
+    _save(store, kohya_key, base.kohya_layout(stored), {**header, "modelspec.implementation": "kohya-ss/sd-scripts"})
     card_key = store.write_text(
         f"{job.out_prefix}/README.md", _card(job, base, name, steps, curve, weights_key)
     )
@@ -104,27 +99,10 @@ def with_sorted_header(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
-def to_kohya(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return an adapter in kohya's layout, which ComfyUI and A1111 read.
-
-    The names come from diffusers; its alpha is an integer tensor, which kohya's own loader multiplies into
-    half precision weights, so it is made a float here. Alpha equals the rank, since alpha / rank is folded in.
-    """
-    import torch
-    from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
-
-    converted = convert_state_dict_to_kohya(dict(adapter))
-    return {
-        key: torch.tensor(float(value)) if key.endswith(".alpha") else value.contiguous()
-        for key, value in converted.items()
-    }
-
-
 def _header(job: TuneJob, base: LoadedBase, recipe: dict[str, Any], name: str, steps: int) -> dict[str, str]:
     """Return the safetensors header: ours in full, and what other tools show of it."""
     options = job.options
     rank = options.rank or 16
-    prediction = {"v_prediction": "v"}.get(str(getattr(base, "prediction_type", "epsilon")), "epsilon")
     resolution = options.resolution or base.entry.native_size
     header = {
         "format": "pt",
@@ -134,16 +112,16 @@ def _header(job: TuneJob, base: LoadedBase, recipe: dict[str, Any], name: str, s
         "tunes_dagster.class_name": job.class_name,
         "tunes_dagster.base": base.entry.branch,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": _ARCHITECTURE.get(base.entry.family, base.entry.family),
+        "modelspec.architecture": base.architecture,
         "modelspec.title": job.title or f"{job.token} {job.class_name}",
         "modelspec.trigger_phrase": f"{job.token} {job.class_name}",
-        "modelspec.prediction_type": prediction,
+        "modelspec.prediction_type": base.prediction,
         "modelspec.resolution": f"{resolution}x{resolution}",
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         # alpha / rank is folded into the weights
         "ss_network_alpha": float(rank),
-        "ss_base_model_version": _KOHYA_BASE.get(base.entry.family, base.entry.family),
+        "ss_base_model_version": base.kohya_name,
         "ss_sd_model_name": base.entry.repo_id,
         "ss_output_name": job.title or job.tune_id,
         "ss_v2": False,

@@ -145,8 +145,8 @@ def _predict_all(
     spread = (torch.randperm(len(clean), generator=source) + torch.rand(len(clean), generator=source)) / len(
         clean
     )
-    timesteps = base.draw_timesteps(spread)
     height, width = (int(side) * base.pixels_per_latent for side in clean.shape[2:])
+    timesteps = base.draw_timesteps(spread, width, height)
     noisy, predictions = [], []
 
     def predict(start: int, stop: int) -> None:

@@ -222,7 +222,7 @@ class TuneRun:
             bucket,
             clean=mean + std * draws.posterior.to(mean.dtype),
             noise=draws.noise.to(mean.dtype),
-            timesteps=self.base.draw_timesteps(draws.uniform),
+            timesteps=self.base.draw_timesteps(draws.uniform, *bucket),
             texts=torch.where(draws.dropped, self.empty, texts),
             prior=draws.prior,
             masks=None if masks is None else masks[bucket][inside],

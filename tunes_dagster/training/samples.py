@@ -109,12 +109,12 @@ def _row(prompt: str, seed: int, states: Sequence[dict], base: LoadedBase) -> li
     noise = torch.randn(1, *base.latent_shape(side, side), generator=torch.Generator().manual_seed(seed))
     text = base.encode_text([prompt])
     slots = [-1, *range(len(states))]
-    room = denoise.rows_that_fit(base, denoise.Shape(side, side, steps, None, guidance > 1))
+    room = denoise.rows_that_fit(base, denoise.Shape(side, side, steps, None, base.is_guided(guidance)))
     images: list[Image | None] = []
     with torch.no_grad(), attached(base.denoiser, states) as bank:
         for start in range(0, len(slots), room):
             some = slots[start : start + room]
-            bank.assign(some if guidance == 1 else some * 2)
+            bank.assign(some * 2 if base.is_guided(guidance) else some)
             latents = base.sample(
                 {name: value.expand(len(some), *value.shape[1:]) for name, value in text.items()},
                 noise.expand(len(some), -1, -1, -1), side, side, steps, guidance,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Two orders of summation differ by about 1e-5 of the picture's range in float32 and 1e-2 in bfloat16.
 _TOLERANCE = {"torch.float64": 1e-4, "torch.float32": 2e-3}
 _LOW_PRECISION_TOLERANCE = 0.08
-_STEPS = 4
+_STEPS, _GUIDANCE = 4, 2.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,6 @@ def _picture(pipeline: Any, prompt: str, base: LoadedBase, seed: int) -> np.ndar
 
     side = min(base.entry.native_size, base.native_side)
     return pipeline(
-        prompt=prompt, num_inference_steps=_STEPS, guidance_scale=2.0, height=side, width=side,
+        **base.stock_arguments(prompt, "", _GUIDANCE), num_inference_steps=_STEPS, height=side, width=side,
         generator=torch.Generator("cpu").manual_seed(seed), output_type="np",
     ).images[0]  # fmt: skip

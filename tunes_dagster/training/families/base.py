@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 Conditioning = dict[str, "torch.Tensor"]
 Targets = Literal["attention", "attention+mlp", "all"]
+Guidance = Literal["classifier-free", "distilled", "none"]
 
-_FAMILIES = {"sdxl": ("tunes_dagster.training.families.sdxl", "SdxlBase")}
+_FAMILIES = {
+    "sd15": ("tunes_dagster.training.families.sd15", "Sd15Base"),
+    "sdxl": ("tunes_dagster.training.families.sdxl", "SdxlBase"),
+}
 
 
 class Latents(NamedTuple):
@@ -35,6 +39,8 @@ class Latents(NamedTuple):
 class LoadedBase(ABC):
     """A base model on a device, ready to be trained on or rendered with.
 
+    Latents are `[rows, c, h, w]` everywhere outside a family; one that packs them into tokens does so in `predict`.
+
     Attributes:
         entry: Its catalog entry.
         device: Where it lies.
@@ -42,6 +48,11 @@ class LoadedBase(ABC):
         denoiser: The frozen network that gets adapters (UNet or transformer).
         denoiser_name: Its name in the pipeline class, which prefixes exported keys (`unet`).
         pixels_per_latent: Side in pixels of one latent position.
+        guidance: How a guidance scale acts: `classifier-free` by a second row without text, `distilled` as an input
+            of the denoiser, `none` not at all.
+        prediction: What the denoiser predicts, in modelspec's words: `epsilon`, `v` or `flow`.
+        architecture: The family in modelspec's words (https://github.com/Stability-AI/ModelSpec).
+        kohya_name: The family in the words of kohya's headers.
     """
 
     entry: BaseModelEntry
@@ -50,6 +61,10 @@ class LoadedBase(ABC):
     denoiser: Any  # a diffusers model: a torch module with a config
     denoiser_name: str
     pixels_per_latent: int
+    guidance: Guidance
+    prediction: str
+    architecture: str
+    kohya_name: str
 
     @classmethod
     @abstractmethod
@@ -61,6 +76,16 @@ class LoadedBase(ABC):
     @abstractmethod
     def pipeline(self) -> Any:
         """Return the family's stock diffusers pipeline over these same weights (nothing is copied)."""
+
+    @abstractmethod
+    def stock_arguments(self, text: str, negative: str, guidance: float) -> dict[str, Any]:
+        """Return the arguments of a call of the stock pipeline that say what `denoise` does with these.
+
+        Args:
+            text: The prompt.
+            negative: The negative prompt; empty means none.
+            guidance: The guidance scale.
+        """
 
     @abstractmethod
     def parts(self) -> dict[str, torch.nn.Module]:
@@ -87,8 +112,18 @@ class LoadedBase(ABC):
         """Return what the stock pipeline uses where no negative prompt is given."""
 
     @abstractmethod
-    def with_size(self, text: Conditioning, width: int, height: int) -> Conditioning:
-        """Return the conditioning of `predict`: encoded text plus what the family says about picture size."""
+    def with_size(
+        self, text: Conditioning, width: int, height: int, guidance: torch.Tensor | float | None = None
+    ) -> Conditioning:
+        """Return the conditioning of `predict`: encoded text plus what the family says about size and guidance.
+
+        Args:
+            text: Encoded texts, one row each.
+            width: Pixels.
+            height: Pixels.
+            guidance: Scale, one for all or one per row; only a distilled base looks at it. None is the scale
+                that such a base is trained at.
+        """
 
     @abstractmethod
     def predict(
@@ -97,8 +132,8 @@ class LoadedBase(ABC):
         """Run the denoiser; [rows, c, h, w] in and out, with gradients where the caller enabled them."""
 
     @abstractmethod
-    def draw_timesteps(self, uniform: torch.Tensor) -> torch.Tensor:
-        """Map uniform numbers in 0…1 (CPU) to the timesteps that this family trains on."""
+    def draw_timesteps(self, uniform: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """Map uniform numbers in 0…1 (CPU) to the timesteps that this family trains on, at a size in pixels."""
 
     @abstractmethod
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -117,13 +152,54 @@ class LoadedBase(ABC):
         """Return the names, inside the denoiser, of the layers that get an adapter."""
 
     @abstractmethod
+    def kohya_layout(self, adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return an adapter in the layout of kohya's scripts, which ComfyUI and A1111 read.
+
+        Args:
+            adapter: In peft's format with alpha folded in and the denoiser's name as prefix, so alpha = rank.
+        """
+
+    @abstractmethod
     def load_fresh_pipeline(self) -> Any:
         """Load a second, independent stock pipeline from the same files; for verification only."""
+
+    @abstractmethod
+    def forward_bytes(self, width: int, height: int) -> int:
+        """Return an estimate of the memory that one row of a forward without gradients needs at its peak."""
+
+    def is_guided(self, guidance: float) -> bool:
+        """Whether a guidance scale takes a second row without text, as the stock pipelines decide it."""
+        return self.guidance == "classifier-free" and guidance > 1
+
+    def scheduler(self, name: str | None, steps: int, width: int, height: int) -> Any:
+        """Return a fresh diffusers scheduler with its timesteps set.
+
+        Args:
+            name: Public name (`tunes_dagster.rendering.schedulers`); None is the base's own.
+            steps: Denoising steps.
+            width: Pixels.
+            height: Pixels.
+
+        Raises:
+            Failure: `INVALID_REQUEST` for a sampler that does not exist for this base.
+        """
+        from tunes_dagster.rendering.schedulers import make_scheduler
+
+        scheduler = make_scheduler(name, self.pipeline().scheduler.config, steps)
+        arguments = self.timestep_arguments(scheduler, steps, width, height)
+        scheduler.set_timesteps(device=self.device, **arguments)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # spares a search, and a device sync, at the first step
+        return scheduler
+
+    def timestep_arguments(self, scheduler: Any, steps: int, width: int, height: int) -> dict[str, Any]:
+        """Return the arguments of `set_timesteps` that the stock pipeline would pass."""
+        return {"num_inference_steps": steps}
 
     def sample(
         self, text: Conditioning, noise: torch.Tensor, width: int, height: int, steps: int, guidance: float
     ) -> torch.Tensor:
-        """Denoise with the base's own scheduler and classifier-free guidance; latents in and out.
+        """Denoise with the base's own scheduler and guidance; latents in and out.
 
         The plain way, for prior pictures and checks; rendering for people is `tunes_dagster.rendering`'s work.
 
@@ -133,25 +209,26 @@ class LoadedBase(ABC):
             width: Pixels.
             height: Pixels.
             steps: Denoising steps.
-            guidance: Guidance scale; 1 turns it off.
+            guidance: Guidance scale; 1 turns classifier-free guidance off.
         """
         import torch
 
-        pipeline = self.pipeline()
-        scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        scheduler.set_timesteps(steps, device=self.device)
+        from tunes_dagster.rendering.schedulers import model_input, starting_latents
+
+        scheduler = self.scheduler(None, steps, width, height)
         latents = noise.to(self.device, torch.promote_types(self.dtype, torch.float32))
-        latents = latents * scheduler.init_noise_sigma
-        rows = len(latents)
-        both = {n: torch.cat([value, text[n].to(value)]) for n, value in self.no_text(rows).items()}
-        conditioning = self.with_size(both if guidance != 1 else text, width, height)
+        latents = starting_latents(scheduler, latents)
+        rows, guided = len(latents), self.is_guided(guidance)
+        if guided:
+            text = {n: torch.cat([value, text[n].to(value)]) for n, value in self.no_text(rows).items()}
+        conditioning = self.with_size(text, width, height, guidance)
         for moment in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(latents, moment).to(self.dtype)
-            copies = 1 if guidance == 1 else 2
+            scaled = model_input(scheduler, latents, moment).to(self.dtype)
+            copies = 2 if guided else 1
             moments = moment.to(self.device).expand(rows * copies)
             with torch.no_grad():
                 said = self.predict(torch.cat([scaled] * copies), moments, conditioning).to(latents.dtype)
-            if guidance != 1:
+            if guided:
                 without, having = said.chunk(2)
                 said = without + guidance * (having - without)
             latents = scheduler.step(said, moment, latents, return_dict=False)[0]
@@ -164,8 +241,19 @@ class LoadedBase(ABC):
 
     @property
     def native_side(self) -> int:
-        """Side in pixels of the square that the denoiser's own config names."""
-        return int(self.denoiser.config.sample_size) * self.pixels_per_latent
+        """Side in pixels of the square that the denoiser's own config names, or the catalog where it names none."""
+        side = getattr(self.denoiser.config, "sample_size", None)
+        return int(side) * self.pixels_per_latent if side else self.entry.native_size
+
+    @property
+    def size_multiple(self) -> int:
+        """What both sides of a picture must be multiples of, in pixels."""
+        return max(8, self.pixels_per_latent)
+
+    @property
+    def text_settings(self) -> str:
+        """What beside the text encoders' weights decides the encoding of a text; part of their fingerprint."""
+        return ""
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Return (channels, height, width) of the latents of a picture."""
@@ -187,6 +275,7 @@ class LoadedBase(ABC):
         parts = self.parts()
         digest = hashlib.sha256(f"{self.dtype} {self.entry.family}".encode())
         for role in sorted(roles or parts):
+            digest.update(self.text_settings.encode() if role == "text" else b"")
             for name, tensor in sorted(parts[role].state_dict().items()):
                 flat = tensor.detach().reshape(-1)
                 sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
