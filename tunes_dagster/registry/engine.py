@@ -6,9 +6,10 @@ every transaction that will write, because a reader that turns into a writer fai
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tunes_dagster.failures import Failure, FailureCode
 
 # The newest revision in migrations/versions. Kept here so that opening a current registry reads one row and
 # never imports alembic (0.3 s); a test compares it with the files.
-HEAD = "0002"
+HEAD = "0003"
 
 # Backoff between attempts of lost or failed work, in seconds; the last one repeats.
 RETRY_BACKOFF = (5.0, 30.0, 120.0)
@@ -70,9 +71,12 @@ def make_engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_engine(parsed, pool_pre_ping=True, pool_size=5, max_overflow=20)
+    pool = {}
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+        # A connection costs nothing here, and a server's threads must not wait for each other's.
+        pool = {"max_overflow": 60}
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **pool)
     event.listen(engine, "connect", _sqlite_connect)
     event.listen(engine, "begin", _sqlite_begin)
     return engine
@@ -107,6 +111,9 @@ class Database:
         self.now = now
         self.engine = make_engine(url)
         self._writer = self.engine.execution_options(tunes_writes=True)
+        # SQLite's writers poll for the lock, in growing naps of up to 100 ms; those of one process take turns here.
+        sqlite = self.engine.dialect.name == "sqlite"
+        self._turn: AbstractContextManager[object] = threading.RLock() if sqlite else nullcontext()
         if migrate:
             self.migrate()
 
@@ -151,7 +158,7 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that is committed as a whole or not at all; rows stay usable after it."""
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with self._turn, Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:

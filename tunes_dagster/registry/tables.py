@@ -9,7 +9,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -58,6 +69,11 @@ class Account(Table):
         callback_secret_old: Signs beside it while receivers move to a new one.
         callback_unknown: What becomes of a callback whose sender died before the answer was recorded:
             `resend`, or `hold` for receivers that cannot take a repeat.
+        keep_tunes_hours: Age at which a ready tune expires; None is never. See `retention.py`.
+        keep_outputs_hours: Age at which a prompt's pictures expire; None is never.
+        auto_extend: What expires is kept for another period instead of deleted.
+        warn_hours: How long before an expiry the callers are told.
+        expiry_callback_url: Told of every expiry of the account, beside the callers' own addresses.
     """
 
     __tablename__ = "accounts"
@@ -67,6 +83,11 @@ class Account(Table):
     callback_secret: Mapped[str | None]
     callback_secret_old: Mapped[str | None]
     callback_unknown: Mapped[str] = mapped_column(String(20), default="resend")
+    keep_tunes_hours: Mapped[float | None]
+    keep_outputs_hours: Mapped[float | None]
+    auto_extend: Mapped[bool] = mapped_column(default=False, server_default=false())
+    warn_hours: Mapped[float] = mapped_column(default=24.0, server_default="24")
+    expiry_callback_url: Mapped[str | None]
     created_at: Mapped[datetime]
 
 
@@ -81,6 +102,9 @@ class Tune(Table):
             cancelled, deleted.
         cancel: '' | 'cancel' | 'keep' (stop training, keep what was learned).
         origin: The door it came through: cli, api, drop, ui, demo.
+        auto_extend: Overrides the account's choice.
+        kept_until: It does not expire before this, whatever the account's rule says.
+        warned_at: When its caller was told that it will expire.
     """
 
     __tablename__ = "tunes"
@@ -89,6 +113,7 @@ class Tune(Table):
         Index("ix_tunes_account", "account_id", "number"),
         Index("ix_tunes_deleted", "deleted_at", "number"),
         Index("ix_tunes_title", "title", "number"),
+        Index("ix_tunes_ready", "account_id", "ready_at"),
         {"sqlite_autoincrement": True},
     )
 
@@ -122,6 +147,9 @@ class Tune(Table):
     ready_at: Mapped[datetime | None]
     updated_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
+    auto_extend: Mapped[bool | None]
+    kept_until: Mapped[datetime | None]
+    warned_at: Mapped[datetime | None]
 
 
 class Prompt(Table):
@@ -133,6 +161,9 @@ class Prompt(Table):
         status: waiting (for its tune), queued, rendering, done, failed, blocked, cancelled.
         images: Keys in the store.
         queued_at: When it became renderable.
+        kept_until: Its pictures do not expire before this, whatever the account's rule says.
+        warned_at: When its caller was told that they will expire.
+        expired_at: When they were deleted; `images` is empty from then on.
     """
 
     __tablename__ = "prompts"
@@ -141,6 +172,7 @@ class Prompt(Table):
         Index("ix_prompts_tune", "tune_id", "number"),
         Index("ix_prompts_batch", "batch_id", "number"),
         Index("ix_prompts_account", "account_id", "number"),
+        Index("ix_prompts_expiry", "account_id", "expired_at", "done_at"),
         {"sqlite_autoincrement": True},
     )
 
@@ -168,6 +200,9 @@ class Prompt(Table):
     started_at: Mapped[datetime | None]
     done_at: Mapped[datetime | None]
     updated_at: Mapped[datetime]
+    kept_until: Mapped[datetime | None]
+    warned_at: Mapped[datetime | None]
+    expired_at: Mapped[datetime | None]
 
 
 class Batch(Table):

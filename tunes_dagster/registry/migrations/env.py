@@ -5,6 +5,7 @@ from typing import Any, Literal
 from alembic import context
 
 import tunes_dagster.registry.api_tables  # noqa: F401 - its tables are part of the schema
+import tunes_dagster.registry.campaign_tables  # noqa: F401 - so are these
 from tunes_dagster.registry.tables import Table, UtcDateTime
 
 
