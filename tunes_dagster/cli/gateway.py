@@ -30,11 +30,10 @@ def serve(
     """Serve the HTTP APIs. The work itself is done by the daemon: `tunes dev` beside it."""
     import os
 
-    import uvicorn
-
     from tunes_dagster.gateway.app import create_app
     from tunes_dagster.gateway.middleware import set_up_logging
     from tunes_dagster.gateway.options import GatewayOptions
+    from tunes_dagster.gateway.serving import run
 
     if public_url:
         os.environ["TUNES_GATEWAY_PUBLIC_URL"] = public_url
@@ -46,7 +45,7 @@ def serve(
     app = create_app(installation.settings, options)
     shown = ", ".join(f"http://{host}:{port}/docs/{name}" for name in (*options.mounts, "native"))
     say(f"Serving on [bold]http://{escape(host)}:{port}[/] (Ctrl-C stops it). Documentation: {shown}")
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=30)
+    run(app, host, port)
 
 
 @accounts.command("create")

@@ -7,7 +7,6 @@ Whatever is accepted becomes its row, its price and its view for the caller in o
 from __future__ import annotations
 
 import hashlib
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -257,8 +256,7 @@ class Desk:
             entry = self.service.catalog.real(self.service.catalog.resolve(base))
         except Failure:
             return _GUESS_SECONDS
-        seen = self.registry.recent_seconds(entry.branch)
-        return statistics.median(seen) if seen else _GUESS_SECONDS
+        return self.service.recent_seconds(entry.branch) or _GUESS_SECONDS
 
     # Looking
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ from tunes_dagster.store import Store
 # A revoked key or changed plan counts after this long at the latest.
 KEY_CACHE_SECONDS = 5.0
 _CACHE_SIZE = 10_000
+# Lists show an expected end per row; how long tunes take changes slowly.
+_PACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Service:
     prices: PriceList
     secret: bytes
     _seen: dict[str, tuple[float, Caller]] = field(default_factory=dict)
+    _pace: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.limiter = FixedWindowRateLimiter(storage_from_string(self.options.rate_limit_store))
@@ -96,6 +100,15 @@ class Service:
     def _caller(self, row: ApiKey) -> Caller:
         wallet: Wallet = self.registry.get_wallet(row.account_id)
         return Caller(row.account_id, row.id, wallet.requests_per_minute, wallet.options)
+
+    def recent_seconds(self, branch: str) -> float:
+        """Return how long the latest tunes of a base took in the median; 0 when there was none."""
+        found = self._pace.get(branch)
+        if found is None or found[0] < time.monotonic():
+            seen = self.registry.recent_seconds(branch)
+            found = (time.monotonic() + _PACE_SECONDS, statistics.median(seen) if seen else 0.0)
+            self._pace[branch] = found
+        return found[1]
 
     def hit(self, caller: Caller) -> Rate:
         """Count one request.
