@@ -72,6 +72,11 @@ class TuneJob:
         )
 
     @property
+    def start_from(self) -> str | None:
+        """Key of the weights of the tune that this one continues, or None."""
+        return self.recipe.get("continues", {}).get("weights_key")
+
+    @property
     def checkpoint_every(self) -> int:
         """Steps between checkpoints."""
         return self.options.checkpoint_every or max(1, math.ceil(self.total_steps / 8))
@@ -100,11 +105,12 @@ class TuneJob:
         """
         recipe = self.full_recipe("", base_fingerprint)
         training = dict(recipe["training"])
-        training.pop("checkpoint_every"), training.pop("gradient_checkpointing")
+        for name in ("checkpoint_every", "gradient_checkpointing", "offload"):
+            training.pop(name)
         if self.options.lr_schedule == "constant":
             training.pop("steps")
-        keep = ("base_fingerprint", "class_name", "token", "pictures", "prior_prompts")
-        return recipe_hash({"training": training, **{name: recipe[name] for name in keep}})
+        keep = ("base_fingerprint", "class_name", "token", "pictures", "prior_prompts", "continues")
+        return recipe_hash({"training": training, **{name: recipe.get(name) for name in keep}})
 
 
 @dataclass

@@ -130,6 +130,20 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     )
 
 
+def _exported(store: Store, key: str) -> dict[str, Tensor]:
+    """Return the weights of a finished tune in diffusers layout."""
+    from tunes_dagster.training.verify import read_weights
+
+    if not store.exists(key):
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The weights {key} to continue from are not in the store any more.",
+            "Start a tune of its own.",
+        )
+    with store.local(key) as path:
+        return read_weights(path)
+
+
 def _prior_prompts(job: TuneJob) -> list[str]:
     if job.prior_prompts is not None:
         return list(job.prior_prompts)
@@ -233,6 +247,9 @@ class TuneRun:
         found = self._checkpoint(store)
         if found is None:
             weights.enter(self.slot, self.options)
+            if self.job.start_from:
+                weights.start_from(self.slot, self.options, _exported(store, self.job.start_from))
+                self.job.report.note(f"Continues from the weights {self.job.start_from}.")
             return
         key, info, state = found
         weights.restore(self.slot, self.options, state, info.step)

@@ -7,6 +7,7 @@ network, an adapter that cannot be stacked) implements the same few calls for it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import TrainingOptions
 from tunes_dagster.training import order
 from tunes_dagster.training.adapters import AdapterBank, attach
@@ -36,6 +38,16 @@ class Layout:
     layers: list[str]
 
 
+def adapter_scale(options: TrainingOptions) -> float:
+    """Return what an adapter's product is multiplied by: alpha / rank, or alpha / √rank with rsLoRA.
+
+    rsLoRA is Kalajdzievski 2023 (arXiv 2312.03732): with alpha / rank the update shrinks as the rank grows.
+    """
+    rank = options.rank or 16
+    alpha = options.alpha or rank
+    return alpha / math.sqrt(rank) if options.rslora else alpha / rank
+
+
 class TrainedWeights(Protocol):
     """The trained numbers of up to `slots` tunes, with their optimizers."""
 
@@ -46,6 +58,13 @@ class TrainedWeights(Protocol):
 
     def enter(self, slot: int, options: TrainingOptions) -> None:
         """Put a tune at its beginning into a slot: initial numbers by its seed, a fresh optimizer."""
+
+    def start_from(self, slot: int, options: TrainingOptions, adapter: Mapping[str, Tensor]) -> None:
+        """Put a tune into a slot that starts with the exported weights of an earlier one.
+
+        Raises:
+            Failure: `WEIGHTS_UNUSABLE` when they are not of the shape that the options ask for.
+        """
 
     def restore(self, slot: int, options: TrainingOptions, state: Mapping[str, Tensor], step: int) -> None:
         """Put a tune into a slot as it was when `state` was taken, after `step` steps."""
@@ -111,7 +130,25 @@ class StackedWeights:
         """See `TrainedWeights.enter`."""
         rank = options.rank or 16
         source = order.generator(options.seed, order.INITIAL)
-        self.bank.initialise(slot, rank, options.alpha or rank, self._names(options), source)
+        alpha = adapter_scale(options) * rank
+        self.bank.initialise(slot, rank, alpha, self._names(options), source)
+        self.optimizer.start(slot, options)
+
+    def start_from(self, slot: int, options: TrainingOptions, adapter: Mapping[str, Tensor]) -> None:
+        """See `TrainedWeights.start_from`."""
+        scale, rank = adapter_scale(options), options.rank or 16
+        self.bank.load_slot(slot, adapter)
+        layers = [name for name in self.bank.layers if name in set(self._names(options))]
+        if self.bank.slot_ranks[slot] != rank or self.bank.slot_layers[slot] != layers:
+            raise Failure(
+                FailureCode.WEIGHTS_UNUSABLE,
+                f"The tune to continue from has rank {self.bank.slot_ranks[slot]} on "
+                f"{len(self.bank.slot_layers[slot])} layers, not {rank} on {len(layers)}.",
+                "Continue it with the rank and targets it was trained with.",
+            )
+        for _, _, up in self.bank.views(self.bank.values.detach()[slot]):
+            up /= scale  # which was folded in
+        self.bank.occupy(slot, rank, scale, layers)
         self.optimizer.start(slot, options)
 
     def restore(self, slot: int, options: TrainingOptions, state: Mapping[str, Tensor], step: int) -> None:
@@ -119,7 +156,7 @@ class StackedWeights:
         rank, chosen = options.rank or 16, set(self._names(options))
         self.bank.clear(slot)
         layers = [name for name in self.bank.layers if name in chosen]
-        self.bank.occupy(slot, rank, (options.alpha or rank) / rank, layers)
+        self.bank.occupy(slot, rank, adapter_scale(options), layers)
         self.optimizer.start(slot, options)
         self.optimizer.load_state(slot, state, step)
 

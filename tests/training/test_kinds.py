@@ -1,0 +1,86 @@
+"""Other optimizers, scales and starts than the default's: each trains, resumes exactly and keeps its promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from tests.training.conftest import Recorder
+from tunes_dagster.training import loop
+from tunes_dagster.training.adapters import split_state
+from tunes_dagster.training.jobs import TuneResult
+
+
+def trained(base, store, *jobs) -> list[TuneResult]:
+    outcomes = loop.train(jobs, base, store)
+    for outcome in outcomes.values():
+        assert isinstance(outcome, TuneResult), outcome
+    return [outcomes[job.tune_id] for job in jobs]
+
+
+def weights(store, result) -> dict[str, torch.Tensor]:
+    return load(store.read_bytes(result.weights_key))
+
+
+def products(state) -> dict[str, torch.Tensor]:
+    return {name: b.flatten(1) @ a.flatten(1) for name, (a, b) in split_state(state).items()}
+
+
+def test_prodigy_finds_a_step_size_and_resumes_exactly(base, store, make_job):
+    options = {"optimizer": "prodigy", "learning_rate": 1.0, "warmup_steps": 0, "steps": 8, "checkpoint_every": 4}
+    (whole,) = trained(base, store, make_job("one", **options))
+    job = make_job("one", report=Recorder(cancel_at=4), **options)
+    job.out_prefix = "tunes/again/lora/1"
+    loop.train([job], base, store)
+    again = make_job("one", **options)
+    again.out_prefix, again.resume_from = "tunes/again/lora/2", "tunes/again/lora"
+    (resumed,) = trained(base, store, again)
+    assert any("Resumed at step 4" in note for note in again.report.notes)
+    first, second = weights(store, whole), weights(store, resumed)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert max(float(b.abs().max()) for name, b in first.items() if "lora_B" in name) > 1e-6
+
+
+def test_prodigy_beside_adamw_changes_neither(base64, store, make_job):
+    def pair():
+        return make_job("one", optimizer="prodigy", learning_rate=1.0), make_job("two")
+
+    together = trained(base64, store, *pair())
+    first = [weights(store, one) for one in together]
+    second = [weights(store, trained(base64, store, job)[0]) for job in pair()]
+    for mine, alone in zip(first, second, strict=True):
+        for name in mine:
+            torch.testing.assert_close(mine[name], alone[name], rtol=1e-5, atol=1e-9)
+
+
+def test_rslora_is_folded_into_the_file(base, store, make_job):
+    def after_a_step(**options):
+        job = make_job("one", steps=1, rank=16, alpha=4, warmup_steps=0, **options)
+        return products(weights(store, trained(base, store, job)[0]))
+
+    # One step of Adam from B = 0 moves B by the learning rate whatever the scale, so the products differ by it.
+    first, second = after_a_step(), after_a_step(rslora=True)
+    for name in first:
+        assert float(second[name].norm()) == pytest.approx(4 * float(first[name].norm()), rel=0.1)
+
+
+def test_a_continued_tune_starts_where_the_other_ended(base, store, make_job):
+    (first,) = trained(base, store, make_job("one", alpha=2))
+    job = make_job("two", steps=1, alpha=2, learning_rate=1e-12)
+    job.recipe = {"continues": {"weights_key": first.weights_key}}
+    (second,) = trained(base, store, job)
+    before, after = weights(store, first), weights(store, second)
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-7)
+    assert second.recipe["continues"]["weights_key"] == first.weights_key
+    fresh = make_job("two", steps=1, alpha=2, learning_rate=1e-12)
+    assert fresh.data_hash("x") != job.data_hash("x")
+
+
+def test_a_continued_tune_of_another_shape_is_refused(base, store, make_job):
+    (first,) = trained(base, store, make_job("one", targets="attention", rank=4))
+    job = make_job("two", targets="all", rank=4)
+    job.recipe = {"continues": {"weights_key": first.weights_key}}
+    (outcome,) = loop.train([job], base, store).values()
+    assert "rank 4 on" in str(outcome)
