@@ -26,7 +26,13 @@ Guidance = Literal["classifier-free", "distilled", "none"]
 _FAMILIES = {
     "sd15": ("tunes_dagster.training.families.sd15", "Sd15Base"),
     "sdxl": ("tunes_dagster.training.families.sdxl", "SdxlBase"),
+    "flux": ("tunes_dagster.training.families.flux", "FluxBase"),
 }
+
+
+def known_families() -> tuple[str, ...]:
+    """Return the families that have a trainer and renderer here."""
+    return tuple(_FAMILIES)
 
 
 class Latents(NamedTuple):

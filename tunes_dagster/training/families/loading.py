@@ -23,9 +23,7 @@ def is_single_file(folder: str | Path) -> bool:
     return str(folder).endswith(SINGLE_FILES)
 
 
-def load_pipeline(
-    kind: Any, entry: BaseModelEntry, folder: str | Path, dtype: Any, **arguments: Any
-) -> Any:
+def load_pipeline(kind: Any, entry: BaseModelEntry, folder: str | Path, dtype: Any, **arguments: Any) -> Any:
     """Load a pipeline of one class.
 
     Args:
@@ -45,13 +43,15 @@ def load_pipeline(
         return kind.from_pretrained(str(folder), revision=revision, dtype=dtype, **arguments)
 
 
-def _from_file(kind: Any, entry: BaseModelEntry, folder: str | Path, dtype: Any, arguments: dict[str, Any]) -> Any:
+def _from_file(
+    kind: Any, entry: BaseModelEntry, folder: str | Path, dtype: Any, arguments: dict[str, Any]
+) -> Any:
     config = {} if entry.components is None else {"config": entry.components}
     return kind.from_single_file(str(folder), torch_dtype=dtype, **config, **arguments)
 
 
 def load_pipeline_around(
-    kind: Any, part: str, model: Any, entry: BaseModelEntry, folder: str | Path, dtype: Any
+    kind: Any, part: str, model: Any, entry: BaseModelEntry, folder: str | Path, dtype: Any, **arguments: Any
 ) -> Any:
     """Load a pipeline whose denoiser alone lies in a single file, as FLUX checkpoints do.
 
@@ -62,12 +62,13 @@ def load_pipeline_around(
         entry: `components` names the folder or hub id of everything else.
         folder: The single file, or else a folder or hub id that has all of it.
         dtype: Of all weights.
+        arguments: Handed on to the pipeline class.
 
     Raises:
         Failure: `BASE_NOT_INSTALLED` when nothing of this class can be loaded from there.
     """
     if not is_single_file(folder):
-        return load_pipeline(kind, entry, folder, dtype)
+        return load_pipeline(kind, entry, folder, dtype, **arguments)
     if entry.components is None:
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
@@ -78,7 +79,7 @@ def load_pipeline_around(
         denoiser = model.from_single_file(
             str(folder), config=entry.components, subfolder=part, torch_dtype=dtype
         )
-        return kind.from_pretrained(entry.components, dtype=dtype, **{part: denoiser})
+        return kind.from_pretrained(entry.components, dtype=dtype, **{part: denoiser}, **arguments)
 
 
 @contextmanager

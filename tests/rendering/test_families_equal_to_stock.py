@@ -1,0 +1,110 @@
+"""In every family, each picture of a mixed batch is the one that the stock pipeline makes of its prompt alone."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save
+
+from tests.support.families import CASES, make_base, random_lora, stock_pipeline
+from tunes_dagster.progress import Silent
+from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.rendering.renderer import RenderJob, render
+from tunes_dagster.store import Store
+
+PROMPTS = (
+    # text, negative, seed, guidance, LoRAs
+    ("a photo of ohwx man", "", 7, 4.0, {"fern": 1.0}),
+    ("zkqj woman on the beach", "blurry, dark", 8, 6.5, {"duo": 0.7}),
+    ("a red mug", "", 9, 2.0, {}),
+    ("ohwx man and zkqj woman", "", 7, 3.0, {"fern": 0.6, "duo": 0.8}),
+)
+WIDTH, HEIGHT, STEPS = 80, 64, 4
+
+
+def psnr(one, two):
+    difference = np.asarray(one, np.float64) - np.asarray(two, np.float64)
+    return 10 * np.log10(255**2 / max(1e-12, (difference**2).mean()))
+
+
+def picture(store, image):
+    return Image.open(io.BytesIO(store.read_bytes(image.key)))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    name = request.param
+    folder = tmp_path_factory.mktemp("bases") / name
+    base = make_base(name, folder)
+    loras = {"fern": random_lora(base, 1), "duo": random_lora(base, 2, rank=8, targets="attention")}
+    return CASES[name], base, loras, stock_pipeline(name, folder)
+
+
+@pytest.fixture
+def store(tmp_path, case):
+    store = Store(tmp_path / "store")
+    for name, state in case[2].items():
+        store.write_bytes(f"tunes/{name}.safetensors", save(state))
+    return store
+
+
+def job(number, prompt, **more):
+    text, negative, seed, guidance, uses = prompt
+    values = {"steps": STEPS, "width": WIDTH, "height": HEIGHT} | more
+    settings = RenderSettings(seed=seed, guidance_scale=guidance, negative_prompt=negative, **values)
+    return RenderJob(
+        f"prompt_{number}", text, settings,
+        [(f"tunes/{name}.safetensors", scale) for name, scale in uses.items()],
+    )  # fmt: skip
+
+
+def stock_picture(case, prompt):
+    import torch
+
+    kind, _, loras, pipeline = case
+    text, negative, seed, guidance, uses = prompt
+    for name in uses:
+        pipeline.load_lora_weights(dict(loras[name]), adapter_name=name)
+    if uses:
+        pipeline.set_adapters(list(uses), list(uses.values()))
+    try:
+        return pipeline(
+            **kind.call(text, negative if kind.negatives else "", guidance), num_inference_steps=STEPS,
+            width=WIDTH, height=HEIGHT, generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]  # fmt: skip
+    finally:
+        if uses:
+            pipeline.unload_lora_weights()
+
+
+def test_mixed_batch_equals_the_stock_pipeline(case, store):
+    kind, base, _, _ = case
+    results = render([job(i, p) for i, p in enumerate(PROMPTS)], base, store, "out", Silent())
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        assert result.failure is None
+        expected = stock_picture(case, prompt)
+        assert psnr(picture(store, result.images[0]), expected) > 45, prompt
+        if prompt[-1]:
+            without = stock_picture(case, (*prompt[:-1], {}))
+            assert psnr(without, expected) < 32, "the LoRA changes too little for this test to mean anything"
+        ignored = bool(prompt[1]) and not kind.negatives and base.guidance != "classifier-free"
+        assert ("negative prompt has no effect" in " ".join(result.warnings)) == ignored
+
+
+def test_samples_of_training_are_the_stock_pipeline_too(case):
+    """`LoadedBase.sample` renders prior pictures and samples; it must follow the same schedule and guidance."""
+    import torch
+
+    kind, base, _, pipeline = case
+    noise = torch.randn(
+        1, *base.latent_shape(WIDTH, HEIGHT), generator=torch.Generator("cpu").manual_seed(5)
+    )
+    ours = base.decode(base.sample(base.encode_text(["a red mug"]), noise, WIDTH, HEIGHT, STEPS, 4.0))
+    stock = pipeline(
+        **kind.call("a red mug", "", 4.0), num_inference_steps=STEPS, width=WIDTH, height=HEIGHT,
+        generator=torch.Generator("cpu").manual_seed(5), output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, stock, rtol=0, atol=1e-3)
