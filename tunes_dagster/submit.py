@@ -107,13 +107,7 @@ def submit_prompt(
         Failure: `INVALID_REQUEST`, `UNKNOWN_TUNE`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `CONFLICT`.
     """
     tune = registry.get_tune(request.tune) if request.tune else None
-    if tune is not None:
-        entry = catalog.usable(tune.branch, settings.bases_folder)
-        asked = request.base or tune.base
-    else:
-        asked = request.base or DEFAULT_BASE
-        entry = catalog.usable(asked, settings.bases_folder)
-    complete = _complete_prompt(request, entry, catalog, settings)
+    complete, entry, asked = completed_prompt(catalog, settings, request, tune)
     return registry.add_prompt(
         complete,
         branch=entry.branch,
@@ -123,6 +117,23 @@ def submit_prompt(
         origin=origin,
         also=also,
     )
+
+
+def completed_prompt(
+    catalog: Catalog, settings: Settings, request: PromptRequest, tune: Tune | None
+) -> tuple[PromptRequest, BaseModelEntry, str]:
+    """Return a prompt with everything filled in, the base that renders it, and the base as asked.
+
+    Raises:
+        Failure: As `submit_prompt`; nothing is written.
+    """
+    if tune is not None:
+        entry = catalog.usable(tune.branch, settings.bases_folder)
+        asked = request.base or tune.base
+    else:
+        asked = request.base or DEFAULT_BASE
+        entry = catalog.usable(asked, settings.bases_folder)
+    return _complete_prompt(request, entry, catalog, settings), entry, asked
 
 
 def make_recipe(
