@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from tunes_dagster.training.jobs import TuneJob, TuneResult
 
 
+# Most tunes that one run takes, those that join it included: its log stays readable, and what a crash costs small.
+MOST_MEMBERS = 64
+
+
 @dataclass
 class Trainee:
     """One tune that this run trains.
@@ -105,6 +109,7 @@ def train_trainees(
     catalog: CatalogResource,
     compute: ComputeResource,
     on_trained: Callable[[Trainee, Trained], None],
+    newcomers: Callable[[int], Sequence[Trainee]] | None = None,
 ) -> None:
     """Train tunes of one base on one device; a tune's failure is recorded in its row and its trainee.
 
@@ -115,19 +120,27 @@ def train_trainees(
         catalog: Where the base is looked up.
         compute: Gives the device.
         on_trained: Called for each tune once its weights are written and inspected, before the next one ends.
+        newcomers: Asked for claimed tunes that join, with the number of free places.
     """
     from tunes_dagster.training.families.base import load_family
     from tunes_dagster.training.loop import train
 
-    jobs: dict[str, TuneJob] = {}
-    by_id = {trainee.tune.id: trainee for trainee in trainees}
-    for trainee in trainees:
-        with _alone(context, trainee):
-            jobs[trainee.tune.id] = make_job(trainee, store)
+    by_id: dict[str, Trainee] = {}
+
+    def jobs_of(some: Sequence[Trainee]) -> list[TuneJob]:
+        made = []
+        for trainee in some:
+            by_id[trainee.tune.id] = trainee
+            with _alone(context, trainee):
+                if trainee.failure is None:
+                    made.append(make_job(trainee, store))
+        return made
+
+    jobs = jobs_of(trainees)
     if not jobs:
         return
-    crowd = Crowd([by_id[tune_id].mine.report for tune_id in jobs])
-    entry, folder = catalog.usable(by_id[next(iter(jobs))].tune.branch)
+    crowd = Crowd([by_id[job.tune_id].mine.report for job in jobs])
+    entry, folder = catalog.usable(by_id[jobs[0].tune_id].tune.branch)
     with compute.lease(crowd, holder=context.run_id) as device:
         crowd.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
         base = load_family(entry, folder, device.name, device.torch_dtype)
@@ -138,9 +151,17 @@ def train_trainees(
             with _alone(context, trainee):
                 if isinstance(outcome, Failure):
                     raise outcome
-                on_trained(trainee, inspector.inspect(trainee.tune, outcome, trainee.mine.report))
+                watching = Finishing([trainee.mine.report])
+                on_trained(trainee, inspector.inspect(trainee.tune, outcome, watching))
 
-        train(list(jobs.values()), base, store, on_finished=on_finished)
+        train(
+            jobs,
+            base,
+            store,
+            on_finished=on_finished,
+            waiting=None if newcomers is None else lambda free: jobs_of(newcomers(free)),
+            places=get_settings().max_cohort if newcomers is not None else None,
+        )
 
 
 @contextmanager
@@ -174,6 +195,18 @@ class Crowd(Tee):
             raise cancelled
 
 
+class Finishing(Tee):
+    """Watches a tune that has its weights: to stop and keep them is what happens anyway."""
+
+    def check_cancelled(self) -> None:
+        """Raise only when nothing is to be kept."""
+        try:
+            super().check_cancelled()
+        except Cancelled as cancelled:
+            if not cancelled.keep:
+                raise
+
+
 def claim_members(context: Context, cohort_id: str, registry: Registry) -> list[Work]:
     """Claim the members of a cohort; a person's re-execution takes them again, whatever came of them."""
     if run_origin(context.run)[0] != "ui":
@@ -192,7 +225,7 @@ def train_cohort_members(
     catalog: CatalogResource,
     compute: ComputeResource,
 ) -> None:
-    """Train the members of a cohort; the body of the `train_cohort` job.
+    """Train the members of a cohort and those that join it; the body of the `train_cohort` job.
 
     Raises:
         dg.Failure: After all have ended, when one or more of them failed, naming each.
@@ -208,15 +241,38 @@ def train_cohort_members(
         context.log.info(f"Nobody is left in cohort {cohort_id}; nothing to do.")
         return
     with Pulse(get_settings().heartbeat_seconds, context.log) as pulse:
-        trainees = [
-            trainee_of(own(context, registry, work, pulse, many=len(works) > 1), registry, catalog)
-            for work in works
-        ]
-        names = ", ".join(trainee.tune.title for trainee in trainees)
-        context.log.info(f"Cohort {cohort_id}: {len(trainees)} tunes ({names}).")
+        trainees: list[Trainee] = []
+
+        def recruit(works: Sequence[Work], said: str) -> list[Trainee]:
+            fresh = [recruited(context, work, registry, catalog, pulse) for work in works]
+            trainees.extend(fresh)
+            if fresh:
+                names = ", ".join(trainee.tune.title for trainee in fresh)
+                context.log.info(f"Cohort {cohort_id}: {names} {said}.")
+            return fresh
+
+        def newcomers(free: int) -> list[Trainee]:
+            room = min(free, MOST_MEMBERS - len(trainees))
+            here = [trainee.tune.id for trainee in trainees]
+            return recruit(registry.join_cohort(cohort_id, context.run_id, room, here), "joined")
+
         with all_closed(context, trainees):
-            train_trainees(context, trainees, store, catalog, compute, on_trained)
+            recruit(works, f"will be trained ({len(works)} at first)")
+            train_trainees(context, trainees, store, catalog, compute, on_trained, newcomers)
     conclude(context, trainees)
+
+
+def recruited(
+    context: Context, work: Work, registry: Registry, catalog: CatalogResource, pulse: Pulse
+) -> Trainee:
+    """Return the trainee of claimed work; one whose recipe cannot be used has failed already."""
+    mine = own(context, registry, work, pulse, many=True)
+    try:
+        return trainee_of(mine, registry, catalog)
+    except Exception as error:
+        trainee = Trainee(mine, registry.get_tune(work.subject_id), TrainingOptions())
+        trainee.failure = close_badly(context, mine, error) or as_failure(error)
+        return trainee
 
 
 @contextmanager

@@ -134,6 +134,23 @@ def test_joining_late_and_leaving_early_changes_nobody(base64, store, member, mo
         assert train([job], base64, store)[job.tune_id].loss_curve == alone
 
 
+def test_more_tunes_than_places_take_turns(base64, store, member):
+    jobs = [member(f"t{i}", steps=2 + i) for i in range(4)]
+    most: list[int] = []
+    original = loop.Trainer._step
+
+    def watched(self):
+        most.append(len(self.runs))
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainer, "_step", watched)
+        together = train(jobs, base64, store, places=2)
+    assert set(most) <= {1, 2} and len(most) < sum(job.total_steps for job in jobs)
+    mine = final_state(store, train([jobs[3]], base64, store)["tune_t3"])
+    assert_equal(final_state(store, together["tune_t3"]), mine, "t3")
+
+
 def test_a_joiner_that_cannot_begin_leaves_the_others_alone(base64, store, member, monkeypatch):
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_LOOKS", 0.0)
     good, broken = member("good", steps=4), member("broken")

@@ -16,7 +16,7 @@ from safetensors.torch import load
 
 from tests.training.conftest import Recorder
 from tests.training.killable import make_killable
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.failures import Cancelled, FailureCode
 from tunes_dagster.training import checkpoints, order, prior, run
 from tunes_dagster.training.jobs import TuneResult, learning_rate
 from tunes_dagster.training.loop import train
@@ -226,7 +226,7 @@ def test_divergence_cancel_and_broken_data_leave_the_others_alone(base64, store,
     assert outcomes["tune_wild"].code == FailureCode.DIVERGED
     assert isinstance(outcomes["tune_stopped"], Cancelled)
     assert checkpoints.find_newest(store, stopped.out_prefix).endswith("step-000002.safetensors")
-    assert isinstance(outcomes["tune_broken"], Failure)
+    assert outcomes["tune_broken"].code == FailureCode.PICTURE_UNREADABLE
     assert outcomes["tune_kept"].stopped and outcomes["tune_kept"].steps == 3
     assert sorted(told) == sorted(outcomes) and told[0] == "tune_broken"
     together = final_state(store, outcomes["tune_good"])

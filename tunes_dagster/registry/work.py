@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.registry.engine import Database
-from tunes_dagster.registry.tables import Batch, Prompt, Tune, Work
+from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
     OPEN_PROMPT,
     OPEN_WORK,
@@ -199,6 +199,60 @@ class WorkQueries(Database):
                 if work.state == "running" and work.run_id == run_id:
                     members.append(work)
             return members
+
+    def join_cohort(
+        self,
+        cohort_id: str,
+        run_id: str,
+        places: int,
+        besides: Sequence[str] = (),
+        patience_seconds: float = 10.0,
+    ) -> list[Work]:
+        """Take waiting tunes of a cohort's base into it and claim them for its run, longest waiting first.
+
+        Besides queued work this takes work whose own run has not begun `patience_seconds` after it was
+        launched: with every GPU busy it would wait for the very run that asks. Its launch finds nobody left.
+
+        Args:
+            cohort_id: Which.
+            run_id: Its run.
+            places: Most tunes to take.
+            besides: Tunes to leave alone: who failed in a run tries again in another one.
+            patience_seconds: See above.
+        """
+        now = self.now()
+        with self.writing() as session:
+            cohort = session.get(Cohort, cohort_id)
+            if cohort is None or places <= 0:
+                return []
+            late = now - timedelta(seconds=patience_seconds)
+            query = (
+                select(Work.subject_id)
+                .join(Tune, Tune.id == Work.subject_id)
+                .where(
+                    Work.kind == "train",
+                    Tune.branch == cohort.branch,
+                    Work.subject_id.not_in(besides),
+                    or_(
+                        (Work.state == "queued") & (Work.available_at <= now),
+                        (Work.state == "submitted") & (Work.submitted_at <= late),
+                    ),
+                )
+                .order_by(Work.available_at, Work.id)
+                .limit(places)
+            )
+            joined = []
+            for subject_id in session.scalars(query).all():
+                tune = lock_subject(session, "train", subject_id)
+                work = lock_work(session, "train", subject_id)
+                if work is None or work.state not in ("queued", "submitted"):
+                    continue
+                work.attempt += 1
+                work.run_key, work.cohort_id = f"{work.id}:{work.attempt}", cohort_id
+                work.submitted_at = work.submitted_at or now
+                start(session, work, tune, run_id, now)
+                joined.append(work)
+            return joined
 
     def heartbeat(self, work_id: str, run_id: str) -> str:
         """Say that an attempt is alive; returns the cancel flag it must obey: '' | 'cancel' | 'keep'.

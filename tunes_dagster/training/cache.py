@@ -95,8 +95,19 @@ def write_tensors(store: Store, key: str, tensors: dict[str, torch.Tensor]) -> N
 
 
 def load_picture(store: Store, item: TrainExample) -> Image.Image:
-    """Return the item's crop, resized to its bucket with an area-true filter."""
-    picture = Image.open(io.BytesIO(store.read_bytes(item.key))).convert("RGB")
+    """Return the item's crop, resized to its bucket with an area-true filter.
+
+    Raises:
+        Failure: `PICTURE_UNREADABLE` when the stored picture is missing or damaged.
+    """
+    try:
+        picture = Image.open(io.BytesIO(store.read_bytes(item.key))).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Failure(
+            FailureCode.PICTURE_UNREADABLE,
+            f"The training picture {item.key} cannot be read: {error}.",
+            "Prepare the tune again (source_images, training_set and captions), then train it.",
+        ) from error
     return picture.resize(
         item.bucket, Image.Resampling.LANCZOS, box=item.crop or centred_crop(picture.size, item.bucket)
     )

@@ -51,7 +51,8 @@ def train(
         store: Where pictures, caches, checkpoints and results lie.
         on_finished: Told (tune id, outcome) as soon as a tune is through.
         waiting: Asked now and then, while there are free places, for tunes that join the running ones.
-        places: Most tunes that share a forward; None is as many as came in `cohort`.
+        places: Most tunes that share a forward; None is as many as came in `cohort`. The rest of them join
+            as others leave.
 
     Returns:
         The outcome of each tune: its result, or why it ended without one. A tune that diverges, is cancelled
@@ -69,25 +70,38 @@ class _Session:
         self.base, self.store = base, store
         self.outcomes: dict[str, Outcome] = {}
         self._on_finished, self._waiting = on_finished, waiting
+        self._queue: list[TuneJob] = []
         self._solos: list[TuneJob] = []
 
     def run(self, cohort: Sequence[TuneJob], places: int | None) -> dict[str, Outcome]:
         """Train everybody and return the outcomes."""
-        first = self._prepare(self._stackable(cohort))
-        if first:
-            most = max(len(first), places or 0)
-            Trainer(kind_of(first[0].job.options), self.base, self.store, self._done).run(
-                first, most, self._join if self._waiting else None
-            )
+        self._queue = self._stackable(cohort)
+        most = max(1, places or len(self._queue))
+        while self._queue:
+            first = self._prepare(self._from_queue(most))
+            if first:
+                kind = kind_of(first[0].job.options)
+                Trainer(kind, self.base, self.store, self._done).run(first, most, self._join)
         while self._solos:
             job = self._solos.pop(0)
             for one in self._prepare([job]):
                 Trainer(kind_of(job.options), self.base, self.store, self._done).run([one], 1)
         return self.outcomes
 
-    def _join(self, free: int) -> list[PreparedTune]:
-        assert self._waiting is not None
-        return self._prepare(self._stackable(self._waiting(free)))
+    def _from_queue(self, places: int) -> list[TuneJob]:
+        """Take the next jobs of one kind from the queue."""
+        kind = kind_of(self._queue[0].options).name if self._queue else ""
+        chosen = [job for job in self._queue if kind_of(job.options).name == kind][:places]
+        self._queue = [job for job in self._queue if job not in chosen]
+        return chosen
+
+    def _join(self, kind: Kind, free: int) -> list[PreparedTune]:
+        """Return tunes for free places of a running cohort: from this call's queue, then from outside."""
+        if self._waiting is not None and not self._queue:
+            self._queue = self._stackable(self._waiting(free))
+        if not self._queue or kind_of(self._queue[0].options).name != kind.name:
+            return []
+        return self._prepare(self._from_queue(free))
 
     def _stackable(self, jobs: Sequence[TuneJob]) -> list[TuneJob]:
         """Return the jobs that share forwards; the others are put aside for later."""
@@ -144,14 +158,14 @@ class Trainer:
         self,
         prepared: Sequence[PreparedTune],
         places: int,
-        arrivals: Callable[[int], Sequence[PreparedTune]] | None = None,
+        arrivals: Callable[[Kind, int], Sequence[PreparedTune]] | None = None,
     ) -> None:
         """Train until every tune has left.
 
         Args:
             prepared: Who begins.
             places: Most tunes at a time.
-            arrivals: Asked for tunes that join, with the number of free places.
+            arrivals: Asked for tunes of a kind that join, with the number of free places.
         """
         checkpointed = self.base.denoiser.is_gradient_checkpointing
         try:
@@ -170,14 +184,14 @@ class Trainer:
                 self.weights.close()
             self._save_memory(checkpointed)
 
-    def _look(self, arrivals: Callable[[int], Sequence[PreparedTune]], places: int) -> None:
+    def _look(self, arrivals: Callable[[Kind, int], Sequence[PreparedTune]], places: int) -> None:
         """Let waiting tunes join when there is room and the last look was long enough ago."""
         free = places - len(self.runs)
         if free <= 0 or time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
             return
         # Encoding asks the bare base.
         self._weights.assign(None)
-        joining = arrivals(free)
+        joining = arrivals(self.kind, free)
         self._looked = time.monotonic()
         if joining:
             self._admit(joining)

@@ -1,0 +1,118 @@
+"""Cohorts through the real job, in this process: members leave and join, and each is told about by itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import dagster as dg
+
+from assets.names import LORA
+from tests.dagster.test_pipeline import checks, drive_until, materialization
+from tests.support.registry import Clock, add_tune, run_stage
+from tunes_dagster import decide
+from tunes_dagster.definitions import build_defs
+from tunes_dagster.inprocess import execute
+from tunes_dagster.intake.training_set import TrainingSet
+from tunes_dagster.launches import RUN_KEY_TAG
+from tunes_dagster.registry import Registry
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    """Wait until a condition holds, or for so long that the test fails by what it looks at."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_one_is_cancelled_one_kept_one_fails_one_joins_and_one_is_trained(house, monkeypatch):
+    from tunes_dagster.training import loop
+
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_LOOKS", 0.0)
+    endless = {"steps": 3000, "checkpoint_every": 3000}
+    good, bad = house.submit("good"), house.submit("bad")
+    stopped, kept = (house.submit(title, training=endless) for title in ("stopped", "kept"))
+    members = [tune.id for tune in (good, bad, stopped, kept)]
+    drive_until(house, *members, status=("prepared",))
+    (launch,) = decide.cohort_launches(house.registry, house.settings)
+    late = house.submit("late", training={"rank": 8})
+    drive_until(house, late.id, status=("prepared",))
+    for item in TrainingSet.load(house.store, bad.id).training:
+        house.store.write_bytes(item.key, b"not a picture")
+    seen: dict[str, tuple[int, int | None]] = {}
+
+    def meddle() -> None:
+        def row(tune):
+            return house.registry.get_tune(tune.id)
+
+        wait_for(lambda: all(row(tune).phase == "training" and row(tune).step for tune in (stopped, kept)))
+        wait_for(lambda: row(late).status == "trained" and row(good).status == "trained")
+        seen.update({tune.id: (row(tune).step, row(tune).total_steps) for tune in (stopped, kept)})
+        house.registry.request_cancel(stopped.id)
+        wait_for(lambda: row(stopped).status == "cancelled")
+        assert row(kept).status == "training"
+        house.registry.request_cancel(kept.id, keep=True)
+
+    person = threading.Thread(target=meddle)
+    person.start()
+    assert not execute(build_defs(), house.instance, launch)
+    person.join()
+
+    status = {tune.title: house.status(tune.id) for tune in (good, bad, stopped, kept, late)}
+    assert status == {
+        "good": "trained", "bad": "failed", "stopped": "cancelled", "kept": "trained", "late": "trained",
+    }  # fmt: skip
+    (run,) = house.instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: launch.run_key}))
+    assert run.status == dg.DagsterRunStatus.FAILURE
+    # One run did it all, the joiner's part too.
+    assert {house.registry.work_of(t, "train")[0].run_id for t in (*members, late.id)} == {run.run_id}
+    assert all(0 < step < 3000 and total == 3000 for step, total in seen.values()) and len(seen) == 2
+    passed = {"finite_weights": True, "loads_into_fresh_pipeline": True, "differs_from_base": True}
+    for tune in (good, kept, late):
+        shown = materialization(house, LORA, tune.id)
+        result = house.registry.get_tune(tune.id).result
+        assert shown["steps"] == result["steps"] and shown["recipe hash"] == result["weights_recipe_hash"]
+        assert checks(house, LORA, tune.id) == passed
+        assert result["stopped"] is (tune is kept)
+    assert 0 < house.registry.get_tune(kept.id).result["steps"] < 3000
+    for tune in (bad, stopped):
+        assert not house.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=LORA, asset_partitions=[tune.id]), limit=1
+        ).records
+        assert not checks(house, LORA, tune.id)
+    assert any("/checkpoints/" in key for key in house.store.list(f"tunes/{stopped.id}/lora"))
+    drive_until(house, good.id, kept.id, late.id)
+    assert {house.status(tune.id) for tune in (good, kept, late)} == {"ready"}
+
+
+def test_who_may_join_a_cohort(tmp_path):
+    clock = Clock()
+    rows = Registry(f"sqlite:///{tmp_path}/registry.db", now=clock)
+
+    def prepared(rows: Registry, **changes) -> str:
+        tune = add_tune(rows, **changes)
+        run_stage(rows, "prepare", tune.id)
+        clock.forward(1)
+        return tune.id
+
+    first = prepared(rows)
+    ((cohort, _),) = rows.make_cohorts(wait_seconds=0)
+    rows.claim_cohort(cohort.id, "run-1")
+    other_base, waiting = prepared(rows, branch="tiny-flux"), prepared(rows)
+    launched = prepared(rows)
+    assert rows.join_cohort("cohort_unknown", "run-1", 9) == []
+    assert rows.join_cohort(cohort.id, "run-1", 0) == []
+    (joined,) = rows.join_cohort(cohort.id, "run-1", 1)
+    assert (joined.subject_id, joined.state, joined.attempt) == (waiting, "running", 1)
+    assert {work.subject_id for work in rows.claim_cohort(cohort.id, "run-1")} == {first, waiting}
+
+    # Launched by itself just now: its run may begin at any moment. After a while it waits for this very run.
+    started = [c for c, works in rows.make_cohorts(wait_seconds=0) if works[0].subject_id == launched]
+    assert rows.join_cohort(cohort.id, "run-1", 9) == []
+    clock.forward(11)
+    (taken,) = rows.join_cohort(cohort.id, "run-1", 9)
+    assert (taken.subject_id, taken.attempt, taken.cohort_id) == (launched, 2, cohort.id)
+    assert rows.claim_cohort(started[0].id, "run-2") == []
+    assert rows.heartbeat(taken.id, "run-1") == ""
+    assert rows.work_of(other_base, "train")[0].cohort_id != cohort.id
+    rows.close()
