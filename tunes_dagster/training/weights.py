@@ -20,6 +20,7 @@ from tunes_dagster.recipe import TrainingOptions
 from tunes_dagster.training import order
 from tunes_dagster.training.adapters import AdapterBank, attach
 from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.training.families.loading import gather
 from tunes_dagster.training.optimizer import SlotOptimizer
 
 
@@ -108,6 +109,7 @@ class StackedWeights:
             base: Without trained weights of ours.
             dtype: Of the numbers.
         """
+        gather(base.pipeline(), base.denoiser)
         self.base, self.slots = base, len(options)
         wanted = {name for one in options for name in self._names(one)}
         names = [name for name in base.adapter_targets("all") if name in wanted]

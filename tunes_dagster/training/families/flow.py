@@ -44,7 +44,7 @@ class FlowBase(LoadedBase):
     def __init__(self, entry: BaseModelEntry, folder: str | Path, pipeline: Any) -> None:
         self.entry, self.folder, self._pipeline = entry, folder, pipeline
         self.denoiser = pipeline.transformer
-        self.device, self.dtype = self.denoiser.device, self.denoiser.dtype
+        self.device, self.dtype = pipeline._execution_device, self.denoiser.dtype
         self.train_timesteps = int(pipeline.scheduler.config.num_train_timesteps)
         self._nothing: Conditioning | None = None
         self._positions: dict[tuple[int, ...], torch.Tensor] = {}

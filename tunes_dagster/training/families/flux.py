@@ -109,7 +109,7 @@ class FluxBase(FlowBase):
 
         vae = self._pipeline.vae
         with torch.no_grad():
-            posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+            posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
         scale = vae.config.scaling_factor
         return Latents((posterior.mean - vae.config.shift_factor) * scale, posterior.std * scale)
 
@@ -118,7 +118,7 @@ class FluxBase(FlowBase):
         import torch
 
         vae = self._pipeline.vae
-        latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        latents = latents.to(self.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
         with torch.no_grad():
             pixels = vae.decode(latents).sample
         return (pixels.float() / 2 + 0.5).clamp(0, 1)

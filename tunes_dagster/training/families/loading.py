@@ -2,18 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
 
     from tunes_dagster.catalog import BaseModelEntry
+
+@dataclass(frozen=True)
+class Placement:
+    """How the networks of a pipeline lie in memory.
+
+    Attributes:
+        offload: Each network is on the device only while it works, by accelerate's hooks.
+        quantize: Bits of the denoiser's frozen weights: `none`, `int8`, `nf4`.
+    """
+
+    offload: bool = False
+    quantize: str = "none"
+
+
+_EVERYTHING_ON_THE_DEVICE = Placement()
+_PLACEMENT: ContextVar[Placement] = ContextVar("placement", default=_EVERYTHING_ON_THE_DEVICE)
+
+
+@contextmanager
+def placed(placement: Placement) -> Iterator[None]:
+    """Load and reload pipelines in this way for the while."""
+    token = _PLACEMENT.set(placement)
+    try:
+        yield
+    finally:
+        _PLACEMENT.reset(token)
+
+
+def gather(pipeline: Any, denoiser: torch.nn.Module) -> None:
+    """With offloading, bring the denoiser to the device to stay and send everything else away; else nothing."""
+    hooks = getattr(pipeline, "_all_hooks", None) or []
+    for hook in hooks:
+        if hook.model is not denoiser:
+            hook.offload()
+    for hook in hooks:
+        if hook.model is denoiser:
+            denoiser.to(hook.hook.execution_device)
+
+
+def clear(pipeline: Any) -> None:
+    """With offloading, send every network off the device until it is needed; else nothing."""
+    for hook in getattr(pipeline, "_all_hooks", None) or []:
+        hook.offload()
+
+
+def _quantization() -> dict[str, Any]:
+    """Return the argument that makes diffusers quantize the denoiser while loading; empty for none."""
+    bits = _PLACEMENT.get().quantize
+    if bits == "none":
+        return {}
+    from diffusers.quantizers import PipelineQuantizationConfig
+
+    backend = {"int8": "bitsandbytes_8bit", "nf4": "bitsandbytes_4bit"}[bits]
+    options = {"load_in_8bit": True} if bits == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    config = PipelineQuantizationConfig(
+        quant_backend=backend, quant_kwargs=options, components_to_quantize=["transformer"]
+    )
+    return {"quantization_config": config}
+
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".sft")
 
@@ -40,7 +100,9 @@ def load_pipeline(kind: Any, entry: BaseModelEntry, folder: str | Path, dtype: A
         if is_single_file(folder):
             return _from_file(kind, entry, folder, dtype, arguments)
         revision = None if Path(folder).exists() else entry.revision
-        return kind.from_pretrained(str(folder), revision=revision, dtype=dtype, **arguments)
+        return kind.from_pretrained(
+            str(folder), revision=revision, dtype=dtype, **_quantization(), **arguments
+        )
 
 
 def _from_file(
@@ -103,7 +165,10 @@ def settle(pipeline: Any, device: torch.device) -> Any:
     import torch
 
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
+    if _PLACEMENT.get().offload:
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()

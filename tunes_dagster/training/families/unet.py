@@ -44,7 +44,7 @@ class UnetBase(LoadedBase):
         from diffusers import DDPMScheduler
 
         self.entry, self.folder, self._pipeline = entry, folder, pipeline
-        self.device, self.dtype = pipeline.unet.device, pipeline.unet.dtype
+        self.device, self.dtype = pipeline._execution_device, pipeline.unet.dtype
         self.denoiser = pipeline.unet
         self.pixels_per_latent = int(pipeline.vae_scale_factor)
         noise = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -110,7 +110,7 @@ class UnetBase(LoadedBase):
 
         vae = self._pipeline.vae
         with torch.no_grad():
-            posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+            posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
         centre, scale = self._latent_statistics(posterior.mean)
         return Latents((posterior.mean - centre) * scale, posterior.std * scale)
 
@@ -123,7 +123,7 @@ class UnetBase(LoadedBase):
         import torch
 
         vae = self._pipeline.vae
-        latents = latents.to(vae.device, vae.dtype)
+        latents = latents.to(self.device, vae.dtype)
         centre, scale = self._latent_statistics(latents)
         with torch.no_grad():
             pixels = vae.decode(latents / scale + centre).sample

@@ -1,0 +1,269 @@
+"""What makes a recipe fit a device, decided from arithmetic before anything is loaded.
+
+Ways of saving memory are tried in the order of what they cost: text encoders and VAE off the device (seconds, once),
+gradient checkpointing (a third more time per step), 8-bit moments, a quantized base (slower steps in every published
+measurement). The first that fits is taken; then as many tunes share the run as fit beside each other. What a person
+fixed is never changed. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.training.sizes import Sizes
+
+_GIB = 2**30
+# Of a device's memory; the rest goes to fragmentation, and on a GPU to its driver.
+_USABLE = 0.94
+# CUDA context, cuBLAS and cuDNN workspaces; on a CPU the interpreter and its libraries.
+_OVERHEAD_GIB = {"cuda": 1.2, "mps": 0.8, "cpu": 0.6}
+_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+# bitsandbytes: one number per 64 weights beside them, and embeddings and norms that stay as they are.
+_QUANTIZED_BYTES = {"int8": 1.1, "nf4": 0.6}
+# Values, gradients and two moments of what is trained; 8-bit moments take a byte each.
+_ADAMW_BYTES, _ADAMW8BIT_BYTES = 16, 10
+# The block that is being recomputed, as a share of what all blocks keep: UNets have few and uneven blocks.
+_UNET_POSITION = 8
+_RECOMPUTED = {_UNET_POSITION: 0.15, 16: 0.03}
+# A VAE encoder's first maps at full size: 128 channels, about five alive, in float32.
+_VAE_BYTES_PER_PIXEL = 128 * 5 * 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to lay things out.
+
+    Attributes:
+        offload: Text encoders and VAE leave the device once everything is encoded.
+        gradient_checkpointing: Blocks are recomputed in the backward.
+        optimizer: Of the tunes.
+        quantize: Bits of the frozen base: `none`, `int8`, `nf4`.
+    """
+
+    offload: bool
+    gradient_checkpointing: bool
+    optimizer: str
+    quantize: str
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What was decided.
+
+    Attributes:
+        choice: How things are laid out.
+        cohort: Tunes that may share the run.
+        device_gib: Memory of the device.
+        needed_gib: What a cohort of that size is expected to need at its peak.
+        parts_gib: Where it goes.
+        precision: The base's dtype.
+    """
+
+    choice: Choice
+    cohort: int
+    device_gib: float
+    needed_gib: float
+    parts_gib: dict[str, float]
+    precision: str
+
+    def applied(self, options: TrainingOptions) -> TrainingOptions:
+        """Return a tune's options as they will be carried out."""
+        chosen = {
+            "gradient_checkpointing": self.choice.gradient_checkpointing,
+            "quantize": self.choice.quantize,
+            "offload": self.choice.offload,
+        }
+        if options.optimizer == "adamw":
+            chosen["optimizer"] = self.choice.optimizer if self.choice.optimizer == "adamw8bit" else "adamw"
+        return options.model_copy(update=chosen)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for recipes and metadata."""
+        rounded = {name: round(value, 2) for name, value in self.parts_gib.items()}
+        return {
+            **asdict(self.choice), "precision": self.precision, "cohort": self.cohort,
+            "device_gib": round(self.device_gib, 1), "needed_gib": round(self.needed_gib, 1), "parts_gib": rounded,
+        }  # fmt: skip
+
+    def sentence(self) -> str:
+        """Return it in one sentence for logs."""
+        on = [
+            name
+            for name, chosen in (
+                ("text encoders and VAE are offloaded after encoding", self.choice.offload),
+                ("gradient checkpointing", self.choice.gradient_checkpointing),
+                ("8-bit moments", self.choice.optimizer == "adamw8bit"),
+                (f"base in {self.choice.quantize}", self.choice.quantize != "none"),
+            )
+            if chosen
+        ]
+        tunes = "1 tune" if self.cohort == 1 else f"up to {self.cohort} tunes"
+        return (
+            f"Memory plan: {self.precision}, {', '.join(on) or 'nothing saved'}; {tunes} at a time; about "
+            f"{self.needed_gib:.1f} of {self.device_gib:.0f} GiB."
+        )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device as far as memory goes.
+
+    Attributes:
+        kind: `cuda`, `mps`, `cpu`.
+        gib: Its memory.
+        dtype: What the base computes in.
+        bitsandbytes: Whether 8-bit moments and quantized bases can be had on it.
+    """
+
+    kind: str
+    gib: float
+    dtype: str
+    bitsandbytes: bool = False
+
+
+def plan_memory(
+    options: Sequence[TrainingOptions], sizes: Sizes, native_size: int, machine: Machine, most: int = 8
+) -> MemoryPlan:
+    """Decide how tunes of one base are trained on a device.
+
+    Args:
+        options: Of the tunes, with the base's defaults filled in; the most demanding one decides.
+        sizes: Of the base.
+        native_size: Resolution when the options name none.
+        machine: The device.
+        most: Most tunes that may share a run.
+
+    Raises:
+        Failure: `OUT_OF_MEMORY`, saying what is needed, what there is and what would help.
+    """
+    least: tuple[float, Choice] | None = None
+    usable = machine.gib * _USABLE
+    for choice in _choices(options, sizes, machine):
+        one = _parts(options, sizes, native_size, machine, choice, 1)
+        needed = _peak(one)
+        if least is None or needed < least[0]:
+            least = needed, choice
+        if needed > usable:
+            continue
+        solo = any(option.kind != "lora" or option.dora for option in options)
+        cohort = 1
+        while not solo and cohort < most:
+            more = _peak(_parts(options, sizes, native_size, machine, choice, cohort + 1))
+            if more > usable:
+                break
+            cohort += 1
+        parts = _parts(options, sizes, native_size, machine, choice, cohort)
+        return MemoryPlan(choice, cohort, machine.gib, _peak(parts), parts, machine.dtype)
+    assert least is not None
+    raise _refusal(least, options, machine)
+
+
+def _choices(options: Sequence[TrainingOptions], sizes: Sizes, machine: Machine) -> Iterator[Choice]:
+    """Yield the ways to lay things out, cheapest first, within what the tunes' options fix."""
+    fixed = {
+        name: {getattr(option, name) for option in options} - {None}
+        for name in ("offload", "gradient_checkpointing", "quantize")
+    }
+    optimizer = next((o.optimizer for o in options if o.optimizer != "adamw"), "adamw")
+    eight = "adamw8bit" if optimizer == "adamw" and machine.bitsandbytes else optimizer
+    # Only transformers: the convolutions of UNets stay as they are, and little would be gained.
+    transformer = sizes.position > _UNET_POSITION
+    quantizable = machine.bitsandbytes and transformer and all(o.kind != "checkpoint" for o in options)
+    steps = [
+        Choice(False, False, optimizer, "none"),
+        Choice(True, False, optimizer, "none"),
+        Choice(True, True, optimizer, "none"),
+        Choice(True, True, eight, "none"),
+    ]
+    if quantizable:
+        steps += [Choice(True, True, optimizer, "int8"), Choice(True, True, optimizer, "nf4")]
+    seen = set()
+    for step in steps:
+        asked = {name: values for name, values in fixed.items() if values}
+        # Where tunes of one run disagree, the saving way is taken for all: it changes no weights.
+        changed = Choice(
+            offload=any(asked["offload"]) if "offload" in asked else step.offload,
+            gradient_checkpointing=(
+                any(asked["gradient_checkpointing"])
+                if "gradient_checkpointing" in asked
+                else step.gradient_checkpointing
+            ),
+            optimizer=step.optimizer,
+            quantize=min(asked["quantize"]) if "quantize" in asked else step.quantize,
+        )
+        if changed not in seen:
+            seen.add(changed)
+            yield changed
+
+
+def _parts(
+    options: Sequence[TrainingOptions], sizes: Sizes, native_size: int, machine: Machine, choice: Choice, tunes: int
+) -> dict[str, float]:
+    """Return GiB by purpose; `while encoding` is a peak of its own, the others add up while training."""
+    width = _BYTES[machine.dtype]
+    worst = max(options, key=lambda o: _rows(o) * sizes.positions(o.resolution or native_size))
+    per_weight = _QUANTIZED_BYTES.get(choice.quantize, width)
+    per_trained = _ADAMW8BIT_BYTES if choice.optimizer == "adamw8bit" else _ADAMW_BYTES
+    denoiser = sizes.denoiser * 1e9 * per_weight
+    encoders = (sizes.text * width + sizes.vae * 4) * 1e9
+    resolution = worst.resolution or native_size
+    positions = _rows(worst) * sizes.positions(resolution)
+    kept = sizes.kept_checkpointed if choice.gradient_checkpointing else sizes.kept
+    recomputed = _RECOMPUTED.get(sizes.position, 0.1) * sizes.kept if choice.gradient_checkpointing else 0.0
+    if any(option.kind == "checkpoint" for option in options):
+        trained = sizes.denoiser * 1e9 * per_trained
+    else:
+        numbers = max(sizes.adapter_numbers(option) for option in options)
+        # The working copies that the layers compute with, and their gradients, are in the base's precision.
+        trained = tunes * numbers * (per_trained + 2 * width + (4 if any(o.ema_decay for o in options) else 0))
+    overhead = _OVERHEAD_GIB.get(machine.kind, 1.0)
+    pixels = resolution**2 * _VAE_BYTES_PER_PIXEL
+    if choice.offload:  # one network at a time
+        encoding = max(sizes.text * width * 1e9, sizes.vae * 4e9 + pixels)
+    else:
+        encoding = encoders + pixels + denoiser
+    return {
+        "base": denoiser / _GIB,
+        "encoders": 0.0 if choice.offload else encoders / _GIB,
+        "trained": trained / _GIB,
+        "activations": tunes * positions * (kept + recomputed) * (width / 2) / _GIB,
+        "overhead": overhead,
+        "while encoding": encoding / _GIB + overhead,
+    }
+
+
+def _rows(options: TrainingOptions) -> int:
+    """Return the rows of a step: pictures, and as many prior rows unless told otherwise."""
+    pictures = options.batch_size or 1
+    prior = (options.prior_batch_size or pictures) if options.prior_weight and options.prior_prompts else 0
+    return pictures + prior
+
+
+def _peak(parts: dict[str, float]) -> float:
+    training = sum(value for name, value in parts.items() if name != "while encoding")
+    return max(training, parts["while encoding"])
+
+
+def _refusal(least: tuple[float, Choice], options: Sequence[TrainingOptions], machine: Machine) -> Failure:
+    needed, choice = least
+    helps = [f"a device with at least {needed / _USABLE:.0f} GiB"]
+    if max(_rows(option) for option in options) > 1:
+        helps.append("a smaller batch_size, or prior_weight 0")
+    helps.append("a lower resolution")
+    if not choice.gradient_checkpointing:
+        helps.append("gradient_checkpointing (it was turned off)")
+    if choice.quantize == "none" and machine.kind == "cuda" and not machine.bitsandbytes:
+        helps.append("a quantized base (pip install 'tunes-dagster[gpu]')")
+    if any(option.kind == "checkpoint" for option in options):
+        helps.append("a `lora` instead of a `checkpoint`")
+    return Failure(
+        FailureCode.OUT_OF_MEMORY,
+        f"The recipe needs at least {needed:.1f} GiB on the device, which has {machine.gib:.0f} GiB "
+        f"({machine.gib * _USABLE:.1f} usable).",
+        f"What would help: {'; '.join(helps)}.",
+        {"needed_gib": round(needed, 1), "device_gib": round(machine.gib, 1)},
+    )
