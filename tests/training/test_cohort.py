@@ -5,19 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support import tiny_bases
+from tests.support.families import CASES, entry_of
 from tests.training.conftest import Recorder, hash_of
 from tunes_dagster.training import checkpoints, loop
 from tunes_dagster.training.families.base import load_family
 from tunes_dagster.training.jobs import TuneResult
 from tunes_dagster.training.loop import train
 
-# Every family for which there is a random base.
-MAKERS = {
-    name.removeprefix("make_random_"): make
-    for name, make in sorted(vars(tiny_bases).items())
-    if name.startswith("make_random_")
-}
 # What differs between the members; ranks are padded to the largest one.
 MEMBERS: list[dict] = [
     {"rank": 4}, {"rank": 8, "alpha": 4.0}, {"rank": 4, "learning_rate": 2e-3, "ema_decay": 0.9},
@@ -26,12 +20,16 @@ MEMBERS: list[dict] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=list(MAKERS))
-def load(request, tmp_path_factory, entry):
+# One per class of denoiser; the others of a family differ in what they are told, not in what is trained.
+DENOISERS = ("sd15", "sdxl", "flux-dev", "flux2-klein")
+
+
+@pytest.fixture(scope="module", params=DENOISERS)
+def load(request, tmp_path_factory):
     """A function that loads one family's random base in a precision."""
-    folder = MAKERS[request.param](tmp_path_factory.mktemp("bases") / request.param)
-    own = entry.model_copy(update={"family": request.param, "repo_id": str(folder)})
-    return lambda dtype: load_family(own, folder, dtype=dtype)
+    folder = tmp_path_factory.mktemp("bases") / request.param
+    CASES[request.param].make(folder, **CASES[request.param].options)
+    return lambda dtype: load_family(entry_of(request.param, folder), folder, dtype=dtype)
 
 
 @pytest.fixture
@@ -68,8 +66,8 @@ def test_eight_tunes_together_become_what_each_becomes_alone(load, store, member
         member(f"t{i}", gradient_checkpointing=checkpointing, **options) for i, options in enumerate(MEMBERS)
     ]
     together = train(jobs, base, store)
-    # The largest rank, the average and the larger batch; these without checkpointing.
-    for job in (jobs[1], jobs[2], jobs[4]):
+    # The largest rank and the larger batch; these without checkpointing.
+    for job in (jobs[1], jobs[4]):
         job.options.gradient_checkpointing = False
         mine = final_state(store, train([job], base, store)[job.tune_id])
         assert_equal(final_state(store, together[job.tune_id]), mine, job.tune_id)
@@ -90,7 +88,7 @@ def test_in_single_precision_each_layer_does_the_same(load, store, member):
     base = load("float32")
     jobs = [member(f"t{i}", **options) for i, options in enumerate(MEMBERS)]
     together = train(jobs, base, store)
-    for job in (jobs[0], jobs[1], jobs[4]):
+    for job in (jobs[1], jobs[4]):
         alone = products(store, train([job], base, store)[job.tune_id])
         for stem, theirs in products(store, together[job.tune_id]).items():
             assert alone[stem].norm() > 0
