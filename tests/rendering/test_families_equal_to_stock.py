@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save
 
-from tests.support.families import CASES, make_base, random_lora, stock_pipeline
+from tests.support.families import CASES, TOKENS, make_base, random_lora, stock_pipeline
 from tunes_dagster.progress import Silent
 from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering.renderer import RenderJob, render
@@ -39,7 +39,10 @@ def case(request, tmp_path_factory):
     name = request.param
     folder = tmp_path_factory.mktemp("bases") / name
     base = make_base(name, folder)
-    loras = {"fern": random_lora(base, 1), "duo": random_lora(base, 2, rank=8, targets="attention")}
+    loras = {
+        "fern": random_lora(base, 1, strength=0.8),
+        "duo": random_lora(base, 2, rank=8, targets="attention", strength=0.8),
+    }
     return CASES[name], base, loras, stock_pipeline(name, folder)
 
 
@@ -64,15 +67,20 @@ def job(number, prompt, **more):
 def stock_picture(case, prompt):
     import torch
 
-    kind, _, loras, pipeline = case
+    kind, base, loras, pipeline = case
     text, negative, seed, guidance, uses = prompt
+    arguments = kind.call(text, negative if kind.negatives else "", guidance)
+    if negative and base.guidance == "classifier-free" and not kind.negatives:
+        # klein's pipeline takes a negative prompt in this form only.
+        embeds, _ = pipeline.encode_prompt(negative, max_sequence_length=TOKENS)
+        arguments["negative_prompt_embeds"] = embeds
     for name in uses:
         pipeline.load_lora_weights(dict(loras[name]), adapter_name=name)
     if uses:
         pipeline.set_adapters(list(uses), list(uses.values()))
     try:
         return pipeline(
-            **kind.call(text, negative if kind.negatives else "", guidance), num_inference_steps=STEPS,
+            **arguments, num_inference_steps=STEPS,
             width=WIDTH, height=HEIGHT, generator=torch.Generator("cpu").manual_seed(seed),
         ).images[0]  # fmt: skip
     finally:
@@ -89,7 +97,7 @@ def test_mixed_batch_equals_the_stock_pipeline(case, store):
         assert psnr(picture(store, result.images[0]), expected) > 45, prompt
         if prompt[-1]:
             without = stock_picture(case, (*prompt[:-1], {}))
-            assert psnr(without, expected) < 32, "the LoRA changes too little for this test to mean anything"
+            assert psnr(without, expected) < 37, "the LoRA changes too little for this test to mean anything"
         ignored = bool(prompt[1]) and not kind.negatives and base.guidance != "classifier-free"
         assert ("negative prompt has no effect" in " ".join(result.warnings)) == ignored
 
@@ -99,9 +107,7 @@ def test_samples_of_training_are_the_stock_pipeline_too(case):
     import torch
 
     kind, base, _, pipeline = case
-    noise = torch.randn(
-        1, *base.latent_shape(WIDTH, HEIGHT), generator=torch.Generator("cpu").manual_seed(5)
-    )
+    noise = torch.randn(1, *base.latent_shape(WIDTH, HEIGHT), generator=torch.Generator("cpu").manual_seed(5))
     ours = base.decode(base.sample(base.encode_text(["a red mug"]), noise, WIDTH, HEIGHT, STEPS, 4.0))
     stock = pipeline(
         **kind.call("a red mug", "", 4.0), num_inference_steps=STEPS, width=WIDTH, height=HEIGHT,

@@ -27,6 +27,7 @@ _FAMILIES = {
     "sd15": ("tunes_dagster.training.families.sd15", "Sd15Base"),
     "sdxl": ("tunes_dagster.training.families.sdxl", "SdxlBase"),
     "flux": ("tunes_dagster.training.families.flux", "FluxBase"),
+    "flux2": ("tunes_dagster.training.families.flux2", "Flux2Base"),
 }
 
 

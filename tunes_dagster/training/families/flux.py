@@ -211,7 +211,7 @@ class FluxBase(FlowBase):
 def _renamed(
     adapter: Mapping[str, torch.Tensor], ours: str, theirs: str, names: Mapping[str, str]
 ) -> dict[str, torch.Tensor]:
-    made = {}
+    made: dict[str, torch.Tensor] = {}
     for name, original in names.items():
         key = f"{ours}.{name}"
         if f"{key}.lora_A.weight" in adapter:
