@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,8 @@ class Settings(BaseSettings):
         cohort_wait_seconds: How long a prepared tune waits for others to share its run.
         batch_wait_seconds: How long a queued prompt waits for others to share its run.
         max_batch_prompts: Most prompts of one render run.
+        content_rules: File of rules over the words of prompts (docs/rendering.md); empty lets every prompt through.
+        safety_checker: Check pictures with the catalog's safety checker when it is installed.
         heartbeat_seconds: How often running work says that it is alive.
         lost_after_seconds: Silence after which running work counts as lost.
         max_attempts: Attempts of one piece of work before it fails for good.
@@ -54,13 +56,15 @@ class Settings(BaseSettings):
     cohort_wait_seconds: float = Field(default=2.0, ge=0)
     batch_wait_seconds: float = Field(default=2.0, ge=0)
     max_batch_prompts: int = Field(default=64, ge=1)
+    content_rules: str = ""
+    safety_checker: bool = True
     heartbeat_seconds: float = 5.0
     lost_after_seconds: float = 60.0
     max_attempts: int = Field(default=3, ge=1)
     retry_backoff: tuple[float, ...] = (5.0, 30.0, 120.0)
     callback_backoff: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0, 3600.0, 21_600.0, 86_400.0)
 
-    @property
+    @cached_property
     def resolved_home(self) -> Path:
         """The absolute home folder, created when missing."""
         home = self.home.expanduser().resolve()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tunes_dagster.registry.accounts import AccountQueries
 from tunes_dagster.registry.api_tables import ApiKey, ApiObject, Pack, Reservation, Wallet
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
+from tunes_dagster.registry.campaigns import CampaignQueries
 from tunes_dagster.registry.groups import GroupQueries
 from tunes_dagster.registry.journal import JournalQueries
 from tunes_dagster.registry.ledger import LedgerQueries
@@ -35,6 +36,7 @@ class Registry(
     TuneQueries,
     OutcomeQueries,
     GroupQueries,
+    CampaignQueries,
     OutboxQueries,
     JournalQueries,
     AccountQueries,

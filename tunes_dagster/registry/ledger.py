@@ -7,6 +7,7 @@ one-row reads under a lock; a test compares them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from sqlalchemy import func, select
@@ -71,6 +72,21 @@ def turn_month(session: Session, wallet: Wallet, now: datetime) -> None:
     wallet.grant_left, wallet.grant_month = wallet.monthly_grant, month
 
 
+def check_affordable(wallet: Wallet, amount: int) -> None:
+    """Refuse a price that a wallet cannot pay.
+
+    Raises:
+        Failure: `OUT_OF_CREDITS`.
+    """
+    if amount > wallet.available:
+        raise Failure(
+            FailureCode.OUT_OF_CREDITS,
+            f"This costs ${amount / MICRO:g}, but only ${wallet.available / MICRO:g} are left.",
+            "Add credits, or wait for the next month's grant.",
+            {"price": amount, "available": wallet.available},
+        )
+
+
 def reserve(session: Session, account_id: str, subject_id: str, amount: int, now: datetime) -> Wallet | None:
     """Hold the price of work that is being accepted in this transaction.
 
@@ -81,13 +97,7 @@ def reserve(session: Session, account_id: str, subject_id: str, amount: int, now
     if wallet is None:
         return None
     turn_month(session, wallet, now)
-    if amount > wallet.available:
-        raise Failure(
-            FailureCode.OUT_OF_CREDITS,
-            f"This costs ${amount / MICRO:g}, but only ${wallet.available / MICRO:g} are left.",
-            "Add credits, or wait for the next month's grant.",
-            {"price": amount, "available": wallet.available},
-        )
+    check_affordable(wallet, amount)
     from_grant = min(amount, wallet.grant_left)
     wallet.grant_left -= from_grant
     session.add(
@@ -98,6 +108,34 @@ def reserve(session: Session, account_id: str, subject_id: str, amount: int, now
     )  # fmt: skip
     if amount:
         post(session, wallet, "reserve", {"account": -amount, "reserved": amount}, now, subject_id)
+    return wallet
+
+
+def reserve_many(
+    session: Session, account_id: str, prices: Mapping[str, int], now: datetime, memo: str
+) -> Wallet | None:
+    """Hold the prices of many prompts that are being accepted together: one entry, one reservation each.
+
+    Raises:
+        Failure: `OUT_OF_CREDITS`; the caller's transaction must not be committed then.
+    """
+    wallet = lock_wallet(session, account_id)
+    if wallet is None or not prices:
+        return wallet
+    turn_month(session, wallet, now)
+    total = sum(prices.values())
+    check_affordable(wallet, total)
+    for subject_id, amount in prices.items():
+        from_grant = min(amount, wallet.grant_left)
+        wallet.grant_left -= from_grant
+        session.add(
+            Reservation(
+                subject_id=subject_id, account_id=account_id, amount=amount, from_grant=from_grant,
+                month=wallet.grant_month, created_at=now,
+            )
+        )  # fmt: skip
+    if total:
+        post(session, wallet, "reserve", {"account": -total, "reserved": total}, now, memo=memo)
     return wallet
 
 

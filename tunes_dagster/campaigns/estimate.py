@@ -1,0 +1,154 @@
+"""What a plan comes to: pictures, dollars, and seconds on this machine, with where each figure is from."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.progress import format_seconds
+
+if TYPE_CHECKING:
+    from tunes_dagster.campaigns.plan import Costing
+    from tunes_dagster.registry import Batch, Registry
+    from tunes_dagster.registry.campaigns import Planned
+
+# Seconds of one step of one picture and of loading, where nothing was rendered yet: `tunes render` of 24 pictures
+# at 20 steps on two cores of a Xeon, the embedded base (docs/campaigns.md has the command).
+MEASURED = {"tiny-sdxl": (0.035, 4.0)}
+_STEPS = re.compile(r"/(\d+)(?:/|$)")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a base renders here.
+
+    Attributes:
+        step_seconds: Of one step of one picture.
+        load_seconds: Of one run until its first picture.
+        source: Where these are from, for people.
+    """
+
+    step_seconds: float
+    load_seconds: float
+    source: str
+
+
+@dataclass
+class Estimate:
+    """What a plan comes to.
+
+    Attributes:
+        prompts: Planned prompts.
+        pictures: Their pictures.
+        new_prompts: Those that are not there yet.
+        new_pictures: Their pictures.
+        batches: Runs that the new ones make.
+        micro: Micro-dollars of the new ones.
+        prices: What was reckoned with: `24 at $0.002 (sdxl)`.
+        seconds: On this machine, one after the other; None when a base was never measured here.
+        sources: Where the seconds are from, by base.
+        by_tune: Pictures by title of the tune.
+    """
+
+    prompts: int = 0
+    pictures: int = 0
+    new_prompts: int = 0
+    new_pictures: int = 0
+    batches: int = 0
+    micro: int = 0
+    prices: list[str] = field(default_factory=list)
+    seconds: float | None = 0.0
+    sources: list[str] = field(default_factory=list)
+    by_tune: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def dollars(self) -> float:
+        """The cost of the new pictures."""
+        return self.micro / 1e6
+
+    @property
+    def duration(self) -> str:
+        """The seconds in words."""
+        return "unknown" if self.seconds is None else format_seconds(self.seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for the plan's row and for JSON."""
+        return {
+            "prompts": self.prompts, "pictures": self.pictures, "new_prompts": self.new_prompts,
+            "new_pictures": self.new_pictures, "batches": self.batches, "cost_usd": self.dollars,
+            "prices": self.prices, "seconds": None if self.seconds is None else round(self.seconds, 1),
+            "seconds_from": self.sources, "pictures_by_tune": self.by_tune,
+        }  # fmt: skip
+
+
+def speed_of(branch: str, batches: Iterable[Batch]) -> Speed | None:
+    """Return how fast a base renders here: from its finished batches, else from what was measured elsewhere."""
+    steps, loads, pictures = [], [], 0
+    for batch in batches:
+        result = batch.result or {}
+        found = _STEPS.search(batch.shape)
+        if not found or not result.get("pictures") or not result.get("seconds"):
+            continue
+        load = float(result.get("load_seconds") or 0.0)
+        work = int(result["pictures"]) * int(found.group(1))
+        steps.append(max(0.0, float(result["seconds"]) - load) / work)
+        loads.append(load)
+        pictures += int(result["pictures"])
+    if steps:
+        source = f"{branch}: {pictures} pictures in the last {len(steps)} batches on this machine"
+        return Speed(median(steps), median(loads), source)
+    if branch in MEASURED:
+        return Speed(
+            *MEASURED[branch], f"{branch}: a default measured on two CPU cores; nothing was rendered here yet"
+        )
+    return None
+
+
+def estimate(
+    planned: Sequence[Planned], kept: set[str], titles: dict[str, str], registry: Registry, costing: Costing
+) -> Estimate:
+    """Reckon up a plan.
+
+    Args:
+        planned: All of it.
+        kept: Recipe hashes of what is there already.
+        titles: Titles of the tunes.
+        registry: Holds the batches that were measured.
+        costing: Prices, and how many prompts a run takes.
+    """
+    done = Estimate(prompts=len(planned), pictures=sum(one.request.settings.num_images for one in planned))
+    new = [one for one in planned if one.recipe_hash not in kept]
+    done.new_prompts = len(new)
+    for one in planned:
+        title = titles.get(one.tune_id or "", "plain base")
+        done.by_tune[title] = done.by_tune.get(title, 0) + one.request.settings.num_images
+    groups: Counter[tuple[str, str]] = Counter()
+    steps: Counter[str] = Counter()
+    priced: Counter[tuple[str, int]] = Counter()
+    for one in new:
+        settings = one.request.settings
+        done.new_pictures += settings.num_images
+        done.micro += one.price
+        groups[one.branch, f"{settings.width}x{settings.height}/{settings.steps}"] += 1
+        steps[one.branch] += settings.num_images * (settings.steps or 20)
+        priced[one.base, one.price // settings.num_images] += settings.num_images
+    runs: Counter[str] = Counter()
+    for (branch, _shape), count in groups.items():
+        runs[branch] += ceil(count / costing.max_batch_prompts)
+    done.batches = sum(runs.values())
+    done.prices = [f"{n:,} at ${price / 1e6:g} ({base})" for (base, price), n in sorted(priced.items())]
+    for branch in sorted(steps):
+        speed = speed_of(branch, registry.measured_batches(branch))
+        if speed is None:
+            done.seconds = None
+            done.sources.append(f"{branch}: nothing was rendered on it here yet")
+            continue
+        done.sources.append(speed.source)
+        if done.seconds is not None:
+            done.seconds += steps[branch] * speed.step_seconds + runs[branch] * speed.load_seconds
+    return done

@@ -1,0 +1,244 @@
+"""The YAML of a campaign: name, dates, tunes, settings, cost cap; every mistake is found with its line.
+
+name: monday looks
+cron: "0 7 * * 1"             # when; five fields
+timezone: Europe/Berlin
+tunes: [anna, 12]             # by title, number or id; or labels: {team: shoes}; or tag: shoes
+prompts: monday.csv           # CSV, TSV or XLSX beside this file, or rows right here
+settings: {steps: 20, width: 1024, height: 1024}
+cost_cap: 20                  # dollars a date
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from tunes_dagster.campaigns.dates import problem_of_cron, problem_of_timezone
+from tunes_dagster.campaigns.problems import Problem
+from tunes_dagster.recipe import RenderSettings, Strict
+
+MAX_BYTES = 4 * 1024 * 1024
+# A campaign's name becomes part of asset keys, schedules and file names.
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,59}$")
+
+
+def _as_list(value: Any) -> Any:
+    """Return one value as a list of it; numbers are words here."""
+    values = value if isinstance(value, list) else [value]
+    return [str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in values]
+
+
+def _as_words(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {str(name): str(v) if isinstance(v, int | float | bool) else v for name, v in value.items()}
+
+
+Words = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+class CampaignFile(Strict):
+    """What a campaign's YAML may say.
+
+    Attributes:
+        name: What it is called; `Monday looks` becomes the id `monday_looks`.
+        description: Shown in the UI.
+        cron: When its dates are: minute, hour, day, month, weekday.
+        timezone: Of the cron.
+        start: First day with a date; the default is the date before it was added, so that it can run at once.
+        active: Whether its schedule is switched on when it is added.
+        account: Whose prompts they are.
+        tunes: Tunes by title, number or id.
+        labels: Selects all tunes that have these labels.
+        tag: Selects all tunes with this label, whatever its value, or with the label `tag: …`.
+        base: Base for rows that are rendered without a tune.
+        prompts: The table beside this file, or its rows.
+        sheet: Sheet of an XLSX file; the first one by default.
+        variables: Values for `{{name}}` in texts, for rows that have no column of that name.
+        settings: `RenderSettings` of all rows; a row's own columns win.
+        seeds: Where no seed is given: `per date` draws others on each date, `fixed` the same ones on all.
+        cost_cap: Dollars that one date may cost; a plan above it is refused.
+    """
+
+    name: str = Field(min_length=1, max_length=80)
+    description: str = Field(default="", max_length=1000)
+    cron: str
+    timezone: str = "UTC"
+    start: date | None = None
+    active: bool = True
+    account: str = "local"
+    tunes: Words = Field(default_factory=list)
+    labels: Annotated[dict[str, str], BeforeValidator(_as_words)] = Field(default_factory=dict)
+    tag: str = ""
+    base: str | None = None
+    prompts: str | list[dict[str, Any]]
+    sheet: str | None = None
+    variables: dict[str, Words] = Field(default_factory=dict)
+    settings: RenderSettings = Field(default_factory=RenderSettings)
+    seeds: Literal["per date", "fixed"] = "per date"
+    cost_cap: float | None = Field(default=None, ge=0)
+
+    @property
+    def id(self) -> str:
+        """Its name as a word for asset keys, schedules and files."""
+        return campaign_id(self.name)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that were really written down."""
+        return self.settings.model_dump(exclude_unset=True)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> CampaignFile:
+        if not self.id:
+            raise ValueError(f"name is {self.name!r}, but should begin with a letter")
+        if problem := problem_of_cron(self.cron) or problem_of_timezone(self.timezone):
+            raise ValueError(problem)
+        return self
+
+
+def campaign_id(name: str) -> str:
+    """Return a name as a word of letters, digits and underscores; empty when it cannot be one."""
+    word = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return word if _NAME.match(word) else ""
+
+
+@dataclass
+class Source:
+    """A campaign's files as they lie somewhere, before anything is understood.
+
+    Attributes:
+        label: What the YAML is called in messages.
+        yaml: The YAML.
+        tables: Files beside it by name, filled in when the YAML has been read.
+        read: Reads a file beside the YAML; raises `FileNotFoundError`.
+    """
+
+    label: str
+    yaml: bytes
+    tables: dict[str, bytes] = field(default_factory=dict)
+    read: Any = None
+
+
+def from_folder(path: Path) -> Source:
+    """Return the source of a YAML file on this machine.
+
+    Raises:
+        OSError: When it cannot be read.
+    """
+    folder = path.resolve().parent
+
+    def read(name: str) -> bytes:
+        target = (folder / name).resolve()
+        if not target.is_relative_to(folder):
+            raise PermissionError(f"{name} lies outside of the campaign's folder")
+        return target.read_bytes()
+
+    return Source(path.name, path.read_bytes(), read=read)
+
+
+@dataclass
+class Parsed:
+    """A YAML that was read.
+
+    Attributes:
+        file: None when it has mistakes that leave nothing to go on with.
+        raw: As written.
+        lines: Place in the YAML (`settings.width`, `prompts.0.text`) → line.
+        problems: What is wrong.
+    """
+
+    file: CampaignFile | None
+    raw: dict[str, Any]
+    lines: dict[str, int]
+    problems: list[Problem]
+
+    def line(self, place: str) -> int:
+        """Return the line of a place, or of what it lies in."""
+        while place and place not in self.lines:
+            place = place.rpartition(".")[0]
+        return self.lines.get(place, 1)
+
+
+def parse(source: Source) -> Parsed:
+    """Read a campaign's YAML; never raises for what a person wrote."""
+    raw, lines, problem = _load(source)
+    if problem is not None:
+        return Parsed(None, {}, {}, [problem])
+    parsed = Parsed(None, raw, lines, [])
+    try:
+        parsed.file = CampaignFile.model_validate(raw)
+    except ValidationError as error:
+        parsed.problems = sorted(_problem(source, parsed, one) for one in error.errors())
+    return parsed
+
+
+def _problem(source: Source, parsed: Parsed, error: Any) -> Problem:
+    from tunes_dagster.validation import explain
+
+    where = ".".join(str(part) for part in error["loc"] if part not in ("str", "list[dict[str,any]]"))
+    message = explain(CampaignFile, error)
+    if error["type"] == "value_error" and not where:
+        message = str(error["ctx"]["error"])
+        where = message.partition(" is ")[0]
+    return Problem(source.label, parsed.line(where), f"{message}.", _remedy(where))
+
+
+def _remedy(where: str) -> str:
+    return {
+        "cron": 'Write for example "0 7 * * 1": every Monday at 7:00.',
+        "name": "Write what you call it: name: monday looks.",
+        "prompts": "Name a table (prompts: monday.csv), or write the rows below `prompts:`.",
+    }.get(where, "")
+
+
+def _load(source: Source) -> tuple[dict[str, Any], dict[str, int], Problem | None]:
+    from tunes_dagster.failures import Failure
+    from tunes_dagster.intake.sidecars import decode_text
+    from tunes_dagster.intake.tune_file import read_tune_yaml
+
+    if len(source.yaml) > MAX_BYTES:
+        return {}, {}, Problem(source.label, 0, "The file is larger than 4 MB.", "Put the rows into a table.")
+    try:
+        text = decode_text(source.yaml)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = read_tune_yaml(source.yaml, source.label)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or "it cannot be read"
+        return {}, {}, Problem(
+            source.label, mark.line + 1 if mark else 0, f"This is not YAML: {what}.",
+            "A colon, a quote or the indentation is wrong there or just above.",
+        )  # fmt: skip
+    except (Failure, RecursionError, ValueError) as error:
+        said = error.message if isinstance(error, Failure) else str(error)
+        return {}, {}, Problem(source.label, 0, said, "See docs/campaigns.md for an example.")
+    lines: dict[str, int] = {}
+    _note_lines(node, "", lines)
+    return raw, lines, None
+
+
+def _note_lines(node: Any, place: str, lines: dict[str, int]) -> None:
+    """Write down on which line each key and list item stands."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = f"{place}.{key.value}" if place else str(key.value)
+            lines[here] = key.start_mark.line + 1
+            _note_lines(value, here, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            here = f"{place}.{index}"
+            lines[here] = value.start_mark.line + 1
+            _note_lines(value, here, lines)
+
+
+def table_name(file: CampaignFile) -> str | None:
+    """Return the name of the table beside the YAML; None when the rows stand in the YAML itself."""
+    return PurePosixPath(file.prompts).as_posix() if isinstance(file.prompts, str) else None

@@ -1,0 +1,226 @@
+"""Campaigns in store and registry: adding, reading again, and planning what is kept there.
+
+The files lie in the store below `campaigns/<name>/`, where a person or another program may change them; a row in
+the registry says which campaigns there are. A change in the files counts from the next date on, and one that breaks
+them breaks that campaign alone: its row says `broken`, with file and line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster import clock
+from tunes_dagster.campaigns.dates import dates_between, first_day, last_date
+from tunes_dagster.campaigns.files import Source, parse, table_name
+from tunes_dagster.campaigns.plan import Costing, Sketch, costing_of, plan_summary, sketch
+from tunes_dagster.campaigns.problems import Problem, as_failure, errors
+from tunes_dagster.failures import Failure, FailureCode
+
+if TYPE_CHECKING:
+    from tunes_dagster.catalog import Catalog
+    from tunes_dagster.registry import Campaign, CampaignDate, Registry
+    from tunes_dagster.settings import Settings
+    from tunes_dagster.store import Store
+
+
+@dataclass
+class Keeper:
+    """Everything that campaigns are kept with.
+
+    Attributes:
+        registry: Their rows.
+        store: Their files, plans and reports.
+        catalog: The bases.
+        settings: The operator's.
+    """
+
+    registry: Registry
+    store: Store
+    catalog: Catalog
+    settings: Settings
+
+    @property
+    def costing(self) -> Costing:
+        """Prices and sizes of runs."""
+        return costing_of(self.settings)
+
+    def sketch(self, source: Source, date: str, lenient: bool = False) -> Sketch:
+        """Return what a campaign would render on a date; see `plan.sketch`."""
+        return sketch(source, date, self.registry, self.catalog, self.settings, self.costing, lenient)
+
+    def check(self, source: Source, now: datetime | None = None, lenient: bool = False) -> Sketch:
+        """Return what a campaign would render on its newest date, with every mistake."""
+        parsed = parse(source)
+        day = ""
+        if parsed.file is not None:
+            now = now or clock.now()
+            starts = first_day(parsed.file.cron, parsed.file.timezone, parsed.file.start, now)
+            day = last_date(parsed.file.cron, parsed.file.timezone, starts, now) or starts.isoformat()
+        return self.sketch(source, day, lenient)
+
+    def add(self, source: Source, now: datetime | None = None) -> tuple[Campaign, Sketch]:
+        """Check a campaign and keep it; one of the same name is replaced.
+
+        Raises:
+            Failure: `INVALID_REQUEST` with every mistake; nothing is changed then.
+        """
+        drawn = self.check(source, now)
+        if errors(drawn.problems):
+            raise as_failure(source.label, drawn.problems)
+        file = drawn.file
+        folder = f"campaigns/{file.id}"
+        key = self.store.write_bytes(f"{folder}/{PurePosixPath(source.label).name}", source.yaml)
+        for name, data in source.tables.items():
+            self.store.write_bytes(f"{folder}/{name}", data)
+        before = self._row(file.id)
+        starts = first_day(file.cron, file.timezone, file.start, now or clock.now()).isoformat()
+        if before is not None and file.start is None:
+            starts = min(before.starts, starts)  # the dates it had stay its dates
+        row = self.registry.put_campaign(file.id, starts=starts, file=key, **_fields(source, drawn))
+        return row, drawn
+
+    def _row(self, name: str) -> Campaign | None:
+        return next((row for row in self.registry.list_campaigns() if row.name == name), None)
+
+    def source_of(self, campaign: Campaign) -> Source:
+        """Return the files of a campaign as they lie in the store now.
+
+        Raises:
+            Failure: `STORE_UNAVAILABLE` when its YAML is gone.
+        """
+        folder = campaign.file.rpartition("/")[0]
+        try:
+            data = self.store.read_bytes(campaign.file)
+        except OSError as error:
+            raise Failure(
+                FailureCode.STORE_UNAVAILABLE,
+                f"The file of the campaign {campaign.name} cannot be read: {self.store.url(campaign.file)}.",
+                "Put it back, or add the campaign again: tunes campaign add FILE.",
+            ) from error
+        return Source(
+            PurePosixPath(campaign.file).name,
+            data,
+            read=lambda name: self.store.read_bytes(f"{folder}/{name}"),
+        )
+
+    def read_again(self, campaign: Campaign) -> Campaign:
+        """Look at a campaign's files and bring its row up to date: good, or broken with its problems."""
+        return self._read(campaign, None)[0]
+
+    def _read(self, campaign: Campaign, date: str | None) -> tuple[Campaign, Sketch | None]:
+        """Return a campaign's row brought up to date, and what it would render on a date; None when it is broken."""
+        try:
+            source = self.source_of(campaign)
+        except Failure as failure:
+            return self._broken(campaign, [Problem(campaign.file, 0, failure.message, failure.remedy)]), None
+        drawn = self.sketch(source, date, True) if date else self.check(source, lenient=True)
+        if drawn.parsed.file is not None and drawn.parsed.file.id != campaign.name:
+            drawn.problems.append(
+                Problem(source.label, drawn.parsed.line("name"), f"The name is {drawn.parsed.file.name!r} now.",
+                        f"Write {campaign.name}, or add it as a campaign of its own.")
+            )  # fmt: skip
+        if errors(drawn.problems):
+            return self._broken(campaign, errors(drawn.problems)), None
+        fields = _fields(source, drawn)
+        if campaign.state == "good" and campaign.version == fields["version"]:
+            return campaign, drawn
+        starts = drawn.file.start.isoformat() if drawn.file.start else campaign.starts
+        return self.registry.put_campaign(campaign.name, starts=starts, **fields), drawn
+
+    def _broken(self, campaign: Campaign, problems: list[Problem]) -> Campaign:
+        said = {"problems": [one.as_dict() for one in problems[:200]]}
+        if campaign.state == "broken" and campaign.problems == said:
+            return campaign
+        return self.registry.put_campaign(campaign.name, state="broken", problems=said)
+
+    def dates(self, campaign: Campaign, now: datetime | None = None) -> list[str]:
+        """Return the dates of a campaign that have come, oldest first."""
+        starts = datetime.fromisoformat(campaign.starts).date()
+        return dates_between(campaign.cron, campaign.timezone, starts, now or clock.now())
+
+    def date_of(self, campaign: Campaign, word: str | None) -> str:
+        """Return the date that a person means: the newest one, or one of the campaign's.
+
+        Raises:
+            Failure: `INVALID_REQUEST`, naming the dates around it.
+        """
+        known = self.dates(campaign)
+        if word is None and known:
+            return known[-1]
+        if word in known:
+            assert word is not None
+            return word
+        if not known:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"The campaign {campaign.name} has had no date yet; it starts {campaign.starts}.",
+                "Give it an earlier `start:`, or wait.",
+            )  # fmt: skip
+        close = [key for key in known if key.startswith(str(word)[:7])] or known[-5:]
+        raise Failure(
+            FailureCode.INVALID_REQUEST, f"{word!r} is no date of the campaign {campaign.name}.",
+            f"Its dates are for example {', '.join(close[-5:])}.",
+        )  # fmt: skip
+
+    def plan(self, campaign: Campaign, date: str, retry_failed: bool = True) -> tuple[CampaignDate, Sketch]:
+        """Plan a date: queue what is missing.
+
+        Raises:
+            Failure: `INVALID_REQUEST` when its files are broken or it would cost more than its cap, and
+                `OUT_OF_CREDITS`; nothing is queued then.
+        """
+        campaign, drawn = self._read(campaign, date)
+        if drawn is None:
+            problems = [Problem(**one) for one in campaign.problems["problems"]]
+            failure = as_failure(campaign.name, problems)
+            self.registry.refuse_date(campaign, date, {}, failure.message)
+            raise failure
+        summary = plan_summary(drawn)
+        if drawn.over_cap:
+            self.registry.refuse_date(campaign, date, summary, drawn.over_cap)
+            raise Failure(
+                FailureCode.OUT_OF_CREDITS, f"{campaign.name}, {date}: {drawn.over_cap}",
+                "Raise cost_cap in its file, or ask for less.",
+            )  # fmt: skip
+        key = f"campaigns/{campaign.name}/{date.replace(':', '')}/plan.csv"
+        self.store.write_bytes(key, plan_csv(drawn))
+        waits = ", ".join(f"{title} ({status})" for title, status in drawn.waits.items())
+        row = self.registry.plan_date(
+            campaign, date, drawn.planned, summary, plan_key=key, retry_failed=retry_failed,
+            message=f"Waits for {waits}." if waits else "",
+        )  # fmt: skip
+        return row, drawn
+
+
+def _fields(source: Source, drawn: Sketch) -> dict[str, Any]:
+    """Return what the row of a good campaign says."""
+    file = drawn.file
+    digest = hashlib.sha256(source.yaml)
+    name = table_name(file)
+    digest.update(source.tables.get(name, b"") if name else b"")
+    return {
+        "account_id": file.account, "cron": file.cron, "timezone": file.timezone, "version": digest.hexdigest(),
+        "definition": file.model_dump(mode="json", exclude={"prompts"} if name is None else None),
+        "state": "good", "problems": {},
+    }  # fmt: skip
+
+
+def plan_csv(drawn: Sketch) -> bytes:
+    """Return a plan as a table for people, one row per prompt."""
+    import pandas
+
+    rows = [
+        {
+            "line": one.line, "tune": drawn.tunes[one.tune_id].title if one.tune_id else "", "base": one.base,
+            "text": one.request.text, "seed": one.request.settings.seed, "pictures": one.request.settings.num_images,
+            "width": one.request.settings.width, "height": one.request.settings.height,
+            "steps": one.request.settings.steps, **one.variables, "there already": one.recipe_hash in drawn.known,
+            "recipe_hash": one.recipe_hash,
+        }
+        for one in drawn.planned
+    ]  # fmt: skip
+    return pandas.DataFrame(rows).to_csv(index=False).encode()

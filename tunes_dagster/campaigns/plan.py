@@ -1,0 +1,344 @@
+"""Plans of campaign dates: everything is checked and reckoned up first, then queued in one transaction.
+
+`sketch` never writes; it is what `tunes campaign check` shows. `plan_date` sketches the files in the store and
+queues what is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunes_dagster.campaigns.estimate import Estimate, estimate
+from tunes_dagster.campaigns.expand import Item, Subject, expand, named_tunes
+from tunes_dagster.campaigns.files import CampaignFile, Parsed, Source, parse
+from tunes_dagster.campaigns.problems import Problem, errors
+from tunes_dagster.campaigns.tables import Table, read_table, spelled
+from tunes_dagster.failures import Failure
+from tunes_dagster.recipe import PromptRequest, RenderSettings, recipe_hash
+from tunes_dagster.registry.campaigns import Planned
+
+if TYPE_CHECKING:
+    from tunes_dagster.catalog import Catalog
+    from tunes_dagster.registry import Registry, Tune
+    from tunes_dagster.settings import Settings
+
+_LORA = re.compile(r"<\s*lora\s*:\s*([^:<>]+)", re.IGNORECASE)
+_ENDED = {"failed": "failed", "cancelled": "was cancelled", "deleted": "was deleted"}
+
+
+@dataclass(frozen=True)
+class Costing:
+    """What pictures cost and how prompts are grouped.
+
+    Attributes:
+        prices: Item (`image`, `image_sdxl`) → dollars.
+        max_batch_prompts: Prompts of one run.
+    """
+
+    prices: dict[str, float]
+    max_batch_prompts: int = 64
+
+    def micro(self, family: str, branch: str) -> int:
+        """Return the price of one picture on a base in micro-dollars."""
+        for name in (f"image_{branch}", f"image_{family}", "image"):
+            if name in self.prices:
+                return round(self.prices[name] * 1_000_000)
+        return 0
+
+
+def costing_of(settings: Settings) -> Costing:
+    """Return the operator's prices for campaigns."""
+    from tunes_dagster.gateway.options import GatewayOptions, load_prices
+
+    prices = load_prices(GatewayOptions().prices).prices.get("campaign", {})
+    return Costing(dict(prices), settings.max_batch_prompts)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Prompts that a plan could not take in.
+
+    Attributes:
+        line: Of the table.
+        tune: Title of the tune.
+        text: Of the prompt.
+        reason: Why.
+    """
+
+    line: int
+    tune: str
+    text: str
+    reason: str
+
+
+@dataclass
+class Sketch:
+    """Everything known of a date before anything is queued.
+
+    Attributes:
+        parsed: The YAML.
+        table: Its table; None when the YAML has mistakes.
+        tunes: The tunes it is about, by id.
+        planned: The prompts, complete.
+        known: Recipe hashes of those that are there already.
+        left_out: Prompts of tunes that cannot be rendered any more.
+        waits: Title → status of tunes that are not ready yet.
+        problems: Every mistake and warning.
+        estimate: What it comes to.
+    """
+
+    parsed: Parsed
+    table: Table | None = None
+    tunes: dict[str, Tune] = field(default_factory=dict)
+    planned: list[Planned] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+    left_out: list[LeftOut] = field(default_factory=list)
+    waits: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    estimate: Estimate = field(default_factory=Estimate)
+
+    @property
+    def file(self) -> CampaignFile:
+        """The YAML's content; only where it has no mistakes."""
+        assert self.parsed.file is not None
+        return self.parsed.file
+
+    @property
+    def over_cap(self) -> str:
+        """Why its cost is refused; empty when it is within the cap."""
+        cap = self.file.cost_cap
+        if cap is None or self.estimate.dollars <= cap + 1e-9:
+            return ""
+        return (
+            f"It would cost ${self.estimate.dollars:,.2f}, above the cap of ${cap:,.2f}: nothing was queued."
+        )
+
+
+def sketch(
+    source: Source,
+    date: str,
+    registry: Registry,
+    catalog: Catalog,
+    settings: Settings,
+    costing: Costing,
+    lenient: bool = False,
+) -> Sketch:
+    """Return what a campaign would render on a date; never raises for what a person wrote.
+
+    Args:
+        source: Its files.
+        date: The partition key; decides drawn seeds.
+        registry: Holds its tunes, and what it has rendered already.
+        catalog: Holds the bases.
+        settings: The operator's.
+        costing: The operator's prices.
+        lenient: A tune that the YAML names and that is gone is only a warning: the others go on.
+    """
+    parsed = parse(source)
+    drawn = Sketch(parsed, problems=list(parsed.problems))
+    if parsed.file is None:
+        return drawn
+    drawn.table = read_table(source, parsed)
+    selected, others = _subjects(drawn, source, registry, "warning" if lenient else "error")
+    if errors(drawn.problems):
+        drawn.problems += drawn.table.problems
+        return drawn
+    expansion = expand(parsed.file, drawn.table, selected, others, date)
+    drawn.problems += expansion.problems
+    _complete(drawn, expansion.items, registry, catalog, settings, costing)
+    drawn.problems = sorted(set(drawn.problems))
+    drawn.waits = {
+        tune.title: tune.status
+        for tune_id in {one.tune_id for one in drawn.planned if one.tune_id}
+        if (tune := drawn.tunes[tune_id]).status != "ready"
+    }
+    campaign = next((row for row in registry.list_campaigns() if row.name == parsed.file.id), None)
+    if campaign is not None:
+        known = registry.known_prompts(campaign.id, drawn.planned)
+        drawn.known = {key for key, one in known.items() if one.stands}
+    titles = {tune.id: tune.title for tune in drawn.tunes.values()}
+    drawn.estimate = estimate(drawn.planned, drawn.known, titles, registry, costing)
+    return drawn
+
+
+def _subjects(
+    drawn: Sketch, source: Source, registry: Registry, level: Literal["error", "warning"]
+) -> tuple[list[Subject], list[Subject]]:
+    """Find the tunes: those of the campaign, and those that only rows name."""
+    file, parsed = drawn.file, drawn.parsed
+    assert drawn.table is not None
+    try:
+        registry.get_account(file.account)
+    except Failure as failure:
+        drawn.problems.append(Problem(source.label, parsed.line("account"), failure.message, failure.remedy))
+        return [], []
+    chosen: dict[str, Tune] = {}
+    for index, word in enumerate(file.tunes):
+        tune = _find(registry, word, file.account)
+        if tune is None:
+            drawn.problems.append(
+                Problem(source.label, parsed.line(f"tunes.{index}"), f"There is no tune {word!r}.",
+                        "`tunes list` shows the known ones.", level)
+            )  # fmt: skip
+        elif tune.id in chosen:
+            drawn.problems.append(
+                Problem(
+                    source.label, parsed.line(f"tunes.{index}"), f"{word!r} is named twice.", "", "warning"
+                )
+            )
+        else:
+            chosen[tune.id] = tune
+    if file.labels or file.tag:
+        labelled = [
+            tune for tune in registry.list_tunes(limit=100_000, account_id=file.account) if _fits(file, tune)
+        ]
+        chosen.update({tune.id: tune for tune in reversed(labelled)})
+        if not labelled:
+            place = "labels" if file.labels else "tag"
+            drawn.problems.append(
+                Problem(source.label, parsed.line(place), "No tune has these labels now.",
+                        "Give them at training: tunes train … --label team=shoes.", "warning")
+            )  # fmt: skip
+    named: dict[str, Tune] = {}
+    for word in named_tunes([drawn.table]):
+        tune = _find(registry, word, file.account)
+        if tune is not None and tune.id not in chosen:
+            named[tune.id] = tune
+    drawn.tunes = {**named, **chosen}
+    return [_subject(tune) for tune in chosen.values()], [_subject(tune) for tune in named.values()]
+
+
+def _find(registry: Registry, word: str, account: str) -> Tune | None:
+    try:
+        tune = registry.get_tune(word)
+    except Failure:
+        return None
+    return tune if tune.account_id == account else None
+
+
+def _fits(file: CampaignFile, tune: Tune) -> bool:
+    labels = tune.labels or {}
+    by_label = bool(file.labels) and all(
+        str(labels.get(name)) == value for name, value in file.labels.items()
+    )
+    by_tag = bool(file.tag) and (file.tag in labels or labels.get("tag") == file.tag)
+    return (by_label or by_tag) and tune.status not in _ENDED
+
+
+def _subject(tune: Tune) -> Subject:
+    facts = {**(tune.labels or {}), **((tune.request or {}).get("characteristics") or {})}
+    own = {
+        "subject": f"{tune.token} {tune.class_name}", "token": tune.token, "class": tune.class_name,
+        "title": tune.title,
+    }  # fmt: skip
+    words = {**{spelled(str(name)): str(value) for name, value in facts.items()}, **own}
+    problem = ""
+    if tune.status in _ENDED:
+        problem = f"The tune {tune.title} {_ENDED[tune.status]}" + (
+            f": {tune.failure_message}" if tune.status == "failed" and tune.failure_message else "."
+        )
+    return Subject(tune.id, tune.title, (tune.id, str(tune.number), tune.title), words, problem)
+
+
+def _complete(
+    drawn: Sketch,
+    items: Sequence[Item],
+    registry: Registry,
+    catalog: Catalog,
+    settings: Settings,
+    costing: Costing,
+) -> None:
+    """Turn items into complete prompts; what is wrong with one is said once per line."""
+    assert drawn.table is not None
+    label = drawn.table.label
+    gone = {tune_id: one.problem for tune_id, tune in drawn.tunes.items() if (one := _subject(tune)).problem}
+    completer = _Completer(drawn, registry, catalog, settings, costing)
+    for item in items:
+        if item.tune_id in gone:
+            title = drawn.tunes[item.tune_id].title
+            drawn.left_out.append(LeftOut(item.line, title, item.text, gone[item.tune_id]))
+            continue
+        try:
+            drawn.planned.append(completer.planned(item))
+        except Failure as failure:
+            drawn.problems.append(Problem(label, item.line, failure.message, failure.remedy))
+    for tune_id, why in gone.items():
+        count = sum(one.tune == drawn.tunes[tune_id].title for one in drawn.left_out)
+        if count:
+            drawn.problems.append(
+                Problem(label, 0, f"{count} prompts are left out: {why}", "Make it again, or take it out.", "warning")
+            )  # fmt: skip
+
+
+class _Completer:
+    """Completes prompts as submission does, and says what each costs and is decided by."""
+
+    def __init__(
+        self, drawn: Sketch, registry: Registry, catalog: Catalog, settings: Settings, costing: Costing
+    ) -> None:
+        self.drawn, self.registry, self.catalog = drawn, registry, catalog
+        self.settings, self.costing = settings, costing
+        self.loras: dict[str, Tune] = {}
+
+    def planned(self, item: Item) -> Planned:
+        """Return an item as a complete prompt.
+
+        Raises:
+            Failure: What submission would refuse.
+        """
+        from tunes_dagster.submit import completed_prompt
+
+        tune = self.drawn.tunes[item.tune_id] if item.tune_id else None
+        asked = PromptRequest(
+            text=item.text, tune=item.tune_id, base=None if tune else item.base,
+            settings=RenderSettings.model_validate(item.settings),
+        )  # fmt: skip
+        complete, entry, base = completed_prompt(self.catalog, self.settings, asked, tune)
+        tunes = {one.id: one for one in ([tune] if tune else []) + self._in_text(item.text)}
+        ready = [one for one in tunes.values() if one.status == "ready"]
+        weights = {one.id: key for one in ready if (key := (one.result or {}).get("weights_key"))}
+        decided = {
+            "text": complete.text, "settings": complete.settings.model_dump(mode="json"), "branch": entry.branch,
+            "repo_id": entry.repo_id, "revision": entry.revision, "tunes": list(tunes),
+        }  # fmt: skip
+        family = self.catalog.resolve(base)
+        price = self.costing.micro(family.family, family.branch) * complete.settings.num_images
+        return Planned(
+            item.line,
+            recipe_hash(decided),
+            item.variables,
+            complete,
+            entry.branch,
+            base,
+            item.tune_id,
+            weights,
+            price,
+        )
+
+    def _in_text(self, text: str) -> list[Tune]:
+        """Return the tunes that `<lora:NAME:weight>` in a text names."""
+        found = []
+        for name in _LORA.findall(text):
+            word = name.strip()
+            if word not in self.loras:
+                self.loras[word] = self.registry.get_tune(word)
+            found.append(self.loras[word])
+        return found
+
+
+def plan_summary(drawn: Sketch) -> dict[str, Any]:
+    """Return what the row of a date keeps of its plan."""
+    return {
+        **drawn.estimate.as_dict(),
+        "cost_cap": drawn.file.cost_cap,
+        "tunes": {tune.id: tune.title for tune in drawn.tunes.values()},
+        "waits_for": drawn.waits,
+        "left_out": [
+            {"line": one.line, "tune": one.tune, "text": one.text, "reason": one.reason}
+            for one in drawn.left_out[:1000]
+        ],
+        "warnings": [str(one) for one in drawn.problems if one.level == "warning"][:100],
+    }  # fmt: skip

@@ -1,0 +1,392 @@
+"""Campaigns and their dates: adding, planning, what became of the prompts, which reports are due."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, exists, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.ids import new_id
+from tunes_dagster.recipe import PromptRequest
+from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
+from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.ledger import reserve_many
+from tunes_dagster.registry.prompts import new_prompt
+from tunes_dagster.registry.tables import Batch, Event, Prompt, Tune
+from tunes_dagster.registry.transitions import OPEN_PROMPT, prompt_ended
+
+ORIGIN = "campaign"
+# A report that was asked for and did not come is asked for again, so many times.
+REPORT_PATIENCE = timedelta(minutes=10)
+MAX_REPORTS = 3
+# Values of one IN list; SQLite takes 32,766.
+_CHUNK = 5_000
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One prompt of a plan.
+
+    Attributes:
+        line: Of the table.
+        recipe_hash: Of everything that was asked.
+        variables: Values that its text was filled with.
+        request: Complete: every setting and the seed filled in.
+        branch: The catalog's entry that renders it.
+        base: The base as asked.
+        tune_id: None on the plain base.
+        weights: Weights it would be rendered with now, by tune; those of a tune that is not ready are missing.
+        price: Micro-dollars.
+    """
+
+    line: int
+    recipe_hash: str
+    variables: dict[str, str]
+    request: PromptRequest
+    branch: str
+    base: str
+    tune_id: str | None
+    weights: dict[str, str]
+    price: int = 0
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is there already of a planned prompt: its row, and whether it still stands."""
+
+    prompt_id: str
+    status: str
+    stands: bool
+
+
+class CampaignQueries(Database):
+    """Everything about campaigns."""
+
+    def put_campaign(self, name: str, **fields: Any) -> Campaign:
+        """Add a campaign, or replace the fields of the one of that name; a removed one comes back."""
+        now = self.now()
+        with self.writing() as session:
+            row = session.scalars(select(Campaign).where(Campaign.name == name).with_for_update()).first()
+            if row is None:
+                row = Campaign(id=new_id("campaign"), name=name, created_at=now, state="good", problems={})
+                session.add(row)
+            for field, value in fields.items():
+                setattr(row, field, value)
+            row.updated_at, row.removed_at = now, None
+            return row
+
+    def list_campaigns(self) -> list[Campaign]:
+        """Return the campaigns that were not removed, by name."""
+        query = select(Campaign).where(Campaign.removed_at.is_(None)).order_by(Campaign.name)
+        with self.reading() as session:
+            return list(session.scalars(query))
+
+    def get_campaign(self, name: str) -> Campaign:
+        """Return a campaign by name or id.
+
+        Raises:
+            Failure: `INVALID_REQUEST` when there is none.
+        """
+        with self.reading() as session:
+            query = select(Campaign).where((Campaign.name == name) | (Campaign.id == name))
+            row = session.scalars(query).first()
+        if row is None or row.removed_at is not None:
+            known = [one.name for one in self.list_campaigns()]
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else "`tunes campaign list` shows the known ones."
+            raise Failure(FailureCode.INVALID_REQUEST, f"There is no campaign {name!r}.", hint)
+        return row
+
+    def remove_campaign(self, campaign_id: str) -> int:
+        """Take a campaign off the schedule and cancel what it still waits for; returns how many prompts that were."""
+        now = self.now()
+        gone = Failure(FailureCode.CANCELLED, "Its campaign was removed.")
+        with self.writing() as session:
+            session.execute(
+                update(Campaign).where(Campaign.id == campaign_id).values(removed_at=now, updated_at=now)
+            )
+            linked = exists().where(
+                CampaignPrompt.prompt_id == Prompt.id, CampaignPrompt.campaign_id == campaign_id
+            )
+            waiting = select(Prompt).where(
+                Prompt.status.in_(("waiting", "queued")), Prompt.batch_id.is_(None), linked
+            )
+            rows = list(session.scalars(waiting.with_for_update()))
+            for row in rows:
+                prompt_ended(session, row, "cancelled", now, gone)
+            return len(rows)
+
+    def list_dates(self, campaign_id: str, limit: int = 50) -> list[CampaignDate]:
+        """Return the dates that were planned, newest first."""
+        query = select(CampaignDate).where(CampaignDate.campaign_id == campaign_id)
+        with self.reading() as session:
+            return list(session.scalars(query.order_by(CampaignDate.date.desc()).limit(limit)))
+
+    def get_date(self, campaign_id: str, date: str) -> CampaignDate | None:
+        """Return one date, or None when it was never planned."""
+        query = select(CampaignDate).where(CampaignDate.campaign_id == campaign_id, CampaignDate.date == date)
+        with self.reading() as session:
+            return session.scalars(query).first()
+
+    def known_prompts(self, campaign_id: str, planned: Sequence[Planned]) -> dict[str, Known]:
+        """Return by recipe hash what a campaign already has of a plan."""
+        with self.reading() as session:
+            return _known(session, campaign_id, planned)
+
+    def plan_date(
+        self,
+        campaign: Campaign,
+        date: str,
+        planned: Sequence[Planned],
+        plan: dict[str, Any],
+        *,
+        message: str = "",
+        plan_key: str | None = None,
+        retry_failed: bool = True,
+    ) -> CampaignDate:
+        """Write the plan of a date: rows for what is missing, links to what is there; all of it or nothing.
+
+        What is done stays done, what is under way goes on, what failed is asked for again unless told not to,
+        what the plan no longer wants and nobody has begun is cancelled.
+
+        Raises:
+            Failure: `OUT_OF_CREDITS`; nothing is queued then.
+        """
+        now = self.now()
+        with self.writing() as session:
+            row = _open_date(session, campaign, date, now)
+            known = _known(session, campaign.id, planned)
+            if not retry_failed:
+                known = {k: Known(v.prompt_id, v.status, True) for k, v in known.items()}
+            ready = _ready_tunes(session, planned)
+            before = set(
+                session.scalars(select(CampaignPrompt.prompt_id).where(CampaignPrompt.date_id == row.id))
+            )
+            fresh, links = _rows_of(campaign, row.id, planned, known, ready, now)
+            session.add_all(fresh)
+            session.flush()
+            session.execute(delete(CampaignPrompt).where(CampaignPrompt.date_id == row.id))
+            for part in _chunks(links):
+                session.execute(insert(CampaignPrompt), part)
+            said = [
+                {"subject_id": one.id, "at": now, "phase": one.status, "data": {"origin": ORIGIN},
+                 "message": f"Planned by {campaign.name}, {date}."}
+                for one in fresh
+            ]  # fmt: skip
+            for part in _chunks(said):
+                session.execute(insert(Event), part)
+            prices = {link["prompt_id"]: one.price for link, one in zip(links, planned, strict=True)}
+            costs = {one.id: prices[one.id] for one in fresh}
+            reserve_many(session, campaign.account_id, costs, now, f"{campaign.name} {date}")
+            _drop_unwanted(session, row.id, before - {link["prompt_id"] for link in links}, now)
+            kept = sum(link["kept"] for link in links)
+            row.plan = {**plan, "new": len(fresh), "kept": kept}
+            row.version, row.plan_key, row.message = campaign.version, plan_key, message
+            row.status, row.planned_at, row.updated_at = "planned", now, now
+            row.finished_at = row.reported_at = row.report_asked_at = None
+            row.report_attempt = row.report_attempt or 0
+            return row
+
+    def refuse_date(self, campaign: Campaign, date: str, plan: dict[str, Any], message: str) -> CampaignDate:
+        """Note that a date was refused; what it had queued before stays as it is."""
+        now = self.now()
+        with self.writing() as session:
+            row = _open_date(session, campaign, date, now)
+            if row.status in ("", "refused"):
+                row.status = "refused"
+            row.plan, row.message, row.updated_at = plan or row.plan, message, now
+            return row
+
+    def date_counts(self, date_id: str) -> dict[str, int]:
+        """Return how many prompts of a date have each status."""
+        query = (
+            select(Prompt.status, func.count())
+            .join(CampaignPrompt, CampaignPrompt.prompt_id == Prompt.id)
+            .where(CampaignPrompt.date_id == date_id)
+            .group_by(Prompt.status)
+        )
+        with self.reading() as session:
+            return {row[0]: row[1] for row in session.execute(query)}
+
+    def date_prompts(self, date_id: str) -> list[tuple[CampaignPrompt, Prompt]]:
+        """Return the prompts of a date in the order of its plan."""
+        query = (
+            select(CampaignPrompt, Prompt)
+            .join(Prompt, Prompt.id == CampaignPrompt.prompt_id)
+            .where(CampaignPrompt.date_id == date_id)
+            .order_by(CampaignPrompt.item)
+        )
+        with self.reading() as session:
+            return [(row[0], row[1]) for row in session.execute(query)]
+
+    def waited_for(self, date_id: str) -> list[Tune]:
+        """Return the tunes that prompts of a date wait for."""
+        waiting = exists().where(
+            CampaignPrompt.date_id == date_id, CampaignPrompt.prompt_id == Prompt.id,
+            Prompt.tune_id == Tune.id, Prompt.status == "waiting",
+        )  # fmt: skip
+        with self.reading() as session:
+            return list(session.scalars(select(Tune).where(waiting).order_by(Tune.number)))
+
+    def due_reports(
+        self, now: datetime | None = None, limit: int = 25
+    ) -> list[tuple[Campaign, CampaignDate]]:
+        """Return finished dates whose report nobody has been asked for, and take note that somebody is now."""
+        now = now or self.now()
+        still = exists().where(
+            CampaignPrompt.date_id == CampaignDate.id, CampaignPrompt.prompt_id == Prompt.id,
+            Prompt.status.in_(OPEN_PROMPT),
+        )  # fmt: skip
+        patient = now - REPORT_PATIENCE
+        query = (
+            select(CampaignDate)
+            .where(CampaignDate.status.in_(("planned", "finished")), ~still)
+            .where(CampaignDate.report_asked_at.is_(None) | (CampaignDate.report_asked_at < patient))
+            .where(CampaignDate.report_attempt < MAX_REPORTS)
+            .order_by(CampaignDate.planned_at)
+            .limit(limit)
+        )
+        with self.reading() as session:
+            if session.scalars(query.limit(1)).first() is None:
+                return []
+        due = []
+        with self.writing() as session:
+            for row in list(session.scalars(query.with_for_update(of=CampaignDate))):
+                row.status, row.finished_at = "finished", row.finished_at or now
+                row.report_asked_at, row.updated_at = now, now
+                row.report_attempt += 1
+                due.append((session.get_one(Campaign, row.campaign_id), row))
+        return due
+
+    def report_made(self, date_id: str, key: str, result: dict[str, Any], complete: bool) -> CampaignDate:
+        """Note that a date's report lies in the store.
+
+        Args:
+            date_id: The date.
+            key: Of its page.
+            result: Its numbers.
+            complete: Whether every prompt had ended; an early report does not close the date.
+        """
+        now = self.now()
+        with self.writing() as session:
+            row = session.get_one(CampaignDate, date_id, with_for_update=True)
+            row.report_key, row.result, row.reported_at, row.updated_at = key, result, now, now
+            if complete:
+                row.status, row.finished_at, row.report_attempt = "reported", row.finished_at or now, 0
+            return row
+
+    def measured_batches(self, branch: str, limit: int = 30) -> list[Batch]:
+        """Return the newest finished batches of a base, for their seconds."""
+        query = select(Batch).where(Batch.branch == branch, Batch.status == "done")
+        with self.reading() as session:
+            return list(session.scalars(query.order_by(Batch.created_at.desc()).limit(limit)))
+
+    def batches_by_id(self, ids: Iterable[str]) -> dict[str, Batch]:
+        """Return batches by id."""
+        with self.reading() as session:
+            rows = (
+                row
+                for part in _chunks(list(ids))
+                for row in session.scalars(select(Batch).where(Batch.id.in_(part)))
+            )
+            return {row.id: row for row in rows}
+
+
+def _chunks(rows: list[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(rows), _CHUNK):
+        yield rows[start : start + _CHUNK]
+
+
+def _open_date(session: Session, campaign: Campaign, date: str, now: datetime) -> CampaignDate:
+    """Return the row of a date, locked; made when it is planned for the first time."""
+    # The campaign's row is the lock: two planners of a new date come one after the other.
+    session.scalars(select(Campaign).where(Campaign.id == campaign.id).with_for_update()).one()
+    query = select(CampaignDate).where(CampaignDate.campaign_id == campaign.id, CampaignDate.date == date)
+    row = session.scalars(query.with_for_update()).first()
+    if row is None:
+        row = CampaignDate(
+            id=new_id("date"), campaign_id=campaign.id, date=date, version=campaign.version, status="",
+            plan={}, result={}, report_attempt=0, created_at=now, updated_at=now,
+        )  # fmt: skip
+        session.add(row)
+        session.flush()
+    return row
+
+
+def _known(session: Session, campaign_id: str, planned: Sequence[Planned]) -> dict[str, Known]:
+    wanted = {one.recipe_hash: one.weights for one in planned}
+    found: dict[str, Known] = {}
+    for part in _chunks(list(wanted)):
+        query = (
+            select(CampaignPrompt.recipe_hash, Prompt.id, Prompt.status, Prompt.expired_at, Prompt.result)
+            .join(Prompt, Prompt.id == CampaignPrompt.prompt_id)
+            .where(CampaignPrompt.campaign_id == campaign_id, CampaignPrompt.recipe_hash.in_(part))
+            .order_by(Prompt.number)
+        )
+        for recipe_hash, prompt_id, status, expired_at, result in session.execute(query):
+            made_with = (result or {}).get("weights") or {}
+            retrained = any(made_with.get(t, key) != key for t, key in wanted[recipe_hash].items())
+            stands = status in OPEN_PROMPT or (
+                status in ("done", "blocked") and expired_at is None and not retrained
+            )
+            old = found.get(recipe_hash)
+            if old is None or stands or not old.stands:
+                found[recipe_hash] = Known(prompt_id, status, stands)
+    return found
+
+
+def _ready_tunes(session: Session, planned: Sequence[Planned]) -> set[str]:
+    ids = list({one.tune_id for one in planned if one.tune_id})
+    ready: set[str] = set()
+    for part in _chunks(ids):
+        query = select(Tune.id).where(Tune.id.in_(part), Tune.status == "ready").with_for_update(read=True)
+        ready |= set(session.scalars(query))
+    return ready
+
+
+def _rows_of(
+    campaign: Campaign,
+    date_id: str,
+    planned: Sequence[Planned],
+    known: dict[str, Known],
+    ready: set[str],
+    now: datetime,
+) -> tuple[list[Prompt], list[dict[str, Any]]]:
+    """Return the prompts that are missing, and a link for every planned one."""
+    fresh, links = [], []
+    for item, one in enumerate(planned):
+        old = known.get(one.recipe_hash)
+        if old is not None and old.stands:
+            prompt_id = old.prompt_id
+        else:
+            status = "queued" if one.tune_id is None or one.tune_id in ready else "waiting"
+            row = new_prompt(one.request, campaign.account_id, one.base, one.branch, ORIGIN, status, now)
+            row.tune_id = one.tune_id
+            fresh.append(row)
+            prompt_id = row.id
+        links.append(
+            {"date_id": date_id, "item": item, "campaign_id": campaign.id, "prompt_id": prompt_id, "line": one.line,
+             "recipe_hash": one.recipe_hash, "variables": one.variables, "kept": bool(old and old.stands)}
+        )  # fmt: skip
+    return fresh, links
+
+
+def _drop_unwanted(session: Session, date_id: str, prompt_ids: set[str], now: datetime) -> None:
+    """Cancel prompts that a new plan of a date no longer wants, unless they have begun or another date wants them."""
+    changed = Failure(FailureCode.CANCELLED, "The campaign was changed and no longer asks for it.")
+    for part in _chunks(sorted(prompt_ids)):
+        elsewhere = exists().where(CampaignPrompt.prompt_id == Prompt.id, CampaignPrompt.date_id != date_id)
+        query = select(Prompt).where(
+            Prompt.id.in_(part),
+            Prompt.status.in_(("waiting", "queued")),
+            Prompt.batch_id.is_(None),
+            ~elsewhere,
+        )
+        for row in session.scalars(query.with_for_update()):
+            prompt_ended(session, row, "cancelled", now, changed)
