@@ -43,7 +43,7 @@ test: setup-dev lint  ## lint, type-check and run the tests
 	@$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: setup-dev  ## the quick tests only (PYTEST_ARGS="tests/cli")
-	@$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not proof" $(PYTEST_ARGS)
 
 lint: setup-dev  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/mypy

@@ -15,21 +15,14 @@ from tests.gateway.test_astria import create as astria_tune
 from tests.gateway.test_pixelapi import TRAIN, train
 from tests.gateway.test_pixu import call
 from tests.gateway.test_pixu import create as pixu_model
-from tunes_dagster.gateway.desk import FAMILIES
 from tunes_dagster.gateway.files import file_url, opened_key
-
-
-def test_the_families_are_those_with_a_trainer() -> None:
-    from tunes_dagster.training.families.base import _FAMILIES
-
-    assert set(FAMILIES) == set(_FAMILIES)
 
 
 def test_the_server_imports_no_torch_and_no_dagster() -> None:
     code = (
         "import sys, tunes_dagster.gateway.app as app\n"
         "for name in app.DIALECTS: app.load_dialect(name)\n"
-        "import tunes_dagster.submit, tunes_dagster.rendering.prompts, tunes_dagster.rendering.schedulers\n"
+        "import tunes_dagster.training.families.base, tunes_dagster.submit, tunes_dagster.rendering.prompts, tunes_dagster.rendering.schedulers\n"
         "print([m for m in ('torch', 'diffusers', 'transformers', 'dagster', 'cv2') if m in sys.modules])"
     )
     assert (

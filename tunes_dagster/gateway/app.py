@@ -11,14 +11,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.routing import Host
 
 from tunes_dagster import __version__
 from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.gateway import files
+from tunes_dagster.gateway import documents, files
 from tunes_dagster.gateway.dialect import Dialect
 from tunes_dagster.gateway.middleware import Manners
 from tunes_dagster.gateway.native import DIALECT as NATIVE
@@ -128,10 +127,7 @@ def _document(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
         @app.get(path, include_in_schema=False)
         def document(request: Request) -> dict[str, Any]:
             base = app.state.service.options.public_url or str(request.base_url)
-            return get_openapi(
-                title=dialect.title, version=__version__, routes=dialect.router.routes,
-                servers=[{"url": base.rstrip("/") + prefix}],
-            )  # fmt: skip
+            return documents.document(dialect, base.rstrip("/") + prefix)
 
         @app.get(f"/docs/{dialect.name}", include_in_schema=False)
         def page() -> Response:

@@ -28,9 +28,6 @@ from tunes_dagster.registry.ledger import reserve
 # What a tune takes on a machine that has not made one yet.
 _GUESS_SECONDS = 300.0
 
-# Families of base models that have a trainer and renderer (training/families); a test compares the two.
-FAMILIES = ("sdxl",)
-
 
 @dataclass(frozen=True)
 class View:
@@ -99,10 +96,12 @@ class Desk:
         Raises:
             Problem: 422, naming the base.
         """
-        catalog = self.service.catalog
+        from tunes_dagster.training.families.base import known_families
+
+        catalog, families = self.service.catalog, known_families()
         entry = catalog.real(catalog.resolve(base))
-        if entry.family not in FAMILIES:
-            known = ", ".join(one.branch for one in catalog.entries.values() if one.family in FAMILIES)
+        if entry.family not in families:
+            known = ", ".join(one.branch for one in catalog.entries.values() if one.family in families)
             raise invalid("base", f"{entry.branch} cannot be used on this server yet; use one of {known}")
 
     def _keeper(

@@ -10,13 +10,14 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -40,6 +41,21 @@ KeyFinder = Callable[[Request], Awaitable[str]]
 
 
 @dataclass(frozen=True)
+class Form:
+    """A body that an endpoint reads itself, as JSON, multipart or urlencoded.
+
+    Attributes:
+        wrapper: Name that its fields stand under; "" for none.
+        model: The fields.
+        files: Names of the fields that take files.
+    """
+
+    wrapper: str = ""
+    model: type[BaseModel] | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Dialect:
     """One API.
 
@@ -51,6 +67,9 @@ class Dialect:
         error: Words a problem.
         paths: Beginnings of its paths, for requests that meet no endpoint.
         start: Called once when a server starts, to put what the dialect ships into the registry.
+        codes: Statuses of its refusals.
+        problem: JSON schema of a refusal's body.
+        forms: `POST /path` → the body of an endpoint that reads it itself.
     """
 
     name: str
@@ -60,6 +79,9 @@ class Dialect:
     error: ErrorForm
     paths: tuple[str, ...]
     start: Callable[[Registry], None] | None = None
+    codes: tuple[int, ...] = (400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 503)
+    problem: dict[str, Any] = field(default_factory=dict)
+    forms: Mapping[str, Form] = field(default_factory=dict)
 
 
 def header_key(*names: str) -> KeyFinder:

@@ -27,7 +27,12 @@ def _error(problem: Problem) -> tuple[int, Any]:
 
 KEYS = header_key("authorization", "x-api-key", "ocp-apim-subscription-key")
 router = APIRouter(route_class=manners(_error, KEYS))
-DIALECT = Dialect("native", "tunes-dagster", router, "tk_", _error, ("/native/v1",))
+DIALECT = Dialect(
+    "native", "tunes-dagster", router, "tk_", _error, ("/native/v1",),
+    problem={"type": "object", "required": ["error"], "properties": {"error": {
+        "type": "object", "required": ["code", "message"],
+        "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}}},
+)  # fmt: skip
 
 Mine = Depends(desk)
 
@@ -196,7 +201,10 @@ def edit_captions(key: str, body: CaptionsBody, mine: Desk = Mine) -> dict[str, 
     from tunes_dagster.intake.captions import set_captions
 
     row, _seen = mine.tune(key)
-    set_captions(row.id, body.captions, mine.service.store)
+    try:
+        set_captions(row.id, body.captions, mine.service.store)
+    except FileNotFoundError:
+        raise not_found("Captions") from None
     return captions(key, mine)
 
 

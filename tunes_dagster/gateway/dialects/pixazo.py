@@ -58,7 +58,14 @@ def error(problem: Problem) -> tuple[int, Any]:
 
 KEYS = header_key("ocp-apim-subscription-key")
 router = APIRouter(route_class=manners(error, KEYS), tags=["trainer"])
-DIALECT = Dialect(NAME, "Pixazo FLUX.2 trainer", router, "pz_", error, ("/flux-2-pro", "/v2/requests"))
+DIALECT = Dialect(
+    NAME, "Pixazo FLUX.2 trainer", router, "pz_", error, ("/flux-2-pro", "/v2/requests"),
+    codes=(400, 401, 402, 403, 404, 408, 409, 413, 429, 503),
+    problem={
+        "type": "object", "required": ["error"],
+        "properties": {"error": {"type": "string"}, "detail": {"type": "string"}},
+    },
+)  # fmt: skip
 Mine = Depends(desk)
 
 

@@ -49,7 +49,10 @@ async def find_key(request: Request) -> str:
 
 
 router = APIRouter(prefix="/pixu/api", route_class=manners(error, find_key), tags=["pixu"])
-DIALECT = Dialect(NAME, "Pixu", router, "px_", error, ("/pixu/",))
+DIALECT = Dialect(
+    NAME, "Pixu", router, "px_", error, ("/pixu/",),
+    problem={"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
+)  # fmt: skip
 Mine = Depends(desk)
 
 

@@ -8,10 +8,16 @@ from typing import Any
 from fastapi import APIRouter
 
 from tunes_dagster.gateway.desk import Desk, desk_for
-from tunes_dagster.gateway.dialect import Dialect
+from tunes_dagster.gateway.dialect import Dialect, Form
 from tunes_dagster.gateway.dialects.astria import packs, people, prompts, tunes
 from tunes_dagster.gateway.dialects.astria.prompts import tune_number
-from tunes_dagster.gateway.dialects.astria.wire import error, prompt_object, tune_object
+from tunes_dagster.gateway.dialects.astria.wire import (
+    PromptFields,
+    TuneFields,
+    error,
+    prompt_object,
+    tune_object,
+)
 from tunes_dagster.gateway.service import service_around
 from tunes_dagster.registry import ApiObject, Prompt, Registry
 from tunes_dagster.registry.outbox import Sending
@@ -20,7 +26,19 @@ router = APIRouter()
 for part in (tunes, prompts, packs, people):
     router.include_router(part.router)
 _PATHS = ("/tunes", "/prompts", "/packs", "/p/", "/gallery", "/images", "/users", "/themes")
-DIALECT = Dialect("astria", "Astria", router, "sd_", error, _PATHS, start=packs.seed)
+_TUNE = Form("tune", TuneFields, ("tune[images][]",))
+_PROMPT = Form("prompt", PromptFields)
+DIALECT = Dialect(
+    "astria", "Astria", router, "sd_", error, _PATHS, start=packs.seed,
+    codes=(400, 401, 404, 408, 409, 422, 429, 503),
+    problem={"type": "object", "additionalProperties": {"anyOf": [
+        {"type": "string"}, {"type": "array", "items": {"type": "string"}}]}},
+    forms={
+        "POST /tunes": _TUNE, "PATCH /tunes/{tune_id}": _TUNE, "POST /p/{pack_id}/tunes": _TUNE,
+        "POST /tunes/{tune_id}/prompts": _PROMPT, "POST /prompts/{prompt_id}/duplicate": _PROMPT,
+        "POST /packs": Form("pack", packs.PackFields), "POST /images/inspect": Form(files=("file",)),
+    },
+)  # fmt: skip
 
 
 def callback(registry: Registry, sending: Sending) -> Sending:

@@ -217,14 +217,14 @@ def _like(mine: Desk, prompt_id: str, liked: bool) -> Response:
     return Response(status_code=201 if liked else 200)
 
 
-@router.post("/prompts/{prompt_id}/likes", status_code=201)
+@router.post("/prompts/{prompt_id}/likes", status_code=201, response_class=Response)
 @router.post("/prompts/{prompt_id}/like", status_code=201, include_in_schema=False)
 def like(prompt_id: str, mine: Desk = Mine) -> Response:
     """Like a prompt."""
     return _like(mine, prompt_id, True)
 
 
-@router.delete("/prompts/{prompt_id}/likes")
+@router.delete("/prompts/{prompt_id}/likes", response_class=Response)
 @router.delete("/prompts/{prompt_id}/like", include_in_schema=False)
 def unlike(prompt_id: str, mine: Desk = Mine) -> Response:
     """Take a like back."""

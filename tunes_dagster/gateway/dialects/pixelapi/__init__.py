@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from fastapi import APIRouter
 
-from tunes_dagster.gateway.dialect import Dialect
+from tunes_dagster.gateway.dialect import Dialect, Form
 from tunes_dagster.gateway.dialects.pixelapi import images, tunes
 from tunes_dagster.gateway.dialects.pixelapi.wire import error, tune_status
 from tunes_dagster.registry import Registry
@@ -18,7 +18,11 @@ from tunes_dagster.registry.outbox import Sending
 router = APIRouter()
 router.include_router(images.router)
 router.include_router(tunes.router)
-DIALECT = Dialect("pixelapi", "PixelAPI", router, "pk_live_", error, ("/v1/",))
+DIALECT = Dialect(
+    "pixelapi", "PixelAPI", router, "pk_live_", error, ("/v1/",),
+    problem={"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}},
+    forms={"POST /v1/tunes/{job_id}/upload": Form(files=("images",))},
+)  # fmt: skip
 
 
 def callback(registry: Registry, sending: Sending) -> Sending:
