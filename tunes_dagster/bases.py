@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 NOTE = "tunes-base.json"
 # A download needs room for the partial file beside the finished ones.
 _DISK_MARGIN = 1.05
-_SMALL = re.compile(r"\.(json|txt|model)$")
+# Configurations, vocabularies, chat templates.
+_SMALL = re.compile(r"\.(json|txt|model|jinja)$")
 _LICENCE = re.compile(r"^(licen[cs]e|readme)[^/]*$", re.IGNORECASE)
 
 
