@@ -7,9 +7,10 @@ trained leaves the others alone.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -34,10 +35,12 @@ from tunes_dagster.recipe import TrainingOptions
 from tunes_dagster.settings import get_settings
 
 if TYPE_CHECKING:
-    from resources import CatalogResource, ComputeResource
+    from resources import CatalogResource, ComputeResource, Device
+    from tunes_dagster.catalog import BaseModelEntry
     from tunes_dagster.registry import Registry, Tune, Work
     from tunes_dagster.store import Store
     from tunes_dagster.training.jobs import TuneJob, TuneResult
+    from tunes_dagster.training.planner import MemoryPlan
 
 
 # Most tunes that one run takes, those that join it included: its log stays readable, and what a crash costs small.
@@ -123,6 +126,7 @@ def train_trainees(
         newcomers: Asked for claimed tunes that join, with the number of free places.
     """
     from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.training.families.loading import Placement, placed
     from tunes_dagster.training.loop import train
 
     by_id: dict[str, Trainee] = {}
@@ -141,7 +145,11 @@ def train_trainees(
         return
     crowd = Crowd([by_id[job.tune_id].mine.report for job in jobs])
     entry, folder = catalog.usable(by_id[jobs[0].tune_id].tune.branch)
-    with compute.lease(crowd, holder=context.run_id) as device:
+    with compute.lease(crowd, holder=context.run_id) as device, ExitStack() as stack:
+        fitting, plan = plan_jobs(context, jobs, by_id, entry, folder, device)
+        if plan is None:
+            return
+        stack.enter_context(placed(Placement(plan.choice.offload, plan.choice.quantize)))
         crowd.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
         base = load_family(entry, folder, device.name, device.torch_dtype)
         inspector = Inspector(base, device, store)
@@ -151,17 +159,66 @@ def train_trainees(
             with _alone(context, trainee):
                 if isinstance(outcome, Failure):
                     raise outcome
+                outcome.figures["memory_plan"] = plan.sentence()
                 watching = Finishing([trainee.mine.report])
                 on_trained(trainee, inspector.inspect(trainee.tune, outcome, watching))
 
+        def joining(free: int) -> Sequence[TuneJob]:
+            assert newcomers is not None
+            return plan_jobs(context, jobs_of(newcomers(free)), by_id, entry, folder, device, plan)[0]
+
+        # Whoever joins is encoded first, for which there is no room when the encoders had to leave.
+        open_house = newcomers is not None and not plan.choice.offload
         train(
-            jobs,
+            fitting,
             base,
             store,
             on_finished=on_finished,
-            waiting=None if newcomers is None else lambda free: jobs_of(newcomers(free)),
-            places=get_settings().max_cohort if newcomers is not None else None,
+            waiting=joining if open_house else None,
+            places=plan.cohort,
         )
+
+
+def plan_jobs(
+    context: Context,
+    jobs: Sequence[TuneJob],
+    by_id: Mapping[str, Trainee],
+    entry: BaseModelEntry,
+    folder: Path,
+    device: Device,
+    plan: MemoryPlan | None = None,
+) -> tuple[list[TuneJob], MemoryPlan | None]:
+    """Decide what makes tunes fit the device and write it into their jobs; one that does not fit fails alone.
+
+    Args:
+        context: Its log is told the plan.
+        jobs: What is to be trained.
+        by_id: Their trainees.
+        entry: Their base.
+        folder: Where the base lies.
+        device: What they are trained on.
+        plan: Of the tunes that are training already, which these join; None makes one.
+
+    Returns:
+        The jobs that fit, and the plan; None when no job fits.
+    """
+    from tunes_dagster.training.planner import carry_out, plan_memory
+    from tunes_dagster.training.sizes import sizes_of
+
+    sizes, machine, most = sizes_of(entry, folder), device.machine(), get_settings().max_cohort
+    fitting = []
+    for job in jobs:
+        with _alone(context, by_id[job.tune_id]):
+            plan_memory([job.options], sizes, entry.native_size, machine, 1)
+            fitting.append(job)
+    if not fitting:
+        return [], plan
+    if plan is None:
+        plan = plan_memory([job.options for job in fitting], sizes, entry.native_size, machine, most)
+        context.log.info(plan.sentence())
+    for job in fitting:
+        carry_out(plan, job)
+    return fitting, plan
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -26,6 +27,8 @@ from tunes_dagster.settings import get_settings
 
 if TYPE_CHECKING:
     import torch
+
+    from tunes_dagster.training.planner import Machine
 
 _POLL_SECONDS = 0.5
 
@@ -53,6 +56,14 @@ class Device:
 
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+    def machine(self) -> Machine:
+        """Return what the memory planner needs to know of it."""
+        from tunes_dagster.training.planner import Machine
+
+        kind = self.name.partition(":")[0]
+        has_quantizer = kind == "cuda" and find_spec("bitsandbytes") is not None
+        return Machine(kind, self.memory_gb, self.dtype, has_quantizer)
 
     def metadata(self) -> dict[str, dg.MetadataValue]:
         """Return what the UI shows of it."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tunes_dagster.cli import bases, callbacks, captions, demo, doctor, gateway, making, serving, tunes
+from tunes_dagster.cli import bases, callbacks, captions, demo, doctor, gateway, making, plan, serving, tunes
 from tunes_dagster.failures import Failure, FailureCode
 
 # Codes that say that the command was wrong, as opposed to the work having failed.
@@ -49,6 +49,7 @@ app.command("serve", rich_help_panel=_MACHINE)(gateway.serve)
 app.add_typer(gateway.accounts, name="accounts", rich_help_panel=_MACHINE)
 app.add_typer(gateway.keys, name="keys", rich_help_panel=_MACHINE)
 app.add_typer(bases.app, name="bases", rich_help_panel=_MACHINE)
+app.command("plan", rich_help_panel=_MACHINE)(plan.plan)
 app.command("dev", rich_help_panel=_MACHINE)(serving.dev)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
 

@@ -35,7 +35,9 @@ def make_optimizer(options: TrainingOptions, parameters: Iterable[Tensor]) -> to
 
         # As its authors advise for diffusion models: bias correction, and no trust in steps of a warm-up.
         made = Prodigy(kept, lr=1.0, betas=BETAS, use_bias_correction=True, safeguard_warmup=True)
-        made.param_groups[0]["weight_decay"] = options.weight_decay  # later, since it prints when told at once
+        made.param_groups[0]["weight_decay"] = (
+            options.weight_decay
+        )  # later, since it prints when told at once
         return made
     if options.optimizer == "adamw8bit":
         try:

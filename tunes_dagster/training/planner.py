@@ -8,13 +8,17 @@ fixed is never changed. Nothing here needs torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import TrainingOptions
 from tunes_dagster.training.sizes import Sizes
+
+if TYPE_CHECKING:
+    from tunes_dagster.training.jobs import TuneJob
 
 _GIB = 2**30
 # Of a device's memory; the rest goes to fragmentation, and on a GPU to its driver.
@@ -162,6 +166,13 @@ def plan_memory(
     raise _refusal(least, options, machine)
 
 
+def carry_out(plan: MemoryPlan, job: TuneJob) -> None:
+    """Write a plan into a job: its options, its recipe, and a note for who watches."""
+    job.options = plan.applied(job.options)
+    job.recipe = {**job.recipe, "memory": {**asdict(plan.choice), "precision": plan.precision}}
+    job.report.note(plan.sentence())
+
+
 def _choices(options: Sequence[TrainingOptions], sizes: Sizes, machine: Machine) -> Iterator[Choice]:
     """Yield the ways to lay things out, cheapest first, within what the tunes' options fix."""
     fixed = {
@@ -181,6 +192,8 @@ def _choices(options: Sequence[TrainingOptions], sizes: Sizes, machine: Machine)
     ]
     if quantizable:
         steps += [Choice(True, True, optimizer, "int8"), Choice(True, True, optimizer, "nf4")]
+    if machine.kind != "cuda":  # text encoders would only go from memory to the same memory
+        steps = [replace(step, offload=False) for step in steps]
     seen = set()
     for step in steps:
         asked = {name: values for name, values in fixed.items() if values}
@@ -201,7 +214,12 @@ def _choices(options: Sequence[TrainingOptions], sizes: Sizes, machine: Machine)
 
 
 def _parts(
-    options: Sequence[TrainingOptions], sizes: Sizes, native_size: int, machine: Machine, choice: Choice, tunes: int
+    options: Sequence[TrainingOptions],
+    sizes: Sizes,
+    native_size: int,
+    machine: Machine,
+    choice: Choice,
+    tunes: int,
 ) -> dict[str, float]:
     """Return GiB by purpose; `while encoding` is a peak of its own, the others add up while training."""
     width = _BYTES[machine.dtype]
@@ -219,7 +237,9 @@ def _parts(
     else:
         numbers = max(sizes.adapter_numbers(option) for option in options)
         # The working copies that the layers compute with, and their gradients, are in the base's precision.
-        trained = tunes * numbers * (per_trained + 2 * width + (4 if any(o.ema_decay for o in options) else 0))
+        trained = (
+            tunes * numbers * (per_trained + 2 * width + (4 if any(o.ema_decay for o in options) else 0))
+        )
     overhead = _OVERHEAD_GIB.get(machine.kind, 1.0)
     pixels = resolution**2 * _VAE_BYTES_PER_PIXEL
     if choice.offload:  # one network at a time
@@ -250,7 +270,7 @@ def _peak(parts: dict[str, float]) -> float:
 
 def _refusal(least: tuple[float, Choice], options: Sequence[TrainingOptions], machine: Machine) -> Failure:
     needed, choice = least
-    helps = [f"a device with at least {needed / _USABLE:.0f} GiB"]
+    helps = [f"a device with at least {math.ceil(needed / _USABLE)} GiB"]
     if max(_rows(option) for option in options) > 1:
         helps.append("a smaller batch_size, or prior_weight 0")
     helps.append("a lower resolution")

@@ -53,7 +53,9 @@ def complete(asked: TrainingOptions, base: dict[str, Any], native_size: int) -> 
     if counted:
         chosen.pop("steps", None)
     if asked.preset:
-        chosen |= {name: value for name, value in rule.training.items() if name in TrainingOptions.model_fields}
+        chosen |= {
+            name: value for name, value in rule.training.items() if name in TrainingOptions.model_fields
+        }
         if rule.most_resolution:
             chosen["resolution"] = min(chosen.get("resolution") or native_size, rule.most_resolution)
     if "learning_rate" in chosen:

@@ -68,7 +68,9 @@ def _quantization() -> dict[str, Any]:
     from diffusers.quantizers import PipelineQuantizationConfig
 
     backend = {"int8": "bitsandbytes_8bit", "nf4": "bitsandbytes_4bit"}[bits]
-    options = {"load_in_8bit": True} if bits == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if bits == "nf4":
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     config = PipelineQuantizationConfig(
         quant_backend=backend, quant_kwargs=options, components_to_quantize=["transformer"]
     )

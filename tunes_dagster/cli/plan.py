@@ -1,0 +1,75 @@
+"""`tunes plan`: what makes a tune fit a device, before anything is fetched or loaded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tunes_dagster.cli.flags import takes
+from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.output import emit_json, escape, say, table
+from tunes_dagster.failures import Failure
+from tunes_dagster.recipe import TrainingOptions
+
+# Memory of usual accelerators, in GiB.
+DEVICES = (12, 24, 48, 80, 140)
+
+
+@takes(training=TrainingOptions)
+def plan(
+    base: Annotated[str, typer.Option(help="Base model, see `tunes bases list`.")] = "sdxl",
+    memory: Annotated[
+        float | None, typer.Option(help="GiB of a GPU to plan for. Default: this machine, then usual GPUs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    *,
+    training: dict[str, Any],
+) -> None:
+    """Say how a tune would be laid out in memory: what is saved, how many share a run, what does not fit.
+
+    The base is the one that was named, also under the profile `embedded`.
+    """
+    from resources.compute import find_devices
+    from tunes_dagster.training.planner import Machine
+    from tunes_dagster.validation import checked
+
+    installation = Installation()
+    entry = installation.catalog.resolve(base)
+    options = entry.training_options(checked(TrainingOptions, training, "The request"))
+    if memory is not None:
+        machines = {f"GPU with {memory:g} GiB": Machine("cuda", memory, "bfloat16", True)}
+    else:
+        device = find_devices(installation.settings.device, installation.settings.dtype)[0]
+        machines = {f"this machine ({device.label})": device.machine()}
+        machines |= {f"GPU with {gib} GiB": Machine("cuda", float(gib), "bfloat16", True) for gib in DEVICES}
+    rows = [_planned(installation, entry, options, name, machine) for name, machine in machines.items()]
+    if as_json:
+        emit_json({"base": entry.branch, "devices": rows})
+        return
+    shown = [(row["device"], _gib(row), row.get("cohort", ""), escape(row["says"])) for row in rows]
+    table(["device", "GiB needed#", "tunes at a time#", f"{entry.branch}, {options.kind}"], shown)
+    say("[dim]GPUs are planned in bfloat16 and with bitsandbytes installed.[/]")
+
+
+def _gib(row: dict[str, Any]) -> str:
+    return f"{row['needed_gib']:.1f}" if "needed_gib" in row else ""
+
+
+def _planned(
+    installation: Installation, entry: Any, options: TrainingOptions, name: str, machine: Any
+) -> dict[str, Any]:
+    from tunes_dagster.training.planner import plan_memory
+    from tunes_dagster.training.sizes import sizes_of
+
+    sizes = sizes_of(entry, entry.location(installation.settings.bases_folder))
+    try:
+        made = plan_memory([options], sizes, entry.native_size, machine, installation.settings.max_cohort)
+    except Failure as failure:
+        return {
+            "device": name,
+            "fits": False,
+            **(failure.details or {}),
+            "says": f"{failure.message} {failure.remedy}",
+        }
+    return {"device": name, "fits": True, **made.as_dict(), "says": made.sentence()}
