@@ -1,7 +1,8 @@
 """The base-model catalog: what can be trained on, under which names, with which defaults.
 
 The list itself is `catalog.yaml`, which an operator reads and extends; this file reads it and answers two
-questions: which entry does a word mean, and where do its weights lie.
+questions: which entry does a word mean, and where do its weights lie. `auxiliary.yaml` beside it lists, in the same
+form, models that no tune is made on: upscalers, video models, ControlNets, a safety checker.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class BaseModelEntry(Strict):
     """
 
     branch: str
-    family: Literal["sd15", "sdxl", "flux", "flux2"]
+    family: Literal["sd15", "sdxl", "flux", "flux2", "upscale", "video", "controlnet", "safety"]
     aliases: list[str] = Field(default_factory=list)
     repo_id: str
     revision: str | None = None
@@ -74,7 +75,7 @@ class BaseModelEntry(Strict):
         return asked.filled(self.rendering)
 
     def location(self, bases_folder: Path) -> Path:
-        """Return the local folder of the weights (diffusers layout), whether or not it exists yet."""
+        """Return the local folder (diffusers layout) or single file of the weights, whether or not it is there yet."""
         if self.repo_id.startswith("embedded:"):
             return Path(__file__).parent / "tiny" / "weights" / self.repo_id.removeprefix("embedded:")
         local = Path(self.repo_id).expanduser()
@@ -83,15 +84,42 @@ class BaseModelEntry(Strict):
         return bases_folder / self.repo_id.replace("/", "--")
 
     def installed(self, bases_folder: Path) -> bool:
-        """Whether the weights lie where they are looked for."""
-        return (self.location(bases_folder) / "model_index.json").is_file()
+        """Whether the weights lie where they are looked for: a folder in diffusers layout, or a single file."""
+        place = self.location(bases_folder)
+        return place.is_file() or (place / "model_index.json").is_file()
+
+
+AUXILIARY = ("upscale", "video", "controlnet", "safety")
+
+
+class AuxiliaryEntry(BaseModelEntry):
+    """A model that no tune is made on.
+
+    Attributes:
+        fits: For a ControlNet: the family of the bases it was made for.
+        control: For a ControlNet: the setting that asks for it.
+    """
+
+    native_size: int = 512
+    max_pixels: int = 2**20
+    memory_gb: float = 8
+    embedded: str = ""
+    token: str = ""
+    fits: str | None = None
+    control: str | None = None
+
+    def installed(self, bases_folder: Path) -> bool:
+        """Whether the weights lie where they are looked for: a pipeline, or a single network."""
+        folder = self.location(bases_folder)
+        return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
 
 
 class Catalog:
     """The entries of `catalog.yaml` and of the operator's own file, seen through a profile."""
 
     def __init__(self, entries: dict[str, BaseModelEntry], profile: str = "embedded") -> None:
-        self.entries = entries
+        self.entries = {n: e for n, e in entries.items() if not isinstance(e, AuxiliaryEntry)}
+        self.auxiliary = {n: e for n, e in entries.items() if isinstance(e, AuxiliaryEntry)}
         self.profile = profile
         self._by_word = {
             word.lower(): entry for entry in entries.values() for word in (entry.branch, *entry.aliases)
@@ -112,7 +140,17 @@ class Catalog:
 
     def real(self, entry: BaseModelEntry) -> BaseModelEntry:
         """Return the entry whose weights are really used for `entry` under this profile."""
-        return self.entries[entry.embedded] if self.profile == "embedded" else entry
+        embedded = self.profile == "embedded" and not isinstance(entry, AuxiliaryEntry)
+        return self.entries[entry.embedded] if embedded else entry
+
+    def control(self, name: str, family: str) -> AuxiliaryEntry | None:
+        """Return the ControlNet that a setting asks for on bases of a family, or None."""
+        found = (e for e in self.auxiliary.values() if e.control == name and e.fits == family)
+        return next(found, None)
+
+    def first(self, family: str) -> AuxiliaryEntry | None:
+        """Return the first auxiliary model of a family, or None."""
+        return next((e for e in self.auxiliary.values() if e.family == family), None)
 
     def usable(self, word: str, bases_folder: Path) -> BaseModelEntry:
         """Return the entry whose weights are used for `word`, having seen that they are there.
@@ -133,7 +171,12 @@ class Catalog:
 @lru_cache(maxsize=4)
 def _entries(path: str) -> dict[str, BaseModelEntry]:
     raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    return {branch: BaseModelEntry(branch=branch, **fields) for branch, fields in raw.items()}
+    return {
+        branch: (AuxiliaryEntry if fields.get("family") in AUXILIARY else BaseModelEntry)(
+            branch=branch, **fields
+        )
+        for branch, fields in raw.items()
+    }
 
 
 def load_catalog(profile: str = "embedded", extra: str | None = None) -> Catalog:
@@ -143,7 +186,9 @@ def load_catalog(profile: str = "embedded", extra: str | None = None) -> Catalog
         profile: `embedded` or `production`.
         extra: Path of a YAML file of the same form.
     """
-    entries = dict(_entries(str(Path(__file__).with_name("catalog.yaml"))))
+    entries: dict[str, BaseModelEntry] = {}
+    for name in ("catalog.yaml", "auxiliary.yaml"):
+        entries.update(_entries(str(Path(__file__).with_name(name))))
     overlay = extra or os.environ.get("TUNES_CATALOG")
     if overlay:
         entries.update(_entries(overlay))

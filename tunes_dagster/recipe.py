@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class Strict(BaseModel):
@@ -156,6 +165,19 @@ class TrainingOptions(Strict):
         return TrainingOptions.model_validate({**self.model_dump(), **chosen})
 
 
+Style = Literal[
+    "Cinematic", "Animated", "Digital Art", "Photographic", "Fantasy art", "Neonpunk", "Enhance", "Comic book",
+    "Lowpoly", "Line art",
+]  # fmt: skip
+ColorGrading = Literal["Film Velvia", "Film Portra", "Ektar"]
+AspectRatio = Literal[
+    "1:1", "16:9", "9:16", "21:9", "9:21", "3:2", "2:3", "5:4", "4:5", "4:3", "3:4",
+]  # fmt: skip
+ControlName = Literal["canny", "lineart", "tile", "depth", "pose", "hed", "mlsd", "segroom"]
+# A picture inside a setting: 64 MB as base64.
+_PICTURE_TEXT = 90_000_000
+
+
 class RenderSettings(Strict):
     """How one prompt is rendered. None means: the base's default from the catalog.
 
@@ -164,11 +186,31 @@ class RenderSettings(Strict):
         seed: None draws one at submission, so that the row always holds the seed that was used.
         steps: Denoising steps.
         guidance_scale: Classifier-free guidance; 1 turns it off.
-        negative_prompt: What the picture should not show.
+        negative_prompt: What the picture should not show; refused by bases that were distilled to do without.
         width: Pixels, a multiple of 8.
         height: Pixels, a multiple of 8.
+        aspect_ratio: Shape at the base's own area, instead of a size; beside a width or height it decides the other.
         scheduler: Public name of the sampler; None is the base's own.
         lora_scale: Strength of the tune; 1 is as trained.
+        style: How the picture is made: words put around the prompt.
+        color_grading: Colours of a film, put over the finished picture.
+        film_grain: Grain of a film, put over the finished picture.
+        input_image: Picture to start from: http(s) URL, base64 or data URI, or the key of an upload in the store.
+        mask_image: What of the input image is painted anew, in white; given like the input image.
+        denoising_strength: How far from the input image: 0 keeps it, 1 forgets it; None is 0.8.
+        controlnet: What of the input image is held on to while the picture is made.
+        controlnet_conditioning_scale: How firmly; 1 is as trained.
+        controlnet_txt2img: Take only the control from the input image, and start from noise.
+        super_resolution: Four times as wide and high, by the upscaling model of the catalog.
+        hires_fix: Paint the picture again at twice its size, for detail; the size is kept when that is what was asked.
+        inpaint_faces: Paint every face again, enlarged, with the tune, and put it back.
+        face_correct: Restore faces (GFPGAN; needs the extra `restore` and its weights).
+        face_height: Height of the largest face in pixels of the finished picture, by choosing the framing.
+        baseline: `fast` two thirds of the base's steps; `thorough` half as many again, with hires_fix.
+        composition: Stored template that the prompt's text is put into; name, id, or `random`.
+        random_face: Describe a random person, decided by the seed, where no tune is named.
+        num_frames: Pictures of a clip; for video bases only.
+        fps: Pictures per second of a clip; for video bases only.
     """
 
     num_images: int = Field(default=1, ge=1, le=64)
@@ -178,8 +220,57 @@ class RenderSettings(Strict):
     negative_prompt: str = Field(default="", max_length=4000)
     width: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
     height: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    aspect_ratio: AspectRatio | None = None
     scheduler: str | None = None
     lora_scale: float = Field(default=1.0, ge=-2, le=3)
+    style: Style | None = None
+    color_grading: ColorGrading | None = None
+    film_grain: bool = False
+    input_image: str | None = Field(default=None, min_length=1, max_length=_PICTURE_TEXT)
+    mask_image: str | None = Field(default=None, min_length=1, max_length=_PICTURE_TEXT)
+    denoising_strength: float | None = Field(default=None, ge=0, le=1)
+    controlnet: ControlName | None = None
+    controlnet_conditioning_scale: float = Field(default=1.0, ge=0, le=2)
+    controlnet_txt2img: bool = False
+    super_resolution: bool = False
+    hires_fix: bool = False
+    inpaint_faces: bool = False
+    face_correct: bool = False
+    face_height: int | None = Field(default=None, ge=16, le=4096)
+    baseline: Literal["fast", "thorough"] | None = None
+    composition: str | None = Field(default=None, min_length=1, max_length=80)
+    random_face: bool = False
+    num_frames: int | None = Field(default=None, ge=1, le=161)
+    fps: int | None = Field(default=None, ge=1, le=60)
+
+    @field_validator("style", "color_grading", mode="before")
+    @classmethod
+    def _in_our_spelling(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take `digital-art`, `DIGITAL_ART` and the like for the name they mean."""
+        if not isinstance(value, str):
+            return value
+        names = get_args(Style if info.field_name == "style" else ColorGrading)
+        known = {re.sub(r"[\s_-]+", " ", name).lower(): name for name in names}
+        return known.get(re.sub(r"[\s_-]+", " ", value).strip().lower(), value)
+
+    @model_validator(mode="after")
+    def _render_goes_together(self) -> RenderSettings:
+        if self.input_image is None:
+            needs = {
+                "mask_image": self.mask_image,
+                "controlnet": self.controlnet,
+                "denoising_strength": self.denoising_strength,
+            }
+            for name, value in needs.items():
+                if value is not None:
+                    raise ValueError(f"{name} needs an input_image")
+        if self.controlnet is None and self.controlnet_txt2img:
+            raise ValueError("controlnet_txt2img needs a controlnet")
+        if self.controlnet_txt2img and (self.mask_image or self.denoising_strength is not None):
+            raise ValueError(
+                "controlnet_txt2img starts from noise: leave mask_image and denoising_strength out"
+            )
+        return self
 
     def filled(self, defaults: dict[str, Any]) -> RenderSettings:
         """Return a copy in which every None that `defaults` names is replaced; a person's value wins."""
@@ -191,14 +282,15 @@ class PromptRequest(Strict):
     """One prompt, as every interface hands it over.
 
     Attributes:
-        text: What to render; names the token and class of its tune (`a photo of ohwx woman …`).
+        text: What to render; names the token and class of its tune (`a photo of ohwx woman …`). Only an upscaling
+            base does without.
         tune: Id or title of the tune; None renders on the plain base.
         base: Branch or alias in the catalog; None is the tune's base (or the profile's default without a tune).
         settings: See `RenderSettings`.
         callback_url: Told when the pictures are there or the prompt has failed.
     """
 
-    text: str = Field(min_length=1, max_length=4000)
+    text: str = Field(max_length=4000)
     tune: str | None = None
     base: str | None = None
     settings: RenderSettings = Field(default_factory=RenderSettings)

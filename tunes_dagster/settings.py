@@ -36,6 +36,9 @@ class Settings(BaseSettings):
         lost_after_seconds: Silence after which running work counts as lost.
         max_attempts: Attempts of one piece of work before it fails for good.
         retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
+        report_checkpoints: Checkpoints that a report card scores; 0 scores nothing.
+        report_renders: Pictures per checkpoint that it looks at.
+        report_seconds: Scoring, and before it the wait for a device, end after this long each.
         callback_backoff: Seconds before delivery 2, 3, …; after the last one a callback is given up.
     """
 
@@ -62,6 +65,9 @@ class Settings(BaseSettings):
     lost_after_seconds: float = 60.0
     max_attempts: int = Field(default=3, ge=1)
     retry_backoff: tuple[float, ...] = (5.0, 30.0, 120.0)
+    report_checkpoints: int = Field(default=3, ge=0, le=20)
+    report_renders: int = Field(default=12, ge=2, le=200)
+    report_seconds: float = Field(default=300.0, gt=0)
     callback_backoff: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0, 3600.0, 21_600.0, 86_400.0)
 
     @cached_property

@@ -6,14 +6,13 @@ render, the base's training defaults) is filled in now, so that the row always s
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.catalog import BaseModelEntry, Catalog
+from tunes_dagster.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.ids import new_id
-from tunes_dagster.recipe import PromptRequest, RenderSettings, TrainingOptions, TuneRequest
+from tunes_dagster.recipe import PromptRequest, TrainingOptions, TuneRequest
 from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.settings import Settings
 from tunes_dagster.store import Store
@@ -66,12 +65,24 @@ def submit_tune(
     """
     request, continues = _continued(registry, request, account_id)
     entry = catalog.usable(request.base, settings.bases_folder)
+    if isinstance(entry, AuxiliaryEntry):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"No tune is made on {entry.branch!r}, a model for {entry.family}.",
+            f"Choose one of {', '.join(catalog.entries)}.",
+        )
     _check_same_base(continues, entry)
     request = check_tune(request, catalog.resolve(request.base), entry, settings)
     chosen = check_id(tune_id) if tune_id else new_id("tune")
     _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
-    prompts = [_complete_prompt(one, entry, catalog, settings, own_tune=True) for one in request.prompts]
+    find = _tune_finder(registry, entry, account_id)
+    prompts = [
+        _complete_prompt(
+            one, entry, catalog, settings, own=request, asked=request.base, find=find, store=store
+        )
+        for one in request.prompts
+    ]
     complete = request.model_copy(update={"prompts": prompts})
     recipe = make_recipe(complete, entry, continues)
     if registry.has_tune(chosen):
@@ -99,15 +110,28 @@ def submit_prompt(
     *,
     account_id: str = "local",
     origin: str = "cli",
+    store: Store | None = None,
     also: Callable[[Session, Prompt], None] | None = None,
 ) -> Prompt:
     """Accept a prompt, on a tune or on a plain base, with every setting and the seed filled in.
+
+    Args:
+        registry: Where the row goes.
+        catalog: Says what the base means and what its defaults are.
+        settings: The operator's.
+        request: As handed in.
+        account_id: Who asks.
+        origin: cli, api, drop, ui, demo.
+        store: Where base64 pictures go; None opens the operator's when there is one.
+        also: What belongs into the transaction that accepts it; see `Registry.add_prompt`.
 
     Raises:
         Failure: `INVALID_REQUEST`, `UNKNOWN_TUNE`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `CONFLICT`.
     """
     tune = registry.get_tune(request.tune) if request.tune else None
-    complete, entry, asked = completed_prompt(catalog, settings, request, tune)
+    complete, entry, asked = completed_prompt(
+        catalog, settings, request, tune, registry=registry, account_id=account_id, store=store
+    )
     return registry.add_prompt(
         complete,
         branch=entry.branch,
@@ -120,12 +144,28 @@ def submit_prompt(
 
 
 def completed_prompt(
-    catalog: Catalog, settings: Settings, request: PromptRequest, tune: Tune | None
+    catalog: Catalog,
+    settings: Settings,
+    request: PromptRequest,
+    tune: Tune | None,
+    *,
+    registry: Registry | None = None,
+    account_id: str = "local",
+    store: Store | None = None,
 ) -> tuple[PromptRequest, BaseModelEntry, str]:
     """Return a prompt with everything filled in, the base that renders it, and the base as asked.
 
+    Args:
+        catalog: Says what the base means and what its defaults are.
+        settings: The operator's.
+        request: As handed in.
+        tune: That it names.
+        registry: Where tunes are looked up that tags in the text name; None leaves them unchecked.
+        account_id: Whose tunes those may be.
+        store: Where base64 pictures go; nothing else is written. None opens the operator's when there is one.
+
     Raises:
-        Failure: As `submit_prompt`; nothing is written.
+        Failure: As `submit_prompt`.
     """
     if tune is not None:
         entry = catalog.usable(tune.branch, settings.bases_folder)
@@ -133,7 +173,14 @@ def completed_prompt(
     else:
         asked = request.base or DEFAULT_BASE
         entry = catalog.usable(asked, settings.bases_folder)
-    return _complete_prompt(request, entry, catalog, settings), entry, asked
+    complete = _complete_prompt(
+        request, entry, catalog, settings,
+        asked=asked,
+        characteristics=dict((tune.request or {}).get("characteristics") or {}) if tune is not None else {},
+        find=None if registry is None else _tune_finder(registry, entry, account_id),
+        store=store,
+    )  # fmt: skip
+    return complete, entry, asked
 
 
 def make_recipe(
@@ -288,20 +335,29 @@ def _complete_prompt(
     entry: BaseModelEntry,
     catalog: Catalog,
     settings: Settings,
-    own_tune: bool = False,
+    *,
+    own: TuneRequest | None = None,
+    asked: str = "",
+    characteristics: dict[str, str] | None = None,
+    find: Callable[[str], Mapping[str, str]] | None = None,
+    store: Store | None = None,
 ) -> PromptRequest:
-    """Return the prompt with its settings filled from the base that renders it, and with a seed.
+    """Return the prompt with its settings checked and filled from the base that renders it, and with a seed.
 
     Args:
         request: As handed in.
         entry: The base that is really used.
         catalog: Says what the prompt's own base means.
         settings: The operator's.
-        own_tune: The prompt came inside the request of its tune and may name no other.
+        own: The request of its tune, when it came inside that; then it may name no other.
+        asked: The base by the caller's word.
+        characteristics: Of its tune.
+        find: See `PromptContext`.
+        store: See `PromptContext`.
     """
-    from tunes_dagster.rendering.schedulers import check_scheduler
+    from tunes_dagster.rendering.submission import PromptContext, complete_prompt
 
-    if own_tune and request.tune is not None:
+    if own is not None and request.tune is not None:
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"The prompt {request.text[:60]!r} names the tune {request.tune!r}, but it is part of a new tune.",
@@ -314,10 +370,36 @@ def _complete_prompt(
             "Leave `base` out: a tune only fits the base it was made on.",
         )
     check_callback_url(request.callback_url, settings)
-    filled = entry.render_settings(request.settings).model_dump()
-    filled["scheduler"] = check_scheduler(filled["scheduler"])
-    if filled["seed"] is None:
-        filled["seed"] = secrets.randbelow(2**32)
-    for side in ("width", "height"):
-        filled[side] = filled[side] or entry.native_size
-    return request.model_copy(update={"settings": RenderSettings.model_validate(filled)})
+    named = catalog.resolve(asked) if asked else entry
+    known = own.characteristics if own is not None else characteristics or {}
+    return complete_prompt(request, PromptContext(named, entry, catalog, settings, store, known, find))
+
+
+def _tune_finder(
+    registry: Registry, entry: BaseModelEntry, account_id: str
+) -> Callable[[str], Mapping[str, str]]:
+    """Return what looks up the tunes that tags name, and returns their characteristics.
+
+    It raises `UNKNOWN_TUNE` for tunes of others (the operator's own account sees all), `CONFLICT` for one that is
+    not ready, `INVALID_REQUEST` for one of another base.
+    """
+
+    def find(name: str) -> Mapping[str, str]:
+        tune = registry.get_tune(name)
+        if tune.account_id != account_id and account_id != "local":
+            raise Failure(FailureCode.UNKNOWN_TUNE, f"There is no tune {name!r}.", "Check the tag <lora:…>.")
+        if tune.branch != entry.branch:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"The tune {name!r} was made on {tune.branch!r}, but the prompt renders on {entry.branch!r}.",
+                "Name tunes of one base in a prompt.",
+            )
+        if tune.status != "ready":
+            raise Failure(
+                FailureCode.CONFLICT,
+                f"The tune {name!r} cannot be used: it is {tune.status}.",
+                "Wait until it is ready.",
+            )
+        return dict(tune.request.get("characteristics") or {})
+
+    return find

@@ -55,7 +55,6 @@ def test_loras_are_taken_out_of_the_text():
 @pytest.mark.parametrize(
     "text, named",
     [
-        ("a (red:1.4) hat", "(red:1.4)"),
         ("a {{hair}} man", "{{hair}}"),
         ("a <hypernet:x:1> man", "<hypernet:x:1>"),
         ("a man <lora:x:9>", "<lora:x:9>"),

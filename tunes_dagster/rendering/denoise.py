@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tunes_dagster.rendering.schedulers import model_input, starting_latents
+from tunes_dagster.rendering.texts import TextCache, conditioning
 
 if TYPE_CHECKING:
     import torch
 
     from tunes_dagster.training.adapters import AdapterBank
-    from tunes_dagster.training.families.base import Conditioning, LoadedBase
+    from tunes_dagster.training.families.base import LoadedBase
 
 # On CPU more rows save nothing, and a small batch lets saving and cancelling keep up.
 _MOST_ON_CPU, _MOST_ON_GPU = 8, 32
@@ -31,13 +34,41 @@ _DECODER_MAPS_ALIVE, _DECODER_CHANNELS = 10, 128
 
 @dataclass(frozen=True)
 class Shape:
-    """What pictures must share to be denoised together."""
+    """What pictures must share to be denoised together.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        steps: Of the schedule.
+        scheduler: Public name; None is the base's own.
+        guided: Whether each picture takes a second row without text.
+        chunks: In which its texts are encoded.
+        strength: Of starting from a picture; None starts from noise.
+        masked: Whether only a part is painted.
+        control: Branch of the ControlNet; empty for none.
+    """
 
     width: int
     height: int
     steps: int
     scheduler: str | None
     guided: bool
+    chunks: int = 1
+    strength: float | None = None
+    masked: bool = False
+    control: str = ""
+
+    @property
+    def skipped(self) -> int:
+        """Steps that are left out because a picture is there to start from; at least one is done."""
+        if self.strength is None:
+            return 0
+        return self.steps - min(self.steps, max(1, int(self.steps * self.strength)))
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that are really computed."""
+        return self.steps - self.skipped
 
 
 @dataclass(frozen=True)
@@ -53,6 +84,10 @@ class Picture:
         text: The prompt.
         negative: The negative prompt; empty means none.
         slot: Of the stacked adapters; -1 is the plain base.
+        start: Pixels to start from, uint8 `[height, width, 3]`.
+        mask: What is painted anew, 0…1 `[height, width]`.
+        control: What the ControlNet sees, uint8 `[height, width, 3]`.
+        control_scale: Its strength.
     """
 
     job: int
@@ -63,59 +98,10 @@ class Picture:
     text: str
     negative: str
     slot: int
-
-
-class TextCache:
-    """Text embeddings of one batch, each text encoded once.
-
-    Args:
-        base: The model.
-        rows: Texts per forward of the text encoders.
-    """
-
-    def __init__(self, base: LoadedBase, rows: int = 16) -> None:
-        self._base, self._rows = base, rows
-        self._known: dict[str, Conditioning] = {}
-        self._nothing: Conditioning | None = None
-
-    def encode(self, texts: Sequence[str]) -> None:
-        """Encode those texts that are not known yet."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        for start in range(0, len(new), self._rows):
-            some = new[start : start + self._rows]
-            encoded = self._base.encode_text(some)
-            for i, text in enumerate(some):
-                self._known[text] = {name: value[i : i + 1] for name, value in encoded.items()}
-
-    def prompt(self, text: str) -> Conditioning:
-        """Return the embedding of a prompt, one row."""
-        self.encode([text])
-        return self._known[text]
-
-    def negative(self, text: str) -> Conditioning:
-        """Return the embedding of a negative prompt; the empty one is what the stock pipeline uses for none."""
-        if text:
-            return self.prompt(text)
-        if self._nothing is None:
-            self._nothing = self._base.no_text(1)
-        return self._nothing
-
-
-def conditioning(base: LoadedBase, pictures: Sequence[Picture], texts: TextCache) -> Conditioning:
-    """Return the conditioning of all rows: per picture one row, or two when guided, the one without text first."""
-    import torch
-
-    shape = pictures[0].shape
-    rows: list[Conditioning] = []
-    for picture in pictures:
-        if shape.guided:
-            rows.append(texts.negative(picture.negative))
-        rows.append(texts.prompt(picture.text))
-    stacked = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    repeat = 2 if shape.guided else 1
-    scales = [picture.guidance_scale for picture in pictures for _ in range(repeat)]
-    guidance = torch.tensor(scales, device=base.device)
-    return base.with_size(stacked, shape.width, shape.height, guidance)
+    start: np.ndarray | None = field(default=None, compare=False, repr=False)
+    mask: np.ndarray | None = field(default=None, compare=False, repr=False)
+    control: np.ndarray | None = field(default=None, compare=False, repr=False)
+    control_scale: float = 1.0
 
 
 def generators(pictures: Sequence[Picture]) -> list[torch.Generator]:
@@ -131,6 +117,7 @@ def denoise(
     texts: TextCache,
     bank: AdapterBank | None,
     on_step: Callable[[int], None] = lambda rows: None,
+    control: Any = None,
 ) -> torch.Tensor:
     """Denoise pictures of one shape together.
 
@@ -140,13 +127,13 @@ def denoise(
         texts: Embeddings.
         bank: Attached adapters, or None.
         on_step: Called after every step with the number of pictures; may raise `Cancelled`.
+        control: The ControlNet of the shape, see `controls.Control`.
 
     Returns:
         Latents [pictures, c, h, w] in float32. The loop keeps them in float32 whatever the model computes in:
         rounding them to half precision at every step costs detail and saves nothing.
     """
     import torch
-    from diffusers.utils.torch_utils import randn_tensor
 
     shape = pictures[0].shape
     own = generators(pictures)
@@ -156,20 +143,98 @@ def denoise(
     if bank is not None:
         bank.assign([picture.slot for picture in pictures for _ in range(repeat)])
     guidance = torch.tensor([p.guidance_scale for p in pictures], device=base.device).view(-1, 1, 1, 1)
-    size = (len(pictures), *base.latent_shape(shape.width, shape.height))
-    latents = randn_tensor(size, generator=own, device=base.device, dtype=torch.float32)
-    latents = starting_latents(scheduler, latents)
     extra = _extra_arguments(scheduler, own)
     with torch.inference_mode():
-        for t in scheduler.timesteps:
-            noisy = model_input(scheduler, latents, t).to(base.dtype).repeat_interleave(repeat, dim=0)
-            guess = base.predict(noisy, t.expand(len(noisy)), rows).float()
+        start = Start(base, pictures, scheduler, own)
+        latents, timesteps = start.latents, start.timesteps
+        steer = None if control is None else control.steer(pictures, repeat)
+        for i, t in enumerate(timesteps):
+            noisy = model_input(scheduler, latents, t).to(base.dtype)
+            if repeat > 1:
+                noisy = noisy.repeat_interleave(repeat, dim=0)
+            moments = t.expand(len(noisy))
+            said = rows if steer is None else {**rows, **steer(noisy, moments, rows)}
+            guess = base.predict(noisy, moments, said).float()
             if shape.guided:
                 without, with_text = guess[0::2], guess[1::2]
-                guess = without + guidance * (with_text - without)
+                guess = torch.lerp(without, with_text, guidance)
             latents = scheduler.step(guess, t, latents, **extra, return_dict=False)[0]
+            latents = start.outside_kept(latents, i)
             on_step(len(pictures))
     return latents
+
+
+class Start:
+    """Where denoising starts: from noise, or from pictures with as much noise as their strength says.
+
+    The numbers are drawn in the order of the stock pipelines: for the posterior first, for the noise then.
+
+    Attributes:
+        latents: `[rows, c, h, w]`.
+        timesteps: Those that are left.
+    """
+
+    def __init__(
+        self, base: LoadedBase, pictures: Sequence[Picture], scheduler: Any, own: list[torch.Generator]
+    ) -> None:
+        import torch
+        from diffusers.utils.torch_utils import randn_tensor
+
+        shape = pictures[0].shape
+        self._scheduler = scheduler
+        self.clean = None if shape.strength is None else _encoded(base, pictures, own)
+        self.mask = _latent_masks(base, pictures) if shape.masked else None
+        size = (len(pictures), *base.latent_shape(shape.width, shape.height))
+        self.noise = randn_tensor(size, generator=own, device=base.device, dtype=torch.float32)
+        first = shape.skipped * getattr(scheduler, "order", 1)
+        self.timesteps = scheduler.timesteps[first:]
+        from_noise = self.clean is None or (shape.masked and shape.strength == 1)
+        if from_noise:
+            self.latents = starting_latents(scheduler, self.noise)
+            return
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        self.latents = self._noisy(self.timesteps[:1])
+
+    def _noisy(self, moment: torch.Tensor) -> torch.Tensor:
+        """Return the clean latents with the noise of a timestep."""
+        add = getattr(self._scheduler, "scale_noise", None)
+        moments = moment.expand(len(self.noise))
+        if add is not None:
+            return add(self.clean, moments, self.noise)
+        return self._scheduler.add_noise(self.clean, self.noise, moments)
+
+    def outside_kept(self, latents: torch.Tensor, step: int) -> torch.Tensor:
+        """Return latents whose part outside of the mask is the picture's own, as noisy as they are now."""
+        if self.mask is None:
+            return latents
+        last = step + 1 >= len(self.timesteps)
+        outside = self.clean if last else self._noisy(self.timesteps[step + 1 : step + 2])
+        return self.mask * latents + (1 - self.mask) * outside
+
+
+def _encoded(base: LoadedBase, pictures: Sequence[Picture], own: list[torch.Generator]) -> torch.Tensor:
+    """Return latents of the pictures to start from, sampled from the VAE's posterior."""
+    import torch
+    from diffusers.utils.torch_utils import randn_tensor
+
+    arrays = np.stack([picture.start for picture in pictures if picture.start is not None])
+    pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2).to(base.device).float() / 127.5 - 1
+    found = [base.encode_images(row.unsqueeze(0)) for row in pixels]
+    mean = torch.cat([one.mean for one in found]).float()
+    std = torch.cat([one.std for one in found]).float()
+    return mean + std * randn_tensor(mean.shape, generator=own, device=base.device, dtype=torch.float32)
+
+
+def _latent_masks(base: LoadedBase, pictures: Sequence[Picture]) -> torch.Tensor:
+    """Return masks `[rows, 1, h, w]` on the latent grid: 1 wherever any pixel of a latent is painted anew."""
+    import torch
+
+    shape = pictures[0].shape
+    masks = torch.from_numpy(np.stack([picture.mask for picture in pictures if picture.mask is not None]))
+    size = base.latent_shape(shape.width, shape.height)[1:]
+    wide = torch.nn.functional.adaptive_max_pool2d((masks > 0).float().unsqueeze(1), size)
+    return wide.to(base.device)
 
 
 def _extra_arguments(scheduler: Any, own: list[torch.Generator]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Prompts as people write them: in-text LoRAs are taken out, everything unknown is refused by name.
+"""Prompts as people write them: in-text LoRAs are taken out, templates filled in, weights read.
 
-What is understood here is what the renderer does; weighted text and templates are refused rather than sent to
-the text encoder as noise.
+What is understood here is what the renderer does; anything else that looks like syntax is refused by name rather
+than sent to the text encoder as noise.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tunes_dagster.failures import Failure, FailureCode
@@ -16,7 +18,11 @@ MAX_LORAS = 8
 LORA_SCALES = (-2.0, 3.0)
 
 _TAG = re.compile(r"<\s*([A-Za-z][\w-]*)\s*:([^<>]*)>")
-_WEIGHTED = re.compile(r"(?<!\\)\(([^()]*):\s*[+-]?\d*\.?\d+\s*\)")
+WEIGHTS = (0.0, 3.0)
+# What brackets without a number mean, as in A1111: each pair multiplies or divides by this.
+BRACKET = 1.1
+
+_PIECE = re.compile(r"\\[()\[\]\\]|[()\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
 _TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")
 _BROKEN_TAG = re.compile(r"<\s*lora\b", re.IGNORECASE)
 
@@ -26,7 +32,7 @@ class ParsedPrompt:
     """A prompt taken apart.
 
     Attributes:
-        text: What the text encoder sees.
+        text: Without tags and templates; weights are still in it, see `weighted`.
         loras: Tune id (or title, or number) and scale, in the order of the text; same ids are added up.
     """
 
@@ -34,12 +40,16 @@ class ParsedPrompt:
     loras: tuple[tuple[str, float], ...] = field(default=())
 
 
-def parse_prompt(text: str) -> ParsedPrompt:
-    """Take `<lora:ID:weight>` out of a prompt (weight 1 when left out) and tidy its white space.
+def parse_prompt(text: str, characteristics: Mapping[str, str] | None = None) -> ParsedPrompt:
+    """Take `<lora:ID:weight>` out of a prompt (weight 1 when left out), fill in `{{…}}` and tidy its white space.
+
+    Args:
+        text: As written.
+        characteristics: What the templates stand for; names are compared without case.
 
     Raises:
-        Failure: `INVALID_REQUEST` for a malformed tag, an unknown kind of tag, a weight outside -2…3, more than
-            8 LoRAs, weighted text `(word:1.2)`, a `{{template}}`, or nothing left to render.
+        Failure: `INVALID_REQUEST` for a malformed tag, an unknown kind of tag, a weight outside its range, more than
+            8 LoRAs, an unknown `{{template}}`, or nothing left to render.
     """
     loras: dict[str, float] = {}
 
@@ -56,12 +66,106 @@ def parse_prompt(text: str) -> ParsedPrompt:
         raise _refused("A <lora tag in the prompt is not closed.", "Write it as <lora:ID:weight>.")
     if len(loras) > MAX_LORAS:
         raise _refused(f"The prompt names {len(loras)} LoRAs.", f"At most {MAX_LORAS} can be combined.")
-    _check_supported(bare)
+    bare = fill_in(bare, characteristics or {})
     bare = re.sub(r"\s+([,.;!?])", r"\1", bare)
     bare = re.sub(r"(,\s*){2,}", ", ", bare).strip(" ,")
     if not bare:
         raise _refused("Nothing is left of the prompt without its LoRA tags.", "Say what to render.")
+    weighted(bare)
     return ParsedPrompt(bare, tuple(loras.items()))
+
+
+def named_loras(text: str) -> list[str]:
+    """Return the tunes that the tags of a prompt name; malformed tags are `parse_prompt`'s to refuse."""
+    tags = (match for match in _TAG.finditer(text) if match.group(1).lower() == "lora")
+    return list(dict.fromkeys(_lora(match.group(0), match.group(2))[0] for match in tags))
+
+
+def fill_in(text: str, characteristics: Mapping[str, str]) -> str:
+    """Return a text with each `{{name}}` replaced by what is known under that name.
+
+    Raises:
+        Failure: `INVALID_REQUEST` naming what is not known and what is.
+    """
+    known = {_plain(name): value for name, value in characteristics.items()}
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1).strip()
+        if _plain(name) in known:
+            return clean(str(known[_plain(name)]))
+        close = difflib.get_close_matches(_plain(name), known, n=1)
+        remedy = f"Did you mean {{{{{close[0]}}}}}? " if close else ""
+        names = ", ".join(sorted(characteristics))
+        remedy += f"The tune has: {names}." if names else "The tune has no characteristics: write the words."
+        raise _refused(f"Nothing is known for the template {match.group(0)!r}.", remedy)
+
+    return _TEMPLATE.sub(value, text)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip().lower())
+
+
+def weighted(text: str) -> list[tuple[str, float]]:
+    r"""Return a prompt as pieces with weights, in A1111's syntax.
+
+    `(word:1.2)` has the weight 1.2, `(word)` 1.1, `[word]` 1 / 1.1, nested ones multiply; `\(` is a parenthesis.
+
+    Raises:
+        Failure: `INVALID_REQUEST` for a weight outside 0…3 or a bracket that is not closed.
+    """
+    pieces: list[list[str | float]] = []
+    open_at: list[tuple[str, int]] = []
+
+    def scale(start: int, by: float) -> None:
+        for piece in pieces[start:]:
+            piece[1] = float(piece[1]) * by
+
+    for match in _PIECE.finditer(text):
+        sign, number = match.group(0), match.group(1)
+        if sign.startswith("\\") and len(sign) == 2:
+            pieces.append([sign[1], 1.0])
+        elif sign in "([":
+            open_at.append((sign, len(pieces)))
+        elif number is not None and open_at and open_at[-1][0] == "(":
+            scale(open_at.pop()[1], float(number))
+        elif sign in (")", "]") and open_at and open_at[-1][0] == {")": "(", "]": "["}[sign]:
+            scale(open_at.pop()[1], BRACKET if sign == ")" else 1 / BRACKET)
+        else:  # also a bracket that closes nothing, as in `1) a cat`
+            pieces.append([sign, 1.0])
+    if open_at:
+        kind = open_at[-1][0]
+        raise _refused(
+            f"A {kind!r} in the prompt is not closed.", f"Close it, or write \\{kind} for the character."
+        )
+    return _joined(pieces)
+
+
+def _joined(pieces: list[list[str | float]]) -> list[tuple[str, float]]:
+    """Join neighbours of the same weight, and check the weights."""
+    low, high = WEIGHTS
+    joined: list[tuple[str, float]] = []
+    for words, weight in ((str(w), round(float(v), 6)) for w, v in pieces):
+        if not low <= weight <= high:
+            raise _refused(
+                f"The weight {weight:g} of {words.strip()!r} is not between {low:g} and {high:g}.",
+                "Write it as (word:1.2).",
+            )
+        if joined and joined[-1][1] == weight:
+            joined[-1] = (joined[-1][0] + words, weight)
+        else:
+            joined.append((words, weight))
+    return [(words, weight) for words, weight in joined if words.strip()]
+
+
+def has_weights(text: str) -> bool:
+    """Whether any part of a prompt has another weight than 1."""
+    return any(weight != 1 for _, weight in weighted(text))
+
+
+def without_weights(text: str) -> str:
+    """Return the words of a prompt without brackets and numbers."""
+    return clean("".join(words for words, _ in weighted(text)))
 
 
 def _lora(tag: str, rest: str) -> tuple[str, float]:
@@ -78,16 +182,6 @@ def _lora(tag: str, rest: str) -> tuple[str, float]:
             "Write it as <lora:ID:weight>, for example <lora:tune_0dn3t5k1gq8w2m4h7v9x:0.8>.",
         )
     return name, scale
-
-
-def _check_supported(text: str) -> None:
-    if found := _TEMPLATE.search(text):
-        raise _refused(f"The template {found.group(0)!r} is not filled in.", "Write the words in its place.")
-    if found := _WEIGHTED.search(text):
-        raise _refused(
-            f"Weighted text such as {found.group(0)!r} is not supported by this base's renderer.",
-            f"Leave the weight out ({found.group(1).strip()!r}), or say it in words.",
-        )
 
 
 def _refused(message: str, remedy: str) -> Failure:

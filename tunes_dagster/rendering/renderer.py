@@ -30,6 +30,7 @@ from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse
 from tunes_dagster.rendering.prompts import parse_prompt
 from tunes_dagster.rendering.schedulers import check_scheduler, samplers_of
 from tunes_dagster.rendering.sizes import enlarge, rendered_size
+from tunes_dagster.rendering.texts import TextCache, chunk_count, clip_encoders
 from tunes_dagster.store import Store
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class _Batch:
         self.limit = max_pictures or 1 << 20
         self.progress = [_Progress(job.settings.num_images) for job in jobs]
         self.combinations: list[Combination] = [_combination(job) for job in jobs]
-        self.texts = dn.TextCache(base)
+        self.texts = TextCache(base)
         self.saving: list[tuple[dn.Picture, Future[RenderedImage]]] = []
         self.steps_done = self.steps_total = 0
         self.tiled = False
@@ -186,7 +187,8 @@ class _Batch:
         scheduler, ignored = self._without_effect(job)
         self.progress[index].warnings.extend([*job.warnings, *ignored, *self._left_out(parsed.text, job)])
         guided = self.base.is_guided(settings.guidance_scale)
-        shape = dn.Shape(width, height, settings.steps, scheduler, guided)
+        chunks = chunk_count(self.base, parsed.text, settings.negative_prompt.strip() if guided else "")
+        shape = dn.Shape(width, height, settings.steps, scheduler, guided, chunks)
         return shape, parsed.text
 
     def _without_effect(self, job: RenderJob) -> tuple[str | None, list[str]]:
@@ -205,6 +207,8 @@ class _Batch:
 
     def _left_out(self, text: str, job: RenderJob) -> list[str]:
         """Return a warning for each text that is longer than the text encoders read."""
+        if clip_encoders(self.base):
+            return []  # they read texts of any length, in chunks
         texts = {"prompt": text, "negative prompt": job.settings.negative_prompt.strip()}
         ends = {what: self.base.text_left_out(words) for what, words in texts.items() if words}
         return [

@@ -48,6 +48,10 @@ class Sd15Base(UnetBase):
         tokens = tokenizer(text, add_special_tokens=False).input_ids
         return str(tokenizer.decode(tokens[tokenizer.model_max_length - 2 :])).strip()
 
+    def clip_encoders(self) -> list[tuple[Any, Any, int]]:
+        """Return (tokenizer, encoder, layer) for weighted and long texts; 0 is the last layer after its norm."""
+        return [(self._pipeline.tokenizer, self._pipeline.text_encoder, 0)]
+
     def no_text(self, rows: int) -> Conditioning:
         """See `LoadedBase.no_text`: the empty caption."""
         import torch

@@ -68,6 +68,11 @@ class SdxlBase(UnetBase):
         tokens = tokenizer(text, add_special_tokens=False).input_ids
         return str(tokenizer.decode(tokens[tokenizer.model_max_length - 2 :])).strip()
 
+    def clip_encoders(self) -> list[tuple[Any, Any, int]]:
+        """Return (tokenizer, encoder, layer) for weighted and long texts: both encoders, the layer before the last."""
+        pipe = self._pipeline
+        return [(pipe.tokenizer, pipe.text_encoder, -2), (pipe.tokenizer_2, pipe.text_encoder_2, -2)]
+
     def no_text(self, rows: int) -> Conditioning:
         """See `LoadedBase.no_text`: zeros, or the empty caption where the pipeline's config says so."""
         import torch

@@ -1,0 +1,253 @@
+"""What a prompt may ask for, checked and completed before it is queued; nothing here needs torch.
+
+Ranges of single settings stand in `recipe.py`. Here is what depends on the base, on what is installed and on the
+operator's rules. What is accepted here is done; what cannot be done is refused by name.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from tunes_dagster.catalog import AUXILIARY, AuxiliaryEntry, BaseModelEntry, Catalog
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import PromptRequest, RenderSettings
+from tunes_dagster.rendering.inputs import keep_picture
+from tunes_dagster.rendering.prompts import has_weights, named_loras, parse_prompt
+from tunes_dagster.rendering.sizes import MULTIPLE, fit_area
+from tunes_dagster.rendering.styles import dressed, find_composition
+from tunes_dagster.settings import Settings
+from tunes_dagster.store import Store
+
+# Whose text encoders take weights of words. The others were trained on plain sentences.
+_WEIGHTED = ("sd15", "sdxl")
+# Of a clip only this much can be chosen; of an enlarged picture even less.
+_OF_CLIPS = {
+    "seed", "steps", "guidance_scale", "negative_prompt", "width", "height", "num_frames", "fps", "num_images", "style",
+}  # fmt: skip
+_OF_UPSCALING = {"seed", "steps", "guidance_scale", "negative_prompt", "input_image", "num_images"}
+_FRAME_SETTINGS = ("num_frames", "fps")
+
+
+@dataclass(frozen=True)
+class PromptContext:
+    """What a prompt is checked against.
+
+    Attributes:
+        asked: The base that was named.
+        entry: The base that is really used; another one under the embedded profile.
+        catalog: Says what else is installed.
+        settings: The operator's.
+        store: Where pictures that came with the request are kept; None opens the operator's when one did.
+        characteristics: Of the prompt's own tune.
+        find: Looks a tune up that a tag names and returns its characteristics; raises when it may not be used.
+    """
+
+    asked: BaseModelEntry
+    entry: BaseModelEntry
+    catalog: Catalog
+    settings: Settings
+    store: Store | None = None
+    characteristics: Mapping[str, str] = field(default_factory=dict)
+    find: Callable[[str], Mapping[str, str]] | None = None
+
+
+def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptRequest:
+    """Return the prompt as it will be rendered: every setting filled, the seed fixed, pictures in the store.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, `BASE_NOT_INSTALLED` for a model that a setting needs, `SOURCE_REFUSED` for an
+            address; nothing is kept then.
+    """
+    asked = request.settings
+    entry, used = context.entry, context.entry.family
+    filled = _filled(asked, entry)
+    problems = [*_misplaced(asked, used), *_family_problems(filled, context), *_size_problems(filled, entry)]
+    if problems:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The prompt cannot be rendered like this: {'; '.join(problems)}.",
+            "Correct it and send it again; nothing was queued.",
+            {"problems": problems},
+        )
+    _check_text(request.text, filled, context)
+    _check_installed(filled, context)
+    kept = {
+        name: keep_picture(value, name, context.settings, context.store)
+        for name in ("input_image", "mask_image")
+        if (value := getattr(filled, name)) is not None
+    }
+    return request.model_copy(update={"settings": filled.model_copy(update=kept)})
+
+
+def _check_text(text: str, filled: RenderSettings, context: PromptContext) -> None:
+    """Refuse a text of which a part would not be understood.
+
+    Characteristics are only looked at here: the row keeps the text as written, and a tune's facts may still change.
+    """
+    family = context.entry.family
+    if family == "upscale" and not text.strip():
+        return
+    known = dict(context.characteristics)
+    for name in named_loras(text):
+        if family in AUXILIARY:
+            raise _refused(f"The base {context.entry.branch!r} takes no LoRA", "Leave the tag out.")
+        known = {**(context.find(name) if context.find else {}), **known}
+    bare = parse_prompt(text, known).text
+    weighted = has_weights(bare) or has_weights(filled.negative_prompt)
+    for entry in (context.asked, context.entry):
+        if weighted and entry.family not in _WEIGHTED:
+            raise _refused(
+                f"Weighted text is not understood by {entry.branch!r}: its encoder was trained on plain sentences",
+                "Say it in words, or write \\( and \\) for parentheses.",
+            )
+    dressed(bare, filled)
+
+
+def _filled(asked: RenderSettings, entry: BaseModelEntry) -> RenderSettings:
+    """Return the settings with every None that has a default replaced."""
+    from tunes_dagster.rendering.schedulers import check_scheduler
+
+    defaults = dict(entry.rendering)
+    native = {side: int(defaults.pop(side, None) or entry.native_size) for side in ("width", "height")}
+    chosen: dict[str, Any] = {}
+    if asked.baseline is not None:
+        share = 2 / 3 if asked.baseline == "fast" else 1.5
+        chosen["steps"] = asked.steps or max(1, min(150, round(int(defaults.get("steps", 30)) * share)))
+        chosen["hires_fix"] = asked.hires_fix or asked.baseline == "thorough"
+    if asked.composition is not None:
+        seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
+        chosen["seed"], chosen["composition"] = seed, find_composition(asked.composition, seed).name
+    if asked.input_image is not None and not asked.controlnet_txt2img and asked.denoising_strength is None:
+        chosen["denoising_strength"] = 0.8
+    settings = asked.model_copy(update=chosen).filled(defaults)
+    values = settings.model_dump()
+    values["seed"] = secrets.randbelow(2**32) if values["seed"] is None else values["seed"]
+    values["scheduler"] = check_scheduler(values["scheduler"])
+    values["steps"] = values["steps"] or 30
+    values["guidance_scale"] = 7.5 if values["guidance_scale"] is None else values["guidance_scale"]
+    values["width"], values["height"] = _size(asked, native)
+    return RenderSettings.model_validate(values)
+
+
+def _size(asked: RenderSettings, native: Mapping[str, int]) -> tuple[int, int]:
+    """Return width and height in pixels: as asked, by the aspect ratio, or the base's own."""
+    if asked.aspect_ratio is None:
+        return asked.width or native["width"], asked.height or native["height"]
+    if asked.width and asked.height:
+        return asked.width, asked.height  # that they agree is checked with the other problems
+    across, down = (int(part) for part in asked.aspect_ratio.split(":"))
+    if asked.width or asked.height:
+        width = asked.width or round((asked.height or 0) * across / down / MULTIPLE) * MULTIPLE
+        height = asked.height or round((asked.width or 0) * down / across / MULTIPLE) * MULTIPLE
+        return min(4096, max(64, width)), min(4096, max(64, height))
+    return fit_area(across, down, native["width"] * native["height"])
+
+
+def _misplaced(asked: RenderSettings, family: str) -> list[str]:
+    """Return a sentence for each setting that means nothing to what is rendered on."""
+    plain = RenderSettings.model_fields
+    given = {name for name in asked.model_fields_set if getattr(asked, name) != plain[name].default}
+    if family == "video":
+        return [f"{name} does not apply to clips" for name in sorted(given - _OF_CLIPS)]
+    if family == "upscale":
+        missing = [] if asked.input_image else ["input_image is missing: what should be enlarged?"]
+        return missing + [f"{name} does not apply to enlarging" for name in sorted(given - _OF_UPSCALING)]
+    if family in AUXILIARY:
+        return ["this model makes no pictures by itself"]
+    return [f"{name} is for video bases" for name in _FRAME_SETTINGS if name in given]
+
+
+def _family_problems(settings: RenderSettings, context: PromptContext) -> list[str]:
+    """Return a sentence for each setting that the base's family does not have."""
+    problems = []
+    for entry in {one.branch: one for one in (context.asked, context.entry)}.values():
+        if settings.negative_prompt.strip() and guidance_of(entry) != "classifier-free":
+            problems.append(
+                f"negative_prompt is not understood by {entry.branch!r}, which was distilled to do without one"
+            )
+    family = context.entry.family
+    if settings.controlnet and family in ("flux", "flux2"):
+        problems.append(f"controlnet: there is none for the family {family}")
+    if settings.mask_image and settings.face_height:
+        problems.append("face_height chooses the framing, which mask_image fixes")
+    return problems
+
+
+def guidance_of(entry: BaseModelEntry) -> str:
+    """Return how a guidance scale acts on a base, by its catalog entry: only `classifier-free` has negatives."""
+    if entry.guidance is not None:
+        return entry.guidance
+    return "distilled" if entry.family in ("flux", "flux2") else "classifier-free"
+
+
+def _size_problems(settings: RenderSettings, entry: BaseModelEntry) -> list[str]:
+    width, height = settings.width or 0, settings.height or 0
+    problems = []
+    if settings.aspect_ratio:
+        across, down = (int(part) for part in settings.aspect_ratio.split(":"))
+        if abs(width / height * down / across - 1) > 0.1:
+            problems.append(f"aspect_ratio is {settings.aspect_ratio}, but {width}x{height} is not")
+    factor = 4 if settings.super_resolution else 1
+    if settings.face_height and settings.face_height > height * factor:
+        problems.append(f"face_height is {settings.face_height}, but the picture is {height * factor} high")
+    if settings.super_resolution and width * height > 2048**2:
+        problems.append(f"super_resolution makes {width * 4}x{height * 4} of this; at most 8192x8192 is made")
+    if entry.family == "video" and (width * height > entry.max_pixels or width % 16 or height % 16):
+        problems.append(
+            f"{width}x{height} is not a size for clips: multiples of 16, {entry.max_pixels} pixels at most"
+        )
+    return problems
+
+
+def _check_installed(settings: RenderSettings, context: PromptContext) -> None:
+    """Refuse settings that need weights which are not there, naming the command that installs them."""
+    catalog, folder = context.catalog, context.settings.bases_folder
+    if settings.super_resolution:
+        _require(catalog.first("upscale"), "super_resolution", folder)
+    if settings.controlnet:
+        family = context.entry.family
+        _require(
+            catalog.control(settings.controlnet, family),
+            f"controlnet {settings.controlnet!r}",
+            folder,
+            family,
+        )
+    if settings.face_correct:
+        from tunes_dagster.intake.restore import WEIGHTS, weights_path
+
+        if find_spec("gfpgan") is None:
+            raise Failure(
+                FailureCode.BASE_NOT_INSTALLED,
+                "face_correct needs the package gfpgan, which is not installed.",
+                "pip install 'tunes-dagster[restore]', or leave face_correct out.",
+            )
+        if not weights_path(folder).is_file():
+            raise Failure(
+                FailureCode.BASE_NOT_INSTALLED,
+                f"face_correct needs the weights {WEIGHTS}, which are not at {weights_path(folder)}.",
+                "Put them there, or leave face_correct out.",
+            )
+
+
+def _require(entry: AuxiliaryEntry | None, what: str, folder: Any, family: str = "") -> None:
+    if entry is None:
+        where = f" for bases of the family {family!r}" if family else ""
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"{what} is not in the catalog{where}.",
+            "Add an entry to the operator's catalog file, or leave it out.",
+        )
+    if not entry.installed(folder):
+        raise Failure(
+            FailureCode.BASE_NOT_INSTALLED,
+            f"{what} needs {entry.branch!r}, which is not installed at {entry.location(folder)}.",
+            f"Run `tunes bases pull {entry.branch}` ({entry.download_gb:g} GB, licence {entry.licence}).",
+        )
+
+
+def _refused(message: str, remedy: str) -> Failure:
+    return Failure(FailureCode.INVALID_REQUEST, f"{message}.", remedy)

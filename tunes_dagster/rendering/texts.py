@@ -1,0 +1,171 @@
+"""Texts as the denoiser gets them: weighted words, prompts of any length, each text encoded once and kept.
+
+A CLIP encoder reads 77 tokens, two of which mark start and end. A longer prompt is encoded in chunks of 75 tokens
+that lie one after another, as A1111 does it; weights multiply the hidden states of their tokens, whose mean over the
+text is then put back, so that a weight moves attention between words and not the strength of the whole text.
+
+How many chunks a text is encoded in changes what the others in its row block see, so pictures of one forward share it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.rendering.prompts import has_weights, weighted, without_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunes_dagster.rendering.denoise import Picture
+    from tunes_dagster.training.families.base import Conditioning, LoadedBase
+
+# Embeddings that stay with a base between batches: SDXL's take 0.6 MB each in float32.
+_KEPT = 1024
+
+
+def chunk_count(base: LoadedBase, *texts: str) -> int:
+    """Return in how many chunks texts are encoded; 1 where the encoder reads no more than one."""
+    encoders = clip_encoders(base)
+    most = 1
+    for tokenizer, _, _ in encoders:
+        room = tokenizer.model_max_length - 2
+        for text in texts:
+            most = max(most, -(-len(_tokens(tokenizer, text)) // room))
+    return most
+
+
+def clip_encoders(base: LoadedBase) -> list[tuple[Any, Any, int]]:
+    """Return (tokenizer, encoder, hidden layer) of a base whose text encoders are CLIP's, else nothing.
+
+    The layer counts from the end, as in `hidden_states`; 0 is the last one after the final norm.
+    """
+    found = getattr(base, "clip_encoders", None)
+    return [] if found is None else list(found())
+
+
+class TextCache:
+    """Text embeddings, each text encoded once and kept with the base for the next batch.
+
+    Args:
+        base: The model.
+        rows: Texts per forward of the text encoders.
+    """
+
+    def __init__(self, base: LoadedBase, rows: int = 16) -> None:
+        self._base, self._rows = base, rows
+        known: OrderedDict[tuple[str, int], Conditioning] = OrderedDict()
+        self._known = base.__dict__.setdefault("_rendered_texts", known)
+
+    def encode(self, texts: Sequence[str]) -> None:
+        """Encode those texts of one chunk that are not known yet, many at a time."""
+        new = [text for text in dict.fromkeys(texts) if (text, 1) not in self._known and not has_weights(text)]
+        for start in range(0, len(new), self._rows):
+            some = new[start : start + self._rows]
+            encoded = self._base.encode_text([without_weights(text) for text in some])
+            for i, text in enumerate(some):
+                self._keep((text, 1), {name: value[i : i + 1] for name, value in encoded.items()})
+
+    def prompt(self, text: str, chunks: int = 1) -> Conditioning:
+        """Return the embedding of a prompt in so many chunks, one row."""
+        if (text, chunks) not in self._known:
+            if chunks == 1 and not has_weights(text):
+                self.encode([text])
+            else:
+                self._keep((text, chunks), encode_weighted(self._base, text, chunks))
+        self._known.move_to_end((text, chunks))
+        return self._known[text, chunks]
+
+    def negative(self, text: str, chunks: int = 1) -> Conditioning:
+        """Return the embedding of a negative prompt; the empty one is what the stock pipeline uses for none."""
+        if text:
+            return self.prompt(text, chunks)
+        nothing = self._base.no_text(1)
+        if chunks == 1:
+            return nothing
+        if not any(value.any() for value in nothing.values()):
+            hidden = nothing["hidden"]
+            return {**nothing, "hidden": hidden.new_zeros(1, hidden.shape[1] * chunks, hidden.shape[2])}
+        return self.prompt("", chunks)
+
+    def _keep(self, key: tuple[str, int], value: Conditioning) -> None:
+        self._known[key] = value
+        while len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+
+
+def conditioning(base: LoadedBase, pictures: Sequence[Picture], texts: TextCache) -> Conditioning:
+    """Return the conditioning of all rows: per picture one row, or two when guided, the one without text first."""
+    import torch
+
+    shape = pictures[0].shape
+    if shape.chunks == 1:
+        negatives = [picture.negative for picture in pictures if shape.guided and picture.negative]
+        texts.encode([picture.text for picture in pictures] + negatives)
+    rows: list[Conditioning] = []
+    for picture in pictures:
+        if shape.guided:
+            rows.append(texts.negative(picture.negative, shape.chunks))
+        rows.append(texts.prompt(picture.text, shape.chunks))
+    stacked = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    repeat = 2 if shape.guided else 1
+    scales = [picture.guidance_scale for picture in pictures for _ in range(repeat)]
+    guidance = torch.tensor(scales, device=base.device)
+    return base.with_size(stacked, shape.width, shape.height, guidance)
+
+
+def encode_weighted(base: LoadedBase, text: str, chunks: int) -> Conditioning:
+    """Return the embedding of one weighted text of any length: hidden states `[1, 77 * chunks, d]`, pooled `[1, p]`.
+
+    The pooled state is that of the first chunk, which holds the subject.
+    """
+    import torch
+
+    pieces = weighted(text) if text else []
+    hidden, pooled = [], None
+    with torch.no_grad():
+        for tokenizer, encoder, layer in clip_encoders(base):
+            ids, weights = _chunked(tokenizer, pieces, chunks)
+            said = encoder(ids.to(base.device), output_hidden_states=True)
+            states = said.last_hidden_state if layer == 0 else said.hidden_states[layer]
+            hidden.append(_scaled(states, weights.to(states)).flatten(0, 1))
+            pooled = getattr(said, "text_embeds", None) if layer else None
+    encoded = {"hidden": torch.cat(hidden, dim=-1).unsqueeze(0).to(base.dtype)}
+    return encoded if pooled is None else {**encoded, "pooled": pooled[:1].to(base.dtype)}
+
+
+def _scaled(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return hidden states `[chunks, tokens, d]` times weights `[chunks, tokens]`, with their old mean."""
+    if bool((weights == 1).all()):
+        return states
+    before = states.float().mean()
+    scaled = states * weights.unsqueeze(-1)
+    return scaled * (before / scaled.float().mean()).to(scaled)
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    return [one for words, _ in (weighted(text) if text else []) for one in _ids(tokenizer, words)]
+
+
+def _ids(tokenizer: Any, words: str) -> list[int]:
+    # Lengths beyond the encoder's are what this file is for: the tokenizer need not warn of them.
+    return list(tokenizer(words, add_special_tokens=False, verbose=False).input_ids)
+
+
+def _chunked(
+    tokenizer: Any, pieces: Sequence[tuple[str, float]], chunks: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and weights, `[chunks, 77]` each; start, end and padding have the weight 1."""
+    import torch
+
+    length = tokenizer.model_max_length
+    numbered = [(one, weight) for words, weight in pieces for one in _ids(tokenizer, words)]
+    rows, scales = [], []
+    for start in range(0, chunks * (length - 2), length - 2):
+        part = numbered[start : start + length - 2]
+        ids = [tokenizer.bos_token_id, *(one for one, _ in part), tokenizer.eos_token_id]
+        weights = [1.0, *(weight for _, weight in part), 1.0]
+        rows.append(ids + [tokenizer.pad_token_id] * (length - len(ids)))
+        scales.append(weights + [1.0] * (length - len(weights)))
+    return torch.tensor(rows), torch.tensor(scales)
