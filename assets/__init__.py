@@ -2,10 +2,12 @@
 
     names.py       keys, groups, owners, the pool
     datasets.py    source_images, training_set, captions      (partition: tune)
-    tunes.py       lora                                        (partition: tune)
+    tunes.py       lora, report_card                           (partition: tune)
     renders.py     renders                                     (partition: render batch)
     cohort.py      what `lora` and the `train_cohort` job share: training the tunes that a run claimed
     attempt.py     how a run owns a row of the registry
+    trained.py     what is shown and checked of `lora`
+    evaluated.py   what is scored, shown and checked of `report_card`
     reporting.py   progress into the run's log and into the row
     launchpad.py   the library's options as Launchpad fields
     requests.py    tunes and prompts that start in the Launchpad
@@ -16,8 +18,8 @@ Modules with assets, ops or configs do not postpone annotations: Dagster reads t
 
 from assets.datasets import captions, source_images, training_set
 from assets.renders import renders
-from assets.tunes import lora
+from assets.tunes import lora, report_card
 
-ALL_ASSETS = [source_images, training_set, captions, lora, renders]
+ALL_ASSETS = [source_images, training_set, captions, lora, report_card, renders]
 
-__all__ = ["ALL_ASSETS", "captions", "lora", "renders", "source_images", "training_set"]
+__all__ = ["ALL_ASSETS", "captions", "lora", "renders", "report_card", "source_images", "training_set"]

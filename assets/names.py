@@ -7,6 +7,8 @@ import warnings
 import dagster as dg
 
 GPU_POOL = "gpu"
+# Report cards wait for a device by themselves and not for ever; one worker process at a time does so.
+REPORT_POOL = "report"
 
 
 class Group:
@@ -15,6 +17,7 @@ class Group:
     DATASET = "dataset"
     TUNE = "tune"
     RENDERS = "renders"
+    CAMPAIGNS = "campaigns"
 
 
 class Owner:
@@ -29,6 +32,7 @@ SOURCE_IMAGES = dg.AssetKey("source_images")
 TRAINING_SET = dg.AssetKey("training_set")
 CAPTIONS = dg.AssetKey("captions")
 LORA = dg.AssetKey("lora")
+REPORT_CARD = dg.AssetKey("report_card")
 RENDERS = dg.AssetKey("renders")
 
 # In the order in which one run materializes them: the last one of a run's selection closes the attempt.

@@ -11,20 +11,25 @@ if TYPE_CHECKING:
     from tunes_dagster.store import Store
 
 
-def package(tune: Any, store: Store, report: Reporter) -> dict[str, Any]:
+def package(tune: Any, result: dict[str, Any], store: Store, report: Reporter) -> dict[str, Any]:
     """Check a trained tune's files, write `tunes/<id>/tune.json`, and return the result of the tune.
+
+    Args:
+        tune: Its row.
+        result: Of training and scoring; names the files that are published.
+        store: Where they lie.
+        report: Told where.
 
     Raises:
         Failure: `WEIGHTS_UNUSABLE` when the weights are not in the store.
     """
-    key = tune.result.get("weights_key")
+    key = result.get("weights_key")
     if not key or not store.exists(key):
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
             f"The weights of {tune.title!r} are not in the store (looked for {key or 'nothing recorded'}).",
             "Materialize `lora` of this tune again.",
         )
-    result = dict(tune.result)
     store.write_json(
         f"tunes/{tune.id}/tune.json",
         {

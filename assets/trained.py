@@ -57,6 +57,10 @@ class Trained:
             "weights_key": result.weights_key, "kohya_key": result.kohya_key, "card_key": result.card_key,
             "samples_key": result.samples_key, "steps": result.steps, "seconds": round(result.seconds, 1),
             "stopped": result.stopped, "weights_recipe_hash": result.recipe_hash,
+            # What the report card chooses from; it may publish another checkpoint than the last one.
+            "checkpoints": list(result.checkpoints), "published_step": result.steps,
+            "last_weights_key": result.weights_key, "last_kohya_key": result.kohya_key,
+            "report_card": None,
             "checks": {check.check_name: check.passed for check in self.checks},
         }  # fmt: skip
 

@@ -1,19 +1,32 @@
-"""The tune itself: `lora`, partitioned by tune, on the GPU."""
+"""The tune itself, partitioned by tune: `lora` trains it, `report_card` scores it and makes it ready."""
 
 import dagster as dg
 
 from assets.attempt import attempt, sentences
 from assets.cohort import Trainee, all_closed, conclude, train_trainees, trainee_of
-from assets.launchpad import filled_in, mirror
-from assets.names import CAPTIONS, GPU_POOL, LORA, TRAINING_SET, Group, Owner
+from assets.evaluated import ABOVE_BASE, described, evaluate
+from assets.launchpad import filled_in, merged, mirror
+from assets.names import CAPTIONS, GPU_POOL, LORA, REPORT_CARD, REPORT_POOL, TRAINING_SET, Group, Owner
+from assets.packaging import package
 from assets.requests import require_tune
 from assets.trained import LORA_CHECKS, Trained
-from resources import CatalogResource, ComputeResource, RegistryResource, StoreResource
+from resources import (
+    CatalogResource,
+    ComputeResource,
+    RegistryResource,
+    ScorersResource,
+    StoreResource,
+)
+from tunes_dagster.evaluation.card import CardOptions
 from tunes_dagster.partitions import tunes
+from tunes_dagster.progress import Phase
 from tunes_dagster.recipe import TrainingOptions
 
 LORA_CONFIG = mirror(TrainingOptions, "LoraConfig")
 """Empty trains by the tune's recipe; what is filled in overrides it and is written into it."""
+
+CARD_CONFIG = mirror(CardOptions, "ReportCardConfig")
+"""Empty looks at as much as the settings say; what is filled in overrides them."""
 
 
 @dg.asset(
@@ -56,3 +69,39 @@ def lora(
     conclude(context, trainees)
     (trained,) = done
     return dg.MaterializeResult(metadata=trained.metadata, check_results=trained.checks)
+
+
+@dg.asset(
+    key=REPORT_CARD,
+    deps=[LORA, TRAINING_SET],
+    partitions_def=tunes,
+    pool=REPORT_POOL,
+    group_name=Group.TUNE,
+    kinds={"pytorch", "diffusers", "html"},
+    owners=[Owner.TRAINING],
+    check_specs=[ABOVE_BASE],
+    description=(
+        "The measured quality of a tune over its checkpoints: likeness, obedience to prompts, variety, copying. "
+        "Publishes the chosen checkpoint and makes the tune ready; scoring that fails or takes too long publishes "
+        "the last checkpoint and says so."
+    ),
+)
+def report_card(
+    context: dg.AssetExecutionContext,
+    config: CARD_CONFIG,  # type: ignore[valid-type]
+    registry: RegistryResource,
+    store: StoreResource,
+    catalog: CatalogResource,
+    compute: ComputeResource,
+    scorers: ScorersResource,
+) -> dg.MaterializeResult:
+    """Score, choose, publish."""
+    rows, kept = registry.open(), store.open()
+    with sentences():
+        tune = require_tune(rows, context.partition_key)
+        options = merged(scorers.options(), filled_in(config))
+    with attempt(context, rows, "finish", tune.id) as mine:
+        done = evaluate(context, mine, tune, options, kept, catalog, compute, scorers)
+        mine.report.phase(Phase.PACKAGING)
+        mine.finish(package(tune, {**tune.result, **done.result}, kept, mine.report))
+    return described(done, tune, kept)

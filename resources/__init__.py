@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from resources.catalog import CatalogResource
 from resources.compute import ComputeResource, Device
-from resources.models import CaptionerResource, FaceDetectorResource
+from resources.models import CaptionerResource, FaceDetectorResource, ScorersResource
 from resources.network import FetcherResource, NotifierResource
 from resources.state import RegistryResource, StoreResource
 
@@ -21,6 +21,7 @@ __all__ = [
     "FetcherResource",
     "NotifierResource",
     "RegistryResource",
+    "ScorersResource",
     "StoreResource",
     "default_resources",
 ]
@@ -35,6 +36,7 @@ def default_resources() -> dict[str, object]:
         "catalog": CatalogResource(),
         "captioner": CaptionerResource(),
         "face_detector": FaceDetectorResource(),
+        "scorers": ScorersResource(),
         "fetcher": FetcherResource(),
         "notifier": NotifierResource(),
     }

@@ -1,4 +1,4 @@
-"""The helper models of intake: the captioner and the face detector."""
+"""The helper models: the captioner and the face detector of intake, the scorers of report cards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
+from tunes_dagster.settings import get_settings
+
 if TYPE_CHECKING:
+    from tunes_dagster.evaluation.card import CardOptions
+    from tunes_dagster.evaluation.scoring import Scorers
     from tunes_dagster.intake.faces import FaceDetector
 
 
@@ -35,3 +39,43 @@ class FaceDetectorResource(dg.ConfigurableResource):
         from tunes_dagster.intake.faces import load_detector
 
         return load_detector(self.model_path or None)
+
+
+class ScorersResource(dg.ConfigurableResource):
+    """The models that look at pictures for a report card, by name in the scorer catalog."""
+
+    likeness: str = Field(default="", description="Says how alike pictures are; empty means the profile's.")
+    text: str = Field(
+        default="", description="Says how well pictures fit texts; empty means the profile's, `none` none."
+    )
+    faces: str = Field(default="", description="Compares faces; empty means the profile's, mostly none.")
+
+    def options(self) -> CardOptions:
+        """Return how much a card looks at, as the settings say."""
+        from tunes_dagster.evaluation.card import CardOptions
+
+        settings = get_settings()
+        return CardOptions(
+            checkpoints=settings.report_checkpoints,
+            renders=settings.report_renders,
+            seconds=settings.report_seconds,
+        )
+
+    def open(self, device: str = "cpu") -> Scorers:
+        """Load the scorers.
+
+        Raises:
+            Failure: `BASE_NOT_INSTALLED` naming what to install, or `INVALID_REQUEST` for an unknown name.
+        """
+        from tunes_dagster.evaluation.scorers import load_scorer, load_scorer_catalog
+        from tunes_dagster.evaluation.scoring import Scorers
+
+        settings, catalog = get_settings(), load_scorer_catalog()
+        names = catalog.profiles.get(settings.profile, {})
+        loaded = {}
+        for question in ("likeness", "text", "faces"):
+            name = getattr(self, question) or names.get(question, "")
+            if name and name != "none" and name not in loaded:
+                loaded[name] = load_scorer(catalog.entry(name), settings.bases_folder, device)
+            loaded[question] = loaded.get(name)
+        return Scorers(loaded["likeness"], loaded["text"], loaded["faces"])

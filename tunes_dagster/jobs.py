@@ -2,7 +2,7 @@
 
 prepare_tune   source_images, training_set, captions of one tune; CPU only
 train_cohort   one op over the tunes of a cohort, in the GPU pool
-finish_tune    packages one trained tune and makes it ready
+finish_tune    report_card of one trained tune: scored, packaged, ready
 render_batch   renders of one batch, in the GPU pool
 housekeeping   deletes what nobody needs any more
 """
@@ -12,15 +12,11 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from assets.attempt import attempt, sentences
 from assets.cohort import train_cohort_members
 from assets.housekeeping import prune_cache, prune_partitions, prune_runs
-from assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS
-from assets.packaging import package
-from assets.requests import require_tune
+from assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS, REPORT_CARD
 from resources import CatalogResource, ComputeResource, RegistryResource, StoreResource
 from tunes_dagster.partitions import render_batches, tunes
-from tunes_dagster.progress import Phase
 
 prepare_tune = dg.define_asset_job(
     "prepare_tune",
@@ -37,16 +33,18 @@ render_batch = dg.define_asset_job(
 )
 
 
+finish_tune = dg.define_asset_job(
+    "finish_tune",
+    selection=dg.AssetSelection.assets(REPORT_CARD),
+    partitions_def=tunes,
+    description="Scores one trained tune, publishes the checkpoint that its report card chose, makes the tune ready.",
+)
+
+
 class CohortConfig(dg.Config):
     """Which cohort a run trains; its members are rows of the registry, so that tunes can leave and join."""
 
     cohort_id: str = Field(description="Id of the cohort (cohort_…).")
-
-
-class TuneConfig(dg.Config):
-    """Which tune a run is about."""
-
-    tune_id: str = Field(description="Id of the tune (tune_…).")
 
 
 class HousekeepingConfig(dg.Config):
@@ -86,25 +84,6 @@ def train_op(
 def train_cohort() -> None:
     """One op, because a run cannot have a set of partitions."""
     train_op()
-
-
-@dg.op(name="package", description="Checks that the weights are in place and makes the tune ready.")
-def package_op(
-    context: dg.OpExecutionContext, config: TuneConfig, registry: RegistryResource, store: StoreResource
-) -> None:
-    """Publish one trained tune."""
-    rows = registry.open()
-    with sentences():
-        tune = require_tune(rows, config.tune_id)
-    with attempt(context, rows, "finish", tune.id) as mine:
-        mine.report.phase(Phase.PACKAGING)
-        mine.finish(package(tune, store.open(), mine.report))
-
-
-@dg.job(name="finish_tune", description="Packages one trained tune and makes it ready.")
-def finish_tune() -> None:
-    """One op."""
-    package_op()
 
 
 @dg.op(name="clean_up", description="Deletes old runs, partitions of deleted tunes and expired cache files.")

@@ -32,14 +32,12 @@ def run_config(launch: Launch) -> dict[str, Any]:
     """Return the run config: ids only, everything else stands in the registry."""
     if launch.kind == "train":
         return {"ops": {"train": {"config": {"cohort_id": launch.cohort_id}}}}
-    if launch.kind == "finish":
-        return {"ops": {"package": {"config": {"tune_id": launch.partition}}}}
     return {}
 
 
 def partition_of(launch: Launch) -> str | None:
     """Return the partition key of the run; jobs of one op have none."""
-    return launch.partition if launch.kind in ("prepare", "render") else None
+    return None if launch.kind == "train" else launch.partition
 
 
 def request_for(launch: Launch) -> dg.RunRequest:

@@ -29,7 +29,7 @@ def _launch(context: dg.SensorEvaluationContext, launches: Sequence[decide.Launc
         return dg.SensorResult(skip_reason="Nothing waits.")
     wanted: dict[dg.DynamicPartitionsDefinition, list[str]] = {}
     for launch in launches:
-        if launch.partition and launch.kind in ("prepare", "render"):
+        if launch.partition and launch.kind != "train":
             wanted.setdefault(render_batches if launch.kind == "render" else tunes, []).append(
                 launch.partition
             )

@@ -58,6 +58,7 @@ def _open_house(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPat
         "TUNES_HOME": str(tmp_path / "home"), "TUNES_CATALOG": str(catalog), "TUNES_DEVICE": "cpu",
         "TUNES_COHORT_WAIT_SECONDS": "0", "TUNES_BATCH_WAIT_SECONDS": "0", "TUNES_HEARTBEAT_SECONDS": "0.2",
         "TUNES_RETRY_BACKOFF": "[0, 0, 0]", "TUNES_DROP_SETTLE_SECONDS": "0",
+        "TUNES_REPORT_CHECKPOINTS": "1", "TUNES_REPORT_RENDERS": "2",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()

@@ -74,6 +74,11 @@ GRAPH = {
         "kinds": ["diffusers", "pytorch", "safetensors"], "owners": ["team:training"], "pool": "gpu",
         "checks": ["differs_from_base", "finite_weights", "loads_into_fresh_pipeline"],
     },
+    "report_card": {
+        "deps": ["lora", "training_set"], "mapping": [], "partitions": "tunes", "group": "tune",
+        "kinds": ["diffusers", "html", "pytorch"], "owners": ["team:training"], "pool": "report",
+        "checks": ["likeness_above_base"],
+    },
     "renders": {
         "deps": ["lora"], "mapping": ["AllPartitionMapping"], "partitions": "render_batches",
         "group": "renders", "kinds": ["diffusers", "png", "pytorch"], "owners": ["team:rendering"],

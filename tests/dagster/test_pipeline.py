@@ -8,7 +8,7 @@ import time
 import dagster as dg
 import pytest
 
-from assets.names import CAPTIONS, LORA, RENDERS, SOURCE_IMAGES, TRAINING_SET
+from assets.names import CAPTIONS, LORA, RENDERS, REPORT_CARD, SOURCE_IMAGES, TRAINING_SET
 from tunes_dagster import decide
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.inprocess import drive, execute
@@ -94,7 +94,11 @@ def test_a_tune_goes_from_pictures_to_renders(house):
     assert lora["steps"] == 12 and "samples over training" in lora and "loss curve" in lora
     rendered = materialization(house, RENDERS, prompt.batch_id)
     assert rendered["pictures"] == 2 and rendered["tunes"] == {tune.id: "bob"}
-    for metadata in (source, dataset, lora, rendered):
+    card = materialization(house, REPORT_CARD, tune.id)
+    assert [row.data["step"] for row in card["scores"].records] == ["base", "12"] and "before and after" in card
+    kept = house.registry.get_tune(tune.id).result["report_card"]
+    assert house.store.exists(kept["page_key"]) and kept["likeness"] is not None and kept["chosen_step"] == 12
+    for metadata in (source, dataset, lora, card, rendered):
         assert all(len(str(value)) < 60_000 for value in metadata.values())
     assert checks(house, SOURCE_IMAGES, tune.id) == {"enough_pictures": True}
     assert checks(house, TRAINING_SET, tune.id) == {"no_leakage": True}

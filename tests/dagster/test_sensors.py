@@ -72,7 +72,7 @@ def test_prepared_tunes_share_a_run_and_trained_ones_are_finished(house, rows):
     for work in house.registry.claim_cohort(cohort_id, "run-train"):
         house.registry.finish(work.id, "run-train", result={"weights_key": "k"})
     found = look(sensors.trained_tunes, house, registry=rows).run_requests
-    assert {r.run_config["ops"]["package"]["config"]["tune_id"] for r in found} == {t.id for t in tunes}
+    assert {r.partition_key for r in found} == {t.id for t in tunes}
 
 
 def test_queued_prompts_become_a_batch_with_a_partition(house, rows):

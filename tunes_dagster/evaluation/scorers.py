@@ -1,0 +1,278 @@
+"""The models that look at pictures for a report card, by their entry in `scorers.yaml`.
+
+A scorer turns pictures into unit vectors; one of the CLIP class turns texts into the same space. torch and
+transformers are imported when one is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import yaml
+from pydantic import Field
+
+from tunes_dagster.evaluation.measures import unit
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import Strict
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_BATCH = 32
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Looks at pictures.
+
+    Attributes:
+        name: Of its entry.
+    """
+
+    name: str
+
+    def embed_images(self, images: Sequence[Image]) -> np.ndarray:
+        """Return float32 [n, d], rows of length 1; the cosine of two rows is the likeness of two pictures."""
+
+
+@runtime_checkable
+class TextScorer(Scorer, Protocol):
+    """Looks at pictures and reads texts.
+
+    Attributes:
+        class_words: Group → words that a wrong class word is recognised with.
+    """
+
+    class_words: Mapping[str, Sequence[str]]
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 [n, d], rows of length 1, in the space of the pictures."""
+
+
+class ScorerEntry(Strict):
+    """One model of `scorers.yaml`.
+
+    Attributes:
+        name: Its name there.
+        kind: Which class loads it.
+        repo_id: Hub repository, local folder or file, or `embedded:NAME`.
+        revision: Commit on the hub.
+        licence: Of the weights.
+        class_words: See `TextScorer`.
+    """
+
+    name: str
+    kind: Literal["clip", "dino", "sface"]
+    repo_id: str
+    revision: str | None = None
+    licence: str = ""
+    class_words: dict[str, list[str]] = Field(default_factory=dict)
+
+    def location(self, bases_folder: Path) -> Path:
+        """Return where the model lies, whether or not it is there."""
+        if self.repo_id.startswith("embedded:"):
+            from tunes_dagster.tiny import weights_dir
+
+            return weights_dir() / self.repo_id.removeprefix("embedded:")
+        local = Path(self.repo_id).expanduser()
+        return local if local.is_absolute() else bases_folder / self.repo_id.replace("/", "--")
+
+
+class ScorerCatalog(Strict):
+    """All of `scorers.yaml`.
+
+    Attributes:
+        profiles: Profile → question (`likeness`, `text`, `faces`) → name of a scorer.
+        scorers: By name.
+    """
+
+    profiles: dict[str, dict[str, str]]
+    scorers: dict[str, ScorerEntry]
+
+    def entry(self, name: str) -> ScorerEntry:
+        """Return a scorer by name.
+
+        Raises:
+            Failure: `INVALID_REQUEST`, naming the known ones.
+        """
+        if name not in self.scorers:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"There is no scorer called {name!r}.",
+                f"Known: {', '.join(self.scorers)}. Add others to a file named by TUNES_SCORERS.",
+            )
+        return self.scorers[name]
+
+
+@lru_cache(maxsize=4)
+def load_scorer_catalog(extra: str = "") -> ScorerCatalog:
+    """Load the shipped list, overlaid by an operator's file (`extra` or `$TUNES_SCORERS`)."""
+    profiles: dict[str, dict[str, str]] = {}
+    scorers: dict[str, Any] = {}
+    overlay = extra or os.environ.get("TUNES_SCORERS", "")
+    for path in filter(None, (str(Path(__file__).with_name("scorers.yaml")), overlay)):
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        for profile, chosen in (raw.get("profiles") or {}).items():
+            profiles[profile] = profiles.get(profile, {}) | chosen
+        scorers |= {name: {"name": name, **fields} for name, fields in (raw.get("scorers") or {}).items()}
+    return ScorerCatalog.model_validate({"profiles": profiles, "scorers": scorers})
+
+
+def load_scorer(entry: ScorerEntry, bases_folder: Path, device: str = "cpu") -> Scorer:
+    """Load a scorer.
+
+    Args:
+        entry: Which.
+        bases_folder: Where models from a hub lie.
+        device: torch's name of the device.
+
+    Raises:
+        Failure: `BASE_NOT_INSTALLED` naming the command that installs it.
+    """
+    place = entry.location(bases_folder)
+    if not place.exists():
+        raise Failure(
+            FailureCode.BASE_NOT_INSTALLED,
+            f"The scorer {entry.name!r} is not installed at {place}.",
+            f"Run `huggingface-cli download {entry.repo_id} --local-dir {place}`, or name another scorer.",
+        )
+    return _LOADERS[entry.kind](entry, place, device)
+
+
+class ClipScorer:
+    """`CLIPModel` with its processor: pictures and texts in one space."""
+
+    def __init__(self, entry: ScorerEntry, folder: Path, device: str) -> None:
+        import torch
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.name, self.class_words = entry.name, dict(entry.class_words)
+        self._device = device
+        self._model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._pixels = Pixels(folder, int(self._model.config.vision_config.image_size))
+
+    def embed_images(self, images: Sequence[Image]) -> np.ndarray:
+        """See `Scorer`."""
+
+        def look(pixels: Any) -> Any:
+            pooled = self._model.vision_model(pixel_values=pixels).pooler_output
+            return self._model.visual_projection(pooled)
+
+        return _embedded(images, self._pixels, look, self._device, int(self._model.config.projection_dim))
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """See `TextScorer`."""
+        import torch
+
+        # As the processors of this class do it: no attention mask, since CLIP's is causal and padding is last.
+        ids = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            pooled = self._model.text_model(input_ids=ids.to(self._device)).pooler_output
+            return unit(self._model.text_projection(pooled).float().cpu().numpy())
+
+
+class DinoScorer:
+    """`Dinov2Model`: the class token of each picture."""
+
+    def __init__(self, entry: ScorerEntry, folder: Path, device: str) -> None:
+        import torch
+        from transformers import Dinov2Model
+
+        self.name, self._device = entry.name, device
+        self._model = Dinov2Model.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+        self._pixels = Pixels(folder, int(self._model.config.image_size))
+
+    def embed_images(self, images: Sequence[Image]) -> np.ndarray:
+        """See `Scorer`."""
+        return _embedded(
+            images, self._pixels, lambda pixels: self._model(pixel_values=pixels).pooler_output,
+            self._device, int(self._model.config.hidden_size),
+        )  # fmt: skip
+
+
+class SfaceScorer:
+    """OpenCV's SFace: the largest face of each picture, or zeros where none is found.
+
+    Args:
+        entry: Its entry; the file is `face_recognition_sface_….onnx`.
+        file: The ONNX file.
+        device: Not used; OpenCV computes on the CPU.
+    """
+
+    def __init__(self, entry: ScorerEntry, file: Path, device: str = "cpu") -> None:
+        import cv2
+
+        from tunes_dagster.intake.faces import load_detector
+
+        self.name = entry.name
+        self._network = cv2.FaceRecognizerSF.create(str(file), "")
+        self._detector = load_detector()
+
+    def embed_images(self, images: Sequence[Image]) -> np.ndarray:
+        """See `Scorer`; a row of zeros is a picture without a face."""
+        import cv2
+
+        rows = []
+        for image in images:
+            faces = self._detector.detect(image)
+            if not faces:
+                rows.append(np.zeros(128, np.float32))
+                continue
+            x, y, width, height = faces[0]
+            face = image.convert("RGB").crop((x, y, x + width, y + height)).resize((112, 112))
+            rows.append(self._network.feature(cv2.cvtColor(np.asarray(face), cv2.COLOR_RGB2BGR)).reshape(-1))
+        return unit(np.stack(rows)) if rows else np.zeros((0, 128), np.float32)
+
+
+_LOADERS: dict[str, Any] = {"clip": ClipScorer, "dino": DinoScorer, "sface": SfaceScorer}
+
+
+class Pixels:
+    """Pictures to the tensor a model was trained on, by the numbers in its `preprocessor_config.json`.
+
+    Written out because the stock image processors of these classes need torchvision or differ between versions:
+    the centred square, resized, scaled to 0…1, mean and standard deviation taken out.
+    """
+
+    def __init__(self, folder: Path, side: int) -> None:
+        import json
+
+        raw: dict[str, Any] = {}
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            if (folder / name).is_file():
+                raw = json.loads((folder / name).read_text(encoding="utf-8"))
+                break
+        raw = raw.get("image_processor", raw)
+        self.side = side
+        crop = raw.get("crop_size") or {}
+        if crop and raw.get("do_center_crop", True):
+            self.side = int(crop.get("height", side) if isinstance(crop, dict) else crop)
+        normalise = raw.get("do_normalize", True)
+        self.mean = np.asarray(raw.get("image_mean", [0.5] * 3) if normalise else [0.0] * 3, np.float32)
+        self.std = np.asarray(raw.get("image_std", [0.5] * 3) if normalise else [1.0] * 3, np.float32)
+
+    def __call__(self, images: Sequence[Image]) -> Any:
+        """Return float32 [n, 3, side, side]."""
+        import torch
+
+        from tunes_dagster.tiny.images import square
+
+        rows = np.stack([np.asarray(square(image, self.side), np.float32) for image in images]) / 255
+        return torch.from_numpy((rows - self.mean) / self.std).permute(0, 3, 1, 2).contiguous()
+
+
+def _embedded(images: Sequence[Image], pixels: Pixels, look: Any, device: str, width: int) -> np.ndarray:
+    import torch
+
+    rows = []
+    with torch.inference_mode():
+        for start in range(0, len(images), _BATCH):
+            said = look(pixels(images[start : start + _BATCH]).to(device))
+            rows.append(said.float().cpu().numpy())
+    return unit(np.concatenate(rows)) if rows else np.zeros((0, width), np.float32)
