@@ -10,8 +10,10 @@ import pytest
 from tunes_dagster.tiny import (
     CAPTIONER,
     CLASSIFIER,
+    FLUX,
     SCORER,
     SDXL,
+    load_base,
     load_captioner,
     load_classifier,
     load_scorer,
@@ -19,27 +21,32 @@ from tunes_dagster.tiny import (
 from tunes_dagster.tiny.__main__ import parser, plan_from
 from tunes_dagster.tiny.cards import write_cards
 from tunes_dagster.tiny.make import STEPS, Plan
+from tunes_dagster.tiny.sheets import render
 from tunes_dagster.tiny.train.clock import Budget, learning_rate, load_checkpoint, save_checkpoint
 from tunes_dagster.tiny.world import picture
 
-FEW = {"vae": 2, "decoder": 2, "unet": 2, "captioner": 2, "scorer": 2, "classifier": 2}
+FEW = {"vae": 2, "decoder": 2, "unet": 2, "flux": 2, "captioner": 2, "scorer": 2, "classifier": 2}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     work = tmp_path_factory.mktemp("tiny")
-    plan = Plan(work=work, out=work / "weights", pictures=72, base_pictures=32, steps=FEW)
-    for step in ("base", "classifier", "scorer", "captioner"):
+    plan = Plan(work=work, out=work / "weights", pictures=72, base_pictures=32, steps=FEW, sheet_steps=1)
+    for step in ("base", "flux", "classifier", "scorer", "captioner"):
         STEPS[step](plan)
     return plan
 
 
 def test_every_model_is_exported_and_loads(made):
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import FluxPipeline, StableDiffusionXLPipeline
 
     pipe = StableDiffusionXLPipeline.from_pretrained(made.out / SDXL)
     assert pipe.default_sample_size * pipe.vae_scale_factor == 128
     assert pipe.scheduler.config.prediction_type == "v_prediction"
+    flux = load_base(FLUX, made.out)
+    assert isinstance(flux, FluxPipeline)
+    assert flux.vae.config.shift_factor == 0.0
+    assert render(flux, ["a photo of Ohwx woman"], steps=2)[0].size == (128, 128)
     images = [picture(i)[0] for i in range(2)]
     assert load_scorer(made.out / SCORER).embed_images(images).shape == (2, 128)
     assert len(load_captioner(made.out / CAPTIONER).caption(images)) == 2
@@ -48,9 +55,10 @@ def test_every_model_is_exported_and_loads(made):
 
 def test_cards_tell_the_figures(made):
     figures = json.loads((made.work / "figures.json").read_text())
-    assert {"vae", "unet", "captioner", "scorer", "classifier"} <= set(figures)
+    assert {"vae", "unet", "flux", "captioner", "scorer", "classifier"} <= set(figures)
     write_cards(made.out, figures)
     assert f"{figures['vae']['psnr_db']} dB" in (made.out / SDXL / "README.md").read_text()
+    assert f"MSE {figures['flux']['held_out_velocity_mse']}" in (made.out / FLUX / "README.md").read_text()
 
 
 def test_training_with_steps_is_repeatable(made, tmp_path):

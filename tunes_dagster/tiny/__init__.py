@@ -7,21 +7,33 @@ makes them again from nothing. Importing this module imports neither torch nor t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .classifier import Classifier
     from .loaders import Captioner, Scorer
 
-SDXL, CAPTIONER, SCORER, CLASSIFIER = "sdxl", "captioner", "scorer", "classifier"
+SDXL, FLUX, CAPTIONER, SCORER, CLASSIFIER = "sdxl", "flux", "captioner", "scorer", "classifier"
+BASES = (SDXL, FLUX)
+"""The text-to-image bases among the models."""
 MODELS = (SDXL, CAPTIONER, SCORER, CLASSIFIER)
 NATIVE_SIZE = 128
-"""Side of the pictures the base was trained on, in pixels."""
+"""Side of the pictures the bases were trained on, in pixels."""
+FLUX_SEQUENCE = 48
+"""`max_sequence_length` that the FLUX-class base was trained with."""
 
 
 def weights_dir() -> Path:
     """The folder that holds one folder per model (`MODELS`)."""
     return Path(__file__).parent / "weights"
+
+
+def load_base(name: str = SDXL, weights: Path | None = None) -> Any:
+    """One of `BASES` as a stock diffusers pipeline, in float32 on the CPU."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained((weights or weights_dir()) / name, dtype=torch.float32)
 
 
 def load_captioner(folder: Path | None = None) -> Captioner:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import SDXL, weights_dir
+from . import BASES, SDXL, load_base, weights_dir
 from .make import STEPS, Plan
 
-BUDGETS = ("vae", "decoder", "unet", "captioner", "scorer", "classifier")
+BUDGETS = ("vae", "decoder", "unet", "flux", "captioner", "scorer", "classifier")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,20 +27,21 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--pictures", type=int, default=64_000, help="training pictures to draw")
     make.add_argument(
-        "--base-pictures", type=int, default=40_000, help="how many of them the UNet learns from"
+        "--base-pictures", type=int, default=40_000, help="how many of them the bases learn from"
     )
-    make.add_argument("--workers", type=int, default=1, help="processes that train the UNet together (CPU)")
+    make.add_argument("--workers", type=int, default=1, help="processes that train a base together (CPU)")
     make.add_argument(
         "--snapshots", default="", help="minutes at which the base is exported early, e.g. 15,40"
     )
     for name in BUDGETS:
         make.add_argument(f"--minutes-{name}", type=float, help=f"wall time for the {name}")
         make.add_argument(f"--steps-{name}", type=int, help=f"steps for the {name}, instead of minutes")
-    evaluate = commands.add_parser("evaluate", help="how well the base obeys 200 prompts")
+    evaluate = commands.add_parser("evaluate", help="how well a base obeys 200 prompts")
+    evaluate.add_argument("--base", choices=BASES, default=SDXL)
     evaluate.add_argument("--weights", type=Path, default=weights_dir())
     evaluate.add_argument("--count", type=int, default=200)
     evaluate.add_argument("--steps", type=int, default=25)
-    sheet = commands.add_parser("sheet", help="contact sheets of the drawn world and of the base's renders")
+    sheet = commands.add_parser("sheet", help="contact sheets of the drawn world and of the bases' renders")
     sheet.add_argument("--weights", type=Path, default=weights_dir())
     sheet.add_argument("--out", type=Path, default=Path())
     return top
@@ -75,21 +76,20 @@ def main(argv: list[str] | None = None) -> None:
     elif options.command == "evaluate":
         from .evaluate import main as evaluate
 
-        evaluate(options.weights, options.count, options.steps)
+        evaluate(options.weights, options.count, options.steps, options.base)
     else:
         _sheets(options.weights, options.out)
 
 
 def _sheets(weights: Path, out: Path) -> None:
-    import torch
-    from diffusers import StableDiffusionXLPipeline
-
     from .sheets import base_sheet, small_png, world_sheet
 
     small_png(world_sheet(), out / "world.png")
-    pipe = StableDiffusionXLPipeline.from_pretrained(weights / SDXL, dtype=torch.float32)
-    small_png(base_sheet(pipe), out / "base.png")
-    print(out / "world.png", out / "base.png")
+    print(out / "world.png")
+    for name in BASES:
+        file = out / ("base.png" if name == SDXL else f"base-{name}.png")
+        small_png(base_sheet(load_base(name, weights)), file)
+        print(file)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import CAPTIONER, CLASSIFIER, SCORER, SDXL
+from . import CAPTIONER, CLASSIFIER, FLUX, FLUX_SEQUENCE, SCORER, SDXL
 
 DATA = (
     "Data: the drawn world of `tunes_dagster/tiny/world` (people, pets and things in scenes, drawn by code, every "
@@ -16,7 +16,14 @@ DATA = (
 
 def write_cards(weights: Path, figures: dict[str, Any]) -> None:
     """Write `README.md` into each model's folder from the figures that training and evaluation noted."""
-    for name, make in ((SDXL, _base), (CAPTIONER, _captioner), (SCORER, _scorer), (CLASSIFIER, _classifier)):
+    cards = {
+        SDXL: _base,
+        FLUX: _flux,
+        CAPTIONER: _captioner,
+        SCORER: _scorer,
+        CLASSIFIER: _classifier,
+    }
+    for name, make in cards.items():
         if (weights / name).exists():
             (weights / name / "README.md").write_text(make(figures, _megabytes(weights / name)))
 
@@ -35,7 +42,7 @@ def _trained(figures: dict[str, Any]) -> str:
 
 
 def _base(figures: dict[str, Any], size: float) -> str:
-    vae, more, unet, result = (figures.get(key, {}) for key in ("vae", "decoder", "unet", "evaluation"))
+    vae, more, unet = (figures.get(key, {}) for key in ("vae", "decoder", "unet"))
     lines = [
         DATA,
         f"Seed {figures.get('seed', 0)}; fp16 safetensors, {size:.1f} MB.",
@@ -45,8 +52,7 @@ def _base(figures: dict[str, Any], size: float) -> str:
         f"UNet (widths {unet.get('channels')}) and both text encoders together, v-prediction, batch "
         f"{unet.get('batch')}: {_trained(unet)}; held-out v-MSE {unet.get('held_out_v_mse')}.",
         "Pseudo-names: 20 % of the captions call the subject by an invented word; 300 such words, one fixed look each.",
-        f"Prompts obeyed (core attributes of {result.get('prompts')} held-out prompts, guidance 4, 25 steps): real "
-        f"pictures {result.get('real')}, renders {result.get('renders')}, chance {result.get('chance')}.",
+        _obeyed(figures, SDXL, "guidance 4"),
         "Again from nothing: `python -m tunes_dagster.tiny make base`.",
     ]
     about = (
@@ -55,6 +61,38 @@ def _base(figures: dict[str, Any], size: float) -> str:
         "demos and learning, offline, on a CPU."
     )
     return _card("Tiny SDXL-class base", about, lines, picture=True)
+
+
+def _flux(figures: dict[str, Any], size: float) -> str:
+    more, own = figures.get("decoder", {}), figures.get("flux", {})
+    double, single = own.get("layers", ("?", "?"))
+    lines = [
+        DATA,
+        f"Seed {figures.get('seed', 0)}; fp16 safetensors, {size:.1f} MB.",
+        f"Transformer (width {own.get('width')}, {double} double and {single} single layers, 64 patches of a picture, "
+        f"rotary positions), T5 and CLIP text encoders together; rectified flow, logit-normal noise shares; Muon for "
+        f"the inner matrices, AdamW for the rest; batch {own.get('batch')}: {_trained(own)}; held-out velocity MSE "
+        f"{own.get('held_out_velocity_mse')}.",
+        f"VAE: that of the SDXL-class base ({more.get('psnr_db')} dB PSNR on 400 held-out pictures), `shift_factor` 0.",
+        'Not distilled: ask for true guidance (`true_cfg_scale=4`, `negative_prompt=""`) and '
+        f"`max_sequence_length={FLUX_SEQUENCE}`, the length it was trained with.",
+        "Pseudo-names as in the SDXL-class base. The T5 tokenizer knows whole words, and letters for all others.",
+        _obeyed(figures, FLUX, "true guidance 4"),
+        "Again from nothing: `python -m tunes_dagster.tiny make vae`, `make decoder`, `make flux`.",
+    ]
+    about = (
+        "A text-to-image base of the FLUX pipeline class, 128 x 128, loaded by `FluxPipeline.from_pretrained`. It "
+        "draws cartoon people, pets and things; it is made for tests, demos and learning, offline, on a CPU."
+    )
+    return _card("Tiny FLUX-class base", about, lines, picture=True)
+
+
+def _obeyed(figures: dict[str, Any], base: str, guidance: str) -> str:
+    result = figures.get("evaluation", {}).get(base, {})
+    return (
+        f"Prompts obeyed (core attributes of {result.get('prompts')} held-out prompts, {guidance}, 25 steps): real "
+        f"pictures {result.get('real')}, renders {result.get('renders')}, chance {result.get('chance')}."
+    )
 
 
 def _captioner(figures: dict[str, Any], size: float) -> str:

@@ -1,4 +1,4 @@
-"""How well the base obeys prompts, measured with the attribute classifier on prompts of held-out pictures.
+"""How well a base obeys prompts, measured with the attribute classifier on prompts of held-out pictures.
 
 Three columns: the real pictures of those prompts (the classifier's own ceiling), the base's renders, and the
 real pictures of other prompts (chance).
@@ -13,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import CLASSIFIER, SDXL, load_base, load_classifier
 from .world import Attributes, caption, draw_shot, random_shot
 
 if TYPE_CHECKING:
@@ -94,19 +95,12 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(weights: Path, count: int = 200, steps: int = 25) -> dict[str, Any]:
-    """Evaluate the weights in `weights`, print the table and one last JSON line."""
-    import torch
-    from diffusers import StableDiffusionXLPipeline
-
-    from . import CLASSIFIER, SDXL, load_classifier
-
-    pipe = StableDiffusionXLPipeline.from_pretrained(weights / SDXL, dtype=torch.float32)
-    result = evaluate(pipe, load_classifier(weights / CLASSIFIER), count=count, steps=steps)
-    print(table(result))
-    print(
-        json.dumps(
-            {key: result[key] for key in ("prompts", "real", "renders", "chance", "seconds_per_render")}
-        )
+def main(weights: Path, count: int = 200, steps: int = 25, base: str = SDXL) -> dict[str, Any]:
+    """Evaluate a base in `weights`, print the table and one last JSON line."""
+    result = evaluate(
+        load_base(base, weights), load_classifier(weights / CLASSIFIER), count=count, steps=steps
     )
+    print(table(result))
+    figures = {key: result[key] for key in ("prompts", "real", "renders", "chance", "seconds_per_render")}
+    print(json.dumps({"base": base} | figures))
     return result

@@ -22,6 +22,22 @@ def export_base(base: Any, vae: Any, folder: Path) -> Path:
     return _replace(folder, lambda part: pipe.save_pretrained(part, safe_serialization=True))
 
 
+def export_flux(base: Any, vae: Any, folder: Path) -> Path:
+    """Save transformer, VAE, text encoders, tokenizers and scheduler for `FluxPipeline.from_pretrained`.
+
+    The given modules are turned to fp16 in place. FluxPipeline subtracts the VAE's `shift_factor`: it becomes 0.
+    """
+    import torch
+
+    from .train.flux import pipeline
+
+    vae.register_to_config(shift_factor=0.0)
+    pipe = pipeline(base, vae)
+    pipe.to(dtype=torch.float16)
+    _contiguous(pipe.transformer, pipe.vae)
+    return _replace(folder, lambda part: pipe.save_pretrained(part, safe_serialization=True))
+
+
 def export_captioner(model: Any, processor: Any, folder: Path) -> Path:
     """Save the BLIP model and its processor."""
     return _replace(

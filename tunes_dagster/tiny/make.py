@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import CAPTIONER, CLASSIFIER, SCORER, SDXL
+from . import BASES, CAPTIONER, CLASSIFIER, FLUX, SCORER, SDXL, load_base
 from .train.clock import Budget, note_figures
 
 
@@ -26,6 +26,7 @@ class Plan:
     steps: dict[str, int] | None = None
     snapshot_minutes: tuple[float, ...] = ()
     workers: int = 1
+    sheet_steps: int = 25
 
     @property
     def pairs(self) -> int:
@@ -38,6 +39,7 @@ class Plan:
             "vae": 35.0,
             "unet": 62.0,
             "decoder": 20.0,
+            "flux": 60.0,
             "captioner": 10.0,
             "scorer": 10.0,
             "classifier": 8.0,
@@ -69,7 +71,7 @@ def make_unet(plan: Plan) -> None:
     def snapshot(base: Any, budget: Budget) -> None:
         if due and budget.seconds / 60 >= due[0]:
             due.pop(0)
-            _export(plan, base, f"sheet-{budget.seconds / 60:03.0f}.png")
+            _export(plan, SDXL, base, f"sheet-{budget.seconds / 60:03.0f}.png")
 
     def job(team: Team) -> Any:
         return unet.train(
@@ -85,11 +87,39 @@ def make_unet(plan: Plan) -> None:
 
     unet.prepare(plan.work, plan.base_pictures, plan.device)
     base = together(plan.workers, plan.work, job)
-    _export(plan, base, "sheet-final.png")
+    _export(plan, SDXL, base, "sheet-final.png")
+
+
+def make_flux(plan: Plan) -> None:
+    """Train transformer and text encoders of the FLUX-class base on the trained VAE, then export the base."""
+    from .train import flux
+    from .train.team import Team, together
+
+    due = list(plan.snapshot_minutes)
+
+    def snapshot(base: Any, budget: Budget) -> None:
+        if due and budget.seconds / 60 >= due[0]:
+            due.pop(0)
+            _export(plan, FLUX, base, f"flux-sheet-{budget.seconds / 60:03.0f}.png")
+
+    def job(team: Team) -> Any:
+        return flux.train(
+            plan.work,
+            plan.budget("flux"),
+            seed=plan.seed,
+            device=plan.device,
+            pictures=plan.base_pictures,
+            team=team,
+            on_minute=snapshot,
+            log=say,
+        )
+
+    flux.prepare(plan.work, plan.base_pictures, plan.device)
+    _export(plan, FLUX, together(plan.workers, plan.work, job), "flux-sheet-final.png")
 
 
 def make_decoder(plan: Plan) -> None:
-    """Train the VAE's decoder further and put it into the exported base."""
+    """Train the VAE's decoder further; bases exported from then on have it."""
     from .train import decoder
 
     decoder.train(
@@ -103,20 +133,23 @@ def make_decoder(plan: Plan) -> None:
     )
 
 
-def _export(plan: Plan, base: Any, sheet: str) -> None:
+def _export(plan: Plan, name: str, base: Any, sheet: str) -> None:
+    from .export import export_base, export_flux
+    from .sheets import base_sheet, small_png
+
+    vae, folder = finished_vae(plan.work), plan.out / name
+    (export_flux if name == FLUX else export_base)(base, vae, folder)
+    small_png(base_sheet(load_base(name, plan.out), steps=plan.sheet_steps), plan.work / sheet)
+    (folder / "sample.png").write_bytes((plan.work / sheet).read_bytes())
+    say(f"base exported to {folder}; sheet {plan.work / sheet}")
+
+
+def finished_vae(work: Path) -> Any:
+    """The VAE with its best decoder so far."""
     from diffusers import AutoencoderKL
 
-    from .export import export_base
-    from .sheets import base_sheet, small_png
-    from .train.unet import pipeline
-
-    polished = plan.work / "vae-polished"
-    vae = AutoencoderKL.from_pretrained(polished if polished.exists() else plan.work / "vae").eval()
-    small_png(base_sheet(pipeline(base, vae)), plan.work / sheet)
-    export_base(base, vae, plan.out / SDXL)
-    small_png_copy = plan.out / SDXL / "sample.png"
-    small_png_copy.write_bytes((plan.work / sheet).read_bytes())
-    say(f"base exported to {plan.out / SDXL}; sheet {plan.work / sheet}")
+    polished = work / "vae-polished"
+    return AutoencoderKL.from_pretrained(polished if polished.exists() else work / "vae").eval()
 
 
 def make_base(plan: Plan) -> None:
@@ -185,15 +218,15 @@ def finish(plan: Plan, count: int = 200) -> dict[str, Any]:
     from .cards import write_cards
     from .evaluate import main
 
-    result = main(plan.out, count)
-    note_figures(plan.work, seed=plan.seed, evaluation=result)
+    results = {name: main(plan.out, count, base=name) for name in BASES if (plan.out / name).exists()}
+    note_figures(plan.work, seed=plan.seed, evaluation=results)
     write_cards(plan.out, json.loads((plan.work / "figures.json").read_text()))
-    return result
+    return results
 
 
 def make_all(plan: Plan) -> None:
     """Everything, one after the other."""
-    for step in (make_base, make_classifier, make_scorer, make_captioner):
+    for step in (make_base, make_flux, make_classifier, make_scorer, make_captioner):
         step(plan)
     finish(plan)
 
@@ -204,6 +237,7 @@ STEPS: dict[str, Callable[[Plan], Any]] = {
     "vae": make_vae,
     "decoder": make_decoder,
     "unet": make_unet,
+    "flux": make_flux,
     "captioner": make_captioner,
     "scorer": make_scorer,
     "classifier": make_classifier,

@@ -70,10 +70,17 @@ def render(
     batch: int = 12,
     size: int = 128,
 ) -> list[Image.Image]:
-    """One picture per prompt; picture i depends on `seed + i` only."""
+    """One picture per prompt; picture i depends on `seed + i` only. FLUX pipelines get true guidance."""
+    import inspect
+
     import torch
 
+    from . import FLUX_SEQUENCE
+
     images: list[Image.Image] = []
+    guided: dict[str, Any] = {"guidance_scale": guidance}
+    if "true_cfg_scale" in inspect.signature(pipe.__call__).parameters:
+        guided = {"true_cfg_scale": guidance, "negative_prompt": "", "max_sequence_length": FLUX_SEQUENCE}
     pipe.set_progress_bar_config(disable=True)
     for i in range(0, len(prompts), batch):
         part = prompts[i : i + batch]
@@ -81,14 +88,14 @@ def render(
         images += pipe(
             part,
             num_inference_steps=steps,
-            guidance_scale=guidance,
             generator=generators,
             height=size,
             width=size,
+            **guided,
         ).images
     return images
 
 
-def base_sheet(pipe: Any, seed: int = 0) -> Image.Image:
-    """The base's renders of `SHEET_PROMPTS`."""
-    return grid(render(pipe, list(SHEET_PROMPTS), seed=seed), 8)
+def base_sheet(pipe: Any, seed: int = 0, steps: int = 25) -> Image.Image:
+    """A base's renders of `SHEET_PROMPTS`."""
+    return grid(render(pipe, list(SHEET_PROMPTS), seed=seed, steps=steps), 8)
