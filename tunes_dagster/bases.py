@@ -160,8 +160,8 @@ def plan_pull(entry: BaseModelEntry, bases_folder: Path, hub: Hub) -> Pull:
     if Path(entry.repo_id).expanduser().is_absolute():
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The base {entry.branch!r} is the local folder {target}.",
-            "Put a model in diffusers layout there.",
+            f"The base {entry.branch!r} is the local {target}.",
+            "Put a model in diffusers layout, or a single checkpoint file, there.",
         )
     commit, listing = hub.listing(entry.repo_id, entry.revision)
     if not any(file.path == "model_index.json" for file in listing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,15 @@ def test_what_is_not_there_or_is_something_else_is_named(tmp_path, family):
     with pytest.raises(Failure) as raised:
         load_family(entry.model_copy(update={"components": str(tmp_path)}), broken)
     assert raised.value.code == FailureCode.BASE_NOT_INSTALLED
+
+
+def test_flux2_dev_loads_where_its_processor_cannot(tmp_path):
+    """The real repository names a processor that needs torchvision; prompts need its tokenizer alone."""
+    folder = tmp_path / "flux2"
+    base = make_base("flux2-dev", folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "PixtralProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    again = load_family(entry_of("flux2-dev", folder), folder, dtype="float32")
+    texts = ["a photo of ohwx woman", ""]
+    assert torch.equal(again.encode_text(texts)["hidden"], base.encode_text(texts)["hidden"])

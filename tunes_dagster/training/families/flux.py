@@ -101,7 +101,7 @@ class FluxBase(FlowBase):
                 "true_cfg_scale": guidance,
                 "guidance_scale": 1.0,
             }
-        return arguments | {"guidance_scale": guidance}
+        return arguments | {"guidance_scale": guidance if self.guidance == "distilled" else 1.0}
 
     def encode_images(self, pixels: torch.Tensor) -> Latents:
         """See `LoadedBase.encode_images`."""
