@@ -126,6 +126,10 @@ def say_tune(tune: Any, events: list[Any], prompts: list[Any]) -> None:
         say(f"  {escape(words)}")
     if tune.failure_code:
         say(f"  [red]{escape(tune.failure_message or '')}[/] {escape(tune.failure_remedy or '')}")
+    card = (tune.result or {}).get("report_card")
+    if card:
+        say(f"  report card: {escape(card['line'])}")
+        say(f"  [dim]{escape(card['page_key'])}[/]")
     if events:
         say("\n[bold]Timeline[/]")
         for event in events[-30:]:
@@ -150,4 +154,6 @@ def files_of(tune: Any) -> list[tuple[str, str]]:
         "samples_key": "samples over training",
         "card_key": "model card",
     }
-    return [(what, result[field]) for field, what in names.items() if result.get(field)]
+    found = [(what, result[field]) for field, what in names.items() if result.get(field)]
+    page = (result.get("report_card") or {}).get("page_key")
+    return [*found, ("report card", page)] if page else found

@@ -1,0 +1,105 @@
+"""Scorers by their catalog entry: the shipped one, and the production classes with random weights."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tunes_dagster.evaluation.scorers import (
+    Pixels,
+    Scorer,
+    ScorerEntry,
+    TextScorer,
+    load_scorer,
+    load_scorer_catalog,
+)
+from tunes_dagster.failures import Failure
+from tunes_dagster.tiny import weights_dir
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    source = np.random.default_rng(0)
+    sizes = [(64, 48), (40, 90), (70, 70)]
+    return [Image.fromarray(source.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+
+
+def random_clip(folder):
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 8}  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(weights_dir() / "scorer")
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def random_dino(folder):
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    mean = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_center_crop": True}
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({**mean, "crop_size": {"height": 42, "width": 42}})
+    )
+
+
+@pytest.mark.parametrize(("kind", "make", "width"), [("clip", random_clip, 16), ("dino", random_dino, 32)])
+def test_production_classes_load_from_their_folder(tmp_path, pictures, kind, make, width):
+    make(tmp_path)
+    scorer = load_scorer(ScorerEntry(name=f"random-{kind}", kind=kind, repo_id=str(tmp_path)), tmp_path)
+    rows = scorer.embed_images(pictures)
+    assert rows.shape == (3, width) and np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert np.allclose(scorer.embed_images(pictures[1:2]), rows[1:2], atol=1e-5), "a row stands for itself"
+    assert scorer.embed_images([]).shape == (0, width)
+    assert isinstance(scorer, Scorer) and isinstance(scorer, TextScorer) == (kind == "clip")
+    if kind == "clip":
+        texts = scorer.embed_texts(["a dog", "a photo of a cat in the snow"])
+        assert texts.shape == (2, width) and np.allclose(texts[:1], scorer.embed_texts(["a dog"]), atol=1e-5)
+
+
+def test_pixels_are_what_the_stock_processor_makes(tmp_path):
+    from transformers import CLIPProcessor
+
+    folder = weights_dir() / "scorer"
+    picture = Image.effect_noise((128, 128), 60).convert("RGB")
+    stock = CLIPProcessor.from_pretrained(folder)(images=[picture], return_tensors="pt").pixel_values
+    ours = Pixels(folder, 128)([picture])
+    assert ours.shape == stock.shape and float((ours - stock).abs().max()) < 1e-5
+
+
+def test_the_shipped_scorer_reads_and_looks(pictures):
+    from tunes_dagster.tiny import load_scorer as shipped
+
+    entry = load_scorer_catalog().entry(load_scorer_catalog().profiles["embedded"]["text"])
+    scorer = load_scorer(entry, weights_dir())
+    assert np.allclose(scorer.embed_images(pictures), shipped().embed_images(pictures), atol=1e-5)
+    assert np.allclose(scorer.embed_texts(["a dog"]), shipped().embed_texts(["a dog"]), atol=1e-5)
+
+
+def test_a_scorer_that_is_not_there_says_how_to_get_it(tmp_path):
+    catalog = load_scorer_catalog()
+    with pytest.raises(Failure, match="download facebook/dinov2-base"):
+        load_scorer(catalog.entry(catalog.profiles["production"]["likeness"]), tmp_path)
+    with pytest.raises(Failure, match="no scorer called 'dyno'"):
+        catalog.entry("dyno")
+
+
+def test_an_operators_file_lies_over_the_shipped_one(tmp_path):
+    file = tmp_path / "scorers.yaml"
+    file.write_text(
+        "profiles: {production: {faces: sface}}\nscorers: {sface: {kind: sface, repo_id: /models/sface.onnx}}\n"
+    )
+    catalog = load_scorer_catalog(str(file))
+    assert catalog.profiles["production"] == {
+        "likeness": "dinov2-base", "text": "clip-vit-large", "faces": "sface",
+    }  # fmt: skip
+    assert str(catalog.entry("sface").location(tmp_path)) == "/models/sface.onnx"
