@@ -87,7 +87,10 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
             "Materialize source_images, training_set and captions of this tune first.",
         ) from error
     examples = [
-        TrainExample(item.key, texts[item.hash], item.bucket, item.crop)
+        TrainExample(
+            item.key, texts[item.hash], item.bucket, item.crop,
+            item.mirrored, item.tone, item.mask_key, item.mask_box,
+        )  # fmt: skip
         for item in dataset.items
         if not item.held_out
     ]

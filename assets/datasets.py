@@ -147,6 +147,7 @@ def training_set(
 ) -> dg.MaterializeResult:
     """Crop, bucket and split the accepted pictures."""
     from tunes_dagster.intake.manifest import Manifest
+    from tunes_dagster.intake.restore import open_restorer
     from tunes_dagster.intake.training_set import build_training_set
 
     rows, kept = registry.open(), store.open()
@@ -160,6 +161,7 @@ def training_set(
         built = build_training_set(
             tune.id, Manifest.load(kept, tune.id), request.dataset, options.resolution or entry.native_size,
             tune.class_name, kept, face_detector.open(), options.seed, mine.report,
+            open_restorer(get_settings().bases_folder) if request.dataset.face_correct else None,
         )  # fmt: skip
         result = described_training_set(kept, tune, built)
         close(context, mine, {"trained_on": len(built.training), "held_out": len(built.held_out)})

@@ -328,3 +328,13 @@ def test_the_same_from_and_to_s3(s3: dict[str, Any], tmp_path: Path, fetcher: Fe
         collect(request({"folder": "s3://studio/nothing"}), store, fetcher)
     with pytest.raises(Failure, match="not one that requests may name"):
         collect(asked, store, fetcher, allow_folders=["s3://studio/inbox/other", "/inbox"])
+
+
+def test_masks_beside_pictures_are_no_pictures(tmp_path: Path, store: Store, fetcher: Fetcher) -> None:
+    files = {"1.jpg": encoded(photo(1), "JPEG", quality=92), "1.mask.png": png(11), "b/2.png": png(2),
+             "b/2-mask.png": png(12), "face-mask.png": png(3)}  # fmt: skip
+    folder = fill(tmp_path / "photos", files)
+    manifest = collect(request({"folder": str(folder)}), store, fetcher)
+    assert {row.name: row.mask_key is not None for row in manifest.rows} == {
+        "1.jpg": True, "b/2.png": True, "face-mask.png": False,
+    }  # fmt: skip

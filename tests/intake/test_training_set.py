@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -205,3 +206,59 @@ def test_the_shipped_detector_finds_a_real_face_and_none_in_a_pattern() -> None:
     assert detector.detect(Image.new("RGB", (300, 300), "white")) == []
     with pytest.raises(Failure, match="no face detector model"):
         load_detector("/nowhere/yunet.onnx")
+
+
+def test_one_picture_is_made_into_many_that_are_all_of_it(tmp_path: Path) -> None:
+    manifest = manifest_of([seen(1)])
+    person = build(manifest, Store(tmp_path), class_name="woman", one_picture=True)
+    mug = build(manifest, Store(tmp_path), class_name="mug", one_picture=True)
+    assert len(person.items) > len(mug.items) >= 5
+    for built in (person, mug):
+        assert not built.held_out and not leaks(built)
+        assert len({item.hash for item in built.items}) == len(built.items)
+        assert {item.picture for item in built.items} == {manifest.rows[0].hash}
+        row = manifest.rows[0]
+        for item in built.items:
+            left, top, right, bottom = item.crop
+            assert 0 <= left < right <= row.width and 0 <= top < bottom <= row.height
+    assert any(item.mirrored for item in person.items)
+    assert not any(item.mirrored for item in mug.items)  # the print on a mug has one right side
+    assert len(build(manifest, Store(tmp_path), class_name="mug").items) == 1
+    several = build(manifest_of([seen(1), seen(2)]), Store(tmp_path), class_name="mug", one_picture=True)
+    assert len(several.items) == 2
+
+
+def test_masks_come_from_files_or_faces(tmp_path: Path) -> None:
+    masked = seen(1).model_copy(update={"mask_key": "blobs/mask.png", "faces": [(10, 10, 20, 20)]})
+    manifest = manifest_of([masked, seen(2).model_copy(update={"faces": []})])
+    assert [item.mask_key for item in build(manifest, Store(tmp_path)).items] == [None, None]
+    by_file = build(manifest, Store(tmp_path), mask="file")
+    assert [item.mask_key for item in by_file.items] == ["blobs/mask.png", None]
+    by_face = build(manifest, Store(tmp_path), mask="face")
+    left, top, width, height = by_face.items[0].mask_box
+    assert left <= 10 and top <= 10 and width > 20 and height > 20
+    assert by_face.items[1].mask_box is None
+
+
+def test_faces_are_restored_before_training(tmp_path: Path) -> None:
+    class Bright:
+        """Stands for a restorer: what it returns is what is trained on."""
+
+        name = "bright-1"
+
+        def restore(self, image: Image.Image) -> Image.Image:
+            return Image.new("RGB", image.size, "white")
+
+    store = Store(tmp_path)
+    key = store.write_blob(png(1), ".png")
+    with_face = seen(1).model_copy(update={"key": key, "faces": [(10, 10, 20, 20)]})
+    without = seen(2).model_copy(update={"key": key, "faces": []})
+    built = build_training_set(
+        "tune_1", manifest_of([with_face, without]), DatasetOptions(face_correct=True), 512, "woman", store,
+        NoDetector(), 0, Silent(), Bright(),
+    )  # fmt: skip
+    first, second = built.items
+    assert first.key != key and second.key == key
+    assert first.picture == with_face.hash  # the picture is still the one that came in
+    restored = Image.open(io.BytesIO(store.read_bytes(first.key)))
+    assert restored.getpixel((5, 5)) == (255, 255, 255)

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -26,7 +26,7 @@ from tunes_dagster.intake.manifest import Examined, Manifest, PictureRow
 from tunes_dagster.intake.measures import fingerprint, is_blank, sharpness
 from tunes_dagster.intake.parallel import completed
 from tunes_dagster.intake.pictures import Picture, normalise
-from tunes_dagster.intake.sidecars import Sidecars, is_sidecar
+from tunes_dagster.intake.sidecars import Sidecars, is_sidecar, masked_picture
 from tunes_dagster.intake.sources import Local, Origin, Plan, looks_like_picture, plan_sources
 from tunes_dagster.progress import Phase, Reporter
 from tunes_dagster.recipe import TuneRequest
@@ -259,6 +259,7 @@ def _judged(
         for row in record.rows:
             beside = sidecars.caption_for(row.name) if sidecars and row.caption is None else None
             pictures.append(row.model_copy(update={"caption": beside}) if beside else row)
+    pictures = _with_masks(pictures)
     _tell_apart(pictures)
     rows, notes = judge(
         pictures,
@@ -276,6 +277,22 @@ def _judged(
         ignored=plan.ignored + [name for record in records for name in record.ignored],
         notes=notes + [note for record in records for note in record.notes],
     )
+
+
+def _with_masks(pictures: Sequence[Examined]) -> list[Examined]:
+    """Return the pictures, each with its mask; a picture named like a mask of another one is no picture itself."""
+    stems = {str(PurePosixPath(picture.name.lower()).with_suffix("")): i for i, picture in enumerate(pictures)}
+    masks: dict[int, int] = {}
+    for i, picture in enumerate(pictures):
+        owner = stems.get(masked_picture(picture.name) or "")
+        if owner is not None and owner != i and picture.key is not None:
+            masks[i] = owner
+    of = {owner: pictures[i].key for i, owner in masks.items() if owner not in masks}
+    return [
+        picture.model_copy(update={"mask_key": of[i]}) if i in of else picture
+        for i, picture in enumerate(pictures)
+        if i not in masks
+    ]
 
 
 def _tell_apart(pictures: list[Examined]) -> None:

@@ -50,6 +50,7 @@ class Examined(BaseModel):
         phash: 256-bit perceptual hash, hex.
         colours: 4 x 4 map of mean colours, hex.
         caption: The caption that came along, or None.
+        mask_key: Store key of the mask that came along (`NAME.mask.png`, `NAME-mask.png`), or None.
         note: Something that was done to it, or empty.
         failure: Why there is no picture: code of the failure, or empty.
         failure_reason: The sentence of it.
@@ -71,6 +72,7 @@ class Examined(BaseModel):
     phash: str = ""
     colours: str = ""
     caption: str | None = None
+    mask_key: str | None = None
     note: str = ""
     failure: str = ""
     failure_reason: str = ""

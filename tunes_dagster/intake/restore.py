@@ -60,3 +60,12 @@ class GfpganRestorer:
         _, _, restored = self._restorer.enhance(pixels, has_aligned=False, only_center_face=False, paste_back=True)
         result = Image.fromarray(np.ascontiguousarray(restored[:, :, ::-1]))
         return result if result.size == image.size else result.resize(image.size, Image.Resampling.LANCZOS)
+
+
+def open_restorer(bases_folder: Path) -> Restorer:
+    """Return the face restorer.
+
+    Raises:
+        Failure: When its package or its weights are missing.
+    """
+    return GfpganRestorer(weights_path(bases_folder))

@@ -55,6 +55,18 @@ def is_sidecar(name: str) -> bool:
     return path.suffix in _TEXT_SUFFIXES and path.stem not in _NOT_CAPTIONS
 
 
+def masked_picture(name: str) -> str | None:
+    """Return the path without suffix of the picture whose mask a file is by its name, or None.
+
+    `a/b.mask.png`, `a/b-mask.png` and `a/b_mask.png` are masks of `a/b.jpg` or of any other picture `a/b`.
+    """
+    path = PurePosixPath(name.lower())
+    for ending in (".mask", "-mask", "_mask"):
+        if path.stem.endswith(ending) and len(path.stem) > len(ending):
+            return str(path.with_name(path.stem.removesuffix(ending)))
+    return None
+
+
 @dataclass
 class Sidecars:
     """The captions found beside pictures.

@@ -7,6 +7,7 @@ content and seed only, so that adding a picture moves none of the others to the 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,6 +19,8 @@ from tunes_dagster.intake.faces import Box, FaceDetector, is_person
 from tunes_dagster.intake.manifest import Manifest, PictureRow
 from tunes_dagster.intake.measures import Fingerprint, near_pairs
 from tunes_dagster.intake.pictures import decode
+from tunes_dagster.intake.restore import Restorer
+from tunes_dagster.intake.variations import variations
 from tunes_dagster.progress import Reporter
 from tunes_dagster.recipe import DatasetOptions
 from tunes_dagster.store import Store
@@ -38,6 +41,10 @@ class TrainingItem(BaseModel):
         bucket: (width, height) it is trained at.
         crop: left, top, right, bottom in the stored picture's pixels; has the bucket's aspect ratio.
         held_out: Kept for scoring, never trained on.
+        mirrored: Trained on left for right.
+        tone: Factors on brightness and contrast.
+        mask_key: Store key of the picture's mask, or None.
+        mask_box: x, y, width, height of where the loss looks, or None.
         caption: The caption that came along, or None.
         phash: Fingerprint of the picture, for the leakage check.
         colours: As `phash`.
@@ -51,6 +58,10 @@ class TrainingItem(BaseModel):
     bucket: tuple[int, int]
     crop: Crop
     held_out: bool = False
+    mirrored: bool = False
+    tone: tuple[float, float] = (1.0, 1.0)
+    mask_key: str | None = None
+    mask_box: Box | None = None
     caption: str | None = None
     phash: str = ""
     colours: str = ""
@@ -117,6 +128,7 @@ def build_training_set(
     detector: FaceDetector,
     seed: int,
     report: Reporter,
+    restorer: Restorer | None = None,
 ) -> TrainingSet:
     """Choose shapes, crops and the held-out pictures, and save the training set.
 
@@ -130,6 +142,7 @@ def build_training_set(
         detector: Its faces are used; those of the manifest when it is the same detector.
         seed: Decides the held-out choice together with the content.
         report: Is told of progress.
+        restorer: Makes the faces of pictures clearer before they are trained on; None leaves them.
 
     Raises:
         Failure: `TOO_FEW_PICTURES` when nothing is left to train on.
@@ -150,14 +163,57 @@ def build_training_set(
     items: list[TrainingItem] = []
     for number, row in enumerate(rows, 1):
         report.check_cancelled()
-        wants_faces = options.face_crop or is_person(class_name)
+        wants_faces = options.face_crop or options.mask == "face" or bool(restorer) or is_person(class_name)
         faces = _faces(row, manifest.detector, detector, store) if wants_faces else []
+        if restorer is not None and faces:
+            row = _restored(row, restorer, store)
         items += _items_of(row, faces, resolution, options, held_out=row.hash in out)
+        if options.one_picture and len(rows) == 1:
+            items += _variations_of(items[0], row, faces, resolution, class_name)
         report.step(number, len(rows))
+    _tell(report, options, rows, items)
     built = TrainingSet(tune_id=tune_id, class_name=class_name, resolution=resolution, seed=seed, items=items)
     built.save(store)
     report.note(f"{len(built.training)} items to train on, {len(built.held_out)} held out.")
     return built
+
+
+def _restored(row: PictureRow, restorer: Restorer, store: Store) -> PictureRow:
+    """Return a row whose picture has its faces restored, as a picture of its own in the store."""
+    assert row.key is not None
+    data = io.BytesIO()
+    restorer.restore(decode(store.read_bytes(row.key), row.name)).save(data, "PNG")
+    return row.model_copy(update={"key": store.write_blob(data.getvalue(), ".png")})
+
+
+def _tell(
+    report: Reporter, options: DatasetOptions, rows: Sequence[PictureRow], items: Sequence[TrainingItem]
+) -> None:
+    """Say what was made of the options that depend on what came in."""
+    if options.one_picture and len(rows) == 1:
+        report.note(f"A one-picture tune: {rows[0].name} is trained on in {len(items)} variations of itself.")
+    elif options.one_picture:
+        report.note(f"one_picture was asked for, but {len(rows)} pictures came in; each is trained on as it is.")
+    if options.mask != "off":
+        without = sum(not (item.mask_key or item.mask_box) for item in items if not item.held_out)
+        if without:
+            what = "mask file" if options.mask == "file" else "face"
+            report.note(f"{without} items have no {what}; the loss looks at all of each.")
+
+
+def _variations_of(
+    full: TrainingItem, row: PictureRow, faces: Sequence[Box], resolution: int, class_name: str
+) -> list[TrainingItem]:
+    """Return the one picture in other crops, mirrored and toned."""
+    made = []
+    for one in variations(row.width, row.height, full.bucket, resolution, class_name, faces):
+        seen = f"{row.hash}:{one.bucket}:{one.crop}:{one.mirrored}:{one.tone}"
+        update = {
+            "hash": hashlib.sha256(seen.encode()).hexdigest(), "name": f"{row.name} ({one.name})",
+            "bucket": one.bucket, "crop": one.crop, "mirrored": one.mirrored, "tone": one.tone,
+        }  # fmt: skip
+        made.append(full.model_copy(update=update))
+    return made
 
 
 def _faces(row: PictureRow, judged_by: str, detector: FaceDetector, store: Store) -> list[Box]:
@@ -181,6 +237,8 @@ def _items_of(
         bucket=bucket,
         crop=crop_for(row.width, row.height, bucket, faces),
         held_out=held_out,
+        mask_key=row.mask_key if options.mask == "file" else None,
+        mask_box=_face_mask(row, faces) if options.mask == "face" and faces else None,
         caption=row.caption,
         phash=row.phash,
         colours=row.colours,
@@ -195,6 +253,12 @@ def _items_of(
     square = choose_bucket(1, 1, resolution)
     update = {"hash": digest, "name": f"{row.name} (face)", "kind": "face", "bucket": square, "crop": crop}
     return [full, full.model_copy(update=update)]
+
+
+def _face_mask(row: PictureRow, faces: Sequence[Box]) -> Box:
+    """Return the box around the largest face with hair and chin, within which the loss looks."""
+    left, top, right, bottom = face_crop(row.width, row.height, faces[0], margin=0.4)
+    return left, top, right - left, bottom - top
 
 
 def number_held_out(pictures: int, asked: int | None) -> int:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.store import Store
@@ -95,7 +95,7 @@ def write_tensors(store: Store, key: str, tensors: dict[str, torch.Tensor]) -> N
 
 
 def load_picture(store: Store, item: TrainExample) -> Image.Image:
-    """Return the item's crop, resized to its bucket with an area-true filter.
+    """Return the item's crop, resized to its bucket with an area-true filter, mirrored and toned as it says.
 
     Raises:
         Failure: `PICTURE_UNREADABLE` when the stored picture is missing or damaged.
@@ -108,9 +108,15 @@ def load_picture(store: Store, item: TrainExample) -> Image.Image:
             f"The training picture {item.key} cannot be read: {error}.",
             "Prepare the tune again (source_images, training_set and captions), then train it.",
         ) from error
-    return picture.resize(
+    picture = picture.resize(
         item.bucket, Image.Resampling.LANCZOS, box=item.crop or centred_crop(picture.size, item.bucket)
     )
+    if item.mirrored:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    brightness, contrast = item.tone
+    if item.tone != (1.0, 1.0):
+        picture = ImageEnhance.Contrast(ImageEnhance.Brightness(picture).enhance(brightness)).enhance(contrast)
+    return picture
 
 
 def centred_crop(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -129,7 +135,8 @@ def picture_key(store: Store, item: TrainExample, fingerprint: str) -> str:
     """Return the cache key of an item's latents."""
     blob = item.key.startswith("blobs/")
     content = item.key if blob else hashlib.sha256(store.read_bytes(item.key)).hexdigest()
-    return f"cache/latents/{fingerprint}/{digest(content, item.bucket, item.crop)}.safetensors"
+    changed = (item.mirrored, item.tone) if item.mirrored or item.tone != (1.0, 1.0) else ()
+    return f"cache/latents/{fingerprint}/{digest(content, item.bucket, item.crop, *changed)}.safetensors"
 
 
 def cached_latents(

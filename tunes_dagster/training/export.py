@@ -15,6 +15,14 @@ from tunes_dagster.training.jobs import TuneJob, TuneResult
 if TYPE_CHECKING:
     from torch import Tensor
 
+# As kohya's scripts write them.
+_OPTIMIZERS = {
+    "adamw": "torch.optim.AdamW",
+    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
+    "prodigy": "prodigyopt.Prodigy",
+}
+
+
 def write(
     job: TuneJob,
     base: LoadedBase,
@@ -111,6 +119,7 @@ def _header(job: TuneJob, base: LoadedBase, recipe: dict[str, Any], name: str, s
         "tunes_dagster.token": job.token,
         "tunes_dagster.class_name": job.class_name,
         "tunes_dagster.base": base.entry.branch,
+        **({"tunes_dagster.one_picture": "true"} if recipe.get("one_picture") else {}),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": base.architecture,
         "modelspec.title": job.title or f"{job.token} {job.class_name}",
@@ -129,7 +138,7 @@ def _header(job: TuneJob, base: LoadedBase, recipe: dict[str, Any], name: str, s
         "ss_seed": options.seed,
         "ss_learning_rate": options.learning_rate,
         "ss_lr_scheduler": options.lr_schedule,
-        "ss_optimizer": "torch.optim.AdamW",
+        "ss_optimizer": _OPTIMIZERS[options.optimizer],
         "ss_num_train_images": len(job.items),
         "ss_batch_size_per_device": options.batch_size,
         "ss_resolution": f"({resolution}, {resolution})",
@@ -138,6 +147,22 @@ def _header(job: TuneJob, base: LoadedBase, recipe: dict[str, Any], name: str, s
         "ss_tag_frequency": json.dumps({"images": {f"{job.token} {job.class_name}": len(job.items)}}),
     }
     return {key: value if isinstance(value, str) else str(value) for key, value in header.items()}
+
+
+def _pictures(job: TuneJob) -> str:
+    pictures, items = len({item.key for item in job.items}), len(job.items)
+    plural = "one picture" if pictures == 1 else f"{pictures} pictures"
+    return plural if items == pictures else f"{plural} in {items} crops and variations"
+
+
+def _one_picture(job: TuneJob) -> str:
+    """Return what a reader must know of a tune that was made of one picture; empty for others."""
+    if not job.recipe.get("one_picture"):
+        return ""
+    return (
+        "\n\nMade from one picture, in crops and variations of it: it knows one pose, one expression and one light, "
+        "and repeats them more than a tune of several pictures does."
+    )
 
 
 def _card(
@@ -154,7 +179,8 @@ def _card(
     shown = {
         "steps": steps, "rank": options.rank, "alpha": options.alpha or options.rank,
         "learning rate": options.learning_rate, "schedule": options.lr_schedule,
-        "batch size": options.batch_size, "targets": options.targets, "prior weight": options.prior_weight,
+        "optimizer": options.optimizer, "batch size": options.batch_size, "targets": options.targets,
+        "prior weight": options.prior_weight,
         "caption dropout": options.caption_dropout, "seed": options.seed,
     }  # fmt: skip
     table = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
@@ -169,8 +195,8 @@ instance_prompt: {job.token} {job.class_name}
 
 # {job.title or f"{job.token} {job.class_name}"}
 
-A LoRA for `{entry.branch}` ({entry.repo_id}, licence {entry.licence}), trained on {len(job.items)} pictures.
-Write `{job.token} {job.class_name}` in a prompt to see the subject.
+A LoRA for `{entry.branch}` ({entry.repo_id}, licence {entry.licence}), trained on {_pictures(job)}.
+Write `{job.token} {job.class_name}` in a prompt to see the subject.{_one_picture(job)}
 
 ```python
 pipeline.load_lora_weights(".", weight_name="{file}")

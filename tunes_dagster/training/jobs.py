@@ -22,12 +22,27 @@ class TrainExample:
         bucket: (width, height) it is trained at.
         crop: (left, top, right, bottom) in the stored picture's pixels; None is the largest centred
             rectangle of the bucket's aspect.
+        mirrored: Trained on left for right.
+        tone: Factors on brightness and contrast.
+        mask_key: Store key of a picture of the same size that is white where the loss should look.
+        mask_box: x, y, width, height in the stored picture's pixels: where the loss should look.
     """
 
     key: str
     caption: str
     bucket: tuple[int, int]
     crop: tuple[int, int, int, int] | None = None
+    mirrored: bool = False
+    tone: tuple[float, float] = (1.0, 1.0)
+    mask_key: str | None = None
+    mask_box: tuple[int, int, int, int] | None = None
+
+    @property
+    def variation(self) -> dict[str, Any]:
+        """What is done to the picture beside cropping, and where the loss looks; empty for a plain picture."""
+        plain = TrainExample("", "", (0, 0))
+        names = ("mirrored", "tone", "mask_key", "mask_box")
+        return {name: value for name in names if (value := getattr(self, name)) != getattr(plain, name)}
 
 
 @dataclass
@@ -91,7 +106,7 @@ class TuneJob:
             "token": self.token,
             "training": {**self.options.model_dump(), "steps": self.total_steps},
             "pictures": [
-                {"key": i.key, "caption": i.caption, "bucket": list(i.bucket), "crop": i.crop}
+                {"key": i.key, "caption": i.caption, "bucket": list(i.bucket), "crop": i.crop, **i.variation}
                 for i in self.items
             ],
             "prior_prompts": None if self.prior_prompts is None else list(self.prior_prompts),

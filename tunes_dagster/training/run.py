@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.intake.subject import is_style
 from tunes_dagster.progress import Phase
 from tunes_dagster.store import Store
 from tunes_dagster.training import cache, checkpoints, order, prior
 from tunes_dagster.training.families.base import Conditioning, LoadedBase
 from tunes_dagster.training.jobs import TuneJob
+from tunes_dagster.training.masks import masks_by_bucket
 from tunes_dagster.training.weights import TrainedWeights
+
+# What a style must not take over.
+_KEPT_FROM_STYLES = ("woman", "man", "dog", "mug", "car")
 
 
 class TextTable:
@@ -126,8 +131,9 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
         + (f"Prior predictions: {'from the cache' if hit else 'computed'}." if wants_prior else "No prior.")
     )
     return PreparedTune(
-        job, means, stds, position, prior_set, texts, job.data_hash(base.fingerprint()), figures, started
-    )
+        job, means, stds, position, prior_set, texts, job.data_hash(base.fingerprint()), figures, started,
+        masks=masks_by_bucket(job.items, means, options.mask_floor, store),
+    )  # fmt: skip
 
 
 def _exported(store: Store, key: str) -> dict[str, Tensor]:
@@ -147,7 +153,12 @@ def _exported(store: Store, key: str) -> dict[str, Tensor]:
 def _prior_prompts(job: TuneJob) -> list[str]:
     if job.prior_prompts is not None:
         return list(job.prior_prompts)
-    return prior.class_prompts(job.class_name, job.options.prior_prompts or 0)
+    count = job.options.prior_prompts or 0
+    if is_style(job.class_name):
+        # A style has no class whose meaning could drift: people and things of all kinds must keep their looks.
+        each = [prior.class_prompts(word, -(-count // len(_KEPT_FROM_STYLES))) for word in _KEPT_FROM_STYLES]
+        return [text for some in zip(*each, strict=True) for text in some][:count]
+    return prior.class_prompts(job.class_name, count)
 
 
 def _by_bucket(job: TuneJob, latents: Sequence[Any]) -> tuple[dict, dict, list]:
