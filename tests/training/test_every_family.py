@@ -266,3 +266,31 @@ def test_prior_and_steps_of_the_loop_use_the_familys_timesteps(bases, store, mak
     assert prepared.prior_set is not None
     timesteps = prepared.prior_set.timesteps
     assert timesteps.is_floating_point() and timesteps.min() > 0 and timesteps.max() < 1000
+
+
+@pytest.mark.parametrize("branch", ["flux1-dev", "flux2-klein-4b"])
+def test_the_planner_counts_the_layers_that_are_adapted(branch):
+    """At full size, built without memory: names match, and `sizes.yaml` has their widths."""
+    from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
+
+    from tunes_dagster.training.families.flux import FluxBase
+    from tunes_dagster.training.families.flux2 import Flux2Base
+    from tunes_dagster.training.sizes import known_sizes
+
+    with torch.device("meta"):
+        if branch == "flux1-dev":
+            family, model = FluxBase, FluxTransformer2DModel(guidance_embeds=True)
+        else:
+            family, model = Flux2Base, Flux2Transformer2DModel(
+                num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680,
+                guidance_embeds=False,
+            )  # fmt: skip
+    base = family.__new__(family)
+    base.denoiser = model
+    modules = dict(model.named_modules())
+    for targets, width in known_sizes()[branch].widths.items():
+        layers = [modules[name] for name in base.adapter_targets(targets)]
+        assert sum(layer.in_features + layer.out_features for layer in layers) == width, targets
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(
+        known_sizes()[branch].denoiser, rel=1e-3
+    )
