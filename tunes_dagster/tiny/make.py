@@ -175,6 +175,7 @@ def make_captioner(plan: Plan) -> None:
         seed=plan.seed,
         device=plan.device,
         pictures=plan.pictures,
+        pairs=plan.pairs,
         scorer=scorer,
         log=say,
     )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..world import SIZE, attributes, caption, shot
+from ..world.palette import COLORS
+from ..world.sample import Shot
 from .classifier import HEADS, degrade, head_loss, label_array
 from .clock import Budget, learning_rate, load_checkpoint, note_figures, save_checkpoint
 from .data import HELD_OUT, draw_pictures, to_tensor
+from .scorer import draw_pairs, pair_of_shots
 from .text import known_words
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
@@ -115,6 +120,23 @@ def plain_caption(number: int, variant: int = 0) -> str:
     return caption(content, random.Random(f"plain-{number}-{variant}"), plain=True)[0]
 
 
+def odd_caption(number: int, side: int, variant: int = 0) -> str:
+    """A full caption of one picture of pair `number`; colours the world does not have get the nearest name."""
+    content = named_colors(pair_of_shots(number)[side])
+    return caption(content, random.Random(f"odd-{number}-{side}-{variant}"), plain=True)[0]
+
+
+def named_colors(content: Shot) -> Shot:
+    """The shot with the names of its odd colours (hair, fur, a thing's colour) in the look's own fields."""
+    look: Any = content.look
+    names: dict[str, Any] = {
+        key: min(COLORS, key=lambda name: math.dist(COLORS[name], look.extras[key]))
+        for key in ("hair", "fur", "color")
+        if key in look.extras
+    }
+    return replace(content, look=replace(look, **names)) if names else content
+
+
 def train(
     work: Path,
     budget: Budget,
@@ -122,6 +144,7 @@ def train(
     seed: int = 0,
     device: str = "cpu",
     pictures: int = 64_000,
+    pairs: int = 8_000,
     batch: int = 32,
     scorer: Any = None,
     log: Callable[[str], None] = print,
@@ -132,11 +155,8 @@ def train(
     """
     import torch
 
-    data, labels, processor = (
-        draw_pictures(work / "train.npy", pictures),
-        label_array(work, pictures),
-        build_processor(),
-    )
+    data, odd = draw_pictures(work / "train.npy", pictures), draw_pairs(work / "pairs.npy", pairs)
+    labels, processor = label_array(work, pictures), build_processor()
     tokenizer = processor.tokenizer
     torch.manual_seed(seed)
     model = build(tokenizer).to(device)
@@ -157,15 +177,13 @@ def train(
     while not budget.done:
         rng = np.random.default_rng((seed, budget.step))
         torch.manual_seed(seed + budget.step)
-        picks = np.sort(rng.integers(0, pictures, batch))
-        texts = [plain_caption(int(i), int(rng.integers(1000))) for i in picks]
-        truth = torch.from_numpy(labels[picks].astype(np.int64)).to(device)
+        shown, texts, truth = draw_batch(data, labels, odd, rng, batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(1e-3, budget.step, budget.fraction, warmup=200, hold=0.4)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            x = degrade(to_tensor(data[picks]).to(device), rng)
+            x = degrade(to_tensor(shown).to(device), rng)
             loss, seen = _loss(model.train(), tokenizer, x, texts)
-            total = loss + 0.05 * head_loss(heads(seen), truth)
+            total = loss + 0.05 * head_loss(heads(seen), truth.to(device))
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
@@ -190,6 +208,23 @@ def train(
     )
     log(f"captioner done: {scores}")
     return model, processor
+
+
+def draw_batch(
+    data: np.ndarray, labels: np.ndarray, odd: np.ndarray, rng: np.random.Generator, size: int
+) -> tuple[np.ndarray, list[str], Any]:
+    """Pictures, their captions and attribute labels; a quarter are odd looks, which have no labels (-1)."""
+    import torch
+
+    few = size // 4
+    picks, sides = rng.integers(0, len(data), size - few), rng.integers(0, 2, few)
+    strange = rng.integers(0, len(odd), few)
+    variants = rng.integers(0, 1000, size)
+    texts = [plain_caption(int(i), int(v)) for i, v in zip(picks, variants, strict=False)]
+    texts += [odd_caption(int(i), int(s), int(v)) for i, s, v in zip(strange, sides, variants, strict=False)]
+    truth = np.full((size, labels.shape[1]), -1, dtype=np.int64)
+    truth[: size - few] = labels[picks]
+    return np.concatenate([data[picks], odd[strange, sides]]), texts, torch.from_numpy(truth)
 
 
 def _loss(model: Any, tokenizer: Any, x: Any, texts: list[str]) -> tuple[Any, Any]:

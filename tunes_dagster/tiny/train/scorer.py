@@ -21,7 +21,7 @@ import numpy as np
 from ..world import SIZE, SUBJECTS, draw_shot, draw_subject, random_shot
 from ..world.people import Person
 from ..world.pets import Pet
-from ..world.sample import Look, random_look
+from ..world.sample import Look, Shot, random_look
 from .classifier import HEADS, degrade, head_loss, label_array
 from .clock import Budget, learning_rate, load_checkpoint, note_figures, save_checkpoint
 from .data import captions_of, draw_pictures, to_tensor
@@ -100,11 +100,16 @@ def _draw_pairs(job: tuple[Path, int, int]) -> None:
     path, first, last = job
     pairs = np.load(path, mmap_mode="r+")
     for i in range(first, last):
-        rng = random.Random(f"{PAIR_SEED}-{i}")
-        look = odd_look(rng) if rng.random() < 0.6 else random_look(rng)
-        for side in range(2):
-            pairs[i, side] = np.asarray(draw_shot(random_shot(rng, look)))
+        for side, shot in enumerate(pair_of_shots(i)):
+            pairs[i, side] = np.asarray(draw_shot(shot))
     pairs.flush()
+
+
+def pair_of_shots(number: int) -> tuple[Shot, Shot]:
+    """What the two pictures of pair `number` show."""
+    rng = random.Random(f"{PAIR_SEED}-{number}")
+    look = odd_look(rng) if rng.random() < 0.6 else random_look(rng)
+    return random_shot(rng, look), random_shot(rng, look)
 
 
 def train(
