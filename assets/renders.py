@@ -15,7 +15,7 @@ from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.partitions import loras_of_batch, render_batches
 from tunes_dagster.progress import Phase
 from tunes_dagster.recipe import RenderSettings
-from tunes_dagster.registry import Batch, Prompt, Registry, Tune
+from tunes_dagster.registry import Batch, Prompt, Registry, Tune, Work
 from tunes_dagster.rendering.jobs import RenderJob, RenderResult, TuneWeights, make_job
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.store import Store
@@ -78,16 +78,22 @@ def renders(
         batch = require_batch(rows, context.partition_key)
     with attempt(context, rows, "render", batch.id) as mine:
         began = time.monotonic()
-        prompts = {p.id: p for p in rows.list_prompts(batch_id=batch.id) if p.status != "cancelled"}
+        prompts = {p.id: p for p in wanted_prompts(rows, batch, mine.work)}
         writer = PromptWriter(rows, mine.work.id, context.run_id)
         jobs = render_jobs(rows, list(prompts.values()), filled_in(config), writer)
+        if not jobs:
+            mine.finish({})
+            return nothing_left(writer)
         entry, folder = catalog.usable(batch.branch)
         prefix = f"batches/{batch.id}/{mine.work.attempt}"
         with compute.lease(mine.report, holder=context.run_id) as device:
             mine.report.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
             base = load_family(entry, folder, device.name, device.torch_dtype)
+            loaded = time.monotonic()
             render(jobs, base, kept, prefix, mine.report, writer.on_done)
-        mine.finish({"pictures": sum(len(result.images) for result in writer.results.values())})
+        pictures = sum(len(result.images) for result in writer.results.values())
+        spent = {"seconds": round(time.monotonic() - began, 2), "load_seconds": round(loaded - began, 2)}
+        mine.finish({"pictures": pictures, **spent})
     seconds = time.monotonic() - began
     rendered = Rendered(batch, prompts, jobs, writer.results, prefix, seconds, device)
     return described(rendered, rows, kept)
@@ -138,6 +144,11 @@ class PromptWriter:
     def __init__(self, registry: Registry, work_id: str, run_id: str) -> None:
         self._registry, self._work_id, self._run_id = registry, work_id, run_id
         self.results: dict[str, RenderResult] = {}
+        self._weights: dict[str, dict[str, str]] = {}
+
+    def uses(self, prompt_id: str, weights: dict[str, str]) -> None:
+        """Note the weights that a prompt is rendered with, by tune."""
+        self._weights[prompt_id] = weights
 
     def on_done(self, result: RenderResult) -> None:
         """Record the pictures of a prompt, or why it has none."""
@@ -149,6 +160,8 @@ class PromptWriter:
             "seeds": [image.seed for image in result.images],
             "rendered_at": list(result.images[0].rendered_at) if result.images else None,
             "recipe_hash": result.images[0].recipe_hash if result.images else None,
+            "recipe_hashes": [image.recipe_hash for image in result.images],
+            "weights": self._weights.get(result.prompt_id, {}),
             "warnings": result.warnings,
         }
         keys = [image.key for image in result.images]
@@ -157,6 +170,28 @@ class PromptWriter:
     def refuse(self, prompt_id: str, failure: Failure) -> None:
         """Record that a prompt cannot be rendered at all."""
         self.on_done(RenderResult(prompt_id, [], failure))
+
+
+def wanted_prompts(registry: Registry, batch: Batch, work: Work) -> list[Prompt]:
+    """Return the prompts that an attempt renders: what is missing, or all of them for a person who asks again."""
+    everything = [p for p in registry.list_prompts(batch_id=batch.id) if p.status != "cancelled"]
+    if work.origin == "ui":
+        return everything
+    return [p for p in everything if p.status in ("queued", "rendering")]
+
+
+def nothing_left(writer: PromptWriter) -> dg.MaterializeResult:
+    """Return the materialization of an attempt that found nothing to render."""
+    refused = {p: str(result.failure) for p, result in writer.results.items()}
+    said = "; ".join(refused.values()) or "An attempt before this one rendered everything."
+    return dg.MaterializeResult(
+        metadata={"pictures": 0, "result": said},
+        check_results=[
+            dg.AssetCheckResult(passed=not refused, check_name=COUNTS.name, description=said),
+            dg.AssetCheckResult(passed=True, check_name=NOT_BLANK.name),
+            dg.AssetCheckResult(passed=True, check_name=FINITE.name),
+        ],
+    )
 
 
 def weights_of(tune: Tune) -> TuneWeights:
@@ -184,13 +219,20 @@ def render_jobs(
         try:
             settings = merged(RenderSettings.model_validate(prompt.settings), changes)
             tune = weights_of(registry.get_tune(prompt.tune_id)) if prompt.tune_id else None
+            used = {tune.id: tune.key} if tune else {}
+
+            def find(name: str, used: dict[str, str] = used) -> TuneWeights:
+                found = weights_of(registry.get_tune(name))
+                used[found.id] = found.key
+                return found
+
             jobs.append(
                 make_job(
-                    prompt.id, prompt.text, settings, tune=tune,
-                    find_tune=lambda name: weights_of(registry.get_tune(name)),
+                    prompt.id, prompt.text, settings, tune=tune, find_tune=find,
                     recipe={"asked_base": prompt.base, "prompt_id": prompt.id},
                 )
             )  # fmt: skip
+            writer.uses(prompt.id, used)
         except Failure as failure:
             writer.refuse(prompt.id, failure)
     return jobs

@@ -13,12 +13,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
 from tunes_dagster import clock, decide
+from tunes_dagster.failures import Failure
 from tunes_dagster.launches import (
     JOB_OF_KIND,
     ORIGIN_TAG,
@@ -28,10 +29,13 @@ from tunes_dagster.launches import (
     run_config,
     run_is_alive,
 )
-from tunes_dagster.partitions import render_batches, tunes
+from tunes_dagster.partitions import campaigns_keys, render_batches, tunes
 from tunes_dagster.progress import Reporter, Silent
 from tunes_dagster.registry import Registry, open_registry
 from tunes_dagster.settings import Settings
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Campaign
 
 log = logging.getLogger(__name__)
 
@@ -156,3 +160,43 @@ def execute(definitions: dg.Definitions, instance: dg.DagsterInstance, launch: d
         log.debug("The run %s failed: %s", run_id, error)
         return False
     return True
+
+
+def run_campaign_job(
+    what: str,
+    campaign: Campaign,
+    date: str,
+    instance: dg.DagsterInstance,
+    *,
+    retry_failed: bool = True,
+    resource_overrides: dict[str, Any] | None = None,
+) -> None:
+    """Plan or report on one date of a campaign in this process, as its schedule and the sensor do.
+
+    Args:
+        what: `plan` or `report`.
+        campaign: Its row.
+        date: One of its partition keys.
+        instance: The Dagster instance.
+        retry_failed: For a plan: ask again for prompts of the date that failed.
+        resource_overrides: As for `build_defs`.
+
+    Raises:
+        Failure: Why it was refused.
+    """
+    from tunes_dagster.definitions import build_defs
+
+    definitions = build_defs(resource_overrides=resource_overrides, campaigns=[campaign])
+    job = definitions.resolve_job_def(f"{what}_{campaign.name}")
+    plan_key, _ = campaigns_keys(campaign.name)
+    config = {"ops": {plan_key.to_python_identifier(): {"config": {"retry_failed": retry_failed}}}}
+    try:
+        job.execute_in_process(
+            run_config=config if what == "plan" else None,
+            instance=instance,
+            partition_key=date,
+            tags={"tunes/campaign": campaign.name, "tunes/date": date, ORIGIN_TAG: "cli"},
+        )
+    except dg.Failure as failure:
+        cause = failure.__cause__
+        raise cause if isinstance(cause, Failure) else failure from failure

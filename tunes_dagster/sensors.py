@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
+from assets.names import Group
 from resources import CatalogResource, NotifierResource, RegistryResource, StoreResource
 from tunes_dagster import clock, decide
 from tunes_dagster.failures import Failure
 from tunes_dagster.launches import cancel_what_people_cancelled, give_up_runs, request_for, run_is_alive
-from tunes_dagster.partitions import render_batches, tunes
-from tunes_dagster.registry import Registry
+from tunes_dagster.partitions import campaigns_keys, render_batches, tunes
+from tunes_dagster.registry import Campaign, CampaignDate, Registry
 from tunes_dagster.settings import Settings, get_settings
 
 # The daemon looks every 5 s; a smaller interval means "each time".
@@ -208,6 +209,41 @@ def stuck_work(context: dg.SensorEvaluationContext, registry: RegistryResource) 
         context.log.warning(f"{one.work.kind} of {one.work.subject_id}: {one.reason}")
     return dg.SkipReason(
         f"{len(stuck)} attempts were lost, {cancelled} cancelled." if stuck or cancelled else "All is well."
+    )
+
+
+def finished_campaigns_sensor(names: Sequence[str]) -> dg.SensorDefinition:
+    """Return the sensor that asks for the report of each campaign date whose prompts have all ended.
+
+    Args:
+        names: Campaigns of this code location; a newer one is reported on once the location was reloaded.
+    """
+
+    @dg.sensor(
+        name="finished_campaigns",
+        minimum_interval_seconds=10,
+        default_status=RUNNING,
+        asset_selection=dg.AssetSelection.groups(Group.CAMPAIGNS),
+        description="Makes the report of a campaign date when all of its prompts have ended.",
+    )
+    def finished_campaigns(registry: RegistryResource) -> dg.SensorResult:
+        """Ended prompts → campaign_report."""
+        due = registry.open().due_reports(names)
+        if not due:
+            return dg.SensorResult(skip_reason="No campaign date has finished.")
+        return dg.SensorResult(run_requests=[report_request(campaign, date) for campaign, date in due])
+
+    return finished_campaigns
+
+
+def report_request(campaign: Campaign, date: CampaignDate) -> dg.RunRequest:
+    """Return the request for the report of a date."""
+    _, report_key = campaigns_keys(campaign.name)
+    return dg.RunRequest(
+        run_key=f"{date.id}:{date.updated_at:%Y%m%d%H%M%S}:{date.report_attempt}",
+        asset_selection=[report_key],
+        partition_key=date.date,
+        tags={"tunes/campaign": campaign.name, "tunes/date": date.date, "tunes/origin": "sensor"},
     )
 
 

@@ -8,7 +8,11 @@ import sys
 
 import dagster as dg
 
-from tunes_dagster.definitions import build_defs, defs
+from tunes_dagster.definitions import build_defs
+from tunes_dagster.registry import Campaign
+
+# Without the campaigns that the installation on this machine may have.
+defs = build_defs(campaigns=[])
 
 LOAD = """
 import json, sys, time
@@ -45,7 +49,7 @@ def spec_of(asset: dg.AssetsDefinition) -> dict:
             {type(asset.get_partition_mapping(d.asset_key)).__name__ for d in spec.deps}
             - {"NoneType", "IdentityPartitionMapping"}
         ),
-        "partitions": spec.partitions_def.name,
+        "partitions": getattr(spec.partitions_def, "name", None),
         "group": spec.group_name,
         "kinds": sorted(spec.kinds),
         "owners": list(spec.owners),
@@ -87,9 +91,35 @@ GRAPH = {
 }  # fmt: skip
 
 
+CAMPAIGN = {
+    "campaign_plan/looks": {
+        "deps": ["lora"], "mapping": ["AllPartitionMapping"], "partitions": None, "group": "campaigns",
+        "kinds": ["pandas", "python"], "owners": ["team:rendering"], "pool": None,
+        "checks": ["cost_within_cap!", "every_tune_is_usable", "file_is_valid"],
+    },
+    "campaign_report/looks": {
+        "deps": ["campaign_plan/looks", "renders"], "mapping": ["AllPartitionMapping"], "partitions": None,
+        "group": "campaigns", "kinds": ["csv", "html", "pillow"], "owners": ["team:rendering"], "pool": None,
+        "checks": ["nothing_missing"],
+    },
+}  # fmt: skip
+
+
 def test_the_asset_graph_is_as_designed():
     found = {asset.key.to_user_string(): spec_of(asset) for asset in defs.assets}
     assert found == GRAPH
+
+
+def test_a_campaign_adds_its_plan_and_its_report():
+    row = Campaign(
+        id="campaign_1", name="looks", cron="0 7 * * 1", timezone="UTC", starts="2026-03-02", state="good",
+        account_id="local", definition={}, problems={},
+    )  # fmt: skip
+    more = build_defs(campaigns=[row])
+    found = {asset.key.to_user_string(): spec_of(asset) for asset in more.assets}
+    assert found == {**GRAPH, **CAMPAIGN}
+    assert {job.name for job in more.jobs} >= {"plan_looks", "report_looks"}
+    assert all(check.description for asset in more.assets for check in asset.check_specs)
 
 
 def test_everything_has_a_description():
@@ -105,7 +135,7 @@ def test_everything_has_a_description():
 def test_sensors_and_schedules_run_by_default():
     assert {sensor.name for sensor in defs.sensors} == {
         "new_datasets", "queued_tunes", "prepared_tunes", "trained_tunes", "queued_prompts",
-        "due_callbacks", "stuck_work",
+        "due_callbacks", "stuck_work", "finished_campaigns",
     }  # fmt: skip
     assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in defs.sensors)
     assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in defs.schedules)

@@ -154,7 +154,7 @@ def _prepared(
     return {
         "line": row.line, "template": text, "tune": [one.id if one else None for one in tunes], "size": sizes,
         "seed": seeds, "variables": variables, "settings": checked, "base": row.cells.get("base"),
-        "combinations": prod(lengths),
+        "label": row.cells.get("label"), "combinations": prod(lengths),
     }  # fmt: skip
 
 
@@ -305,7 +305,10 @@ def _collect(
         variables = {name[4:]: row[name] for name in names if isinstance(row[name], str)}
         tune = subjects.get(row["tune"]) if isinstance(row["tune"], str) else None
         text, used = filled(row["template"], variables, tune.words if tune else {})
-        settings = _sized(row["settings"], row["size"])
+        used["label"] = (row["label"] if isinstance(row["label"], str) else None) or _label(
+            row["template"], variables
+        )
+        settings = dict(_sized(row["settings"], row["size"]))
         mark = repr((row["tune"], text, sorted(settings.items()), row["seed"]))
         if mark in seen:
             done.problems.append(
@@ -341,6 +344,13 @@ def filled(
         return word
 
     return " ".join(_VARIABLE.sub(value, template).split()), used
+
+
+def _label(template: str, variables: Mapping[str, str]) -> str:
+    """Return what a prompt is called in reports, the same for all tunes: without what each tune says of itself."""
+    return " ".join(
+        _VARIABLE.sub(lambda match: variables.get(spelled(match.group(1)), "…"), template).split()
+    )
 
 
 def drawn_seed(*words: str) -> int:

@@ -28,7 +28,7 @@ COLUMNS = {
     "seed": "seeds", "seeds": "seeds",
     "images": "num_images", "pictures": "num_images", "number": "num_images", "num_images": "num_images",
     "negative": "negative_prompt", "guidance": "guidance_scale", "cfg": "guidance_scale", "sampler": "scheduler",
-    "base": "base",
+    "base": "base", "label": "label", "name": "label",
 }  # fmt: skip
 SETTINGS = frozenset(RenderSettings.model_fields) - {"seed"}
 KNOWN = frozenset(COLUMNS.values()) | SETTINGS

@@ -235,9 +235,15 @@ class CampaignQueries(Database):
             return list(session.scalars(select(Tune).where(waiting).order_by(Tune.number)))
 
     def due_reports(
-        self, now: datetime | None = None, limit: int = 25
+        self, names: Sequence[str], now: datetime | None = None, limit: int = 25
     ) -> list[tuple[Campaign, CampaignDate]]:
-        """Return finished dates whose report nobody has been asked for, and take note that somebody is now."""
+        """Return finished dates whose report nobody was asked for, and take note that somebody is now.
+
+        Args:
+            names: Campaigns that may be reported on.
+            now: The time.
+            limit: Most dates.
+        """
         now = now or self.now()
         still = exists().where(
             CampaignPrompt.date_id == CampaignDate.id, CampaignPrompt.prompt_id == Prompt.id,
@@ -249,6 +255,8 @@ class CampaignQueries(Database):
             .where(CampaignDate.status.in_(("planned", "finished")), ~still)
             .where(CampaignDate.report_asked_at.is_(None) | (CampaignDate.report_asked_at < patient))
             .where(CampaignDate.report_attempt < MAX_REPORTS)
+            .join(Campaign, Campaign.id == CampaignDate.campaign_id)
+            .where(Campaign.name.in_(names))
             .order_by(CampaignDate.planned_at)
             .limit(limit)
         )

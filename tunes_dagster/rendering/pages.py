@@ -42,6 +42,7 @@ th { font-weight:500; color:var(--soft); white-space:nowrap; }
 code { font:.85em ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { background:var(--card); border:1px solid var(--line); border-radius:8px; overflow-x:auto;
   padding:.6rem .9rem; margin:.2rem 0 .9rem; }
+a { color:var(--blue); }
 .bad { color:var(--bad); } .warn { color:var(--warn); }
 footer { margin-top:3rem; color:var(--soft); font-size:.8rem; }
 """
@@ -73,6 +74,7 @@ class Section:
         text: One paragraph.
         facts: Shown as a table of two columns; values are put in words by `str`.
         commands: What each command is for → the command, shown to be copied.
+        links: What a file is → its relative path.
         wide: Relative path of a sheet or a curve.
         figures: Shown as a grid.
     """
@@ -81,6 +83,7 @@ class Section:
     text: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
     commands: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
     wide: str = ""
     figures: Sequence[Figure] = ()
 
@@ -122,6 +125,9 @@ def _section(section: Section) -> str:
         parts.append(f"<table>{''.join(rows)}</table>")
     for purpose, command in section.commands.items():
         parts.append(f'<p class="soft">{escape(purpose)}</p><pre><code>{escape(command)}</code></pre>')
+    if section.links:
+        said = (f'<a href="{quote(path)}">{escape(name)}</a>' for name, path in section.links.items())
+        parts.append(f"<p>{' · '.join(said)}</p>")
     if section.wide:
         path = quote(section.wide)
         parts.append(
