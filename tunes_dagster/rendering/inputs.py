@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.rendering import denoise as dn
+from tunes_dagster.rendering.controls import control_map
+from tunes_dagster.rendering.sizes import enlarge
 from tunes_dagster.settings import Settings
 from tunes_dagster.store import Store
+
+if TYPE_CHECKING:
+    from tunes_dagster.rendering.aids import Aids
+    from tunes_dagster.training.families.base import LoadedBase
 
 # Keys that a request may name: what was uploaded, content by hash, and renders (whose ids cannot be guessed).
 _KEYS = ("uploads/", "blobs/", "batches/")
@@ -48,7 +60,7 @@ def keep_picture(value: str, name: str, settings: Settings, store: Store | None)
     return place.write_blob(data, ".png" if data.startswith(b"\x89PNG") else ".picture")
 
 
-def read_picture(value: str, store: Store, allow_hosts: list[str] | tuple[str, ...] = ()) -> Image.Image:
+def read_picture(value: str, store: Store, allow_hosts: Sequence[str] = ()) -> Image.Image:
     """Return a picture that a prompt names, as RGB.
 
     Args:
@@ -73,8 +85,53 @@ def read_picture(value: str, store: Store, allow_hosts: list[str] | tuple[str, .
         ) from error
 
 
-def _download(url: str, allow_hosts: list[str] | tuple[str, ...]) -> bytes:
+def _download(url: str, allow_hosts: Sequence[str]) -> bytes:
     from tunes_dagster.intake.fetch import Fetcher
 
     with tempfile.TemporaryDirectory() as folder, Fetcher(allow_hosts=tuple(allow_hosts)) as fetcher:
         return fetcher.fetch(url, Path(folder) / "input").path.read_bytes()
+
+
+class Inputs:
+    """The pictures that the prompts of a batch name, each read once.
+
+    Args:
+        store: Where keys lie.
+        aids: Says which hosts may be private and which ControlNets there are.
+    """
+
+    def __init__(self, store: Store, aids: Aids) -> None:
+        self._store, self._aids = store, aids
+        self._read: dict[str, Image.Image] = {}
+
+    def picture(self, value: str) -> Image.Image:
+        """Return a picture by URL or key."""
+        if value not in self._read:
+            self._read[value] = read_picture(value, self._store, self._aids.allow_hosts)
+        return self._read[value]
+
+    def given(self, picture: dn.Picture, settings: RenderSettings, base: LoadedBase) -> dn.Picture:
+        """Return a picture with what its settings give it to start from, at the size it is rendered at.
+
+        Raises:
+            Failure: When a picture cannot be read, or a ControlNet is not there.
+        """
+        if settings.input_image is None:
+            return picture
+        shape = picture.shape
+        image = enlarge(self.picture(settings.input_image), shape.width, shape.height)
+        pixels = np.asarray(image)
+        if settings.controlnet is not None:
+            branch = self._aids.control_branch(settings.controlnet, base.entry.family)
+            shape = replace(shape, control=branch)
+            seen = np.asarray(control_map(settings.controlnet, image))
+            picture = replace(picture, control=seen, control_scale=settings.controlnet_conditioning_scale)
+        if settings.controlnet_txt2img:
+            return replace(picture, shape=shape)
+        strength = 0.8 if settings.denoising_strength is None else settings.denoising_strength
+        mask = None
+        if settings.mask_image is not None:
+            grey = enlarge(self.picture(settings.mask_image), shape.width, shape.height).convert("L")
+            mask = (np.asarray(grey, np.float32) / 255 >= 0.5).astype(np.float32)
+        shape = replace(shape, strength=strength, masked=mask is not None)
+        return replace(picture, shape=shape, start=pixels, mask=mask)

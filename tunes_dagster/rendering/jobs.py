@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunes_dagster.failures import Failure
 from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering.loras import LoraUse
-from tunes_dagster.rendering.prompts import missing_token, parse_prompt
+from tunes_dagster.rendering.prompts import ParsedPrompt, missing_token, named_loras, parse_prompt
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class TuneWeights:
         key: Key in the store of its weights in diffusers layout.
         token: Its trigger word.
         class_name: Its class word.
+        characteristics: What `{{name}}` in a prompt stands for.
     """
 
     id: str
     key: str
     token: str = ""
     class_name: str = ""
+    characteristics: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def make_job(
     find_tune: Callable[[str], TuneWeights] | None = None,
     recipe: dict[str, Any] | None = None,
 ) -> RenderJob:
-    """Turn a prompt row into a job: take LoRA tags out of the text and look up what they name.
+    """Turn a prompt row into a job: take LoRA tags out of the text, look up what they name, fill in templates.
 
     Args:
         prompt_id: Id of the row.
@@ -121,13 +123,16 @@ def make_job(
     Raises:
         Failure: `INVALID_REQUEST` for what `parse_prompt` refuses, and what `find_tune` raises.
     """
-    parsed = parse_prompt(text)
+    weights = {name: find_tune(name) if find_tune else TuneWeights(name, name) for name in named_loras(text)}
+    known: dict[str, str] = {}
+    for one in reversed([*([tune] if tune else []), *weights.values()]):
+        known.update(one.characteristics)
+    parsed = parse_prompt(text, known) if text else ParsedPrompt("")
     chosen: dict[str, tuple[TuneWeights, float]] = {}
     if tune is not None:
         chosen[tune.id] = (tune, settings.lora_scale)
     for name, scale in parsed.loras:
-        named = find_tune(name) if find_tune else TuneWeights(name, name)
-        chosen[named.id] = (named, scale)
+        chosen[weights[name].id] = (weights[name], scale)
     warnings = [missing_token(parsed.text, t.token, t.class_name) for t, _ in chosen.values()]
-    uses = [LoraUse(weights.key, scale, weights.id) for weights, scale in chosen.values()]
+    uses = [LoraUse(one.key, scale, one.id) for one, scale in chosen.values()]
     return RenderJob(prompt_id, parsed.text, settings, uses, recipe or {}, [w for w in warnings if w])

@@ -7,30 +7,31 @@ written while the next ones are computed. What goes wrong with one prompt ends t
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib import metadata
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-import tunes_dagster
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.progress import Phase, Reporter
 from tunes_dagster.recipe import recipe_hash
 from tunes_dagster.rendering import denoise as dn
-from tunes_dagster.rendering import png
+from tunes_dagster.rendering import film, png, policy
+from tunes_dagster.rendering.aids import Aids
+from tunes_dagster.rendering.inputs import Inputs
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse
-from tunes_dagster.rendering.prompts import parse_prompt
+from tunes_dagster.rendering.prompts import has_weights, parse_prompt, without_weights
+from tunes_dagster.rendering.records import as_failure, batch_facts, not_finite, optional_settings
 from tunes_dagster.rendering.schedulers import check_scheduler, samplers_of
 from tunes_dagster.rendering.sizes import enlarge, rendered_size
+from tunes_dagster.rendering.styles import dressed
 from tunes_dagster.rendering.texts import TextCache, chunk_count, clip_encoders
+from tunes_dagster.rendering.treatments import Treated, Treatments, is_wanted
 from tunes_dagster.store import Store
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def render(
     on_done: Callable[[RenderResult], None] = lambda result: None,
     *,
     max_pictures: int | None = None,
+    aids: Aids | None = None,
 ) -> list[RenderResult]:
     """Render prompts of any tunes, sizes and settings on one base.
 
@@ -64,6 +66,7 @@ def render(
         report: Progress counts denoising steps of pictures; a cancel stops after the current step.
         on_done: Called in this thread, once per prompt, when its pictures are in the store or it has failed.
         max_pictures: Upper limit of pictures denoised at once; None lets memory decide.
+        aids: Models and rules beside the base; None has none of them.
 
     Returns:
         One result per prompt, in order.
@@ -72,7 +75,7 @@ def render(
         Cancelled: When asked for; prompts finished before were handed to `on_done`.
         Failure: `STORE_UNAVAILABLE` when pictures cannot be written.
     """
-    return _Batch(batch, base, store, out_prefix, report, on_done, max_pictures).run()
+    return _Batch(batch, base, store, out_prefix, report, on_done, max_pictures, aids or Aids()).run()
 
 
 @dataclass
@@ -102,7 +105,9 @@ class _Batch:
         report: Reporter,
         on_done: Callable[[RenderResult], None],
         max_pictures: int | None,
+        aids: Aids,
     ) -> None:
+        self.aids, self.inputs = aids, Inputs(store, aids)
         self.jobs, self.base, self.store = jobs, base, store
         self.prefix, self.report, self.on_done = out_prefix.rstrip("/"), report, on_done
         self.limit = max_pictures or 1 << 20
@@ -118,11 +123,11 @@ class _Batch:
         self.report.phase(Phase.LOADING, "reading the tunes' weights")
         network = self.base.denoiser
         self.shelf = LoraShelf(self.store, self.combinations, network)
-        self.facts = _facts(self.base)
+        self.facts = batch_facts(self.base)
         used: list[Combination] = []
         pictures = self._pictures(used)
         self._report_finished()
-        self.steps_total = sum(picture.shape.steps for picture in pictures)
+        self.steps_total = sum(picture.shape.steps_done for picture in pictures)
         tunes = len({use.key for combination in used for use in combination})
         self.report.phase(
             Phase.RENDERING, f"{len(pictures)} pictures of {len(self.jobs)} prompts over {tunes} tunes"
@@ -130,6 +135,9 @@ class _Batch:
         with ThreadPoolExecutor(_SAVERS, thread_name_prefix="save") as self.pool:
             try:
                 with self.shelf.attached(network, used) as bank:
+                    self.treatments = Treatments(
+                        self.base, self.aids, self.texts, bank, self.report.check_cancelled
+                    )
                     for group in _by_shape(pictures):
                         self._render_group(group, bank)
             finally:
@@ -144,24 +152,19 @@ class _Batch:
         pictures: list[dn.Picture] = []
         for index, job in enumerate(self.jobs):
             try:
-                shape, text = self._check(index, job)
+                first = self._check(index, job)
             except Failure as failure:
                 self._fail(index, failure)
                 continue
             combination = self.combinations[index]
             slot = slots.setdefault(combination, len(slots)) if combination else -1
-            assert job.settings.seed is not None and job.settings.guidance_scale is not None
             for number in range(job.settings.num_images):
-                pictures.append(
-                    dn.Picture(
-                        index, number, job.settings.seed + number, shape, job.settings.guidance_scale,
-                        text, job.settings.negative_prompt.strip(), slot,
-                    )
-                )  # fmt: skip
+                pictures.append(replace(first, number=number, seed=first.seed + number, slot=slot))
         used.extend(slots)
         return pictures
 
-    def _check(self, index: int, job: RenderJob) -> tuple[dn.Shape, str]:
+    def _check(self, index: int, job: RenderJob) -> dn.Picture:
+        """Return the first picture of a prompt, without its slot."""
         settings = job.settings
         unset = [name for name in ("seed", "steps", "guidance_scale", "width", "height")
                  if getattr(settings, name) is None]  # fmt: skip
@@ -172,6 +175,23 @@ class _Batch:
                 "Fill them with the base's defaults before rendering.",
             )
         assert settings.width and settings.height and settings.steps and settings.guidance_scale is not None
+        assert settings.seed is not None
+        text, negative = self._words(job)
+        if broken := self.shelf.failure(self.combinations[index]):
+            raise broken
+        width, height = rendered_size(
+            self.base.entry, settings.width, settings.height, self.base.size_multiple
+        )
+        scheduler, ignored = self._without_effect(job)
+        self.progress[index].warnings.extend([*job.warnings, *ignored, *self._left_out(text, negative)])
+        guided = self.base.is_guided(settings.guidance_scale)
+        chunks = chunk_count(self.base, text, negative if guided else "")
+        shape = dn.Shape(width, height, settings.steps, scheduler, guided, chunks)
+        plain = dn.Picture(index, 0, settings.seed, shape, settings.guidance_scale, text, negative, -1)
+        return self.inputs.given(plain, settings, self.base)
+
+    def _words(self, job: RenderJob) -> tuple[str, str]:
+        """Return the prompt and the negative prompt as the encoders get them."""
         parsed = parse_prompt(job.text)
         if parsed.loras:
             raise Failure(
@@ -179,17 +199,19 @@ class _Batch:
                 f"The LoRA {parsed.loras[0][0]!r} in the text of prompt {job.prompt_id} was not looked up.",
                 "Make jobs with `make_job`, which takes tags out of the text.",
             )
-        if broken := self.shelf.failure(self.combinations[index]):
-            raise broken
-        width, height = rendered_size(
-            self.base.entry, settings.width, settings.height, self.base.size_multiple
-        )
-        scheduler, ignored = self._without_effect(job)
-        self.progress[index].warnings.extend([*job.warnings, *ignored, *self._left_out(parsed.text, job)])
-        guided = self.base.is_guided(settings.guidance_scale)
-        chunks = chunk_count(self.base, parsed.text, settings.negative_prompt.strip() if guided else "")
-        shape = dn.Shape(width, height, settings.steps, scheduler, guided, chunks)
-        return shape, parsed.text
+        text, negative = dressed(parsed.text, job.settings)
+        policy.check_text(text, self.aids.rules)
+        if not clip_encoders(self.base):
+            if has_weights(text):
+                raise Failure(
+                    FailureCode.INVALID_REQUEST,
+                    f"Weighted text is not understood by {self.base.entry.branch!r}.",
+                    "Say it in words, or write \\( and \\) for parentheses.",
+                )
+            text, negative = without_weights(text), without_weights(negative)
+        if self.base.guidance != "classifier-free":
+            negative = ""
+        return text, negative
 
     def _without_effect(self, job: RenderJob) -> tuple[str | None, list[str]]:
         """Return the sampler that is used, and a warning for each setting that this base cannot follow."""
@@ -205,11 +227,11 @@ class _Batch:
             warnings.append("The negative prompt has no effect: this base was distilled to do without one.")
         return scheduler, warnings
 
-    def _left_out(self, text: str, job: RenderJob) -> list[str]:
+    def _left_out(self, text: str, negative: str) -> list[str]:
         """Return a warning for each text that is longer than the text encoders read."""
         if clip_encoders(self.base):
             return []  # they read texts of any length, in chunks
-        texts = {"prompt": text, "negative prompt": job.settings.negative_prompt.strip()}
+        texts = {"prompt": text, "negative prompt": negative}
         ends = {what: self.base.text_left_out(words) for what, words in texts.items() if words}
         return [
             f"The {what} is too long for this base, which did not see its end: {end!r}."
@@ -233,19 +255,21 @@ class _Batch:
         """Render pictures together; what fails is halved until the culprit is alone."""
         done_before = self.steps_done
         try:
-            latents = dn.denoise(self.base, pictures, self.texts, bank, self._on_step)
+            branch = pictures[0].shape.control
+            steer = (self.aids.control(branch, self.base),) if branch else ()
+            latents = dn.denoise(self.base, pictures, self.texts, bank, self._on_step, *steer)
             self._decode_and_save(pictures, latents)
             return
         except Exception as error:
             if isinstance(error, Failure) and error.code == FailureCode.CANCELLED:
                 raise
-            failure = _as_failure(error)
+            failure = as_failure(error)
         # Outside of the handler, so that the traceback no longer holds the tensors.
         self.steps_done = done_before
         if failure.code == FailureCode.OUT_OF_MEMORY:
             dn.release_memory(self.base)
         if len(pictures) == 1:
-            self.steps_done += pictures[0].shape.steps
+            self.steps_done += pictures[0].shape.steps_done
             self._fail(pictures[0].job, failure, pictures[0].number)
             return
         half = (len(pictures) + 1) // 2
@@ -272,10 +296,10 @@ class _Batch:
                 continue
             start += len(some)
             for picture, array, good in zip(some, *decoded, strict=True):
-                if good:
-                    self.saving.append((picture, self.pool.submit(self._save, picture, array, self.tiled)))
-                else:
-                    self._fail(picture.job, _not_finite(picture), picture.number)
+                if not good:
+                    self._fail(picture.job, not_finite(picture), picture.number)
+                elif (treated := self._treated(picture, array)) is not None:
+                    self.saving.append((picture, self.pool.submit(self._save, picture, treated, self.tiled)))
 
     def _decode(self, latents: Any) -> tuple[np.ndarray, list[bool]] | None:
         """Decode, or return None when memory ran out and a smaller part, or tiles, may still do."""
@@ -293,15 +317,48 @@ class _Batch:
                 )
         return None
 
-    def _save(self, picture: dn.Picture, pixels: np.ndarray, tiled: bool) -> RenderedImage:
-        """Enlarge, describe and write one picture; runs in a thread of its own."""
+    def _treated(self, picture: dn.Picture, pixels: np.ndarray) -> Treated | None:
+        """Return a picture after everything that needs a model; None when that failed, or it may not be shown."""
+        settings = self.jobs[picture.job].settings
+        try:
+            wanted = is_wanted(settings)
+            done = (
+                self.treatments.apply(picture, pixels, settings)
+                if wanted
+                else Treated(Image.fromarray(pixels))
+            )
+            checker = self.aids.checker(self.base)
+            if checker is not None and checker.unsafe([done.image])[0]:
+                raise policy.blocked(policy.SAFETY_RULE, "A picture")
+        except Exception as error:
+            failure = as_failure(error)
+            if failure.code == FailureCode.CANCELLED:
+                raise
+            if failure.code == FailureCode.OUT_OF_MEMORY:
+                dn.release_memory(self.base)
+            self._fail(picture.job, failure, picture.number)
+            return None
+        self.progress[picture.job].warnings.extend(
+            one for one in done.warnings if one not in self.progress[picture.job].warnings
+        )
+        return done
+
+    def _save(self, picture: dn.Picture, done: Treated, tiled: bool) -> RenderedImage:
+        """Enlarge, grade, describe and write one picture; runs in a thread of its own."""
         job = self.jobs[picture.job]
-        assert job.settings.width and job.settings.height
-        image = enlarge(Image.fromarray(pixels), job.settings.width, job.settings.height)
-        recipe = self._recipe(picture, tiled)
+        settings = job.settings
+        assert settings.width and settings.height
+        factor = 4 if settings.super_resolution else 1
+        image = enlarge(done.image, settings.width * factor, settings.height * factor)
+        if settings.color_grading:
+            image = film.grade(image, settings.color_grading)
+        if settings.film_grain:
+            image = film.grain(image, picture.seed)
+        recipe = self._recipe(picture, tiled, done.notes)
         key = f"{self.prefix}/{job.prompt_id}-{picture.seed}.png"
         data = png.png_bytes(image, recipe)
         self.store.write_bytes(key, data)
+        pixels = np.asarray(done.image)
         return RenderedImage(
             key=key,
             seed=picture.seed,
@@ -314,7 +371,7 @@ class _Batch:
             deviation=round(float(pixels.reshape(-1, 3).std(axis=0).max()), 3),
         )
 
-    def _recipe(self, picture: dn.Picture, tiled: bool) -> dict[str, Any]:
+    def _recipe(self, picture: dn.Picture, tiled: bool, notes: dict[str, Any]) -> dict[str, Any]:
         """Return everything that decides this picture, with the hash of that, and what is worth knowing."""
         job = self.jobs[picture.job]
         deciding: dict[str, Any] = {
@@ -333,11 +390,16 @@ class _Batch:
                 {"id": use.id or use.key, "sha256": self.shelf.sha256(use), "scale": use.scale}
                 for use in self.combinations[picture.job]
             ],
+            **optional_settings(job.settings),
         }
+        if picture.start is not None:
+            deciding["input_sha256"] = hashlib.sha256(picture.start.tobytes()).hexdigest()
         if tiled:
             deciding["tiled_decoding"] = True  # seams are blended, so pixels differ a little
         # What the caller adds says where a picture comes from and does not change it, so it is not hashed.
         recipe = {**job.recipe, **deciding, "recipe_hash": recipe_hash(deciding)}
+        if notes:
+            recipe["treatment"] = notes
         if self.progress[picture.job].warnings:
             recipe["warnings"] = self.progress[picture.job].warnings
         return recipe
@@ -391,51 +453,3 @@ def _by_shape(pictures: Iterable[dn.Picture]) -> list[list[dn.Picture]]:
     for picture in pictures:
         groups[picture.shape].append(picture)
     return [sorted(group, key=lambda picture: picture.slot) for group in groups.values()]
-
-
-def _as_failure(error: Exception) -> Failure:
-    if isinstance(error, Failure):
-        return error
-    if dn.is_out_of_memory(error):
-        return Failure(
-            FailureCode.OUT_OF_MEMORY,
-            "Memory ran out while rendering this picture alone.",
-            "Ask for a smaller size, or render on a device with more memory.",
-        )
-    return Failure(
-        FailureCode.RENDER_FAILED,
-        f"Rendering stopped with {type(error).__name__}: {error}.",
-        "Try other settings; if it happens again, report it with the recipe.",
-    )
-
-
-def _not_finite(picture: dn.Picture) -> Failure:
-    return Failure(
-        FailureCode.RENDER_FAILED,
-        f"The picture with seed {picture.seed} came out as numbers that are not finite.",
-        "Lower the strength of the LoRA or the guidance; in float16, use bfloat16 or float32.",
-    )
-
-
-def _facts(base: LoadedBase) -> dict[str, Any]:
-    """Return the part of the recipe that all pictures of a batch share."""
-    entry = base.entry
-    return {
-        "base": {
-            "branch": entry.branch,
-            "repo_id": entry.repo_id,
-            "revision": entry.revision,
-            "fingerprint": base.fingerprint(),
-            "scheduler": type(base.pipeline().scheduler).__name__,
-        },
-        "code": tunes_dagster.__version__,
-        "libraries": _library_versions(),
-        "device": base.device.type,
-        "dtype": str(base.dtype).removeprefix("torch."),
-    }
-
-
-@lru_cache(maxsize=1)
-def _library_versions() -> dict[str, str]:
-    names = ("torch", "diffusers", "transformers", "pillow")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

@@ -60,7 +60,9 @@ class TextCache:
 
     def encode(self, texts: Sequence[str]) -> None:
         """Encode those texts of one chunk that are not known yet, many at a time."""
-        new = [text for text in dict.fromkeys(texts) if (text, 1) not in self._known and not has_weights(text)]
+        new = [
+            text for text in dict.fromkeys(texts) if (text, 1) not in self._known and not has_weights(text)
+        ]
         for start in range(0, len(new), self._rows):
             some = new[start : start + self._rows]
             encoded = self._base.encode_text([without_weights(text) for text in some])

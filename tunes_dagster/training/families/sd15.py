@@ -73,5 +73,6 @@ class Sd15Base(UnetBase):
     ) -> torch.Tensor:
         """See `LoadedBase.predict`."""
         return self.denoiser(
-            noisy, timesteps, encoder_hidden_states=conditioning["hidden"], return_dict=False
+            noisy, timesteps, encoder_hidden_states=conditioning["hidden"], return_dict=False,
+            **self.steering(conditioning),
         )[0]  # fmt: skip

@@ -110,5 +110,5 @@ class SdxlBase(UnetBase):
         added = {"text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"]}
         return self.denoiser(
             noisy, timesteps, encoder_hidden_states=conditioning["hidden"], added_cond_kwargs=added,
-            return_dict=False,
+            return_dict=False, **self.steering(conditioning),
         )[0]  # fmt: skip

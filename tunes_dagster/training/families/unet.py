@@ -129,6 +129,17 @@ class UnetBase(LoadedBase):
             pixels = vae.decode(latents / scale + centre).sample
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
+    @staticmethod
+    def steering(conditioning: Conditioning) -> dict[str, Any]:
+        """Return the UNet's arguments for a ControlNet's residuals, which travel as `control.0` …, `control.mid`."""
+        if "control.mid" not in conditioning:
+            return {}
+        count = sum(name.startswith("control.") for name in conditioning) - 1
+        return {
+            "down_block_additional_residuals": tuple(conditioning[f"control.{i}"] for i in range(count)),
+            "mid_block_additional_residual": conditioning["control.mid"],
+        }
+
     def draw_timesteps(self, uniform: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """See `LoadedBase.draw_timesteps`: uniform over the integers, as Stable Diffusion was trained."""
         return (uniform * self.train_timesteps).long().clamp_(0, self.train_timesteps - 1)
@@ -177,11 +188,18 @@ class UnetBase(LoadedBase):
         import torch
         from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 
-        converted = convert_state_dict_to_kohya(dict(adapter))
-        return {
+        from tunes_dagster.training.adapters import split_magnitudes
+
+        plain = {key: value for key, value in adapter.items() if ".lora_magnitude_vector" not in key}
+        converted = convert_state_dict_to_kohya(plain)
+        layout = {
             key: torch.tensor(float(value)) if key.endswith(".alpha") else value.contiguous()
             for key, value in converted.items()
         }
+        for name, magnitude in split_magnitudes(adapter).items():
+            # ComfyUI divides it by a column of norms; diffusers takes any shape of these numbers for a linear layer.
+            layout[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = magnitude.contiguous()
+        return layout
 
     def forward_bytes(self, width: int, height: int) -> int:
         """See `LoadedBase.forward_bytes`."""

@@ -1,0 +1,80 @@
+"""What a picture's file says of how it was made, and the words for what went wrong with one."""
+
+from __future__ import annotations
+
+import platform
+from functools import lru_cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import tunes_dagster
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.rendering import denoise as dn
+
+if TYPE_CHECKING:
+    from tunes_dagster.training.families.base import LoadedBase
+
+# Settings that change a picture only when they are used; recipes of pictures without them stay as they are.
+_OPTIONAL = (
+    "style", "color_grading", "film_grain", "input_image", "mask_image", "denoising_strength", "controlnet",
+    "controlnet_conditioning_scale", "controlnet_txt2img", "super_resolution", "hires_fix", "inpaint_faces",
+    "face_correct", "face_height", "composition", "random_face", "num_frames", "fps",
+)  # fmt: skip
+
+
+def optional_settings(settings: RenderSettings) -> dict[str, Any]:
+    """Return the settings that were used beyond those that every picture has."""
+    fields = RenderSettings.model_fields
+    used = {name: getattr(settings, name) for name in _OPTIONAL}
+    return {name: value for name, value in used.items() if value != fields[name].default}
+
+
+def as_failure(error: Exception) -> Failure:
+    """Return the failure that an error while rendering one picture means."""
+    if isinstance(error, Failure):
+        return error
+    if dn.is_out_of_memory(error):
+        return Failure(
+            FailureCode.OUT_OF_MEMORY,
+            "Memory ran out while rendering this picture alone.",
+            "Ask for a smaller size, or render on a device with more memory.",
+        )
+    return Failure(
+        FailureCode.RENDER_FAILED,
+        f"Rendering stopped with {type(error).__name__}: {error}.",
+        "Try other settings; if it happens again, report it with the recipe.",
+    )
+
+
+def not_finite(picture: dn.Picture) -> Failure:
+    """Return the failure of a picture whose numbers are not finite."""
+    return Failure(
+        FailureCode.RENDER_FAILED,
+        f"The picture with seed {picture.seed} came out as numbers that are not finite.",
+        "Lower the strength of the LoRA or the guidance; in float16, use bfloat16 or float32.",
+    )
+
+
+def batch_facts(base: LoadedBase) -> dict[str, Any]:
+    """Return the part of the recipe that all pictures of a batch share."""
+    entry = base.entry
+    return {
+        "base": {
+            "branch": entry.branch,
+            "repo_id": entry.repo_id,
+            "revision": entry.revision,
+            "fingerprint": base.fingerprint(),
+            "scheduler": type(base.pipeline().scheduler).__name__,
+        },
+        "code": tunes_dagster.__version__,
+        "libraries": _library_versions(),
+        "device": base.device.type,
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }
+
+
+@lru_cache(maxsize=1)
+def _library_versions() -> dict[str, str]:
+    names = ("torch", "diffusers", "transformers", "pillow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
