@@ -34,6 +34,7 @@ class Settings(BaseSettings):
         safety_checker: Check pictures with the catalog's safety checker when it is installed.
         heartbeat_seconds: How often running work says that it is alive.
         lost_after_seconds: Silence after which running work counts as lost.
+        ui_url: Address of the Dagster UI, which is asked to reload when campaigns change; empty asks nobody.
         max_attempts: Attempts of one piece of work before it fails for good.
         retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
         report_checkpoints: Checkpoints that a report card scores; 0 scores nothing.
@@ -63,6 +64,7 @@ class Settings(BaseSettings):
     safety_checker: bool = True
     heartbeat_seconds: float = 5.0
     lost_after_seconds: float = 60.0
+    ui_url: str = "http://127.0.0.1:3000"
     max_attempts: int = Field(default=3, ge=1)
     retry_backoff: tuple[float, ...] = (5.0, 30.0, 120.0)
     report_checkpoints: int = Field(default=3, ge=0, le=20)

@@ -328,7 +328,7 @@ class _Writer:
 
     def _parquet(self, frame: Any) -> str | None:
         try:
-            import pyarrow  # type: ignore[import-not-found]  # noqa: F401
+            import pyarrow  # noqa: F401
         except ImportError:
             return None
         buffer = io.BytesIO()
@@ -380,8 +380,8 @@ class _Writer:
             figures = [self._figure(line) for line in some[:left]]
             left -= len(figures)
             links = {"contact sheet": path(by_tune[tune])} if tune in by_tune else {}
-            said = f"{len(some) - len(figures):,} more are in the table." if len(some) > len(figures) else ""
-            sections.append(Section(f"Tune: {tune}", text=said, links=links, figures=figures))
+            more = f"{len(some) - len(figures):,} more are in the table." if len(some) > len(figures) else ""
+            sections.append(Section(f"Tune: {tune}", text=more, links=links, figures=figures))
         return sections
 
     def _figure(self, line: Line) -> Figure:

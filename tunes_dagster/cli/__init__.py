@@ -11,7 +11,19 @@ from collections.abc import Sequence
 
 import typer
 
-from tunes_dagster.cli import bases, callbacks, captions, demo, doctor, gateway, making, plan, serving, tunes
+from tunes_dagster.cli import (
+    bases,
+    callbacks,
+    campaigns,
+    captions,
+    demo,
+    doctor,
+    gateway,
+    making,
+    plan,
+    serving,
+    tunes,
+)
 from tunes_dagster.failures import Failure, FailureCode
 
 # Codes that say that the command was wrong, as opposed to the work having failed.
@@ -43,6 +55,7 @@ app.command("status", rich_help_panel=_LATER)(tunes.status)
 app.command("cancel", rich_help_panel=_LATER)(tunes.cancel)
 app.command("delete", rich_help_panel=_LATER)(tunes.delete)
 app.command("export", rich_help_panel=_LATER)(tunes.export)
+app.add_typer(campaigns.app, name="campaign", rich_help_panel=_FIRST)
 app.add_typer(captions.app, name="captions", rich_help_panel=_LATER)
 app.add_typer(callbacks.app, name="callbacks", rich_help_panel=_LATER)
 app.command("serve", rich_help_panel=_MACHINE)(gateway.serve)

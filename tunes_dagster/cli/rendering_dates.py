@@ -1,0 +1,119 @@
+"""Renders one date of a campaign from the command line: plan it, have it rendered, report on it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.output import complain, escape, noise_to, say
+from tunes_dagster.cli.watching import Line, Watch, show_while, tune_line
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Campaign, CampaignDate
+
+# How long the daemon's sensor may take to ask for a report, before it is made here.
+_REPORT_SECONDS = 60.0
+_POLL_SECONDS = 0.5
+
+
+class DateWatch(Watch):
+    """Reads how far a date is, from one count of its prompts."""
+
+    def __init__(self, installation: Installation, campaign: Campaign, date_id: str) -> None:
+        super().__init__(installation.registry)
+        self.campaign, self.date_id = campaign, date_id
+
+    def _read(self) -> list[Line]:
+        counts = self.registry.date_counts(self.date_id)
+        open_ = sum(counts.get(status, 0) for status in ("waiting", "queued", "rendering"))
+        total = sum(counts.values())
+        said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+        status = "rendering" if open_ else "done"
+        first = Line(self.campaign.name, status, status, said, total - open_, total, None, over=not open_)
+        waits = self.registry.waited_for(self.date_id) if counts.get("waiting") else []
+        return [first, *(tune_line(tune) for tune in waits)]
+
+
+def render_date(installation: Installation, campaign: Campaign, date: str, wait: bool) -> int:
+    """Plan a date here, have it rendered by the daemon or here, and report on it; returns the exit code.
+
+    Raises:
+        Failure: Why its plan was refused.
+    """
+    from tunes_dagster.inprocess import daemon_is_alive, open_instance, run_campaign_job
+
+    registry, settings = installation.registry, installation.settings
+    instance = open_instance(settings)
+    log = settings.resolved_home / "logs" / "cli.log"
+    with noise_to(log):
+        run_campaign_job("plan", campaign, date, instance)
+    row = registry.get_date(campaign.id, date)
+    assert row is not None
+    say(
+        f"[bold]{escape(campaign.name)}[/] {date}: {row.plan['new']:,} prompts queued, "
+        f"{row.plan['kept']:,} are there already."
+    )
+    if row.message:
+        say(escape(row.message))
+    by_daemon = daemon_is_alive(instance)
+    if not wait:
+        if not by_daemon:
+            say(
+                "It is rendered when the daemon runs (`tunes dev`), or here: "
+                f"[bold]tunes campaign run {campaign.name} {date}[/]"
+            )
+        return 0
+    try:
+        _finish(installation, campaign, row, instance, by_daemon)
+    except KeyboardInterrupt:
+        say(f"\nWhat was rendered is kept. Go on with: [bold]tunes campaign run {campaign.name} {date}[/]")
+        raise
+    return _say_result(installation, campaign, date)
+
+
+def _finish(
+    installation: Installation, campaign: Campaign, row: CampaignDate, instance: Any, by_daemon: bool
+) -> None:
+    from tunes_dagster.inprocess import drive, run_campaign_job
+
+    registry, settings = installation.registry, installation.settings
+    watch = DateWatch(installation, campaign, row.id)
+    log = settings.resolved_home / "logs" / "cli.log"
+    if by_daemon:
+        say("[dim]The daemon is running and does the work; Ctrl-C stops the watching, not the work.[/]")
+        show_while(watch)
+        until = time.monotonic() + _REPORT_SECONDS
+        while time.monotonic() < until:
+            after = registry.get_date(campaign.id, row.date)
+            if after is not None and after.status == "reported":
+                return
+            time.sleep(_POLL_SECONDS)
+    else:
+
+        def work() -> None:
+            drive(settings, lambda: watch.over, registry=registry, instance=instance)
+
+        with noise_to(log):
+            show_while(watch, work)
+    with noise_to(log):
+        run_campaign_job("report", campaign, row.date, instance)
+
+
+def _say_result(installation: Installation, campaign: Campaign, date: str) -> int:
+    row = installation.registry.get_date(campaign.id, date)
+    assert row is not None
+    result = row.result
+    if row.report_key:
+        folder = row.report_key.rpartition("/")[0]
+        say(f"  page           {escape(installation.store.url(row.report_key))}")
+        say(f"  contact sheet  {escape(installation.store.url(f'{folder}/contact_sheet.png'))}")
+        say(f"  table          {escape(installation.store.url(f'{folder}/pictures.csv'))}")
+    if result.get("failed"):
+        complain(
+            f"{result['failed']} of {result['prompts']} prompts failed; {result['pictures']} pictures are there.",
+            f"Why: tunes campaign show {campaign.name} {date}. Once more: tunes campaign rerun {campaign.name} {date}",
+        )
+        return 1
+    say(f"{result.get('pictures', 0):,} pictures.")
+    return 0
