@@ -114,3 +114,52 @@ def test_samples_of_training_are_the_stock_pipeline_too(case):
         generator=torch.Generator("cpu").manual_seed(5), output_type="pt",
     ).images  # fmt: skip
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases") / "flux-dev"
+    return make_base("flux-dev", folder), stock_pipeline("flux-dev", folder)
+
+
+def test_another_sampler_of_a_flow_is_the_stock_one(dev, tmp_path):
+    import torch
+    from diffusers import DPMSolverMultistepScheduler
+
+    base, pipeline = dev
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+    store = Store(tmp_path / "store")
+    prompt = ("a red mug", "", 9, 3.0, {})
+    [result] = render([job(1, prompt, scheduler="dpm++2m")], base, store, "out", Silent())
+    expected = pipeline(
+        **CASES["flux-dev"].call("a red mug", "", 3.0), num_inference_steps=STEPS, width=WIDTH, height=HEIGHT,
+        generator=torch.Generator("cpu").manual_seed(9),
+    ).images[0]  # fmt: skip
+    assert psnr(picture(store, result.images[0]), expected) > 55
+    [plain] = render([job(1, prompt)], base, store, "plain", Silent())
+    assert psnr(picture(store, plain.images[0]), expected) < 50, "the samplers are too alike to tell"
+
+
+@pytest.mark.parametrize("scheduler", ["euler_a", "lcm"])
+def test_a_flow_picture_does_not_depend_on_its_batch(dev, tmp_path, scheduler):
+    base, _ = dev
+    store = Store(tmp_path / "store")
+    prompts = [("a red mug", "", 9, 3.0, {}), ("a dog", "", 5, 4.0, {})]
+    jobs = [job(i, prompt, scheduler=scheduler) for i, prompt in enumerate(prompts)]
+    together = render(jobs, base, store, "together", Silent())
+    alone = [render([one], base, store, f"alone{i}", Silent())[0] for i, one in enumerate(jobs)]
+    for one, two in zip(together, alone, strict=True):
+        assert one.failure is None
+        assert psnr(picture(store, one.images[0]), picture(store, two.images[0])) > 45
+
+
+def test_a_sampler_that_a_flow_does_not_have_is_replaced_and_said_so(dev, tmp_path):
+    base, _ = dev
+    store = Store(tmp_path / "store")
+    prompt = ("a red mug", "", 9, 3.0, {})
+    [asked] = render([job(1, prompt, scheduler="ddim")], base, store, "ddim", Silent())
+    [own] = render([job(1, prompt)], base, store, "own", Silent())
+    assert "'ddim' does not exist for this base" in asked.warnings[0]
+    assert asked.images[0].recipe_hash == own.images[0].recipe_hash
