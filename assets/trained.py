@@ -114,7 +114,6 @@ class Inspector:
 
 def answers(seen: Any) -> list[dg.AssetCheckResult]:
     """Return what was verified as the answers of `LORA_CHECKS`."""
-    furthest = max(seen.diffusers_difference, seen.kohya_difference)
     return [
         dg.AssetCheckResult(
             passed=seen.finite,
@@ -126,8 +125,11 @@ def answers(seen: Any) -> list[dg.AssetCheckResult]:
             passed=seen.loads,
             check_name=LOADS.name,
             asset_key=LORA,
-            description=f"Largest pixel difference {furthest:.2g}, allowed {seen.tolerance:g} (of 1).",
-            metadata={"diffusers": seen.diffusers_difference, "kohya": seen.kohya_difference},
+            description=f"Largest pixel difference {seen.furthest:.2g}, allowed {seen.tolerance:g} (of 1).",
+            metadata={
+                "diffusers": seen.diffusers_difference,
+                "kohya": "not read by diffusers" if seen.kohya_difference is None else seen.kohya_difference,
+            },
         ),
         dg.AssetCheckResult(
             passed=seen.differs,

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load
 
 from tests.training.conftest import Recorder
-from tunes_dagster.training import loop
-from tunes_dagster.training.adapters import split_state
+from tunes_dagster.training import loop, verify
+from tunes_dagster.training.adapters import attach, split_magnitudes, split_state
 from tunes_dagster.training.jobs import TuneResult
 
 
@@ -84,3 +84,69 @@ def test_a_continued_tune_of_another_shape_is_refused(base, store, make_job):
     job.recipe = {"continues": {"weights_key": first.weights_key}}
     (outcome,) = loop.train([job], base, store).values()
     assert "rank 4 on" in str(outcome)
+
+
+def test_a_dora_trains_resumes_and_renders_alike_in_stock_diffusers(base, store, make_job):
+    options = {"dora": True, "steps": 6, "checkpoint_every": 3, "alpha": 2}
+    (whole,) = trained(base, store, make_job("one", **options))
+    state = weights(store, whole)
+    magnitudes = split_magnitudes(state)
+    assert len(magnitudes) == len(split_state(state)) > 4
+    before = {name: torch.linalg.vector_norm(base.denoiser.get_submodule(name).weight.flatten(1), dim=1)
+              for name in magnitudes}  # fmt: skip
+    assert all((magnitudes[name].flatten() - before[name]).abs().max() > 1e-4 for name in magnitudes)
+    seen = verify.verify(whole.weights_key, whole.kohya_key, "a photo of ohwx woman", base, store)
+    assert seen.passed and seen.kohya_difference is None, seen
+    scales = [v for k, v in load(store.read_bytes(whole.kohya_key)).items() if k.endswith(".dora_scale")]
+    assert len(scales) == len(magnitudes) and all(scale.ndim in (2, 4) and scale.shape[1] == 1 for scale in scales)
+    job = make_job("one", report=Recorder(cancel_at=3), **options)
+    job.out_prefix = "tunes/again/lora/1"
+    loop.train([job], base, store)
+    again = make_job("one", **options)
+    again.out_prefix, again.resume_from = "tunes/again/lora/2", "tunes/again/lora"
+    (resumed,) = trained(base, store, again)
+    assert all(torch.equal(value, state[name]) for name, value in weights(store, resumed).items())
+
+
+def test_a_dora_learns_what_peft_learns(base64, store, make_job):
+    """One step: gradients of A, B and the magnitudes are those of peft's own DoRA layers."""
+    import copy
+
+    from peft import LoraConfig
+
+    bank = attach(base64.denoiser, names := base64.adapter_targets("all"), 1, 4, torch.float64, dora=True)
+    bank.initialise(0, 4, 8.0, names, torch.Generator().manual_seed(0), dora=True)
+    with torch.no_grad():
+        for _, _, up in bank.views(bank.values[0]):
+            up.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
+    bank.values.requires_grad_(True)
+    state = bank.state(0, folded=False)
+    noisy = torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    text = base64.with_size(base64.encode_text(["a dog", "a cat"]), 64, 64)
+    moments = torch.tensor([10, 500])
+    bank.assign([0, 0])
+    ours = base64.predict(noisy, moments, text)
+    ours.square().sum().backward()
+    gradient = bank.values.grad[0]
+    mine = {name: magnitude.clone() for name, magnitude in bank.magnitudes(gradient)}
+    mine_up = {name: up.clone() for name, _, up in bank.views(gradient)}
+    bank.detach()
+    unet = copy.deepcopy(base64.denoiser)
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=names, use_dora=True))
+    parameters = dict(unet.named_parameters())
+    with torch.no_grad():
+        for name, (a, b) in split_state(state).items():
+            parameters[f"{name}.lora_A.default.weight"].copy_(a)
+            parameters[f"{name}.lora_B.default.weight"].copy_(b.view_as(parameters[f"{name}.lora_B.default.weight"]))
+    unet.double()
+    stock = unet(
+        noisy, moments, encoder_hidden_states=text["hidden"],
+        added_cond_kwargs={"text_embeds": text["pooled"], "time_ids": text["time_ids"]},
+    ).sample  # fmt: skip
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-7)
+    stock.square().sum().backward()
+    for name in mine:
+        theirs = parameters[f"{name}.lora_magnitude_vector.default.weight"].grad.flatten()
+        torch.testing.assert_close(mine[name], theirs, rtol=1e-4, atol=1e-6)
+        up = parameters[f"{name}.lora_B.default.weight"].grad.flatten(1)
+        torch.testing.assert_close(mine_up[name], up, rtol=1e-4, atol=1e-6)

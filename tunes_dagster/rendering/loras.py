@@ -76,11 +76,17 @@ def read_weights(store: Store, key: str) -> Weights:
 
 
 def combine(states: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> dict[str, Tensor]:
-    """Return one LoRA that adds what several add, each at its scale; ranks are summed."""
+    """Return one LoRA that adds what several add, each at its scale; ranks are summed.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` when one of them is a DoRA.
+    """
     import torch
 
     from tunes_dagster.training.adapters import split_state
 
+    if impossible := _cannot_be_added(states):
+        raise impossible
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for state, scale in zip(states, scales, strict=True):
         for name, (a, b) in split_state(state).items():
@@ -90,6 +96,19 @@ def combine(states: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> 
         combined[f"{name}.lora_A.weight"] = torch.cat([a for a, _ in pairs], dim=0)
         combined[f"{name}.lora_B.weight"] = torch.cat([b for _, b in pairs], dim=1)
     return combined
+
+
+def _cannot_be_added(states: Sequence[Mapping[str, Tensor]]) -> Failure | None:
+    """Return why several adapters cannot be used together, or None."""
+    from tunes_dagster.training.adapters import split_magnitudes
+
+    if not any(split_magnitudes(state) for state in states):
+        return None
+    return Failure(
+        FailureCode.WEIGHTS_UNUSABLE,
+        "A DoRA scales the weights themselves and cannot be added to another LoRA.",
+        "Use it alone in a prompt.",
+    )
 
 
 class LoraShelf:
@@ -112,7 +131,10 @@ class LoraShelf:
 
     def failure(self, combination: Combination) -> Failure | None:
         """Return why a combination cannot be used, or None."""
-        return next((self.failures[use.key] for use in combination if use.key in self.failures), None)
+        broken = next((self.failures[use.key] for use in combination if use.key in self.failures), None)
+        if broken is None and len(combination) > 1:
+            return _cannot_be_added([self._weights[use.key].state for use in combination])
+        return broken
 
     def sha256(self, use: LoraUse) -> str:
         """Return the hash of a weights file."""

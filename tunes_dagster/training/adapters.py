@@ -16,134 +16,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.training.layers import LowRankLinear, Route, StackedLora
+from tunes_dagster.training.names import MAGNITUDE, split_magnitudes, split_state
+
+__all__ = [
+    "AdapterBank", "LowRankLinear", "Route", "StackedLora", "attach", "attached", "base_layer_names",
+    "split_magnitudes", "split_state",
+]  # fmt: skip
 
 # Parts of the buffer start at multiples of this many numbers, so that kernels can use vector loads.
 _ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class Route:
-    """How the rows of the current batch map to slots.
-
-    Attributes:
-        kind: `off` no row has an adapter; `single` all rows share one; `blocks` equally long runs of rows, one
-            slot each; `rows` anything else, also with rows that have none.
-        slots: What the working weights are gathered by: None for all in order, else slot numbers.
-        row_slots: For `rows`, the position of each row's slot among the working weights.
-        with_none: Whether an all-zero adapter follows the working weights, for rows that have none.
-    """
-
-    kind: Literal["off", "single", "blocks", "rows"]
-    slots: Tensor | None = None
-    row_slots: Tensor | None = None
-    with_none: bool = False
-
-
-class StackedLora(nn.Module):
-    """One frozen linear or convolution layer with one low-rank adapter per slot.
-
-    `down` is A `[slots, rank, in]` (`[slots, rank, in, kh, kw]` for convolutions), `up` is B `[slots, out, rank]`,
-    already multiplied by alpha / rank; both are set by the bank for each batch.
-    """
-
-    base: nn.Linear | nn.Conv2d
-
-    def __init__(self, base: nn.Linear | nn.Conv2d, bank: AdapterBank) -> None:
-        super().__init__()
-        self.base = base
-        # A tuple hides the bank from the module tree, which would otherwise contain itself.
-        self._bank = (bank,)
-        self.is_convolution = isinstance(base, nn.Conv2d)
-        weight = base.weight
-        self.down_shape = (bank.rank, *weight.shape[1:])
-        self.up_shape = (weight.shape[0], bank.rank)
-        self.down: Tensor | None = None
-        self.up: Tensor | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        """Answer for the wrapped layer (`weight`, `in_features` …), which library code may look at."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
-
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
-        """Return base(x) + B(A(x)) with each row's own A and B."""
-        route = self._bank[0].route
-        if route.kind == "off" or self.down is None or self.up is None:
-            return self.base(x, *args)
-        down, up = self.down, self.up
-        if route.kind == "rows":
-            down, up = down[route.row_slots], up[route.row_slots]
-        if self.is_convolution:
-            return self._add_convolution(x, self.base(x, *args), down, up)
-        grouped = x.reshape(len(down), -1, x.shape[-1])
-        out = LowRankLinear.apply(grouped, self.base.weight, self.base.bias, down, up)
-        return out.view(*x.shape[:-1], -1)
-
-    def _add_convolution(self, x: Tensor, out: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        base = self.base
-        assert isinstance(base, nn.Conv2d)
-        convolve = partial(F.conv2d, stride=base.stride, padding=base.padding, dilation=base.dilation)
-        groups, rows = len(down), len(x)
-        if groups == 1:
-            hidden = convolve(x, down.view(down.shape[1:]))
-            return out.add_(F.conv2d(hidden, up.view(*up.shape[1:], 1, 1)))
-        # A grouped convolution needs the groups side by side in the channels: [each, groups * in, h, w].
-        each = rows // groups
-        wide = x.view(groups, each, *x.shape[1:]).transpose(0, 1).reshape(each, -1, *x.shape[2:])
-        hidden = convolve(wide, down.flatten(0, 1), groups=groups)
-        hidden = hidden.view(each, groups, up.shape[-1], -1).transpose(0, 1)
-        return out.add_(torch.matmul(up.unsqueeze(1), hidden).reshape(out.shape))
-
-
-class LowRankLinear(torch.autograd.Function):
-    """A frozen linear layer and its adapters as one autograd node: eight matrix products and nothing else.
-
-    Autograd's own way needs a node for each view, transposition and sum: for a small model, whose products take
-    microseconds, these nodes are a good part of a step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
-        """Return x W' + b + (x A') B' for x `[groups, n, in]`, A `[groups, rank, in]`, B `[groups, out, rank]`."""
-        out = F.linear(x, weight, bias)
-        if len(x) == 1:
-            hidden = torch.mm(x[0], down[0].t()).unsqueeze(0)
-            out[0].addmm_(hidden[0], up[0].t())
-        else:
-            hidden = torch.bmm(x, down.transpose(1, 2))
-            out.baddbmm_(hidden, up.transpose(1, 2))
-        ctx.save_for_backward(x, weight, down, up, hidden)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
-        """Return the gradients of x, A and B."""
-        x, weight, down, up, hidden = ctx.saved_tensors
-        (grad,) = grads
-        grad_x = None
-        if len(x) == 1:
-            flat = grad[0]
-            inner = torch.mm(flat, up[0])
-            if ctx.needs_input_grad[0]:
-                grad_x = torch.mm(flat, weight).addmm_(inner, down[0]).unsqueeze(0)
-            grad_down = torch.mm(inner.t(), x[0]).unsqueeze(0)
-            return grad_x, None, None, grad_down, torch.mm(flat.t(), hidden[0]).unsqueeze(0)
-        inner = torch.bmm(grad, up)
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.matmul(grad, weight).baddbmm_(inner, down)
-        grad_down = torch.bmm(inner.transpose(1, 2), x)
-        return grad_x, None, None, grad_down, torch.bmm(grad.transpose(1, 2), hidden)
 
 
 class AdapterBank:
@@ -153,14 +42,22 @@ class AdapterBank:
         layers: Adapted layer by its name in the network.
         values: The flat buffer `[slots, size]`; the only leaf that gradients arrive at.
         scales: alpha / rank (times any strength) per slot, `[slots]`.
+        dora: Whether the buffer has a magnitude for each output of each layer; slots may be without all the same.
+        slot_dora: Whether the adapter in each slot is a DoRA.
         slot_ranks: Rank of what lies in each slot; 0 when it is empty.
         slot_layers: Names of the layers that the adapter in each slot has.
     """
 
     def __init__(
-        self, network: nn.Module, names: Sequence[str], slots: int, rank: int, dtype: torch.dtype
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        slots: int,
+        rank: int,
+        dtype: torch.dtype,
+        dora: bool = False,
     ) -> None:
-        self.network, self.slots, self.rank = network, slots, rank
+        self.network, self.slots, self.rank, self.dora = network, slots, rank, dora
         self.device = next(network.parameters()).device
         modules = dict(network.named_modules())
         # Inside another bank's while (samples during training) the outer layers are put aside.
@@ -179,6 +76,7 @@ class AdapterBank:
         self.route = Route("off")
         self._routes: dict[tuple[int, ...], Route] = {}
         self.slot_ranks = [0] * slots
+        self.slot_dora = [False] * slots
         self.slot_layers: list[list[str]] = [[] for _ in range(slots)]
         for name, layer in self.layers.items():
             _replace(network, name, layer)
@@ -186,10 +84,13 @@ class AdapterBank:
     def _lay_out(self, dtype: torch.dtype) -> None:
         shapes = [layer.down_shape for layer in self.layers.values()]
         shapes += [layer.up_shape for layer in self.layers.values()]
+        if self.dora:
+            shapes += [layer.up_shape[:1] for layer in self.layers.values()]
         self._shapes = shapes
         self._sizes = [math.prod(shape) for shape in shapes]
         self._padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in self._sizes]
         self._down_size = sum(self._padded[: len(self.layers)])
+        self._up_size = sum(self._padded[len(self.layers) : 2 * len(self.layers)])
         self.values = torch.zeros(self.slots, sum(self._padded), device=self.device, dtype=dtype)
         self.scales = torch.ones(self.slots, device=self.device, dtype=dtype)
 
@@ -204,6 +105,13 @@ class AdapterBank:
         views = [p[:n].view(shape) for p, n, shape in zip(pieces, self._sizes, self._shapes, strict=True)]
         yield from zip(self.layers, views, views[len(self.layers) :], strict=False)
 
+    def magnitudes(self, row: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield (layer, DoRA's magnitudes `[out]`) views of a row; nothing without DoRA."""
+        pieces = row.split(self._padded)[2 * len(self.layers) :]
+        sizes = self._sizes[2 * len(self.layers) :]
+        for name, piece, size in zip(self.layers, pieces, sizes, strict=False):
+            yield name, piece[:size]
+
     def _used(self, row: Tensor, slot: int) -> Iterator[Tensor]:
         """Yield the parts of a row that the slot's adapter uses, without padding."""
         rank, chosen = self.slot_ranks[slot], set(self.slot_layers[slot])
@@ -211,6 +119,8 @@ class AdapterBank:
             if name in chosen:
                 yield down[:rank]
                 yield up[:, :rank]
+        if self.slot_dora[slot]:
+            yield from (magnitude for name, magnitude in self.magnitudes(row) if name in chosen)
 
     def pack(self, row: Tensor, slot: int) -> Tensor:
         """Return the used numbers of a row (values, moments, EMA) as one vector that no padding enters."""
@@ -229,7 +139,13 @@ class AdapterBank:
             part.copy_(piece.view(part.shape))
 
     def initialise(
-        self, slot: int, rank: int, alpha: float, names: Sequence[str], generator: torch.Generator
+        self,
+        slot: int,
+        rank: int,
+        alpha: float,
+        names: Sequence[str],
+        generator: torch.Generator,
+        dora: bool = False,
     ) -> None:
         """Put a new adapter into a slot: A as peft initialises it (Kaiming uniform, a = √5), B zero.
 
@@ -239,6 +155,7 @@ class AdapterBank:
             alpha: The adapter is scaled by alpha / rank.
             names: The layers it has, among the bank's.
             generator: On the CPU, so that every device starts from the same numbers.
+            dora: It is a DoRA (Liu et al. 2024, arXiv 2402.09353), whose magnitudes start as those of the weights.
         """
         self.clear(slot)
         chosen = set(names)
@@ -247,15 +164,21 @@ class AdapterBank:
                 bound = 1 / math.sqrt(math.prod(down.shape[1:]))
                 fresh = torch.rand(rank, *down.shape[1:], generator=generator, dtype=torch.float64)
                 down[:rank] = (fresh.mul_(2).sub_(1).mul_(bound)).to(down)
-        self.occupy(slot, rank, alpha / rank, [name for name in self.layers if name in chosen])
+        if dora:
+            for name, magnitude in self.magnitudes(self.values.detach()[slot]):
+                if name in chosen:
+                    weight = self.layers[name].base.weight.detach().flatten(1)
+                    magnitude.copy_(torch.linalg.vector_norm(weight.to(magnitude.dtype), dim=1))
+        self.occupy(slot, rank, alpha / rank, [name for name in self.layers if name in chosen], dora)
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
         self.values.detach()[slot].zero_()
         self.occupy(slot, 0, 1.0, [])
 
-    def occupy(self, slot: int, rank: int, scale: float, names: list[str]) -> None:
+    def occupy(self, slot: int, rank: int, scale: float, names: list[str], dora: bool = False) -> None:
         """Say what lies in a slot, whose numbers are then written by `unpack`."""
+        self.slot_dora[slot] = dora
         self.scales[slot] = scale
         self.slot_ranks[slot], self.slot_layers[slot] = rank, names
 
@@ -276,18 +199,42 @@ class AdapterBank:
             values, scales = values[route.slots], scales[route.slots]
         if route.with_none:
             values, scales = F.pad(values, (0, 0, 0, 1)), F.pad(scales, (0, 1))
-        first, second = values.split([self._down_size, values.shape[1] - self._down_size], dim=1)
+        rest = values.shape[1] - self._down_size - self._up_size
+        first, second, third = values.split([self._down_size, self._up_size, rest], dim=1)
         dtype = next(self.network.parameters()).dtype
         pieces = [
             *first.to(dtype).split(self._padded[: len(self.layers)], dim=1),
-            *(second * scales[:, None]).to(dtype).split(self._padded[len(self.layers) :], dim=1),
+            *(second * scales[:, None])
+            .to(dtype)
+            .split(self._padded[len(self.layers) : 2 * len(self.layers)], dim=1),
         ]
         views = [
             piece[:, :size].unflatten(1, shape)
-            for piece, size, shape in zip(pieces, self._sizes, self._shapes, strict=True)
+            for piece, size, shape in zip(pieces, self._sizes, self._shapes, strict=False)
         ]
         for i, layer in enumerate(self.layers.values()):
             layer.down, layer.up = views[i], views[len(self.layers) + i]
+        if self.dora:
+            self._set_gains(third, route)
+
+    def _set_gains(self, magnitudes: Tensor, route: Route) -> None:
+        """Give each layer its gains: magnitude / norm of W + B A, where the norm is a constant to autograd.
+
+        Slots without DoRA, layers that a slot has not and rows without adapter have gain 1. The paper leaves the
+        norm out of the backward (section 4.3): it saves memory and costs nothing measurable.
+        """
+        used = list(range(self.slots)) if route.slots is None else route.slots.tolist()
+        for i, (name, layer) in enumerate(self.layers.items()):
+            has = [self.slot_dora[slot] and name in self.slot_layers[slot] for slot in used]
+            has += [False] * (len(magnitudes) - len(has))
+            assert layer.down is not None and layer.up is not None
+            start = sum(self._padded[2 * len(self.layers) : 2 * len(self.layers) + i])
+            mine = magnitudes[:, start : start + layer.up_shape[0]]
+            with torch.no_grad():
+                norms = layer.row_norms(layer.down.to(mine.dtype), layer.up.to(mine.dtype))
+                mask = torch.tensor(has, device=self.device)[:, None]
+            gain = torch.where(mask, mine / norms, torch.ones_like(mine))
+            layer.gain = gain.to(layer.down.dtype)
 
     def assign_all(self, slot: int) -> None:
         """Route every row of the next forwards, however many, to one slot."""
@@ -330,6 +277,13 @@ class AdapterBank:
                 b = b[:, :, None, None]
             state[f"{prefix}{name}.lora_A.weight"] = down[:rank].clone().cpu()
             state[f"{prefix}{name}.lora_B.weight"] = b.contiguous()
+        if self.slot_dora[slot]:
+            for name, magnitude in self.magnitudes(self.values.detach()[slot] if row is None else row):
+                if name in chosen:
+                    value = magnitude.clone().cpu()
+                    if self.layers[name].is_convolution:
+                        value = value[None, :, None, None]
+                    state[f"{prefix}{name}{MAGNITUDE}"] = value
         return state
 
     def load_slot(self, slot: int, state: Mapping[str, Tensor], scale: float = 1.0) -> None:
@@ -367,29 +321,12 @@ class AdapterBank:
                 a, b = pairs[name]
                 down[: a.shape[0]] = a.to(down)
                 up[:, : b.shape[1]] = b.reshape(b.shape[:2]).to(up)
-        self.occupy(slot, max(ranks, default=0), scale, [name for name in self.layers if name in pairs])
-
-
-def split_state(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return {layer name: (A, B)} of a state dict in peft's format, with any `unet.`-like prefix removed.
-
-    Raises:
-        Failure: `WEIGHTS_UNUSABLE` for keys that are not of this format or lack their partner.
-    """
-    halves: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        stem, _, half = key.removesuffix(".weight").rpartition(".lora_")
-        for component in ("unet.", "transformer."):
-            stem = stem.removeprefix(component)
-        halves.setdefault(stem, {})[half] = value
-    bad = [stem or "?" for stem, pair in halves.items() if not stem or set(pair) != {"A", "B"}]
-    if bad:
-        raise Failure(
-            FailureCode.WEIGHTS_UNUSABLE,
-            f"The file is not a LoRA in peft's format: {bad[0]!r} has no pair of lora_A and lora_B.",
-            "Export the tune again in diffusers format.",
-        )
-    return {stem: (pair["A"], pair["B"]) for stem, pair in halves.items()}
+        magnitudes = split_magnitudes(state)
+        for name, magnitude in self.magnitudes(self.values.detach()[slot]):
+            if name in magnitudes:
+                magnitude.copy_(magnitudes[name].flatten())
+        layers = [name for name in self.layers if name in pairs]
+        self.occupy(slot, max(ranks, default=0), scale, layers, dora=bool(magnitudes))
 
 
 def base_layer_names(network: nn.Module) -> list[str]:
@@ -407,6 +344,7 @@ def attach(
     slots: int = 1,
     rank: int = 16,
     dtype: torch.dtype = torch.float32,
+    dora: bool = False,
 ) -> AdapterBank:
     """Attach empty stacked adapters to the named layers of a network; `AdapterBank.detach` takes them off.
 
@@ -416,8 +354,9 @@ def attach(
         slots: How many adapters there is room for.
         rank: Largest rank there is room for.
         dtype: Of the adapters' numbers; they are cast to the network's when used.
+        dora: Make room for DoRA's magnitudes.
     """
-    return AdapterBank(network, names, slots, rank, dtype)
+    return AdapterBank(network, names, slots, rank, dtype, dora)
 
 
 @contextmanager
@@ -436,7 +375,8 @@ def attached(
     unknown = sorted({name for pair in pairs for name in pair} - set(names))
     rank = max((a.shape[0] for pair in pairs for a, _ in pair.values()), default=1)
     dtype = torch.promote_types(next(network.parameters()).dtype, torch.float32)
-    bank = AdapterBank(network, [*names, *unknown], max(1, len(states)), rank, dtype)
+    dora = any(split_magnitudes(state) for state in states)
+    bank = AdapterBank(network, [*names, *unknown], max(1, len(states)), rank, dtype, dora)
     try:
         for slot, state in enumerate(states):
             bank.load_slot(slot, state, 1.0 if scales is None else scales[slot])

@@ -106,6 +106,10 @@ def _family_problems(options: TrainingOptions, asked: BaseModelEntry) -> Iterato
             f"training.preset {options.preset!r} is for the families {' and '.join(families)}, but {asked.branch} "
             f"is of the family {asked.family}"
         )
+    if asked.family in _FLOW and options.dora:
+        yield f"training.dora is for the families sd15 and sdxl, but {asked.branch} is of the family {asked.family}"
+    if asked.family not in _FLOW and options.quantize in ("int8", "nf4"):
+        yield f"training.quantize is for the families flux and flux2, but {asked.branch} is of {asked.family}"
     if asked.family in _FLOW and options.min_snr_gamma:
         yield f"training.min_snr_gamma should be 0 or left out on {asked.branch}, which learns by flow matching"
     if options.resolution is not None and options.resolution > _largest(asked):

@@ -7,7 +7,7 @@ their forwards; a solo kind goes through the same loop, one tune at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -53,6 +53,10 @@ LORA = Kind(
 )
 
 
+# Its norms of every layer's weights are work that others should not wait for.
+DORA = replace(LORA, name="dora", stacks=False)
+
+
 def kind_of(options: TrainingOptions) -> Kind:
     """Return the kind that options ask for."""
-    return LORA
+    return DORA if options.dora else LORA

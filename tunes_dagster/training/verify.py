@@ -33,7 +33,7 @@ class Verification:
         finite: No NaN or infinity in any weight.
         layers: Adapted layers in the file.
         diffusers_difference: Largest pixel difference between stock diffusers and our layers.
-        kohya_difference: The same for the kohya file.
+        kohya_difference: The same for the kohya file; None when diffusers cannot read it in full, as with DoRA.
         base_difference: Mean pixel difference that the tune makes.
         tolerance: What counts as the same picture on this device and dtype.
     """
@@ -41,14 +41,19 @@ class Verification:
     finite: bool
     layers: int
     diffusers_difference: float
-    kohya_difference: float
+    kohya_difference: float | None
     base_difference: float
     tolerance: float
 
     @property
     def loads(self) -> bool:
         """Whether both files render what was trained."""
-        return max(self.diffusers_difference, self.kohya_difference) <= self.tolerance
+        return self.furthest <= self.tolerance
+
+    @property
+    def furthest(self) -> float:
+        """The largest pixel difference of a file that was looked at."""
+        return max(self.diffusers_difference, self.kohya_difference or 0.0)
 
     @property
     def differs(self) -> bool:
@@ -84,7 +89,7 @@ def verify(
     import numpy as np
     import torch
 
-    from tunes_dagster.training.adapters import attached
+    from tunes_dagster.training.adapters import attached, split_magnitudes, split_state
 
     with store.local(weights_key) as path:
         state = read_weights(path)
@@ -95,15 +100,17 @@ def verify(
         bank.assign_all(0)
         ours = _picture(base.pipeline(), prompt, base, seed)
     differences = []
-    for key in (weights_key, kohya_key):
+    # diffusers 0.42 takes `dora_scale` out of kohya files and says so; what is left is another adapter.
+    dora = bool(split_magnitudes(state))
+    for key in (weights_key,) if dora else (weights_key, kohya_key):
         with _loaded(stock, key, store):
             differences.append(float(np.abs(_picture(stock, prompt, base, seed) - ours).max()))
     tolerance = _TOLERANCE.get(str(base.dtype), _LOW_PRECISION_TOLERANCE)
     return Verification(
         finite=finite,
-        layers=len(state) // 2,
+        layers=len(split_state(state)),
         diffusers_difference=differences[0],
-        kohya_difference=differences[1],
+        kohya_difference=None if dora else differences[1],
         base_difference=float(np.abs(plain - ours).mean()),
         tolerance=tolerance,
     )

@@ -114,7 +114,8 @@ class StackedWeights:
         wanted = {name for one in options for name in self._names(one)}
         names = [name for name in base.adapter_targets("all") if name in wanted]
         rank = max(one.rank or 16 for one in options)
-        self.bank: AdapterBank = attach(base.denoiser, names, self.slots, rank, dtype)
+        dora = any(one.dora for one in options)
+        self.bank: AdapterBank = attach(base.denoiser, names, self.slots, rank, dtype, dora)
         self.optimizer = SlotOptimizer(self.bank)
 
     def _names(self, options: TrainingOptions) -> list[str]:
@@ -124,7 +125,9 @@ class StackedWeights:
         """See `TrainedWeights.fits`: free slots, ranks up to the bank's, no other layers."""
         free = self.bank.slot_ranks.count(0)
         return len(options) <= free and all(
-            (one.rank or 16) <= self.bank.rank and set(self._names(one)) <= set(self.bank.layers)
+            (one.rank or 16) <= self.bank.rank
+            and one.dora <= self.bank.dora
+            and set(self._names(one)) <= set(self.bank.layers)
             for one in options
         )
 
@@ -133,7 +136,7 @@ class StackedWeights:
         rank = options.rank or 16
         source = order.generator(options.seed, order.INITIAL)
         alpha = adapter_scale(options) * rank
-        self.bank.initialise(slot, rank, alpha, self._names(options), source)
+        self.bank.initialise(slot, rank, alpha, self._names(options), source, options.dora)
         self.optimizer.start(slot, options)
 
     def start_from(self, slot: int, options: TrainingOptions, adapter: Mapping[str, Tensor]) -> None:
@@ -150,7 +153,7 @@ class StackedWeights:
             )
         for _, _, up in self.bank.views(self.bank.values.detach()[slot]):
             up /= scale  # which was folded in
-        self.bank.occupy(slot, rank, scale, layers)
+        self.bank.occupy(slot, rank, scale, layers, self.bank.slot_dora[slot])
         self.optimizer.start(slot, options)
 
     def restore(self, slot: int, options: TrainingOptions, state: Mapping[str, Tensor], step: int) -> None:
@@ -158,7 +161,7 @@ class StackedWeights:
         rank, chosen = options.rank or 16, set(self._names(options))
         self.bank.clear(slot)
         layers = [name for name in self.bank.layers if name in chosen]
-        self.bank.occupy(slot, rank, adapter_scale(options), layers)
+        self.bank.occupy(slot, rank, adapter_scale(options), layers, options.dora)
         self.optimizer.start(slot, options)
         self.optimizer.load_state(slot, state, step)
 

@@ -197,8 +197,10 @@ class UnetBase(LoadedBase):
             for key, value in converted.items()
         }
         for name, magnitude in split_magnitudes(adapter).items():
-            # ComfyUI divides it by a column of norms; diffusers takes any shape of these numbers for a linear layer.
-            layout[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = magnitude.contiguous()
+            # ComfyUI divides it by norms of the weight's shape with everything but the outputs reduced to 1.
+            down = adapter[f"{self.denoiser_name}.{name}.lora_A.weight"]
+            shape = (-1, *(1,) * (down.ndim - 1))
+            layout[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = magnitude.reshape(shape).contiguous()
         return layout
 
     def forward_bytes(self, width: int, height: int) -> int:
