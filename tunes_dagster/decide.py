@@ -8,7 +8,7 @@ back into the queue, under a new attempt and a new run key.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -22,6 +22,10 @@ RUNS_PER_TICK = 25
 # Runs of a kind that may wait in Dagster's queue. The rest waits in the registry, where it can still be cancelled
 # at once, is taken in turns, and finds company: while the GPUs are busy, cohorts and batches fill up.
 WAITING_RUNS = {"prepare": 50, "train": 4, "finish": 50, "render": 8}
+
+# Of the render runs that wait, so many may hold nothing but prompts of campaigns: the next single prompt then waits
+# for the run at work at most, because it also goes first in Dagster's queue.
+WAITING_CAMPAIGN_RUNS = 2
 
 # A tick that still lives creates its runs well within this time of taking the rows.
 LAUNCH_GRACE_SECONDS = 120.0
@@ -40,6 +44,7 @@ class Launch:
         work_id: The row it is an attempt at; None for a cohort.
         cohort_id: For `train`.
         tags: For people and for finding the run again.
+        patient: Nobody waits for it at a screen: it goes behind others of its kind.
     """
 
     kind: Kind
@@ -48,6 +53,7 @@ class Launch:
     work_id: str | None = None
     cohort_id: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    patient: bool = False
 
 
 def _launch(kind: Kind, work: Work) -> Launch:
@@ -110,9 +116,18 @@ def render_launches(
     registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
     """Group queued prompts into batches and return a run for each batch, longest waiting first."""
-    if room := _room(registry, "render", limit):
-        registry.make_batches(now, settings.batch_wait_seconds, settings.max_batch_prompts, room)
-    return _take_queued(registry, "render", limit, now)
+    room = _room(registry, "render", limit)
+    if not room:
+        return []
+    alone = registry.waiting_campaign_batches()
+    registry.make_batches(
+        now, settings.batch_wait_seconds, settings.max_batch_prompts, room,
+        max_pictures=settings.max_batch_pictures, campaign_limit=max(0, WAITING_CAMPAIGN_RUNS - len(alone)),
+    )  # fmt: skip
+    launches = _take_queued(registry, "render", limit, now)
+    if launches:
+        alone = registry.waiting_campaign_batches()
+    return [replace(launch, patient=launch.partition in alone) for launch in launches]
 
 
 @dataclass(frozen=True)

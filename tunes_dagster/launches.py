@@ -25,6 +25,8 @@ JOB_OF_KIND = {
 # A tune that somebody waits for goes before the next one's training.
 _PRIORITY = {"render": "3", "finish": "2", "prepare": "1", "train": "0"}
 
+_PATIENT = "0"
+
 _ENDED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
 
 
@@ -47,7 +49,7 @@ def request_for(launch: Launch) -> dg.RunRequest:
         run_key=launch.run_key,
         run_config=run_config(launch),
         partition_key=partition_of(launch),
-        tags={**launch.tags, "dagster/priority": _PRIORITY[launch.kind]},
+        tags={**launch.tags, "dagster/priority": _PATIENT if launch.patient else _PRIORITY[launch.kind]},
     )
 
 

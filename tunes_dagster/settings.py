@@ -32,6 +32,7 @@ class Settings(BaseSettings):
         max_batch_prompts: Most prompts of one render run.
         content_rules: File of rules over the words of prompts (docs/rendering.md); empty lets every prompt through.
         safety_checker: Check pictures with the catalog's safety checker when it is installed.
+        max_batch_pictures: Most pictures of one render run, so that whoever comes next never waits for hundreds.
         heartbeat_seconds: How often running work says that it is alive.
         lost_after_seconds: Silence after which running work counts as lost.
         ui_url: Address of the Dagster UI, which is asked to reload when campaigns change; empty asks nobody.
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
     max_batch_prompts: int = Field(default=64, ge=1)
     content_rules: str = ""
     safety_checker: bool = True
+    max_batch_pictures: int = Field(default=128, ge=1)
     heartbeat_seconds: float = 5.0
     lost_after_seconds: float = 60.0
     ui_url: str = "http://127.0.0.1:3000"

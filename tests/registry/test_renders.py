@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request
+from tunes_dagster import decide
 from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.registry import Batch, Prompt, Registry, Work
+from tunes_dagster.launches import request_for
+from tunes_dagster.registry import Batch, Prompt, Registry, Work, groups
+from tunes_dagster.settings import Settings
 
 HOOK = "http://caller.test/p"
 
@@ -49,6 +52,45 @@ def test_accounts_take_turns(registry: Registry, clock: Clock) -> None:
     clock.forward(5)
     first, _second = registry.make_batches(max_prompts=4)
     assert late.id in [prompt.id for prompt in registry.list_prompts(batch_id=first.id)]
+
+
+def test_a_campaign_of_any_size_does_not_hold_up_a_single_prompt(registry: Registry, clock: Clock) -> None:
+    settings = Settings(batch_wait_seconds=0, max_batch_prompts=4)
+    for seed in range(60):
+        registry.add_prompt(prompt_request(seed=seed), branch="tiny-sdxl", origin="campaign")
+    waiting = [launch for _ in range(3) for launch in decide.render_launches(registry, settings)]
+    assert len(waiting) == decide.WAITING_CAMPAIGN_RUNS, "the rest stays where it can be overtaken"
+    assert all(request_for(launch).tags["dagster/priority"] == "0" for launch in waiting)
+    clock.forward(60)
+    single = add(registry, steps=5)
+    (launch,) = decide.render_launches(registry, settings)
+    assert [p.id for p in registry.list_prompts(batch_id=launch.partition)] == [single.id]
+    assert request_for(launch).tags["dagster/priority"] == "3", "it overtakes what waits in Dagster's queue"
+    same_shape = add(registry)
+    (launch,) = decide.render_launches(registry, settings)
+    members = registry.list_prompts(batch_id=launch.partition)
+    assert same_shape.id in [p.id for p in members] and len(members) == 4, "and campaigns fill its batch up"
+    work = registry.claim("render", waiting[0].partition, "run")
+    registry.finish(work.id, "run")
+    assert len(decide.render_launches(registry, settings)) == 1, "one campaign run ended, the next one comes"
+
+
+def test_whoever_queued_much_hides_nobody(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "LOOK_AHEAD", 10), monkeypatch.setattr(groups, "LANE_AHEAD", 6)
+    registry.add_account("big"), registry.add_account("small")
+    for _ in range(30):
+        add(registry, "big")
+    late = add(registry, "small", steps=5)
+    batches = registry.make_batches(wait_seconds=0, max_prompts=4)
+    assert late.id in [p.id for batch in batches for p in registry.list_prompts(batch_id=batch.id)]
+
+
+def test_a_batch_is_limited_by_its_pictures(registry: Registry) -> None:
+    for _ in range(4):
+        add(registry, num_images=8)
+    add(registry, num_images=40)
+    batches = registry.make_batches(wait_seconds=0, max_pictures=16)
+    assert sorted(len(registry.list_prompts(batch_id=batch.id)) for batch in batches) == [1, 2, 2]
 
 
 def test_done_and_failed_prompts_each_owe_a_callback(registry: Registry, clock: Clock) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from tunes_dagster.ids import new_id
 from tunes_dagster.registry.engine import Database
@@ -15,24 +15,40 @@ from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import open_work
 from tunes_dagster.registry.work import take
 
-# Most rows that one decision looks at; more than a tick can launch anyway (25 runs).
+# Most rows that one decision looks at; more than a tick can launch anyway (25 runs). Of one lane it looks at fewer,
+# so that whoever queued 100,000 prompts does not hide everybody behind them.
 LOOK_AHEAD = 20_000
+LANE_AHEAD = 4_000
+
+# Where campaigns queue; see `_lane`.
+CAMPAIGN = "campaign"
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """One row that waits to be grouped."""
+    """One row that waits to be grouped.
+
+    Attributes:
+        lane: Who waits: lanes take turns.
+        pictures: That it makes.
+    """
 
     id: str
-    account_id: str
+    lane: str
     since: datetime
+    pictures: int = 1
+
+
+def _lane(account_id: str, campaign: bool) -> str:
+    """Return the lane of a prompt: an account's campaigns take turns with what its people ask for one by one."""
+    return f"{account_id} {CAMPAIGN}" if campaign else account_id
 
 
 def fair_order(rows: Sequence[_Waiting]) -> list[_Waiting]:
-    """Return rows in turns, one per account, each account's oldest first."""
+    """Return rows in turns, one per lane, each lane's oldest first."""
     queues: dict[str, deque[_Waiting]] = defaultdict(deque)
     for row in rows:
-        queues[row.account_id].append(row)
+        queues[row.lane].append(row)
     turns, ordered = deque(queues.values()), []
     while turns:
         queue = turns.popleft()
@@ -42,12 +58,63 @@ def fair_order(rows: Sequence[_Waiting]) -> list[_Waiting]:
     return ordered
 
 
-def cut(rows: Sequence[_Waiting], size: int, now: datetime, wait_seconds: float) -> list[list[_Waiting]]:
-    """Cut the rows of one group into runs of at most `size`; the last, short one only when it waited enough."""
-    ordered = fair_order(rows)
-    groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+def cut(
+    rows: Sequence[_Waiting], size: int, now: datetime, wait_seconds: float, max_pictures: int | None = None
+) -> list[list[_Waiting]]:
+    """Cut the rows of one group into runs; the last, short one only when it waited enough.
+
+    Args:
+        rows: Of one base and shape.
+        size: Most rows of a run.
+        now: The time.
+        wait_seconds: How long a short run waits for company.
+        max_pictures: Most pictures of a run, unless one row alone makes more.
+    """
+    groups: list[list[_Waiting]] = [[]]
+    pictures, full = 0, set()
+    for row in fair_order(rows):
+        crowded = max_pictures is not None and pictures + row.pictures > max_pictures
+        if groups[-1] and (len(groups[-1]) == size or crowded):
+            full.add(len(groups) - 1)
+            groups.append([])
+            pictures = 0
+        groups[-1].append(row)
+        pictures += row.pictures
     patience = now - timedelta(seconds=wait_seconds)
-    return [group for group in groups if len(group) == size or min(row.since for row in group) <= patience]
+    return [
+        group
+        for number, group in enumerate(groups)
+        if group and (number in full or len(group) == size or min(row.since for row in group) <= patience)
+    ]
+
+
+def in_turns(
+    groups: list[tuple[tuple[str, str], list[_Waiting]]], limit: int, campaign_limit: int
+) -> list[tuple[tuple[str, str], list[_Waiting], bool]]:
+    """Return the groups to run now: those that people wait for and those of campaigns alone in turns.
+
+    Args:
+        groups: Key and rows of each.
+        limit: Most groups.
+        campaign_limit: Most of them that hold nothing but prompts of campaigns.
+
+    Returns:
+        Key, rows, and whether all of them are a campaign's.
+    """
+    groups = sorted(groups, key=lambda item: min(row.since for row in item[1]))
+    alone: deque[tuple[tuple[str, str], list[_Waiting]]] = deque()
+    wanted: deque[tuple[tuple[str, str], list[_Waiting]]] = deque()
+    for item in groups:
+        patient = all(row.lane.endswith(f" {CAMPAIGN}") for row in item[1])
+        (alone if patient else wanted).append(item)
+    chosen: list[tuple[tuple[str, str], list[_Waiting], bool]] = []
+    while len(chosen) < limit and (wanted or (alone and campaign_limit > 0)):
+        if wanted:
+            chosen.append((*wanted.popleft(), False))
+        if alone and campaign_limit > 0 and len(chosen) < limit:
+            chosen.append((*alone.popleft(), True))
+            campaign_limit -= 1
+    return chosen
 
 
 class GroupQueries(Database):
@@ -102,39 +169,79 @@ class GroupQueries(Database):
             return list(session.scalars(query))
 
     def make_batches(
-        self, now: datetime | None = None, wait_seconds: float = 2.0, max_prompts: int = 64, limit: int = 25
+        self,
+        now: datetime | None = None,
+        wait_seconds: float = 2.0,
+        max_prompts: int = 64,
+        limit: int = 25,
+        *,
+        max_pictures: int | None = None,
+        campaign_limit: int | None = None,
     ) -> list[Batch]:
         """Group queued prompts by base and shape into batches, each with queued render work.
 
-        A batch is made when it is full or its oldest prompt has waited `wait_seconds`; accounts take turns.
+        Lanes take turns inside of a batch, and batches that hold only prompts of campaigns take turns with the
+        others, so that a campaign of any size never holds up a single prompt.
+
+        Args:
+            now: The time.
+            wait_seconds: A batch that is not full is made when its oldest prompt has waited so long.
+            max_prompts: Most prompts of a batch.
+            limit: Most batches.
+            max_pictures: Most pictures of a batch.
+            campaign_limit: Most batches of campaigns alone; None is no limit of its own.
         """
         now = now or self.now()
-        query = (
-            select(Prompt.id, Prompt.account_id, Prompt.queued_at, Prompt.branch, Prompt.shape)
-            .where(Prompt.status == "queued", Prompt.batch_id.is_(None))
-            .order_by(Prompt.number)
-            .limit(LOOK_AHEAD)
-        )
-        with self.reading() as session:
-            groups: dict[tuple[str, str], list[_Waiting]] = defaultdict(list)
-            for prompt_id, account_id, since, branch, shape in session.execute(query):
-                groups[branch, shape].append(_Waiting(prompt_id, account_id, since or now))
-        chosen = [
+        groups = self._waiting_prompts(now)
+        cuts = [
             (key, group)
             for key, rows in groups.items()
-            for group in cut(rows, max_prompts, now, wait_seconds)
+            for group in cut(rows, max_prompts, now, wait_seconds, max_pictures)
         ]
-        chosen.sort(key=lambda item: min(row.since for row in item[1]))
-        batches = []
-        for (branch, shape), group in chosen[:limit]:
-            batch = self._make_batch(branch, shape, [row.id for row in group], now)
-            if batch is not None:
-                batches.append(batch)
-        return batches
+        chosen = in_turns(cuts, limit, limit if campaign_limit is None else campaign_limit)
+        made = [self._make_batch(*key, [row.id for row in group], alone, now) for key, group, alone in chosen]
+        return [batch for batch in made if batch is not None]
 
-    def _make_batch(self, branch: str, shape: str, prompt_ids: list[str], now: datetime) -> Batch | None:
+    def _waiting_prompts(self, now: datetime) -> dict[tuple[str, str], list[_Waiting]]:
+        """Return the prompts that wait, by base and shape, of each lane its oldest ones."""
+        campaign = (Prompt.origin == CAMPAIGN).label("campaign")
+        place = func.row_number().over(partition_by=(Prompt.account_id, campaign), order_by=Prompt.number)
+        waiting = (
+            select(
+                Prompt.id, Prompt.account_id, Prompt.queued_at, Prompt.branch, Prompt.shape, campaign,
+                Prompt.settings["num_images"].as_integer().label("pictures"), place.label("place"),
+            )
+            .where(Prompt.status == "queued", Prompt.batch_id.is_(None))
+            .subquery()
+        )  # fmt: skip
+        query = (
+            select(waiting).where(waiting.c.place <= LANE_AHEAD).order_by(waiting.c.place).limit(LOOK_AHEAD)
+        )
+        groups: dict[tuple[str, str], list[_Waiting]] = defaultdict(list)
+        with self.reading() as session:
+            for row in session.execute(query):
+                lane = _lane(row.account_id, bool(row.campaign))
+                groups[row.branch, row.shape].append(
+                    _Waiting(row.id, lane, row.queued_at or now, row.pictures or 1)
+                )
+        return groups
+
+    def waiting_campaign_batches(self) -> set[str]:
+        """Return the batches of campaigns alone whose run has not begun."""
+        query = (
+            select(Batch.id)
+            .join(Work, (Work.subject_id == Batch.id) & (Work.kind == "render"))
+            .where(Work.state.in_(("queued", "submitted")), Batch.result[CAMPAIGN].as_boolean().is_(True))
+        )
+        with self.reading() as session:
+            return set(session.scalars(query))
+
+    def _make_batch(
+        self, branch: str, shape: str, prompt_ids: list[str], campaign: bool, now: datetime
+    ) -> Batch | None:
         with self.writing() as session:
             batch = Batch(id=new_id("batch"), branch=branch, shape=shape, status="queued", created_at=now)
+            batch.result = {CAMPAIGN: True} if campaign else {}
             session.add(batch)
             session.flush()
             taken = session.execute(
