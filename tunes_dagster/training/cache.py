@@ -46,7 +46,7 @@ def in_parts(count: int, rows: int, work: Callable[[int, int], None]) -> None:
     Raises:
         Failure: `OUT_OF_MEMORY` when not even one row fits.
     """
-    from accelerate.utils import find_executable_batch_size
+    from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
 
     done = 0
 
@@ -56,8 +56,16 @@ def in_parts(count: int, rows: int, work: Callable[[int, int], None]) -> None:
             work(done, min(count, done + batch_size))
             done = min(count, done + batch_size)
 
+    size = max(1, min(rows, count))
     try:
-        find_executable_batch_size(run, starting_batch_size=max(1, min(rows, count)))()
+        run(size)
+        return
+    except Exception as error:
+        if not should_reduce_batch_size(error):
+            raise
+    # Only now: the search begins with a collection of garbage, which takes longer than encoding a tune's captions.
+    try:
+        find_executable_batch_size(run, starting_batch_size=max(1, size // 2))()
     except RuntimeError as error:
         if "No executable batch size" not in str(error):
             raise
@@ -115,7 +123,9 @@ def load_picture(store: Store, item: TrainExample) -> Image.Image:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     brightness, contrast = item.tone
     if item.tone != (1.0, 1.0):
-        picture = ImageEnhance.Contrast(ImageEnhance.Brightness(picture).enhance(brightness)).enhance(contrast)
+        picture = ImageEnhance.Contrast(ImageEnhance.Brightness(picture).enhance(brightness)).enhance(
+            contrast
+        )
     return picture
 
 
