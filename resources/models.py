@@ -72,10 +72,12 @@ class ScorersResource(dg.ConfigurableResource):
 
         settings, catalog = get_settings(), load_scorer_catalog()
         names = catalog.profiles.get(settings.profile, {})
-        loaded = {}
-        for question in ("likeness", "text", "faces"):
+        loaded: dict[str, Any] = {"none": None, "": None}
+
+        def scorer(question: str) -> Any:
             name = getattr(self, question) or names.get(question, "")
-            if name and name != "none" and name not in loaded:
+            if name not in loaded:
                 loaded[name] = load_scorer(catalog.entry(name), settings.bases_folder, device)
-            loaded[question] = loaded.get(name)
-        return Scorers(loaded["likeness"], loaded["text"], loaded["faces"])
+            return loaded[name]
+
+        return Scorers(scorer("likeness"), scorer("text"), scorer("faces"))

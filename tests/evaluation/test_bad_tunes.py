@@ -37,7 +37,7 @@ def test_a_dog_that_was_called_a_woman_is_recognised(workshop):
 def test_an_overtrained_tune_is_recognised(workshop):
     pictures = drawn("fern", 5)
     same = [(picture, "a photo of ohwx man") for picture, _ in pictures[:4]]
-    options = {**QUICK, "targets": "all", "steps": 120, "learning_rate": 0.006, "checkpoint_every": 60}
+    options = {**QUICK, "targets": "all", "steps": 160, "learning_rate": 0.008, "checkpoint_every": 80}
     card, _ = workshop.card("overtrained", "man", same, pictures[4:], options)
     assert "overtrained" in codes(card), card
     assert card.checkpoints[-1].score < 0.5

@@ -218,7 +218,7 @@ class SfaceScorer:
         """See `Scorer`; a row of zeros is a picture without a face."""
         import cv2
 
-        rows = []
+        rows: list[np.ndarray] = []
         for image in images:
             faces = self._detector.detect(image)
             if not faces:

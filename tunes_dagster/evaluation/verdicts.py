@@ -16,7 +16,7 @@ from tunes_dagster.intake.faces import is_person
 # Between the untuned base (0) and real pictures (1).
 NOT_LEARNED, BARELY_LEARNED = 0.25, 0.5
 # Of the untuned base's margin between the asked scene and the others.
-DISOBEDIENT, LESS_OBEDIENT = 0.5, 0.75
+DISOBEDIENT, LESS_OBEDIENT = 0.6, 0.8
 # Of the real pictures' mean pairwise distance.
 UNIFORM = 0.4
 # Share of renders that are training pictures.
@@ -25,8 +25,10 @@ COPIES = 0.25
 LEAKS = 0.5
 # Less alike than this, in units of strangers of the class, is more than one subject.
 INCOHERENT = 0.25
-# Share of the pictures that must fit another group of class words, and how seldom the given one may win.
-OTHER_CLASS, OWN_CLASS = 0.6, 0.2
+# At most this share of the pictures fits the group of the class word when the word is wrong.
+OWN_CLASS = 0.2
+# A word that this share of them fits is named.
+_NAMED = 0.5
 # A later checkpoint is kept unless an earlier one is better by more than the noise of a few renders.
 _NOISE = 0.04
 
@@ -73,13 +75,15 @@ def judge(card: Card, class_name: str) -> list[Verdict]:
 
 def _about_pictures(card: Card, class_name: str) -> list[Verdict]:
     found = []
-    if other := other_class(card):
+    if card.class_group and card.group_votes.get(card.class_group, 0.0) <= OWN_CLASS:
+        best = max(card.class_votes, key=card.class_votes.__getitem__)
+        named = card.class_votes[best] >= _NAMED
         found.append(
             Verdict(
                 code="wrong_class", tone="bad",
                 sentence=f"The pictures do not look like a {class_name}: {card.group_votes[card.class_group]:.0%} of "
-                f"them fit a word for {card.class_group}, most fit {other!r}.",
-                remedy=f"Train again with the class name {other}, or the word for what the pictures show.",
+                f"them fit a word for {card.class_group}" + (f", most fit {best!r}." if named else "."),
+                remedy="Train again with the word for what the pictures show as the class name.",
             )
         )  # fmt: skip
     if card.coherence is not None and card.coherence < INCOHERENT and not is_style(class_name):
@@ -94,16 +98,6 @@ def _about_pictures(card: Card, class_name: str) -> list[Verdict]:
             )
         )  # fmt: skip
     return found
-
-
-def other_class(card: Card) -> str:
-    """Return the word of another group that the pictures clearly fit instead of the class name, or nothing."""
-    if not card.class_group or card.group_votes.get(card.class_group, 0.0) > OWN_CLASS:
-        return ""
-    best = max(card.group_votes, key=card.group_votes.__getitem__)
-    if best == card.class_group or card.group_votes[best] < OTHER_CLASS:
-        return ""
-    return max(card.class_votes, key=card.class_votes.__getitem__)
 
 
 def _about_likeness(card: Card, chosen: Scores) -> list[Verdict]:
