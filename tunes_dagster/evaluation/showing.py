@@ -98,7 +98,10 @@ def before_after(scored: Scored, training: Sequence[Image], held_out: Sequence[I
     if "tune" in scored.plain:
         rows.append([Cell(one) for one in scored.plain["tune"][:columns]])
         labels.append("the tune, without its token")
-    scenes = [one.text.replace(f"a photo of {card.called} ", "") for one in scored.prompts[:columns]]
+    scenes = [
+        one.text.removeprefix(f"a photo of {card.called} ").removeprefix("wearing ")
+        for one in scored.prompts[:columns]
+    ]
     return contact_sheet(
         rows, title=f"{title}: {card.called}", subtitle=card.line, row_labels=labels, column_labels=scenes,
         footer=f"The same prompt and the same noise in each column. {card.why}",
@@ -124,13 +127,13 @@ def score_figure(card: Card, title: str) -> Any:
             axes.plot(steps, values, color=colour, marker="o", ms=5, lw=2, label=label)
     axes.axvline(card.chosen_step, color=plots._SOFT, lw=1, ls=":")
     axes.annotate(
-        "published", (card.chosen_step, 1), xycoords=("data", "axes fraction"), xytext=(-4, -2),
-        textcoords="offset points", ha="right", va="top", fontsize=9, color=plots._SOFT,
+        "published", (card.chosen_step, 0), xycoords=("data", "axes fraction"), xytext=(-4, 12),
+        textcoords="offset points", ha="right", va="bottom", fontsize=9, color=plots._SOFT,
     )  # fmt: skip
     axes.set_xlabel("step", color=plots._SOFT)
-    axes.set_ylim(-0.05, max(1.25, *(axes.get_ylim()[1],)))
+    axes.set_ylim(-0.05, max(1.2, axes.get_ylim()[1]) + 0.2)
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=plots._INK, pad=12)
-    axes.legend(frameon=False, fontsize=9, labelcolor=plots._SOFT, loc="lower right", ncols=2)
+    axes.legend(frameon=False, fontsize=9, labelcolor=plots._SOFT, loc="upper left", ncols=4)
     return figure
 
 
