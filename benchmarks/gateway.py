@@ -47,9 +47,13 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str, str]:
     base = folder / "base"
     base.mkdir()
     (base / "model_index.json").write_text("{}")  # only looked for, never loaded
-    entry = {"family": "sdxl", "repo_id": str(base), "licence": "none", "native_size": 128, "max_pixels": 65536,
-             "memory_gb": 1, "embedded": "tiny-sdxl", "token": "ohwx", "aliases": ["fast"]}  # fmt: skip
-    (folder / "catalog.yaml").write_text(yaml.safe_dump({"tiny-sdxl": entry}))
+    entry = {"repo_id": str(base), "licence": "none", "native_size": 128, "max_pixels": 65536, "memory_gb": 1,
+             "token": "ohwx"}  # fmt: skip
+    entries = {
+        "tiny-sdxl": {**entry, "family": "sdxl", "embedded": "tiny-sdxl", "aliases": ["fast"]},
+        "tiny-flux": {**entry, "family": "flux", "embedded": "tiny-flux"},
+    }
+    (folder / "catalog.yaml").write_text(yaml.safe_dump(entries))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -42,9 +42,13 @@ def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[In
         monkeypatch.delenv(name, raising=False)
     catalog = tmp_path / "catalog.yaml"
     catalog.write_text(
-        f"tiny-sdxl: {{family: sdxl, aliases: [tiny], repo_id: '{base_folder}', licence: none, native_size: 64,"
-        " max_pixels: 65536, memory_gb: 1, embedded: tiny-sdxl, token: ohwx, training: {steps: 20, rank: 4},"
-        " rendering: {steps: 2, width: 64, height: 64, scheduler: euler}}\n"
+        "".join(
+            f"tiny-{family}: {{family: {family}, repo_id: '{base_folder}', licence: none, native_size: 64,"
+            f" max_pixels: 65536, memory_gb: 1, embedded: tiny-{family}, token: ohwx,"
+            f" training: {{steps: 20, rank: 4}}, aliases: [{alias}],"
+            " rendering: {steps: 2, width: 64, height: 64, scheduler: euler}}\n"
+            for family, alias in (("sdxl", "tiny"), ("flux", "tiny-flow"))
+        )
     )
     monkeypatch.setenv("TUNES_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TUNES_CATALOG", str(catalog))

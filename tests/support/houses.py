@@ -14,16 +14,41 @@ QUICK = {"steps": 12, "rank": 4, "batch_size": 1, "resolution": 64, "prior_promp
 
 
 def write_catalog(path: Path, base_folder: Path) -> Path:
-    """Write an overlay that puts the random base in the place of the shipped one."""
-    entry = {
-        "family": "sdxl", "repo_id": str(base_folder), "licence": "none", "native_size": 64,
-        "max_pixels": 65536, "memory_gb": 1, "embedded": "tiny-sdxl", "token": "ohwx",
-        "aliases": ["tiny", "fast", "embedded"],
+    """Write an overlay that puts random bases in the place of the shipped ones.
+
+    Args:
+        path: Of the overlay.
+        base_folder: A base of the SDXL class, or a folder that only looks like one where nothing is loaded.
+    """
+    common = {
+        "licence": "none", "native_size": 64, "max_pixels": 65536, "memory_gb": 1, "token": "ohwx",
         "training": {**QUICK, "learning_rate": 0.001, "min_snr_gamma": 0, "prior_weight": 1.0},
         "rendering": {"steps": 3, "guidance_scale": 2.0, "width": 64, "height": 64, "scheduler": "euler"},
     }  # fmt: skip
-    path.write_text(yaml.safe_dump({"tiny-sdxl": entry}))
+    entries = {
+        "tiny-sdxl": {
+            **common, "family": "sdxl", "repo_id": str(base_folder), "embedded": "tiny-sdxl",
+            "aliases": ["tiny", "fast", "embedded"],
+        },
+        "tiny-flux": {
+            **common, "family": "flux", "repo_id": str(_flux_beside(base_folder)), "embedded": "tiny-flux",
+            "guidance": "classifier-free", "max_sequence_length": 48,
+        },
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(entries))
     return path
+
+
+def _flux_beside(base_folder: Path) -> Path:
+    """Return a random base of the FLUX class beside a real one, made once."""
+    from tests.support.tiny_flux import make_random_flux
+
+    folder = base_folder.with_name("random-flux")
+    if not (base_folder / "unet").is_dir():
+        return base_folder
+    if not (folder / "model_index.json").is_file():
+        make_random_flux(folder)
+    return folder
 
 
 def draw_pictures(folder: Path, count: int = 5, seed: int = 0) -> Path:
