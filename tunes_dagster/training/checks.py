@@ -21,8 +21,8 @@ from tunes_dagster.training.presets import presets
 
 # What can be made on the bases of each family.
 KINDS: dict[str, tuple[str, ...]] = {
-    "sd15": ("lora",),
-    "sdxl": ("lora",),
+    "sd15": ("lora", "pti"),
+    "sdxl": ("lora", "pti"),
     "flux": ("lora",),
     "flux2": ("lora",),
 }

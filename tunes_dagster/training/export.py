@@ -33,6 +33,7 @@ def write(
     curve: Sequence[tuple[int, float]],
     checkpoints: Sequence[str],
     stopped: bool = False,
+    header: Mapping[str, str] | None = None,
 ) -> TuneResult:
     """Write a finished tune and return its result.
 
@@ -45,18 +46,19 @@ def write(
         curve: Loss curve.
         checkpoints: Keys of the checkpoints.
         stopped: Whether it was stopped early and kept.
+        header: More fields for the files' headers.
     """
     recipe = job.full_recipe(base.entry.branch, base.fingerprint()) | {
         "steps_done": steps,
-        "version": tunes_dagster.__version__,
+        **computed_by(base),
     }
     name = recipe_hash(recipe)
     stored = {key: value.to(_storage_dtype(base)).contiguous() for key, value in adapter.items()}
-    header = _header(job, base, recipe, name, steps)
+    fields = {**_header(job, base, recipe, name, steps), **(header or {})}
     weights_key = f"{job.out_prefix}/{job.tune_id}.safetensors"
     kohya_key = f"{job.out_prefix}/{job.tune_id}.kohya.safetensors"
-    _save(store, weights_key, stored, {**header, "modelspec.implementation": "diffusers"})
-    _save(store, kohya_key, base.kohya_layout(stored), {**header, "modelspec.implementation": "kohya-ss/sd-scripts"})
+    _save(store, weights_key, stored, {**fields, "modelspec.implementation": "diffusers"})
+    _save(store, kohya_key, base.kohya_layout(stored), {**fields, "modelspec.implementation": "kohya-ss/sd-scripts"})
     card_key = store.write_text(
         f"{job.out_prefix}/README.md", _card(job, base, name, steps, curve, weights_key)
     )
@@ -79,6 +81,19 @@ def write(
             "kohya_bytes": store.size(kohya_key),
         },
     )
+
+
+def computed_by(base: LoadedBase) -> dict[str, Any]:
+    """Return what computed a tune: the versions of code and libraries, device and precision."""
+    from importlib.metadata import version
+
+    names = ("torch", "diffusers", "transformers", "peft", "pillow")
+    return {
+        "version": tunes_dagster.__version__,
+        "libraries": {name: version(name) for name in names},
+        "device": base.device.type,
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }
 
 
 def _storage_dtype(base: LoadedBase) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,8 @@ class TuneJob:
         resume_from: Key of a checkpoint, or a prefix below which the newest one is taken.
         recipe: What the caller knows about the tune (pictures, captions hash, versions); the rest is added.
         title: For the model card.
+        spoken: How the text encoders are told the token, when it stands for words of its own (pivotal tuning).
+        words: The vectors of those words by encoder.
     """
 
     tune_id: str
@@ -74,6 +77,13 @@ class TuneJob:
     resume_from: str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     title: str = ""
+    spoken: str = ""
+    words: Mapping[str, Any] | None = None
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions as the text encoders get them."""
+        return [said(item.caption, self.token, self.spoken) for item in self.items]
 
     @property
     def total_steps(self) -> int:
@@ -161,6 +171,11 @@ class TuneResult:
     stopped: bool = False
     figures: dict[str, Any] = field(default_factory=dict)
     samples_key: str | None = None
+
+
+def said(text: str, token: str, spoken: str) -> str:
+    """Return a text with the token said in other words; unchanged when there are none."""
+    return re.sub(rf"(?<![\w-]){re.escape(token)}(?![\w-])", spoken, text) if spoken else text
 
 
 def learning_rate(options: TrainingOptions, step: int, total: int) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from tunes_dagster.recipe import TrainingOptions
 from tunes_dagster.store import Store
-from tunes_dagster.training import export, run
+from tunes_dagster.training import export, pti, run
 from tunes_dagster.training.families.base import LoadedBase
 from tunes_dagster.training.jobs import TuneJob, TuneResult
 from tunes_dagster.training.run import PreparedTune
@@ -57,6 +57,16 @@ LORA = Kind(
 DORA = replace(LORA, name="dora", stacks=False)
 
 
+PTI = replace(
+    LORA,
+    name="pti",
+    prepare=lambda *given: pti.prepare(*given),
+    write=lambda *given, **named: pti.write(*given, **named),
+)
+
+
 def kind_of(options: TrainingOptions) -> Kind:
     """Return the kind that options ask for."""
+    if options.kind == "pti":
+        return PTI
     return DORA if options.dora else LORA

@@ -109,9 +109,9 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     wants_prior = bool(options.prior_weight) and bool(options.prior_prompts)
     widest = Counter(item.bucket for item in job.items).most_common(1)[0][0]
     prompts = _prior_prompts(job) if wants_prior else []
-    captions = [item.caption for item in job.items]
+    captions = job.captions
     own = [c for c, item in zip(captions, job.items, strict=True) if item.bucket == widest]
-    own = prior.own_texts(own, job.token, job.class_name, options.seed) if wants_prior else []
+    own = prior.own_texts(own, job.spoken or job.token, job.class_name, options.seed) if wants_prior else []
     spoken = [text for text in own if text != prior.NO_TEXT]
     texts, text_count = cache.cached_text([*captions, "", *prompts, *spoken], base, store)
     if len(spoken) < len(own):
@@ -220,7 +220,7 @@ class TuneRun:
     def speak(self, table: TextTable) -> None:
         """Put this tune's texts into a table and refer to it from now on."""
         table.add(self.prepared.texts)
-        self.captions = table.numbers([item.caption for item in self.job.items])
+        self.captions = table.numbers(self.job.captions)
         self.empty = int(table.numbers([""])[0])
         self.prior_texts = table.numbers(self.prior_set.texts) if self.prior_set else None
 

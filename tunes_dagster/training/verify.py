@@ -89,21 +89,25 @@ def verify(
     import numpy as np
     import torch
 
+    from tunes_dagster.training import words
     from tunes_dagster.training.adapters import attached, split_magnitudes, split_state
+    from tunes_dagster.training.families.loading import clear
 
     with store.local(weights_key) as path:
         state = read_weights(path)
     finite = all(bool(torch.isfinite(value).all()) for value in state.values())
     stock = base.load_fresh_pipeline() if fresh is None else fresh
     plain = _picture(base.pipeline(), prompt, base, seed)
-    with attached(base.denoiser, [state]) as bank:
+    with attached(base.denoiser, [state]) as bank, words.speaking(base, store, weights_key) as spoken:
         bank.assign_all(0)
-        ours = _picture(base.pipeline(), prompt, base, seed)
+        token = words.header_of(store.read_bytes(weights_key)).get(words.TOKEN_FIELD, "")
+        ours = _picture(base.pipeline(), words.said(prompt, token, spoken), base, seed)
+    clear(base.pipeline())
     differences = []
     # diffusers 0.42 takes `dora_scale` out of kohya files and says so; what is left is another adapter.
     dora = bool(split_magnitudes(state))
     for key in (weights_key,) if dora else (weights_key, kohya_key):
-        with _loaded(stock, key, store):
+        with _loaded(stock, key, store), _told(stock, weights_key, base, store):
             differences.append(float(np.abs(_picture(stock, prompt, base, seed) - ours).max()))
     tolerance = _TOLERANCE.get(str(base.dtype), _LOW_PRECISION_TOLERANCE)
     return Verification(
@@ -146,6 +150,27 @@ def _loaded(pipeline: Any, key: str, store: Store) -> Iterator[None]:
     finally:
         pipeline.unload_lora_weights()
         talkative.setLevel(level)
+
+
+@contextmanager
+def _told(pipeline: Any, weights_key: str, base: LoadedBase, store: Store) -> Iterator[None]:
+    """Have the tune's words, if it has any, loaded by the pipeline's own loader for the while."""
+    from tunes_dagster.training import words
+
+    header = words.header_of(store.read_bytes(weights_key))
+    if words.KEY_FIELD not in header:
+        yield
+        return
+    token, vectors = header[words.TOKEN_FIELD], words.load(store, header[words.KEY_FIELD])
+    names = {"clip_l": ("tokenizer", "text_encoder"), "clip_g": ("tokenizer_2", "text_encoder_2")}
+    parts = {name: [getattr(pipeline, part) for part in names[name]] for name in vectors}
+    for name, (tokenizer, encoder) in parts.items():
+        pipeline.load_textual_inversion({token: vectors[name]}, tokenizer=tokenizer, text_encoder=encoder)
+    try:
+        yield
+    finally:
+        for tokenizer, encoder in parts.values():
+            pipeline.unload_textual_inversion(tokenizer=tokenizer, text_encoder=encoder)
 
 
 def _picture(pipeline: Any, prompt: str, base: LoadedBase, seed: int) -> np.ndarray:

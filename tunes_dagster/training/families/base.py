@@ -11,6 +11,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tunes_dagster.catalog import BaseModelEntry
@@ -55,6 +56,7 @@ class LoadedBase(ABC):
         denoiser: The frozen network that gets adapters (UNet or transformer).
         denoiser_name: Its name in the pipeline class, which prefixes exported keys (`unet`).
         pixels_per_latent: Side in pixels of one latent position.
+        spoken: Tokens that `encode_text` says in other words, see `training/words.py`.
         guidance: How a guidance scale acts: `classifier-free` by a second row without text, `distilled` as an input
             of the denoiser, `none` not at all.
         prediction: What the denoiser predicts, in modelspec's words: `epsilon`, `v` or `flow`.
@@ -68,6 +70,7 @@ class LoadedBase(ABC):
     denoiser: Any  # a diffusers model: a torch module with a config
     denoiser_name: str
     pixels_per_latent: int
+    spoken: Mapping[str, str] = MappingProxyType({})
     guidance: Guidance
     prediction: str
     architecture: str
@@ -109,6 +112,10 @@ class LoadedBase(ABC):
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> Conditioning:
         """Encode captions, one row each; row r does not depend on its neighbours."""
+
+    def encode_text_with_gradients(self, texts: Sequence[str]) -> Conditioning:
+        """Encode captions as `encode_text` does, differentiable in the words' embeddings; not every family can."""
+        raise NotImplementedError(f"{type(self).__name__} learns no words")
 
     def text_left_out(self, text: str) -> str:
         """Return the end of a prompt that the text encoders do not see; empty when they see all of it."""

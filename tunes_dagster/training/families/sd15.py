@@ -36,10 +36,18 @@ class Sd15Base(UnetBase):
         """See `LoadedBase.encode_text`; hidden states [rows, 77, d]."""
         import torch
 
+        from tunes_dagster.training.jobs import said
+
+        for token, spoken in self.spoken.items():
+            texts = [said(text, token, spoken) for text in texts]
         with torch.no_grad():
-            hidden, _ = self._pipeline.encode_prompt(
-                list(texts), self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
+            return self.encode_text_with_gradients(texts)
+
+    def encode_text_with_gradients(self, texts: Sequence[str]) -> Conditioning:
+        """See `LoadedBase.encode_text_with_gradients`."""
+        hidden, _ = self._pipeline.encode_prompt(
+            list(texts), self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
         return {"hidden": hidden.to(self.dtype)}
 
     def text_left_out(self, text: str) -> str:
