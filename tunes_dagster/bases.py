@@ -46,6 +46,7 @@ class Pull:
         files: What is downloaded.
         target: Folder it goes to.
         page: Where a person reads the licence.
+        source: Repository that the files come from; empty is the entry's own.
     """
 
     entry: BaseModelEntry
@@ -53,6 +54,12 @@ class Pull:
     files: tuple[RemoteFile, ...]
     target: Path
     page: str
+    source: str = ""
+
+    @property
+    def repo_id(self) -> str:
+        """The repository that the files come from."""
+        return self.source or self.entry.repo_id
 
     @property
     def size(self) -> int:
@@ -163,12 +170,14 @@ def plan_pull(entry: BaseModelEntry, bases_folder: Path, hub: Hub) -> Pull:
             f"The base {entry.branch!r} is the local {target}.",
             "Put a model in diffusers layout, or a single checkpoint file, there.",
         )
+    if entry.hub_file is not None:
+        return _plan_file(entry, *entry.hub_file, bases_folder, hub)
     commit, listing = hub.listing(entry.repo_id, entry.revision)
     if not any(file.path == "model_index.json" for file in listing):
         raise Failure(
             FailureCode.SOURCE_REFUSED,
             f"{entry.repo_id} is not in diffusers layout: it has no model_index.json.",
-            "Name a repository in diffusers layout in the catalog.",
+            "Name a repository in diffusers layout in the catalog, or one file of this one (owner/name/file).",
         )
     part = _part(target)
     hub.download(entry.repo_id, commit, ["model_index.json"], part)
@@ -176,6 +185,20 @@ def plan_pull(entry: BaseModelEntry, bases_folder: Path, hub: Hub) -> Pull:
     components = {name for name, parts in index.items() if isinstance(parts, list) and parts[0]}
     files = needed_files(listing, components)
     return Pull(entry, commit, tuple(files), target, hub.page(entry.repo_id))
+
+
+def _plan_file(entry: BaseModelEntry, repo_id: str, path: str, bases_folder: Path, hub: Hub) -> Pull:
+    """Plan to bring a single-file checkpoint, and the repository's licence beside it."""
+    commit, listing = hub.listing(repo_id, entry.revision)
+    files = [file for file in listing if file.path == path or _LICENCE.match(file.path)]
+    if not any(file.path == path for file in files):
+        raise Failure(
+            FailureCode.SOURCE_REFUSED,
+            f"{repo_id} has no file {path}.",
+            "Check repo_id and revision in the catalog.",
+        )
+    target = bases_folder / entry.repo_id.replace("/", "--")
+    return Pull(entry, commit, tuple(files), target, hub.page(repo_id), repo_id)
 
 
 def needed_files(listing: Sequence[RemoteFile], components: set[str]) -> list[RemoteFile]:
@@ -228,7 +251,7 @@ def pull(plan: Pull, hub: Hub, say: Callable[[str], None] = lambda line: None) -
             "Free some space, or set TUNES_HOME to a larger disk.",
         )
     say(f"Downloading {len(plan.files)} files to {plan.target}")
-    hub.download(plan.entry.repo_id, plan.commit, [file.path for file in plan.files], part)
+    hub.download(plan.repo_id, plan.commit, [file.path for file in plan.files], part)
     missing = [file.path for file in plan.files if not (part / file.path).is_file()]
     if missing:
         raise Failure(
@@ -236,11 +259,11 @@ def pull(plan: Pull, hub: Hub, say: Callable[[str], None] = lambda line: None) -
             f"The hub did not deliver {', '.join(missing[:3])}.",
             "Run the same command again: it goes on where it stopped.",
         )
-    for file in part.rglob("*.fp16.safetensors"):
+    for file in part.rglob("*.fp16.safetensors") if not plan.source else ():
         file.rename(file.with_name(file.name.replace(".fp16.safetensors", ".safetensors")))
     shutil.rmtree(part / ".cache", ignore_errors=True)
     note = {
-        "repo_id": plan.entry.repo_id,
+        "repo_id": plan.repo_id,
         "commit": plan.commit,
         "licence": plan.entry.licence,
         "page": plan.page,

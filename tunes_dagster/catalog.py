@@ -19,6 +19,9 @@ from pydantic import Field
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import RenderSettings, Strict, TrainingOptions
 
+# How the name of a single-file checkpoint ends.
+SINGLE_FILES = (".safetensors", ".ckpt", ".sft")
+
 
 class BaseModelEntry(Strict):
     """One base model.
@@ -27,7 +30,7 @@ class BaseModelEntry(Strict):
         branch: Its name in the catalog.
         family: Trainer family.
         aliases: Other words that mean it.
-        repo_id: Hub repository, local folder, or `embedded:NAME`.
+        repo_id: Hub repository, file in one (`owner/name/file.safetensors`), local folder or file, or `embedded:NAME`.
         revision: Commit on the hub.
         licence: Licence of the weights.
         gated: Whether the hub asks for an accepted licence and a token.
@@ -81,7 +84,15 @@ class BaseModelEntry(Strict):
         local = Path(self.repo_id).expanduser()
         if local.is_absolute():
             return local
-        return bases_folder / self.repo_id.replace("/", "--")
+        folder = bases_folder / self.repo_id.replace("/", "--")
+        return folder / self.hub_file[1] if self.hub_file else folder
+
+    @property
+    def hub_file(self) -> tuple[str, str] | None:
+        """The repository and the path in it when the base is a single file on the hub, else None."""
+        parts = self.repo_id.split("/")
+        single = self.repo_id.endswith(SINGLE_FILES) and not Path(self.repo_id).expanduser().is_absolute()
+        return ("/".join(parts[:2]), "/".join(parts[2:])) if single and len(parts) > 2 else None
 
     def installed(self, bases_folder: Path) -> bool:
         """Whether the weights lie where they are looked for: a folder in diffusers layout, or a single file."""

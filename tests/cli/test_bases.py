@@ -119,6 +119,18 @@ def test_a_pull_brings_what_the_pipeline_loads_under_plain_names(
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_single_file_on_the_hub_is_brought_alone(
+    hub: HuggingFaceHub, entry: BaseModelEntry, tmp_path: Path
+) -> None:
+    file = entry.model_copy(update={"repo_id": "acme/base/sd_xl.safetensors"})
+    assert not file.installed(tmp_path)
+    folder = pull(plan_pull(file, tmp_path, hub), hub)
+    assert file.installed(tmp_path) and file.location(tmp_path).read_bytes() == b"w" * 9000
+    assert {path.name for path in folder.iterdir()} == {"sd_xl.safetensors", "LICENSE.md", "tunes-base.json"}
+    with pytest.raises(Failure, match="has no file other.safetensors"):
+        plan_pull(entry.model_copy(update={"repo_id": "acme/base/other.safetensors"}), tmp_path, hub)
+
+
 def test_an_interrupted_pull_goes_on_where_it_stopped(
     hub: HuggingFaceHub, entry: BaseModelEntry, tmp_path: Path
 ) -> None:

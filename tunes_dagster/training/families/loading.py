@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunes_dagster.catalog import SINGLE_FILES
 from tunes_dagster.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
@@ -75,9 +76,6 @@ def _quantization() -> dict[str, Any]:
         quant_backend=backend, quant_kwargs=options, components_to_quantize=["transformer"]
     )
     return {"quantization_config": config}
-
-
-SINGLE_FILES = (".safetensors", ".ckpt", ".sft")
 
 
 def is_single_file(folder: str | Path) -> bool:
