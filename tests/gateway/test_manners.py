@@ -22,7 +22,8 @@ def test_the_server_imports_no_torch_and_no_dagster() -> None:
     code = (
         "import sys, tunes_dagster.gateway.app as app\n"
         "for name in app.DIALECTS: app.load_dialect(name)\n"
-        "import tunes_dagster.training.families.base, tunes_dagster.submit, tunes_dagster.rendering.prompts, tunes_dagster.rendering.schedulers\n"
+        "import tunes_dagster.training.families.base, tunes_dagster.submit\n"
+        "import tunes_dagster.rendering.prompts, tunes_dagster.rendering.schedulers\n"
         "print([m for m in ('torch', 'diffusers', 'transformers', 'dagster', 'cv2') if m in sys.modules])"
     )
     assert (
@@ -234,10 +235,17 @@ def test_native_endpoints(house: House, pictures) -> None:
     health = house.client.get("/native/v1/health").json()
     assert health["status"] == "ok" and health["queue"]["work"][0]["count"] == 1
     line = house.client.get(f"/native/v1/tunes/{job}/timeline", headers=house.auth()).json()
-    assert [phase["phase"] for phase in line["phases"]] == ["queued", "queued"] and line["phases"][0]["end"]
+    (phase,) = line["phases"]
+    assert phase["phase"] == "queued" and [one["message"][:2] for one in phase["said"]] == ["Th", "5 "]
+    assert line["steps_per_second"] is None and line["last_sample"] is None
+    told = {"url": "https://caller.example.com/x", "dialect": "pixelapi"}
+    asked = house.client.post("/native/v1/callbacks/sample", json=told, headers=house.auth())
+    assert asked.status_code == 201 and asked.json()["of"] == job
+    told["dialect"] = "astria"
+    assert house.client.post("/native/v1/callbacks/sample", json=told, headers=house.auth()).status_code == 404
     stopped = house.client.post(f"/native/v1/tunes/{job}/cancel", headers=house.auth()).json()
     assert stopped["status"] == "cancelled"
-    (callback,) = house.client.get("/native/v1/callbacks", headers=house.auth()).json()
+    callback, _sample = house.client.get("/native/v1/callbacks", headers=house.auth()).json()
     log = house.client.get(f"/native/v1/callbacks/{callback['id']}", headers=house.auth()).json()
     assert log["deliveries"] == [] and log["url"] == "https://caller.example.com/x"
     again = house.client.post(f"/native/v1/callbacks/{callback['id']}/replay", headers=house.auth())
@@ -251,7 +259,7 @@ def test_native_endpoints(house: House, pictures) -> None:
     )
     assert inside.status_code == 422
     text = house.client.get("/native/v1/metrics").text
-    assert "tunes_http_requests_total" in text and "tunes_callbacks_pending 1" in text
+    assert "tunes_http_requests_total" in text and "tunes_callbacks_pending 2" in text
     ledger = house.client.get("/native/v1/account", headers=house.auth()).json()["ledger"]
     assert [entry["kind"] for entry in ledger] == ["return", "reserve", "adjust"]
 

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from sqlalchemy.orm import Session
+from starlette.datastructures import UploadFile
 
 from tunes_dagster import clock
 from tunes_dagster.catalog import BaseModelEntry
@@ -24,6 +25,9 @@ from tunes_dagster.ids import new_id
 from tunes_dagster.recipe import PromptRequest, TuneRequest
 from tunes_dagster.registry import ApiObject, Prompt, Tune, Wallet
 from tunes_dagster.registry.ledger import reserve
+
+# Beginnings of keys of the store that a prompt may name; a caller may not.
+_KEYS = ("uploads/", "blobs/", "batches/", "tunes/")
 
 # What a tune takes on a machine that has not made one yet.
 _GUESS_SECONDS = 300.0
@@ -90,8 +94,12 @@ class Desk:
             service.store.delete_prefix(f"tunes/{chosen}")
             raise
 
-    def check_trainable(self, base: str) -> None:
+    def check_trainable(self, base: str, tuned: bool = True) -> None:
         """Refuse a base whose family nobody here can train or render yet.
+
+        Args:
+            base: By any of its names.
+            tuned: A tune is asked for; else a render, which models for enlarging and clips make as well.
 
         Raises:
             Problem: 422, naming the base.
@@ -101,6 +109,10 @@ class Desk:
         catalog, families = self.service.catalog, known_families()
         entry = catalog.real(catalog.resolve(base))
         if entry.family not in families:
+            from tunes_dagster.catalog import AUXILIARY
+
+            if entry.family in AUXILIARY and not tuned:
+                return
             known = ", ".join(one.branch for one in catalog.entries.values() if one.family in families)
             raise invalid("base", f"{entry.branch} cannot be used on this server yet; use one of {known}")
 
@@ -144,11 +156,26 @@ class Desk:
 
         service = self.service
         if request.tune is None:
-            self.check_trainable(request.base or DEFAULT_BASE)
+            self.check_trainable(request.base or DEFAULT_BASE, tuned=False)
         return submit_prompt(
             self.registry, service.catalog, service.settings, self.with_own_loras(request),
-            account_id=self.account_id, origin="api", also=also,
+            account_id=self.account_id, origin="api", store=service.store, also=also,
         )  # fmt: skip
+
+    def picture(self, name: str, value: str | None) -> str | None:
+        """Return a picture that a caller named in a text field: a URL, base64 or a data URI.
+
+        Raises:
+            Problem: 422 for a key of the store: those lead to files that may be somebody else's.
+        """
+        if value and value.startswith(_KEYS):
+            raise invalid(name, "is neither an http(s) URL, nor a data URI, nor base64")
+        return value or None
+
+    def keep_picture(self, file: UploadFile) -> str:
+        """Copy an uploaded picture into the store and return its key, for a prompt to start from."""
+        file.file.seek(0)
+        return self.service.store.write_stream(f"uploads/{new_id('up')}.picture", file.file)
 
     def with_own_loras(self, request: PromptRequest) -> PromptRequest:
         """Return the prompt with the LoRAs in its text replaced by the account's own tunes.
@@ -158,24 +185,24 @@ class Desk:
         Raises:
             Problem: 422 for tunes that are not the account's, not ready, or made on another base.
         """
-        from tunes_dagster.rendering.prompts import parse_prompt
+        from tunes_dagster.rendering.prompts import named_loras, split_loras
 
-        parsed = parse_prompt(request.text)
-        if not parsed.loras:
+        if not named_loras(request.text):
             return request
-        tunes = [(self._lora(name), scale) for name, scale in parsed.loras]
+        text, named = split_loras(request.text)
+        tunes = [(self._lora(name), scale) for name, scale in named]
         if request.tune is None and len(tunes) == 1:
             tune, scale = tunes[0]
             self._check_base(request.base, tune)
             settings = request.settings.model_copy(update={"lora_scale": scale})
-            change = {"text": parsed.text, "tune": tune.id, "base": None, "settings": settings}
+            change = {"text": text, "tune": tune.id, "base": None, "settings": settings}
             return request.model_copy(update=change)
         for tune, _scale in tunes:
             self._check_base(request.base, tune)
             if tune.status != "ready":
                 raise invalid("text", f"names the tune {tune.number}, which is not trained yet")
         tags = " ".join(f"<lora:{tune.id}:{scale:g}>" for tune, scale in tunes)
-        return request.model_copy(update={"text": f"{parsed.text} {tags}"})
+        return request.model_copy(update={"text": f"{text} {tags}"})
 
     def _lora(self, name: str) -> Tune:
         found = self.registry.find_tune(self.account_id, name)

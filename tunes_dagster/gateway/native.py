@@ -5,11 +5,14 @@ They serve every tune and prompt of the account, whichever dialect it came throu
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from tunes_dagster import clock
+from tunes_dagster.callbacks.bodies import tune_body
 from tunes_dagster.clock import iso
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
@@ -17,6 +20,7 @@ from tunes_dagster.gateway.files import answer
 from tunes_dagster.gateway.problems import Problem, not_found
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Callback, Prompt, Tune
+from tunes_dagster.rendering.styles import compositions
 from tunes_dagster.submit import check_callback_url
 
 
@@ -59,6 +63,9 @@ class SampleBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: str = Field(max_length=4000)
+    dialect: Literal["native", "pixelapi", "pixu", "astria"] = Field(
+        default="native", description="In whose form; those of the others tell of your latest tune."
+    )
 
 
 @router.get("/health")
@@ -125,9 +132,10 @@ def tune(key: str, mine: Desk = Mine) -> dict[str, Any]:
 
 @router.get("/tunes/{key}/timeline")
 def timeline(key: str, mine: Desk = Mine) -> dict[str, Any]:
-    """List the phases of a tune with their start, end and last words, and its progress now."""
+    """List the phases of a tune with start, end and words; its speed, expected end and last sample now."""
     row, _seen = mine.tune(key)
-    return {**tune_facts(row), "phases": _phases(mine, row.id)}
+    phases = _phases(mine, row.id)
+    return {**tune_facts(row), **_pace(row, phases), "last_sample": _last_sample(mine, row), "phases": phases}
 
 
 @router.get("/prompts/{key}/timeline")
@@ -149,12 +157,35 @@ def prompt_facts(mine: Desk, row: Prompt) -> dict[str, Any]:
 
 
 def _phases(mine: Desk, subject_id: str) -> list[dict[str, Any]]:
-    events = mine.registry.events(subject_id)
-    ends = [*(event.at for event in events[1:]), None]
-    return [
-        {"phase": event.phase, "message": event.message, "start": iso(event.at), "end": iso(end)}
-        for event, end in zip(events, ends, strict=True)
-    ]
+    """Return the phases in their order; what was said inside one is under `said`."""
+    phases: list[dict[str, Any]] = []
+    for event in mine.registry.events(subject_id):
+        if not phases or phases[-1]["phase"] != event.phase:
+            if phases:
+                phases[-1]["end"] = iso(event.at)
+            phases.append({"phase": event.phase, "start": iso(event.at), "end": None, "said": []})
+        phases[-1]["message"] = event.message
+        phases[-1]["said"].append({"at": iso(event.at), "message": event.message})
+    return phases
+
+
+def _pace(tune: Tune, phases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return how fast a training goes and when it should end; nothing when it is not training."""
+    began = next((p["start"] for p in reversed(phases) if p["phase"] == "training"), None)
+    if tune.status != "training" or began is None:
+        return {"steps_per_second": None, "eta": None}
+    seconds = (clock.now() - datetime.fromisoformat(began)).total_seconds()
+    ends = None if tune.seconds_left is None else clock.now() + timedelta(seconds=tune.seconds_left)
+    return {"steps_per_second": round(tune.step / seconds, 3) if seconds > 1 else None, "eta": iso(ends)}
+
+
+def _last_sample(mine: Desk, tune: Tune) -> str | None:
+    """Return the URL of the newest picture that shows what a tune has learned, or None."""
+    if tune.status not in ("training", "trained", "finishing", "ready"):
+        return None
+    names = (name for name in mine.service.store.list(f"tunes/{tune.id}/lora") if name.endswith(".png"))
+    shown = sorted(name for name in names if "/samples" in name or "sheet" in name)
+    return mine.url(shown[-1], clock.now(), 1.0) if shown else None
 
 
 @router.post("/tunes/{key}/cancel")
@@ -270,7 +301,23 @@ def replay(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
 
 @router.post("/callbacks/sample", status_code=201)
 def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
-    """Send a sample callback to an address."""
+    """Send a sample callback to an address, signed if the account signs, in the form of an API."""
     check_callback_url(body.url, mine.service.settings)
-    told = {"type": "sample", "data": {"message": "This is a sample callback."}}
-    return _callback_facts(mine.registry.add_callback(mine.account_id, "sample", "sample", body.url, told))
+    if body.dialect == "native":
+        told: dict[str, Any] = {"type": "sample", "data": {"message": "This is a sample callback."}}
+        return _callback_facts(mine.registry.add_callback(mine.account_id, "sample", "sample", body.url, told))
+    rows = mine.registry.page_tunes(mine.account_id, limit=1, dialect=body.dialect)
+    if not rows:
+        raise not_found(f"A tune that came through {body.dialect}")
+    told = tune_body("tune.ready", rows[0][0], clock.now())
+    return _callback_facts(
+        mine.registry.add_callback(
+            mine.account_id, "tune.ready", rows[0][0].id, body.url, told, form=body.dialect, on_unknown="hold"
+        )
+    )
+
+
+@router.get("/compositions")
+def list_compositions(mine: Desk = Mine) -> list[dict[str, str]]:
+    """List the stored compositions that prompts may name."""
+    return [{"id": one.id, "name": name, "text": one.text} for name, one in compositions().items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from tunes_dagster.failures import Failure, FailureCode
@@ -14,6 +15,12 @@ _STATUS = {
     FailureCode.INTERNAL: 500,
     FailureCode.BASE_NOT_INSTALLED: 422,
 }
+# The option that a sentence of the library begins with: `training.steps is …`, `super_resolution needs …`.
+_FIELD = re.compile(
+    r"((?:training|dataset|settings)\.[a-z_]+|[a-z]+_[a-z0-9_]+|controlnet|style|steps|width|height)\b(?=[: ])"
+)
+# Where something lies on this machine is nobody else's business.
+_PLACE = re.compile(r" at /\S+?(?=\.?(?:\s|$))")
 
 
 @dataclass(eq=False)
@@ -51,8 +58,14 @@ def invalid(name: str, why: str, status: int = 422) -> Problem:
 def of_failure(failure: Failure) -> Problem:
     """Return how a failure of the library answers a request."""
     status = _STATUS.get(failure.code, 422)
-    text = f"{failure.message} {failure.remedy}".strip()
-    return Problem(status, text, code=failure.code.value)
+    message = _PLACE.sub("", failure.message)
+    text = f"{message} {failure.remedy}".strip()
+    fields: dict[str, list[str]] = {}
+    told = (failure.details or {}).get("problems") or [message]
+    for sentence in told if status == 422 else ():
+        if named := _FIELD.match(str(sentence)):
+            fields.setdefault(named.group(1), []).append(str(sentence)[named.end() :].strip(" :"))
+    return Problem(status, text, fields, code=failure.code.value)
 
 
 def of_pydantic(errors: list[dict]) -> Problem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -53,6 +53,7 @@ class ObjectQueries(Database):
         names: Sequence[str] = (),
         branch: str | None = None,
         status: str | None = None,
+        dialect: str | None = None,
     ) -> list[tuple[Tune, ApiObject | None]]:
         """Return a page of an account's live tunes, newest first."""
         query = select(Tune, ApiObject).outerjoin(ApiObject, ApiObject.id == Tune.id)
@@ -65,6 +66,8 @@ class ObjectQueries(Database):
             query = query.where(or_(Tune.base == branch, Tune.branch == branch))
         if status is not None:
             query = query.where(Tune.status == status)
+        if dialect is not None:
+            query = query.where(ApiObject.dialect == dialect)
         return self._page(query, Tune, limit, before, offset)
 
     def page_prompts(
@@ -79,6 +82,7 @@ class ObjectQueries(Database):
         base: str | None = None,
         liked: bool | None = None,
         since: datetime | None = None,
+        asked: Mapping[str, str] | None = None,
     ) -> list[tuple[Prompt, ApiObject | None]]:
         """Return a page of an account's prompts, newest first."""
         query = select(Prompt, ApiObject).outerjoin(ApiObject, ApiObject.id == Prompt.id)
@@ -93,6 +97,8 @@ class ObjectQueries(Database):
             query = query.where(ApiObject.liked_at.is_not(None) if liked else ApiObject.liked_at.is_(None))
         if since is not None:
             query = query.where(Prompt.created_at >= since)
+        for name, value in (asked or {}).items():  # what the dialect keeps: `{"pack_id": "7"}`
+            query = query.where(ApiObject.asked[name].as_string() == value)
         return self._page(query, Prompt, limit, before, offset)
 
     def _page(self, query: Select[Any], table: Any, limit: int, before: int | None, offset: int) -> list[Any]:
@@ -101,6 +107,14 @@ class ObjectQueries(Database):
         query = query.order_by(table.number.desc()).limit(limit).offset(offset)
         with self.reading() as session:
             return [(row[0], row[1]) for row in session.execute(query)]
+
+    def tune_numbers(self, tune_ids: Sequence[str]) -> dict[str, int]:
+        """Return the numbers of tunes by their ids."""
+        if not tune_ids:
+            return {}
+        query = select(Tune.id, Tune.number).where(Tune.id.in_(set(tune_ids)))
+        with self.reading() as session:
+            return {row[0]: row[1] for row in session.execute(query)}
 
     def count_prompts(self, account_id: str) -> int:
         """Return how many prompts an account has asked for."""
@@ -242,13 +256,20 @@ class ObjectQueries(Database):
             return list(session.scalars(query))
 
     def add_callback(
-        self, account_id: str, event: str, subject_id: str, url: str, body: dict[str, Any]
+        self,
+        account_id: str,
+        event: str,
+        subject_id: str,
+        url: str,
+        body: dict[str, Any],
+        form: str = "",
+        on_unknown: str = "",
     ) -> Callback:
-        """Owe a callback that no state change caused (a sample)."""
+        """Owe a callback that no state change caused (a sample), in the form of a dialect."""
         now = self.now()
         row = Callback(
             id=new_id("cb"), account_id=account_id, event=event, subject_id=subject_id, url=url, body=body,
-            next_attempt_at=now, created_at=now,
+            form=form, on_unknown=on_unknown, next_attempt_at=now, created_at=now,
         )  # fmt: skip
         with self.writing() as session:
             session.add(row)

@@ -51,6 +51,23 @@ def parse_prompt(text: str, characteristics: Mapping[str, str] | None = None) ->
         Failure: `INVALID_REQUEST` for a malformed tag, an unknown kind of tag, a weight outside its range, more than
             8 LoRAs, an unknown `{{template}}`, or nothing left to render.
     """
+    bare, loras = split_loras(text)
+    bare = fill_in(bare, characteristics or {})
+    bare = re.sub(r"\s+([,.;!?])", r"\1", bare)
+    bare = re.sub(r"(,\s*){2,}", ", ", bare).strip(" ,")
+    if not bare:
+        raise _refused("Nothing is left of the prompt without its LoRA tags.", "Say what to render.")
+    weighted(bare)
+    return ParsedPrompt(bare, tuple(loras))
+
+
+def split_loras(text: str) -> tuple[str, list[tuple[str, float]]]:
+    """Return a prompt without its tags, templates still in it, and (tune, scale) of each tag.
+
+    Raises:
+        Failure: `INVALID_REQUEST` for a malformed tag, an unknown kind of tag, a weight outside its range, or more
+            than 8 LoRAs.
+    """
     loras: dict[str, float] = {}
 
     def take(match: re.Match[str]) -> str:
@@ -66,13 +83,7 @@ def parse_prompt(text: str, characteristics: Mapping[str, str] | None = None) ->
         raise _refused("A <lora tag in the prompt is not closed.", "Write it as <lora:ID:weight>.")
     if len(loras) > MAX_LORAS:
         raise _refused(f"The prompt names {len(loras)} LoRAs.", f"At most {MAX_LORAS} can be combined.")
-    bare = fill_in(bare, characteristics or {})
-    bare = re.sub(r"\s+([,.;!?])", r"\1", bare)
-    bare = re.sub(r"(,\s*){2,}", ", ", bare).strip(" ,")
-    if not bare:
-        raise _refused("Nothing is left of the prompt without its LoRA tags.", "Say what to render.")
-    weighted(bare)
-    return ParsedPrompt(bare, tuple(loras.items()))
+    return bare, list(loras.items())
 
 
 def named_loras(text: str) -> list[str]:

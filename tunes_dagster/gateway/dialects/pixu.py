@@ -8,29 +8,32 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import Dialect, desk, manners
 from tunes_dagster.gateway.problems import Problem, invalid
-from tunes_dagster.recipe import PromptRequest, RenderSettings, Sources, TrainingOptions, TuneRequest
-from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.recipe import (
+    DatasetOptions,
+    PromptRequest,
+    RenderSettings,
+    Sources,
+    TrainingOptions,
+    TuneRequest,
+)
+from tunes_dagster.registry import Registry
 from tunes_dagster.registry.outbox import Sending
+from tunes_dagster.rendering.styles import compositions
 
 NAME = "pixu"
 _BASE = "realistic-vision"
 # Of a face alone nothing can be learned in few steps; baseline 2 trains twice as long.
-# Said with every new model, because the field is required.
-_NOT_YET = {"X-Tunes-Warnings": "height: pictures are not yet framed to a face height"}
 _STEPS = {1: 300, 2: 600}
-_COMPOSITIONS = yaml.safe_load(
-    Path(__file__).parents[1].joinpath("compositions.yaml").read_text(encoding="utf-8")
-)
+# The same choice decides how its pictures are made.
+_BASELINES: dict[Any, Literal["fast", "thorough"]] = {1: "fast", 2: "thorough"}
 
 
 def error(problem: Problem) -> tuple[int, Any]:
@@ -122,23 +125,21 @@ class Results(Call):
 
 
 @router.post("/create_model")
-def create_model(body: CreateModel, response: Response, mine: Desk = Mine) -> dict[str, Any]:
+def create_model(body: CreateModel, mine: Desk = Mine) -> dict[str, Any]:
     """Make a model of the face in one picture that came along."""
-    response.headers.update(_NOT_YET)
     return _create(mine, body, Sources(images_base64=[body.face_base64]))
 
 
 @router.post("/create_model_from_url")
-def create_model_from_url(body: CreateModelFromUrl, response: Response, mine: Desk = Mine) -> dict[str, Any]:
+def create_model_from_url(body: CreateModelFromUrl, mine: Desk = Mine) -> dict[str, Any]:
     """The same from a picture at a URL, which is fetched later."""
-    response.headers.update(_NOT_YET)
     return _create(mine, body, Sources(image_urls=[body.url]))
 
 
 def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources) -> dict[str, Any]:
     uid = "upose_" + secrets.token_hex(16)
     request = TuneRequest(
-        name="person", title=body.name or uid, base=_BASE, sources=sources,
+        name="person", title=body.name or uid, base=_BASE, sources=sources, dataset=DatasetOptions(one_picture=True),
         training=TrainingOptions(steps=_STEPS[body.baseline]), callback_url=body.callback_url,
     )  # fmt: skip
     asked = {"height": body.height, "baseline": body.baseline}
@@ -151,35 +152,35 @@ def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources
 
 @router.post("/txt2img_strict_portrait")
 def strict_portrait(body: Portrait, mine: Desk = Mine) -> dict[str, Any]:
-    """Render a portrait."""
-    return _render(
-        mine, body, f"portrait of {{}}, {body.positive}" if body.positive else "portrait of {}", body.negative
-    )
+    """Render a portrait; without `model_uid` of a random person."""
+    return _render(mine, body, None)
 
 
 @router.post("/txt2img_composition")
 def composition(body: Composition, mine: Desk = Mine) -> dict[str, Any]:
     """Render a stored composition; without `comp_uid` any of them."""
-    uid = body.comp_uid or secrets.choice(sorted(_COMPOSITIONS))
-    stored = _COMPOSITIONS.get(uid)
-    if stored is None:
-        raise invalid("comp_uid", f"{uid[:40]!r} is not known; known are {', '.join(sorted(_COMPOSITIONS))}")
-    positive = f"{stored['positive']}, {body.positive}" if body.positive else stored["positive"]
-    negative = ", ".join(part for part in (stored["negative"], body.negative) if part)
-    return _render(mine, body, positive, negative)
+    known = {one.id for one in compositions().values()} | set(compositions())
+    if body.comp_uid is not None and body.comp_uid not in known:
+        shown = ", ".join(f"{one.id} ({name})" for name, one in compositions().items())
+        raise invalid("comp_uid", f"{body.comp_uid[:40]!r} is not known; known are {shown}")
+    return _render(mine, body, body.comp_uid or "random")
 
 
-def _render(mine: Desk, body: Portrait, template: str, negative: str) -> dict[str, Any]:
-    tune: Tune | None = mine.tune(body.model_uid, "model_uid")[0] if body.model_uid else None
-    subject = f"{tune.token} {tune.class_name}" if tune else "person"
+def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, Any]:
+    tune, seen = mine.tune(body.model_uid, "model_uid") if body.model_uid else (None, None)
+    asked = seen.asked if seen else {}
     width, height = (int(side) for side in body.resolution.split(","))
     settings = RenderSettings(
-        num_images=body.num_images, width=width, height=height, negative_prompt=negative,
-        lora_scale=body.model_weight,
+        num_images=body.num_images, width=width, height=height, negative_prompt=body.negative,
+        lora_scale=body.model_weight, composition=composition, random_face=tune is None,
+        face_height=asked.get("height"), baseline=_BASELINES.get(asked.get("baseline")),
     )  # fmt: skip
+    subject = f"{tune.token} {tune.class_name}" if tune else "a person"
+    opening = "portrait of {}" if composition is None else "{}"
+    text = ", ".join(part for part in (opening.format(subject), body.positive.strip()) if part)
     request = PromptRequest(
-        text=template.replace("{}", subject, 1), tune=tune.id if tune else None, base=None if tune else _BASE,
-        settings=settings, callback_url=body.callback_url,
+        text=text, tune=tune.id if tune else None, base=None if tune else _BASE, settings=settings,
+        callback_url=body.callback_url,
     )  # fmt: skip
     uid = secrets.token_hex(20)
     price = mine.price(NAME, "image") * body.num_images

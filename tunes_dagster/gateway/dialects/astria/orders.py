@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
 
 from tunes_dagster.failures import Failure
 from tunes_dagster.gateway.desk import Desk, View
@@ -12,13 +16,14 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     GALLERY,
     MC,
     NAME,
+    SWITCHES,
     PromptFields,
     TuneFields,
     filled_in,
     kept_fields,
     size_of,
 )
-from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
 from tunes_dagster.recipe import (
     DatasetOptions,
     PromptRequest,
@@ -29,9 +34,6 @@ from tunes_dagster.recipe import (
 )
 from tunes_dagster.registry import Tune
 
-# Steps by preset: per picture, and at least.
-_PRESET_STEPS = {"flux-lora-portrait": 27, "flux-lora-fast": 27, "flux-lora-focus": 100}
-_MIN_STEPS = 300
 # A receiver that inserts a row per picture must not be told twice.
 _CAREFUL = "hold"
 
@@ -44,11 +46,13 @@ class Base:
         word: For the catalog.
         branch: As it is shown.
         number: `base_tune_id`.
+        tune: One of the account's own, whose weights are the start.
     """
 
     word: str
     branch: str
     number: int | None
+    tune: Tune | None = None
 
 
 def base_of(mine: Desk, branch: str | None, number: int | None) -> Base:
@@ -69,7 +73,7 @@ def base_of(mine: Desk, branch: str | None, number: int | None) -> Base:
         if branch == "fast":
             return Base("fast", "fast", number)
         shown = (found[1].asked.get("branch") if found[1] else None) or branch or "sd15"
-        return Base(found[0].base, shown, number)
+        return Base(found[0].base, shown, number, found[0])
     shown = branch or "sd15"
     return Base(BRANCHES[shown], shown, None)
 
@@ -84,9 +88,12 @@ def tune_order(
     entry = mine.entry(base.word)
     options = mine.caller.options
     face_crop = fields.face_crop if fields.face_crop is not None else bool(options.get("face_crop", False))
-    steps = fields.steps
-    if steps is None and fields.preset:
-        steps = max(_MIN_STEPS, _PRESET_STEPS[fields.preset] * (len(fields.image_urls) + uploads))
+    kind, said = kind_of(mine, fields, base)
+    training = TrainingOptions.model_validate({
+        "kind": kind, "steps": fields.steps, "base_tune_id": str(base.tune.id) if base.tune else None,
+        # The mock branch takes what a client for another base sends, and means nothing by it.
+        "preset": fields.preset if base.branch != "fast" else None,
+    })  # fmt: skip
     prompts = [
         prompt_order(mine, one, base, fields.characteristics, group_id) for one in fields.prompts_attributes
     ]
@@ -94,13 +101,14 @@ def tune_order(
         view.asked.update(own_tune=True, tune_id=None)
     request = TuneRequest(
         name=fields.name, title=fields.title, token=fields.token or entry.token, base=base.word,
-        sources=Sources(image_urls=fields.image_urls), dataset=DatasetOptions(face_crop=face_crop),
-        training=TrainingOptions(steps=steps), prompts=[request for request, _view in prompts],
-        callback_url=fields.callback,
+        sources=Sources(image_urls=fields.image_urls),
+        dataset=DatasetOptions(face_crop=face_crop, face_correct=fields.training_face_correct),
+        training=training, characteristics=_words(fields.characteristics),
+        prompts=[request for request, _view in prompts], callback_url=fields.callback,
     )  # fmt: skip
     asked = {
-        "base_tune_id": base.number, "branch": base.branch, "model_type": fields.model_type, "steps": steps,
-        "args": None if fields.model_type == "lora" else "trained as a LoRA", "face_crop": face_crop,
+        "base_tune_id": base.number, "branch": base.branch, "model_type": fields.model_type, "steps": fields.steps,
+        "args": said, "face_crop": face_crop, "training_face_correct": fields.training_face_correct,
         "auto_extend": fields.auto_extend, "characteristics": fields.characteristics, "preset": fields.preset,
     }  # fmt: skip
     price = 0 if base.branch == "fast" else mine.price(NAME, "tune")
@@ -109,11 +117,69 @@ def tune_order(
     return request, view, [view for _request, view in prompts]
 
 
+def kind_of(mine: Desk, fields: TuneFields, base: Base) -> tuple[Any, str | None]:
+    """Return what is made of a tune, and what `args` says when that is not what was asked.
+
+    Raises:
+        Problem: 422 for `faceid` where nothing of the kind can be made.
+    """
+    from tunes_dagster.training.checks import KINDS
+
+    asked = fields.model_type or "checkpoint"
+    named = mine.entry(base.word)
+    able = set(KINDS.get(named.family, ())) & set(KINDS.get(mine.service.catalog.real(named).family, ()))
+    if asked == "faceid" and asked not in able:
+        raise invalid("model_type", "faceid is not supported by this server yet")
+    wanted = "pti" if base.branch == "sdxl1" and asked != "faceid" else asked
+    made = wanted if wanted in able and base.tune is None and base.branch != "fast" else "lora"
+    return made, None if made == asked else f"trained as {made}"
+
+
+def _words(characteristics: dict[str, Any]) -> dict[str, str]:
+    """Return the characteristics that prompts can name: short texts under plain names."""
+    found = {str(name): str(value) for name, value in characteristics.items() if isinstance(value, (str, int, float))}
+    named = {name: value for name, value in found.items() if re.fullmatch(r"\w[\w -]{0,39}", name)}
+    return dict(list({name: value for name, value in named.items() if len(value) <= 200}.items())[:50])
+
+
+def pictures_of(mine: Desk, fields: PromptFields) -> dict[str, str | None]:
+    """Return the picture and the mask that a prompt starts from: uploaded, by URL, or as base64.
+
+    Raises:
+        Problem: 422.
+    """
+    extra = fields.model_extra or {}
+    found: dict[str, str | None] = {}
+    for name, others in (
+        ("input_image", ("input_image_url", "input_image_base64")),
+        ("mask_image", ("mask_image_url",)),
+    ):
+        given = extra.get(name)
+        if isinstance(given, UploadFile):
+            found[name] = mine.keep_picture(given)
+            continue
+        if given is not None and not isinstance(given, str):
+            raise invalid(name, "is neither a file nor an address")
+        values = [mine.picture(word, value) for word, value in
+                  [(name, given), *((other, getattr(fields, other)) for other in others)]]  # fmt: skip
+        found[name] = next((value for value in values if value), None)
+    return found
+
+
 def prompt_order(
     mine: Desk, fields: PromptFields, base: Base, characteristics: dict[str, Any], group_id: str | None = None,
-    tune: Tune | None = None,
+    tune: Tune | None = None, start: dict[str, str | None] | None = None,
 ) -> tuple[PromptRequest, View]:  # fmt: skip
     """Return the canonical request of a prompt and how it will be shown.
+
+    Args:
+        mine: The account's desk.
+        fields: As handed in.
+        base: What it renders on.
+        characteristics: Of its tune.
+        group_id: Prompts that are told of together.
+        tune: Its tune, when that exists already.
+        start: Picture and mask by key of the store, instead of those in the fields.
 
     Raises:
         Problem: 422, in the words clients look for where a base cannot do something.
@@ -121,12 +187,18 @@ def prompt_order(
     _check_base(fields, base)
     entry = mine.entry(base.word)
     width, height = size_of(fields, entry.native_size)
-    settings = RenderSettings(
-        num_images=fields.num_images, seed=fields.seed, steps=fields.steps or None, width=width, height=height,
-        guidance_scale=fields.cfg_scale, negative_prompt=fields.negative_prompt or "",
-        scheduler=_scheduler(fields.scheduler or mine.caller.options.get("scheduler")),
-        lora_scale=1.0 if fields.lora_scale is None else fields.lora_scale,
-    )  # fmt: skip
+    settings = _settings({
+        "num_images": fields.num_images, "seed": fields.seed, "steps": fields.steps or None, "width": width,
+        "height": height, "guidance_scale": fields.cfg_scale, "negative_prompt": fields.negative_prompt or "",
+        "scheduler": _scheduler(fields.scheduler or mine.caller.options.get("scheduler")),
+        "lora_scale": 1.0 if fields.lora_scale is None else fields.lora_scale,
+        **{name: getattr(fields, name) for name in SWITCHES}, "style": fields.style,
+        "color_grading": fields.color_grading, "controlnet": fields.controlnet,
+        "denoising_strength": None if fields.controlnet_txt2img else fields.denoising_strength,
+        **({} if fields.controlnet_conditioning_scale is None
+           else {"controlnet_conditioning_scale": fields.controlnet_conditioning_scale}),
+        **(start or pictures_of(mine, fields)),
+    })  # fmt: skip
     text = filled_in(fields.text, characteristics)
     if not text.strip():
         raise invalid("text", "can't be blank")
@@ -155,6 +227,15 @@ def _check_base(fields: PromptFields, base: Base) -> None:
     if problems:
         message = ", ".join(f"{name} {said[0]}" for name, said in problems.items())
         raise Problem(422, message, problems, code="invalid")
+
+
+def _settings(values: dict[str, Any]) -> RenderSettings:
+    try:
+        return RenderSettings.model_validate(values)
+    except ValidationError as wrong:
+        found = of_pydantic(list(wrong.errors()))  # type: ignore[arg-type]
+        fields = {name if name != "body" else said[0].split(" ", 1)[0]: said for name, said in found.fields.items()}
+        raise Problem(422, found.message, fields, code="invalid") from None
 
 
 def _scheduler(name: str | None) -> str | None:

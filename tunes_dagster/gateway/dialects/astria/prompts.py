@@ -31,6 +31,7 @@ from tunes_dagster.registry import ApiObject, Prompt, Tune
 router = APIRouter(route_class=manners(error, KEYS), tags=["prompts"])
 Mine = Depends(desk)
 MAX_OFFSET = 10_000
+_CHANGEABLE = ("community", "workspace_id", "pack_id", "base_pack_id")
 # What a prompt row holds that a duplicate takes over.
 _COPIED = ("num_images", "seed", "negative_prompt")
 
@@ -77,13 +78,15 @@ def find_prompt(
 
 def tune_number(mine: Desk, prompt: Prompt, seen: ApiObject | None) -> int | None:
     """Return the integer that a prompt shows as its tune: the base where it was asked on a base."""
+    numbers = mine.registry.tune_numbers([prompt.tune_id] if prompt.tune_id else [])
+    return _number(prompt, seen, numbers)
+
+
+def _number(prompt: Prompt, seen: ApiObject | None, numbers: dict[str, int]) -> int | None:
     asked = (seen.asked if seen else {}).get("tune_id")
     if asked in GALLERY and not (seen and seen.asked.get("own_tune")):
         return int(asked)
-    if prompt.tune_id is None:
-        return asked
-    found = mine.registry.find_tune(mine.account_id, prompt.tune_id)
-    return found[0].number if found else None
+    return numbers.get(prompt.tune_id) if prompt.tune_id else asked
 
 
 @router.post("/tunes/{tune_id}/prompts", status_code=201)
@@ -95,10 +98,12 @@ async def create(tune_id: str, request: Request, mine: Desk = Mine) -> Response:
     return await run_in_threadpool(_create, mine, tune_id, fields, wants_dry_run(request, body))
 
 
-def _create(mine: Desk, tune_id: str, given: dict[str, Any], dry_run: bool) -> Response:
+def _create(
+    mine: Desk, tune_id: str, given: dict[str, Any], dry_run: bool, start: dict[str, str | None] | None = None
+) -> Response:
     base, tune, characteristics = base_or_tune(mine, tune_id)
     fields: PromptFields = understood(PromptFields, given, UNSUPPORTED_PROMPT)
-    request, view = prompt_order(mine, fields, base, characteristics, tune=tune)
+    request, view = prompt_order(mine, fields, base, characteristics, tune=tune, start=start)
     if tune is None:
         request = request.model_copy(update={"base": base.word})
     else:
@@ -125,13 +130,17 @@ def _listed(
         filters["text"] = asked["text"]
     if asked.get("is_video", "").lower() in ("true", "1"):
         return []
-    for name in ("pack_id", "base_pack_id", "user_id", "orig_prompt_id", "order_id"):
+    for name in ("pack_id", "base_pack_id", "orig_prompt_id"):
         if asked.get(name):
-            raise invalid(name, "is not a filter here yet")
+            filters.setdefault("asked", {})[name] = asked[name]
+    for name in ("user_id", "order_id"):
+        if asked.get(name):
+            raise invalid(name, "is not a filter here: an account sees its own prompts only")
     rows = mine.registry.page_prompts(
         mine.account_id, limit=min(limit, MAX_LIMIT), before=before, offset=offset, **filters
     )
-    return [prompt_object(mine, prompt, seen, tune_number(mine, prompt, seen)) for prompt, seen in rows]
+    numbers = mine.registry.tune_numbers([prompt.tune_id for prompt, _seen in rows if prompt.tune_id])
+    return [prompt_object(mine, prompt, seen, _number(prompt, seen, numbers)) for prompt, seen in rows]
 
 
 @router.get("/prompts")
@@ -200,16 +209,59 @@ async def duplicate(prompt_id: str, request: Request, mine: Desk = Mine) -> Resp
 
 
 def _duplicate(mine: Desk, prompt_id: str, body: dict[str, Any], dry_run: bool) -> Response:
-    if body.get("image_index") not in (None, ""):
-        raise invalid("image_index", "is not supported by this server yet")
     prompt, seen, shown = find_prompt(mine, prompt_id)
     asked = seen.asked if seen else {}
     old = {name: prompt.settings.get(name) for name in _COPIED}
     kept = {name: asked.get(name) for name in PromptFields.model_fields if asked.get(name) is not None}
-    given = {**old, "text": prompt.text, **kept, "callback": prompt.callback_url, **fields_of(body, "prompt")}
-    return _create(
-        mine, str(shown), {name: value for name, value in given.items() if value is not None}, dry_run
-    )
+    changes = fields_of(body, "prompt")
+    index = changes.pop("image_index", body.get("image_index"))
+    given = {**old, "text": prompt.text, **kept, "callback": prompt.callback_url, **changes}
+    given["orig_prompt_id"] = prompt.number
+    given.pop("tune_id", None)
+    start = {name: prompt.settings.get(name) for name in ("input_image", "mask_image")}
+    if any(changes.get(name) for name in ("input_image", "input_image_url", "input_image_base64")):
+        start = {}
+    if index not in (None, ""):
+        start = {"input_image": _picture(prompt, index), "mask_image": None}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return _create(mine, str(shown), chosen, dry_run, start if any(start.values()) else None)
+
+
+def _picture(prompt: Prompt, index: Any) -> str:
+    """Return the key of one of a prompt's pictures.
+
+    Raises:
+        Problem: 422.
+    """
+    images = prompt.images or []
+    if not str(index).isdecimal() or int(index) >= len(images):
+        raise invalid("image_index", f"is not one of the prompt's {len(images)} pictures")
+    return str(images[int(index)])
+
+
+@router.patch("/prompts/{prompt_id}")
+async def update(prompt_id: str, request: Request, mine: Desk = Mine) -> dict[str, Any]:
+    """Change what is only kept with a prompt (its packs, community, workspace); what was rendered stays."""
+    body = await read_body(request, service_of(request))
+    return await run_in_threadpool(_update, mine, prompt_id, None, body)
+
+
+@router.patch("/tunes/{tune_id}/prompts/{prompt_id}")
+async def update_of_tune(tune_id: str, prompt_id: str, request: Request, mine: Desk = Mine) -> dict[str, Any]:
+    """The same below its tune."""
+    body = await read_body(request, service_of(request))
+    return await run_in_threadpool(_update, mine, prompt_id, tune_id, body)
+
+
+def _update(mine: Desk, prompt_id: str, tune_id: str | None, body: dict[str, Any]) -> dict[str, Any]:
+    prompt, _seen, shown = find_prompt(mine, prompt_id, tune_id)
+    given = fields_of(body, "prompt")
+    other = sorted(set(given) - set(_CHANGEABLE))
+    if other:
+        problems = {name: ["cannot be changed: duplicate the prompt instead"] for name in other}
+        raise Problem(422, f"{other[0]} cannot be changed", problems, code="invalid")
+    mine.registry.change_object(prompt.id, **given)
+    return prompt_object(mine, *mine.prompt(prompt.id), shown)
 
 
 def _like(mine: Desk, prompt_id: str, liked: bool) -> Response:

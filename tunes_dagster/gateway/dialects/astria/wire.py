@@ -29,30 +29,28 @@ GALLERY = {690204: ("realistic-vision", "Realistic Vision v5.1", "sd15"), 666678
 _SHAPES = {"portrait": (2, 3), "landscape": (3, 2)}
 _RATIOS = ("1:1", "16:9", "9:16", "21:9", "9:21", "3:2", "2:3", "5:4", "4:5", "4:3", "3:4")
 
-# Fields of a prompt that ask for what the renderer cannot do yet; each is refused by name when it is set.
+# Fields of a prompt that ask for what nothing here can do; each is refused by name when it is set.
 UNSUPPORTED_PROMPT = (
-    "super_resolution", "inpaint_faces", "hires_fix", "face_correct", "face_swap", "use_lpw", "style",
-    "color_grading", "film_grain", "prompt_expansion", "theme", "controlnet", "controlnet_txt2img", "input_image",
-    "input_image_base64", "input_image_url", "mask_image", "mask_image_url", "video_model", "video_prompt",
-    "image_references", "backend_version",
+    "face_swap", "prompt_expansion", "theme", "video_model", "video_prompt", "image_references", "multi",
 )  # fmt: skip
-UNSUPPORTED_TUNE = ("training_face_correct",)
+UNSUPPORTED_TUNE: tuple[str, ...] = ()
 # Fields that only say how, and whose value is given back as it was.
-_KEPT = (
-    "denoising_strength",
-    "controlnet_conditioning_scale",
-    "community",
-    "workspace_id",
-    "pack_id",
-    "base_pack_id",
-)
+_KEPT = ("community", "workspace_id", "pack_id", "base_pack_id", "backend_version", "use_lpw", "orig_prompt_id")
+# Fields that go to the renderer under the same name.
+SWITCHES = ("super_resolution", "hires_fix", "inpaint_faces", "face_correct", "film_grain", "controlnet_txt2img")
+_PLAIN = ("style", "color_grading", "controlnet", "denoising_strength", "controlnet_conditioning_scale")
+
+
+# What the library calls a field where the name is another one here.
+_OURS = {"dataset.face_correct": "training_face_correct", "training.kind": "model_type", "guidance_scale": "cfg_scale",
+         "width": "w", "height": "h"}  # fmt: skip
 
 
 def error(problem: Problem) -> tuple[int, Any]:
     """Return `{field: [messages]}` for validation, `{"error": …}` for everything else; there is no 402."""
     status = 422 if problem.status in (402, 413) or _refused_state(problem) else problem.status
     if status == 422 and problem.fields:
-        return status, problem.fields
+        return status, {_OURS.get(name, name.rpartition(".")[2]): said for name, said in problem.fields.items()}
     return status, {"error": problem.message}
 
 
@@ -90,6 +88,20 @@ class PromptFields(Loose):
     resolution: Literal["1K", "2K", "4K"] | None = None
     scheduler: str | None = Field(default=None, max_length=40)
     lora_scale: float | None = Field(default=None, ge=-2, le=3)
+    super_resolution: bool = False
+    hires_fix: bool = False
+    inpaint_faces: bool = False
+    face_correct: bool = False
+    film_grain: bool = False
+    style: str | None = Field(default=None, max_length=40)
+    color_grading: str | None = Field(default=None, max_length=40)
+    controlnet: str | None = Field(default=None, max_length=40)
+    controlnet_txt2img: bool = False
+    controlnet_conditioning_scale: float | None = Field(default=None, ge=0, le=1)
+    denoising_strength: float | None = Field(default=None, ge=0, le=1)
+    input_image_url: str | None = Field(default=None, max_length=4000)
+    input_image_base64: str | None = None
+    mask_image_url: str | None = Field(default=None, max_length=4000)
 
     @field_validator("ar", "aspect_ratio")
     @classmethod
@@ -110,7 +122,8 @@ class TuneFields(Loose):
     token: str | None = Field(default=None, pattern=r"^[\w-]{1,40}$")
     face_crop: bool | None = None
     base_tune_id: int | None = None
-    model_type: Literal["lora", "pti", "checkpoint"] | None = None
+    model_type: Literal["lora", "pti", "faceid", "checkpoint"] | None = None
+    training_face_correct: bool = False
     auto_extend: bool = False
     preset: Literal["flux-lora-focus", "flux-lora-portrait", "flux-lora-fast"] | None = None
     characteristics: dict[str, Any] = Field(default_factory=dict)
@@ -194,7 +207,8 @@ def tune_object(mine: Desk, tune: Tune, seen: ApiObject | None) -> dict[str, Any
         "id": tune.number, "title": tune.title, "name": tune.class_name, "is_api": tune.origin == "api",
         "token": tune.token, "base_tune_id": asked.get("base_tune_id"), "args": asked.get("args"),
         "steps": tune.total_steps or asked.get("steps"), "face_crop": bool(asked.get("face_crop")),
-        "training_face_correct": False, "ckpt_url": weights, "ckpt_urls": [weights] if weights else [],
+        "training_face_correct": bool(asked.get("training_face_correct")), "ckpt_url": weights,
+        "ckpt_urls": [weights] if weights else [],
         "eta": iso(_eta(mine, tune)), "callback": tune.callback_url, "trained_at": iso(trained),
         "started_training_at": iso(tune.started_at),
         "expires_at": iso(trained + timedelta(days=DAYS)) if trained and not asked.get("auto_extend") else None,
@@ -235,8 +249,8 @@ def prompt_object(
         "id": prompt.number, "callback": prompt.callback_url, "text": asked.get("text") or prompt.text,
         "negative_prompt": settings.get("negative_prompt") or None,
         "cfg_scale": None if guidance is None else str(float(guidance)), "steps": asked.get("steps"),
-        "seed": settings.get("seed"), "super_resolution": False, "ar": asked.get("ar") or "1:1",
-        "num_images": settings.get("num_images"), "controlnet_txt2img": False,
+        "seed": settings.get("seed"), "ar": asked.get("ar") or "1:1", "num_images": settings.get("num_images"),
+        **{name: bool(settings.get(name)) for name in SWITCHES}, **{name: asked.get(name) for name in _PLAIN},
         "aspect_ratio": asked.get("aspect_ratio"), "resolution": asked.get("resolution"),
         "scheduler": asked.get("scheduler"), "w": asked.get("w"), "h": asked.get("h"), **kept,
         "trained_at": iso(prompt.done_at) if prompt.status == "done" else None,
@@ -252,7 +266,8 @@ def prompt_object(
 
 def kept_fields(fields: PromptFields) -> dict[str, Any]:
     """Return what a prompt object has to give back beside the canonical settings."""
-    names = ("text", "cfg_scale", "steps", "ar", "aspect_ratio", "resolution", "scheduler", "w", "h")
+    names = ("text", "cfg_scale", "steps", "ar", "aspect_ratio", "resolution", "scheduler", "w", "h", *SWITCHES,
+             *_PLAIN, "input_image_url", "mask_image_url")  # fmt: skip
     asked = {name: getattr(fields, name) for name in names}
     extra = fields.model_extra or {}
     return {**asked, **{name: extra[name] for name in _KEPT if name in extra}}
@@ -261,6 +276,7 @@ def kept_fields(fields: PromptFields) -> dict[str, Any]:
 def unknown_fields(*models: Loose) -> dict[str, str]:
     """Return the header that names fields which mean nothing here."""
     known = {*_KEPT, *UNSUPPORTED_PROMPT, *UNSUPPORTED_TUNE, "images", "dry_run", "prompt_attributes", "image_index",
+             "input_image", "mask_image",
              "prompts_callback", "tune_ids", "prompt_ids", "tune_id", "is_api"}  # fmt: skip
     extra = sorted({name for one in models for name in (one.model_extra or {})} - known)
     named = ", ".join("".join(c for c in name if c.isascii() and c.isprintable())[:40] for name in extra[:20])

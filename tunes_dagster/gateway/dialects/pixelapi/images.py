@@ -32,7 +32,7 @@ from tunes_dagster.registry import ApiObject, Prompt, Reservation
 router = APIRouter(prefix="/v1", route_class=manners(error, KEYS), tags=["images"])
 Mine = Depends(desk)
 
-# Model → price item, range of steps, what it does. The last two have no engine here yet.
+# Model → price item, range of steps, what it does. The last two need their weights (`tunes bases pull`).
 _MODELS: dict[str, tuple[str, tuple[int, int], str]] = {
     "sdxl": ("image_sdxl", (20, 50), "text-to-image"),
     "flux-schnell": ("image_flux_schnell", (1, 8), "text-to-image"),
@@ -49,32 +49,46 @@ def generate(
     if body.model not in _MODELS:
         raise invalid("model", f"is {body.model!r}; known are {', '.join(_MODELS)}")
     item, (low, high), kind = _MODELS[body.model]
-    if body.model not in BASES:
-        raise invalid("model", f"is {body.model!r}, which this server cannot do yet ({kind})")
-    for name in ("image_url", "image"):
-        if getattr(body, name):
-            raise invalid(name, f"is not taken by {body.model}")
-    if not body.prompt.strip():
+    base = BASES.get(body.model, body.model)
+    if kind != "upscale" and not body.prompt.strip():
         raise invalid("prompt", "is required")
     if body.steps is not None and not low <= body.steps <= high:
         raise invalid("steps", f"must be {low} to {high} for {body.model}")
-    settings = RenderSettings(
-        seed=body.seed, steps=body.steps, guidance_scale=body.guidance_scale or None,
-        negative_prompt=body.negative_prompt, width=even(body.width), height=even(body.height),
-    )  # fmt: skip
-    request = PromptRequest(text=body.prompt, base=BASES[body.model], settings=settings)
+    settings, warned = _settings(mine, body, kind)
+    request = PromptRequest(text=body.prompt, base=base, settings=settings)
     price = mine.price(NAME, item)
     view = View(NAME, {"kind": "image", "model": body.model}, price=price)
-    response.headers.update(unknown_fields(body))
+    response.headers.update(unknown_fields(body, *warned))
     if asks_dry_run(body, dry_run):
         return mine.rehearse_prompt(request, view)
     prompt = mine.accept_prompt(request, view)
     answer = {
         "generation_id": _public(prompt), "status": "queued", "model": body.model, "credits_used": credits(price),
     }  # fmt: skip
-    if (settings.width, settings.height) != (body.width, body.height):
+    if kind == "text-to-image" and (settings.width, settings.height) != (body.width, body.height):
         answer |= {"width": settings.width, "height": settings.height}
     return answer
+
+
+def _settings(mine: Desk, body: GenerateBody, kind: str) -> tuple[RenderSettings, list[str]]:
+    """Return what a model takes of the fields, and what is left out of those that mean nothing to it."""
+    image = mine.picture("image_url", body.image_url) or mine.picture("image", body.image)
+    guidance = body.guidance_scale or None
+    if kind == "upscale":
+        return RenderSettings(seed=body.seed, steps=body.steps, guidance_scale=guidance, input_image=image), []
+    if kind == "text-to-video":
+        if image:
+            raise invalid("image_url", f"is not taken by {body.model}")
+        given = {name: even(getattr(body, name)) for name in ("width", "height") if name in body.model_fields_set}
+        return RenderSettings(
+            seed=body.seed, steps=body.steps, guidance_scale=guidance, negative_prompt=body.negative_prompt, **given
+        ), []
+    negative = body.negative_prompt if body.model == "sdxl" else ""
+    left = ["negative_prompt is for sdxl"] if body.negative_prompt and not negative else []
+    return RenderSettings(
+        seed=body.seed, steps=body.steps, guidance_scale=guidance, negative_prompt=negative,
+        width=even(body.width), height=even(body.height), input_image=image,
+    ), left  # fmt: skip
 
 
 def _public(prompt: Prompt) -> str:

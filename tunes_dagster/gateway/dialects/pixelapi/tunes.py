@@ -106,18 +106,21 @@ def infer(body: InferBody, response: Response, dry_run: bool = False, mine: Desk
     if body.model is not None and body.model.removesuffix("-pro") != made_on:
         raise invalid("model", f"is {body.model}, but the tune was trained on {made_on}")
     item = "infer_flux_pro" if body.model == "flux-pro" else f"infer_{made_on}"
+    negative, left = body.negative_prompt, []
+    if made_on == "flux" and negative:
+        negative, left = "", ["negative_prompt is for sdxl"]
     settings = RenderSettings(
         num_images=body.num_images,
         steps=50 if body.model == "flux-pro" and body.steps is None else body.steps,
         guidance_scale=body.guidance_scale,
-        negative_prompt=body.negative_prompt,
+        negative_prompt=negative,
         width=even(body.width),
         height=even(body.height),
     )
     request = PromptRequest(text=body.prompt, tune=tune.id, settings=settings)
     price = mine.price(NAME, item) * body.num_images
     view = View(NAME, {"kind": "infer", "model": body.model or made_on}, price=price)
-    response.headers.update(unknown_fields(body))
+    response.headers.update(unknown_fields(body, *left))
     if asks_dry_run(body, dry_run):
         return mine.rehearse_prompt(request, view)
     prompt = mine.accept_prompt(request, view)

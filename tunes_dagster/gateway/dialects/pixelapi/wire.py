@@ -71,11 +71,12 @@ class GenerateBody(Loose):
     image: str | None = None
 
 
-def unknown_fields(body: Loose) -> dict[str, str]:
-    """Return the header that names fields which mean nothing here."""
+def unknown_fields(body: Loose, *left: str) -> dict[str, str]:
+    """Return the header that names fields which mean nothing here, and says what else was left out."""
     extra = sorted(name for name in (body.model_extra or {}) if name != "dry_run")
     clean = ", ".join("".join(c for c in name if c.isascii() and c.isprintable())[:40] for name in extra[:20])
-    return {"X-Tunes-Warnings": f"unknown fields: {clean}"} if clean else {}
+    said = [*([f"unknown fields: {clean}"] if clean else []), *left]
+    return {"X-Tunes-Warnings": "; ".join(said)} if said else {}
 
 
 def asks_dry_run(body: Loose, query: bool) -> bool:
