@@ -47,7 +47,7 @@ class FlowBase(LoadedBase):
         self.device, self.dtype = pipeline._execution_device, self.denoiser.dtype
         self.train_timesteps = int(pipeline.scheduler.config.num_train_timesteps)
         self._nothing: Conditioning | None = None
-        self._positions: dict[tuple[int, ...], torch.Tensor] = {}
+        self._positions: dict[tuple[str | int, ...], torch.Tensor] = {}
 
     @staticmethod
     @abstractmethod
@@ -105,7 +105,7 @@ class FlowBase(LoadedBase):
         """Return position ids, made once: `picture` (rows, columns) or `text` (length), [tokens, axes]."""
         import torch
 
-        key = (len(kind), *sizes)
+        key = (kind, *sizes)
         if key not in self._positions:
             # Renderers call this in inference mode, whose tensors training could not use later.
             with torch.inference_mode(False):
