@@ -16,8 +16,11 @@ from tunes_dagster.partitions import loras_of_batch, render_batches
 from tunes_dagster.progress import Phase
 from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.registry import Batch, Prompt, Registry, Tune, Work
+from tunes_dagster.rendering.aids import make_aids
 from tunes_dagster.rendering.jobs import RenderJob, RenderResult, TuneWeights, make_job
 from tunes_dagster.rendering.loras import LoraUse
+from tunes_dagster.rendering.run import run_batch
+from tunes_dagster.settings import get_settings
 from tunes_dagster.store import Store
 
 RENDERS_CONFIG = mirror(RenderSettings, "RendersConfig")
@@ -70,9 +73,6 @@ def renders(
     compute: ComputeResource,
 ) -> dg.MaterializeResult:
     """Render every prompt of the batch; one that fails leaves the others alone."""
-    from tunes_dagster.rendering.renderer import render
-    from tunes_dagster.training.families.base import load_family
-
     rows, kept = registry.open(), store.open()
     with sentences():
         batch = require_batch(rows, context.partition_key)
@@ -87,12 +87,23 @@ def renders(
         entry, folder = catalog.usable(batch.branch)
         prefix = f"batches/{batch.id}/{mine.work.attempt}"
         with compute.lease(mine.report, holder=context.run_id) as device:
+            aids = make_aids(catalog.open(), get_settings())
             mine.report.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
-            base = load_family(entry, folder, device.name, device.torch_dtype)
-            loaded = time.monotonic()
-            render(jobs, base, kept, prefix, mine.report, writer.on_done)
+            before = time.monotonic() - began
+            loading = before + run_batch(
+                jobs,
+                entry,
+                folder,
+                device.name,
+                device.torch_dtype,
+                kept,
+                prefix,
+                mine.report,
+                writer.on_done,
+                aids,
+            )
         pictures = sum(len(result.images) for result in writer.results.values())
-        spent = {"seconds": round(time.monotonic() - began, 2), "load_seconds": round(loaded - began, 2)}
+        spent = {"seconds": round(time.monotonic() - began, 2), "load_seconds": round(loading, 2)}
         mine.finish({"pictures": pictures, **spent})
     seconds = time.monotonic() - began
     rendered = Rendered(batch, prompts, jobs, writer.results, prefix, seconds, device)
@@ -207,7 +218,8 @@ def weights_of(tune: Tune) -> TuneWeights:
             f"The tune {tune.title!r} has no weights: it is {tune.status}.",
             "Wait until it is ready, or materialize its `lora`.",
         )
-    return TuneWeights(tune.id, key, tune.token, tune.class_name)
+    known = (tune.request or {}).get("characteristics") or {}
+    return TuneWeights(tune.id, key, tune.token, tune.class_name, known)
 
 
 def render_jobs(

@@ -128,7 +128,7 @@ def _cells(store: Store, job: RenderJob, result: RenderResult, with_prompt: bool
 
 
 def _small(store: Store, image: RenderedImage) -> Image.Image:
-    with Image.open(io.BytesIO(store.read_bytes(image.key))) as opened:
+    with Image.open(io.BytesIO(store.read_bytes(image.poster or image.key))) as opened:
         picture = opened.convert("RGB")
     picture.thumbnail((_LARGEST_ON_SHEET, _LARGEST_ON_SHEET), Image.Resampling.LANCZOS)
     return picture
@@ -152,8 +152,8 @@ def batch_page(
             details = " · ".join([f"seed {image.seed}", *own[job.prompt_id]])
             figures.append(
                 Figure(
-                    relative(image.key, page_key), job.text, f"{details} · {warning}" if warning else details,
-                    "warn" if warning else "",
+                    relative(image.poster or image.key, page_key), job.text,
+                    f"{details} · {warning}" if warning else details, "warn" if warning else "",
                 )
             )  # fmt: skip
         if result.failure:

@@ -66,6 +66,7 @@ class RenderedImage:
         sha256: Of the file.
         recipe_hash: Of its recipe.
         deviation: Standard deviation of its pixels, 0…128; about 0 means one flat colour.
+        poster: Of a clip: key of a PNG of its first frame.
     """
 
     key: str
@@ -77,6 +78,7 @@ class RenderedImage:
     sha256: str
     recipe_hash: str
     deviation: float
+    poster: str = ""
 
     @property
     def blank(self) -> bool:

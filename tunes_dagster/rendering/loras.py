@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tunes_dagster.training.adapters import AdapterBank
+    from tunes_dagster.training.families.base import LoadedBase
 
 
 class LoraUse(NamedTuple):
@@ -40,10 +41,19 @@ Combination = tuple[LoraUse, ...]
 
 @dataclass(frozen=True)
 class Weights:
-    """One weights file: its state dict in peft's format and the SHA-256 of the file."""
+    """One weights file.
+
+    Attributes:
+        state: Its state dict in peft's format.
+        sha256: Of the file.
+        token: The token it was trained for, when words of its own stand for it.
+        words: The vectors of those words by text encoder, see `training/words.py`.
+    """
 
     state: Mapping[str, Tensor]
     sha256: str
+    token: str = ""
+    words: Mapping[str, Tensor] | None = None
 
 
 def read_weights(store: Store, key: str) -> Weights:
@@ -54,6 +64,7 @@ def read_weights(store: Store, key: str) -> Weights:
     """
     from safetensors.torch import load
 
+    from tunes_dagster.training import words
     from tunes_dagster.training.adapters import split_state
 
     try:
@@ -72,7 +83,9 @@ def read_weights(store: Store, key: str) -> Weights:
             "Export the tune again.",
         ) from error
     split_state(state)
-    return Weights(state, hashlib.sha256(data).hexdigest())
+    header = words.header_of(data)
+    told = words.load(store, header[words.KEY_FIELD]) if words.KEY_FIELD in header else None
+    return Weights(state, hashlib.sha256(data).hexdigest(), header.get(words.TOKEN_FIELD, ""), told)
 
 
 def combine(states: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> dict[str, Tensor]:
@@ -135,6 +148,16 @@ class LoraShelf:
         if broken is None and len(combination) > 1:
             return _cannot_be_added([self._weights[use.key].state for use in combination])
         return broken
+
+    def said(self, combination: Combination, text: str, base: LoadedBase) -> str:
+        """Return a text with the tokens of a combination's tunes said in their own words, where they have any."""
+        from tunes_dagster.training import words
+
+        for use in combination:
+            weights = self._weights[use.key]
+            if weights.words is not None:
+                text = words.said(text, weights.token, words.register(base, weights.words))
+        return text
 
     def sha256(self, use: LoraUse) -> str:
         """Return the hash of a weights file."""

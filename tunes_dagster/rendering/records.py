@@ -68,13 +68,14 @@ def batch_facts(base: LoadedBase) -> dict[str, Any]:
             "scheduler": type(base.pipeline().scheduler).__name__,
         },
         "code": tunes_dagster.__version__,
-        "libraries": _library_versions(),
+        "libraries": library_versions(),
         "device": base.device.type,
         "dtype": str(base.dtype).removeprefix("torch."),
     }
 
 
 @lru_cache(maxsize=1)
-def _library_versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide what a picture looks like."""
     names = ("torch", "diffusers", "transformers", "pillow")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

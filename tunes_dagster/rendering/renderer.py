@@ -179,6 +179,7 @@ class _Batch:
         text, negative = self._words(job)
         if broken := self.shelf.failure(self.combinations[index]):
             raise broken
+        text, negative = (self.shelf.said(self.combinations[index], words, self.base) for words in (text, negative))
         width, height = rendered_size(
             self.base.entry, settings.width, settings.height, self.base.size_multiple
         )

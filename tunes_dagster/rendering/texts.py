@@ -55,24 +55,25 @@ class TextCache:
 
     def __init__(self, base: LoadedBase, rows: int = 16) -> None:
         self._base, self._rows = base, rows
+        self._weighs = bool(clip_encoders(base))
         known: OrderedDict[tuple[str, int], Conditioning] = OrderedDict()
         self._known = base.__dict__.setdefault("_rendered_texts", known)
 
     def encode(self, texts: Sequence[str]) -> None:
         """Encode those texts of one chunk that are not known yet, many at a time."""
-        new = [
-            text for text in dict.fromkeys(texts) if (text, 1) not in self._known and not has_weights(text)
-        ]
+        wanted = (text for text in dict.fromkeys(texts) if not self._has_weights(text))
+        new = [text for text in wanted if (text, 1) not in self._known]
         for start in range(0, len(new), self._rows):
             some = new[start : start + self._rows]
-            encoded = self._base.encode_text([without_weights(text) for text in some])
+            plain = [without_weights(text) for text in some] if self._weighs else some
+            encoded = self._base.encode_text(plain)
             for i, text in enumerate(some):
                 self._keep((text, 1), {name: value[i : i + 1] for name, value in encoded.items()})
 
     def prompt(self, text: str, chunks: int = 1) -> Conditioning:
         """Return the embedding of a prompt in so many chunks, one row."""
         if (text, chunks) not in self._known:
-            if chunks == 1 and not has_weights(text):
+            if chunks == 1 and not self._has_weights(text):
                 self.encode([text])
             else:
                 self._keep((text, chunks), encode_weighted(self._base, text, chunks))
@@ -90,6 +91,10 @@ class TextCache:
             hidden = nothing["hidden"]
             return {**nothing, "hidden": hidden.new_zeros(1, hidden.shape[1] * chunks, hidden.shape[2])}
         return self.prompt("", chunks)
+
+    def _has_weights(self, text: str) -> bool:
+        """Whether a text is to be encoded by its weights; elsewhere brackets are what they look like."""
+        return self._weighs and has_weights(text)
 
     def _keep(self, key: tuple[str, int], value: Conditioning) -> None:
         self._known[key] = value

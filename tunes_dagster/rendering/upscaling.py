@@ -61,9 +61,8 @@ class Upscaler:
         """
         import torch
 
-        def stepped(pipeline: Any, step: int, moment: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def stepped(step: int, moment: Any, latents: Any) -> None:
             on_step()
-            return tensors
 
         width, height = image.size
         out = np.zeros((height * FACTOR, width * FACTOR, 3), np.float32)
@@ -78,7 +77,7 @@ class Upscaler:
                 made = self._pipeline(
                     text, image=padded, num_inference_steps=steps, guidance_scale=guidance,
                     negative_prompt=negative or None, noise_level=_NOISE_LEVEL,
-                    generator=torch.Generator("cpu").manual_seed(seed), callback_on_step_end=stepped,
+                    generator=torch.Generator("cpu").manual_seed(seed), callback=stepped,
                 ).images[0]  # fmt: skip
             large = np.asarray(made, np.float32)[: part.height * FACTOR, : part.width * FACTOR]
             weight = feather(part.width * FACTOR, part.height * FACTOR, _OVERLAP * FACTOR // 2)

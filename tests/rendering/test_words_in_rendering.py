@@ -1,0 +1,81 @@
+"""Weighted and long texts change pictures as they should, and leave other pictures alone."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.rendering.test_equal_to_stock import psnr
+from tests.support.families import make_base
+from tunes_dagster.progress import Silent
+from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.rendering.renderer import RenderJob, render
+from tunes_dagster.rendering.texts import TextCache, chunk_count, encode_weighted
+
+LONG = "a man " + "with a very long hat " * 10 + "and {} boots"
+
+
+def job(name, text, negative=""):
+    settings = RenderSettings(
+        seed=1, steps=3, guidance_scale=4.0, width=64, height=64, scheduler="euler", negative_prompt=negative
+    )
+    return RenderJob(name, text, settings)
+
+
+def pictures(store, results):
+    assert [result.failure for result in results if result.failure] == []
+    return [Image.open(io.BytesIO(store.read_bytes(result.images[0].key))) for result in results]
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_our_own_encoding_is_the_stock_one_where_both_can(family, tmp_path):
+    base = make_base(family, tmp_path / family)
+    for text in ("a red mug", ""):
+        ours, theirs = encode_weighted(base, text, 1), base.encode_text([text])
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert np.allclose(ours[name].numpy(), theirs[name].numpy(), atol=1e-5), name
+
+
+def test_weights_move_the_words_they_stand_at(base):
+    plain, strong = (encode_weighted(base, text, 1)["hidden"][0] for text in ("a red mug", "a (red:1.5) mug"))
+    change = (strong - plain).abs().mean(dim=-1)
+    start = len(base.pipeline().tokenizer("a", add_special_tokens=False).input_ids) + 1
+    assert change[start] > 4 * change[1] and strong.mean().item() == pytest.approx(
+        plain.mean().item(), rel=1e-3
+    )
+
+
+def test_weights_and_the_end_of_long_prompts_are_seen(base, store):
+    batch = [job("plain", "a red mug"), job("same", r"a (red:1.0) mug"), job("weighted", "a (red:1.8) mug"),
+             job("green", LONG.format("green")), job("blue", LONG.format("blue")),
+             job("negative", "a red mug", LONG.format("green"))]  # fmt: skip
+    plain, same, weighted, green, blue, negative = pictures(
+        store, render(batch, base, store, "out", Silent())
+    )
+    assert psnr(plain, same) > 45 and psnr(plain, weighted) < 45
+    assert psnr(green, blue) < 60 and psnr(plain, negative) < 40
+    [alone] = pictures(store, render(batch[:1], base, store, "alone", Silent()))
+    assert psnr(plain, alone) > 45
+    assert chunk_count(base, LONG.format("green")) == 3
+
+
+def test_a_text_is_encoded_once_and_kept_for_the_next_batch(base, store, monkeypatch):
+    seen = []
+    real = base.encode_text
+    monkeypatch.setattr(base, "encode_text", lambda texts: seen.extend(texts) or real(texts))
+    monkeypatch.setitem(base.__dict__, "_rendered_texts", type(TextCache(base)._known)())
+    for name in ("one", "two"):
+        render([job("a", "a dog"), job("b", "a dog"), job("c", "a cat")], base, store, name, Silent())
+    assert sorted(text for text in seen if text) == ["a cat", "a dog"]
+
+
+def test_weights_are_refused_where_the_encoder_has_none(tmp_path, store):
+    base = make_base("flux", tmp_path / "flux")
+    bad, good = render(
+        [job("bad", "a (red:1.5) mug"), job("good", r"a \(red\) mug")], base, store, "out", Silent()
+    )
+    assert bad.failure.code == "invalid_request" and good.failure is None

@@ -1,0 +1,140 @@
+"""Random-weight models beside the bases, of the real classes: ControlNet, upscaler, video model, safety checker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.support.tiny_bases import byte_tokenizer, loud
+from tests.support.tiny_flux import letter_tokenizer
+from tunes_dagster.catalog import AuxiliaryEntry, Catalog
+
+
+def entry_of(branch: str, family: str, folder: Path, **more: object) -> AuxiliaryEntry:
+    return AuxiliaryEntry(branch=branch, family=family, repo_id=str(folder), licence="none", **more)
+
+
+def catalog_of(*entries: AuxiliaryEntry) -> Catalog:
+    return Catalog({entry.branch: entry for entry in entries})
+
+
+def make_random_controlnet(folder: Path, unet, seed: int = 0) -> Path:
+    """Write a ControlNet that fits a UNet; its zero convolutions are made loud, so that it changes something."""
+    import torch
+    from diffusers import ControlNetModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16, 16))
+        for part in [*network.controlnet_down_blocks, network.controlnet_mid_block]:
+            torch.nn.init.normal_(part.weight, std=0.3)
+        torch.nn.init.normal_(network.controlnet_cond_embedding.conv_out.weight, std=0.5)
+    network.save_pretrained(folder)
+    return folder
+
+
+def make_random_upscaler(folder: Path, seed: int = 0) -> Path:
+    """Write a `StableDiffusionUpscalePipeline` of about 1M parameters."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        DDPMScheduler,
+        StableDiffusionUpscalePipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = byte_tokenizer()
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                num_attention_heads=2, max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+            )
+        )  # fmt: skip
+        unet = UNet2DConditionModel(
+            sample_size=16, in_channels=7, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+            norm_num_groups=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=4, cross_attention_dim=16,
+            num_class_embeds=100, use_linear_projection=True,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64,
+            scaling_factor=0.6, mid_block_add_attention=False, force_upcast=False,
+        )  # fmt: skip
+        pipeline = StableDiffusionUpscalePipeline(
+            vae=vae, text_encoder=loud(text), tokenizer=tokenizer, unet=unet, low_res_scheduler=DDPMScheduler(),
+            scheduler=DDIMScheduler(prediction_type="v_prediction"), max_noise_level=50,
+        )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_random_video(folder: Path, seed: int = 0) -> Path:
+    """Write a `CogVideoXPipeline` that makes clips."""
+    import torch
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+    from transformers import T5Config, T5EncoderModel
+
+    letters = letter_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer = CogVideoXTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
+            text_embed_dim=32, num_layers=1, sample_width=8, sample_height=8, sample_frames=9, patch_size=2,
+            temporal_compression_ratio=4, max_text_seq_length=16,
+        )  # fmt: skip
+        vae = AutoencoderKLCogVideoX(
+            in_channels=3, out_channels=3, down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4, block_out_channels=(8, 8, 8, 8), latent_channels=4,
+            layers_per_block=1, norm_num_groups=2, temporal_compression_ratio=4,
+        )  # fmt: skip
+        t5 = T5EncoderModel(
+            T5Config(
+                vocab_size=len(letters), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2,
+                feed_forward_proj="gated-gelu", is_encoder_decoder=False,
+            )
+        )  # fmt: skip
+        pipeline = CogVideoXPipeline(
+            tokenizer=letters,
+            text_encoder=t5,
+            vae=vae,
+            transformer=transformer,
+            scheduler=CogVideoXDDIMScheduler(),
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_random_safety(folder: Path, threshold: float, seed: int = 0) -> Path:
+    """Write a safety checker that finds everything unsafe (threshold -1) or nothing (threshold 1)."""
+    import torch
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = CLIPConfig(
+            vision_config=vision.to_dict(), text_config=CLIPTextConfig().to_dict(), projection_dim=8
+        )
+        checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(threshold)
+    checker.special_care_embeds_weights.data.fill_(2)
+    checker.save_pretrained(folder)
+    return folder
