@@ -92,6 +92,7 @@ def test_a_tune_goes_from_pictures_to_renders(house):
     assert all("ohwx" in row.data["caption"] for row in said["captions"].records)
     lora = materialization(house, LORA, tune.id)
     assert lora["steps"] == 12 and "samples over training" in lora and "loss curve" in lora
+    assert lora["memory plan"].startswith("Memory plan: float32") and lora["recipe"]["memory"]["quantize"] == "none"
     rendered = materialization(house, RENDERS, prompt.batch_id)
     assert rendered["pictures"] == 2 and rendered["tunes"] == {tune.id: "bob"}
     card = materialization(house, REPORT_CARD, tune.id)
@@ -109,6 +110,23 @@ def test_a_tune_goes_from_pictures_to_renders(house):
     assert checks(house, RENDERS, prompt.batch_id) == {
         "every_picture_is_there": True, "not_blank": True, "finite": True,
     }  # fmt: skip
+
+
+def test_a_tune_whose_scoring_fails_is_published_all_the_same(house, monkeypatch):
+    from tunes_dagster.evaluation import scoring
+
+    def broken(*_args, **_named):
+        raise ValueError("the scorer is broken")
+
+    monkeypatch.setattr(scoring, "score_tune", broken)
+    tune = house.submit(training={"steps": 4})
+    drive_until(house, tune.id)
+    row = house.registry.get_tune(tune.id)
+    card = row.result["report_card"]
+    assert row.status == "ready" and card["verdict"] == "unscored" and "the scorer is broken" in card["line"]
+    assert row.result["weights_key"] == row.result["last_weights_key"]
+    assert "the scorer is broken" in house.store.read_text(card["page_key"])
+    assert checks(house, REPORT_CARD, tune.id) == {"likeness_above_base": False}
 
 
 def test_too_few_pictures_fail_the_blocking_check_and_the_tune(house):
