@@ -83,6 +83,7 @@ def settings(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch)
         "TUNES_CATALOG": str(write_catalog(tmp_path / "catalog.yaml", base_folder)),
         "TUNES_ALLOW_HOSTS": '["127.0.0.1"]', "TUNES_HEARTBEAT_SECONDS": "1",
         "TUNES_LOST_AFTER_SECONDS": "60", "TUNES_RETRY_BACKOFF": "[0.5]", "TUNES_COHORT_WAIT_SECONDS": "0",
+        "TUNES_REPORT_CHECKPOINTS": "1", "TUNES_REPORT_RENDERS": "2",
         "TUNES_BATCH_WAIT_SECONDS": "0", "TUNES_CALLBACK_BACKOFF": "[0.5, 0.5, 0.5]",
         "DAGSTER_GRPC_TIMEOUT_SECONDS": "240",  # for machines that are busy with something else
     }.items():  # fmt: skip
