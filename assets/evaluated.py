@@ -156,6 +156,7 @@ def _scored(
     from tunes_dagster.evaluation.publishing import publish_checkpoint
     from tunes_dagster.evaluation.scoring import Subject, score_tune
     from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.training.words import speaking
 
     entry, folder = catalog.usable(tune.branch)
     keys = [key for key in tune.result["checkpoints"] if store.exists(key)]
@@ -165,7 +166,8 @@ def _scored(
         base = load_family(entry, folder, device.name, device.torch_dtype)
         looking = scorers.open(device.name)
         mine.report.phase(Phase.EVALUATING, "Scoring the untuned base and the checkpoints.")
-        scored = score_tune(subject, base, looking, store, options, mine.report)
+        with speaking(base, store, tune.result.get("last_weights_key") or tune.result["weights_key"]):
+            scored = score_tune(subject, base, looking, store, options, mine.report)
         card = scored.card
         last = tune.result.get("last_weights_key") or tune.result["weights_key"]
         if not card.chosen_key or card.chosen_key == keys[-1]:

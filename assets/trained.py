@@ -75,6 +75,7 @@ class Inspector:
     def inspect(self, tune: Tune, result: Any, report: Reporter) -> Trained:
         """Check a tune's files and make what people look at."""
         from tunes_dagster.training.verify import verify
+        from tunes_dagster.training.words import speaking
 
         report.phase(Phase.EVALUATING, "Loading the weights into a fresh pipeline.")
         if self._fresh is None:
@@ -84,7 +85,8 @@ class Inspector:
             result.weights_key, result.kohya_key, prompt, self._base, self._store, fresh=self._fresh
         )
         trained = Trained(tune, result, checks=answers(seen))
-        result.samples_key = self._samples(tune, result, report)
+        with speaking(self._base, self._store, result.weights_key):
+            result.samples_key = self._samples(tune, result, report)
         trained.metadata = {
             **pictures(tune, result, self._store),
             **facts(tune, result, self._store, self._device),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load
 
 from tests.support.families import make_base
@@ -89,3 +93,37 @@ def test_two_tunes_of_one_token_have_words_of_their_own(base):
     both = base.encode_text([f"a {one} dog", f"a {other} dog"])["hidden"]
     assert (both[0] - both[1]).abs().max() > 1e-4
     assert words.said("ohwx, ohwxy and my-ohwx", "ohwx", "w0 w1") == "w0 w1, ohwxy and my-ohwx"
+
+
+def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_stock_renders(base, store, make_job):
+    from tunes_dagster.recipe import RenderSettings
+    from tunes_dagster.rendering.jobs import TuneWeights
+    from tunes_dagster.rendering.jobs import make_job as render_job
+    from tunes_dagster.rendering.renderer import render
+
+    results = [trained(base, store, make_job(name, **OPTIONS)) for name in ("one", "two")]
+    settings = RenderSettings(seed=5, steps=3, guidance_scale=2.0, width=128, height=128)
+
+    def job(prompt_id, result):
+        tune = TuneWeights(result.tune_id, result.weights_key, "ohwx", "woman")
+        return render_job(prompt_id, "a photo of ohwx woman", settings, tune=tune)
+
+    jobs = [job(f"prompt_{i}", result) for i, result in enumerate(results)]
+    together = render(jobs, base, store, "out/both", Recorder())
+    pictures = [store.read_bytes(one.images[0].key) for one in together]
+    assert pictures[0] != pictures[1]
+    for i, result in enumerate(results):
+        (alone,) = render([job(f"prompt_{i}", result)], base, store, f"out/{i}", Recorder())
+        first, second = (np.asarray(Image.open(io.BytesIO(data))).astype(int)
+                         for data in (pictures[i], store.read_bytes(alone.images[0].key)))  # fmt: skip
+        assert abs(first - second).max() <= 1
+    fresh = base.load_fresh_pipeline()
+    with verify._loaded(fresh, results[0].weights_key, store), verify._told(
+        fresh, results[0].weights_key, base, store
+    ):
+        stock = fresh(
+            prompt="a photo of ohwx woman", num_inference_steps=3, guidance_scale=2.0, height=128, width=128,
+            generator=torch.Generator("cpu").manual_seed(5), output_type="np",
+        ).images[0]  # fmt: skip
+    ours = np.asarray(Image.open(io.BytesIO(pictures[0]))) / 255
+    assert abs(ours - stock).max() < 0.02

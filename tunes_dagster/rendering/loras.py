@@ -18,6 +18,7 @@ from tunes_dagster.store import Store
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from tunes_dagster.rendering.merged import MergedBank
     from tunes_dagster.training.adapters import AdapterBank
     from tunes_dagster.training.families.base import LoadedBase
 
@@ -166,8 +167,9 @@ class LoraShelf:
     @contextmanager
     def attached(
         self, network: nn.Module, combinations: Sequence[Combination]
-    ) -> Iterator[AdapterBank | None]:
+    ) -> Iterator[AdapterBank | MergedBank | None]:
         """Attach combinations, number i in slot i, for the while; None when there is nothing to attach."""
+        from tunes_dagster.rendering.merged import merged_into
         from tunes_dagster.training.adapters import attached
 
         if not combinations:
@@ -183,8 +185,30 @@ class LoraShelf:
                 members = [self._weights[use.key].state for use in combination]
                 states.append(combine(members, [use.scale for use in combination]))
                 scales.append(1.0)
-        with attached(network, states, scales) as bank:
+        way = merged_into if _merging_pays(network, states) else attached
+        with way(network, states, scales) as bank:
             yield bank
+
+
+# Share of the free memory that merged copies may take.
+_MERGED_SHARE = 0.15
+
+
+def _merging_pays(network: nn.Module, states: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether adapters are merged into copies of the weights: small networks in full precision on the CPU.
+
+    There the adapters' arithmetic is a good fifth of a step. On GPUs it is a few percent, and copies would take the
+    memory that larger batches need.
+    """
+    import psutil
+    import torch
+
+    from tunes_dagster.rendering.merged import bytes_of
+
+    first = next(network.parameters())
+    if first.device.type != "cpu" or first.dtype != torch.float32:
+        return False
+    return bytes_of(network, states) <= psutil.virtual_memory().available * _MERGED_SHARE
 
 
 def _check_fits(network: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -35,6 +35,7 @@ from tunes_dagster.rendering.treatments import Treated, Treatments, is_wanted
 from tunes_dagster.store import Store
 
 if TYPE_CHECKING:
+    from tunes_dagster.rendering.merged import MergedBank
     from tunes_dagster.training.adapters import AdapterBank
     from tunes_dagster.training.families.base import LoadedBase
 
@@ -179,7 +180,9 @@ class _Batch:
         text, negative = self._words(job)
         if broken := self.shelf.failure(self.combinations[index]):
             raise broken
-        text, negative = (self.shelf.said(self.combinations[index], words, self.base) for words in (text, negative))
+        text, negative = (
+            self.shelf.said(self.combinations[index], words, self.base) for words in (text, negative)
+        )
         width, height = rendered_size(
             self.base.entry, settings.width, settings.height, self.base.size_multiple
         )
@@ -240,7 +243,7 @@ class _Batch:
             if end
         ]
 
-    def _render_group(self, pictures: list[dn.Picture], bank: AdapterBank | None) -> None:
+    def _render_group(self, pictures: list[dn.Picture], bank: AdapterBank | MergedBank | None) -> None:
         """Render pictures of one shape, as many at once as fit."""
         waiting = list(pictures)
         fit = dn.rows_that_fit(self.base, pictures[0].shape)
@@ -252,7 +255,7 @@ class _Batch:
             self._render_some(some, bank)
             self._collect(wait=False)
 
-    def _render_some(self, pictures: list[dn.Picture], bank: AdapterBank | None) -> None:
+    def _render_some(self, pictures: list[dn.Picture], bank: AdapterBank | MergedBank | None) -> None:
         """Render pictures together; what fails is halved until the culprit is alone."""
         done_before = self.steps_done
         try:
