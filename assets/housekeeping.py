@@ -6,6 +6,7 @@ asset would look as if it had never been made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -89,3 +90,50 @@ def prune_cache(store: Store, keep_days: float) -> Freed:
             store.delete(key)
             count += 1
     return Freed(count, size / 1e6)
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What Dagster has forgotten of deleted tunes.
+
+    Attributes:
+        runs: Deleted with their events, thumbnails and captured output.
+        kept: Runs that stay, because they also made something for others.
+    """
+
+    runs: int
+    kept: list[str]
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        said = f"Deleted {self.runs} runs of Dagster with their thumbnails and logs."
+        if self.kept:
+            said += f" {len(self.kept)} runs were shared with other tunes and stay; their events hold thumbnails."
+        return said
+
+
+def forget_tunes(instance: dg.DagsterInstance, registry: Registry, tune_ids: Sequence[str]) -> Forgotten:
+    """Delete the runs and partitions of deleted tunes: the events of a run hold thumbnails of its pictures."""
+    gone = set(tune_ids)
+    own: dict[str, bool] = {}
+    for tune_id in tune_ids:
+        for tags in ({"tunes/tune": tune_id}, {"dagster/partition": tune_id}):
+            own.update({run.run_id: True for run in instance.get_runs(dg.RunsFilter(tags=tags))})
+        for work in registry.work_of(tune_id, "train"):
+            if work.cohort_id:
+                alone = {member.subject_id for member in registry.cohort_members(work.cohort_id)} <= gone
+                for run in instance.get_runs(dg.RunsFilter(tags={"tunes/cohort": work.cohort_id})):
+                    own[run.run_id] = alone
+    batches = {prompt.batch_id for prompt in registry.prompts_of_tunes(list(tune_ids), []) if prompt.batch_id}
+    for batch_id in sorted(batches):
+        alone = {prompt.tune_id for prompt in registry.list_prompts(batch_id=batch_id)} <= gone
+        for run in instance.get_runs(dg.RunsFilter(tags={"dagster/partition": batch_id})):
+            own[run.run_id] = alone
+    deleted = [run_id for run_id, alone in own.items() if alone]
+    for run_id in deleted:
+        instance.compute_log_manager.delete_logs(prefix=[run_id])
+        instance.delete_run(run_id)
+    for tune_id in tune_ids:
+        if instance.has_dynamic_partition(TUNES, tune_id):
+            instance.delete_dynamic_partition(TUNES, tune_id)
+    return Forgotten(len(deleted), [run_id for run_id, alone in own.items() if not alone])

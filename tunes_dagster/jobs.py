@@ -13,10 +13,12 @@ import dagster as dg
 from pydantic import Field
 
 from assets.cohort import train_cohort_members
-from assets.housekeeping import prune_cache, prune_partitions, prune_runs
+from assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
 from assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS, REPORT_CARD
 from resources import CatalogResource, ComputeResource, RegistryResource, StoreResource
+from tunes_dagster import clock
 from tunes_dagster.partitions import render_batches, tunes
+from tunes_dagster.retention import retain
 
 prepare_tune = dg.define_asset_job(
     "prepare_tune",
@@ -86,7 +88,7 @@ def train_cohort() -> None:
     train_op()
 
 
-@dg.op(name="clean_up", description="Deletes old runs, partitions of deleted tunes and expired cache files.")
+@dg.op(name="clean_up", description="Deletes what expired, old runs, partitions of deleted tunes and cache files.")
 def clean_up_op(
     context: dg.OpExecutionContext,
     config: HousekeepingConfig,
@@ -96,6 +98,10 @@ def clean_up_op(
     """Prune."""
     runs = prune_runs(context.instance, config.keep_failed_run_days, config.keep_service_run_days)
     context.log.info(f"Deleted {runs} old runs.")
+    done = retain(registry.open(), store.open(), clock.now())
+    context.log.info(done.sentence())
+    if done.tune_ids:
+        context.log.info(forget_tunes(context.instance, registry.open(), done.tune_ids).sentence())
     keys = prune_partitions(context.instance, registry.open())
     context.log.info(f"Deleted {keys} partitions of deleted tunes.")
     freed = prune_cache(store.open(), config.keep_cache_days)

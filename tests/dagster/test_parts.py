@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from assets.display import sparkline
-from assets.housekeeping import prune_cache, prune_partitions, prune_runs
+from assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
 from assets.launchpad import filled_in, merged, mirror
 from assets.reporting import Member, RunLog
 from resources.compute import ComputeResource, find_devices
@@ -170,3 +170,19 @@ def test_a_daemon_is_alive_while_its_heartbeat_is_fresh(paper_house):
     for age, alive in ((5, True), (120, False)):
         paper_house.instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - age, "SENSOR", "id", None))
         assert daemon_is_alive(paper_house.instance) is alive
+
+
+def test_dagster_forgets_the_runs_of_a_deleted_tune(paper_house):
+    @dg.job
+    def nothing():
+        pass
+
+    house = paper_house
+    gone, other = house.submit("gone"), house.submit("other")
+    house.instance.add_dynamic_partitions("tunes", [gone.id, other.id])
+    for tune in (gone, other):
+        nothing.execute_in_process(instance=house.instance, tags={"tunes/tune": tune.id})
+    forgotten = forget_tunes(house.instance, house.registry, [gone.id])
+    assert (forgotten.runs, forgotten.kept) == (1, [])
+    assert [run.tags["tunes/tune"] for run in house.instance.get_runs()] == [other.id]
+    assert house.instance.get_dynamic_partitions("tunes") == [other.id]

@@ -21,6 +21,8 @@ from tunes_dagster.cli import (
     gateway,
     making,
     plan,
+    recipes,
+    retention,
     serving,
     tunes,
 )
@@ -50,12 +52,16 @@ app.command("demo", rich_help_panel=_FIRST)(demo.demo)
 app.command("train", rich_help_panel=_FIRST)(making.train)
 app.command("render", rich_help_panel=_FIRST)(making.render)
 app.command("resume", rich_help_panel=_FIRST)(making.resume)
+app.command("rerun", rich_help_panel=_FIRST)(recipes.rerun)
 app.command("list", rich_help_panel=_LATER)(tunes.list_tunes)
 app.command("status", rich_help_panel=_LATER)(tunes.status)
+app.command("diff", rich_help_panel=_LATER)(recipes.diff)
 app.command("cancel", rich_help_panel=_LATER)(tunes.cancel)
-app.command("delete", rich_help_panel=_LATER)(tunes.delete)
+app.command("delete", rich_help_panel=_LATER)(retention.delete)
 app.command("export", rich_help_panel=_LATER)(tunes.export)
 app.add_typer(campaigns.app, name="campaign", rich_help_panel=_FIRST)
+app.command("keep", rich_help_panel=_LATER)(retention.keep)
+app.add_typer(retention.app, name="retention", rich_help_panel=_MACHINE)
 app.add_typer(captions.app, name="captions", rich_help_panel=_LATER)
 app.add_typer(callbacks.app, name="callbacks", rich_help_panel=_LATER)
 app.command("serve", rich_help_panel=_MACHINE)(gateway.serve)

@@ -1,9 +1,9 @@
-"""`tunes list | status | cancel | delete | export`: looking after tunes."""
+"""`tunes list | status | cancel | export`: looking after tunes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -123,50 +123,6 @@ def cancel(
         say(
             f"Tune {row.number} is {styled(after.status)} and {what} at its next step. See: tunes status {row.number}"
         )
-
-
-def delete(
-    tune: Which,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
-    """Delete a tune: its pictures, weights and renders."""
-    installation = Installation()
-    row = installation.registry.get_tune(tune)
-    prompts = installation.registry.list_prompts(tune_id=row.id, limit=100_000)
-    renders = [key for prompt in prompts for key in prompt.images or []]
-    if not yes:
-        typer.confirm(
-            f"Delete tune {row.number} ({row.title}), its weights and {len(renders)} renders?", abort=True
-        )
-    gone = delete_files(installation, row, renders)
-    installation.registry.delete_tune(row.id)
-    say(f"Tune {row.number} is deleted; {len(gone)} files went.")
-
-
-def delete_files(installation: Installation, tune: Any, renders: list[str]) -> list[str]:
-    """Delete a tune's files: everything below its prefix, its renders, and its pictures no other tune has."""
-    store = installation.store
-    pictures = _pictures_of(installation, tune.id)
-    others = {
-        key
-        for row in installation.registry.list_tunes(limit=100_000)
-        if row.id != tune.id
-        for key in _pictures_of(installation, row.id)
-    }
-    gone = list(store.delete_prefix(f"tunes/{tune.id}"))
-    for key in [*renders, *(pictures - others)]:
-        if store.exists(key):
-            store.delete(key)
-            gone.append(key)
-    return gone
-
-
-def _pictures_of(installation: Installation, tune_id: str) -> set[str]:
-    key = f"tunes/{tune_id}/source/manifest.json"
-    if not installation.store.exists(key):
-        return set()
-    rows = installation.store.read_json(key).get("rows", [])
-    return {row["key"] for row in rows if row.get("key")}
 
 
 def export(

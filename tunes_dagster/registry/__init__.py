@@ -16,6 +16,7 @@ from tunes_dagster.registry.ledger import LedgerQueries
 from tunes_dagster.registry.objects import ObjectQueries
 from tunes_dagster.registry.outbox import OutboxQueries, Sending
 from tunes_dagster.registry.outcomes import OutcomeQueries
+from tunes_dagster.registry.retention import RetentionQueries
 from tunes_dagster.registry.tables import (
     Account,
     Batch,
@@ -37,6 +38,7 @@ class Registry(
     OutcomeQueries,
     GroupQueries,
     CampaignQueries,
+    RetentionQueries,
     OutboxQueries,
     JournalQueries,
     AccountQueries,

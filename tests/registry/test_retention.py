@@ -1,0 +1,164 @@
+"""Retention: rules, warnings before, extension, deletion with a record; deleting all of a tune and of a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.registry import Clock, add_tune, make_ready, prompt_request
+from tunes_dagster.erasure import erase_tunes, tunes_of_person
+from tunes_dagster.failures import Failure
+from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.retention import retain
+from tunes_dagster.store import Store
+from tunes_dagster.training.cache import digest
+
+HOUR = 3600.0
+HOOK = "http://caller.test/p"
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A store in a folder, and one in a bucket of a real S3 protocol server."""
+    if request.param == "folder":
+        yield Store(tmp_path / "store")
+        return
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=endpoint, **keys).create_bucket(Bucket="tunes")
+    yield Store("s3://tunes/house", {"endpoint_url": endpoint, "key": "test", "secret": "test"})
+    server.stop()
+
+
+def rendered(registry: Registry, store: Store, tune: Tune, text: str = "a photo of ohwx dog") -> Prompt:
+    """Return a prompt of a tune with a picture, and the sheet of its batch."""
+    prompt = registry.add_prompt(prompt_request(text, callback_url=HOOK), branch="tiny-sdxl", tune_id=tune.id)
+    (batch,) = registry.make_batches(wait_seconds=0)
+    work = registry.claim("render", batch.id, "run")
+    key = store.write_bytes(f"batches/{batch.id}/1/{prompt.id}-1.png", b"picture")
+    for name in ("contact_sheet.png", "index.html"):
+        store.write_bytes(f"batches/{batch.id}/1/{name}", b"sheet")
+    registry.prompt_done(prompt.id, work.id, "run", [key])
+    registry.finish(work.id, "run")
+    return registry.get_prompt(prompt.id)
+
+
+def everything(store: Store) -> set[str]:
+    """Return every key of the store."""
+    return {key for folder in ("blobs", "tunes", "batches", "cache") for key in store.list(folder)}
+
+
+def made_of(store: Store, tune: Tune, *pictures: bytes, caption: str) -> None:
+    """Write the files that a tune made of some pictures has."""
+    rows, items = [], []
+    for data in pictures:
+        key = store.write_blob(data, ".png")
+        name = Path(key).stem
+        rows.append({"hash": name, "key": key})
+        item = {"hash": name, "picture": name, "key": key, "bucket": [64, 64], "crop": [0, 0, 64, 64]}
+        items.append(item)
+        latents = digest(key, (64, 64), (0, 0, 64, 64))
+        store.write_bytes(f"cache/latents/vae-1/{latents}.safetensors", b"latents")
+        store.write_text(f"cache/captions/captioner/{name}.txt", "a dog")
+    store.write_json(f"tunes/{tune.id}/source/manifest.json", {"rows": rows})
+    store.write_json(f"tunes/{tune.id}/training_set/training_set.json", {"items": items})
+    store.write_text(f"tunes/{tune.id}/captions/captions.csv", f"name,caption\na.png,{caption}\n")
+    store.write_bytes(f"cache/text/clip/{digest(caption)}.safetensors", b"text")
+    store.write_bytes(f"tunes/{tune.id}/lora/1/lora.safetensors", b"weights")
+
+
+@pytest.mark.parametrize("registry", ["sqlite"], indirect=True)
+def test_a_tune_goes_with_everything_made_of_it_and_nothing_of_others(
+    registry: Registry, store: Store
+) -> None:
+    mine = make_ready(registry, add_tune(registry, title="anna", labels={"person": "anna"}))
+    other = make_ready(registry, add_tune(registry, title="rex"))
+    made_of(store, mine, b"shared", b"own", caption="anna at home")
+    made_of(store, other, b"shared", caption="a dog at home")
+    shown, others = rendered(registry, store, mine), rendered(registry, store, other)
+    mixed = rendered(registry, store, other, f"a photo of ohwx dog <lora:{mine.title}:0.5>")
+    before = everything(store)
+
+    erased = erase_tunes(registry, store, tunes_of_person(registry, "anna"), rule="person anna", forget=True)
+    gone = before - everything(store)
+    assert erased.count == len(gone) and erased.bytes > 0
+    assert dict(erased.files) == {
+        "renders": 2, "sheets": 4, "pictures": 1, "caches": 3, "source files": 1, "training sets": 1, "captions": 1,
+        "weights": 1,
+    }  # fmt: skip
+    assert erased.left == ["1 pictures that other tunes were made from as well"]
+    kept = everything(store)
+    assert others.images[0] in kept and shown.images[0] in gone and mixed.images[0] in gone
+    assert sum("latents" in key for key in kept) == 1 and f"tunes/{other.id}/lora/1/lora.safetensors" in kept
+    assert registry.get_prompt(mixed.id).images == [] and registry.get_prompt(mixed.id).expired_at is not None
+    row = registry.get_tune(mine.id)
+    assert (row.status, row.title, row.labels) == ("deleted", "", {}) and registry.get_prompt(
+        shown.id
+    ).text == ""
+    (record,) = registry.list_deletions()
+    assert (record.subject_id, record.reason, record.rule) == (mine.id, "asked", "person anna")
+    assert record.label == "" and record.files == erased.count and record.what["weights"] == 1
+    with pytest.raises(Failure, match="No tune has the label person=anna"):
+        tunes_of_person(registry, "anna")
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_outputs_expire_by_the_rule_after_a_warning_and_leave_a_record(
+    registry: Registry, clock: Clock, store: Store
+) -> None:
+    tune = make_ready(registry, add_tune(registry))
+    prompt = rendered(registry, store, tune)
+    assert retain(registry, store, clock()).warned == 0, "without a rule nothing expires"
+    registry.set_retention(
+        "local", keep_outputs_hours=24.0, warn_hours=2.0, expiry_callback_url="http://owner.test/hook"
+    )
+    clock.forward(21 * HOUR)
+    assert retain(registry, store, clock()).warned == 0
+    clock.forward(1.5 * HOUR)
+    assert retain(registry, store, clock()).warned == 1
+    assert retain(registry, store, clock()).warned == 0, "once"
+    told = {callback.event: callback for callback in registry.list_callbacks(state="pending")}
+    assert told["prompt.expiring"].url == HOOK and told["prompt.expiring"].body["data"]["id"] == prompt.id
+    assert told["retention.expiring"].body["data"]["expiring"][0]["expires_at"].startswith("2026-03-02T12:00")
+    clock.forward(1.75 * HOUR)
+    assert retain(registry, store, clock()).outputs == 0, "expired, but the warning is younger than two hours"
+    clock.forward(1 * HOUR)
+    done = retain(registry, store, clock())
+    assert (done.outputs, done.tunes) == (1, 0) and not store.exists(prompt.images[0])
+    row = registry.get_prompt(prompt.id)
+    assert row.status == "done" and row.images == [] and row.expired_at == clock()
+    (record,) = registry.list_deletions()
+    assert (record.kind, record.subject_id, record.rule) == ("prompt", prompt.id, "outputs are kept 24 h")
+    assert retain(registry, store, clock()).outputs == 0
+    assert registry.get_tune(tune.id).status == "ready"
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_tunes_expire_unless_they_are_kept_or_extended(
+    registry: Registry, clock: Clock, store: Store
+) -> None:
+    goes, kept, extended = (make_ready(registry, add_tune(registry, title=name)) for name in "abc")
+    made_of(store, goes, b"one", caption="a")
+    registry.set_retention("local", keep_tunes_hours=720.0)
+    registry.keep_tune(extended.id, auto_extend=True)
+    clock.forward(700 * HOUR)
+    registry.keep_tune(kept.id, until=clock.moment.replace(year=2027))
+    assert retain(registry, store, clock()).warned == 1
+    assert [c.event for c in registry.list_callbacks(subject_id=goes.id)][0] == "tune.expiring"
+    clock.forward(30 * HOUR)
+    done = retain(registry, store, clock())
+    assert done.tune_ids == [goes.id] and done.extended == 1
+    assert registry.get_tune(goes.id).status == "deleted" and not list(store.list(f"tunes/{goes.id}"))
+    assert registry.get_tune(kept.id).status == registry.get_tune(extended.id).status == "ready"
+    assert (registry.get_tune(extended.id).kept_until - clock()).days == 30
+    store.write_bytes(f"tunes/{goes.id}/lora/2/late.safetensors", b"written by a run that was stopping")
+    retain(registry, store, clock())
+    assert not list(store.list(f"tunes/{goes.id}"))

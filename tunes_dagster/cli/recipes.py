@@ -1,0 +1,102 @@
+"""`tunes diff` and `tunes rerun`: comparing how tunes were made, and making one again."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tunes_dagster.cli.flags import assignments
+from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.output import emit_json, escape, say
+from tunes_dagster.cli.tunes import AsJson, Which
+from tunes_dagster.failures import Failure, FailureCode
+
+
+def diff(
+    first: Which,
+    second: Annotated[str, typer.Argument(help="The other tune.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what differs between two tunes: base, settings, pictures, captions, versions."""
+    from dataclasses import asdict
+
+    from tunes_dagster.cli.output import console
+    from tunes_dagster.comparison import differences
+
+    installation = Installation()
+    rows = [installation.registry.get_tune(name) for name in (first, second)]
+    found = differences(rows[0], rows[1], installation.store)
+    if as_json:
+        emit_json([asdict(one) for one in found])
+        return
+    if not found:
+        say(f"Tunes {rows[0].number} and {rows[1].number} were made the same way.")
+        return
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for title in ("", "", *(f"{row.number} {escape(row.title)}" for row in rows)):
+        table.add_column(title, overflow="fold")
+    before = ""
+    for one in found:
+        kind = "" if one.kind == before else one.kind
+        before = one.kind
+        table.add_row(kind, escape(one.what), escape(one.first), escape(one.second))
+    console().print(table)
+
+
+def rerun(
+    tune: Which,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Training option that is to differ: steps=800; may be repeated."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the new tune. Default: the old one's with (again).")] = "",
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Stay until it is done, or only hand it in.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train a tune again, with its pictures and settings and with its captions as they are now.
+
+    On the same device the weights are the same, number for number, unless something is changed with --set or
+    in the captions. Pictures that were encoded before are not encoded again.
+    """
+    from tunes_dagster.again import rerun as hand_in
+    from tunes_dagster.cli.showing import tune_as_dict
+
+    installation = Installation()
+    registry = installation.registry
+    row = hand_in(
+        registry, installation.store, installation.catalog, installation.settings, registry.get_tune(tune),
+        training_changes(set_ or []), title,
+    )  # fmt: skip
+    if wait:
+        from tunes_dagster.cli.following import follow
+
+        follow(installation, tunes=[row.id], stderr=as_json)
+        row = registry.get_tune(row.id)
+    if as_json:
+        emit_json(tune_as_dict(row))
+        return
+    say(f"Tune [bold]{row.number}[/] ({row.id}) is {row.status}. Compare: tunes diff {tune} {row.number}")
+
+
+def training_changes(pairs: list[str]) -> dict[str, Any]:
+    """Return `["steps=800", "training.rank=8"]` as training options.
+
+    Raises:
+        Failure: `INVALID_REQUEST` for what is not a training option.
+    """
+    said = assignments(pairs)
+    changes = {**said, **said.pop("training", {})}
+    changes.pop("training", None)
+    groups = [name for name, value in changes.items() if isinstance(value, dict)]
+    if groups:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"Only training options can be changed, not {groups[0]!r}.",
+            "Write --set steps=800; for other pictures or another subject make a new tune.",
+        )
+    return changes

@@ -1,0 +1,261 @@
+"""What expires and when, who is told before, and the records of what was deleted.
+
+An expiry is reckoned from the account's rule each time, never written down ahead: a rule that changes counts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from tunes_dagster.clock import iso
+from tunes_dagster.ids import new_id
+from tunes_dagster.registry.campaign_tables import CampaignDate, CampaignPrompt, Deletion
+from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.tables import Account, Callback, Prompt, Tune
+from tunes_dagster.registry.transitions import lock_tune, note, owe
+
+RULES = ("keep_tunes_hours", "keep_outputs_hours", "auto_extend", "warn_hours", "expiry_callback_url")
+# Ids that one callback of an account names; the rest is counted.
+_NAMED = 1000
+_CHUNK = 5000
+
+
+@dataclass(frozen=True)
+class Expiring:
+    """Something that an account's rule lets expire.
+
+    Attributes:
+        row: The tune or prompt.
+        at: When.
+        hours: Of the rule.
+        extends: It is kept for another period instead of deleted.
+    """
+
+    row: Any
+    at: datetime
+    hours: float
+    extends: bool
+
+    @property
+    def kind(self) -> str:
+        """`tune` or `prompt`."""
+        return "tune" if isinstance(self.row, Tune) else "prompt"
+
+
+class RetentionQueries(Database):
+    """Rules, expiry, records."""
+
+    def set_retention(self, account_id: str, **rules: Any) -> Account:
+        """Change an account's rules; see `Account` for their names.
+
+        Raises:
+            Failure: `INVALID_REQUEST` when there is no such account.
+        """
+        unknown = set(rules) - set(RULES)
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} are no rules.")
+        self.get_account(account_id)  # type: ignore[attr-defined]
+        with self.writing() as session:
+            account = session.get_one(Account, account_id, with_for_update=True)
+            for name, value in rules.items():
+                setattr(account, name, value)
+            return account
+
+    def keep_tune(
+        self, tune_id: str, *, until: datetime | None = None, auto_extend: bool | None = None
+    ) -> Tune:
+        """Keep a tune whatever its account's rule says, until a moment, or by extending it each time."""
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            if until is not None:
+                tune.kept_until, tune.warned_at = until, None
+            if auto_extend is not None:
+                tune.auto_extend = auto_extend
+            tune.updated_at = self.now()
+            return tune
+
+    def expiring(self, until: datetime, limit: int = 10_000) -> list[Expiring]:
+        """Return what expires up to a moment, oldest first."""
+        found: list[Expiring] = []
+        with self.reading() as session:
+            rules = or_(Account.keep_tunes_hours.is_not(None), Account.keep_outputs_hours.is_not(None))
+            for account in session.scalars(select(Account).where(rules)):
+                found += _tunes(session, account, until, limit)
+                found += _prompts(session, account, until, limit)
+        return sorted(found, key=lambda one: one.at)[:limit]
+
+    def warn_of(self, expiring: Sequence[Expiring]) -> int:
+        """Tell the callers, once each, and the account's own address with one callback for all; returns how many."""
+        now, told = self.now(), 0
+        by_account: dict[str, list[Expiring]] = {}
+        with self.writing() as session:
+            for one in expiring:
+                row = session.get(type(one.row), one.row.number, with_for_update=True)
+                if row is None or row.warned_at is not None or one.extends:
+                    continue
+                row.warned_at = now
+                when = f"It expires on {iso(one.at)} by the account's rule of {one.hours:g} hours."
+                note(session, row.id, "expiring", when, now, expires_at=iso(one.at))
+                owe(session, row, f"{one.kind}.expiring", now)
+                by_account.setdefault(row.account_id, []).append(one)
+                told += 1
+            for account_id, some in by_account.items():
+                _tell_account(session, account_id, some, now)
+        return told
+
+    def extend(self, one: Expiring) -> None:
+        """Keep something for another period of its rule."""
+        now = self.now()
+        with self.writing() as session:
+            row = session.get(type(one.row), one.row.number, with_for_update=True)
+            if row is None:
+                return
+            row.kept_until, row.warned_at = now + timedelta(hours=one.hours), None
+            note(session, row.id, "extended", f"It is kept until {iso(row.kept_until)}.", now)
+
+    def prompts_of_tunes(self, tune_ids: Sequence[str], names: Sequence[str]) -> list[Prompt]:
+        """Return the prompts that were rendered with any of some tunes: as their tune, or by a tag in the text.
+
+        Args:
+            tune_ids: Ids.
+            names: Every word by which a tag may name them: ids, numbers, titles.
+        """
+        wanted = {name.strip().lower() for name in names}
+        with self.reading() as session:
+            found = list(
+                session.scalars(select(Prompt).where(Prompt.tune_id.in_(tune_ids)).order_by(Prompt.number))
+            )
+            tagged = session.scalars(
+                select(Prompt).where(Prompt.text.like("%<lora%")).order_by(Prompt.number)
+            )
+            found += [one for one in tagged if one.tune_id not in tune_ids and wanted & set(_tags(one.text))]
+        return found
+
+    def outputs_gone(self, prompt_ids: Sequence[str]) -> None:
+        """Note that the pictures of prompts were deleted."""
+        now = self.now()
+        with self.writing() as session:
+            for start in range(0, len(prompt_ids), _CHUNK):
+                some = prompt_ids[start : start + _CHUNK]
+                session.execute(
+                    update(Prompt)
+                    .where(Prompt.id.in_(some))
+                    .values(images=[], expired_at=now, updated_at=now)
+                )
+
+    def forget_words(self, tune_id: str) -> None:
+        """Take out of a deleted tune's row, and of its prompts, everything that a person wrote about its subject."""
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            tune.title, tune.labels, tune.callback_url = "", {}, None
+            tune.request = {"name": tune.class_name, "title": "deleted", "base": tune.base}
+            tune.recipe = {**tune.recipe, "captions": {}}
+            session.execute(update(Prompt).where(Prompt.tune_id == tune_id).values(text=""))
+
+    def dates_showing(self, prompt_ids: Sequence[str]) -> list[CampaignDate]:
+        """Return the campaign dates whose report shows any of some prompts."""
+        dates: dict[str, CampaignDate] = {}
+        with self.reading() as session:
+            for start in range(0, len(prompt_ids), _CHUNK):
+                query = (
+                    select(CampaignDate)
+                    .join(CampaignPrompt, CampaignPrompt.date_id == CampaignDate.id)
+                    .where(CampaignPrompt.prompt_id.in_(prompt_ids[start : start + _CHUNK]))
+                    .where(CampaignDate.report_key.is_not(None))
+                    .distinct()
+                )
+                dates.update({row.id: row for row in session.scalars(query)})
+        return list(dates.values())
+
+    def report_gone(self, date_id: str) -> None:
+        """Note that the report of a date was deleted with what it showed."""
+        with self.writing() as session:
+            session.get_one(CampaignDate, date_id, with_for_update=True).report_key = None
+
+    def record_deletions(self, records: Sequence[dict[str, Any]]) -> list[Deletion]:
+        """Keep records of what was deleted; they outlive everything else."""
+        now = self.now()
+        rows = [Deletion(id=new_id("del"), at=now, **record) for record in records]
+        with self.writing() as session:
+            session.add_all(rows)
+        return rows
+
+    def list_deletions(self, account_id: str | None = None, limit: int = 50) -> list[Deletion]:
+        """Return records, newest first."""
+        query = select(Deletion).order_by(Deletion.id.desc()).limit(limit)
+        if account_id is not None:
+            query = query.where(Deletion.account_id == account_id)
+        with self.reading() as session:
+            return list(session.scalars(query))
+
+
+def _tags(text: str) -> list[str]:
+    """Return the names in the `<lora:NAME:weight>` tags of a text, in lower case."""
+    import re
+
+    return [name.strip().lower() for name in re.findall(r"<\s*lora\s*:\s*([^:<>]+)", text, re.IGNORECASE)]
+
+
+def _tunes(session: Session, account: Account, until: datetime, limit: int) -> list[Expiring]:
+    hours = account.keep_tunes_hours
+    if hours is None:
+        return []
+    period = timedelta(hours=hours)
+    query = (
+        select(Tune)
+        .where(Tune.account_id == account.id, Tune.status == "ready", Tune.ready_at <= until - period)
+        .where(Tune.kept_until.is_(None) | (Tune.kept_until <= until))
+        .order_by(Tune.ready_at)
+        .limit(limit)
+    )
+    return [
+        Expiring(
+            row, max(filter(None, (row.ready_at + period if row.ready_at else None, row.kept_until))), hours,
+            account.auto_extend if row.auto_extend is None else row.auto_extend,
+        )
+        for row in session.scalars(query)
+    ]  # fmt: skip
+
+
+def _prompts(session: Session, account: Account, until: datetime, limit: int) -> list[Expiring]:
+    hours = account.keep_outputs_hours
+    if hours is None:
+        return []
+    period = timedelta(hours=hours)
+    query = (
+        select(Prompt)
+        .where(Prompt.account_id == account.id, Prompt.expired_at.is_(None), Prompt.done_at <= until - period)
+        .where(Prompt.status == "done", Prompt.kept_until.is_(None) | (Prompt.kept_until <= until))
+        .order_by(Prompt.done_at)
+        .limit(limit)
+    )
+    return [
+        Expiring(
+            row, max(filter(None, (row.done_at + period if row.done_at else None, row.kept_until))), hours,
+            account.auto_extend,
+        )
+        for row in session.scalars(query)
+    ]  # fmt: skip
+
+
+def _tell_account(session: Session, account_id: str, some: Sequence[Expiring], now: datetime) -> None:
+    account = session.get(Account, account_id)
+    if account is None or not account.expiry_callback_url:
+        return
+    named = [{"id": one.row.id, "kind": one.kind, "expires_at": iso(one.at)} for one in some[:_NAMED]]
+    body = {
+        "type": "retention.expiring", "timestamp": iso(now),
+        "data": {"account": account_id, "count": len(some), "expiring": named},
+    }  # fmt: skip
+    session.add(
+        Callback(
+            id=new_id("cb"), account_id=account_id, event="retention.expiring", subject_id=account_id,
+            url=account.expiry_callback_url, body=body, next_attempt_at=now, created_at=now,
+        )
+    )  # fmt: skip
