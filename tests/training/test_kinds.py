@@ -150,3 +150,38 @@ def test_a_dora_learns_what_peft_learns(base64, store, make_job):
         torch.testing.assert_close(mine[name], theirs, rtol=1e-4, atol=1e-6)
         up = parameters[f"{name}.lora_B.default.weight"].grad.flatten(1)
         torch.testing.assert_close(mine_up[name], up, rtol=1e-4, atol=1e-6)
+
+
+def test_adapters_on_a_layer_that_alone_can_multiply_by_its_weights():
+    """As bitsandbytes' layers are: linear by name, packed weights, a forward of their own."""
+
+    class Packed(torch.nn.Linear):
+        def __init__(self, plain: torch.nn.Linear) -> None:
+            super().__init__(plain.in_features, plain.out_features)
+            self.plain = (plain,)
+            self.weight = torch.nn.Parameter(plain.weight.detach().reshape(-1, 1), requires_grad=False)
+
+        def forward(self, x):
+            return self.plain[0](x)
+
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(6, 5)).double().requires_grad_(False)
+    packed = torch.nn.Sequential(Packed(plain[0])).double()
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    seen = []
+    for network in (plain, packed):
+        bank = attach(network, ["0"], 2, 4, torch.float64)
+        for slot in range(2):
+            bank.initialise(slot, 4, 4.0, ["0"], torch.Generator().manual_seed(slot))
+        with torch.no_grad():
+            for _, _, up in bank.views(bank.values[1]):
+                up.fill_(0.1)
+        bank.values.requires_grad_(True)
+        bank.assign([0, 1])
+        out = network(x)
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, retain_graph=True)
+        out.square().sum().backward()
+        seen.append((out.detach(), gradient, bank.values.grad))
+        bank.detach()
+    for mine, other in zip(*seen, strict=True):
+        torch.testing.assert_close(mine, other)
