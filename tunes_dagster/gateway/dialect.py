@@ -123,14 +123,16 @@ def base_url(request: Request) -> str:
     return (service.options.public_url or str(request.base_url)).rstrip("/")
 
 
-def manners(error: ErrorForm, find_key: KeyFinder) -> type[APIRoute]:
-    """Return the route class of a dialect."""
+def manners(error: ErrorForm, find_key: KeyFinder, kind: type[Request] = Request) -> type[APIRoute]:
+    """Return the route class of a dialect, which may read requests in a way of its own."""
 
     class Route(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             inner = super().get_route_handler()
 
             async def handle(request: Request) -> Response:
+                if kind is not Request:
+                    request = kind(request.scope, request.receive)
                 try:
                     await _admit(request, find_key)
                     response = await _once(request, inner)

@@ -6,6 +6,7 @@ The key and everything else travel in a JSON body; callbacks are a GET of the ca
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from dataclasses import replace
 from typing import Any, Literal
@@ -36,6 +37,10 @@ _STEPS = {1: 300, 2: 600}
 _BASELINES: dict[Any, Literal["fast", "thorough"]] = {1: "fast", 2: "thorough"}
 
 
+# A backslash at the end of a line after a comma, a brace or a value: never valid inside of JSON.
+_CONTINUED = re.compile(rb"([,{}\]\"\d])[ \t]*\\[ \t]*\r?\n")
+
+
 def error(problem: Problem) -> tuple[int, Any]:
     """Return `{"error": …}`."""
     return problem.status, {"error": problem.message}
@@ -51,7 +56,16 @@ async def find_key(request: Request) -> str:
     return key if isinstance(key, str) else ""
 
 
-router = APIRouter(prefix="/pixu/api", route_class=manners(error, find_key), tags=["pixu"])
+class PixuRequest(Request):
+    """A request whose body is repaired: the vendor's curl samples end the lines of their JSON with backslashes."""
+
+    async def body(self) -> bytes:
+        """Return the body, valid JSON where it was meant to be."""
+        raw = await super().body()
+        return _CONTINUED.sub(b"\\1\n", raw) if _CONTINUED.search(raw) else raw
+
+
+router = APIRouter(prefix="/pixu/api", route_class=manners(error, find_key, PixuRequest), tags=["pixu"])
 DIALECT = Dialect(
     NAME, "Pixu", router, "px_", error, ("/pixu/",),
     problem={"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
