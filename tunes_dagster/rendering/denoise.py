@@ -23,6 +23,7 @@ from tunes_dagster.rendering.texts import TextCache, conditioning
 if TYPE_CHECKING:
     import torch
 
+    from tunes_dagster.rendering.merged import MergedBank
     from tunes_dagster.training.adapters import AdapterBank
     from tunes_dagster.training.families.base import LoadedBase
 
@@ -115,7 +116,7 @@ def denoise(
     base: LoadedBase,
     pictures: Sequence[Picture],
     texts: TextCache,
-    bank: AdapterBank | None,
+    bank: AdapterBank | MergedBank | None,
     on_step: Callable[[int], None] = lambda rows: None,
     control: Any = None,
 ) -> torch.Tensor:

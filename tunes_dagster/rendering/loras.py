@@ -49,12 +49,14 @@ class Weights:
         sha256: Of the file.
         token: The token it was trained for, when words of its own stand for it.
         words: The vectors of those words by text encoder, see `training/words.py`.
+        recipe_hash: Of the tune's recipe, from the header; empty for files of others.
     """
 
     state: Mapping[str, Tensor]
     sha256: str
     token: str = ""
     words: Mapping[str, Tensor] | None = None
+    recipe_hash: str = ""
 
 
 def read_weights(store: Store, key: str) -> Weights:
@@ -86,7 +88,13 @@ def read_weights(store: Store, key: str) -> Weights:
     split_state(state)
     header = words.header_of(data)
     told = words.load(store, header[words.KEY_FIELD]) if words.KEY_FIELD in header else None
-    return Weights(state, hashlib.sha256(data).hexdigest(), header.get(words.TOKEN_FIELD, ""), told)
+    return Weights(
+        state,
+        hashlib.sha256(data).hexdigest(),
+        header.get(words.TOKEN_FIELD, ""),
+        told,
+        header.get("tunes_dagster.recipe_hash", ""),
+    )
 
 
 def combine(states: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> dict[str, Tensor]:
@@ -163,6 +171,10 @@ class LoraShelf:
     def sha256(self, use: LoraUse) -> str:
         """Return the hash of a weights file."""
         return self._weights[use.key].sha256
+
+    def recipe_hash(self, use: LoraUse) -> str:
+        """Return the hash of the recipe that a weights file was trained by; empty for files of others."""
+        return self._weights[use.key].recipe_hash
 
     @contextmanager
     def attached(

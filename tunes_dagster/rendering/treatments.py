@@ -22,6 +22,7 @@ from tunes_dagster.rendering.texts import TextCache
 
 if TYPE_CHECKING:
     from tunes_dagster.rendering.aids import Aids
+    from tunes_dagster.rendering.merged import MergedBank
     from tunes_dagster.training.adapters import AdapterBank
     from tunes_dagster.training.families.base import LoadedBase
 
@@ -73,7 +74,7 @@ class Treatments:
     base: LoadedBase
     aids: Aids
     texts: TextCache
-    bank: AdapterBank | None
+    bank: AdapterBank | MergedBank | None
     between: Callable[[], None]
 
     def apply(self, picture: dn.Picture, pixels: np.ndarray, settings: RenderSettings) -> Treated:
