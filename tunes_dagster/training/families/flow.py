@@ -105,7 +105,7 @@ class FlowBase(LoadedBase):
         """Return position ids, made once: `picture` (rows, columns) or `text` (length), [tokens, axes]."""
         import torch
 
-        key = (kind, *sizes)
+        key: tuple[str | int, ...] = (kind, *sizes)
         if key not in self._positions:
             # Renderers call this in inference mode, whose tensors training could not use later.
             with torch.inference_mode(False):
