@@ -185,3 +185,33 @@ def test_adapters_on_a_layer_that_alone_can_multiply_by_its_weights():
         bank.detach()
     for mine, other in zip(*seen, strict=True):
         torch.testing.assert_close(mine, other)
+
+
+def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job):
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from tunes_dagster.recipe import RenderSettings
+    from tunes_dagster.rendering.jobs import TuneWeights
+    from tunes_dagster.rendering.jobs import make_job as render_job
+    from tunes_dagster.rendering.renderer import render
+
+    (result,) = trained(base, store, make_job("one", dora=True, steps=6, learning_rate=5e-2))
+    settings = RenderSettings(seed=5, steps=3, guidance_scale=2.0, width=128, height=128)
+    tune = TuneWeights(result.tune_id, result.weights_key, "ohwx", "woman")
+    job = render_job("prompt_1", "a photo of ohwx woman", settings, tune=tune)
+    (rendered,) = render([job], base, store, "out", Recorder())
+    ours = np.asarray(Image.open(io.BytesIO(store.read_bytes(rendered.images[0].key)))) / 255
+    fresh = base.load_fresh_pipeline()
+    with verify._loaded(fresh, result.weights_key, store):
+        stock = fresh(
+            prompt="a photo of ohwx woman", num_inference_steps=3, guidance_scale=2.0, height=128, width=128,
+            generator=torch.Generator("cpu").manual_seed(5), output_type="np",
+        ).images[0]  # fmt: skip
+    assert abs(ours - stock).max() < 0.02
+    other = TuneWeights("tune_x", result.weights_key, "ohwx", "woman")
+    both = render_job("p", "a photo of ohwx woman <lora:x:1>", settings, tune=tune, find_tune=lambda name: other)
+    (refused,) = render([both], base, store, "out", Recorder())
+    assert refused.failure is not None and "DoRA" in refused.failure.message
