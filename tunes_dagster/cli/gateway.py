@@ -129,18 +129,20 @@ def set_option(
     account: Account,
     option: Annotated[str, typer.Argument(help="NAME=VALUE; an empty value takes it back.")],
 ) -> None:
-    """Set an option of an account: title_idempotency, failure_callbacks, face_crop, scheduler."""
+    """Set an option of an account: title_idempotency, failure_callbacks, face_crop, scheduler, upload limits."""
     name, equals, value = option.partition("=")
     if not equals or name not in _OPTIONS:
         raise Failure(
             FailureCode.INVALID_REQUEST, f"{option!r} is not NAME=VALUE.", f"Options: {', '.join(_OPTIONS)}."
         )
     wanted: object = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value or None)
+    if name.startswith("max_") and value and not value.replace(".", "", 1).isdecimal():
+        raise Failure(FailureCode.INVALID_REQUEST, f"{name} is {value!r}, but should be a number.")
     wallet = Installation().registry.set_options(account, **{name: wanted})
     say(f"{escape(account)}: {escape(str(wallet.options))}")
 
 
-_OPTIONS = ("title_idempotency", "failure_callbacks", "face_crop", "scheduler")
+_OPTIONS = ("title_idempotency", "failure_callbacks", "face_crop", "scheduler", "max_upload_files", "max_upload_mb")
 
 
 @accounts.command("signing")
@@ -164,9 +166,12 @@ def create_key(
     account: Account,
     dialect: Annotated[str, typer.Option(help="Makes it look like this API's.")] = "native",
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    days: Annotated[
+        float | None, typer.Option(help="Good for so many days. Left out: until revoked.", min=0)
+    ] = None,
 ) -> None:
     """Make a key; it is shown once."""
-    row, secret = Installation().registry.add_key(account, _prefix(dialect), name)
+    row, secret = Installation().registry.add_key(account, _prefix(dialect), name, days)
     say(f"{row.id}, shown only now: [bold]{secret}[/]")
 
 
@@ -178,14 +183,14 @@ def list_keys(
     """List keys; the secrets themselves are nowhere kept."""
     rows = Installation().registry.list_keys(account)
     if as_json:
-        fields = ("id", "account_id", "hint", "name", "created_at", "revoked_at")
+        fields = ("id", "account_id", "hint", "name", "created_at", "revoked_at", "expires_at")
         emit_json([{name: getattr(row, name) for name in fields} for row in rows])
         return
     table(
         ["key", "account", "looks like", "name", "made", "state"],
         [
             (row.id, row.account_id, escape(row.hint), escape(row.name), ago(row.created_at),
-             "revoked" if row.revoked_at else "")
+             "revoked" if row.revoked_at else f"until {row.expires_at:%Y-%m-%d}" if row.expires_at else "")
             for row in rows
         ],
     )  # fmt: skip

@@ -62,15 +62,21 @@ class Manners:
         announced = headers.get(b"content-length", b"0")
         too_large = Problem(413, f"The body is larger than {self.options.max_body_mb:g} MB", code="too_large")
         done = 0
+        ends = time.monotonic() + self.options.body_total_seconds
+        complete = False
 
         async def counted() -> Message:
-            nonlocal done
+            nonlocal done, complete
+            if complete:  # only waits for the caller to go away
+                return await receive()
             if announced.isdigit() and int(announced) > limit:
                 raise too_large
+            patience = min(self.options.body_seconds, ends - time.monotonic())
             try:
-                message = await asyncio.wait_for(receive(), self.options.body_seconds)
+                message = await asyncio.wait_for(receive(), max(0.0, patience))
             except TimeoutError:
                 raise Problem(408, "The body did not arrive in time", code="timeout") from None
+            complete = not message.get("more_body", False)
             done += len(message.get("body", b""))
             if done > limit:
                 raise too_large

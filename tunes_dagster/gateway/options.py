@@ -35,6 +35,7 @@ class GatewayOptions(BaseSettings):
         max_body_mb: Largest request body.
         max_upload_files: Most files of one request.
         body_seconds: Longest silence while a request body arrives.
+        body_total_seconds: Longest time for a whole body, however steadily it drips.
         upload_token_minutes: How long a job waits for its pictures.
         picture_url_hours: How long the URL of a render leads somewhere, unless its dialect promises another time.
         weights_url_hours: The same for weights.
@@ -52,6 +53,7 @@ class GatewayOptions(BaseSettings):
     max_body_mb: float = Field(default=200, gt=0)
     max_upload_files: int = Field(default=100, ge=1, le=1000)
     body_seconds: float = Field(default=30, gt=0)
+    body_total_seconds: float = Field(default=600, gt=0)
     upload_token_minutes: float = Field(default=60, gt=0)
     picture_url_hours: float = Field(default=720, gt=0)
     weights_url_hours: float = Field(default=720, gt=0)

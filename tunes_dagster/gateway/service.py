@@ -89,7 +89,8 @@ class Service:
             Problem: 401 for unknown and revoked keys.
         """
         row = self.registry.find_key(secret) if secret and len(secret) < 200 else None
-        if row is None or row.revoked_at is not None:
+        ended = row is not None and row.expires_at is not None and row.expires_at <= self.registry.now()
+        if row is None or row.revoked_at is not None or ended:
             raise Problem(401, "Invalid or missing API key", code="unauthorized")
         caller = self._caller(row)
         if len(self._seen) > _CACHE_SIZE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
@@ -17,21 +18,40 @@ from tunes_dagster.store import Store
 _MAX_FIELDS = 20_000
 
 
-async def read_form(request: Request, service: Service) -> FormData:
-    """Return the fields and files of a multipart or urlencoded body.
+async def read_form(request: Request, service: Service, account: dict[str, Any] | None = None) -> FormData:
+    """Return the fields and files of a multipart or urlencoded body, which must keep to the limits of the account.
+
+    Args:
+        request: Whose body it is.
+        service: Has the server's limits.
+        account: Options of the account (`max_upload_files`, `max_upload_mb`); None takes those of the caller's key.
 
     Raises:
         Problem: 400 for a malformed body, 413 for too many files.
     """
+    desk = getattr(request.state, "desk", None)
+    limits = account if account is not None else (desk.caller.options if desk is not None else {})
+    most = min(service.options.max_upload_files, int(limits.get("max_upload_files") or 10**6))
+    length = float(limits.get("max_upload_mb") or service.options.max_body_mb) * 2**20
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > length:
+        raise Problem(413, f"The body is larger than this account's {length / 2**20:g} MB", code="too_large")
     try:
-        return await request.form(
-            max_files=service.options.max_upload_files + 1, max_fields=_MAX_FIELDS, max_part_size=64 << 20
+        form = await request.form(
+            max_files=most + 1, max_fields=_MAX_FIELDS, max_part_size=64 << 20
         )
     except MultiPartException as error:
         status = 413 if "Too many" in str(error) else 400
         raise Problem(status, str(error), code="invalid") from None
     except (UnicodeDecodeError, ValueError, AssertionError) as error:
         raise Problem(400, f"The form cannot be read: {error}", code="invalid") from None
+    files = [value for _name, value in form.multi_items() if isinstance(value, UploadFile)]
+    if len(files) > most or sum(file.size or 0 for file in files) > length:
+        await form.close()
+        raise Problem(
+            413, f"More than {most} files or {length / 2**20:g} MB, which is this account's limit", code="too_large"
+        )
+    return form
 
 
 def files_of(form: FormData, *names: str) -> list[UploadFile]:

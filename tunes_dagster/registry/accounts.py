@@ -28,12 +28,15 @@ def key_hash(secret: str) -> str:
 class AccountQueries(Database):
     """Keys."""
 
-    def add_key(self, account_id: str, prefix: str = "", name: str = "") -> tuple[ApiKey, str]:
-        """Make a key; the second value is the secret, which is never seen again."""
+    def add_key(
+        self, account_id: str, prefix: str = "", name: str = "", days: float | None = None
+    ) -> tuple[ApiKey, str]:
+        """Make a key, good for so many days or for ever; the second value is the secret, which is never seen again."""
         secret = prefix + secrets.token_hex(20)
+        ends = None if days is None else self.now() + timedelta(days=days)
         row = ApiKey(
             id=new_id("key"), account_id=account_id, hash=key_hash(secret), name=name,
-            hint=f"{secret[: len(prefix) + 4]}…{secret[-4:]}", created_at=self.now(),
+            hint=f"{secret[: len(prefix) + 4]}…{secret[-4:]}", created_at=self.now(), expires_at=ends,
         )  # fmt: skip
         with self.writing() as session:
             if session.get(Account, account_id) is None:

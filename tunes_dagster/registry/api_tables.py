@@ -21,6 +21,7 @@ class ApiKey(Table):
     Attributes:
         hint: First and last characters, for people.
         revoked_at: From then on it is refused.
+        expires_at: The same, known beforehand.
     """
 
     __tablename__ = "api_keys"
@@ -33,6 +34,7 @@ class ApiKey(Table):
     name: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
 
 
 class Wallet(Table):

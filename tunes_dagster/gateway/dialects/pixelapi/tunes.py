@@ -173,7 +173,8 @@ async def upload(job_id: str, request: Request, token: str = "") -> dict[str, An
         raise Problem(403, "Invalid or expired upload token", code="forbidden")
     tune = await run_in_threadpool(service.registry.get_tune, job_id)
     _still_waiting(tune)
-    form = await read_form(request, service)
+    wallet = await run_in_threadpool(service.registry.get_wallet, seen.account_id)
+    form = await read_form(request, service, wallet.options)
     try:
         files = files_of(form, "images", "images[]")
         low, high = SOUGHT_PICTURES
