@@ -10,9 +10,12 @@ import pytest
 
 from assets.names import CAPTIONS, LORA, RENDERS, REPORT_CARD, SOURCE_IMAGES, TRAINING_SET
 from tunes_dagster import decide
+from tunes_dagster.comparison import recipe_of
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.inprocess import drive, execute
 from tunes_dagster.launches import RUN_KEY_TAG
+from tunes_dagster.recipe import recipe_hash
+from tunes_dagster.rendering.png import read_recipe
 
 ENDED = ("ready", "failed", "cancelled")
 
@@ -82,6 +85,12 @@ def test_a_tune_goes_from_pictures_to_renders(house):
     assert prompt.status == "done", prompt.failure_message
     assert len(prompt.images) == 2 and all(house.store.exists(key) for key in prompt.images)
     assert house.store.read_json(f"tunes/{tune.id}/tune.json")["token"] == "ohwx"
+    (used,) = read_recipe(house.store.read_bytes(prompt.images[0]))["loras"]
+    made_by = recipe_of(house.registry.get_tune(tune.id), house.store)
+    assert used["recipe_hash"] == recipe_hash(made_by)
+    # All that decides the weights is in it.
+    assert {"pictures", "training", "base_fingerprint", "revision", "version", "libraries"} <= made_by.keys()
+    assert all(picture["key"].startswith("blobs/") for picture in made_by["pictures"])
 
     source = materialization(house, SOURCE_IMAGES, tune.id)
     assert source["usable"] == 5 and source["pictures"].startswith("![source images](data:image/webp")

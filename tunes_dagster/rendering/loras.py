@@ -210,15 +210,18 @@ def _merging_pays(network: nn.Module, states: Sequence[Mapping[str, Tensor]]) ->
     """Whether adapters are merged into copies of the weights: small networks in full precision on the CPU.
 
     There the adapters' arithmetic is a good fifth of a step. On GPUs it is a few percent, and copies would take the
-    memory that larger batches need.
+    memory that larger batches need. DoRA's magnitudes stay with the stacked layers.
     """
     import psutil
     import torch
 
     from tunes_dagster.rendering.merged import bytes_of
+    from tunes_dagster.training.adapters import split_magnitudes
 
     first = next(network.parameters())
     if first.device.type != "cpu" or first.dtype != torch.float32:
+        return False
+    if any(split_magnitudes(state) for state in states):
         return False
     return bytes_of(network, states) <= psutil.virtual_memory().available * _MERGED_SHARE
 
