@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from tunes_dagster.registry import Batch, Registry
     from tunes_dagster.registry.campaigns import Planned
 
-# Seconds of one step of one picture and of loading, where nothing was rendered yet: `tunes render` of 24 pictures
-# at 20 steps on two cores of a Xeon, the embedded base (docs/campaigns.md has the command).
-MEASURED = {"tiny-sdxl": (0.035, 4.0)}
+# Seconds of one step of one picture, and of a run until its first one, where nothing was rendered yet: what
+# `benchmarks/render.py` takes for 32 prompts over 8 tunes on the shipped base, on two cores (docs/campaigns.md).
+MEASURED = {"tiny-sdxl": (0.036, 4.0)}
 _STEPS = re.compile(r"/(\d+)(?:/|$)")
 
 
