@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.rendering.conftest import random_lora
+from tunes_dagster.rendering.loras import LoraShelf, LoraUse
 from tunes_dagster.rendering.merged import bytes_of, merged_into
 from tunes_dagster.training.adapters import attached
 
@@ -29,3 +30,19 @@ def test_merged_copies_equal_stacked_layers(base, rows):
     assert torch.allclose(said[1], plain) == (max(rows) < 0)
     assert not any(type(module).__name__ == "MergedLayer" for module in base.denoiser.modules())
     assert bytes_of(base.denoiser, states) > bytes_of(base.denoiser, states[:1]) > 0
+
+
+def test_what_cannot_be_merged_is_stacked(base, store, loras):
+    from safetensors.torch import save
+
+    modules = dict(base.denoiser.named_modules())
+    dora = dict(loras["comet"])
+    for key in loras["comet"]:
+        if key.endswith("lora_A.weight"):
+            name = key.removeprefix("unet.").removesuffix(".lora_A.weight")
+            dora[f"unet.{name}.lora_magnitude_vector"] = modules[name].weight.norm(dim=1)
+    store.write_bytes("tunes/dora.safetensors", save(dora))
+    for name, kind in (("fern", "MergedBank"), ("dora", "AdapterBank")):
+        use = (LoraUse(f"tunes/{name}.safetensors"),)
+        with LoraShelf(store, [use], base.denoiser).attached(base.denoiser, [use]) as bank:
+            assert type(bank).__name__ == kind
