@@ -102,6 +102,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     task = asyncio.create_task(chores())
     yield
     task.cancel()
+    await run_in_threadpool(service.settle)
     service.registry.close()
 
 

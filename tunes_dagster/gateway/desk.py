@@ -332,17 +332,24 @@ class Desk:
     # Ending
 
     def delete_tune(self, tune: Tune) -> None:
-        """Delete a tune and its files; prompts that wait for it are cancelled."""
-        self.registry.delete_tune(tune.id)
-        self.service.store.delete_prefix(f"tunes/{tune.id}")
+        """Delete a tune with everything that was made of its pictures; prompts that wait for it are cancelled.
+
+        It is gone for its owner at once; the files follow behind the answer, and what a dying server leaves is
+        removed by the daily housekeeping.
+        """
+        from tunes_dagster.erasure import erase_tunes
+
+        gone = self.registry.delete_tune(tune.id)
+        self.service.later(erase_tunes, self.registry, self.service.store, [gone], rule="asked over HTTP")
 
     def delete_prompt(self, prompt: Prompt) -> None:
         """Cancel a prompt that is open, and take its pictures away."""
         if prompt.status in ("waiting", "queued", "rendering"):
             self.registry.cancel_prompt(prompt.id)
-        for key in prompt.images or []:
-            self.service.store.delete(key)
+        from tunes_dagster.erasure import erase_outputs
+
         self.registry.hide_prompt(prompt.id)
+        self.service.later(erase_outputs, self.registry, self.service.store, [prompt])
 
 
 def refuse(name: str, why: str) -> NoReturn:

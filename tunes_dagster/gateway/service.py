@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from limits import RateLimitItemPerMinute
@@ -17,6 +20,8 @@ from tunes_dagster.registry import ApiKey, Registry, Wallet, open_registry
 from tunes_dagster.registry.accounts import key_hash
 from tunes_dagster.settings import Settings, get_settings
 from tunes_dagster.store import Store
+
+log = logging.getLogger("tunes.gateway")
 
 # A revoked key or changed plan counts after this long at the latest.
 KEY_CACHE_SECONDS = 5.0
@@ -75,7 +80,23 @@ class Service:
     _pace: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._worker = ThreadPoolExecutor(1, "behind-the-answer")
         self.limiter = FixedWindowRateLimiter(storage_from_string(self.options.rate_limit_store))
+
+    def later(self, work: Callable[..., object], *args: object, **more: object) -> None:
+        """Do something behind the answer, one after another; what goes wrong is logged."""
+
+        def careful() -> None:
+            try:
+                work(*args, **more)
+            except Exception:
+                log.exception("behind the answer", extra={"facts": {"work": getattr(work, "__name__", "")}})
+
+        self._worker.submit(careful)
+
+    def settle(self) -> None:
+        """Wait for everything that was put behind an answer."""
+        self._worker.submit(lambda: None).result()
 
     def known(self, secret: str) -> Caller | None:
         """Return the caller of a key that was looked up a moment ago."""

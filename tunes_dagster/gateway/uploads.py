@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
@@ -40,9 +41,9 @@ async def read_form(request: Request, service: Service, account: dict[str, Any] 
         form = await request.form(
             max_files=most + 1, max_fields=_MAX_FIELDS, max_part_size=64 << 20
         )
-    except MultiPartException as error:
-        status = 413 if "Too many" in str(error) else 400
-        raise Problem(status, str(error), code="invalid") from None
+    except (MultiPartException, HTTPException) as error:
+        said = str(getattr(error, "detail", None) or getattr(error, "message", error))
+        raise Problem(413 if "Too many" in said else 400, said, code="invalid") from None
     except (UnicodeDecodeError, ValueError, AssertionError) as error:
         raise Problem(400, f"The form cannot be read: {error}", code="invalid") from None
     files = [value for _name, value in form.multi_items() if isinstance(value, UploadFile)]
