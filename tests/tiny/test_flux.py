@@ -22,7 +22,8 @@ def batch_of(base: flux.FluxBase, texts: list[str], rng: np.random.Generator) ->
     latents = rng.standard_normal((len(texts), 8, 16, 16), dtype=np.float32)
     ids = np.repeat(tokenize(base.tokenizer, texts)[:, None], VARIANTS, axis=1)
     t5_ids = np.repeat(flux.tokenize_t5(base.t5_tokenizer, texts)[:, None], VARIANTS, axis=1)
-    return flux.draw_batch((latents, ids, t5_ids), rng, 4)
+    named = np.zeros((len(texts), VARIANTS, len(flux.HEADS)), dtype=np.int8)
+    return flux.draw_batch((latents, ids, t5_ids, named), rng, 4)
 
 
 def test_patches_and_positions_are_those_of_the_stock_pipeline():
@@ -74,7 +75,9 @@ def test_batches_hold_every_caption_whole(untrained):
 def test_an_untrained_base_predicts_nothing_so_its_loss_is_the_velocity(untrained):
     sample = batch_of(untrained, ["a cat", "a dog", "a rabbit", "a man"], np.random.default_rng(1))
     with torch.inference_mode():
-        loss = untrained.loss(**sample)
+        loss = untrained.loss(**sample | {"named": None})
+        with_words = untrained.loss(**sample)
+    assert (with_words > loss).all()
     expected = (sample["noise"] - sample["x"]).square().mean(dim=(1, 2, 3))
     assert torch.allclose(loss, expected, rtol=1e-4)
 

@@ -7,7 +7,16 @@ import random
 import numpy as np
 import pytest
 
-from tunes_dagster.tiny import MODELS, SDXL, load_captioner, load_classifier, load_scorer, weights_dir
+from tunes_dagster.tiny import (
+    BASES,
+    FLUX_SEQUENCE,
+    MODELS,
+    load_base,
+    load_captioner,
+    load_classifier,
+    load_scorer,
+    weights_dir,
+)
 from tunes_dagster.tiny.evaluate import obeyed, rate, sample_prompts
 from tunes_dagster.tiny.sheets import render
 from tunes_dagster.tiny.world import FIDELITY, attributes, caption, draw_shot, draw_subject, random_shot
@@ -21,25 +30,22 @@ def held_out():
     return [(draw_shot(shot), attributes(shot), caption(shot, rng, plain=True)[0]) for shot in shots]
 
 
-@pytest.fixture(scope="module")
-def base():
-    import torch
-    from diffusers import StableDiffusionXLPipeline
-
-    return StableDiffusionXLPipeline.from_pretrained(weights_dir() / SDXL, dtype=torch.float32)
+@pytest.fixture(scope="module", params=BASES)
+def base(request):
+    return load_base(request.param)
 
 
 def test_weights_stay_small_and_have_cards():
     files = [f for f in weights_dir().rglob("*") if f.is_file()]
-    assert sum(f.stat().st_size for f in files) < 28e6
+    assert sum(f.stat().st_size for f in files) < 45e6
     for name in MODELS:
         assert (weights_dir() / name / "README.md").read_text().startswith("# ")
 
 
 @pytest.mark.parametrize("color", ["red", "blue", "yellow"])
-def test_the_base_paints_the_background_it_was_asked_for(base, color):
+def test_the_sdxl_class_base_paints_the_background_it_was_asked_for(color):
     (image,) = render(
-        base, [f"a photo of a man with short black hair, on a {color} background"], seed=2, steps=12
+        load_base(), [f"a photo of a man with short black hair, on a {color} background"], seed=2, steps=12
     )
     pixels = np.asarray(image).astype(int)
     assert pixels.std() > 20
@@ -58,13 +64,16 @@ def test_the_base_draws_the_same_picture_for_the_same_seed(base):
 
 def test_the_base_renders_other_shapes(base):
     base.set_progress_bar_config(disable=True)
-    image = base("a photo of a woman", num_inference_steps=3, height=144, width=104).images[0]
-    assert image.size == (104, 144)
+    image = base("a photo of a woman", num_inference_steps=3, height=144, width=112).images[0]
+    assert image.size == (112, 144)
 
 
 def test_the_base_takes_an_empty_and_an_explicit_negative_prompt(base):
+    guided = {"guidance_scale": 4.0}
+    if hasattr(base, "transformer"):
+        guided = {"true_cfg_scale": 4.0, "max_sequence_length": FLUX_SEQUENCE}
     for negative in (None, "", "a photo of a dog"):
-        image = base("a cat", negative_prompt=negative, num_inference_steps=2, guidance_scale=4.0).images[0]
+        image = base("a cat", negative_prompt=negative, num_inference_steps=2, **guided).images[0]
         assert np.asarray(image).std() > 5
 
 

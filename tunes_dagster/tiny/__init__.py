@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SDXL, FLUX, CAPTIONER, SCORER, CLASSIFIER = "sdxl", "flux", "captioner", "scorer", "classifier"
 BASES = (SDXL, FLUX)
 """The text-to-image bases among the models."""
-MODELS = (SDXL, CAPTIONER, SCORER, CLASSIFIER)
+MODELS = (*BASES, CAPTIONER, SCORER, CLASSIFIER)
 NATIVE_SIZE = 128
 """Side of the pictures the bases were trained on, in pixels."""
 FLUX_SEQUENCE = 48

@@ -44,8 +44,12 @@ def _draw_chunk(job: tuple[Path, int, int, int]) -> None:
 def captions_of(number: int, variants: int) -> list[str]:
     """`variants` different captions of picture `number`; the first is the one `picture` returns."""
     content, name = shot(number)
-    seeds = [f"caption-{number}"] + [f"caption-{number}-{i}" for i in range(1, variants)]
-    return [caption(content, random.Random(seed), name)[0] for seed in seeds]
+    return [caption(content, random.Random(seed), name)[0] for seed in caption_seeds(number, variants)]
+
+
+def caption_seeds(number: int, variants: int) -> list[str]:
+    """Seeds of the captions of picture `number`."""
+    return [f"caption-{number}"] + [f"caption-{number}-{i}" for i in range(1, variants)]
 
 
 def labels_of(number: int) -> dict[str, str]:

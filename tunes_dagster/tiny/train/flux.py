@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 
 from .. import FLUX_SEQUENCE as SEQUENCE
-from ..world import shot
+from ..world import caption, shot
+from .classifier import HEADS, head_loss
 from .clock import Budget, Ema, Tuner, learning_rate, load_checkpoint, note_figures, save_checkpoint
-from .data import HELD_OUT, captions_of
+from .data import HELD_OUT, caption_seeds, captions_of
 from .team import Team
 from .text import MAX_LENGTH, known_words
 from .unet import MEET_EVERY, VARIANTS, tokenize
 
-HEADS, HEAD_WIDTH, DOUBLE, SINGLE = 5, 32, 3, 5
+ATTENTION_HEADS, HEAD_WIDTH, DOUBLE, SINGLE = 5, 32, 3, 5
 ROPE = (8, 12, 12)
 T5_WIDTH, CLIP_WIDTH = 128, 64
 SHIFT = 1.0
 SCHEDULER: dict[str, Any] = {"num_train_timesteps": 1000, "shift": SHIFT, "use_dynamic_shifting": False}
 LEARNING_RATE, MATRIX_RATE = 1.2e-3, 0.01
+TEXT_LOSS = 0.05
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 OTHERS = "0123456789,.;:!?'\"-_()[]{}<>/\\&%$#@+*=~^|`"
 
@@ -53,7 +55,7 @@ def build_transformer(latent_channels: int = 8) -> Any:
         num_layers=DOUBLE,
         num_single_layers=SINGLE,
         attention_head_dim=HEAD_WIDTH,
-        num_attention_heads=HEADS,
+        num_attention_heads=ATTENTION_HEADS,
         joint_attention_dim=T5_WIDTH,
         pooled_projection_dim=CLIP_WIDTH,
         guidance_embeds=False,
@@ -137,19 +139,37 @@ class FluxBase:
         self.parts = torch.nn.ModuleDict(
             {"transformer": build_transformer(latent_channels), "clip": clip, "t5": t5}
         )
+        answers = sum(len(values) for values in HEADS.values())
+        widths = {"t5": T5_WIDTH, "clip": CLIP_WIDTH}
+        self.parts["heads"] = torch.nn.ModuleDict(
+            {name: torch.nn.Linear(width, answers) for name, width in widths.items()}
+        )
         self.empty = torch.from_numpy(tokenize(tokenizer, [""]).astype(np.int64))
         self.t5_empty = torch.from_numpy(tokenize_t5(t5_tokenizer, [""]).astype(np.int64))
 
-    def loss(self, x: Any, ids: Any, t5_ids: Any, sigma: Any, noise: Any, dice: Any) -> Any:
-        """Velocity MSE per sample [n] for scaled latents `x` [n, c, h, w] at noise shares `sigma` [n]."""
+    def loss(
+        self, x: Any, ids: Any, t5_ids: Any, sigma: Any, noise: Any, dice: Any, named: Any = None
+    ) -> Any:
+        """Velocity MSE per sample [n] for scaled latents `x` [n, c, h, w] at noise shares `sigma` [n].
+
+        With the attributes that the captions name (`named` [n, heads], -1 where none) a share of the text
+        encoders' own loss is added: they have to tell which colour belongs to what.
+        """
         import torch
 
         empty = (dice < 0.10)[:, None]
         ids = torch.where(empty, self.empty[:, : ids.shape[1]].to(ids.device), ids)
         t5_ids = torch.where(empty, self.t5_empty[:, : t5_ids.shape[1]].to(ids.device), t5_ids)
         keep = ((dice < 0.10) | (dice > 0.12)).float()
-        pooled = self.parts["clip"](ids).pooler_output * keep[:, None]
-        sequence = self.parts["t5"](t5_ids).last_hidden_state * keep[:, None, None]
+        pooled, sequence = self.parts["clip"](ids).pooler_output, self.parts["t5"](t5_ids).last_hidden_state
+        own = 0.0
+        if named is not None:
+            named = torch.where(empty, -1, named)
+            words = (t5_ids != 0).unsqueeze(-1)
+            mean = (sequence * words).sum(dim=1) / words.sum(dim=1)
+            heads: Any = self.parts["heads"]
+            own = TEXT_LOSS * (head_loss(heads["t5"](mean), named) + head_loss(heads["clip"](pooled), named))
+        pooled, sequence = pooled * keep[:, None], sequence * keep[:, None, None]
         s = sigma[:, None, None]
         clean, noise = pack(x), pack(noise)
         predicted = self.parts["transformer"](
@@ -160,7 +180,7 @@ class FluxBase:
             img_ids=positions(x.shape[2], x.shape[3], x.device),
             txt_ids=torch.zeros(t5_ids.shape[1], 3, device=x.device),
         ).sample
-        return (predicted.float() - (noise - clean)).square().mean(dim=(1, 2))
+        return (predicted.float() - (noise - clean)).square().mean(dim=(1, 2)) + own
 
 
 def tokenize_t5(tokenizer: Any, texts: list[str]) -> np.ndarray:
@@ -187,6 +207,23 @@ def cache_t5_tokens(
     return ids
 
 
+def cache_named(work: Path, count: int, name: str = "named") -> np.ndarray:
+    """What each caption of `cache_t5_tokens` names, int8 [count, VARIANTS, heads], -1 where nothing; kept on disk."""
+    path = work / f"{name}.npy"
+    if path.exists() and len(np.load(path, mmap_mode="r")) >= count:
+        return np.load(path)[:count]
+    rows = np.full((count, VARIANTS, len(HEADS)), -1, dtype=np.int8)
+    for number in range(count):
+        content, invented = shot(number)
+        for variant, seed in enumerate(caption_seeds(number, VARIANTS)):
+            asked = caption(content, random.Random(seed), invented)[1]
+            for column, (head, values) in enumerate(HEADS.items()):
+                if head in asked:
+                    rows[number, variant, column] = values.index(asked[head])
+    np.save(path, rows)
+    return rows
+
+
 def cased_captions(number: int) -> list[str]:
     """The captions of a picture as people type them: some begin with a capital, some invented names have capitals."""
     rng, name = random.Random(f"case-{number}"), shot(number)[1]
@@ -210,13 +247,13 @@ def draw_sigmas(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_batch(data: tuple[np.ndarray, ...], rng: np.random.Generator, size: int) -> dict[str, Any]:
-    """A random batch of (latents, CLIP ids, T5 ids), sometimes cut to an upright or wide shape.
+    """A random batch of (latents, CLIP ids, T5 ids, named attributes), sometimes cut to an upright or wide shape.
 
     Seven batches of ten hold captions of about one length and are padded to it only, since padding costs time.
     """
     import torch
 
-    latents, tokens, t5_tokens = data
+    latents, tokens, t5_tokens, named = data
     short = rng.random() < 0.7
     candidates = rng.integers(0, len(latents), size * 4 if short else size)
     variants = rng.integers(0, tokens.shape[1], len(candidates))
@@ -240,6 +277,7 @@ def draw_batch(data: tuple[np.ndarray, ...], rng: np.random.Generator, size: int
         "sigma": torch.from_numpy(draw_sigmas(rng, size)),
         "noise": torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)),
         "dice": torch.from_numpy(rng.random(size)),
+        "named": torch.from_numpy(named[candidates, variants].astype(np.int64)),
     }
 
 
@@ -273,14 +311,16 @@ def optimizers(base: FluxBase, muon: bool = True) -> list[Any]:
 
 
 def prepare(work: Path, pictures: int, device: str = "cpu") -> tuple[Any, Any, Any, Any]:
-    """Tokenizers, then (latents, CLIP ids, T5 ids) for training and of held-out pictures; made once, kept in `work`."""
+    """Tokenizers, then the data of `draw_batch` for training and of held-out pictures; made once, kept in `work`."""
     from . import unet
 
     tokenizer, latents, tokens, (held, held_tokens) = unet.prepare(work, pictures, device)
     t5_tokenizer = build_t5_tokenizer()
     t5 = cache_t5_tokens(work, t5_tokenizer, pictures)
     held_t5 = cache_t5_tokens(work, t5_tokenizer, len(held), HELD_OUT, "t5-tokens-held-out")
-    return tokenizer, t5_tokenizer, (latents, tokens, t5), (held, held_tokens, held_t5)
+    named = cache_named(work, pictures)
+    unnamed = np.full((*held_t5.shape[:2], len(HEADS)), -1, dtype=np.int8)
+    return tokenizer, t5_tokenizer, (latents, tokens, t5, named), (held, held_tokens, held_t5, unnamed)
 
 
 def train(
@@ -357,7 +397,7 @@ def train(
                 "steps": budget.step,
                 "batch": batch * team.size,
                 "minutes": round(budget.seconds / 60, 1),
-                "width": HEADS * HEAD_WIDTH,
+                "width": ATTENTION_HEADS * HEAD_WIDTH,
                 "layers": [DOUBLE, SINGLE],
             },
         )
@@ -400,7 +440,7 @@ def held_out_loss(base: FluxBase, data: tuple[np.ndarray, ...]) -> float:
     with torch.inference_mode():
         for _ in range(max(1, len(data[0]) // 32)):
             sample = draw_batch(data, rng, min(32, len(data[0])))
-            sample["dice"] = torch.full_like(sample["dice"], 0.5)
+            sample |= {"dice": torch.full_like(sample["dice"], 0.5), "named": None}
             values.append(base.loss(**sample).mean().item())
     return float(np.mean(values))
 
