@@ -26,6 +26,9 @@ SEED = 7
 # Measured on 2 cores without GPU; the process holds torch, the base, its adapters and their optimizer.
 MINUTES, MEMORY_GB, DISK_MB = 4, 2, 200
 
+# The shipped bases that it runs on, by the class that they are of, as the catalog names them.
+BASES = {"sdxl": "tiny", "flux": "tiny-flux"}
+
 # Larger than the base's native size, like people's photos.
 SIDE = 256
 # Places and clothes that none of the training pictures shows.
@@ -78,12 +81,13 @@ def draw_pictures(folder: Path, subject: str, count: int = PICTURES, seed: int =
     return files
 
 
-def prepare(folder: Path, subject: str = "") -> Demo:
+def prepare(folder: Path, subject: str = "", base: str = "sdxl") -> Demo:
     """Draw the pictures and write the requests.
 
     Args:
         folder: For everything the demonstration makes.
         subject: One of the held-out subjects; empty is the demonstration's own.
+        base: One of `BASES`.
     """
     from tunes_dagster.tiny.world.subjects import DEMO, SUBJECTS
 
@@ -97,12 +101,12 @@ def prepare(folder: Path, subject: str = "") -> Demo:
         name=who.kind,
         title=f"{who.name.capitalize()} (demo)",
         token=who.token,
-        base="tiny",
+        base=BASES[base],
         sources=Sources(folder=str(pictures)),
         prompts=prompts,
         labels={"demo": who.name},
     )
-    plain = [PromptRequest(text=p.text, base="tiny", settings=p.settings) for p in prompts]
+    plain = [PromptRequest(text=p.text, base=BASES[base], settings=p.settings) for p in prompts]
     return Demo(folder, request, prompts, plain)
 
 

@@ -17,6 +17,7 @@ def demo(
         str, typer.Option(help="Whom to train on: nova, fern, duo, barbo, comet, minty, smily.")
     ] = "nova",
     steps: Annotated[int | None, typer.Option(help="Fewer are quicker and less like the subject.")] = None,
+    base: Annotated[str, typer.Option(help="The shipped base to train: sdxl or flux.")] = "sdxl",
 ) -> None:
     """Train on a drawn subject that the base has never seen, and render it in new places."""
     from tunes_dagster import demo as library
@@ -28,13 +29,19 @@ def demo(
         raise Failure(
             FailureCode.INVALID_REQUEST, f"There is no subject {subject!r}.", f"Choose {', '.join(SUBJECTS)}."
         )
+    if base not in library.BASES:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The demo has no base {base!r}.",
+            f"Choose {' or '.join(library.BASES)}.",
+        )
     started = time.monotonic()
     installation = Installation()
     registry, store, catalog, settings = (
         installation.registry, installation.store, installation.catalog, installation.settings,
     )  # fmt: skip
     _say_what_comes(installation, SUBJECTS[subject].description)
-    show = library.prepare(settings.resolved_home / "demo" / subject, subject)
+    show = library.prepare(settings.resolved_home / "demo" / folder_name(subject, base), subject, base)
     if steps is not None:
         show.request.training.steps = steps
     folder = show.request.sources.folder
@@ -56,6 +63,11 @@ def demo(
     say("Next:")
     for comment, command in library.next_commands(registry.get_tune(tune.id)):
         say(f"  [bold]{escape(command)}[/]   [dim]# {comment}[/]")
+
+
+def folder_name(subject: str, base: str) -> str:
+    """Where, below `demo`, the files of one demonstration go: one folder for each subject and base."""
+    return subject if base == "sdxl" else f"{subject}-{base}"
 
 
 def _say_what_comes(installation: Installation, description: str) -> None:
