@@ -173,6 +173,8 @@ def plan_pull(entry: BaseModelEntry, bases_folder: Path, hub: Hub) -> Pull:
     if entry.hub_file is not None:
         return _plan_file(entry, *entry.hub_file, bases_folder, hub)
     commit, listing = hub.listing(entry.repo_id, entry.revision)
+    if entry.family in ("controlnet", "safety") and not any(file.path == "model_index.json" for file in listing):
+        return Pull(entry, commit, tuple(single_network(listing)), target, hub.page(entry.repo_id))
     if not any(file.path == "model_index.json" for file in listing):
         raise Failure(
             FailureCode.SOURCE_REFUSED,
@@ -199,6 +201,24 @@ def _plan_file(entry: BaseModelEntry, repo_id: str, path: str, bases_folder: Pat
         )
     target = bases_folder / entry.repo_id.replace("/", "--")
     return Pull(entry, commit, tuple(files), target, hub.page(repo_id), repo_id)
+
+
+def single_network(listing: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """Return the files of a repository that holds one network: its configuration and weights, half precision first.
+
+    Raises:
+        Failure: `SOURCE_REFUSED` when it holds no safetensors.
+    """
+    top = {file.path: file for file in listing if "/" not in file.path}
+    for name in ("diffusion_pytorch_model.fp16", "diffusion_pytorch_model", "model.fp16", "model"):
+        if f"{name}.safetensors" in top and "config.json" in top:
+            licences = [path for path in top if _LICENCE.match(path)]
+            return [top[path] for path in sorted({"config.json", f"{name}.safetensors", *licences})]
+    raise Failure(
+        FailureCode.SOURCE_REFUSED,
+        "The repository has no network in diffusers layout with safetensors.",
+        "Name another one in the operator's catalog file.",
+    )
 
 
 def needed_files(listing: Sequence[RemoteFile], components: set[str]) -> list[RemoteFile]:

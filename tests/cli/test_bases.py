@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tunes_dagster.bases import HuggingFaceHub, RemoteFile, needed_files, plan_pull, pull
+from tunes_dagster.bases import HuggingFaceHub, RemoteFile, needed_files, plan_pull, pull, single_network
 from tunes_dagster.catalog import BaseModelEntry
 from tunes_dagster.failures import Failure, FailureCode
 
@@ -185,3 +185,12 @@ def test_half_precision_is_chosen_also_without_a_plain_twin() -> None:
 def test_what_ships_with_the_package_is_not_pulled(tmp_path: Path, entry: BaseModelEntry) -> None:
     with pytest.raises(Failure, match="ships with the package"):
         plan_pull(entry.model_copy(update={"repo_id": "embedded:sdxl"}), tmp_path, HuggingFaceHub())
+
+
+def test_a_single_network_is_pulled_in_half_precision(tmp_path: Path) -> None:
+    names = ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
+             "diffusion_pytorch_model.bin", "README.md", "images/a.png")  # fmt: skip
+    found = [file.path for file in single_network([RemoteFile(name, 1) for name in names])]
+    assert found == ["README.md", "config.json", "diffusion_pytorch_model.fp16.safetensors"]
+    with pytest.raises(Failure, match="safetensors"):
+        single_network([RemoteFile("config.json", 1), RemoteFile("pytorch_model.bin", 1)])

@@ -41,11 +41,11 @@ class Film:
 
 
 FILMS: dict[ColorGrading, Film] = {
-    "Film Velvia": Film(1.38, 0.55, 0.0, (-0.010, -0.004, 0.020), (0.014, 0.006, -0.012), (1.01, 1.01, 1.03)),
+    "Film Velvia": Film(1.24, 0.40, 0.0, (-0.010, -0.004, 0.020), (0.014, 0.006, -0.012), (1.01, 1.01, 1.03)),
     "Film Portra": Film(
         0.88, -0.10, 0.035, (0.004, 0.012, 0.014), (0.030, 0.014, -0.022), (1.02, 1.00, 0.97)
     ),
-    "Ektar": Film(1.20, 0.30, 0.005, (-0.004, 0.002, 0.014), (0.012, 0.000, -0.006), (1.05, 0.99, 1.00)),
+    "Ektar": Film(1.14, 0.25, 0.005, (-0.004, 0.002, 0.014), (0.012, 0.000, -0.006), (1.05, 0.99, 1.00)),
 }
 
 
@@ -66,7 +66,7 @@ def grade(image: Image.Image, grading: ColorGrading) -> Image.Image:
     return _image(pixels)
 
 
-def grain(image: Image.Image, seed: int, strength: float = 0.045) -> Image.Image:
+def grain(image: Image.Image, seed: int, strength: float = 0.032) -> Image.Image:
     """Return a picture with film grain: strongest in the mid-tones, finer in colour than in brightness.
 
     Args:

@@ -17,7 +17,7 @@ from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.intake.faces import Box
 from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering import denoise as dn
-from tunes_dagster.rendering.sizes import enlarge, fit_area
+from tunes_dagster.rendering.sizes import enlarge, fit_area, rendered_size
 from tunes_dagster.rendering.texts import TextCache
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tunes_dagster.training.families.base import LoadedBase
 
 # How far each pass may go from what it finds.
-_HIRES_STRENGTH, _FACE_STRENGTH, _ZOOM_STRENGTH, _BORDER_STRENGTH = 0.45, 0.5, 0.3, 0.95
+_HIRES_STRENGTH, _FACE_STRENGTH, _ZOOM_STRENGTH, _BORDER_STRENGTH = 0.4, 0.5, 0.3, 0.95
 # Side of the square around a face that is painted again, in heights of the face.
 _FACE_ROOM = 1.7
 _MOST_FACES = 6
@@ -118,10 +118,10 @@ class Treatments:
         return done
 
     def _again_larger(self, done: Treated, picture: dn.Picture) -> None:
-        """Paint the picture again at twice its sides, as far as the base can go."""
+        """Paint the picture again at twice its sides, as far as the base goes; a shipped one keeps its own area."""
         width, height = done.image.size
-        most = max(self.base.entry.max_pixels, width * height)
-        width, height = fit_area(width, height, min(most, 4 * width * height), self.base.size_multiple)
+        entry, multiple = self.base.entry, self.base.size_multiple
+        width, height = rendered_size(entry, 2 * width, 2 * height, multiple)
         done.image = self.paint(picture, done.image, width, height, _HIRES_STRENGTH)
         done.notes["hires_fix"] = [width, height]
 
