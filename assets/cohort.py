@@ -31,7 +31,7 @@ from assets.requests import training_options
 from assets.trained import Inspector, Trained, log_trained
 from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.progress import Phase, Tee
-from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.settings import get_settings
 
 if TYPE_CHECKING:
@@ -383,6 +383,32 @@ def trainee_of(
     entry = catalog.open().resolve(tune.branch)
     options = entry.training_options(training_options(tune, changes or {}))
     if changes:
+        _check_changes(tune, changes, options, catalog)
         recipe = {**tune.recipe, "training": options.model_dump()}
         tune = registry.set_recipe(mine.work.id, mine.run_id, recipe)
     return Trainee(mine, tune, options, resume="weights_key" not in tune.result)
+
+
+# They fill in other options or name another tune's weights, which is done when a tune is handed in.
+_SETTLED = ("preset", "base_tune_id")
+
+
+def _check_changes(
+    tune: Tune, changes: Mapping[str, Any], options: TrainingOptions, catalog: CatalogResource
+) -> None:
+    """Refuse what a base or this machine cannot do, as at submission, and what can be chosen only there.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, naming each wrong option.
+    """
+    from tunes_dagster.training.checks import check_tune
+
+    if settled := [name for name in _SETTLED if name in changes]:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"training.{settled[0]} is settled when a tune is handed in and cannot be changed here.",
+            "Hand in a new tune with it.",
+        )
+    request = TuneRequest.model_validate(tune.request).model_copy(update={"training": options})
+    catalogue = catalog.open()
+    check_tune(request, catalogue.resolve(request.base), catalogue.resolve(tune.branch), get_settings())
