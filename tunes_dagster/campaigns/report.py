@@ -29,6 +29,8 @@ MAX_ON_SHEET = 48
 MAX_SHEETS = 40
 MAX_FIGURES = 2000
 _CELL = 320
+# Prompts with longer names stand beside rows, where there is room, instead of above columns.
+_SHORT = 24
 _WHY_NOT_YET = {
     "waiting": "It waits for its tune.", "queued": "It waits to be rendered.", "rendering": "It is being rendered.",
 }  # fmt: skip
@@ -181,9 +183,12 @@ def table_of(lines: Sequence[Line], left_out: Sequence[dict[str, Any]], folder: 
         }
         for one in left_out
     ]
-    frame = pandas.DataFrame(rows)
+    variables = dict.fromkeys(name for line in lines for name in line.link.variables)
+    first = ["line", "tune", "prompt", *variables]
+    others = dict.fromkeys(name for row in rows for name in row if name not in first)
+    frame = pandas.DataFrame(rows, columns=[*first, *others])
     for column in ("line", "seed", "width", "height", "steps"):
-        if column in frame:
+        if column in frame.columns:
             frame[column] = frame[column].astype("Int64")
     return frame
 
@@ -280,17 +285,26 @@ class _Writer:
     def _overview(self, numbers: dict[str, Any]) -> Image.Image:
         """Draw prompts × tunes when that fits on one sheet, else the first pictures of each tune."""
         title, subtitle, footer = self._title(), self._subtitle(numbers), self._footer()
+        first: dict[tuple[str, str], Line] = {}
+        for line in self.lines:
+            first.setdefault((self.label(line), line.tune), line)
+
+        def cell(label: str, tune: str) -> Cell | None:
+            return self._cell(first[label, tune], "") if (label, tune) in first else None
+
+        short = max((len(label) for label in self.templates), default=0) <= _SHORT
+        if short and len(self.tunes) < len(self.templates) <= MAX_COLUMNS:
+            rows = [[cell(label, tune) for label in self.templates] for tune in self.tunes]
+            return contact_sheet(
+                rows,
+                title=title,
+                subtitle=subtitle,
+                row_labels=self.tunes,
+                column_labels=self.templates,
+                footer=footer,
+            )
         if len(self.tunes) <= MAX_COLUMNS and len(self.templates) <= MAX_ROWS:
-            first: dict[tuple[str, str], Line] = {}
-            for line in self.lines:
-                first.setdefault((self.label(line), line.tune), line)
-            rows = [
-                [
-                    self._cell(first[label, tune], "") if (label, tune) in first else None
-                    for tune in self.tunes
-                ]
-                for label in self.templates
-            ]
+            rows = [[cell(label, tune) for tune in self.tunes] for label in self.templates]
             return contact_sheet(
                 rows,
                 title=title,

@@ -98,7 +98,7 @@ class CampaignPrompt(Table):
         line: Line of the table it came from.
         recipe_hash: Of everything that was asked: text, settings, seed, base, tunes.
         variables: Values that its text was filled with.
-        kept: The row was there already: nothing new was rendered for it.
+        kept: Another date had it rendered already: nothing new was rendered for this one.
     """
 
     __tablename__ = "campaign_prompts"

@@ -165,10 +165,11 @@ class CampaignQueries(Database):
             if not retry_failed:
                 known = {k: Known(v.prompt_id, v.status, True) for k, v in known.items()}
             ready = _ready_tunes(session, planned)
-            before = set(
-                session.scalars(select(CampaignPrompt.prompt_id).where(CampaignPrompt.date_id == row.id))
+            earlier = select(CampaignPrompt.prompt_id, CampaignPrompt.kept).where(
+                CampaignPrompt.date_id == row.id
             )
-            fresh, links = _rows_of(campaign, row.id, planned, known, ready, now)
+            before = {link.prompt_id: link.kept for link in session.execute(earlier)}
+            fresh, links = _rows_of(campaign, row.id, planned, known, ready, before, now)
             session.add_all(fresh)
             session.flush()
             session.execute(delete(CampaignPrompt).where(CampaignPrompt.date_id == row.id))
@@ -184,8 +185,8 @@ class CampaignQueries(Database):
             prices = {link["prompt_id"]: one.price for link, one in zip(links, planned, strict=True)}
             costs = {one.id: prices[one.id] for one in fresh}
             reserve_many(session, campaign.account_id, costs, now, f"{campaign.name} {date}")
-            _drop_unwanted(session, row.id, before - {link["prompt_id"] for link in links}, now)
-            kept = sum(link["kept"] for link in links)
+            _drop_unwanted(session, row.id, before.keys() - {link["prompt_id"] for link in links}, now)
+            kept = len(links) - len(fresh)
             row.plan = {**plan, "new": len(fresh), "kept": kept}
             row.version, row.plan_key, row.message = campaign.version, plan_key, message
             row.status, row.planned_at, row.updated_at = "planned", now, now
@@ -364,6 +365,7 @@ def _rows_of(
     planned: Sequence[Planned],
     known: dict[str, Known],
     ready: set[str],
+    before: dict[str, bool],
     now: datetime,
 ) -> tuple[list[Prompt], list[dict[str, Any]]]:
     """Return the prompts that are missing, and a link for every planned one."""
@@ -378,9 +380,10 @@ def _rows_of(
             row.tune_id = one.tune_id
             fresh.append(row)
             prompt_id = row.id
+        kept = bool(old and old.stands) and before.get(prompt_id, True)
         links.append(
             {"date_id": date_id, "item": item, "campaign_id": campaign.id, "prompt_id": prompt_id, "line": one.line,
-             "recipe_hash": one.recipe_hash, "variables": one.variables, "kept": bool(old and old.stands)}
+             "recipe_hash": one.recipe_hash, "variables": one.variables, "kept": kept}
         )  # fmt: skip
     return fresh, links
 
