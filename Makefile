@@ -36,7 +36,7 @@ setup-dev:  ## the same, and what tests and linters need
 demo: setup  ## train a tune on the demo subject and render with it: minutes, no GPU, no download of models
 	@$(BIN)/tunes demo
 
-dev: setup  ## open the Dagster UI with sensors on, at http://127.0.0.1:3000 (HOST=, PORT=)
+dev: setup  ## the Dagster UI with sensors on at http://127.0.0.1:3000 (HOST=, PORT=), the HTTP APIs at :8000
 	@$(BIN)/tunes dev --host $(HOST) --port $(PORT)
 
 test: setup-dev lint  ## lint, type-check and run the tests

@@ -306,3 +306,52 @@ def test_inspect_answers_in_strings_and_booleans(house: House) -> None:
     assert all(isinstance(value, (str, bool)) for value in body.values())
     broken = house.client.post("/images/inspect", files={"file": ("x", b"no")}, headers=house.auth())
     assert broken.status_code == 422 and "file" in broken.json()
+
+
+def test_what_the_renderer_can_do_is_passed_on(house: House) -> None:
+    tune = create(house)
+    ready = house.finish_tune(house.registry.get_tune(tune["id"]))
+    path = f"/tunes/{tune['id']}/prompts"
+    fields = {"text": "ohwx woman", "style": "cinematic", "film_grain": "1", "hires_fix": True, "num_images": 2,
+              "color_grading": "Ektar", "input_image_url": "https://example.com/a.png", "denoising_strength": 0.5,
+              "use_lpw": True, "backend_version": 1}  # fmt: skip
+    made = house.client.post(path, json={"prompt": fields}, headers=house.auth()).json()
+    settings = house.registry.get_prompt(made["id"]).settings
+    assert settings["style"] == "Cinematic" and settings["film_grain"] and settings["hires_fix"], made
+    assert settings["input_image"] == "https://example.com/a.png" and settings["denoising_strength"] == 0.5
+    assert made["hires_fix"] is True and made["style"] == "cinematic" and made["use_lpw"] is True
+    for wrong, field in (
+        ({"controlnet": "ipadapter", "input_image_url": "https://example.com/a.png"}, "controlnet"),
+        ({"mask_image_url": "https://example.com/a.png"}, "mask_image"), ({"style": "Baroque"}, "style"),
+        ({"face_swap": True}, "face_swap"), ({"super_resolution": True}, "super_resolution"),
+    ):  # fmt: skip
+        answer = house.client.post(path, json={"prompt": {"text": "x", **wrong}}, headers=house.auth())
+        assert answer.status_code == 422 and field in answer.json(), answer.text
+    house.render_all()
+    again = {"image_index": 1, "prompt": {"text": "ohwx woman at sea"}}
+    second = house.client.post(f"/prompts/{made['id']}/duplicate", json=again, headers=house.auth()).json()
+    copied = house.registry.get_prompt(second["id"])
+    assert copied.text == "ohwx woman at sea"
+    assert copied.settings["input_image"] == house.registry.get_prompt(made["id"]).images[1]
+    listed = house.client.get(f"/prompts?orig_prompt_id={made['id']}", headers=house.auth()).json()
+    assert [one["id"] for one in listed] == [second["id"]]
+    far = house.client.post(f"/prompts/{made['id']}/duplicate", json={"image_index": 9}, headers=house.auth())
+    assert far.status_code == 422 and "image_index" in far.json()
+    assert ready.status == "ready"
+
+
+def test_a_prompt_is_updated_and_a_tune_continued(house: House) -> None:
+    tune = create(house, prompts_attributes=[{"text": "ohwx woman"}])
+    (prompt,) = house.client.get("/prompts", headers=house.auth()).json()
+    body = {"prompt": {"community": "x"}}
+    changed = house.client.patch(f"/tunes/{tune['id']}/prompts/{prompt['id']}", json=body, headers=house.auth())
+    assert changed.json()["community"] == "x"
+    refused = house.client.patch(f"/prompts/{prompt['id']}", json={"prompt": {"text": "y"}}, headers=house.auth())
+    assert refused.status_code == 422 and "text" in refused.json()
+    early = house.client.post("/tunes", json={"tune": {**TUNE, "branch": "", "base_tune_id": tune["id"]}}, headers=house.auth())
+    assert early.status_code == 422
+    house.finish_tune(house.registry.get_tune(tune["id"]))
+    more = create(house, branch="", base_tune_id=tune["id"], auto_extend=True)
+    row = house.registry.get_tune(more["id"])
+    assert row.recipe["continues"]["tune_id"] == house.registry.get_tune(tune["id"]).id and row.auto_extend
+    assert more["base_tune_id"] == tune["id"]

@@ -69,3 +69,25 @@ def test_errors(house: House) -> None:
     assert wrong.status_code == 422 and "height" in wrong.json()["error"]
     assert call(house, "txt2img_strict_portrait", model_uid="upose_x").status_code == 404
     assert call(house, "create_model_from_url", url="http://10.0.0.1/x.png").status_code == 422
+
+
+def test_height_baseline_and_composition_reach_the_renderer(house: House) -> None:
+    uid = create(house)
+    asked = call(house, "txt2img_composition", model_uid=uid, resolution="512,768").json()["response"]
+    prompt, _seen = house.registry.find_prompt("ann", asked)
+    assert prompt.settings["face_height"] == 192 and prompt.settings["baseline"] == "fast"
+    assert prompt.settings["composition"] and not prompt.settings["random_face"]
+    shown = house.client.get("/native/v1/compositions", headers=house.auth()).json()
+    named = call(house, "txt2img_composition", comp_uid=shown[0]["id"]).json()["response"]
+    prompt, _seen = house.registry.find_prompt("ann", named)
+    assert prompt.settings["composition"] == shown[0]["name"] and prompt.settings["random_face"]
+    wrong = call(house, "txt2img_composition", comp_uid="0" * 32)
+    assert wrong.status_code == 422 and shown[0]["id"] in wrong.json()["error"]
+
+
+def test_the_pages_own_backslashes_are_understood(house: House) -> None:
+    lines = [f'{{"api_key":"{house.key()}",', '"app_uid":"api",', '"model_weight":1.0,', '"positive":"x"']
+    body = " \\\n".join([*lines, "}"])
+    answer = house.client.post("/pixu/api/txt2img_strict_portrait", content=body.encode(),
+                               headers={"Content-Type": "application/json"})  # fmt: skip
+    assert answer.status_code == 200, answer.text

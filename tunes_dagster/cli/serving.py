@@ -1,4 +1,4 @@
-"""`tunes dev`: the Dagster UI with the daemon beside it, so that sensors pick up whatever is handed in."""
+"""`tunes dev`: the Dagster UI with the daemon and the HTTP server beside it: whatever is handed in is worked on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from tunes_dagster.failures import Failure, FailureCode
 def dev(
     host: Annotated[str, typer.Option(help="Address to listen on. Dagster's UI has no login.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
+    api_port: Annotated[
+        int, typer.Option(help="Port of the HTTP APIs, on the same address (see `tunes serve`); 0 leaves them out.")
+    ] = 8000,
 ) -> None:
-    """Open the Dagster UI and run the daemon: everything handed in is worked on, and can be looked at."""
+    """Open the Dagster UI, run the daemon and serve the HTTP APIs: what is handed in is worked on and can be seen."""
     installation = Installation()
     set_dagster_home(installation.settings)
     workspace = CLONE / "workspace.yaml"
@@ -54,7 +57,19 @@ def dev(
     ]
     command += ["--log-level", "warning"]
     os.chdir(CLONE)
+    if api_port:
+        _serve_beside(host, api_port)
     os.execv(sys.executable, command)  # noqa: S606 - Ctrl-C then reaches Dagster itself
+
+
+def _serve_beside(host: str, port: int) -> None:
+    """Start the HTTP server as a process that ends with this one, whose place Dagster takes."""
+    import subprocess
+
+    say(f"HTTP APIs: [bold]http://{escape(host)}:{port}[/]   (--api-port 0 leaves them out)")
+    call = "from tunes_dagster.cli import main; main()"
+    command = [sys.executable, "-W", "ignore", "-c", call, "serve", "--host", host, "--port", str(port)]
+    subprocess.Popen(command, env={**os.environ, "TUNES_SERVE_WITH": str(os.getpid())})  # noqa: S603 - our own
 
 
 def _loopback(host: str) -> bool:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import threading
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,10 +16,24 @@ if TYPE_CHECKING:
 _GC_THRESHOLDS = (20_000, 20, 100)
 
 
+def _end_with(parent: str) -> None:
+    """End this process when the one that started it is gone; "" leaves it alone."""
+    if not parent.isdecimal():
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Serve until a signal ends it; open requests are answered first."""
     import uvicorn
 
+    _end_with(os.environ.get("TUNES_SERVE_WITH", ""))
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)

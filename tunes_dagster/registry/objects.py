@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import Select, String, cast, func, or_, select
 from sqlalchemy.orm.attributes import flag_modified
 
 from tunes_dagster.failures import Failure, FailureCode
@@ -98,7 +98,7 @@ class ObjectQueries(Database):
         if since is not None:
             query = query.where(Prompt.created_at >= since)
         for name, value in (asked or {}).items():  # what the dialect keeps: `{"pack_id": "7"}`
-            query = query.where(ApiObject.asked[name].as_string() == value)
+            query = query.where(cast(ApiObject.asked[name].as_string(), String) == value)
         return self._page(query, Prompt, limit, before, offset)
 
     def _page(self, query: Select[Any], table: Any, limit: int, before: int | None, offset: int) -> list[Any]:

@@ -116,6 +116,8 @@ def made_tune(
     if files:
         order.sources.uploads = keep_files(mine.service.store, tune_id, files)
     tune = mine.accept_tune(order, view, prompt_views, tune_id=tune_id)
+    if fields.auto_extend:
+        mine.registry.keep_tune(tune.id, auto_extend=True)
     return JSONResponse(tune_object(mine, *mine.tune(tune.id)), 201, headers)
 
 
@@ -194,6 +196,8 @@ def _update(mine: Desk, tune_id: str, body: dict[str, Any]) -> dict[str, Any]:
     fields: TuneFields = understood(
         TuneFields, {"title": tune.title, "name": tune.class_name, "characteristics": asked.get("characteristics"),
                      "auto_extend": asked.get("auto_extend", False), **given}, ())  # fmt: skip
+    if "auto_extend" in given:
+        mine.registry.keep_tune(tune.id, auto_extend=fields.auto_extend)
     mine.registry.rename_tune(tune.id, title=fields.title, class_name=fields.name)
     mine.registry.change_object(
         tune.id, characteristics=fields.characteristics, auto_extend=fields.auto_extend
