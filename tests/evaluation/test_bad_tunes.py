@@ -34,6 +34,7 @@ def test_a_dog_that_was_called_a_woman_is_recognised(workshop):
 
 
 @pytest.mark.proof
+@pytest.mark.timeout(1800)
 def test_an_overtrained_tune_is_recognised(workshop):
     pictures = drawn("fern", 5)
     same = [(picture, "a photo of ohwx man") for picture, _ in pictures[:4]]
@@ -44,6 +45,7 @@ def test_an_overtrained_tune_is_recognised(workshop):
 
 
 @pytest.mark.proof
+@pytest.mark.timeout(1800)
 def test_a_set_of_mixed_people_is_recognised_and_one_person_is_not(workshop):
     people = [
         drawn(name, 2, "person", seed=3)[i] for i in range(2) for name in ("fern", "duo", "barbo", "comet")
