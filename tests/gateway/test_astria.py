@@ -348,8 +348,8 @@ def test_a_prompt_is_updated_and_a_tune_continued(house: House) -> None:
     assert changed.json()["community"] == "x"
     refused = house.client.patch(f"/prompts/{prompt['id']}", json={"prompt": {"text": "y"}}, headers=house.auth())
     assert refused.status_code == 422 and "text" in refused.json()
-    early = house.client.post("/tunes", json={"tune": {**TUNE, "branch": "", "base_tune_id": tune["id"]}}, headers=house.auth())
-    assert early.status_code == 422
+    early = {"tune": {**TUNE, "branch": "", "base_tune_id": tune["id"]}}
+    assert house.client.post("/tunes", json=early, headers=house.auth()).status_code == 422
     house.finish_tune(house.registry.get_tune(tune["id"]))
     more = create(house, branch="", base_tune_id=tune["id"], auto_extend=True)
     row = house.registry.get_tune(more["id"])
