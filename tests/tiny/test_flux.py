@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tunes_dagster.tiny import FLUX_SEQUENCE
-from tunes_dagster.tiny.train import flux
+from tunes_dagster.tiny.train import flux, flux_text
 from tunes_dagster.tiny.train.text import build_tokenizer
 from tunes_dagster.tiny.train.unet import VARIANTS, tokenize
 
@@ -57,7 +57,7 @@ def test_the_tokenizer_knows_words_and_spells_the_rest(tmp_path):
 
 
 def test_captions_come_in_capitals_now_and_then():
-    texts = [text for number in range(200) for text in flux.cased_captions(number)]
+    texts = [text for number in range(200) for text in flux_text.cased_captions(number)]
     assert 0.1 < np.mean([text[0].isupper() for text in texts]) < 0.3
     assert any(word.isupper() and len(word) > 3 for text in texts for word in text.split())
 
@@ -90,3 +90,24 @@ def test_every_weight_is_trained_and_the_loss_falls(untrained):
     sample = batch_of(untrained, ["a cat", "a dog", "a rabbit", "a man"], np.random.default_rng(2))
     losses = [flux._step(untrained, steppers, sample) for _ in range(12)]
     assert losses[-1] < losses[0] * 0.98
+
+
+def test_text_encoders_learn_what_captions_name(untrained):
+    texts = ["a red mug on a table", "a blue cat", "a woman with red hair", "a man in a blue shirt"]
+    rng = np.random.default_rng(3)
+    losses: list[float] = []
+
+    def batches(_: np.random.Generator) -> dict:
+        return batch_of(untrained, texts, rng)
+
+    flux_text.teach(untrained.parts, batches, 1, 0, lambda _: None)
+    for _ in range(2):
+        sample = batch_of(untrained, texts, np.random.default_rng(4))
+        pooled = untrained.parts["clip"](sample["ids"]).pooler_output
+        sequence = untrained.parts["t5"](sample["t5_ids"]).last_hidden_state
+        heads = untrained.parts["heads"]
+        losses.append(
+            float(flux_text.understanding_loss(heads, pooled, sequence, sample["t5_ids"], sample["named"]))
+        )
+        flux_text.teach(untrained.parts, batches, 25, 1, lambda _: None)
+    assert losses[1] < losses[0] * 0.5

@@ -6,7 +6,6 @@ classifier-free guidance (`true_cfg_scale` above 1 and `negative_prompt=""`).
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,32 @@ from typing import Any
 import numpy as np
 
 from .. import FLUX_SEQUENCE as SEQUENCE
-from ..world import caption, shot
-from .classifier import HEADS, head_loss
+from .classifier import HEADS
 from .clock import Budget, Ema, Tuner, learning_rate, load_checkpoint, note_figures, save_checkpoint
-from .data import HELD_OUT, caption_seeds, captions_of
+from .data import HELD_OUT
+from .flux_text import (
+    CLIP_WIDTH,
+    T5_WIDTH,
+    TEACHING_STEPS,
+    build_encoders,
+    build_heads,
+    build_t5_tokenizer,
+    cache_named,
+    cache_t5_tokens,
+    teach,
+    tokenize_t5,
+    understanding_loss,
+)
 from .team import Team
-from .text import MAX_LENGTH, known_words
-from .unet import MEET_EVERY, VARIANTS, tokenize
+from .text import MAX_LENGTH
+from .unet import MEET_EVERY, tokenize
 
 ATTENTION_HEADS, HEAD_WIDTH, DOUBLE, SINGLE = 5, 32, 3, 5
 ROPE = (8, 12, 12)
-T5_WIDTH, CLIP_WIDTH = 128, 64
 SHIFT = 1.0
 SCHEDULER: dict[str, Any] = {"num_train_timesteps": 1000, "shift": SHIFT, "use_dynamic_shifting": False}
 LEARNING_RATE, MATRIX_RATE = 1.2e-3, 0.01
 TEXT_LOSS = 0.05
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-OTHERS = "0123456789,.;:!?'\"-_()[]{}<>/\\&%$#@+*=~^|`"
-
-
-def build_t5_tokenizer() -> Any:
-    """A T5Tokenizer of the world: whole known words, small and with a capital; single letters for the rest."""
-    from transformers import T5Tokenizer
-
-    words = [w for w in known_words() if w.isalpha()]
-    pieces = [("▁" + form, -1.0) for w in words for form in (w, w.capitalize())]
-    pieces += [(sign, -6.0) for sign in LETTERS + LETTERS.upper() + OTHERS]
-    start = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
-    return T5Tokenizer(vocab=start + list(dict(pieces).items()), extra_ids=0, model_max_length=512)
 
 
 def build_transformer(latent_channels: int = 8) -> Any:
@@ -72,46 +69,6 @@ def build_transformer(latent_channels: int = 8) -> Any:
     return model
 
 
-def build_encoders(clip_tokenizer: Any, t5_tokenizer: Any) -> tuple[Any, Any]:
-    """Untrained CLIPTextModel (width 64, 2 layers) and T5EncoderModel (width 128, 3 layers)."""
-    import torch
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-    clip = CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=CLIP_WIDTH,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            projection_dim=CLIP_WIDTH,
-            vocab_size=len(clip_tokenizer),
-            max_position_embeddings=MAX_LENGTH,
-            hidden_act="gelu",
-            bos_token_id=clip_tokenizer.bos_token_id,
-            eos_token_id=clip_tokenizer.eos_token_id,
-            pad_token_id=clip_tokenizer.pad_token_id,
-        )
-    )
-    for name, weight in clip.named_parameters():
-        if "token_embedding" in name or "position_embedding" in name:
-            torch.nn.init.normal_(weight, std=0.3 if "token" in name else 0.1)
-    t5 = T5EncoderModel(
-        T5Config(
-            vocab_size=len(t5_tokenizer),
-            d_model=T5_WIDTH,
-            d_kv=32,
-            d_ff=320,
-            num_layers=3,
-            num_heads=4,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-            pad_token_id=t5_tokenizer.pad_token_id,
-            eos_token_id=t5_tokenizer.eos_token_id,
-        )
-    )
-    return clip, t5
-
-
 def pack(latents: Any) -> Any:
     """Latents [n, c, h, w] to FLUX's patches [n, h/2 * w/2, 4c]."""
     n, c, h, w = latents.shape
@@ -139,11 +96,7 @@ class FluxBase:
         self.parts = torch.nn.ModuleDict(
             {"transformer": build_transformer(latent_channels), "clip": clip, "t5": t5}
         )
-        answers = sum(len(values) for values in HEADS.values())
-        widths = {"t5": T5_WIDTH, "clip": CLIP_WIDTH}
-        self.parts["heads"] = torch.nn.ModuleDict(
-            {name: torch.nn.Linear(width, answers) for name, width in widths.items()}
-        )
+        self.parts["heads"] = build_heads()
         self.empty = torch.from_numpy(tokenize(tokenizer, [""]).astype(np.int64))
         self.t5_empty = torch.from_numpy(tokenize_t5(t5_tokenizer, [""]).astype(np.int64))
 
@@ -165,10 +118,8 @@ class FluxBase:
         own = 0.0
         if named is not None:
             named = torch.where(empty, -1, named)
-            words = (t5_ids != 0).unsqueeze(-1)
-            mean = (sequence * words).sum(dim=1) / words.sum(dim=1)
-            heads: Any = self.parts["heads"]
-            own = TEXT_LOSS * (head_loss(heads["t5"](mean), named) + head_loss(heads["clip"](pooled), named))
+            heads = self.parts["heads"]
+            own = TEXT_LOSS * understanding_loss(heads, pooled, sequence, t5_ids, named)
         pooled, sequence = pooled * keep[:, None], sequence * keep[:, None, None]
         s = sigma[:, None, None]
         clean, noise = pack(x), pack(noise)
@@ -181,58 +132,6 @@ class FluxBase:
             txt_ids=torch.zeros(t5_ids.shape[1], 3, device=x.device),
         ).sample
         return (predicted.float() - (noise - clean)).square().mean(dim=(1, 2)) + own
-
-
-def tokenize_t5(tokenizer: Any, texts: list[str]) -> np.ndarray:
-    """Padded token ids [n, SEQUENCE]."""
-    encoded = tokenizer(
-        texts, padding="max_length", max_length=SEQUENCE, truncation=True, return_tensors="np"
-    )
-    return encoded.input_ids
-
-
-def cache_t5_tokens(
-    work: Path, tokenizer: Any, count: int, start: int = 0, name: str = "t5-tokens"
-) -> np.ndarray:
-    """T5 token ids of `VARIANTS` captions of each picture, int16 [count, VARIANTS, SEQUENCE], kept on disk."""
-    path = work / f"{name}.npy"
-    if path.exists() and len(np.load(path, mmap_mode="r")) >= count:
-        return np.load(path)[:count]
-    rows = []
-    for i in range(start, start + count, 1000):
-        texts = [t for n in range(i, min(i + 1000, start + count)) for t in cased_captions(n)]
-        rows.append(tokenize_t5(tokenizer, texts).astype(np.int16))
-    ids = np.concatenate(rows).reshape(count, VARIANTS, SEQUENCE)
-    np.save(path, ids)
-    return ids
-
-
-def cache_named(work: Path, count: int, name: str = "named") -> np.ndarray:
-    """What each caption of `cache_t5_tokens` names, int8 [count, VARIANTS, heads], -1 where nothing; kept on disk."""
-    path = work / f"{name}.npy"
-    if path.exists() and len(np.load(path, mmap_mode="r")) >= count:
-        return np.load(path)[:count]
-    rows = np.full((count, VARIANTS, len(HEADS)), -1, dtype=np.int8)
-    for number in range(count):
-        content, invented = shot(number)
-        for variant, seed in enumerate(caption_seeds(number, VARIANTS)):
-            asked = caption(content, random.Random(seed), invented)[1]
-            for column, (head, values) in enumerate(HEADS.items()):
-                if head in asked:
-                    rows[number, variant, column] = values.index(asked[head])
-    np.save(path, rows)
-    return rows
-
-
-def cased_captions(number: int) -> list[str]:
-    """The captions of a picture as people type them: some begin with a capital, some invented names have capitals."""
-    rng, name = random.Random(f"case-{number}"), shot(number)[1]
-    texts = []
-    for text in captions_of(number, VARIANTS):
-        if name and rng.random() < 0.3:
-            text = text.replace(name, rng.choice((name.upper(), name.capitalize())))
-        texts.append(text[0].upper() + text[1:] if rng.random() < 0.2 else text)
-    return texts
 
 
 def draw_sigmas(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -338,7 +237,8 @@ def train(
 ) -> FluxBase:
     """Train (or go on training) transformer and text encoders in folder `work`, which holds a trained `vae`.
 
-    Returns the EMA weights. Team, batches and `on_minute` are as in `unet.train`.
+    From nothing, the text encoders are taught first. Returns the EMA weights. Team, batches and `on_minute` are
+    as in `unet.train`.
     """
     import torch
 
@@ -347,8 +247,11 @@ def train(
     torch.manual_seed(seed)
     base = FluxBase(tokenizer, t5_tokenizer, data[0].shape[1])
     base.parts.to(device)
-    steppers, ema = optimizers(base, muon), Ema(base.parts)
     state = load_checkpoint(work / "flux.pt", budget)
+    if not state:
+        lessons = TEACHING_STEPS if budget.steps is None else min(TEACHING_STEPS, budget.steps)
+        teach(base.parts, lambda rng: draw_batch(data, rng, 4 * batch), lessons, seed, log)
+    steppers, ema = optimizers(base, muon), Ema(base.parts)
     if state:
         base.parts.load_state_dict(state["model"])
         for optimizer, saved_state in zip(steppers, state["optimizers"], strict=True):
