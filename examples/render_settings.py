@@ -35,7 +35,7 @@ def variants(picture: str, mask: str) -> list[tuple[str, str, dict[str, object]]
     return [
         ("as it is", TEXT, {}),
         ("weighted: (red hair:1.6)", TEXT.replace("red hair", "(red hair:1.6)"), {}),
-        ("negative_prompt: sun", TEXT, {"negative_prompt": "sun"}),
+        ("guidance_scale 8", TEXT, {"guidance_scale": 8.0}),
         ("composition mountain hike", "a woman with red hair", {"composition": "mountain hike"}),
         ("color_grading Film Velvia", TEXT, {"color_grading": "Film Velvia"}),
         ("color_grading Film Portra", TEXT, {"color_grading": "Film Portra"}),
@@ -46,7 +46,7 @@ def variants(picture: str, mask: str) -> list[tuple[str, str, dict[str, object]]
         ("strength 0.8", TEXT.replace("on the beach", "in a forest"), {**start, "denoising_strength": 0.8}),
         ("mask_image: the top, with a hat", TEXT.replace("red hair", "a blue hat"),
          {**start, "mask_image": mask, "denoising_strength": 1.0}),
-        ("aspect_ratio 3:4", TEXT, {"aspect_ratio": "3:4", "width": None}),
+        ("composition beach", "a man with glasses", {"composition": "beach"}),
     ]  # fmt: skip
 
 

@@ -73,7 +73,9 @@ class Aids:
         from tunes_dagster.rendering.upscaling import Upscaler
 
         if "_upscaler" not in self.__dict__:
-            entry = self._installed(self.catalog and self.catalog.first("upscale"), "super_resolution")
+            entry = self._installed(
+                self.catalog.first("upscale") if self.catalog else None, "super_resolution"
+            )
             self.__dict__["_upscaler"] = Upscaler(entry.location(self.bases_folder), base.device, base.dtype)
         found: Upscaler = self.__dict__["_upscaler"]
         return found

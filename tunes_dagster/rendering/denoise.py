@@ -207,7 +207,7 @@ class Start:
 
     def outside_kept(self, latents: torch.Tensor, step: int) -> torch.Tensor:
         """Return latents whose part outside of the mask is the picture's own, as noisy as they are now."""
-        if self.mask is None:
+        if self.mask is None or self.clean is None:
             return latents
         last = step + 1 >= len(self.timesteps)
         outside = self.clean if last else self._noisy(self.timesteps[step + 1 : step + 2])

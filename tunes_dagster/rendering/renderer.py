@@ -392,7 +392,9 @@ class _Batch:
             "rendered_at": [picture.shape.width, picture.shape.height],
             "loras": [
                 {
-                    "id": use.id or use.key, "sha256": self.shelf.sha256(use), "scale": use.scale,
+                    "id": use.id or use.key,
+                    "sha256": self.shelf.sha256(use),
+                    "scale": use.scale,
                     **({"recipe_hash": known} if (known := self.shelf.recipe_hash(use)) else {}),
                 }  # fmt: skip
                 for use in self.combinations[picture.job]
