@@ -40,8 +40,9 @@ def test_noise_shares_are_logit_normal_and_reach_the_ends():
     shares = np.concatenate([flux.draw_sigmas(np.random.default_rng(i), 16) for i in range(400)])
     assert 0 <= shares.min() < 0.01
     assert 0.99 < shares.max() <= 1
-    middle = np.mean((shares > 0.269) & (shares < 0.731))  # one standard deviation of the logit
-    assert middle == pytest.approx(0.875 * 0.683 + 0.125 * 0.462, abs=0.02)
+    low, high = (flux.SHIFT * s / (1 + (flux.SHIFT - 1) * s) for s in (0.269, 0.731))
+    middle = np.mean((shares > low) & (shares < high))  # one standard deviation of the logit, shifted
+    assert middle == pytest.approx(0.875 * 0.683 + 0.125 * (high - low), abs=0.02)
 
 
 def test_the_tokenizer_knows_words_and_spells_the_rest(tmp_path):
