@@ -50,9 +50,8 @@ class Aids:
         Raises:
             Failure: `BASE_NOT_INSTALLED`.
         """
-        return self._installed(
-            self.catalog and self.catalog.control(name, family), f"controlnet {name!r}"
-        ).branch
+        entry = None if self.catalog is None else self.catalog.control(name, family)
+        return self._installed(entry, f"controlnet {name!r}").branch
 
     def control(self, branch: str, base: LoadedBase) -> Control:
         """Return a ControlNet, loaded once."""
