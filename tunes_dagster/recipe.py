@@ -104,6 +104,8 @@ class TrainingOptions(Strict):
         max_grad_norm: Gradient norm per tune above which gradients are clipped.
         weight_decay: AdamW's weight decay.
         ema_decay: Decay of the moving average that is exported; 0 exports the last weights.
+        export_scale: What the exported adapter is multiplied by. Below 1 gives back obedience to the rest of the
+            prompt for a little likeness; None is the base's default, else 1. Not applied with `dora`.
         seed: Decides data order, noise, dropout and initial weights.
         checkpoint_every: Steps between checkpoints with optimizer state; None takes an eighth of the steps.
         mask_floor: Weight of the loss outside of the mask.
@@ -141,6 +143,7 @@ class TrainingOptions(Strict):
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    export_scale: float | None = Field(default=None, gt=0, le=2)
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     checkpoint_every: int | None = Field(default=None, ge=1, le=20_000)
     mask_floor: float = Field(default=0.1, ge=0, le=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
 
@@ -70,3 +71,15 @@ def test_the_header_says_what_it_is(base, store, tune):
     assert {key.rpartition(".")[2] for key in keys} == {"alpha", "weight"}
     card = store.read_text(tune.card_key)
     assert "# Anna" in card and tune.recipe_hash in card and "instance_prompt: ohwx woman" in card
+
+
+def test_the_export_scale_multiplies_what_is_written_not_what_is_trained(base, make_job, store) -> None:
+    files = []
+    for scale in (None, 0.5):
+        result = train([make_job(steps=3, export_scale=scale)], base, store)["tune_one"]
+        files.append(load(store.read_bytes(result.weights_key)))
+    full, half = files
+    assert set(full) == set(half)
+    for name, value in full.items():
+        wanted = value * (0.5 if ".lora_B." in name else 1.0)
+        assert torch.allclose(half[name], wanted, rtol=1e-4, atol=1e-9), name

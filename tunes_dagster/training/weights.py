@@ -49,6 +49,11 @@ def adapter_scale(options: TrainingOptions) -> float:
     return alpha / math.sqrt(rank) if options.rslora else alpha / rank
 
 
+def export_scale(options: TrainingOptions) -> float:
+    """Return what an exported adapter is multiplied by; 1 with DoRA, whose magnitudes do not follow."""
+    return 1.0 if options.dora else options.export_scale or 1.0
+
+
 class TrainedWeights(Protocol):
     """The trained numbers of up to `slots` tunes, with their optimizers."""
 
@@ -117,6 +122,7 @@ class StackedWeights:
         dora = any(one.dora for one in options)
         self.bank: AdapterBank = attach(base.denoiser, names, self.slots, rank, dtype, dora)
         self.optimizer = SlotOptimizer(self.bank)
+        self._export_scales = [1.0] * self.slots
 
     def _names(self, options: TrainingOptions) -> list[str]:
         return self.base.adapter_targets(options.targets or "attention")
@@ -137,6 +143,7 @@ class StackedWeights:
         source = order.generator(options.seed, order.INITIAL)
         alpha = adapter_scale(options) * rank
         self.bank.initialise(slot, rank, alpha, self._names(options), source, options.dora)
+        self._export_scales[slot] = export_scale(options)
         self.optimizer.start(slot, options)
 
     def start_from(self, slot: int, options: TrainingOptions, adapter: Mapping[str, Tensor]) -> None:
@@ -152,8 +159,9 @@ class StackedWeights:
                 "Continue it with the rank and targets it was trained with.",
             )
         for _, _, up in self.bank.views(self.bank.values.detach()[slot]):
-            up /= scale  # which was folded in
+            up /= scale * export_scale(options)  # which were folded in
         self.bank.occupy(slot, rank, scale, layers, self.bank.slot_dora[slot])
+        self._export_scales[slot] = export_scale(options)
         self.optimizer.start(slot, options)
 
     def restore(self, slot: int, options: TrainingOptions, state: Mapping[str, Tensor], step: int) -> None:
@@ -162,6 +170,7 @@ class StackedWeights:
         self.bank.clear(slot)
         layers = [name for name in self.bank.layers if name in chosen]
         self.bank.occupy(slot, rank, adapter_scale(options), layers, options.dora)
+        self._export_scales[slot] = export_scale(options)
         self.optimizer.start(slot, options)
         self.optimizer.load_state(slot, state, step)
 
@@ -192,9 +201,13 @@ class StackedWeights:
         return self.optimizer.state(slot)
 
     def adapter(self, slot: int) -> dict[str, Tensor]:
-        """See `TrainedWeights.adapter`: in peft's format, alpha / rank folded in."""
+        """See `TrainedWeights.adapter`: in peft's format, alpha / rank and the export's scale folded in."""
         row = self.optimizer.averages.get(slot)
-        return self.bank.state(slot, f"{self.base.denoiser_name}.", row=row)
+        state = self.bank.state(slot, f"{self.base.denoiser_name}.", row=row)
+        scale = self._export_scales[slot]
+        if scale == 1:
+            return state
+        return {name: value * scale if ".lora_B." in name else value for name, value in state.items()}
 
     def layout(self, slot: int) -> Layout:
         """See `TrainedWeights.layout`."""
