@@ -7,18 +7,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import Connection, inspect, text
 
 from tests.support.registry import add_tune
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.ids import new_id
 from tunes_dagster.registry import Registry
-from tunes_dagster.registry.engine import HEAD
+from tunes_dagster.registry.engine import HEAD, make_engine
 from tunes_dagster.registry.migrate import alembic_config
 from tunes_dagster.registry.tables import Table
 
@@ -32,6 +34,39 @@ def test_the_revisions_make_the_tables(registry: Registry) -> None:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Table.metadata) == []
     assert registry.get_account("local").callback_unknown == "resend"
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
+def test_a_registry_with_rows_is_upgraded_and_keeps_them(tmp_path: Path, revision: str) -> None:
+    url = f"sqlite:///{tmp_path}/registry.db"
+    engine = make_engine(url).execution_options(tunes_writes=True)
+    with engine.connect() as connection, connection.begin():
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        _add_old_row(connection, "tunes", id="tune_old", account_id="local", status="ready", number=7)
+        _add_old_row(connection, "prompts", id="prompt_old", account_id="local", tune_id="tune_old", number=9)
+    engine.dispose()
+    registry = Registry(url)
+    assert registry.revision() == HEAD
+    assert registry.get_tune("tune_old").number == 7 and registry.get_prompt("prompt_old").tune_id == "tune_old"
+    with registry.reading() as session:
+        assert session.execute(text("PRAGMA foreign_key_check")).fetchall() == []
+        assert session.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    registry.close()
+
+
+def _add_old_row(connection: Connection, name: str, **given: Any) -> None:
+    """Insert a row into a table as it is at some revision, with plain values where it must not be empty."""
+    plain = {"DATETIME": "2026-01-01 00:00:00.000000", "JSON": "{}", "INTEGER": 0, "FLOAT": 0.0, "BOOLEAN": 0}
+    values = {
+        column["name"]: plain.get(str(column["type"]).split("(")[0], "")
+        for column in inspect(connection).get_columns(name)
+        if not column["nullable"] and column["default"] is None
+    } | given
+    names = ", ".join(values)
+    marks = ", ".join(f":{key}" for key in values)
+    connection.execute(text(f"INSERT INTO {name} ({names}) VALUES ({marks})"), values)  # noqa: S608 - own names
 
 
 def test_a_registry_of_a_newer_version_is_refused(url: str) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from tunes_dagster.failures import Failure, FailureCode
 
@@ -33,14 +36,15 @@ def upgrade(engine: Engine) -> None:
     """Upgrade to the newest revision in one transaction that keeps every other upgrader out.
 
     SQLite's `BEGIN IMMEDIATE` is that lock; PostgreSQL takes an advisory one. Whoever comes second finds
-    nothing left to do.
+    nothing left to do. SQLite changes a table by copying it, so its foreign keys rest meanwhile and are checked
+    before the transaction ends.
 
     Raises:
         Failure: `CONFLICT` when the schema is newer than this software.
     """
     config = alembic_config()
     scripts = ScriptDirectory.from_config(config)
-    with engine.connect() as connection, connection.begin():
+    with engine.connect() as connection, _foreign_keys_resting(connection), connection.begin():
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
         current = MigrationContext.configure(connection).get_current_revision()
@@ -55,6 +59,28 @@ def upgrade(engine: Engine) -> None:
             )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        if connection.dialect.name == "sqlite":
+            broken = connection.execute(text("PRAGMA foreign_key_check")).fetchall()
+            if broken:
+                raise Failure(
+                    FailureCode.CONFLICT,
+                    f"{len(broken)} rows of the registry refer to rows that are not there, first in {broken[0][0]}.",
+                    "Nothing was changed. Restore the registry from a backup, or repair these rows, and start again.",
+                )
+
+
+@contextmanager
+def _foreign_keys_resting(connection: Connection) -> Iterator[None]:
+    """Turn SQLite's foreign keys off outside of any transaction, where alone that works, and on again."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.dbapi_connection
+    driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys=ON")
 
 
 def revise(message: str) -> None:
