@@ -1,13 +1,11 @@
 """Runs the alembic revisions that ship in `migrations/`; imported only when a schema is not current.
 
-After a change in `tables.py`, `python -m tunes_dagster.registry.migrate "what changes"` writes the next
-revision from the difference.
+After a change in the tables, `python scripts/new_revision.py "what changes"` writes the next revision from the
+difference.
 """
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,24 +79,3 @@ def _foreign_keys_resting(connection: Connection) -> Iterator[None]:
         yield
     finally:
         driver.execute("PRAGMA foreign_keys=ON")
-
-
-def revise(message: str) -> None:
-    """Write the next revision: the difference between the newest one and `tables.py`."""
-    from tunes_dagster.registry.engine import make_engine
-
-    config = alembic_config()
-    versions = ScriptDirectory.from_config(config)
-    number = sum(1 for _ in versions.walk_revisions()) + 1
-    with tempfile.TemporaryDirectory() as folder:
-        engine = make_engine(f"sqlite:///{folder}/registry.db").execution_options(tunes_writes=True)
-        if number > 1:
-            upgrade(engine)
-        with engine.connect() as connection, connection.begin():
-            config.attributes["connection"] = connection
-            command.revision(config, message, autogenerate=True, rev_id=f"{number:04d}")
-        engine.dispose()
-
-
-if __name__ == "__main__":
-    revise(" ".join(sys.argv[1:]))
