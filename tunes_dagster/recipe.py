@@ -299,6 +299,12 @@ class PromptRequest(Strict):
     settings: RenderSettings = Field(default_factory=RenderSettings)
     callback_url: str | None = Field(default=None, max_length=4000)
 
+    @model_validator(mode="after")
+    def _says_something(self) -> PromptRequest:
+        if not self.text.strip() and (self.tune is not None or self.base is None):
+            raise ValueError("text is empty: say what to render")
+        return self
+
 
 class Sources(Strict):
     """Where the pictures come from; several kinds may be given together.

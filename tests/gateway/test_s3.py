@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import httpx
@@ -24,7 +25,7 @@ def bucket() -> Iterator[Store]:
     endpoint = f"http://{host}:{port}"
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
     boto3.client("s3", endpoint_url=endpoint, **keys).create_bucket(Bucket="tunes")
-    yield Store("s3://tunes/house", {"endpoint_url": endpoint, "key": "test", "secret": "test"})
+    yield Store(f"s3://tunes/{uuid.uuid4().hex}", {"endpoint_url": endpoint, "key": "test", "secret": "test"})
     server.stop()
 
 
