@@ -13,14 +13,42 @@ from typing import TYPE_CHECKING, Any
 from tunes_dagster.progress import format_seconds
 
 if TYPE_CHECKING:
-    from tunes_dagster.campaigns.plan import Costing
     from tunes_dagster.registry import Batch, Registry
     from tunes_dagster.registry.campaigns import Planned
+    from tunes_dagster.settings import Settings
 
 # Seconds of one step of one picture, and of a run until its first one, where nothing was rendered yet: what
 # `benchmarks/render.py` takes for 32 prompts over 8 tunes on the shipped base, on two cores (docs/campaigns.md).
 MEASURED = {"tiny-sdxl": (0.036, 4.0)}
 _STEPS = re.compile(r"/(\d+)(?:/|$)")
+
+
+@dataclass(frozen=True)
+class Costing:
+    """What pictures cost and how prompts are grouped.
+
+    Attributes:
+        prices: Item (`image`, `image_sdxl`) → dollars.
+        max_batch_prompts: Prompts of one run.
+    """
+
+    prices: dict[str, float]
+    max_batch_prompts: int = 64
+
+    def micro(self, family: str, branch: str) -> int:
+        """Return the price of one picture on a base in micro-dollars."""
+        for name in (f"image_{branch}", f"image_{family}", "image"):
+            if name in self.prices:
+                return round(self.prices[name] * 1_000_000)
+        return 0
+
+
+def costing_of(settings: Settings) -> Costing:
+    """Return the operator's prices for campaigns."""
+    from tunes_dagster.gateway.options import GatewayOptions, load_prices
+
+    prices = load_prices(GatewayOptions().prices).prices.get("campaign", {})
+    return Costing(dict(prices), settings.max_batch_prompts)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster import clock
 from tunes_dagster.campaigns.dates import dates_between, first_day, last_date
+from tunes_dagster.campaigns.estimate import Costing, costing_of
 from tunes_dagster.campaigns.files import Source, parse, table_name
-from tunes_dagster.campaigns.plan import Costing, Sketch, costing_of, plan_summary, sketch
+from tunes_dagster.campaigns.plan import Sketch, plan_summary, sketch
 from tunes_dagster.campaigns.problems import Problem, as_failure, errors
 from tunes_dagster.failures import Failure, FailureCode
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunes_dagster.campaigns.estimate import Estimate, estimate
+from tunes_dagster.campaigns.estimate import Costing, Estimate, estimate
 from tunes_dagster.campaigns.expand import Item, Subject, expand, named_tunes
 from tunes_dagster.campaigns.files import CampaignFile, Parsed, Source, parse
 from tunes_dagster.campaigns.problems import Problem, errors
@@ -27,34 +27,6 @@ if TYPE_CHECKING:
 
 _LORA = re.compile(r"<\s*lora\s*:\s*([^:<>]+)", re.IGNORECASE)
 _ENDED = {"failed": "failed", "cancelled": "was cancelled", "deleted": "was deleted"}
-
-
-@dataclass(frozen=True)
-class Costing:
-    """What pictures cost and how prompts are grouped.
-
-    Attributes:
-        prices: Item (`image`, `image_sdxl`) → dollars.
-        max_batch_prompts: Prompts of one run.
-    """
-
-    prices: dict[str, float]
-    max_batch_prompts: int = 64
-
-    def micro(self, family: str, branch: str) -> int:
-        """Return the price of one picture on a base in micro-dollars."""
-        for name in (f"image_{branch}", f"image_{family}", "image"):
-            if name in self.prices:
-                return round(self.prices[name] * 1_000_000)
-        return 0
-
-
-def costing_of(settings: Settings) -> Costing:
-    """Return the operator's prices for campaigns."""
-    from tunes_dagster.gateway.options import GatewayOptions, load_prices
-
-    prices = load_prices(GatewayOptions().prices).prices.get("campaign", {})
-    return Costing(dict(prices), settings.max_batch_prompts)
 
 
 @dataclass(frozen=True)
