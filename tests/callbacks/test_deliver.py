@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from tests.support.registry import Clock, add_tune, make_ready
 from tunes_dagster.callbacks import replay
@@ -195,6 +195,21 @@ def test_signed_when_the_account_has_a_secret(registry: Registry, receiver: Rece
     assert Webhook(SECRET).verify(body, headers)["type"] == "tune.ready"
     with pytest.raises(Failure):
         registry.set_callback_options("local", secret="whsec_not base64!")
+
+
+def test_while_keys_rotate_both_secrets_are_good_and_the_one_before_is_not(
+    registry: Registry, receiver: Receiver
+) -> None:
+    older, newer = ("whsec_" + letters * 8 for letters in ("b2xk", "bmV3"))
+    for secret in (SECRET, older, newer):
+        registry.set_callback_options("local", secret=secret)
+    owed(registry, receiver.url("/rotated", answer(200)))
+    deliver(registry)
+    ((_path, headers, body),) = receiver.got
+    Webhook(newer).verify(body, headers)
+    Webhook(older).verify(body, headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRET).verify(body, headers)
 
 
 def test_a_receiver_that_hangs_delays_nobody(registry: Registry, receiver: Receiver) -> None:
