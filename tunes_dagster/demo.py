@@ -64,16 +64,22 @@ class Demo:
 
 
 def draw_pictures(folder: Path, subject: str, count: int = PICTURES, seed: int = SEED) -> list[Path]:
-    """Draw pictures of a held-out subject as PNG files, with a `tune.yaml` that says what they show."""
+    """Draw pictures of a held-out subject as PNG files, with a `tune.yaml` that says what they show.
+
+    Each has a caption beside it that names the place and not the person: what captions name, a token does not learn,
+    and the shipped captioner, which has never seen such a person, would call green hair a hat.
+    """
     from tunes_dagster.tiny.world.subjects import SUBJECTS, draw_subject
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for index, (image, _caption) in enumerate(draw_subject(subject, count, seed, size=SIDE)):
+    who = SUBJECTS[subject]
+    drawn = draw_subject(subject, count, seed, size=SIDE, token=who.token)
+    for index, (image, caption) in enumerate(drawn):
         file = folder / f"{subject}-{index + 1}.png"
         image.save(file, optimize=True)
+        file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
         files.append(file)
-    who = SUBJECTS[subject]
     tune = {"name": who.kind, "token": who.token, "title": subject.capitalize()}
     note = f"# {who.description[0].upper()}{who.description[1:]}.\n"
     text = note + yaml.safe_dump(tune, sort_keys=False)
