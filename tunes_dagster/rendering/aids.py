@@ -51,6 +51,7 @@ class Aids:
             Failure: `BASE_NOT_INSTALLED`.
         """
         entry = None if self.catalog is None else self.catalog.control(name, family)
+        entry = self.catalog.control(name, family) if self.catalog else None
         return self._installed(entry, f"controlnet {name!r}").branch
 
     def control(self, branch: str, base: LoadedBase) -> Control:
