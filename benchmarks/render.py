@@ -123,6 +123,7 @@ def mixed(bench: Bench, work: Sequence[Case]) -> list[np.ndarray]:
 
     from tunes_dagster.rendering import denoise as dn
     from tunes_dagster.rendering.loras import LoraShelf, LoraUse
+    from tunes_dagster.rendering.pictures import Picture, Shape
     from tunes_dagster.rendering.texts import TextCache
     from tunes_dagster.store import Store
 
@@ -132,10 +133,10 @@ def mixed(bench: Bench, work: Sequence[Case]) -> list[np.ndarray]:
     uses = {tune: (LoraUse(bench.files[tune].name),) for tune in order}
     shelf = LoraShelf(Store(bench.files[0].parent), uses.values(), base.denoiser)
     guided = base.is_guided(bench.guidance)
-    shape = dn.Shape(bench.side, bench.side, bench.steps, None, guided)
+    shape = Shape(bench.side, bench.side, bench.steps, None, guided)
     texts = TextCache(base)
     pictures = [
-        dn.Picture(i, 0, case.seed, shape, bench.guidance, case.text, "", order.index(case.tune))
+        Picture(i, 0, case.seed, shape, bench.guidance, case.text, "", order.index(case.tune))
         for i, case in enumerate(work)
     ]
     made: list[np.ndarray] = []

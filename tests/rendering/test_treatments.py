@@ -58,14 +58,14 @@ def framing(base, aids, monkeypatch):
     monkeypatch.setattr(
         Treatments, "paint", lambda self, picture, image, width, height, strength, mask=None: image
     )
-    from tunes_dagster.rendering import denoise as dn
+    from tunes_dagster.rendering.pictures import Picture, Shape
     from tunes_dagster.rendering.texts import TextCache
 
     def frame(size, asked, at=(30, 24)):
         pixels = np.full((128, 128, 3), 200, np.uint8)
         pixels[at[1] : at[1] + size, at[0] : at[0] + round(size * 0.8)] = RED
         settings = job(width=128, height=128, face_height=asked).settings
-        picture = dn.Picture(0, 0, 1, dn.Shape(128, 128, 3, "euler", False), 1.0, "a", "", -1)
+        picture = Picture(0, 0, 1, Shape(128, 128, 3, "euler", False), 1.0, "a", "", -1)
         treatments = Treatments(base, aids, TextCache(base), None, lambda: None)
         return treatments.apply(picture, pixels, settings)
 

@@ -71,7 +71,7 @@ def by_peft(base64, states, inputs):
 def test_mixed_rows_equal_peft_adapter_by_adapter(base64, states, inputs, by_peft, rows, kind):
     with attached(base64.denoiser, states) as bank, torch.no_grad():
         bank.assign(rows)
-        assert bank.route.kind == kind
+        assert bank.routing.now.kind == kind
         ours = base64.predict(*inputs)
     expected = torch.stack([by_peft[slot][row] for row, slot in enumerate(rows)])
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)

@@ -129,7 +129,8 @@ class Painter:
     def _paint(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
         import torch
 
-        from tunes_dagster.rendering.denoise import Shape, rows_that_fit
+        from tunes_dagster.rendering.denoise import rows_that_fit
+        from tunes_dagster.rendering.pictures import Shape
 
         base, side = self.base, self.base.entry.native_size
         room = rows_that_fit(base, Shape(side, side, self._steps, None, base.is_guided(self._guidance)))

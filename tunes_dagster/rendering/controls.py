@@ -18,7 +18,7 @@ from tunes_dagster.failures import Failure, FailureCode
 if TYPE_CHECKING:
     import torch
 
-    from tunes_dagster.rendering.denoise import Picture
+    from tunes_dagster.rendering.pictures import Picture
     from tunes_dagster.training.families.base import Conditioning, LoadedBase
 
 Steer = Callable[["torch.Tensor", "torch.Tensor", "Conditioning"], "Conditioning"]

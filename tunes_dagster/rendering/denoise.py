@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunes_dagster.rendering.memory import most_at_once, pictures_that_fit
+from tunes_dagster.rendering.pictures import Picture, Shape
 from tunes_dagster.rendering.schedulers import model_input, starting_latents
 from tunes_dagster.rendering.texts import TextCache, conditioning
 
@@ -27,82 +28,10 @@ if TYPE_CHECKING:
     from tunes_dagster.training.adapters import AdapterBank
     from tunes_dagster.training.families.base import LoadedBase
 
-# On CPU more rows save nothing, and a small batch lets saving and cancelling keep up.
-_MOST_ON_CPU, _MOST_ON_GPU = 8, 32
+# Decoding more at once is no faster, and the first ones are written while the next ones are decoded.
+_MOST_DECODED = 8
 # Copies of a VAE decoder's last, widest feature map, of 128 channels, that are alive at its peak.
 _DECODER_MAPS_ALIVE, _DECODER_CHANNELS = 10, 128
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What pictures must share to be denoised together.
-
-    Attributes:
-        width: Pixels.
-        height: Pixels.
-        steps: Of the schedule.
-        scheduler: Public name; None is the base's own.
-        guided: Whether each picture takes a second row without text.
-        chunks: In which its texts are encoded.
-        strength: Of starting from a picture; None starts from noise.
-        masked: Whether only a part is painted.
-        control: Branch of the ControlNet; empty for none.
-    """
-
-    width: int
-    height: int
-    steps: int
-    scheduler: str | None
-    guided: bool
-    chunks: int = 1
-    strength: float | None = None
-    masked: bool = False
-    control: str = ""
-
-    @property
-    def skipped(self) -> int:
-        """Steps that are left out because a picture is there to start from; at least one is done."""
-        if self.strength is None:
-            return 0
-        return self.steps - min(self.steps, max(1, int(self.steps * self.strength)))
-
-    @property
-    def steps_done(self) -> int:
-        """Steps that are really computed."""
-        return self.steps - self.skipped
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture to be made.
-
-    Attributes:
-        job: Index of its prompt in the batch.
-        number: Which of the prompt's pictures.
-        seed: Its own seed.
-        shape: See `Shape`.
-        guidance_scale: Of this picture.
-        text: The prompt.
-        negative: The negative prompt; empty means none.
-        slot: Of the stacked adapters; -1 is the plain base.
-        start: Pixels to start from, uint8 `[height, width, 3]`.
-        mask: What is painted anew, 0…1 `[height, width]`.
-        control: What the ControlNet sees, uint8 `[height, width, 3]`.
-        control_scale: Its strength.
-    """
-
-    job: int
-    number: int
-    seed: int
-    shape: Shape
-    guidance_scale: float
-    text: str
-    negative: str
-    slot: int
-    start: np.ndarray | None = field(default=None, compare=False, repr=False)
-    mask: np.ndarray | None = field(default=None, compare=False, repr=False)
-    control: np.ndarray | None = field(default=None, compare=False, repr=False)
-    control_scale: float = 1.0
 
 
 def generators(pictures: Sequence[Picture]) -> list[torch.Generator]:
@@ -272,14 +201,22 @@ def set_tiling(base: LoadedBase, on: bool) -> bool:
 def rows_that_fit(base: LoadedBase, shape: Shape) -> int:
     """Return how many pictures of a shape are denoised at once; an estimate, out of memory halves it."""
     per_picture = (2 if shape.guided else 1) * base.forward_bytes(shape.width, shape.height)
-    most = _MOST_ON_CPU if base.device.type == "cpu" else _MOST_ON_GPU
-    return max(1, min(most, int(free_memory(base) * 0.6 / per_picture)))
+    return pictures_that_fit(free_memory(base), per_picture, most_at_once(base.device.type))
+
+
+def decoding_bytes(shape: Shape) -> int:
+    """Return an estimate of the memory that decoding one picture of a shape takes."""
+    return shape.width * shape.height * _DECODER_CHANNELS * 4 * _DECODER_MAPS_ALIVE
 
 
 def decodes_that_fit(base: LoadedBase, shape: Shape) -> int:
     """Return how many pictures of a shape are decoded at once; an estimate, out of memory halves it."""
-    per_picture = shape.width * shape.height * _DECODER_CHANNELS * 4 * _DECODER_MAPS_ALIVE
-    return max(1, min(_MOST_ON_CPU, int(free_memory(base) * 0.6 / per_picture)))
+    return pictures_that_fit(free_memory(base), decoding_bytes(shape), _MOST_DECODED)
+
+
+def needs_tiles(base: LoadedBase, shape: Shape) -> bool:
+    """Whether memory is too short to decode even one picture of a shape at once."""
+    return decoding_bytes(shape) > free_memory(base)
 
 
 def free_memory(base: LoadedBase) -> int:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import RenderSettings
-from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering.controls import control_map
+from tunes_dagster.rendering.pictures import Picture
 from tunes_dagster.rendering.sizes import enlarge
 from tunes_dagster.settings import Settings
 from tunes_dagster.store import Store
@@ -110,7 +110,7 @@ class Inputs:
             self._read[value] = read_picture(value, self._store, self._aids.allow_hosts)
         return self._read[value]
 
-    def given(self, picture: dn.Picture, settings: RenderSettings, base: LoadedBase) -> dn.Picture:
+    def given(self, picture: Picture, settings: RenderSettings, base: LoadedBase) -> Picture:
         """Return a picture with what its settings give it to start from, at the size it is rendered at.
 
         Raises:

@@ -7,18 +7,20 @@ row of a batch needs one slot of the stacked layers however many tunes its promp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.rendering.memory import ADAPTER_SHARE, parts_that_fit
 from tunes_dagster.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tunes_dagster.rendering.merged import MergedBank
+    from tunes_dagster.rendering.pictures import Picture
     from tunes_dagster.training.adapters import AdapterBank
     from tunes_dagster.training.families.base import LoadedBase
 
@@ -176,6 +178,10 @@ class LoraShelf:
         """Return the hash of the recipe that a weights file was trained by; empty for files of others."""
         return self._weights[use.key].recipe_hash
 
+    def bytes_of(self, combination: Combination) -> int:
+        """Return the memory that a combination takes when it is attached: adapters are stacked in float32."""
+        return sum(4 * one.numel() for use in combination for one in self._weights[use.key].state.values())
+
     @contextmanager
     def attached(
         self, network: nn.Module, combinations: Sequence[Combination]
@@ -200,6 +206,69 @@ class LoraShelf:
         way = merged_into if _merging_pays(network, states) else attached
         with way(network, states, scales) as bank:
             yield bank
+
+
+def render_attached(
+    base: LoadedBase,
+    shelf: LoraShelf,
+    pictures: Sequence[Picture],
+    used: Sequence[Combination],
+    render: Callable[[Sequence[Picture], AdapterBank | MergedBank | None], None],
+    note: Callable[[str], None],
+) -> None:
+    """Render pictures with as many adapters attached at a time as memory allows.
+
+    Args:
+        base: The model.
+        shelf: Their weights.
+        pictures: Their `slot` is the index of their combination; -1 for none.
+        used: Combinations of the pictures.
+        render: Called with pictures and what is attached for them, their slots counted anew.
+        note: Told when memory decided.
+    """
+    from tunes_dagster.rendering import denoise as dn
+
+    sizes = [shelf.bytes_of(one) for one in used]
+    parts = parts_that_fit(sizes, dn.free_memory(base) * ADAPTER_SHARE) or [[]]
+    if len(parts) > 1:
+        note(
+            f"The adapters of {len(used)} tunes take {sum(sizes) / 2**30:.1f} GiB: they take {len(parts)} turns."
+        )
+    for number, part in enumerate(parts):
+        slots = {slot: place for place, slot in enumerate(part)}
+        if number == 0:
+            slots[-1] = -1
+        mine = [replace(one, slot=slots[one.slot]) for one in pictures if one.slot in slots]
+        _render_part(base, shelf, mine, [used[slot] for slot in part], render, note)
+
+
+def _render_part(
+    base: LoadedBase,
+    shelf: LoraShelf,
+    pictures: Sequence[Picture],
+    used: Sequence[Combination],
+    render: Callable[[Sequence[Picture], AdapterBank | MergedBank | None], None],
+    note: Callable[[str], None],
+) -> None:
+    """Render pictures with their adapters attached; when these do not fit, one half after the other."""
+    from tunes_dagster.rendering import denoise as dn
+
+    with ExitStack() as stack:
+        try:
+            bank = stack.enter_context(shelf.attached(base.denoiser, used))
+        except Exception as error:
+            if not dn.is_out_of_memory(error) or len(used) < 2:
+                raise
+        else:
+            render(pictures, bank)
+            return
+    dn.release_memory(base)
+    half = (len(used) + 1) // 2
+    note(f"Memory ran out with {len(used)} tunes attached; going on with {half} at a time.")
+    first = [one for one in pictures if one.slot < half]
+    second = [replace(one, slot=one.slot - half) for one in pictures if one.slot >= half]
+    _render_part(base, shelf, first, used[:half], render, note)
+    _render_part(base, shelf, second, used[half:], render, note)
 
 
 # Share of the free memory that merged copies may take.

@@ -97,6 +97,7 @@ class MergedBank:
         self.runs: tuple[Run, ...] = ()
         pairs = [split_state(state) for state in states]
         self._originals: dict[str, nn.Linear | nn.Conv2d] = {}
+        layers: dict[str, MergedLayer] = {}
         for name in sorted({name for pair in pairs for name in pair}):
             base = network.get_submodule(name)
             assert isinstance(base, nn.Linear | nn.Conv2d)
@@ -105,7 +106,12 @@ class MergedBank:
                 for pair, scale in zip(pairs, scales, strict=True)
             ]
             self._originals[name] = base
-            _put(network, name, MergedLayer(base, self, weights))
+            layers[name] = MergedLayer(base, self, weights)
+        for (
+            name,
+            layer,
+        ) in layers.items():  # once all are made: running out of memory leaves the network as it was
+            _put(network, name, layer)
 
     def assign(self, rows: Sequence[int] | None) -> None:
         """Route the rows of the next forwards to slots: slot number per row, -1 for none."""

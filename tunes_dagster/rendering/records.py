@@ -11,6 +11,7 @@ import tunes_dagster
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering import denoise as dn
+from tunes_dagster.rendering.pictures import Picture
 
 if TYPE_CHECKING:
     from tunes_dagster.training.families.base import LoadedBase
@@ -47,7 +48,7 @@ def as_failure(error: Exception) -> Failure:
     )
 
 
-def not_finite(picture: dn.Picture) -> Failure:
+def not_finite(picture: Picture) -> Failure:
     """Return the failure of a picture whose numbers are not finite."""
     return Failure(
         FailureCode.RENDER_FAILED,

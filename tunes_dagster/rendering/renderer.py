@@ -24,7 +24,8 @@ from tunes_dagster.rendering import film, png, policy
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.inputs import Inputs
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
-from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse
+from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse, render_attached
+from tunes_dagster.rendering.pictures import Picture, Shape
 from tunes_dagster.rendering.prompts import has_weights, parse_prompt, without_weights
 from tunes_dagster.rendering.records import as_failure, batch_facts, not_finite, optional_settings
 from tunes_dagster.rendering.schedulers import check_scheduler, samplers_of
@@ -54,6 +55,7 @@ def render(
     *,
     max_pictures: int | None = None,
     aids: Aids | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> list[RenderResult]:
     """Render prompts of any tunes, sizes and settings on one base.
 
@@ -68,6 +70,7 @@ def render(
         on_done: Called in this thread, once per prompt, when its pictures are in the store or it has failed.
         max_pictures: Upper limit of pictures denoised at once; None lets memory decide.
         aids: Models and rules beside the base; None has none of them.
+        between: Called between parts of a batch, when nothing is half done; may raise `Cancelled`.
 
     Returns:
         One result per prompt, in order.
@@ -76,7 +79,9 @@ def render(
         Cancelled: When asked for; prompts finished before were handed to `on_done`.
         Failure: `STORE_UNAVAILABLE` when pictures cannot be written.
     """
-    return _Batch(batch, base, store, out_prefix, report, on_done, max_pictures, aids or Aids()).run()
+    return _Batch(
+        batch, base, store, out_prefix, report, on_done, max_pictures, aids or Aids(), between
+    ).run()
 
 
 @dataclass
@@ -107,7 +112,9 @@ class _Batch:
         on_done: Callable[[RenderResult], None],
         max_pictures: int | None,
         aids: Aids,
+        between: Callable[[], None],
     ) -> None:
+        self.between = between
         self.aids, self.inputs = aids, Inputs(store, aids)
         self.jobs, self.base, self.store = jobs, base, store
         self.prefix, self.report, self.on_done = out_prefix.rstrip("/"), report, on_done
@@ -115,7 +122,7 @@ class _Batch:
         self.progress = [_Progress(job.settings.num_images) for job in jobs]
         self.combinations: list[Combination] = [_combination(job) for job in jobs]
         self.texts = TextCache(base)
-        self.saving: list[tuple[dn.Picture, Future[RenderedImage]]] = []
+        self.saving: list[tuple[Picture, Future[RenderedImage]]] = []
         self.steps_done = self.steps_total = 0
         self.tiled = False
 
@@ -135,22 +142,19 @@ class _Batch:
         )
         with ThreadPoolExecutor(_SAVERS, thread_name_prefix="save") as self.pool:
             try:
-                with self.shelf.attached(network, used) as bank:
-                    self.treatments = Treatments(
-                        self.base, self.aids, self.texts, bank, self.report.check_cancelled
-                    )
-                    for group in _by_shape(pictures):
-                        self._render_group(group, bank)
+                render_attached(
+                    self.base, self.shelf, pictures, used, self._render_pictures, self.report.note
+                )
             finally:
                 if self.tiled:
                     dn.set_tiling(self.base, False)
                 self._collect(wait=True)
         return [self._result(i) for i in range(len(self.jobs))]
 
-    def _pictures(self, used: list[Combination]) -> list[dn.Picture]:
+    def _pictures(self, used: list[Combination]) -> list[Picture]:
         """Check every prompt by itself and list the pictures of the good ones; `used` gets a slot each."""
         slots: dict[Combination, int] = {}
-        pictures: list[dn.Picture] = []
+        pictures: list[Picture] = []
         for index, job in enumerate(self.jobs):
             try:
                 first = self._check(index, job)
@@ -164,7 +168,7 @@ class _Batch:
         used.extend(slots)
         return pictures
 
-    def _check(self, index: int, job: RenderJob) -> dn.Picture:
+    def _check(self, index: int, job: RenderJob) -> Picture:
         """Return the first picture of a prompt, without its slot."""
         settings = job.settings
         unset = [name for name in ("seed", "steps", "guidance_scale", "width", "height")
@@ -190,8 +194,8 @@ class _Batch:
         self.progress[index].warnings.extend([*job.warnings, *ignored, *self._left_out(text, negative)])
         guided = self.base.is_guided(settings.guidance_scale)
         chunks = chunk_count(self.base, text, negative if guided else "")
-        shape = dn.Shape(width, height, settings.steps, scheduler, guided, chunks)
-        plain = dn.Picture(index, 0, settings.seed, shape, settings.guidance_scale, text, negative, -1)
+        shape = Shape(width, height, settings.steps, scheduler, guided, chunks)
+        plain = Picture(index, 0, settings.seed, shape, settings.guidance_scale, text, negative, -1)
         return self.inputs.given(plain, settings, self.base)
 
     def _words(self, job: RenderJob) -> tuple[str, str]:
@@ -243,10 +247,19 @@ class _Batch:
             if end
         ]
 
-    def _render_group(self, pictures: list[dn.Picture], bank: AdapterBank | MergedBank | None) -> None:
+    def _render_pictures(self, pictures: Sequence[Picture], bank: AdapterBank | MergedBank | None) -> None:
+        """Render pictures whose adapters are attached."""
+        self.treatments = Treatments(self.base, self.aids, self.texts, bank, self.report.check_cancelled)
+        for group in _by_shape(pictures):
+            self._render_group(group, bank)
+
+    def _render_group(self, pictures: list[Picture], bank: AdapterBank | MergedBank | None) -> None:
         """Render pictures of one shape, as many at once as fit."""
         waiting = list(pictures)
         fit = dn.rows_that_fit(self.base, pictures[0].shape)
+        if len(waiting) > fit:
+            free = dn.free_memory(self.base) / 2**30
+            self.report.note(f"{fit} pictures are denoised at once ({free:.1f} GiB are free).")
         while waiting:
             # Even parts: 9 pictures where 8 fit are rendered as 5 and 4, not as 8 and 1.
             parts = -(-len(waiting) // max(1, min(fit, self.limit)))
@@ -254,8 +267,10 @@ class _Batch:
             some, waiting = waiting[:count], waiting[count:]
             self._render_some(some, bank)
             self._collect(wait=False)
+            if waiting:
+                self.between()
 
-    def _render_some(self, pictures: list[dn.Picture], bank: AdapterBank | MergedBank | None) -> None:
+    def _render_some(self, pictures: list[Picture], bank: AdapterBank | MergedBank | None) -> None:
         """Render pictures together; what fails is halved until the culprit is alone."""
         done_before = self.steps_done
         try:
@@ -288,8 +303,10 @@ class _Batch:
         self.report.step(min(self.steps_done, self.steps_total), self.steps_total)
         self.report.check_cancelled()
 
-    def _decode_and_save(self, pictures: Sequence[dn.Picture], latents: Any) -> None:
+    def _decode_and_save(self, pictures: Sequence[Picture], latents: Any) -> None:
         fit = dn.decodes_that_fit(self.base, pictures[0].shape)
+        if not self.tiled and dn.needs_tiles(self.base, pictures[0].shape):
+            self._decode_in_tiles()
         start = 0
         while start < len(pictures):
             some = pictures[start : start + fit]
@@ -312,16 +329,18 @@ class _Batch:
         except Exception as error:
             if not dn.is_out_of_memory(error):
                 raise
-            if len(latents) == 1:
-                if self.tiled or not dn.set_tiling(self.base, True):
-                    raise
-                self.tiled = True
-                self.report.note(
-                    "Memory is too short to decode a picture at once; decoding tiles from now on."
-                )
+            if len(latents) == 1 and (self.tiled or not self._decode_in_tiles()):
+                raise
         return None
 
-    def _treated(self, picture: dn.Picture, pixels: np.ndarray) -> Treated | None:
+    def _decode_in_tiles(self) -> bool:
+        """Decode by overlapping tiles from now on; returns whether the VAE can do that."""
+        self.tiled = dn.set_tiling(self.base, True)
+        if self.tiled:
+            self.report.note("Memory is too short to decode a picture at once; decoding tiles from now on.")
+        return self.tiled
+
+    def _treated(self, picture: Picture, pixels: np.ndarray) -> Treated | None:
         """Return a picture after everything that needs a model; None when that failed, or it may not be shown."""
         settings = self.jobs[picture.job].settings
         try:
@@ -347,7 +366,7 @@ class _Batch:
         )
         return done
 
-    def _save(self, picture: dn.Picture, done: Treated, tiled: bool) -> RenderedImage:
+    def _save(self, picture: Picture, done: Treated, tiled: bool) -> RenderedImage:
         """Enlarge, grade, describe and write one picture; runs in a thread of its own."""
         job = self.jobs[picture.job]
         settings = job.settings
@@ -375,7 +394,7 @@ class _Batch:
             deviation=round(float(pixels.reshape(-1, 3).std(axis=0).max()), 3),
         )
 
-    def _recipe(self, picture: dn.Picture, tiled: bool, notes: dict[str, Any]) -> dict[str, Any]:
+    def _recipe(self, picture: Picture, tiled: bool, notes: dict[str, Any]) -> dict[str, Any]:
         """Return everything that decides this picture, with the hash of that, and what is worth knowing."""
         job = self.jobs[picture.job]
         deciding: dict[str, Any] = {
@@ -415,7 +434,7 @@ class _Batch:
 
     def _collect(self, wait: bool) -> None:
         """Take note of files that were written and tell who waits for them."""
-        still: list[tuple[dn.Picture, Future[RenderedImage]]] = []
+        still: list[tuple[Picture, Future[RenderedImage]]] = []
         for picture, future in self.saving:
             if not wait and not future.done():
                 still.append((picture, future))
@@ -456,9 +475,9 @@ def _combination(job: RenderJob) -> Combination:
     return tuple(use for use in uses if use.scale != 0)
 
 
-def _by_shape(pictures: Iterable[dn.Picture]) -> list[list[dn.Picture]]:
+def _by_shape(pictures: Iterable[Picture]) -> list[list[Picture]]:
     """Group pictures by shape, in order of arrival, those of one tune side by side."""
-    groups: dict[dn.Shape, list[dn.Picture]] = defaultdict(list)
+    groups: dict[Shape, list[Picture]] = defaultdict(list)
     for picture in pictures:
         groups[picture.shape].append(picture)
     return [sorted(group, key=lambda picture: picture.slot) for group in groups.values()]

@@ -25,6 +25,7 @@ def run_batch(
     report: Reporter,
     on_done: Callable[[RenderResult], None],
     aids: Aids,
+    between: Callable[[], None] = lambda: None,
 ) -> float:
     """Load a model and render a batch on it; see `renderer.render` and `plain.render_plain`.
 
@@ -39,6 +40,7 @@ def run_batch(
         report: Progress and cancel.
         on_done: Called once per prompt.
         aids: Models and rules beside the base.
+        between: Called between parts of a batch, when nothing is half done; may raise `Cancelled`.
 
     Returns:
         Seconds that loading took.
@@ -54,5 +56,5 @@ def run_batch(
 
     base = load_family(entry, folder, device, dtype)
     loaded = time.monotonic() - began
-    render(jobs, base, store, out_prefix, report, on_done, aids=aids)
+    render(jobs, base, store, out_prefix, report, on_done, aids=aids, between=between)
     return loaded

@@ -17,6 +17,7 @@ from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.intake.faces import Box
 from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering import denoise as dn
+from tunes_dagster.rendering.pictures import Picture
 from tunes_dagster.rendering.sizes import enlarge, fit_area, rendered_size
 from tunes_dagster.rendering.texts import TextCache
 
@@ -77,7 +78,7 @@ class Treatments:
     bank: AdapterBank | MergedBank | None
     between: Callable[[], None]
 
-    def apply(self, picture: dn.Picture, pixels: np.ndarray, settings: RenderSettings) -> Treated:
+    def apply(self, picture: Picture, pixels: np.ndarray, settings: RenderSettings) -> Treated:
         """Return a decoded picture with everything done to it that its settings ask for.
 
         Args:
@@ -117,7 +118,7 @@ class Treatments:
             self._report_face(done, settings.face_height)
         return done
 
-    def _again_larger(self, done: Treated, picture: dn.Picture) -> None:
+    def _again_larger(self, done: Treated, picture: Picture) -> None:
         """Paint the picture again at twice its sides, as far as the base goes; a shipped one keeps its own area."""
         width, height = done.image.size
         entry, multiple = self.base.entry, self.base.size_multiple
@@ -125,7 +126,7 @@ class Treatments:
         done.image = self.paint(picture, done.image, width, height, _HIRES_STRENGTH)
         done.notes["hires_fix"] = [width, height]
 
-    def _faces_again(self, done: Treated, picture: dn.Picture) -> None:
+    def _faces_again(self, done: Treated, picture: Picture) -> None:
         """Paint each face again in a square of the base's own size, and put it back with a soft edge."""
         boxes = self.aids.detector.detect(done.image)[:_MOST_FACES]
         for box in boxes:
@@ -140,7 +141,7 @@ class Treatments:
         if not boxes:
             done.warnings.append("No face was found, so inpaint_faces changed nothing.")
 
-    def _frame(self, done: Treated, picture: dn.Picture, target: float) -> None:
+    def _frame(self, done: Treated, picture: Picture, target: float) -> None:
         """Bring the largest face to a height by choosing the framing: closer, or further away with more around it."""
         width, height = done.image.size
         for _ in range(_FRAMINGS):
@@ -156,14 +157,14 @@ class Treatments:
                 done.image = self._further(picture, done.image, boxes[0], zoom)
             done.notes["framed"] = round(done.notes.get("framed", 1.0) * zoom, 3)
 
-    def _refined(self, picture: dn.Picture, image: Image.Image, zoom: float) -> Image.Image:
+    def _refined(self, picture: Picture, image: Image.Image, zoom: float) -> Image.Image:
         """Return an enlarged picture with its detail painted again, unless it was hardly enlarged."""
         if zoom < 1.15:
             return image
         painted = self.paint(picture, image, picture.shape.width, picture.shape.height, _ZOOM_STRENGTH)
         return enlarge(painted, *image.size)
 
-    def _further(self, picture: dn.Picture, image: Image.Image, box: Box, zoom: float) -> Image.Image:
+    def _further(self, picture: Picture, image: Image.Image, box: Box, zoom: float) -> Image.Image:
         """Return the picture smaller, in a canvas of its own size whose rest is painted by the base."""
         import cv2
 
@@ -202,7 +203,7 @@ class Treatments:
             )
 
     def paint(
-        self, picture: dn.Picture, image: Image.Image, width: int, height: int, strength: float,
+        self, picture: Picture, image: Image.Image, width: int, height: int, strength: float,
         mask: np.ndarray | None = None,
     ) -> Image.Image:  # fmt: skip
         """Return an image painted again by the base, at a size, with the picture's tune, text and seed.
@@ -259,7 +260,7 @@ def _soft_ellipse(side: int) -> Image.Image:
     return Image.fromarray((np.clip((1.0 - distance) / 0.35, 0, 1) * 255).astype(np.uint8))
 
 
-def _outside_kept(image: Image.Image, picture: dn.Picture) -> Image.Image:
+def _outside_kept(image: Image.Image, picture: Picture) -> Image.Image:
     """Return a masked picture whose outside is the input's own pixels, with a soft seam."""
     assert picture.mask is not None and picture.start is not None
     mask = Image.fromarray((picture.mask * 255).astype(np.uint8))

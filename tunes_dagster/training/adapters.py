@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.training.layers import LowRankLinear, Route, StackedLora
+from tunes_dagster.training.layers import LowRankLinear, Route, Routing, StackedLora
 from tunes_dagster.training.names import MAGNITUDE, split_magnitudes, split_state
 
 __all__ = [
@@ -71,9 +71,9 @@ class AdapterBank:
                 + (f" (and {len(missing) - 1} more)." if len(missing) > 1 else "."),
                 "The adapter was made for another base model; use it with that one.",
             )
-        self.layers = {name: StackedLora(cast(nn.Linear, base), self) for name, base in bases.items()}
+        self.routing = Routing()
+        self.layers = {n: StackedLora(cast(nn.Linear, base), rank, self.routing) for n, base in bases.items()}
         self._lay_out(dtype)
-        self.route = Route("off")
         self._routes: dict[tuple[int, ...], Route] = {}
         self.slot_ranks = [0] * slots
         self.slot_dora = [False] * slots
@@ -191,7 +191,7 @@ class AdapterBank:
         asked = () if rows is None else tuple(int(row) for row in rows)
         if asked not in self._routes:
             self._routes[asked] = self._route(list(asked))
-        self.route = route = self._routes[asked]
+        self.routing.now = route = self._routes[asked]
         if route.kind == "off":
             return
         values, scales = self.values, self.scales

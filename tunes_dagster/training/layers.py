@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from tunes_dagster.training.adapters import AdapterBank
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,13 @@ class Route:
     with_none: bool = False
 
 
+@dataclass
+class Routing:
+    """The route that all layers of a bank follow now."""
+
+    now: Route = Route("off")
+
+
 class StackedLora(nn.Module):
     """One frozen linear or convolution layer with one low-rank adapter per slot.
 
@@ -45,18 +49,17 @@ class StackedLora(nn.Module):
 
     base: nn.Linear | nn.Conv2d
 
-    def __init__(self, base: nn.Linear | nn.Conv2d, bank: AdapterBank) -> None:
+    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, routing: Routing) -> None:
         super().__init__()
         self.base = base
-        # A tuple hides the bank from the module tree, which would otherwise contain itself.
-        self._bank = (bank,)
+        self.routing = routing
         self.is_convolution = isinstance(base, nn.Conv2d)
         # The weights of a quantized layer are packed: only its own forward can multiply by them.
         self.is_plain = type(base) in (nn.Linear, nn.Conv2d)
         self.in_shape = base.weight.shape[1:] if isinstance(base, nn.Conv2d) else (base.in_features,)
         outputs = base.out_channels if isinstance(base, nn.Conv2d) else base.out_features
-        self.down_shape = (bank.rank, *self.in_shape)
-        self.up_shape = (outputs, bank.rank)
+        self.down_shape = (rank, *self.in_shape)
+        self.up_shape = (outputs, rank)
         self.down: Tensor | None = None
         self.up: Tensor | None = None
         self.gain: Tensor | None = None
@@ -70,7 +73,7 @@ class StackedLora(nn.Module):
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         """Return base(x) + B(A(x)) with each row's own A and B."""
-        route = self._bank[0].route
+        route = self.routing.now
         if route.kind == "off" or self.down is None or self.up is None:
             return self.base(x, *args)
         down, up, gain = self.down, self.up, self.gain

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tunes_dagster.progress import Reporter
 from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering import denoise
+from tunes_dagster.rendering.pictures import Shape
 from tunes_dagster.rendering.sheets import checkpoint_sheet, png_bytes
 from tunes_dagster.store import Store
 from tunes_dagster.training import checkpoints as kept
@@ -109,7 +110,7 @@ def _row(prompt: str, seed: int, states: Sequence[dict], base: LoadedBase) -> li
     noise = torch.randn(1, *base.latent_shape(side, side), generator=torch.Generator().manual_seed(seed))
     text = base.encode_text([prompt])
     slots = [-1, *range(len(states))]
-    room = denoise.rows_that_fit(base, denoise.Shape(side, side, steps, None, base.is_guided(guidance)))
+    room = denoise.rows_that_fit(base, Shape(side, side, steps, None, base.is_guided(guidance)))
     images: list[Image | None] = []
     with torch.no_grad(), attached(base.denoiser, states) as bank:
         for start in range(0, len(slots), room):

@@ -1,0 +1,79 @@
+"""A picture to be made, and the shape that pictures share to be denoised together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What pictures must share to be denoised together.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        steps: Of the schedule.
+        scheduler: Public name; None is the base's own.
+        guided: Whether each picture takes a second row without text.
+        chunks: In which its texts are encoded.
+        strength: Of starting from a picture; None starts from noise.
+        masked: Whether only a part is painted.
+        control: Branch of the ControlNet; empty for none.
+    """
+
+    width: int
+    height: int
+    steps: int
+    scheduler: str | None
+    guided: bool
+    chunks: int = 1
+    strength: float | None = None
+    masked: bool = False
+    control: str = ""
+
+    @property
+    def skipped(self) -> int:
+        """Steps that are left out because a picture is there to start from; at least one is done."""
+        if self.strength is None:
+            return 0
+        return self.steps - min(self.steps, max(1, int(self.steps * self.strength)))
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that are really computed."""
+        return self.steps - self.skipped
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to be made.
+
+    Attributes:
+        job: Index of its prompt in the batch.
+        number: Which of the prompt's pictures.
+        seed: Its own seed.
+        shape: See `Shape`.
+        guidance_scale: Of this picture.
+        text: The prompt.
+        negative: The negative prompt; empty means none.
+        slot: Of the stacked adapters; -1 is the plain base.
+        start: Pixels to start from, uint8 `[height, width, 3]`.
+        mask: What is painted anew, 0…1 `[height, width]`.
+        control: What the ControlNet sees, uint8 `[height, width, 3]`.
+        control_scale: Its strength.
+    """
+
+    job: int
+    number: int
+    seed: int
+    shape: Shape
+    guidance_scale: float
+    text: str
+    negative: str
+    slot: int
+    start: np.ndarray | None = field(default=None, compare=False, repr=False)
+    mask: np.ndarray | None = field(default=None, compare=False, repr=False)
+    control: np.ndarray | None = field(default=None, compare=False, repr=False)
+    control_scale: float = 1.0
