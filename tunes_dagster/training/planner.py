@@ -128,6 +128,16 @@ class Machine:
     dtype: str
     bitsandbytes: bool = False
 
+    @property
+    def usable_gib(self) -> float:
+        """What models and what they compute may take of it."""
+        return self.gib * _USABLE - _OVERHEAD_GIB.get(self.kind, 1.0)
+
+    @property
+    def itemsize(self) -> float:
+        """Bytes of a number in the base's dtype."""
+        return _BYTES[self.dtype]
+
 
 def plan_memory(
     options: Sequence[TrainingOptions], sizes: Sizes, native_size: int, machine: Machine, most: int = 8

@@ -31,6 +31,7 @@ class Sizes(Strict):
         text_positions: Text positions that the denoiser sees beside the picture's.
         kept: Bytes per position that wait for the backward, in half precision.
         kept_checkpointed: The same with gradient checkpointing.
+        forward: Bytes per position that a forward without gradients needs at its peak, in half precision.
         widths: Numbers per rank of an adapter, by targets.
     """
 
@@ -41,11 +42,23 @@ class Sizes(Strict):
     text_positions: int
     kept: float
     kept_checkpointed: float
+    forward: float
     widths: dict[str, int]
 
     def positions(self, resolution: int) -> int:
         """Return the positions of one row at a resolution."""
         return math.ceil(resolution / self.position) ** 2 + self.text_positions
+
+    def forward_bytes(self, width: int, height: int, itemsize: float = 2) -> float:
+        """Return the bytes that one row of a forward without gradients needs at its peak.
+
+        Args:
+            width: Pixels.
+            height: Pixels.
+            itemsize: Bytes of a number.
+        """
+        positions = math.ceil(width / self.position) * math.ceil(height / self.position)
+        return (positions + self.text_positions) * self.forward * itemsize / 2
 
     def adapter_numbers(self, options: TrainingOptions) -> int:
         """Return the parameters of the adapter that the options ask for."""
@@ -79,6 +92,7 @@ def sizes_of(entry: BaseModelEntry, folder: Path | None = None) -> Sizes:
             **counts,
             "kept": like.kept * factor,
             "kept_checkpointed": like.kept_checkpointed * factor,
+            "forward": like.forward * factor,
             "widths": {name: max(1, round(width * factor)) for name, width in like.widths.items()},
         }
     )
