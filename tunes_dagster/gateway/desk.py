@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from sqlalchemy.orm import Session
 from starlette.datastructures import UploadFile
@@ -18,10 +18,12 @@ from starlette.datastructures import UploadFile
 from tunes_dagster import clock
 from tunes_dagster.catalog import BaseModelEntry
 from tunes_dagster.failures import Failure
+from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.files import file_url
 from tunes_dagster.gateway.problems import Problem, invalid, not_found, of_failure
 from tunes_dagster.gateway.service import Caller, Service
 from tunes_dagster.ids import new_id
+from tunes_dagster.intake.payloads import Base64File, upload_key
 from tunes_dagster.recipe import PromptRequest, TuneRequest
 from tunes_dagster.registry import ApiObject, Prompt, Tune, Wallet
 from tunes_dagster.registry.ledger import reserve
@@ -54,12 +56,15 @@ class _Rehearsal(Exception):
 class Desk:
     """The account's door to the registry and the store."""
 
-    def __init__(self, service: Service, caller: Caller, base_url: str) -> None:
+    def __init__(self, service: Service, caller: Caller, base_url: str, request: Body | None = None) -> None:
         self.service = service
         self.caller = caller
         self.account_id = caller.account_id
         self.base_url = base_url
         self.registry = service.registry
+        self.request = request
+        self.unclaimed: list[str] = []
+        """Keys of pictures that were kept for what is not accepted yet."""
 
     # Accepting
 
@@ -81,18 +86,45 @@ class Desk:
         """
         from tunes_dagster.submit import submit_tune
 
-        self.check_trainable(request.base)
         chosen = tune_id or new_id("tune")
         service = self.service
         try:
-            return submit_tune(
-                self.registry, service.store, service.catalog, service.settings, request,
+            self.check_trainable(request.base)
+            tune = submit_tune(
+                self.registry, service.store, service.catalog, service.settings, self._uploaded(request, chosen),
                 account_id=self.account_id, origin="api", tune_id=chosen,
                 also=self._keeper(view, prompt_views),
             )  # fmt: skip
-        except (Failure, Problem, _Rehearsal):
+        except (Failure, Problem):
             service.store.delete_prefix(f"tunes/{chosen}")
             raise
+        self._accepted(tune.id)
+        return tune
+
+    def _accepted(self, subject_id: str) -> None:
+        """Note what a request led to: for its log line, and because its pictures are spoken for now."""
+        self.unclaimed.clear()
+        if self.request is not None:
+            self.request.state.subject = subject_id
+
+    def drop_unclaimed(self) -> None:
+        """Delete pictures of what was not accepted."""
+        while self.unclaimed:
+            self.service.store.delete(self.unclaimed.pop())
+
+    def _uploaded(self, request: TuneRequest, tune_id: str) -> TuneRequest:
+        """Return the request with its long base64 texts decoded into the store, piece by piece, as uploads."""
+        texts = self.request.long_texts if self.request is not None else {}
+        given, keys = request.sources.images_base64, list(request.sources.uploads)
+        if not any(text in texts for text in given):
+            return request
+        for text in given:
+            if text in texts:
+                content = Base64File(texts[text], "The text")
+                key = upload_key(tune_id, len(keys), f"image{content.suffix}")
+                keys.append(self.service.store.write_stream(key, content))
+        sources = {"images_base64": [text for text in given if text not in texts], "uploads": keys}
+        return request.model_copy(update={"sources": request.sources.model_copy(update=sources)})
 
     def check_trainable(self, base: str, tuned: bool = True) -> None:
         """Refuse a base whose family nobody here can train or render yet.
@@ -144,7 +176,9 @@ class Desk:
 
     def accept_prompt(self, request: PromptRequest, view: View) -> Prompt:
         """Accept a prompt on one of the account's tunes or on a plain base."""
-        return self._prompt(request, view)
+        prompt = self._prompt(request, view)
+        self._accepted(prompt.id)
+        return prompt
 
     def _prompt(self, request: PromptRequest, view: View, rehearse: bool = False) -> Prompt:
         from tunes_dagster.submit import DEFAULT_BASE, submit_prompt
@@ -162,12 +196,18 @@ class Desk:
             account_id=self.account_id, origin="api", store=service.store, also=also,
         )  # fmt: skip
 
+    def is_long(self, text: str) -> bool:
+        """Whether a text stands for one that is too long to be kept in memory: a picture or an archive."""
+        return self.request is not None and text in self.request.long_texts
+
     def picture(self, name: str, value: str | None) -> str | None:
-        """Return a picture that a caller named in a text field: a URL, base64 or a data URI.
+        """Return a picture that a caller named in a text field: a URL, base64 or a data URI; a long one by its key.
 
         Raises:
             Problem: 422 for a key of the store: those lead to files that may be somebody else's.
         """
+        if value is not None and self.request is not None and value in self.request.long_texts:
+            return self._kept(Base64File(self.request.long_texts[value], name))
         if value and value.startswith(_KEYS):
             raise invalid(name, "is neither an http(s) URL, nor a data URI, nor base64")
         return value or None
@@ -175,7 +215,12 @@ class Desk:
     def keep_picture(self, file: UploadFile) -> str:
         """Copy an uploaded picture into the store and return its key, for a prompt to start from."""
         file.file.seek(0)
-        return self.service.store.write_stream(f"uploads/{new_id('up')}.picture", file.file)
+        return self._kept(file.file)
+
+    def _kept(self, content: IO[bytes] | Base64File) -> str:
+        key = f"uploads/{new_id('up')}.picture"
+        self.unclaimed.append(key)
+        return self.service.store.write_stream(key, content)
 
     def with_own_loras(self, request: PromptRequest) -> PromptRequest:
         """Return the prompt with the LoRAs in its text replaced by the account's own tunes.
@@ -234,8 +279,8 @@ class Desk:
             self.check_trainable(request.base)
             try:
                 submit_tune(
-                    self.registry, service.store, service.catalog, service.settings, request,
-                    account_id=self.account_id, origin="api", tune_id=chosen,
+                    self.registry, service.store, service.catalog, service.settings,
+                    self._uploaded(request, chosen), account_id=self.account_id, origin="api", tune_id=chosen,
                     also=self._keeper(view, prompt_views, rehearse=True),
                 )  # fmt: skip
             finally:

@@ -21,12 +21,15 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from tunes_dagster.failures import Failure
+from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.problems import Problem, of_failure, of_pydantic
 from tunes_dagster.gateway.service import Caller, Service
+from tunes_dagster.gateway.uploads import read_form
 from tunes_dagster.registry import Registry
 
 log = logging.getLogger("tunes.gateway")
@@ -123,21 +126,22 @@ def base_url(request: Request) -> str:
     return (service.options.public_url or str(request.base_url)).rstrip("/")
 
 
-def manners(error: ErrorForm, find_key: KeyFinder, kind: type[Request] = Request) -> type[APIRoute]:
-    """Return the route class of a dialect, which may read requests in a way of its own."""
+def manners(error: ErrorForm, find_key: KeyFinder, kind: type[Body] = Body) -> type[APIRoute]:
+    """Return the route class of a dialect, which says by `kind` what its bodies may hold."""
 
     class Route(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             inner = super().get_route_handler()
 
-            async def handle(request: Request) -> Response:
-                if kind is not Request:
-                    request = kind(request.scope, request.receive)
+            async def handle(plain: Request) -> Response:
+                request = kind(plain.scope, plain.receive)
                 try:
                     await _admit(request, find_key)
                     response = await _once(request, inner)
                 except Exception as problem:
                     response = _refusal(request, problem, error)
+                finally:
+                    await _tidy(request)
                 rate = getattr(request.state, "rate", None)
                 if rate is not None:
                     response.headers.update(rate.headers)
@@ -169,30 +173,39 @@ def as_problem(raised: Exception) -> Problem:
         return Problem(400, "The body is nested too deeply", code="invalid")
     if isinstance(raised, RequestValidationError):
         return of_pydantic(list(raised.errors()))
+    if isinstance(raised, ClientDisconnect):
+        return Problem(400, "The connection was closed before the request was complete", code="broken_off")
     if isinstance(raised, HTTPException):
         return Problem(raised.status_code, str(raised.detail))
     return Problem(500, "An unexpected error occurred, please try again later", code="internal")
 
 
-async def _admit(request: Request, find_key: KeyFinder) -> None:
-    """Find out who asks and count the request; endpoints that need nobody work without a key."""
+async def _admit(request: Body, find_key: KeyFinder) -> None:
+    """Find out who asks, count the request and read its body; endpoints that need nobody work without a key."""
     service = service_of(request)
-    kind = request.headers.get("content-type", "")
-    if request.method in _CHANGES and not kind.startswith("multipart/"):
-        await request.body()  # within the limits of the middleware, whose refusal FastAPI would reword
     secret = await find_key(request)
-    if not secret:
-        return
-    caller = service.known(secret)
-    if caller is None:
-        looked_up: Caller = await run_in_threadpool(service.look_up, secret)
-        caller = looked_up
-    request.state.account = caller.account_id
-    request.state.rate = service.hit(caller)
-    request.state.desk = Desk(service, caller, base_url(request))
+    if secret:
+        caller = service.known(secret)
+        if caller is None:
+            looked_up: Caller = await run_in_threadpool(service.look_up, secret)
+            caller = looked_up
+        request.state.account = caller.account_id
+        request.state.body_limit = service.options.body_bytes(caller.options)
+        request.state.rate = service.hit(caller)
+        request.state.desk = Desk(service, caller, base_url(request), request)
+    if request.method in _CHANGES and not request.headers.get("content-type", "").startswith("multipart/"):
+        await request.body()  # here, because FastAPI would reword a refusal
 
 
-async def _once(request: Request, inner: Callable[[Request], Awaitable[Response]]) -> Response:
+async def _tidy(request: Body) -> None:
+    """Take away what a request left behind: its files, and pictures of what was not accepted."""
+    mine: Desk | None = getattr(request.state, "desk", None)
+    if mine is not None and mine.unclaimed:
+        await run_in_threadpool(mine.drop_unclaimed)
+    request.drop()
+
+
+async def _once(request: Body, inner: Callable[[Request], Awaitable[Response]]) -> Response:
     """Answer, or repeat the answer that the same `Idempotency-Key` got before."""
     key = request.headers.get("idempotency-key", "").strip()
     mine: Desk | None = getattr(request.state, "desk", None)
@@ -227,11 +240,11 @@ async def _once(request: Request, inner: Callable[[Request], Awaitable[Response]
     return response
 
 
-async def _fingerprint(request: Request) -> tuple[str, dict[str, Any]]:
+async def _fingerprint(request: Body) -> tuple[str, dict[str, Any]]:
     """Return a hash of the request and its fields, long values and files by their hash."""
     fields: dict[str, Any] = {"request": f"{request.method} {request.url.path}"}
     if request.headers.get("content-type", "").startswith("multipart/"):
-        for number, (name, value) in enumerate((await request.form()).multi_items()):
+        for number, (name, value) in enumerate((await read_form(request)).multi_items()):
             fields[f"{name}#{number}"] = await _file_hash(value) if isinstance(value, UploadFile) else value
     else:
         raw = await request.body()

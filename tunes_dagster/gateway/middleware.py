@@ -57,10 +57,9 @@ class Manners:
 
     def _counted(self, scope: Scope, receive: Receive) -> Receive:
         """Return a `receive` that refuses bodies which are too large or come too slowly."""
-        limit = int(self.options.max_body_mb * 2**20)
         headers = dict(scope["headers"])
         announced = headers.get(b"content-length", b"0")
-        too_large = Problem(413, f"The body is larger than {self.options.max_body_mb:g} MB", code="too_large")
+        largest = self.options.body_bytes({})
         done = 0
         ends = time.monotonic() + self.options.body_total_seconds
         complete = False
@@ -69,8 +68,9 @@ class Manners:
             nonlocal done, complete
             if complete:  # only waits for the caller to go away
                 return await receive()
+            limit = scope["state"].get("body_limit", largest)  # the caller's own, once it is known
             if announced.isdigit() and int(announced) > limit:
-                raise too_large
+                raise _too_large(limit, largest)
             patience = min(self.options.body_seconds, ends - time.monotonic())
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, patience))
@@ -79,7 +79,7 @@ class Manners:
             complete = not message.get("more_body", False)
             done += len(message.get("body", b""))
             if done > limit:
-                raise too_large
+                raise _too_large(limit, largest)
             return message
 
         return counted
@@ -102,6 +102,11 @@ class Manners:
             "request",
             extra={"facts": {name: value for name, value in facts.items() if value is not None}},
         )
+
+
+def _too_large(limit: int, largest: int) -> Problem:
+    whose = "this account's limit" if limit < largest else "the limit here"
+    return Problem(413, f"The body is larger than {limit / 2**20:g} MB, {whose}", code="too_large")
 
 
 def _bare(scope: Scope) -> bool:

@@ -305,7 +305,9 @@ def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
     check_callback_url(body.url, mine.service.settings)
     if body.dialect == "native":
         told: dict[str, Any] = {"type": "sample", "data": {"message": "This is a sample callback."}}
-        return _callback_facts(mine.registry.add_callback(mine.account_id, "sample", "sample", body.url, told))
+        return _callback_facts(
+            mine.registry.add_callback(mine.account_id, "sample", "sample", body.url, told)
+        )
     rows = mine.registry.page_tunes(mine.account_id, limit=1, dialect=body.dialect)
     if not rows:
         raise not_found(f"A tune that came through {body.dialect}")

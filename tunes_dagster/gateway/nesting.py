@@ -9,10 +9,9 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
-from starlette.requests import Request
 
+from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.problems import Problem
-from tunes_dagster.gateway.service import Service
 from tunes_dagster.gateway.uploads import read_form
 
 _PART = re.compile(r"\[([^\[\]]*)\]")
@@ -20,7 +19,7 @@ _PART = re.compile(r"\[([^\[\]]*)\]")
 _MAX_DEPTH = 12
 
 
-async def read_body(request: Request, service: Service) -> dict[str, Any]:
+async def read_body(request: Body) -> dict[str, Any]:
     """Return the fields of a body, whatever its type; the query's fields are not in it.
 
     Raises:
@@ -28,7 +27,7 @@ async def read_body(request: Request, service: Service) -> dict[str, Any]:
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        form = await read_form(request, service)
+        form = await read_form(request)
         return await run_in_threadpool(nested, form.multi_items())
     raw = await request.body()
     if not raw.strip():

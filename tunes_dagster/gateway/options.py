@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -59,6 +60,10 @@ class GatewayOptions(BaseSettings):
     weights_url_hours: float = Field(default=720, gt=0)
     require_user_agent: bool = False
     log_format: Literal["json", "text"] = "json"
+
+    def body_bytes(self, account: Mapping[str, Any]) -> int:
+        """Return how large a body may be for an account with these options; its own limit can only be smaller."""
+        return int(min(self.max_body_mb, float(account.get("max_upload_mb") or self.max_body_mb)) * 2**20)
 
 
 class Plan(Strict):

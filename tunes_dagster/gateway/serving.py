@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -29,11 +30,21 @@ def _end_with(parent: str) -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
+def _allow_many_files() -> None:
+    """Raise the limit of open files as far as this process may: every connection is one, every upload another."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # there are none elsewhere, or it may not
+        import resource
+
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Serve until a signal ends it; open requests are answered first."""
     import uvicorn
 
     _end_with(os.environ.get("TUNES_SERVE_WITH", ""))
+    _allow_many_files()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)

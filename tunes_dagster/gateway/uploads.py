@@ -8,8 +8,8 @@ from typing import Any
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
 
+from tunes_dagster.gateway.bodies import Body, too_large
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.intake.payloads import upload_key
@@ -19,12 +19,11 @@ from tunes_dagster.store import Store
 _MAX_FIELDS = 20_000
 
 
-async def read_form(request: Request, service: Service, account: dict[str, Any] | None = None) -> FormData:
+async def read_form(request: Body, account: dict[str, Any] | None = None) -> FormData:
     """Return the fields and files of a multipart or urlencoded body, which must keep to the limits of the account.
 
     Args:
         request: Whose body it is.
-        service: Has the server's limits.
         account: Options of the account (`max_upload_files`, `max_upload_mb`); None takes those of the caller's key.
 
     Raises:
@@ -32,26 +31,18 @@ async def read_form(request: Request, service: Service, account: dict[str, Any] 
     """
     desk = getattr(request.state, "desk", None)
     limits = account if account is not None else (desk.caller.options if desk is not None else {})
+    service: Service = request.app.state.service
+    request.state.body_limit = service.options.body_bytes(limits)
     most = min(service.options.max_upload_files, int(limits.get("max_upload_files") or 10**6))
-    length = float(limits.get("max_upload_mb") or service.options.max_body_mb) * 2**20
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > length:
-        raise Problem(413, f"The body is larger than this account's {length / 2**20:g} MB", code="too_large")
     try:
-        form = await request.form(
-            max_files=most + 1, max_fields=_MAX_FIELDS, max_part_size=64 << 20
-        )
+        form = await request.fields(max_files=most, max_fields=_MAX_FIELDS)
     except (MultiPartException, HTTPException) as error:
         said = str(getattr(error, "detail", None) or getattr(error, "message", error))
+        if "Too many files" in said:
+            raise too_large(f"More than {most} files, which is this account's limit") from None
         raise Problem(413 if "Too many" in said else 400, said, code="invalid") from None
     except (UnicodeDecodeError, ValueError, AssertionError) as error:
         raise Problem(400, f"The form cannot be read: {error}", code="invalid") from None
-    files = [value for _name, value in form.multi_items() if isinstance(value, UploadFile)]
-    if len(files) > most or sum(file.size or 0 for file in files) > length:
-        await form.close()
-        raise Problem(
-            413, f"More than {most} files or {length / 2**20:g} MB, which is this account's limit", code="too_large"
-        )
     return form
 
 

@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from pathlib import PurePosixPath
+from typing import IO
 from urllib.parse import unquote_to_bytes
 
 from tunes_dagster.failures import Failure, FailureCode
@@ -13,9 +14,12 @@ from tunes_dagster.recipe import TuneRequest
 from tunes_dagster.store import Store
 
 MAX_PAYLOAD = 64 * 1024 * 1024
-_DATA_URI = re.compile(r"^data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<options>(?:;[^,;]+)*),", re.IGNORECASE)
+_DATA_URI = re.compile(r"^\s*data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<options>(?:;[^,;]+)*),", re.IGNORECASE)
 _SUFFIX = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/heic": ".heic",
            "image/avif": ".avif", "image/gif": ".gif", "application/zip": ".zip"}  # fmt: skip
+# The URL-safe alphabet is taken as well.
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_PIECE = 1 << 20
 
 
 def decode_payload(text: str, name: str = "images_base64") -> tuple[bytes, str]:
@@ -43,6 +47,59 @@ def decode_payload(text: str, name: str = "images_base64") -> tuple[bytes, str]:
     if not data:
         raise _invalid(name, "is empty")
     return data, suffix
+
+
+class Base64File:
+    """Reads the bytes that a long base64 text or data URI stands for, piece by piece.
+
+    Attributes:
+        suffix: What the type of a data URI announces (`.zip`), or empty.
+    """
+
+    def __init__(self, text: IO[bytes], name: str) -> None:
+        """Begin at the start of the text.
+
+        Args:
+            text: In a file.
+            name: Of its field, for refusals.
+
+        Raises:
+            Failure: `INVALID_REQUEST` for a data URI that is not in base64.
+        """
+        text.seek(0)
+        self._text, self._name, self._left, self._ended = text, name, b"", False
+        self.suffix = ""
+        match = _DATA_URI.match(text.read(500).decode("latin-1"))
+        text.seek(match.end() if match else 0)
+        if match:
+            self.suffix = _SUFFIX.get((match["type"] or "").lower(), "")
+            if "base64" not in match["options"].lower():
+                raise _invalid(name, "is not base64")
+
+    def read(self, size: int = -1) -> bytes:
+        """Return about `size` bytes, and none at the end.
+
+        Raises:
+            Failure: `INVALID_REQUEST` when the text is not base64.
+        """
+        while not self._ended:
+            piece = self._text.read(size // 3 * 4 if size > 3 else _PIECE)
+            self._ended = not piece
+            plain = self._left + piece.translate(_STANDARD, b" \t\r\n\f\v")
+            if self._ended:
+                plain = plain.rstrip(b"=")
+                plain += b"=" * (-len(plain) % 4)
+            whole = (
+                len(plain) if self._ended else max(0, len(plain) - 4) // 4 * 4
+            )  # padding may come at the end only
+            self._left = plain[whole:]
+            try:
+                data = base64.b64decode(plain[:whole], validate=True)
+            except (binascii.Error, ValueError):
+                raise _invalid(self._name, "is not base64") from None
+            if data:
+                return data
+        return b""
 
 
 def _invalid(name: str, why: str) -> Failure:

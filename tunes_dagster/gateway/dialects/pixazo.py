@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import Problem, invalid, not_found
@@ -57,7 +58,8 @@ def error(problem: Problem) -> tuple[int, Any]:
 
 
 KEYS = header_key("ocp-apim-subscription-key")
-router = APIRouter(route_class=manners(error, KEYS), tags=["trainer"])
+BODY = body_of(payloads=frozenset({"image_data_url"}))
+router = APIRouter(route_class=manners(error, KEYS, BODY), tags=["trainer"])
 DIALECT = Dialect(
     NAME, "Pixazo FLUX.2 trainer", router, "pz_", error, ("/flux-2-pro", "/v2/requests"),
     codes=(400, 401, 402, 403, 404, 408, 409, 413, 429, 503),
@@ -97,9 +99,16 @@ class ResultRequest(BaseModel):
     request_id: str = Field(min_length=1, max_length=80)
 
 
-def sources_of(text: str) -> Sources:
-    """Return what an `image_data_url` means: a URL, a data URI, base64 of a zip, or base64 of a URL."""
+def sources_of(text: str, long: bool = False) -> Sources:
+    """Return what an `image_data_url` means: a URL, a data URI, base64 of a zip, or base64 of a URL.
+
+    Args:
+        text: As handed in.
+        long: It stands for a text that is too long to be an address.
+    """
     given = text.strip()
+    if long:
+        return Sources(images_base64=[given])
     if given.lower().startswith(("http://", "https://")):
         return Sources(archive_url=given)
     if given.lower().startswith("data:"):
@@ -127,7 +136,7 @@ def submit(
         title="Pixazo training",
         token=body.trigger_word,
         base=_BASE,
-        sources=sources_of(body.image_data_url),
+        sources=sources_of(body.image_data_url, mine.is_long(body.image_data_url)),
         training=TrainingOptions(steps=body.steps, learning_rate=body.learning_rate),
     )
     view = View(NAME, {"steps": body.steps}, price=mine.price(NAME, "train"))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import Dialect, desk, manners
 from tunes_dagster.gateway.problems import Problem, invalid
@@ -56,8 +57,11 @@ async def find_key(request: Request) -> str:
     return key if isinstance(key, str) else ""
 
 
-class PixuRequest(Request):
+class PixuBody(Body):
     """A request whose body is repaired: the vendor's curl samples end the lines of their JSON with backslashes."""
+
+    payloads = frozenset({"face_base64"})
+    keyed_within = True
 
     async def body(self) -> bytes:
         """Return the body, valid JSON where it was meant to be."""
@@ -65,7 +69,7 @@ class PixuRequest(Request):
         return _CONTINUED.sub(b"\\1\n", raw) if _CONTINUED.search(raw) else raw
 
 
-router = APIRouter(prefix="/pixu/api", route_class=manners(error, find_key, PixuRequest), tags=["pixu"])
+router = APIRouter(prefix="/pixu/api", route_class=manners(error, find_key, PixuBody), tags=["pixu"])
 DIALECT = Dialect(
     NAME, "Pixu", router, "px_", error, ("/pixu/",),
     problem={"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},

@@ -137,7 +137,11 @@ def kind_of(mine: Desk, fields: TuneFields, base: Base) -> tuple[Any, str | None
 
 def _words(characteristics: dict[str, Any]) -> dict[str, str]:
     """Return the characteristics that prompts can name: short texts under plain names."""
-    found = {str(name): str(value) for name, value in characteristics.items() if isinstance(value, (str, int, float))}
+    found = {
+        str(name): str(value)
+        for name, value in characteristics.items()
+        if isinstance(value, (str, int, float))
+    }
     named = {name: value for name, value in found.items() if re.fullmatch(r"\w[\w -]{0,39}", name)}
     return dict(list({name: value for name, value in named.items() if len(value) <= 200}.items())[:50])
 
@@ -234,7 +238,9 @@ def _settings(values: dict[str, Any]) -> RenderSettings:
         return RenderSettings.model_validate(values)
     except ValidationError as wrong:
         found = of_pydantic(list(wrong.errors()))  # type: ignore[arg-type]
-        fields = {name if name != "body" else said[0].split(" ", 1)[0]: said for name, said in found.fields.items()}
+        fields = {
+            name if name != "body" else said[0].split(" ", 1)[0]: said for name, said in found.fields.items()
+        }
         raise Problem(422, found.message, fields, code="invalid") from None
 
 

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from tunes_dagster.clock import iso
+from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
-from tunes_dagster.gateway.dialect import desk, manners, service_of
+from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.orders import Base, base_of, prompt_order
 from tunes_dagster.gateway.dialects.astria.tunes import made_tune, number, read_tune_fields, wants_dry_run
 from tunes_dagster.gateway.dialects.astria.wire import (
+    BODY,
     KEYS,
     MC,
     NAME,
@@ -34,7 +36,7 @@ from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.registry import Pack, Registry, Tune
 
-router = APIRouter(route_class=manners(error, KEYS), tags=["packs"])
+router = APIRouter(route_class=manners(error, KEYS, BODY), tags=["packs"])
 Mine = Depends(desk)
 
 
@@ -138,9 +140,9 @@ def retrieve(pack_id: str, mine: Desk = Mine) -> dict[str, Any]:
 
 @router.post("/packs", status_code=201)
 @router.post("/packs.json", status_code=201, include_in_schema=False)
-async def create(request: Request, mine: Desk = Mine) -> Response:
+async def create(request: Body, mine: Desk = Mine) -> Response:
     """Make a pack."""
-    body = await read_body(request, service_of(request))
+    body = await read_body(request)
     return await run_in_threadpool(_create, mine, fields_of(body, "pack"))
 
 
@@ -167,9 +169,9 @@ def _create(mine: Desk, given: dict[str, Any]) -> Response:
 
 @router.post("/p/{pack_id}/tunes", status_code=201)
 @router.post("/p/{pack_id}/tunes.json", status_code=201, include_in_schema=False)
-async def tune_from_pack(pack_id: str, request: Request, mine: Desk = Mine) -> Response:
+async def tune_from_pack(pack_id: str, request: Body, mine: Desk = Mine) -> Response:
     """Make a tune and the pack's prompts for its class; with `tune_ids` the prompts alone."""
-    body = await read_body(request, service_of(request))
+    body = await read_body(request)
     return await run_in_threadpool(_from_pack, mine, pack_id, body, wants_dry_run(request, body))
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster.failures import Failure
+from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
-from tunes_dagster.gateway.dialect import desk, manners, service_of
+from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.wire import KEYS, MC, error
 from tunes_dagster.gateway.nesting import files_in, read_body
 from tunes_dagster.gateway.problems import invalid
@@ -37,9 +38,9 @@ _UNSEEN = (
 
 @router.post("/images/inspect")
 @router.post("/images/inspect.json", include_in_schema=False)
-async def inspect(request: Request, mine: Desk = Mine) -> dict[str, Any]:
+async def inspect(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Say what can be seen of a picture without guessing about the person: faces, size, sharpness."""
-    body = await read_body(request, service_of(request))
+    body = await read_body(request)
     if body.get("file_url"):
         raise invalid("file_url", "is not fetched here; send the file itself")
     files = files_in(body, "file")

@@ -10,11 +10,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from tunes_dagster import clock
+from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
-from tunes_dagster.gateway.dialect import desk, manners, service_of
+from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.orders import Base, prompt_order
 from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, number, wants_dry_run
 from tunes_dagster.gateway.dialects.astria.wire import (
+    BODY,
     GALLERY,
     KEYS,
     UNSUPPORTED_PROMPT,
@@ -28,7 +30,7 @@ from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.registry import ApiObject, Prompt, Tune
 
-router = APIRouter(route_class=manners(error, KEYS), tags=["prompts"])
+router = APIRouter(route_class=manners(error, KEYS, BODY), tags=["prompts"])
 Mine = Depends(desk)
 MAX_OFFSET = 10_000
 _CHANGEABLE = ("community", "workspace_id", "pack_id", "base_pack_id")
@@ -91,9 +93,9 @@ def _number(prompt: Prompt, seen: ApiObject | None, numbers: dict[str, int]) -> 
 
 @router.post("/tunes/{tune_id}/prompts", status_code=201)
 @router.post("/tunes/{tune_id}/prompts.json", status_code=201, include_in_schema=False)
-async def create(tune_id: str, request: Request, mine: Desk = Mine) -> Response:
+async def create(tune_id: str, request: Body, mine: Desk = Mine) -> Response:
     """Render with a tune, or with a base and the LoRAs in the text."""
-    body = await read_body(request, service_of(request))
+    body = await read_body(request)
     fields = fields_of(body, "prompt")
     return await run_in_threadpool(_create, mine, tune_id, fields, wants_dry_run(request, body))
 
@@ -202,9 +204,9 @@ def delete_of_tune(tune_id: str, prompt_id: str, mine: Desk = Mine) -> dict[str,
 
 
 @router.post("/prompts/{prompt_id}/duplicate", status_code=201)
-async def duplicate(prompt_id: str, request: Request, mine: Desk = Mine) -> Response:
+async def duplicate(prompt_id: str, request: Body, mine: Desk = Mine) -> Response:
     """Render a prompt again, with some fields changed."""
-    body = await read_body(request, service_of(request))
+    body = await read_body(request)
     return await run_in_threadpool(_duplicate, mine, prompt_id, body, wants_dry_run(request, body))
 
 
@@ -240,16 +242,16 @@ def _picture(prompt: Prompt, index: Any) -> str:
 
 
 @router.patch("/prompts/{prompt_id}")
-async def update(prompt_id: str, request: Request, mine: Desk = Mine) -> dict[str, Any]:
+async def update(prompt_id: str, request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Change what is only kept with a prompt (its packs, community, workspace); what was rendered stays."""
-    body = await read_body(request, service_of(request))
+    body = await read_body(request)
     return await run_in_threadpool(_update, mine, prompt_id, None, body)
 
 
 @router.patch("/tunes/{tune_id}/prompts/{prompt_id}")
-async def update_of_tune(tune_id: str, prompt_id: str, request: Request, mine: Desk = Mine) -> dict[str, Any]:
+async def update_of_tune(tune_id: str, prompt_id: str, request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """The same below its tune."""
-    body = await read_body(request, service_of(request))
+    body = await read_body(request)
     return await run_in_threadpool(_update, mine, prompt_id, tune_id, body)
 
 

@@ -8,10 +8,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
+from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
-from tunes_dagster.gateway.dialect import desk, manners, service_of
+from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.orders import tune_order
 from tunes_dagster.gateway.dialects.astria.wire import (
+    BODY,
     GALLERY,
     KEYS,
     UNSUPPORTED_PROMPT,
@@ -28,7 +30,7 @@ from tunes_dagster.gateway.uploads import keep_files
 from tunes_dagster.ids import new_id
 from tunes_dagster.registry import ApiObject, Tune
 
-router = APIRouter(route_class=manners(error, KEYS), tags=["tunes"])
+router = APIRouter(route_class=manners(error, KEYS, BODY), tags=["tunes"])
 Mine = Depends(desk)
 
 MAX_LIMIT, MAX_OFFSET = 120, 200
@@ -77,16 +79,16 @@ class _Anything:
         """Only what cannot be done is looked for."""
 
 
-def wants_dry_run(request: Request, body: dict[str, Any]) -> bool:
+def wants_dry_run(request: Body, body: dict[str, Any]) -> bool:
     """Whether a request only wants to know its price."""
     return str(request.query_params.get("dry_run", body.get("dry_run", ""))).lower() in ("true", "1")
 
 
 @router.post("/tunes", status_code=201)
 @router.post("/tunes.json", status_code=201, include_in_schema=False)
-async def create(request: Request, mine: Desk = Mine) -> Response:
+async def create(request: Body, mine: Desk = Mine) -> Response:
     """Make a tune, with prompts that are rendered once it is ready."""
-    body = await read_body(request, service_of(request))
+    body = await read_body(request)
     return await run_in_threadpool(_create, mine, body, wants_dry_run(request, body))
 
 
@@ -175,9 +177,9 @@ def retrieve(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.patch("/tunes/{tune_id}")
-async def update(tune_id: str, request: Request, mine: Desk = Mine) -> dict[str, Any]:
+async def update(tune_id: str, request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Change title, name, auto_extend or characteristics."""
-    body = await read_body(request, service_of(request))
+    body = await read_body(request)
     return await run_in_threadpool(_update, mine, tune_id, body)
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tunes_dagster import clock
 from tunes_dagster.clock import iso
+from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import header_key
 from tunes_dagster.gateway.problems import Problem, of_pydantic
@@ -19,6 +20,8 @@ from tunes_dagster.registry import ApiObject, Prompt, Tune
 
 NAME = "astria"
 KEYS = header_key("authorization")
+_PICTURES = ("input_image", "input_image_base64", "input_image_url", "mask_image", "mask_image_url")
+BODY = body_of(payloads=frozenset(_PICTURES))
 # 100,000 of Astria's units are a dollar.
 MC = 10
 DAYS = 30
@@ -35,9 +38,24 @@ UNSUPPORTED_PROMPT = (
 )  # fmt: skip
 UNSUPPORTED_TUNE: tuple[str, ...] = ()
 # Fields that only say how, and whose value is given back as it was.
-_KEPT = ("community", "workspace_id", "pack_id", "base_pack_id", "backend_version", "use_lpw", "orig_prompt_id")
+_KEPT = (
+    "community",
+    "workspace_id",
+    "pack_id",
+    "base_pack_id",
+    "backend_version",
+    "use_lpw",
+    "orig_prompt_id",
+)
 # Fields that go to the renderer under the same name.
-SWITCHES = ("super_resolution", "hires_fix", "inpaint_faces", "face_correct", "film_grain", "controlnet_txt2img")
+SWITCHES = (
+    "super_resolution",
+    "hires_fix",
+    "inpaint_faces",
+    "face_correct",
+    "film_grain",
+    "controlnet_txt2img",
+)
 _PLAIN = ("style", "color_grading", "controlnet", "denoising_strength", "controlnet_conditioning_scale")
 
 
@@ -50,7 +68,9 @@ def error(problem: Problem) -> tuple[int, Any]:
     """Return `{field: [messages]}` for validation, `{"error": …}` for everything else; there is no 402."""
     status = 422 if problem.status in (402, 413) or _refused_state(problem) else problem.status
     if status == 422 and problem.fields:
-        return status, {_OURS.get(name, name.rpartition(".")[2]): said for name, said in problem.fields.items()}
+        return status, {
+            _OURS.get(name, name.rpartition(".")[2]): said for name, said in problem.fields.items()
+        }
     return status, {"error": problem.message}
 
 

@@ -13,6 +13,7 @@ from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.pixelapi.tunes import expired
 from tunes_dagster.gateway.dialects.pixelapi.wire import (
     BASES,
+    BODY,
     HOURS,
     KEYS,
     NAME,
@@ -29,7 +30,7 @@ from tunes_dagster.gateway.problems import invalid
 from tunes_dagster.recipe import PromptRequest, RenderSettings
 from tunes_dagster.registry import ApiObject, Prompt, Reservation
 
-router = APIRouter(prefix="/v1", route_class=manners(error, KEYS), tags=["images"])
+router = APIRouter(prefix="/v1", route_class=manners(error, KEYS, BODY), tags=["images"])
 Mine = Depends(desk)
 
 # Model → price item, range of steps, what it does. The last two need their weights (`tunes bases pull`).
@@ -75,13 +76,21 @@ def _settings(mine: Desk, body: GenerateBody, kind: str) -> tuple[RenderSettings
     image = mine.picture("image_url", body.image_url) or mine.picture("image", body.image)
     guidance = body.guidance_scale or None
     if kind == "upscale":
-        return RenderSettings(seed=body.seed, steps=body.steps, guidance_scale=guidance, input_image=image), []
+        return RenderSettings(
+            seed=body.seed, steps=body.steps, guidance_scale=guidance, input_image=image
+        ), []
     if kind == "text-to-video":
         if image:
             raise invalid("image_url", f"is not taken by {body.model}")
-        given = {name: even(getattr(body, name)) for name in ("width", "height") if name in body.model_fields_set}
+        given = {
+            name: even(getattr(body, name)) for name in ("width", "height") if name in body.model_fields_set
+        }
         return RenderSettings(
-            seed=body.seed, steps=body.steps, guidance_scale=guidance, negative_prompt=body.negative_prompt, **given
+            seed=body.seed,
+            steps=body.steps,
+            guidance_scale=guidance,
+            negative_prompt=body.negative_prompt,
+            **given,
         ), []
     negative = body.negative_prompt if body.model == "sdxl" else ""
     left = ["negative_prompt is for sdxl"] if body.negative_prompt and not negative else []

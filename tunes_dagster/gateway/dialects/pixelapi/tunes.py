@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster import clock
 from tunes_dagster.clock import iso
+from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk, View, desk_for, token_hash
 from tunes_dagster.gateway.dialect import base_url, desk, manners, service_of
 from tunes_dagster.gateway.dialects.pixelapi.wire import (
@@ -161,7 +162,7 @@ def _megabytes(mine: Desk, tune: Tune) -> float:
 
 
 @router.post("/{job_id}/upload")
-async def upload(job_id: str, request: Request, token: str = "") -> dict[str, Any]:
+async def upload(job_id: str, request: Body, token: str = "") -> dict[str, Any]:
     """Take the pictures of a job; whoever holds the token may send them."""
     service = service_of(request)
     seen = await run_in_threadpool(service.registry.get_object, job_id)
@@ -174,7 +175,7 @@ async def upload(job_id: str, request: Request, token: str = "") -> dict[str, An
     tune = await run_in_threadpool(service.registry.get_tune, job_id)
     _still_waiting(tune)
     wallet = await run_in_threadpool(service.registry.get_wallet, seen.account_id)
-    form = await read_form(request, service, wallet.options)
+    form = await read_form(request, wallet.options)
     try:
         files = files_of(form, "images", "images[]")
         low, high = SOUGHT_PICTURES

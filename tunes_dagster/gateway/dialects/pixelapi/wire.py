@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.dialect import header_key
 from tunes_dagster.gateway.problems import Problem
 
@@ -13,6 +14,7 @@ NAME = "pixelapi"
 # A credit is a tenth of a cent: 100 credits are $0.10.
 CREDIT = 1000
 KEYS = header_key("authorization", "x-api-key")
+BODY = body_of(payloads=frozenset({"image", "image_url"}))
 # What a `model` word trains on and renders with; the catalog's profile decides what that really is.
 BASES = {"sdxl": "sdxl1", "flux": "flux1-dev", "flux-pro": "flux1-dev", "flux-schnell": "flux1-schnell"}
 # Files and their URLs are gone after a day.

@@ -1,0 +1,278 @@
+"""Request bodies as they arrive: nothing that a caller may make long is ever whole in memory.
+
+A small body is kept as it is. In a larger JSON body every text longer than `LONG_TEXT` (a picture or an archive as
+base64) goes to a temporary file while it arrives, and its place is taken by a short reference, which holds its SHA-256:
+what is parsed then is small, and the desk decodes the file into the store in pieces. A reference only leads to files
+of its own request, so that it does not matter if a caller writes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import aclosing
+from typing import IO, Any
+
+from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from tunes_dagster.gateway.problems import Problem
+
+# Bodies up to this size are parsed as they are.
+SMALL_BODY = 256 * 1024
+# Texts from this length on go to a file; far above what any field but a picture may hold.
+LONG_TEXT = 64 * 1024
+# What may be left of a body beside its long texts and files: 1000 prompts, or 10,000 addresses.
+MAX_REST = 4 * 2**20
+# Long texts of one body: each is an open file.
+MAX_TEXTS = 100
+# So much is gathered before a thread looks at it.
+_PIECE = 1 << 20
+# Uploaded files up to this size stay in memory.
+_SPOOLED = 64 * 1024
+_REFERENCE = "text:sha256:"
+
+# The inside of a JSON string as far as it is here: possessive, so that a long one costs no memory.
+_INSIDE = re.compile(rb'(?:[^"\\]++|\\(?:u[0-9a-fA-F]{4}|[^u]))*+', re.DOTALL)
+# What may be cut off at the end of a piece: the beginning of an escape sequence.
+_CUT = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
+
+
+def too_large(what: str) -> Problem:
+    """Return the answer for a body that is too large."""
+    return Problem(413, what, code="too_large")
+
+
+class LongTexts:
+    """Takes a JSON document in pieces and keeps its long texts in files.
+
+    Attributes:
+        rest: The document, with references where long texts were.
+        files: Reference → the text, in a temporary file that is gone when it is closed.
+    """
+
+    def __init__(self) -> None:
+        self.rest = bytearray()
+        self.files: dict[str, IO[bytes]] = {}
+        self._inside = False
+        self._start = 0  # of the current text in `rest`
+        self._file: IO[bytes] | None = None
+        self._digest = hashlib.sha256()
+        self._cut = b""
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next piece.
+
+        Raises:
+            Problem: 413 when too much is left, or there are too many long texts; 400 for a broken escape sequence.
+        """
+        piece, at = self._cut + piece, 0
+        self._cut = b""
+        while at < len(piece):
+            at = self._text(piece, at) if self._inside else self._between(piece, at)
+            if len(self.rest) > MAX_REST:
+                raise too_large(
+                    f"The body has more than {MAX_REST // 2**20} MB beside its pictures and archives"
+                )
+
+    def close(self) -> None:
+        """Drop the files."""
+        for file in (*self.files.values(), *([self._file] if self._file else [])):
+            file.close()
+
+    def _between(self, piece: bytes, at: int) -> int:
+        quote = piece.find(b'"', at)
+        end = len(piece) if quote < 0 else quote + 1
+        self.rest += piece[at:end]
+        self._inside, self._start = quote >= 0, len(self.rest)
+        return end
+
+    def _text(self, piece: bytes, at: int) -> int:
+        found = _INSIDE.match(piece, at)
+        end = found.end() if found else at
+        self._take(piece[at:end])
+        if end == len(piece):
+            return end
+        if piece[end] == ord('"'):
+            self._end()
+            return end + 1
+        if _CUT.match(piece, end) is None:
+            raise Problem(400, "The body is not valid JSON", code="invalid")
+        self._cut = piece[end:]
+        return len(piece)
+
+    def _take(self, part: bytes) -> None:
+        if self._file is None:
+            self.rest += part
+            if len(self.rest) - self._start <= LONG_TEXT:
+                return
+            if len(self.files) >= MAX_TEXTS:
+                raise too_large(f"The body has more than {MAX_TEXTS} pictures or archives")
+            part = bytes(self.rest[self._start :])
+            del self.rest[self._start :]
+            self._file, self._digest = tempfile.TemporaryFile(), hashlib.sha256()  # noqa: SIM115 - closed by `close`
+        plain = _unescaped(part)
+        self._digest.update(plain)
+        self._file.write(plain)
+
+    def _end(self) -> None:
+        if self._file is not None:
+            name = _REFERENCE + self._digest.hexdigest()
+            if name in self.files:
+                self._file.close()
+            else:
+                self.files[name] = self._file
+            self.rest += name.encode()
+            self._file = None
+        self.rest += b'"'
+        self._inside = False
+
+
+def _unescaped(part: bytes) -> bytes:
+    """Return a part of a JSON string as the text it means: `\\/` and `\\u002B` are common in base64.
+
+    A letter outside of ASCII that the end of a part cuts is not kept: such a text is no base64 anyway.
+    """
+    if b"\\" not in part:
+        return part
+    try:
+        text = '"' + part.decode("utf-8", "replace") + '"'
+        return str(json.loads(text, strict=False)).encode("utf-8", "surrogatepass")
+    except ValueError:
+        raise Problem(400, "The body is not valid JSON", code="invalid") from None
+
+
+def misplaced(
+    parsed: Any, files: dict[str, IO[bytes]], fields: frozenset[str], name: str = ""
+) -> Iterator[str]:
+    """Yield the fields of a document that hold a long text although they are none of those that may."""
+    if isinstance(parsed, dict):
+        for key, value in parsed.items():
+            if key in files:
+                yield "the name of a field"
+            yield from misplaced(value, files, fields, key)
+    elif isinstance(parsed, list):
+        for value in parsed:
+            yield from misplaced(value, files, fields, name)
+    elif isinstance(parsed, str) and parsed in files and name not in fields:
+        yield name or "the body"
+
+
+class _Parts(MultiPartParser):
+    """Keeps no more than a little of each file, and of all fields together, in memory."""
+
+    spool_max_size = _SPOOLED
+    texts = 0
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        """Count what does not go to a file."""
+        if self._current_part.file is None:
+            self.texts += end - start
+            if self.texts > MAX_REST:
+                raise too_large(f"The form has more than {MAX_REST // 2**20} MB beside its files")
+        super().on_part_data(data, start, end)
+
+
+class Body(Request):
+    """A request whose body keeps to the limits of its caller while it arrives.
+
+    `state.body_limit` (bytes) ends it earlier than the server's own limit; see `middleware.Manners`.
+    """
+
+    payloads: frozenset[str] = frozenset()
+    """Names of the fields that may hold a picture or an archive as text."""
+    keyed_within = False
+    """Whether the caller's key travels in the body."""
+
+    async def body(self) -> bytes:
+        """Return the body, with references in place of its long texts; those are in `long_texts`.
+
+        Raises:
+            Problem: 400, 401, 413.
+        """
+        if not hasattr(self, "_body"):
+            self._body = await self._read()
+        return self._body
+
+    @property
+    def long_texts(self) -> dict[str, IO[bytes]]:
+        """Reference → text of everything that is too long to be kept in memory."""
+        return getattr(self.state, "long_texts", {})
+
+    async def _read(self) -> bytes:
+        pending = bytearray()
+        texts: LongTexts | None = None
+        form = self.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+        async with aclosing(self.stream()) as stream:
+            async for chunk in stream:
+                pending += chunk
+                if form and len(pending) > MAX_REST:
+                    raise too_large("So much text is not taken as a form: send pictures as files, or as JSON")
+                if not form and texts is None and len(pending) > SMALL_BODY:
+                    texts = self._spool()
+                if texts is not None and len(pending) >= _PIECE:
+                    await run_in_threadpool(texts.feed, bytes(pending))
+                    pending.clear()
+        if texts is None:
+            return bytes(pending)
+        await run_in_threadpool(texts.feed, bytes(pending))
+        return await run_in_threadpool(self._checked, texts)
+
+    def _spool(self) -> LongTexts:
+        if getattr(self.state, "account", None) is None and not self.keyed_within:
+            raise Problem(401, "Invalid or missing API key", code="unauthorized")
+        texts = LongTexts()
+        self.state.spooled, self.state.long_texts = texts, texts.files
+        return texts
+
+    def _checked(self, texts: LongTexts) -> bytes:
+        rest = bytes(texts.rest)
+        try:
+            wrong = sorted(set(misplaced(json.loads(rest), texts.files, self.payloads)))
+        except (ValueError, RecursionError):
+            return rest  # whoever parses it says so
+        if wrong:
+            said = "is too long"
+            raise Problem(422, f"{wrong[0]} {said}", {name: [said] for name in wrong}, code="invalid")
+        return rest
+
+    async def fields(self, max_files: int, max_fields: int) -> FormData:
+        """Return a multipart or urlencoded body; files lie on disk.
+
+        Raises:
+            Problem: 413.
+            MultiPartException: When it cannot be read.
+        """
+        if self._form is None:
+            kind, _options = parse_options_header(self.headers.get("content-type"))
+            limits = {"max_fields": max_fields, "max_part_size": MAX_REST}
+            async with aclosing(self.stream()) as stream:
+                if kind == b"multipart/form-data":
+                    self._form = await _Parts(self.headers, stream, max_files=max_files, **limits).parse()
+                else:
+                    self._form = await FormParser(self.headers, stream, **limits).parse()
+        return self._form
+
+    def drop(self) -> None:
+        """Close every file of the body."""
+        texts: LongTexts | None = getattr(self.state, "spooled", None)
+        if texts is not None:
+            texts.close()
+
+
+def body_of(**choices: Any) -> type[Body]:
+    """Return the request class of a dialect.
+
+    Args:
+        choices: `payloads` and `keyed_within` of `Body`.
+    """
+    return type("Body", (Body,), choices)
+
+
+__all__ = ["Body", "FormData", "LongTexts", "MultiPartException", "body_of", "misplaced", "too_large"]
