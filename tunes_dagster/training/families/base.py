@@ -51,6 +51,7 @@ class LoadedBase(ABC):
 
     Attributes:
         entry: Its catalog entry.
+        folder: What it was loaded from: a folder in diffusers layout, a single file, or a hub id.
         device: Where it lies.
         dtype: In which it computes.
         denoiser: The frozen network that gets adapters (UNet or transformer).
@@ -65,6 +66,7 @@ class LoadedBase(ABC):
     """
 
     entry: BaseModelEntry
+    folder: str | Path
     device: torch.device
     dtype: torch.dtype
     denoiser: Any  # a diffusers model: a torch module with a config
@@ -109,13 +111,24 @@ class LoadedBase(ABC):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode latents to float32 pixels [rows, 3, height, width] in 0…1."""
 
-    @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> Conditioning:
         """Encode captions, one row each; row r does not depend on its neighbours."""
+        import torch
 
+        from tunes_dagster.training.jobs import said
+
+        for token, spoken in self.spoken.items():
+            texts = [said(text, token, spoken) for text in texts]
+        with torch.no_grad():
+            return self.encode_text_with_gradients(texts)
+
+    @abstractmethod
     def encode_text_with_gradients(self, texts: Sequence[str]) -> Conditioning:
-        """Encode captions as `encode_text` does, differentiable in the words' embeddings; not every family can."""
-        raise NotImplementedError(f"{type(self).__name__} learns no words")
+        """Encode captions as they stand, differentiable in the embeddings of their words."""
+
+    def word_encoders(self) -> dict[str, tuple[Any, Any]]:
+        """Return {name of the vectors in files: (tokenizer, text encoder)} of pivotal tuning; empty if not offered."""
+        return {}
 
     def text_left_out(self, text: str) -> str:
         """Return the end of a prompt that the text encoders do not see; empty when they see all of it."""

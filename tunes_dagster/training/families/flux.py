@@ -123,15 +123,21 @@ class FluxBase(FlowBase):
             pixels = vae.decode(latents).sample
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
-    def encode_text(self, texts: Sequence[str]) -> Conditioning:
-        """See `LoadedBase.encode_text`; T5's states [rows, tokens, d] and CLIP's pooled one [rows, p]."""
-        import torch
-
-        with torch.no_grad():
-            hidden, pooled, _ = self._pipeline.encode_prompt(
-                list(texts), None, device=self.device, max_sequence_length=self.max_sequence_length
-            )
+    def encode_text_with_gradients(self, texts: Sequence[str]) -> Conditioning:
+        """See `LoadedBase.encode_text_with_gradients`; T5's states [rows, tokens, d], CLIP's pooled one [rows, p]."""
+        hidden, pooled, _ = self._pipeline.encode_prompt(
+            list(texts), None, device=self.device, max_sequence_length=self.max_sequence_length
+        )
         return {"hidden": hidden.to(self.dtype), "pooled": pooled.to(self.dtype)}
+
+    def word_encoders(self) -> dict[str, tuple[Any, Any]]:
+        """See `LoadedBase.word_encoders`: both, under the names of diffusers' own training script.
+
+        T5's states are what the denoiser reads of a prompt, so the subject has to be there. CLIP's summary of the
+        prompt would otherwise be made of a token that means nothing.
+        """
+        pipe = self._pipeline
+        return {"clip_l": (pipe.tokenizer, pipe.text_encoder), "t5": (pipe.tokenizer_2, pipe.text_encoder_2)}
 
     def text_left_out(self, text: str) -> str:
         """See `LoadedBase.text_left_out`; T5 reads the text, of which CLIP gives a summary; one token is the end."""

@@ -128,14 +128,11 @@ class Flux2Base(FlowBase):
             pixels = vae.decode(self._pipeline._unpatchify_latents(latents * spread + centre)).sample
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
-    def encode_text(self, texts: Sequence[str]) -> Conditioning:
-        """See `LoadedBase.encode_text`; three layers of a language model side by side, [rows, tokens, 3 * d]."""
-        import torch
-
-        with torch.no_grad():
-            hidden, _ = self._pipeline.encode_prompt(
-                list(texts), device=self.device, max_sequence_length=self.max_sequence_length
-            )
+    def encode_text_with_gradients(self, texts: Sequence[str]) -> Conditioning:
+        """See `LoadedBase.encode_text_with_gradients`; three layers of a language model, [rows, tokens, 3 * d]."""
+        hidden, _ = self._pipeline.encode_prompt(
+            list(texts), device=self.device, max_sequence_length=self.max_sequence_length
+        )
         return {"hidden": hidden.to(self.dtype)}
 
     def text_left_out(self, text: str) -> str:

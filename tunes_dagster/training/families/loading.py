@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from tunes_dagster.catalog import BaseModelEntry
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -53,6 +54,28 @@ def gather(pipeline: Any, denoiser: torch.nn.Module) -> None:
     for hook in hooks:
         if hook.model is denoiser:
             denoiser.to(hook.hook.execution_device)
+
+
+@contextmanager
+def together(pipeline: Any, networks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """With offloading, have some networks on the device at once for the while and no other; else nothing.
+
+    A backward needs all networks of its forward, which accelerate's hooks would send away one after another.
+    """
+    hooks = getattr(pipeline, "_all_hooks", None) or []
+    if not hooks:
+        yield
+        return
+    device = hooks[0].hook.execution_device
+    pipeline.remove_all_hooks()
+    kept = {id(network) for network in networks}
+    for part in pipeline.components.values():
+        if hasattr(part, "parameters"):
+            part.to(device if id(part) in kept else "cpu")
+    try:
+        yield
+    finally:
+        pipeline.enable_model_cpu_offload(device=device)
 
 
 def clear(pipeline: Any) -> None:

@@ -32,19 +32,8 @@ class Sd15Base(UnetBase):
         """See `LoadedBase.parts`."""
         return {"vae": self._pipeline.vae, "text": self._pipeline.text_encoder, "denoiser": self.denoiser}
 
-    def encode_text(self, texts: Sequence[str]) -> Conditioning:
-        """See `LoadedBase.encode_text`; hidden states [rows, 77, d]."""
-        import torch
-
-        from tunes_dagster.training.jobs import said
-
-        for token, spoken in self.spoken.items():
-            texts = [said(text, token, spoken) for text in texts]
-        with torch.no_grad():
-            return self.encode_text_with_gradients(texts)
-
     def encode_text_with_gradients(self, texts: Sequence[str]) -> Conditioning:
-        """See `LoadedBase.encode_text_with_gradients`."""
+        """See `LoadedBase.encode_text_with_gradients`; hidden states [rows, 77, d]."""
         hidden, _ = self._pipeline.encode_prompt(
             list(texts), self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
@@ -55,6 +44,10 @@ class Sd15Base(UnetBase):
         tokenizer = self._pipeline.tokenizer
         tokens = tokenizer(text, add_special_tokens=False).input_ids
         return str(tokenizer.decode(tokens[tokenizer.model_max_length - 2 :])).strip()
+
+    def word_encoders(self) -> dict[str, tuple[Any, Any]]:
+        """See `LoadedBase.word_encoders`."""
+        return {"clip_l": (self._pipeline.tokenizer, self._pipeline.text_encoder)}
 
     def clip_encoders(self) -> list[tuple[Any, Any, int]]:
         """Return (tokenizer, encoder, layer) for weighted and long texts; 0 is the last layer after its norm."""

@@ -52,19 +52,8 @@ class SdxlBase(UnetBase):
         shape = (1, -1, 1, 1)
         return like.new_tensor(mean).view(shape), config.scaling_factor / like.new_tensor(std).view(shape)
 
-    def encode_text(self, texts: Sequence[str]) -> Conditioning:
-        """See `LoadedBase.encode_text`; hidden states [rows, 77, d] and the pooled projection [rows, p]."""
-        import torch
-
-        from tunes_dagster.training.jobs import said
-
-        for token, spoken in self.spoken.items():
-            texts = [said(text, token, spoken) for text in texts]
-        with torch.no_grad():
-            return self.encode_text_with_gradients(texts)
-
     def encode_text_with_gradients(self, texts: Sequence[str]) -> Conditioning:
-        """See `LoadedBase.encode_text_with_gradients`."""
+        """See `LoadedBase.encode_text_with_gradients`; hidden states [rows, 77, d], pooled projection [rows, p]."""
         hidden, _, pooled, _ = self._pipeline.encode_prompt(
             list(texts), device=self.device, do_classifier_free_guidance=False
         )
@@ -75,6 +64,14 @@ class SdxlBase(UnetBase):
         tokenizer = self._pipeline.tokenizer_2
         tokens = tokenizer(text, add_special_tokens=False).input_ids
         return str(tokenizer.decode(tokens[tokenizer.model_max_length - 2 :])).strip()
+
+    def word_encoders(self) -> dict[str, tuple[Any, Any]]:
+        """See `LoadedBase.word_encoders`."""
+        pipe = self._pipeline
+        return {
+            "clip_l": (pipe.tokenizer, pipe.text_encoder),
+            "clip_g": (pipe.tokenizer_2, pipe.text_encoder_2),
+        }
 
     def clip_encoders(self) -> list[tuple[Any, Any, int]]:
         """Return (tokenizer, encoder, layer) for weighted and long texts: both encoders, the layer before the last."""
