@@ -23,6 +23,7 @@ from tunes_dagster.intake.captions import (
 from tunes_dagster.intake.manifest import Manifest
 from tunes_dagster.intake.subject import holds_subject, template, with_subject
 from tunes_dagster.intake.training_set import TrainingSet
+from tunes_dagster.intake.varying import what_varies
 from tunes_dagster.progress import Silent
 from tunes_dagster.recipe import TuneRequest
 from tunes_dagster.store import Store
@@ -40,6 +41,16 @@ class Parrot:
     def caption(self, images: list[Image.Image]) -> list[str]:
         self.asked += len(images)
         return [self.says] * len(images)
+
+
+class Heard(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
 
 
 def prepared(store: Store, number: int = 6, **options: object) -> tuple[Manifest, TrainingSet]:
@@ -231,3 +242,52 @@ def test_every_caption_holds_both_and_stays_as_it_is(text: str, token: str, clas
 def test_tables_as_spreadsheets_save_them() -> None:
     assert read_csv('\ufeffname\tcaption\tsource\thash\na\t"x, y"\tedit\th1\n'.encode()) == {"h1": "x, y"}
     assert read_csv("Hash;Caption\nh1;ein Krug\n".encode("utf-16")) == {"h1": "ein Krug"}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "said", "kept"),
+    [
+        ("woman", "a photo of a smiling tan-skinned woman with long green hair on the beach",
+         "a photo of a smiling woman on the beach"),
+        ("woman", "a woman with long hair and a white shirt posing for a picture",
+         "a woman with a white shirt posing for a picture"),
+        ("woman", "a photo of a bald man with a red heart on the cheek at night", "a photo of a man at night"),
+        ("woman", "a photo of a brown rabbit in front of a red wall", "a photo of woman in front of a red wall"),
+        ("woman", "on the beach", "on the beach"),
+        ("mug", "a red striped mug with a blue background", "a mug with a blue background"),
+        ("dog", "an orange dog on a red carpet, with blue eyes", "a dog on a red carpet"),
+    ],
+)  # fmt: skip
+def test_captions_are_left_with_what_changes(class_name: str, said: str, kept: str) -> None:
+    assert what_varies([said], class_name)[0] == [kept]
+
+
+def test_what_is_worn_in_most_pictures_belongs_to_the_subject() -> None:
+    places = ("on the beach", "at night", "in the snow", "in a red shirt in the city")
+    said = [f"a woman with glasses {place}" for place in places]
+    kept, left_out = what_varies(said, "woman")
+    assert kept == [f"a woman {place}" for place in places] and left_out == ["glasses"]
+    assert what_varies(said[:3], "woman")[0] == said[:3]  # too few to say what stays
+    assert what_varies(said, "woman", ["1", "1", "2", "3"])[0] == said  # two of them of one picture
+    same_place = [f"a woman with a {what} on the beach" for what in ("cup", "book", "bag", "dog")]
+    assert what_varies(same_place, "woman") == (same_place, [])
+
+
+@given(st.lists(st.text(max_size=60), max_size=6))
+def test_any_caption_can_be_read(texts: list[str]) -> None:
+    kept, _ = what_varies(texts, "woman")
+    assert len(kept) == len(texts)
+
+
+def test_the_captioners_words_about_the_subject_are_not_used(store: Store) -> None:
+    heard = Heard()
+    manifest, training_set = prepared(store)
+    request = TuneRequest.model_validate({"name": "mug"})
+    table = write_captions(
+        "tune_1", training_set, manifest, request, store, Parrot("a blue mug on a table"), heard
+    )
+    assert {row.caption for row in table.rows if row.source == "captioner"} == {"ohwx mug on a table"}
+    assert next(row for row in table.rows if row.source == "sidecar").caption == "a red ohwx mug"
+    assert heard.notes == ["Left out of the captions, so that the token learns it: blue."]
+    style = write(store, Parrot("a blue mug on a table"), name="ink style")
+    assert "a blue mug on a table, in ohwx ink style" in {row.caption for row in style.rows}

@@ -7,7 +7,8 @@ In the store under `tunes/<tune>/captions/`:
     captions-v<N>.csv   each version
 
 A person's edit wins over the request's `captions`, these over sidecar files, these over the captioner, this over
-the template. Every caption holds the token and the class name.
+the template. Of the captioner's words those that tell what changes are kept (`varying`). Every caption holds the token
+and the class name.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.intake.manifest import Manifest
 from tunes_dagster.intake.pictures import decode
 from tunes_dagster.intake.sidecars import decode_text, tidy
-from tunes_dagster.intake.subject import template, with_subject
+from tunes_dagster.intake.subject import is_style, template, with_subject
 from tunes_dagster.intake.training_set import TrainingItem, TrainingSet
+from tunes_dagster.intake.varying import what_varies
 from tunes_dagster.progress import Phase, Reporter
 from tunes_dagster.recipe import TuneRequest
 from tunes_dagster.store import Store
@@ -36,6 +38,8 @@ from tunes_dagster.store import Store
 CaptionSource = Literal["edit", "request", "sidecar", "captioner", "template"]
 COLUMNS = ("name", "caption", "source", "hash")
 CAPTIONER_BATCH = 16
+_NAMED = 8
+"""So many of the things that were left out are told."""
 
 
 class Captioner(Protocol):
@@ -248,7 +252,9 @@ def write_captions(
                 break
     silent = [item for item in training_set.items if item.hash not in chosen]
     if captioner is not None and silent:
-        for item, text in zip(silent, _described(silent, captioner, store, report), strict=True):
+        texts = _described(silent, captioner, store, report)
+        texts = _without_subject(texts, silent, request.name, report)
+        for item, text in zip(silent, texts, strict=True):
             if text:
                 chosen[item.hash] = ("captioner", text)
     rows = [_row(item, chosen.get(item.hash), request) for item in training_set.items]
@@ -315,6 +321,21 @@ def _described(
             store.write_text(keys[i], texts[i] or "")
         report.step(min(start + CAPTIONER_BATCH, len(open_items)), len(open_items))
     return [text or "" for text in texts]
+
+
+def _without_subject(
+    texts: Sequence[str], items: Sequence[TrainingItem], class_name: str, report: Reporter
+) -> list[str]:
+    """Return a captioner's texts without what belongs to the subject itself; those of a style as they are."""
+    if is_style(class_name):
+        return list(texts)
+    kept, left_out = what_varies(texts, class_name, [item.picture for item in items])
+    if left_out:
+        more = " …" if len(left_out) > _NAMED else ""
+        report.note(
+            f"Left out of the captions, so that the token learns it: {', '.join(left_out[:_NAMED])}{more}."
+        )
+    return kept
 
 
 def _cropped(item: TrainingItem, store: Store) -> Image.Image:

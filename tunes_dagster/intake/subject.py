@@ -53,6 +53,11 @@ def holds_subject(caption: str, token: str, class_name: str) -> bool:
     return bool(_word(token).search(caption)) and bool(_word(class_name).search(caption))
 
 
+def is_mentioned(text: str, class_name: str) -> bool:
+    """Whether a text mentions a class by its word or one that stands for it."""
+    return any(mention.search(text) for mention in _mentions(class_name))
+
+
 def with_subject(caption: str, token: str, class_name: str) -> str:
     """Return a caption that names token and class, changed as little as possible.
 
