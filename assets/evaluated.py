@@ -90,8 +90,8 @@ def evaluate(
     # What training wrote last, whatever an earlier card published.
     result = {
         short: tune.result[f"last_{short}"]
-        for short in ("weights_key", "kohya_key")
-        if tune.result.get(f"last_{short}")
+        for short in ("weights_key", "kohya_key", "pipeline_key")
+        if tune.result.get(f"last_{short}") is not None
     }
     try:
         _must_be_scored(tune, mine, options)
@@ -172,8 +172,7 @@ def _scored(
         last = tune.result.get("last_weights_key") or tune.result["weights_key"]
         if not card.chosen_key or card.chosen_key == keys[-1]:
             return scored, {"published_step": card.chosen_step or tune.result.get("steps")}
-        kohya = tune.result.get("last_kohya_key") or tune.result["kohya_key"]
-        return scored, publish_checkpoint(last, kohya, card.chosen_key, card.chosen_step, base, store)
+        return scored, publish_checkpoint(last, card.chosen_key, card.chosen_step, base, store)
 
 
 def described(done: Evaluated, tune: Tune, store: Store) -> dg.MaterializeResult:

@@ -23,6 +23,8 @@ def package(tune: Any, result: dict[str, Any], store: Store, report: Reporter) -
     Raises:
         Failure: `WEIGHTS_UNUSABLE` when the weights are not in the store.
     """
+    from tunes_dagster.training.checkpoints import forget_states
+
     key = result.get("weights_key")
     if not key or not store.exists(key):
         raise Failure(
@@ -37,5 +39,7 @@ def package(tune: Any, result: dict[str, Any], store: Store, report: Reporter) -
             "base": tune.base, "branch": tune.branch, "recipe_hash": tune.recipe_hash, **result,
         },
     )  # fmt: skip
+    # A finished tune is not resumed.
+    forget_states(store, f"tunes/{tune.id}/lora")
     report.note(f"{tune.title}: published {store.url(key)}")
     return result

@@ -60,6 +60,7 @@ class Trained:
             # What the report card chooses from; it may publish another checkpoint than the last one.
             "checkpoints": list(result.checkpoints), "published_step": result.steps,
             "last_weights_key": result.weights_key, "last_kohya_key": result.kohya_key,
+            "pipeline_key": result.pipeline_key, "last_pipeline_key": result.pipeline_key,
             "report_card": None,
             "checks": {check.check_name: check.passed for check in self.checks},
         }  # fmt: skip
@@ -74,16 +75,14 @@ class Inspector:
 
     def inspect(self, tune: Tune, result: Any, report: Reporter) -> Trained:
         """Check a tune's files and make what people look at."""
+        from tunes_dagster.training.layouts import Files
         from tunes_dagster.training.verify import verify
         from tunes_dagster.training.words import speaking
 
         report.phase(Phase.EVALUATING, "Loading the weights into a fresh pipeline.")
-        if self._fresh is None:
-            self._fresh = self._base.load_fresh_pipeline()
         prompt = f"a photo of {tune.token} {tune.class_name}"
-        seen = verify(
-            result.weights_key, result.kohya_key, prompt, self._base, self._store, fresh=self._fresh
-        )
+        files = Files(result.weights_key, result.kohya_key, result.pipeline_key)
+        seen = verify(files, prompt, self._base, self._store, fresh=self._fresh_pipeline)
         trained = Trained(tune, result, checks=answers(seen))
         with speaking(self._base, self._store, result.weights_key):
             result.samples_key = self._samples(tune, result, report)
@@ -93,11 +92,17 @@ class Inspector:
         }
         return trained
 
+    def _fresh_pipeline(self) -> Any:
+        """Return the fresh pipeline that adapters of this run are loaded into, one after another."""
+        if self._fresh is None:
+            self._fresh = self._base.load_fresh_pipeline()
+        return self._fresh
+
     def _samples(self, tune: Tune, result: Any, report: Reporter) -> str | None:
         """Render over the checkpoints; a tune is good without, so that nothing but a cancel stops it here."""
         from tunes_dagster.training.samples import sample_prompts, write_samples
 
-        key = f"{result.weights_key.rsplit('/', 1)[0]}/samples.png"
+        key = f"{result.folder}/samples.png"
         report.phase(Phase.EVALUATING, "Rendering samples over the checkpoints.")
         try:
             write_samples(
@@ -130,7 +135,7 @@ def answers(seen: Any) -> list[dg.AssetCheckResult]:
             description=f"Largest pixel difference {seen.furthest:.2g}, allowed {seen.tolerance:g} (of 1).",
             metadata={
                 "diffusers": seen.diffusers_difference,
-                "kohya": "not read by diffusers" if seen.kohya_difference is None else seen.kohya_difference,
+                **({} if seen.kohya_difference is None else {"kohya": seen.kohya_difference}),
             },
         ),
         dg.AssetCheckResult(
@@ -153,7 +158,7 @@ def pictures(tune: Tune, result: Any, store: Store) -> dict[str, Any]:
     if result.loss_curve:
         steps, losses = zip(*result.loss_curve, strict=True)
         figure = loss_figure(steps, losses, title=f"Loss of {tune.title}")
-        key = f"{result.weights_key.rsplit('/', 1)[0]}/loss.png"
+        key = f"{result.folder}/loss.png"
         shown["loss at a glance"] = sparkline(losses, "loss")
         shown["loss curve"] = save_sheet(store, key, figure_image(figure), "loss curve")
         shown["loss"] = round(float(losses[-1]), 4)
@@ -165,6 +170,7 @@ def facts(tune: Tune, result: Any, store: Store, device: Device) -> dict[str, An
     keys = {
         "weights (diffusers)": result.weights_key,
         "weights (kohya: ComfyUI, A1111)": result.kohya_key,
+        "pipeline (diffusers)": result.pipeline_key,
         "model card": result.card_key,
         "samples": result.samples_key,
     }

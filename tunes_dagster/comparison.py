@@ -11,6 +11,7 @@ from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.registry import Tune
 from tunes_dagster.store import Store
+from tunes_dagster.training.files import read_header
 
 NOTHING = "-"
 # Parts of a recipe that are compared by their own rules, or that only repeat others.
@@ -34,24 +35,13 @@ class Difference:
     second: str
 
 
-def read_header(store: Store, key: str) -> dict[str, Any]:
-    """Return the recipe in the header of a weights file; empty when it has none.
-
-    The format (https://github.com/huggingface/safetensors#format) begins with the header's length and the header.
-    """
-    with store.open_read(key) as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size)).get("__metadata__", {})
-    return dict(json.loads(header.get("tunes_dagster.recipe", "{}")))
-
-
 def recipe_of(tune: Tune, store: Store) -> dict[str, Any]:
     """Return the recipe of a tune: the one in its weights, else what is known before it is trained."""
     key = (tune.result or {}).get("last_weights_key") or (tune.result or {}).get("weights_key")
     if key and key.endswith(".safetensors") and store.exists(key):
-        found = read_header(store, key)
+        found = json.loads(read_header(store, key).get("tunes_dagster.recipe", "{}"))
         if found:
-            return found
+            return dict(found)
     recipe = {**tune.recipe, "token": tune.token, "base": tune.branch}
     try:
         dataset, texts = TrainingSet.load(store, tune.id), CaptionTable.load(store, tune.id).texts()

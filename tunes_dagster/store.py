@@ -23,11 +23,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from upath import UPath
 
 from tunes_dagster.failures import Failure, FailureCode
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRead
 
 
 def check_key(key: str) -> str:
@@ -125,19 +128,15 @@ class Store:
         part.replace(local)
         return key
 
-    def write_stream(self, key: str, source: IO[bytes]) -> str:
+    def write_stream(self, key: str, source: SupportsRead[bytes]) -> str:
         """Copy an open file into the store piece by piece, and return the key."""
         path = self.path(key)
         if not self.is_local:
             with path.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
             return key
-        local = Path(str(path))
-        local.parent.mkdir(parents=True, exist_ok=True)
-        part = local.with_name(f".{local.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-        with part.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-        part.replace(local)
+        with self.writing(key) as file:
+            shutil.copyfileobj(source, file, 1 << 20)
         return key
 
     def write_blob(self, data: bytes, suffix: str) -> str:
@@ -152,6 +151,29 @@ class Store:
         if not self.exists(key):
             self.write_bytes(key, data)
         return key
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[IO[bytes]]:
+        """Give an open file whose content lies under the key once the block ends; nothing when it raises.
+
+        For files that are made piece by piece. On other stores than a local folder they are made in a temporary file.
+        """
+        path = self.path(key)
+        if not self.is_local:
+            with tempfile.TemporaryFile(prefix="tunes-store-") as made:
+                yield made
+                made.seek(0)
+                self.write_stream(key, made)
+            return
+        local = Path(str(path))
+        local.parent.mkdir(parents=True, exist_ok=True)
+        part = local.with_name(f".{local.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+        try:
+            with part.open("wb") as target:
+                yield target
+            part.replace(local)
+        finally:
+            part.unlink(missing_ok=True)
 
     def open_read(self, key: str) -> IO[bytes]:
         """Open for streaming reads."""
@@ -196,3 +218,19 @@ class Store:
             target = Path(folder) / PurePosixPath(key).name
             path.fs.get_file(path.path, str(target))
             yield target
+
+    @contextmanager
+    def local_folder(self, prefix: str) -> Iterator[Path]:
+        """Give a local folder with every file below a prefix: the folder itself, or a copy for the while."""
+        path = self.path(prefix)
+        if self.is_local:
+            if not path.is_dir():
+                raise FileNotFoundError(str(path))
+            yield Path(str(path))
+            return
+        with tempfile.TemporaryDirectory(prefix="tunes-store-") as folder:
+            for key in self.list(prefix):
+                target = Path(folder) / PurePosixPath(key).relative_to(prefix.rstrip("/"))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.fs.get_file(self.path(key).path, str(target))
+            yield Path(folder)

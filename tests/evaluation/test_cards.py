@@ -137,10 +137,7 @@ def test_an_earlier_checkpoint_is_published_in_both_layouts_with_its_own_step(st
     }
     state = checkpoints.load_weights(store, last)
     weights = store.write_bytes("tunes/t/lora/1/t.safetensors", save(state, metadata=header))
-    kohya = store.write_bytes(
-        "tunes/t/lora/1/t.kohya.safetensors", save(base.kohya_layout(state), metadata=header)
-    )
-    changed = publish_checkpoint(weights, kohya, first, 10, base, store)
+    changed = publish_checkpoint(weights, first, 10, base, store)
     assert changed["weights_key"] == "tunes/t/lora/1/step-000010/t.safetensors" and store.exists(weights)
     wanted = checkpoints.load_weights(store, first)
     with store.local(changed["weights_key"]) as path, safe_open(str(path), framework="pt") as file:
@@ -154,4 +151,4 @@ def test_an_earlier_checkpoint_is_published_in_both_layouts_with_its_own_step(st
     half = dict(list(state.items())[2:])
     other = store.write_bytes("tunes/t/lora/1/other.safetensors", save(half, metadata=header))
     with pytest.raises(Failure, match="does not hold the layers"):
-        publish_checkpoint(other, kohya, first, 10, base, store)
+        publish_checkpoint(other, first, 10, base, store)

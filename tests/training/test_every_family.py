@@ -19,6 +19,7 @@ from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training import checkpoints, run
 from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.layouts import Files
 from tunes_dagster.training.loop import train
 from tunes_dagster.training.verify import verify
 
@@ -190,6 +191,48 @@ def test_a_tune_is_the_same_alone_in_a_cohort_and_resumed(bases, store, make_job
         torch.testing.assert_close(state[key], value, rtol=1e-6, atol=1e-12, msg=key)
 
 
+class PackedLinear(torch.nn.Linear):
+    """A linear layer whose weights are bytes that its own forward unpacks, as bitsandbytes' layers have them."""
+
+    @classmethod
+    def of(cls, plain: torch.nn.Linear) -> tuple[PackedLinear, torch.Tensor]:
+        """Return the packed layer and the weights that it means."""
+        packed = cls.__new__(cls)
+        torch.nn.Module.__init__(packed)
+        packed.in_features, packed.out_features, packed.bias = plain.in_features, plain.out_features, plain.bias
+        step = plain.weight.abs().max() / 127
+        codes = (plain.weight / step).round().add(128).to(torch.uint8)
+        packed.weight = torch.nn.Parameter(codes, requires_grad=False)
+        packed.register_buffer("step", step)
+        return packed, (codes.to(step.dtype) - 128) * step
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, (self.weight.to(self.step.dtype) - 128) * self.step, self.bias)
+
+
+def test_a_base_of_packed_weights_trains_as_the_weights_that_it_means(tmp_path, store, make_job):
+    """A quantized base without a GPU: the loop asks it for nothing that packed weights do not have."""
+    adapters = []
+    for packed in (False, True):
+        base = make_base("flux-dev", tmp_path / "base", "float64")
+        for name, layer in list(base.denoiser.named_modules()):
+            if type(layer) is torch.nn.Linear:
+                bytes_, meant = PackedLinear.of(layer)
+                layer.weight.data = meant
+                if packed:
+                    parent, _, leaf = name.rpartition(".")
+                    setattr(base.denoiser.get_submodule(parent), leaf, bytes_)
+        assert (next(base.denoiser.parameters()).dtype == torch.uint8) == packed
+        jobs = [make_job(name, steps=3, targets="all") for name in ("a", "b")]
+        result = train(jobs, base, store)["tune_a"]
+        assert isinstance(result, TuneResult), result
+        adapters.append(checkpoints.load_weights(store, result.checkpoints[-1]))
+    plain, packed = adapters
+    for key, value in plain.items():
+        torch.testing.assert_close(packed[key], value, rtol=1e-6, atol=1e-12, msg=key)
+    assert any(value.abs().max() > 1e-4 for key, value in plain.items() if "lora_B" in key)
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_both_layouts_render_elsewhere_what_our_renderer_renders(bases, store, make_job, name):
     base = bases(name)
@@ -198,7 +241,7 @@ def test_both_layouts_render_elsewhere_what_our_renderer_renders(bases, store, m
     assert any(
         v.abs().max() > 1e-3 for k, v in load(store.read_bytes(result.weights_key)).items() if "_B" in k
     )
-    seen = verify(result.weights_key, result.kohya_key, PROMPT, base, store)
+    seen = verify(Files(result.weights_key, result.kohya_key), PROMPT, base, store)
     assert seen.passed and seen.layers == len(base.adapter_targets("all"))
 
     settings = RenderSettings(seed=3, steps=3, guidance_scale=3.0, width=64, height=64, lora_scale=1.0)

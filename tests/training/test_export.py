@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.training.layouts import Files
 from tunes_dagster.training.loop import train
 from tunes_dagster.training.verify import verify
 
@@ -26,7 +27,7 @@ def tune(base, store, make_job):
 @pytest.mark.parametrize("targets", ["attention", "attention+mlp", "all"])
 def test_both_layouts_render_the_same_picture_in_a_fresh_pipeline(base, store, make_job, targets):
     result = train([make_job(steps=6, alpha=8.0, targets=targets)], base, store)["tune_one"]
-    seen = verify(result.weights_key, result.kohya_key, PROMPT, base, store)
+    seen = verify(Files(result.weights_key, result.kohya_key), PROMPT, base, store)
     assert seen.passed and seen.layers == len(base.adapter_targets(targets))
     assert max(seen.diffusers_difference, seen.kohya_difference) < 1e-3 < seen.base_difference * 3
 
@@ -39,9 +40,9 @@ def test_silently_lost_layers_are_noticed(base, store, tune):
         for k, v in state.items()
     }
     store.write_bytes("mixed.safetensors", save(mixed))
-    seen = verify(tune.weights_key, "mixed.safetensors", PROMPT, base, store)
+    seen = verify(Files(tune.weights_key, "mixed.safetensors"), PROMPT, base, store)
     assert not seen.passed and seen.kohya_difference > seen.tolerance
-    seen = verify(tune.weights_key, tune.kohya_key, PROMPT, base, store)
+    seen = verify(Files(tune.weights_key, tune.kohya_key), PROMPT, base, store)
     assert seen.passed
 
 
@@ -49,11 +50,11 @@ def test_what_is_no_number_or_no_file_is_noticed(base, store, tune):
     state = load(store.read_bytes(tune.weights_key))
     first = next(iter(state))
     store.write_bytes("nan.safetensors", save({**state, first: state[first] * float("nan")}))
-    seen = verify("nan.safetensors", "nan.safetensors", PROMPT, base, store)
+    seen = verify(Files("nan.safetensors", "nan.safetensors"), PROMPT, base, store)
     assert not seen.finite and not seen.passed
     store.write_bytes("none.safetensors", b"nothing")
     with pytest.raises(Failure) as raised:
-        verify("none.safetensors", tune.kohya_key, PROMPT, base, store)
+        verify(Files("none.safetensors", tune.kohya_key), PROMPT, base, store)
     assert raised.value.code == FailureCode.WEIGHTS_UNUSABLE
 
 

@@ -10,6 +10,7 @@ from tests.training.conftest import Recorder
 from tunes_dagster.training import loop, verify
 from tunes_dagster.training.adapters import attach, split_magnitudes, split_state
 from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.layouts import Files
 
 
 def trained(base, store, *jobs) -> list[TuneResult]:
@@ -54,6 +55,40 @@ def test_prodigy_beside_adamw_changes_neither(base64, store, make_job):
             torch.testing.assert_close(mine[name], alone[name], rtol=1e-5, atol=1e-9)
 
 
+def test_eight_bit_moments_come_back_as_they_were_and_train_alone(base, make_job):
+    """bitsandbytes' state, without it: bytes in the shape of the row, and a scale per block of them."""
+    from tunes_dagster.recipe import TrainingOptions
+    from tunes_dagster.training.kinds import kind_of
+    from tunes_dagster.training.weights import StackedWeights
+
+    class EightBit(torch.optim.SGD):
+        """Keeps what AdamW8bit keeps."""
+
+    for options in (TrainingOptions(optimizer="adamw8bit"), TrainingOptions(optimizer="adamw8bit", kind="pti")):
+        assert not kind_of(options).stacks
+    options = make_job("one").options
+
+    def fresh():
+        weights = StackedWeights([options], base, torch.float32)
+        weights.enter(0, options)
+        weights.optimizer.others[0] = EightBit([weights.optimizer.rows[0]], lr=0.0)
+        return weights, weights.optimizer.rows[0], weights.optimizer.others[0]
+
+    weights, row, optimizer = fresh()
+    blocks = torch.rand(-(-row.numel() // 256))
+    optimizer.state[row] = {
+        "step": 7, "state1": torch.randint(0, 255, row.shape, dtype=torch.uint8), "absmax1": blocks,
+    }  # fmt: skip
+    kept, before = weights.state(0), dict(optimizer.state[row])
+    weights.close()
+    weights, row, optimizer = fresh()
+    weights.optimizer.load_state(0, kept, 7)
+    after = optimizer.state[row]
+    weights.close()
+    assert after["step"] == 7
+    assert torch.equal(after["state1"], before["state1"]) and torch.equal(after["absmax1"], before["absmax1"])
+
+
 def test_rslora_is_folded_into_the_file(base, store, make_job):
     def after_a_step(**options):
         job = make_job("one", steps=1, rank=16, alpha=4, warmup_steps=0, **options)
@@ -95,7 +130,7 @@ def test_a_dora_trains_resumes_and_renders_alike_in_stock_diffusers(base, store,
     before = {name: torch.linalg.vector_norm(base.denoiser.get_submodule(name).weight.flatten(1), dim=1)
               for name in magnitudes}  # fmt: skip
     assert all((magnitudes[name].flatten() - before[name]).abs().max() > 1e-4 for name in magnitudes)
-    seen = verify.verify(whole.weights_key, whole.kohya_key, "a photo of ohwx woman", base, store)
+    seen = verify.verify(Files(whole.weights_key, whole.kohya_key), "a photo of ohwx woman", base, store)
     assert seen.passed and seen.kohya_difference is None, seen
     scales = [v for k, v in load(store.read_bytes(whole.kohya_key)).items() if k.endswith(".dora_scale")]
     assert len(scales) == len(magnitudes) and all(scale.ndim in (2, 4) and scale.shape[1] == 1 for scale in scales)

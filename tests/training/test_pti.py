@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,16 +11,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from tests.support.families import make_base
+from tests.support.families import CASES, make_base, stock_pipeline
 from tests.training.conftest import Recorder
 from tunes_dagster.training import loop, pti, verify, words
 from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.layouts import Files
 
 OPTIONS = {"kind": "pti", "token_steps": 6, "token_vectors": 2, "token_learning_rate": 0.05, "steps": 4}
 
 
-@pytest.fixture(scope="module", params=["sd15", "sdxl"])
-def clip_base(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=["sd15", "sdxl", "flux-dev"])
+def any_base(request, tmp_path_factory):
     return make_base(request.param, tmp_path_factory.mktemp("base") / request.param, "float32")
 
 
@@ -29,41 +31,76 @@ def trained(base, store, job) -> TuneResult:
     return outcome
 
 
-def test_words_and_adapter_are_trained_and_read_by_stock_diffusers(clip_base, store, make_job):
+def test_words_and_adapter_are_trained_and_read_by_stock_diffusers(any_base, store, make_job):
     job = make_job("one", min_snr_gamma=0, **OPTIONS)
-    result = trained(clip_base, store, job)
+    result = trained(any_base, store, job)
     vectors = load(store.read_bytes(result.figures["embeddings"]))
-    assert set(vectors) == set(words.encoders_of(clip_base))
-    start = pti._start(job, clip_base, torch.float32)
+    assert set(vectors) == set(any_base.word_encoders())
+    start = pti._start(job, any_base, torch.float32)
     for name, value in vectors.items():
-        width = words.encoders_of(clip_base)[name][1].get_input_embeddings().weight.shape[1]
+        width = any_base.word_encoders()[name][1].get_input_embeddings().weight.shape[1]
         assert value.shape == (2, width)
         assert (value - start[name]).abs().max() > 0.05  # they moved
     losses = [numbers["words_loss"] for _, _, numbers in job.report.steps if "words_loss" in numbers]
     assert len(losses) == 6
-    seen = verify.verify(result.weights_key, result.kohya_key, "a photo of ohwx woman", clip_base, store)
+    seen = verify.verify(Files(result.weights_key, result.kohya_key), "a photo of ohwx woman", any_base, store)
     assert seen.passed, seen
-    text = clip_base.encode_text(["a photo of ohwx woman"])["hidden"]
-    with words.speaking(clip_base, store, result.weights_key) as spoken:
+    text = any_base.encode_text(["a photo of ohwx woman"])["hidden"]
+    with words.speaking(any_base, store, result.weights_key) as spoken:
         assert spoken.count("word") == 2
-        told = clip_base.encode_text(["a photo of ohwx woman"])["hidden"]
+        told = any_base.encode_text(["a photo of ohwx woman"])["hidden"]
     assert (told - text).abs().max() > 1e-3
-    assert torch.equal(clip_base.encode_text(["a photo of ohwx woman"])["hidden"], text)
+    assert torch.equal(any_base.encode_text(["a photo of ohwx woman"])["hidden"], text)
 
 
-def test_the_words_gradient_is_that_of_the_embedding_rows(base64, store, make_job):
-    """The hook's gradient equals the one that the encoder's own embedding matrix gets."""
-    vectors = pti._start(make_job("one"), base64, torch.float64)
-    with pti._placeholders(base64, vectors) as spoken:
-        hidden = base64.encode_text_with_gradients([f"a {spoken} dog"])["hidden"]
-        hidden.square().sum().backward()
-    name, (tokenizer, encoder) = next(iter(words.encoders_of(base64).items()))
-    spoken = words.register(base64, vectors)
-    weight = encoder.get_input_embeddings().weight.requires_grad_(True)
-    base64.encode_text_with_gradients([f"a {spoken} dog"])["hidden"].square().sum().backward()
-    rows = tokenizer.convert_tokens_to_ids(spoken.split())
-    torch.testing.assert_close(vectors[name].grad, weight.grad[rows], rtol=1e-6, atol=1e-9)
-    weight.requires_grad_(False).grad = None
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_the_words_gradient_is_that_of_the_embedding_rows(tmp_path, make_job, family):
+    """The hook's gradient equals the one that the encoders' own embedding matrices get, through every output."""
+    base = make_base(family, tmp_path / family, "float64")
+    vectors = pti._start(make_job("one"), base, torch.float64)
+
+    def of_text(spoken: str) -> torch.Tensor:
+        encoded = base.encode_text_with_gradients([f"a {spoken} dog"])
+        return encoded["hidden"].square().sum() + encoded["pooled"].square().sum()
+
+    with pti._placeholders(base, vectors) as spoken:
+        of_text(spoken).backward()
+    spoken = words.register(base, vectors)
+    weights = {
+        name: encoder.get_input_embeddings().weight.requires_grad_(True)
+        for name, (_, encoder) in base.word_encoders().items()
+    }
+    of_text(spoken).backward()
+    for name, (tokenizer, _) in base.word_encoders().items():
+        rows = tokenizer.convert_tokens_to_ids(spoken.split())
+        assert vectors[name].grad.abs().max() > 0
+        torch.testing.assert_close(vectors[name].grad, weights[name].grad[rows], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_the_pooled_state_is_taken_at_the_end_of_a_text_with_new_words(tmp_path, make_job, family):
+    """With the `eos_token_id` 2 of the released configurations too, where stock takes it at the new word."""
+    base = make_base(family, tmp_path / family, "float32")
+    texts = ["a dog on the beach", "a dog"]
+    before = base.encode_text(texts)["pooled"]
+    for _, encoder in base.word_encoders().values():
+        model = getattr(encoder, "text_model", encoder)
+        if hasattr(model, "eos_token_id"):
+            model.eos_token_id = 2
+    assert torch.equal(base.encode_text(texts)["pooled"], before)
+    spoken = words.register(base, pti._start(make_job("one"), base, torch.float32))
+    assert torch.equal(base.encode_text(texts)["pooled"], before)
+    one, other = base.encode_text([f"a {spoken} dog on the beach", f"a {spoken} dog in the snow"])["pooled"]
+    assert (one - other).abs().max() > 1e-4
+
+
+def test_each_encoder_learns_at_the_scale_of_its_embeddings(tmp_path, make_job):
+    base = make_base("flux", tmp_path / "flux", "float32")
+    vectors = pti._start(make_job("one"), base, torch.float32)
+    clip, t5 = pti._rates(base, vectors, 1e-3)
+    spreads = [encoder.get_input_embeddings().weight.std() for _, encoder in base.word_encoders().values()]
+    assert clip["lr"] == 1e-3
+    assert t5["lr"] == pytest.approx(1e-3 * float(spreads[1] / spreads[0]), rel=1e-5) and t5["lr"] > 3e-3
 
 
 def test_a_second_attempt_takes_the_words_it_has_and_resumes_exactly(base, store, make_job):
@@ -83,7 +120,7 @@ def test_a_second_attempt_takes_the_words_it_has_and_resumes_exactly(base, store
 
 def test_two_tunes_of_one_token_have_words_of_their_own(base):
     width = {name: encoder.get_input_embeddings().weight.shape[1]
-             for name, (_, encoder) in words.encoders_of(base).items()}  # fmt: skip
+             for name, (_, encoder) in base.word_encoders().items()}  # fmt: skip
     fingerprint = base.fingerprint("text")
     first = {name: torch.full((1, size), 0.1) for name, size in width.items()}
     second = {name: torch.full((1, size), -0.1) for name, size in width.items()}
@@ -95,14 +132,34 @@ def test_two_tunes_of_one_token_have_words_of_their_own(base):
     assert words.said("ohwx, ohwxy and my-ohwx", "ohwx", "w0 w1") == "w0 w1, ohwxy and my-ohwx"
 
 
-def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_stock_renders(base, store, make_job):
+def documented() -> str:
+    """The snippet of docs/training.md that loads words and adapter into a stock pipeline."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (snippet,) = [part.partition("```")[0] for part in page.split("```python")[1:] if "textual_inversion" in part]
+    return snippet
+
+
+def end_as_released(pipeline) -> None:
+    """Give CLIP the `eos_token_id` that the configurations of SDXL and FLUX.1 have."""
+    for encoder in (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+        model = getattr(encoder, "text_model", encoder)
+        if hasattr(model, "eos_token_id"):
+            model.eos_token_id = 2
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux-dev"])
+def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_documented_snippet_renders(
+    tmp_path, store, make_job, family
+):
     from tunes_dagster.recipe import RenderSettings
     from tunes_dagster.rendering.jobs import TuneWeights
     from tunes_dagster.rendering.jobs import make_job as render_job
     from tunes_dagster.rendering.renderer import render
 
-    results = [trained(base, store, make_job(name, **OPTIONS)) for name in ("one", "two")]
-    settings = RenderSettings(seed=5, steps=3, guidance_scale=2.0, width=128, height=128)
+    base = make_base(family, tmp_path / family, "float32")
+    end_as_released(base.pipeline())
+    results = [trained(base, store, make_job(name, **OPTIONS, min_snr_gamma=0)) for name in ("one", "two")]
+    settings = RenderSettings(seed=5, steps=3, guidance_scale=2.0, width=64, height=64)
 
     def job(prompt_id, result):
         tune = TuneWeights(result.tune_id, result.weights_key, "ohwx", "woman")
@@ -117,13 +174,18 @@ def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_stock_renders(base,
         first, second = (np.asarray(Image.open(io.BytesIO(data))).astype(int)
                          for data in (pictures[i], store.read_bytes(alone.images[0].key)))  # fmt: skip
         assert abs(first - second).max() <= 1
-    fresh = base.load_fresh_pipeline()
-    with verify._loaded(fresh, results[0].weights_key, store), verify._told(
-        fresh, results[0].weights_key, base, store
-    ):
-        stock = fresh(
-            prompt="a photo of ohwx woman", num_inference_steps=3, guidance_scale=2.0, height=128, width=128,
+    fresh = stock_pipeline(family, base.folder)
+    end_as_released(fresh)
+
+    def stock():
+        return fresh(
+            **CASES[family].call("a photo of ohwx woman", "", 2.0), num_inference_steps=3, height=64, width=64,
             generator=torch.Generator("cpu").manual_seed(5), output_type="np",
         ).images[0]  # fmt: skip
+
+    plain = stock()
+    with store.local(results[0].weights_key) as weights, store.local(results[0].figures["embeddings"]) as vectors:
+        snippet = documented().replace("<tune>.embeddings.safetensors", str(vectors))
+        exec(snippet.replace("<tune>.safetensors", str(weights)), {"pipe": fresh})
     ours = np.asarray(Image.open(io.BytesIO(pictures[0]))) / 255
-    assert abs(ours - stock).max() < 0.02
+    assert abs(ours - stock()).max() < 0.02 < abs(ours - plain).max()

@@ -20,13 +20,12 @@ _RECIPE, _HASH = "tunes_dagster.recipe", "tunes_dagster.recipe_hash"
 
 
 def publish_checkpoint(
-    weights_key: str, kohya_key: str, checkpoint_key: str, step: int, base: LoadedBase, store: Store
+    weights_key: str, checkpoint_key: str, step: int, base: LoadedBase, store: Store
 ) -> dict[str, Any]:
-    """Write a checkpoint in both layouts with the header of the last files, its step in place of theirs.
+    """Write a checkpoint in every layout with the header of the last files, its step in place of theirs.
 
     Args:
         weights_key: What training wrote last, in diffusers layout.
-        kohya_key: The same in kohya layout.
         checkpoint_key: The checkpoint.
         step: Its step.
         base: What it was trained on.
@@ -39,10 +38,13 @@ def publish_checkpoint(
         Failure: `WEIGHTS_UNUSABLE` when the checkpoint does not hold what the files hold.
     """
     from tunes_dagster.training import checkpoints
+    from tunes_dagster.training.export import storage_dtype
+    from tunes_dagster.training.files import read_fields
+    from tunes_dagster.training.layouts import write_layouts
 
-    header, names = _header_of(store, weights_key)
-    adapter = checkpoints.load_weights(store, checkpoint_key)
-    if set(adapter) != set(names):
+    header, names = read_fields(store, weights_key)
+    state = checkpoints.load_weights(store, checkpoint_key)
+    if set(state) != set(names):
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
             f"The checkpoint {checkpoint_key} does not hold the layers of {weights_key}.",
@@ -55,30 +57,14 @@ def publish_checkpoint(
         _HASH: name,
         "ss_steps": str(step),
     }
-    stored = {key: adapter[key].to(dtype).contiguous() for key, dtype in names.items()}
-    folder = f"{weights_key.rpartition('/')[0]}/step-{step:06d}"
-    published = {
-        "weights_key": f"{folder}/{weights_key.rpartition('/')[2]}",
-        "kohya_key": f"{folder}/{kohya_key.rpartition('/')[2]}",
-    }
-    _save(store, published["weights_key"], stored, {**header, **changed})
-    kohya_header, _ = _header_of(store, kohya_key)
-    _save(store, published["kohya_key"], base.kohya_layout(stored), {**kohya_header, **changed})
-    return {**published, "weights_recipe_hash": name, "published_step": step}
-
-
-def _header_of(store: Store, key: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return a file's header, and the dtype of each of its tensors by name."""
-    from safetensors import safe_open
-
-    with store.local(key) as path, safe_open(str(path), framework="pt") as file:
-        names = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
-        return dict(file.metadata() or {}), names
-
-
-def _save(store: Store, key: str, tensors: dict[str, Any], header: dict[str, str]) -> None:
-    from safetensors.torch import save
-
-    from tunes_dagster.training.export import with_sorted_header
-
-    store.write_bytes(key, with_sorted_header(save(tensors, metadata=header)))
+    trained = checkpoint_key.rpartition("/checkpoints/")[0]
+    files = write_layouts(
+        store, f"{trained}/step-{step:06d}", weights_key.rpartition("/")[2].removesuffix(".safetensors"), base,
+        state, {**header, **changed}, storage_dtype(base),
+    )  # fmt: skip
+    if files.pipeline_key:
+        card = store.read_text(f"{weights_key.rsplit('/', 2)[0]}/README.md")
+        steps = f"| steps | {json.loads(header[_RECIPE])['steps_done']} |"
+        card = card.replace(steps, f"| steps | {step} |").replace(header[_HASH], name)
+        store.write_text(f"{files.pipeline_key}/README.md", card)
+    return {**files.as_dict(), "weights_recipe_hash": name, "published_step": step}

@@ -115,13 +115,13 @@ class Painter:
     def paint(
         self, texts: Sequence[str], seeds: Sequence[int], state: Mapping[str, Any] | None = None
     ) -> list[Image]:
-        """Render texts with an adapter in peft's format, or on the untuned base."""
+        """Render texts with trained weights of any kind, or on the untuned base."""
         from contextlib import nullcontext
 
-        from tunes_dagster.training.adapters import attached
+        from tunes_dagster.training.wholes import worn
 
-        adapter: Any = attached(self.base.denoiser, [state]) if state is not None else nullcontext()
-        with adapter as bank:
+        weights: Any = worn(self.base, [state]) if state is not None else nullcontext()
+        with weights as bank:
             if bank is not None:
                 bank.assign_all(0)
             return self._paint(texts, seeds)

@@ -1,12 +1,13 @@
 """The weights of tunes as the renderer needs them: read once, checked alone, several combined into one.
 
+A `checkpoint` tune is a network of its own: its prompts are rendered on it in turn, with other tunes' LoRAs on top.
+
 Several LoRAs on one prompt are one LoRA of the summed rank: B₁A₁·s₁ + B₂A₂·s₂ = [s₁B₁ s₂B₂]·[A₁; A₂]. So a
 row of a batch needs one slot of the stacked layers however many tunes its prompt names.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.rendering.memory import ADAPTER_SHARE, parts_that_fit
 from tunes_dagster.store import Store
+from tunes_dagster.training.names import is_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class LoraUse(NamedTuple):
-    """One LoRA of a prompt.
+    """One tune of a prompt.
 
     Attributes:
         key: Key in the store of its weights in diffusers layout.
@@ -62,19 +64,24 @@ class Weights:
 
 
 def read_weights(store: Store, key: str) -> Weights:
-    """Read a LoRA in diffusers layout from the store.
+    """Read a tune's weights from the store: a LoRA in diffusers layout, or a whole network.
+
+    Of a local file the tensors are read when they are looked at.
 
     Raises:
-        Failure: `WEIGHTS_UNUSABLE` when it is missing, broken, or not a LoRA in peft's format.
+        Failure: `WEIGHTS_UNUSABLE` when it is missing, broken, or neither of the two.
     """
-    from safetensors.torch import load
+    from safetensors import safe_open
 
     from tunes_dagster.training import words
     from tunes_dagster.training.adapters import split_state
+    from tunes_dagster.training.files import sha256_of
 
     try:
-        data = store.read_bytes(key)
-        state = load(data)
+        with store.local(key) as path, safe_open(str(path), framework="pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            digest = sha256_of(path)
     except FileNotFoundError as error:
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
@@ -87,15 +94,11 @@ def read_weights(store: Store, key: str) -> Weights:
             f"The weights {key!r} cannot be read: {error}.",
             "Export the tune again.",
         ) from error
-    split_state(state)
-    header = words.header_of(data)
+    if not is_whole(state):
+        split_state(state)
     told = words.load(store, header[words.KEY_FIELD]) if words.KEY_FIELD in header else None
     return Weights(
-        state,
-        hashlib.sha256(data).hexdigest(),
-        header.get(words.TOKEN_FIELD, ""),
-        told,
-        header.get("tunes_dagster.recipe_hash", ""),
+        state, digest, header.get(words.TOKEN_FIELD, ""), told, header.get("tunes_dagster.recipe_hash", "")
     )
 
 
@@ -123,10 +126,11 @@ def combine(states: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> 
 
 
 def _cannot_be_added(states: Sequence[Mapping[str, Tensor]]) -> Failure | None:
-    """Return why several adapters cannot be used together, or None."""
+    """Return why several tunes cannot be used together, or None; what replaces the network goes with everything."""
     from tunes_dagster.training.adapters import split_magnitudes
 
-    if not any(split_magnitudes(state) for state in states):
+    adapters = [state for state in states if not is_whole(state)]
+    if len(adapters) < 2 or not any(split_magnitudes(state) for state in adapters):
         return None
     return Failure(
         FailureCode.WEIGHTS_UNUSABLE,
@@ -178,6 +182,27 @@ class LoraShelf:
         """Return the hash of the recipe that a weights file was trained by; empty for files of others."""
         return self._weights[use.key].recipe_hash
 
+    def is_whole(self, use: LoraUse) -> bool:
+        """Whether a tune is a whole network (`checkpoint`) that the others of its prompt are put on."""
+        return is_whole(self._weights[use.key].state)
+
+    @contextmanager
+    def lent(self, base: LoadedBase, wholes: Combination) -> Iterator[None]:
+        """Let the base compute with the weights of whole networks for the while: base + Σ scale · (tune − base)."""
+        from tunes_dagster.training.wholes import Loan, mixed, remember
+
+        if not wholes:
+            yield
+            return
+        remember(base)
+        loan = Loan(base.denoiser)
+        try:
+            states = [self._weights[use.key].state for use in wholes]
+            loan.lend(mixed(loan.own, states, [use.scale for use in wholes]))
+            yield
+        finally:
+            loan.end()
+
     def bytes_of(self, combination: Combination) -> int:
         """Return the memory that a combination takes when it is attached: adapters are stacked in float32."""
         return sum(4 * one.numel() for use in combination for one in self._weights[use.key].state.values())
@@ -216,7 +241,9 @@ def render_attached(
     render: Callable[[Sequence[Picture], AdapterBank | MergedBank | None], None],
     note: Callable[[str], None],
 ) -> None:
-    """Render pictures with as many adapters attached at a time as memory allows.
+    """Render pictures with their tunes: network by network, with as many adapters at a time as memory allows.
+
+    A tune that is a whole network is rendered by itself, with the adapters that its prompts name beside it.
 
     Args:
         base: The model.
@@ -226,6 +253,30 @@ def render_attached(
         render: Called with pictures and what is attached for them, their slots counted anew.
         note: Told when memory decided.
     """
+    networks: dict[Combination, list[int]] = {(): []}
+    for slot, combination in enumerate(used):
+        networks.setdefault(tuple(use for use in combination if shelf.is_whole(use)), []).append(slot)
+    for wholes, slots in networks.items():
+        rest = {slot: tuple(use for use in used[slot] if use not in wholes) for slot in slots}
+        adapters = [one for one in dict.fromkeys(rest.values()) if one]
+        places = {slot: adapters.index(one) if one else -1 for slot, one in rest.items()}
+        if not wholes:
+            places[-1] = -1
+        mine = [replace(one, slot=places[one.slot]) for one in pictures if one.slot in places]
+        if mine:
+            with shelf.lent(base, wholes):
+                _render_turns(base, shelf, mine, adapters, render, note)
+
+
+def _render_turns(
+    base: LoadedBase,
+    shelf: LoraShelf,
+    pictures: Sequence[Picture],
+    used: Sequence[Combination],
+    render: Callable[[Sequence[Picture], AdapterBank | MergedBank | None], None],
+    note: Callable[[str], None],
+) -> None:
+    """Render pictures of one network, as many adapters attached at a time as memory allows."""
     from tunes_dagster.rendering import denoise as dn
 
     sizes = [shelf.bytes_of(one) for one in used]
@@ -296,9 +347,13 @@ def _merging_pays(network: nn.Module, states: Sequence[Mapping[str, Tensor]]) ->
 
 
 def _check_fits(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise `WEIGHTS_UNUSABLE` when a LoRA names layers or shapes that the network does not have."""
+    """Raise `WEIGHTS_UNUSABLE` when weights name layers or shapes that the network does not have."""
     from tunes_dagster.training.adapters import split_state
+    from tunes_dagster.training.wholes import check_whole
 
+    if is_whole(state):
+        check_whole(network, state)
+        return
     modules = dict(network.named_modules())
     for name, (a, b) in split_state(state).items():
         weight = getattr(modules.get(name), "weight", None)

@@ -46,7 +46,10 @@ class AdapterBank:
         slot_dora: Whether the adapter in each slot is a DoRA.
         slot_ranks: Rank of what lies in each slot; 0 when it is empty.
         slot_layers: Names of the layers that the adapter in each slot has.
+        mixes: Whether rows of several slots may share a forward: always.
     """
+
+    mixes = True
 
     def __init__(
         self,
@@ -201,7 +204,7 @@ class AdapterBank:
             values, scales = F.pad(values, (0, 0, 0, 1)), F.pad(scales, (0, 1))
         rest = values.shape[1] - self._down_size - self._up_size
         first, second, third = values.split([self._down_size, self._up_size, rest], dim=1)
-        dtype = next(self.network.parameters()).dtype
+        dtype = computing_dtype(self.network)
         pieces = [
             *first.to(dtype).split(self._padded[: len(self.layers)], dim=1),
             *(second * scales[:, None])
@@ -329,6 +332,11 @@ class AdapterBank:
         self.occupy(slot, max(ranks, default=0), scale, layers, dora=bool(magnitudes))
 
 
+def computing_dtype(network: nn.Module) -> torch.dtype:
+    """Return what a network computes in: that of its first weights that are not packed into fewer bits."""
+    return next(p.dtype for p in network.parameters() if p.is_floating_point())
+
+
 def base_layer_names(network: nn.Module) -> list[str]:
     """Return the names of all linear and convolution layers, as if no adapter were attached."""
     found: list[str] = []
@@ -374,7 +382,7 @@ def attached(
     names = [name for name in base_layer_names(network) if any(name in pair for pair in pairs)]
     unknown = sorted({name for pair in pairs for name in pair} - set(names))
     rank = max((a.shape[0] for pair in pairs for a, _ in pair.values()), default=1)
-    dtype = torch.promote_types(next(network.parameters()).dtype, torch.float32)
+    dtype = torch.promote_types(computing_dtype(network), torch.float32)
     dora = any(split_magnitudes(state) for state in states)
     bank = AdapterBank(network, [*names, *unknown], max(1, len(states)), rank, dtype, dora)
     try:

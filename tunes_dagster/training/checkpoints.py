@@ -2,6 +2,9 @@
 
 Random numbers are functions of (seed, step), so the step is all that has to be remembered of them. A file is
 written in one piece under its step; the newest one that belongs to the same recipe is where a tune resumes.
+
+Whole networks would make these files too large: what only resuming needs lies beside them, as
+`step-….state.safetensors`, written first and gone as soon as a newer checkpoint is complete.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.store import Store
+from tunes_dagster.training.files import read_header, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _NAME = re.compile(r"/checkpoints/step-(\d+)\.safetensors$")
+_STATE_NAME = re.compile(r"/checkpoints/step-\d+\.state\.safetensors$")
 _HEADER = "tunes_dagster.checkpoint"
 
 
@@ -34,6 +39,7 @@ class CheckpointInfo:
         layers: Adapted layers, in the order in which the vectors are packed.
         curve: Loss curve so far.
         earlier: Keys of the checkpoints before this one.
+        apart: Whether what resuming needs lies in a file beside this one.
     """
 
     step: int
@@ -43,11 +49,17 @@ class CheckpointInfo:
     layers: list[str]
     curve: list[tuple[int, float]] = field(default_factory=list)
     earlier: list[str] = field(default_factory=list)
+    apart: bool = False
 
 
 def checkpoint_key(out_prefix: str, step: int) -> str:
     """Return where the checkpoint of a step lies."""
     return f"{out_prefix}/checkpoints/step-{step:06d}.safetensors"
+
+
+def state_key(key: str) -> str:
+    """Return where what resuming needs lies when a checkpoint keeps it apart."""
+    return f"{key.removesuffix('.safetensors')}.state.safetensors"
 
 
 def save(
@@ -58,44 +70,72 @@ def save(
     Args:
         store: Where to.
         key: From `checkpoint_key`.
-        info: What the header says.
-        adapter: What would be exported now, in peft's format, alpha folded in.
+        info: What the header says, and whether the state is kept apart.
+        adapter: What would be exported now: an adapter in peft's format, alpha folded in, or a whole network.
         state: From `TrainedWeights.state`.
     """
-    from safetensors.torch import save as serialise
-
+    header = {_HEADER: json.dumps(asdict(info))}
     tensors = {f"adapter/{name}": value for name, value in adapter.items()}
-    tensors |= {f"state/{name}": value for name, value in state.items()}
-    store.write_bytes(key, serialise(tensors, metadata={_HEADER: json.dumps(asdict(info))}))
+    states = {f"state/{name}": value for name, value in state.items()}
+    if not info.apart:
+        write_tensors(store, key, {**tensors, **states}, header)
+        return
+    write_tensors(store, state_key(key), states, {})
+    write_tensors(store, key, tensors, header)
+    for one in info.earlier:
+        store.delete(state_key(one))
 
 
 def load(store: Store, key: str) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    """Return a checkpoint's header and packed vectors."""
-    info, tensors = _read(store, key, "state/")
-    return info, tensors
+    """Return a checkpoint's header and what resuming needs."""
+    info = read_info(store, key)
+    return info, _read(store, state_key(key) if info.apart else key, "state/")
 
 
 def load_weights(store: Store, key: str) -> dict[str, Tensor]:
-    """Return a checkpoint's adapter in peft's format, ready for `AdapterBank.load_slot` or for export."""
-    return _read(store, key, "adapter/")[1]
+    """Return what a checkpoint would export: an adapter in peft's format, or a whole network."""
+    return _read(store, key, "adapter/")
 
 
-def _read(store: Store, key: str, prefix: str) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+def forget_states(store: Store, prefix: str) -> None:
+    """Delete what only resuming needs of the checkpoints below a prefix, where it is kept apart."""
+    for key in list(store.list(prefix)):
+        if _STATE_NAME.search(key):
+            store.delete(key)
+
+
+def read_info(store: Store, key: str) -> CheckpointInfo:
+    """Return what a checkpoint says about itself, without reading its tensors.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` when it says nothing.
+    """
+    try:
+        raw: dict[str, Any] = json.loads(read_header(store, key)[_HEADER])
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise _unreadable(key, error) from error
+    raw["curve"] = [(int(step), float(loss)) for step, loss in raw["curve"]]
+    return CheckpointInfo(**raw)
+
+
+def _read(store: Store, key: str, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors below a prefix; of a local file they are read when they are looked at."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with store.local(key) as path, safe_open(str(path), framework="pt") as file:
-            raw: dict[str, Any] = json.loads((file.metadata() or {})[_HEADER])
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise Failure(
-            FailureCode.WEIGHTS_UNUSABLE,
-            f"The checkpoint {key} cannot be read: {error}.",
-            "Delete it; training resumes from the one before.",
-        ) from error
-    raw["curve"] = [(int(step), float(loss)) for step, loss in raw["curve"]]
-    return CheckpointInfo(**raw), tensors
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    except (SafetensorError, FileNotFoundError) as error:
+        raise _unreadable(key, error) from error
+
+
+def _unreadable(key: str, error: Exception) -> Failure:
+    return Failure(
+        FailureCode.WEIGHTS_UNUSABLE,
+        f"The checkpoint {key} cannot be read: {error}.",
+        "Delete it; training resumes from the one before.",
+    )
 
 
 def find_newest(store: Store, prefix: str, data_hash: str | None = None) -> str | None:
@@ -112,11 +152,11 @@ def find_newest(store: Store, prefix: str, data_hash: str | None = None) -> str 
         keys = [key for key in store.list(prefix) if _NAME.search(key)]
     for key in sorted(keys, key=lambda k: (_step(k), k), reverse=True):
         try:
-            info, _ = load(store, key)
+            if data_hash is None or read_info(store, key).data_hash == data_hash:
+                load(store, key)  # a broken one is passed over
+                return key
         except Failure:
             continue
-        if data_hash is None or info.data_hash == data_hash:
-            return key
     return None
 
 

@@ -17,29 +17,14 @@ from tunes_dagster.intake.faces import is_person
 from tunes_dagster.intake.subject import is_style
 from tunes_dagster.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.settings import Settings
-from tunes_dagster.training.presets import presets
+from tunes_dagster.training.presets import MEANINGLESS, presets
 
 # What can be made on the bases of each family.
 KINDS: dict[str, tuple[str, ...]] = {
-    "sd15": ("lora", "pti"),
-    "sdxl": ("lora", "pti"),
-    "flux": ("lora",),
-    "flux2": ("lora",),
-}
-# Options that mean nothing to some kinds; whoever gives one there expects something that would not happen.
-_ADAPTER = ("rank", "alpha", "rslora", "dora", "targets")
-_TOKENS = ("token_vectors", "token_steps", "token_learning_rate")
-_LOOP = (
-    "preset", "steps", "steps_per_picture", "min_steps", "optimizer", "learning_rate", "lr_schedule", "warmup_steps",
-    "batch_size", "caption_dropout", "min_snr_gamma", "prior_weight", "prior_prompts", "prior_batch_size",
-    "max_grad_norm", "weight_decay", "ema_decay", "checkpoint_every", "mask_floor", "gradient_checkpointing",
-    "base_tune_id",
-)  # fmt: skip
-MEANINGLESS: dict[str, tuple[str, ...]] = {
-    "lora": _TOKENS,
-    "pti": ("dora", "base_tune_id"),
-    "checkpoint": (*_ADAPTER, *_TOKENS, "quantize", "base_tune_id"),
-    "faceid": (*_ADAPTER, *_TOKENS, *_LOOP),
+    "sd15": ("lora", "pti", "checkpoint"),
+    "sdxl": ("lora", "pti", "checkpoint"),
+    "flux": ("lora", "pti", "checkpoint"),
+    "flux2": ("lora", "checkpoint"),
 }
 # Families that learn by flow matching have no signal-to-noise weighting of this kind.
 _FLOW = ("flux", "flux2")

@@ -1,4 +1,4 @@
-"""A tune's files: safetensors in diffusers and in kohya layout, with the recipe in the header, and a model card."""
+"""A finished tune's files: its weights in every layout that they have, the recipe in their header, and a model card."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from tunes_dagster.recipe import recipe_hash
 from tunes_dagster.store import Store
 from tunes_dagster.training.families.base import LoadedBase
 from tunes_dagster.training.jobs import TuneJob, TuneResult
+from tunes_dagster.training.layouts import Files, write_layouts
+from tunes_dagster.training.names import is_whole, split_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +43,7 @@ def write(
         job: What was asked.
         base: What it was trained on.
         store: Where to.
-        adapter: In peft's format with alpha folded in, from `AdapterBank.state`.
+        adapter: From `TrainedWeights.adapter`: an adapter in peft's format with alpha folded in, or a whole network.
         steps: Steps trained.
         curve: Loss curve.
         checkpoints: Keys of the checkpoints.
@@ -53,19 +55,20 @@ def write(
         **computed_by(base),
     }
     name = recipe_hash(recipe)
-    stored = {key: value.to(_storage_dtype(base)).contiguous() for key, value in adapter.items()}
-    fields = {**_header(job, base, recipe, name, steps), **(header or {})}
-    weights_key = f"{job.out_prefix}/{job.tune_id}.safetensors"
-    kohya_key = f"{job.out_prefix}/{job.tune_id}.kohya.safetensors"
-    _save(store, weights_key, stored, {**fields, "modelspec.implementation": "diffusers"})
-    _save(store, kohya_key, base.kohya_layout(stored), {**fields, "modelspec.implementation": "kohya-ss/sd-scripts"})
-    card_key = store.write_text(
-        f"{job.out_prefix}/README.md", _card(job, base, name, steps, curve, weights_key)
-    )
+    fields = {**_header(job, base, recipe, name, steps, whole=is_whole(adapter)), **(header or {})}
+    files = write_layouts(store, job.out_prefix, job.tune_id, base, adapter, fields, storage_dtype(base))
+    # Beside what a user takes away.
+    card = _card(job, base, name, steps, curve, files)
+    card_key = store.write_text(f"{files.pipeline_key or job.out_prefix}/README.md", card)
+    figures: dict[str, Any] = {
+        "parameters": sum(value.numel() for value in adapter.values()),
+        "bytes": store.size(files.weights_key),
+    }
+    if files.kohya_key:
+        figures |= {"layers": len(split_state(adapter)), "kohya_bytes": store.size(files.kohya_key)}
     return TuneResult(
         tune_id=job.tune_id,
-        weights_key=weights_key,
-        kohya_key=kohya_key,
+        **files.as_dict(),
         card_key=card_key,
         loss_curve=list(curve),
         steps=steps,
@@ -74,12 +77,7 @@ def write(
         recipe=recipe,
         recipe_hash=name,
         stopped=stopped,
-        figures={
-            "parameters": sum(value.numel() for value in stored.values()),
-            "layers": len(stored) // 2,
-            "bytes": store.size(weights_key),
-            "kohya_bytes": store.size(kohya_key),
-        },
+        figures=figures,
     )
 
 
@@ -96,33 +94,16 @@ def computed_by(base: LoadedBase) -> dict[str, Any]:
     }
 
 
-def _storage_dtype(base: LoadedBase) -> Any:
-    """Half precision where the base computes in it, so that a file renders what the training saw."""
+def storage_dtype(base: LoadedBase) -> Any:
+    """Return half precision where the base computes in it, so that a file renders what the training saw."""
     import torch
 
     return base.dtype if base.dtype in (torch.float16, torch.bfloat16) else torch.float32
 
 
-def _save(store: Store, key: str, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    from safetensors.torch import save
-
-    store.write_bytes(key, with_sorted_header(save(dict(tensors), metadata=header)))
-
-
-def with_sorted_header(data: bytes) -> bytes:
-    """Return a safetensors file with its header in sorted order: the library's own order changes every time.
-
-    The format (https://github.com/huggingface/safetensors#format) is a length, a JSON header, and data whose
-    offsets count from the header's end, so the header can be written anew.
-    """
-    size = int.from_bytes(data[:8], "little")
-    text = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":"))
-    header = text.encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[8 + size :]
-
-
-def _header(job: TuneJob, base: LoadedBase, recipe: dict[str, Any], name: str, steps: int) -> dict[str, str]:
+def _header(
+    job: TuneJob, base: LoadedBase, recipe: dict[str, Any], name: str, steps: int, whole: bool
+) -> dict[str, str]:
     """Return the safetensors header: ours in full, and what other tools show of it."""
     options = job.options
     rank = options.rank or 16
@@ -136,15 +117,21 @@ def _header(job: TuneJob, base: LoadedBase, recipe: dict[str, Any], name: str, s
         "tunes_dagster.base": base.entry.branch,
         **({"tunes_dagster.one_picture": "true"} if recipe.get("one_picture") else {}),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": base.architecture,
+        "modelspec.architecture": base.architecture.removesuffix("/lora") if whole else base.architecture,
         "modelspec.title": job.title or f"{job.token} {job.class_name}",
         "modelspec.trigger_phrase": f"{job.token} {job.class_name}",
         "modelspec.prediction_type": base.prediction,
         "modelspec.resolution": f"{resolution}x{resolution}",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": rank,
         # alpha / rank is folded into the weights
-        "ss_network_alpha": float(rank),
+        **(
+            {}
+            if whole
+            else {
+                "ss_network_module": "networks.lora",
+                "ss_network_dim": rank,
+                "ss_network_alpha": float(rank),
+            }
+        ),
         "ss_base_model_version": base.kohya_name,
         "ss_sd_model_name": base.entry.repo_id,
         "ss_output_name": job.title or job.tune_id,
@@ -186,43 +173,54 @@ def _card(
     name: str,
     steps: int,
     curve: Sequence[tuple[int, float]],
-    weights_key: str,
+    files: Files,
 ) -> str:
     """Return the model card, in the form the Hugging Face hub reads."""
     options, entry = job.options, base.entry
-    file = weights_key.rpartition("/")[2]
     shown = {
-        "steps": steps, "rank": options.rank, "alpha": options.alpha or options.rank,
+        "kind": options.kind, "steps": steps, "rank": options.rank, "alpha": options.alpha or options.rank,
         "learning rate": options.learning_rate, "schedule": options.lr_schedule,
         "optimizer": options.optimizer, "batch size": options.batch_size, "targets": options.targets,
         "prior weight": options.prior_weight,
         "caption dropout": options.caption_dropout, "seed": options.seed,
     }  # fmt: skip
-    table = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
+    table = "\n".join(f"| {key} | {value} |" for key, value in shown.items() if value is not None)
+    what, tags = ("A LoRA", "lora, ") if files.kohya_key else ("A full fine-tune", "")
     last = f"{curve[-1][1]:.4f}" if curve else "not recorded"
     return f"""---
 base_model: {entry.repo_id}
 license: {entry.licence}
 library_name: diffusers
-tags: [text-to-image, lora, diffusers, {entry.family}]
+tags: [text-to-image, {tags}diffusers, {entry.family}]
 instance_prompt: {job.token} {job.class_name}
 ---
 
 # {job.title or f"{job.token} {job.class_name}"}
 
-A LoRA for `{entry.branch}` ({entry.repo_id}, licence {entry.licence}), trained on {_pictures(job)}.
+{what} for `{entry.branch}` ({entry.repo_id}, licence {entry.licence}), trained on {_pictures(job)}.
 Write `{job.token} {job.class_name}` in a prompt to see the subject.{_one_picture(job)}
 
-```python
-pipeline.load_lora_weights(".", weight_name="{file}")
-pipeline("a photo of {job.token} {job.class_name} on the beach")
-```
-
-`{file}` is in diffusers layout; `{job.tune_id}.kohya.safetensors` holds the same numbers for ComfyUI and A1111.
+{_use(job, files)}
 
 | | |
 | --- | --- |
 {table}
 
-Last mean loss {last}. Recipe `{name}`; the whole of it stands in the header of both files.
+Last mean loss {last}. Recipe `{name}`; the whole of it stands in the header of the weights.
 """
+
+
+def _use(job: TuneJob, files: Files) -> str:
+    """Return how the files are used."""
+    prompt = f'pipeline("a photo of {job.token} {job.class_name} on the beach")'
+    if files.pipeline_key:
+        return (
+            "```python\nfrom diffusers import DiffusionPipeline\n\n"
+            f'pipeline = DiffusionPipeline.from_pretrained(".")\n{prompt}\n```\n\n'
+            "This folder is complete: text encoders, VAE and scheduler are the base's own."
+        )
+    ours, theirs = (key.rpartition("/")[2] for key in (files.weights_key, files.kohya_key))
+    return (
+        f'```python\npipeline.load_lora_weights(".", weight_name="{ours}")\n{prompt}\n```\n\n'
+        f"`{ours}` is in diffusers layout; `{theirs}` holds the same numbers for ComfyUI and A1111."
+    )

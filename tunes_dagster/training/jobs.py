@@ -144,8 +144,8 @@ class TuneResult:
 
     Attributes:
         tune_id: Whose.
-        weights_key: Safetensors in diffusers layout.
-        kohya_key: The same in kohya layout.
+        weights_key: Safetensors in diffusers layout: the adapter, or the denoiser of the pipeline.
+        kohya_key: The adapter in kohya layout; empty when a whole network was trained.
         card_key: Model card.
         loss_curve: (step, mean loss since the point before).
         steps: Steps trained; fewer than asked for when it was stopped and kept.
@@ -156,6 +156,7 @@ class TuneResult:
         stopped: Whether somebody stopped it early and kept the state.
         figures: Small facts: cache hits, parameters, file sizes.
         samples_key: Contact sheet over the checkpoints, when one was asked for.
+        pipeline_key: Folder of the complete pipeline when a whole network was trained; else empty.
     """
 
     tune_id: str
@@ -171,6 +172,12 @@ class TuneResult:
     stopped: bool = False
     figures: dict[str, Any] = field(default_factory=dict)
     samples_key: str | None = None
+    pipeline_key: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Key below which everything of this attempt lies."""
+        return (self.pipeline_key or self.weights_key).rpartition("/")[0]
 
 
 def said(text: str, token: str, spoken: str) -> str:

@@ -15,6 +15,7 @@ from tunes_dagster.recipe import TrainingOptions
 from tunes_dagster.store import Store
 from tunes_dagster.training import export, pti, run
 from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.training.full import FullWeights
 from tunes_dagster.training.jobs import TuneJob, TuneResult
 from tunes_dagster.training.run import PreparedTune
 from tunes_dagster.training.weights import StackedWeights, TrainedWeights
@@ -65,8 +66,14 @@ PTI = replace(
 )
 
 
+# All weights have room for one tune, and nothing to share.
+CHECKPOINT = replace(LORA, name="checkpoint", stacks=False, weights=lambda *given: FullWeights(*given))
+
+
 def kind_of(options: TrainingOptions) -> Kind:
     """Return the kind that options ask for."""
-    if options.kind == "pti":
-        return PTI
-    return DORA if options.dora else LORA
+    if options.kind == "checkpoint":
+        return CHECKPOINT
+    kind = PTI if options.kind == "pti" else DORA if options.dora else LORA
+    # The blocks of 8-bit moments belong to one layout of the buffer, which a cohort changes as tunes come and go.
+    return replace(kind, stacks=False) if options.optimizer == "adamw8bit" else kind

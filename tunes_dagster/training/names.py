@@ -1,4 +1,4 @@
-"""The names that adapters have in files: peft's, with or without the component's name before them."""
+"""The names that trained weights have in files; adapters have peft's, with or without the component's before them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 # How peft calls DoRA's magnitudes.
 MAGNITUDE = ".lora_magnitude_vector"
+
+
+def is_whole(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is a whole network and not an adapter to one."""
+    return bool(state) and not any(".lora_" in name for name in state)
 
 
 def split_magnitudes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

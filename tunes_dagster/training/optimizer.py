@@ -60,13 +60,17 @@ def make_optimizer(options: TrainingOptions, parameters: Iterable[Tensor]) -> to
 
 
 def optimizer_state(
-    optimizer: torch.optim.Optimizer, pack: Callable[[Tensor, Tensor], Tensor] = lambda value, like: value
+    optimizer: torch.optim.Optimizer,
+    pack: Callable[[Tensor, Tensor], Tensor] = lambda value, like: value,
+    copied: bool = True,
 ) -> dict[str, Tensor]:
-    """Return all that an optimizer of one group remembers, as named tensors on the CPU.
+    """Return all that an optimizer of one group remembers, as named tensors.
 
     Args:
         optimizer: Whose.
-        pack: Given (what it keeps, the parameter it belongs to), for those of the parameter's shape.
+        pack: Given (what it keeps, the parameter it belongs to), for those of the parameter's shape; 8-bit moments,
+            whose blocks have scales of their own, stay as they are.
+        copied: Return copies on the CPU; else what the optimizer has, wherever it lies.
     """
     (group,) = optimizer.param_groups
     numbers = {k: v for k, v in group.items() if isinstance(v, int | float) and not isinstance(v, bool)}
@@ -75,9 +79,9 @@ def optimizer_state(
         for name, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
                 value = torch.tensor(value, dtype=torch.float64)
-            elif value.shape == parameter.shape:
+            elif value.shape == parameter.shape and value.is_floating_point():
                 value = pack(value, parameter)
-            found[f"{_STATE}{i}/{name}"] = value.detach().cpu().clone()
+            found[f"{_STATE}{i}/{name}"] = value.detach().cpu().clone() if copied else value.detach()
     return found
 
 
@@ -201,7 +205,7 @@ class SlotOptimizer:
 
     def _unpacked(self, packed: Tensor, row: Tensor, slot: int) -> Tensor:
         """Return what was kept of a row at its place; other tensors as they are."""
-        if packed.dtype != row.dtype:
+        if packed.dtype != row.dtype or packed.numel() != self.bank.pack(row.detach(), slot).numel():
             return packed.to(row.device)
         made = torch.zeros_like(row)
         self.bank.unpack(packed, made, slot)

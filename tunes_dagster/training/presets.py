@@ -1,4 +1,5 @@
-"""What a tune trains with where its request is silent: preset, kind and optimizer before the base's own defaults.
+"""What a tune trains with where its request is silent: preset, kind and optimizer before the base's own defaults,
+and which options mean nothing to a kind.
 
 The presets stand in `presets.yaml`, each number beside its reason. Nothing here needs torch.
 """
@@ -17,6 +18,21 @@ from tunes_dagster.recipe import Strict, TrainingOptions
 # A base's learning rate is that of adapters, whose B starts at zero; all weights of a trained model want about a
 # twentieth (5e-6 where LoRA takes 1e-4, as in diffusers' DreamBooth examples for either).
 FULL_LEARNING_RATE = 0.05
+# Options that mean nothing to some kinds; whoever gives one there expects something that would not happen.
+_ADAPTER = ("rank", "alpha", "rslora", "dora", "targets", "export_scale")
+_TOKENS = ("token_vectors", "token_steps", "token_learning_rate")
+_LOOP = (
+    "preset", "steps", "steps_per_picture", "min_steps", "optimizer", "learning_rate", "lr_schedule", "warmup_steps",
+    "batch_size", "caption_dropout", "min_snr_gamma", "prior_weight", "prior_prompts", "prior_batch_size",
+    "max_grad_norm", "weight_decay", "ema_decay", "checkpoint_every", "mask_floor", "gradient_checkpointing",
+    "base_tune_id",
+)  # fmt: skip
+MEANINGLESS: dict[str, tuple[str, ...]] = {
+    "lora": _TOKENS,
+    "pti": ("dora", "base_tune_id"),
+    "checkpoint": (*_ADAPTER, *_TOKENS, "quantize"),
+    "faceid": (*_ADAPTER, *_TOKENS, *_LOOP),
+}
 # Longest automatic training: a hundred pictures should not take all day.
 MOST_STEPS = 4000
 
@@ -63,7 +79,7 @@ def complete(asked: TrainingOptions, base: dict[str, Any], native_size: int) -> 
         chosen["learning_rate"] *= factor
     if asked.optimizer == "prodigy":
         chosen |= {"learning_rate": 1.0, "warmup_steps": 0}
-    return asked.filled(chosen)
+    return asked.filled({name: v for name, v in chosen.items() if name not in MEANINGLESS[asked.kind]})
 
 
 def automatic_steps(

@@ -9,7 +9,7 @@ cloneofsimo/lora and in diffusers' advanced training scripts).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from tunes_dagster.progress import Phase
 from tunes_dagster.store import Store
 from tunes_dagster.training import cache, export, order, run, words
 from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.training.families.loading import together
 from tunes_dagster.training.jobs import TuneJob, TuneResult
 from tunes_dagster.training.run import PreparedTune
 
@@ -39,11 +40,11 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     Raises:
         Failure: As `run.prepare`; `DIVERGED` when the words' loss is not finite.
     """
-    encoders = words.encoders_of(base)
+    encoders = base.word_encoders()
     if not encoders:
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The family {base.entry.family!r} has no text encoder that learns new words.",
+            f"No words can be learned on a base of the family {base.entry.family!r}.",
             "Use training.kind lora on this base.",
         )
     data_hash = job.data_hash(base.fingerprint())
@@ -81,11 +82,11 @@ def _train_words(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
     latents, _ = cache.cached_latents(job.items, base, store)
     dtype = torch.promote_types(base.dtype, torch.float32)
     vectors = _start(job, base, dtype)
-    adamw = torch.optim.AdamW(vectors.values(), lr=options.token_learning_rate, betas=_BETAS, weight_decay=0.0)
+    adamw = torch.optim.AdamW(_rates(base, vectors, options.token_learning_rate), betas=_BETAS, weight_decay=0.0)
     batches = order.BucketOrder([item.bucket for item in job.items], options.batch_size or 1, options.seed)
     every = max(1, steps // 20)
     job.report.phase(Phase.TRAINING, f"Training {options.token_vectors} words for {job.token}, {steps} steps")
-    with _placeholders(base, vectors) as spoken:
+    with _ready(job, base), _placeholders(base, vectors) as spoken:
         for step in range(steps):
             indices = batches.batch(step)
             texts = [words.said(job.items[i].caption, job.token, spoken) for i in indices]
@@ -98,6 +99,33 @@ def _train_words(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
             if (step + 1) % every == 0 or step + 1 == steps:
                 _report(job, step + 1, steps, float(loss.detach()))
     return {name: value.detach() for name, value in vectors.items()}
+
+
+@contextmanager
+def _ready(job: TuneJob, base: LoadedBase) -> Iterator[None]:
+    """Have text encoders and denoiser side by side on the device, with gradient checkpointing if it is asked for."""
+    encoders = [encoder for _, encoder in base.word_encoders().values()]
+    with ExitStack() as stack:
+        stack.enter_context(together(base.pipeline(), [base.denoiser, *encoders]))
+        if job.options.gradient_checkpointing and not base.denoiser.is_gradient_checkpointing:
+            base.denoiser.enable_gradient_checkpointing()
+            stack.callback(base.denoiser.disable_gradient_checkpointing)
+        yield
+
+
+def _spread(encoder: Any) -> float:
+    """Return the standard deviation of a text encoder's embeddings."""
+    return float(encoder.get_input_embeddings().weight.detach().float().std())
+
+
+def _rates(base: LoadedBase, vectors: Mapping[str, nn.Parameter], rate: float) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: `rate` for CLIP-L, for others as many times it as their embeddings are larger.
+
+    Adam moves every number by about the rate, and T5's embeddings are far larger than CLIP's.
+    """
+    spreads = {name: _spread(encoder) for name, (_, encoder) in base.word_encoders().items()}
+    first = next(iter(spreads.values()))
+    return [{"params": [value], "lr": rate * spreads[name] / first} for name, value in vectors.items()]
 
 
 def _report(job: TuneJob, step: int, steps: int, loss: float) -> None:
@@ -136,13 +164,13 @@ def _loss(
 def _start(job: TuneJob, base: LoadedBase, dtype: torch.dtype) -> dict[str, nn.Parameter]:
     """Return vectors near the class word's, by encoder."""
     made = {}
-    for number, (name, (tokenizer, encoder)) in enumerate(words.encoders_of(base).items()):
+    for number, (name, (tokenizer, encoder)) in enumerate(base.word_encoders().items()):
         weight = encoder.get_input_embeddings().weight.detach()
         ids = tokenizer(job.class_name, add_special_tokens=False).input_ids
         centre = weight[ids].to(dtype).mean(0)
         source = order.generator(job.options.seed, _START, number)
         noise = torch.randn(job.options.token_vectors, weight.shape[1], generator=source).to(weight.device, dtype)
-        made[name] = nn.Parameter(centre + _SPREAD * float(weight.float().std()) * noise)
+        made[name] = nn.Parameter((centre + _SPREAD * _spread(encoder) * noise).to(base.device))
     return made
 
 
@@ -154,15 +182,21 @@ def _placeholders(base: LoadedBase, vectors: Mapping[str, nn.Parameter]) -> Iter
     handles = []
     zeros = {name: torch.zeros_like(value) for name, value in vectors.items()}
     words.add_words(base, names, zeros)
-    for name, (tokenizer, encoder) in words.encoders_of(base).items():
+    for name, (tokenizer, encoder) in base.word_encoders().items():
         ids = torch.tensor(tokenizer.convert_tokens_to_ids(names), device=base.device)
         hook = partial(_replace_rows, ids, vectors[name])
-        handles.append(encoder.get_input_embeddings().register_forward_hook(hook))
+        handles += [layer.register_forward_hook(hook) for layer in _embeddings(encoder)]
     try:
         yield " ".join(names)
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _embeddings(encoder: Any) -> list[nn.Module]:
+    """Return the layers that hold a text encoder's word embeddings: T5 has two over one weight."""
+    weight = encoder.get_input_embeddings().weight
+    return [layer for layer in encoder.modules() if getattr(layer, "weight", None) is weight]
 
 
 def _replace_rows(ids: Tensor, vectors: Tensor, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:

@@ -292,6 +292,7 @@ class TuneRun:
             layers=layout.layers,
             curve=self.curve,
             earlier=self.saved,
+            apart=weights.state_apart,
         )
         checkpoints.save(store, key, info, weights.adapter(self.slot), weights.state(self.slot))
         self.saved = [*self.saved, key]

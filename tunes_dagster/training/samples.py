@@ -1,6 +1,7 @@
 """Pictures over the checkpoints of a tune: how it learned, at fixed seeds, beside the untuned base.
 
-All checkpoints lie in slots of one bank, so that a prompt is rendered on all of them in one forward.
+All checkpoints lie in slots of one bank, so that a prompt is rendered on all of them in one forward; whole networks
+take turns.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _row(prompt: str, seed: int, states: Sequence[dict], base: LoadedBase) -> li
     """Render one prompt on the base (slot -1) and on each state, from the same noise."""
     import torch
 
-    from tunes_dagster.training.adapters import attached
+    from tunes_dagster.training.wholes import worn
 
     settings = base.entry.render_settings(RenderSettings())
     side = base.entry.native_size
@@ -112,7 +113,8 @@ def _row(prompt: str, seed: int, states: Sequence[dict], base: LoadedBase) -> li
     slots = [-1, *range(len(states))]
     room = denoise.rows_that_fit(base, Shape(side, side, steps, None, base.is_guided(guidance)))
     images: list[Image | None] = []
-    with torch.no_grad(), attached(base.denoiser, states) as bank:
+    with torch.no_grad(), worn(base, states) as bank:
+        room = room if bank.mixes else 1
         for start in range(0, len(slots), room):
             some = slots[start : start + room]
             bank.assign(some * 2 if base.is_guided(guidance) else some)

@@ -1,13 +1,14 @@
 """Proof that a tune's files are what was trained: loaded by stock diffusers, they render the same picture.
 
 Loaders drop layers whose names they do not expect with no more than a warning, so a file that loads proves
-nothing; a file whose picture equals that of our own adapter layers does.
+nothing; a file whose picture equals that of our own layers does. A whole network proves itself as the pipeline that
+it was exported as.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,13 @@ from typing import TYPE_CHECKING, Any
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.store import Store
 from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.training.files import read_header
+from tunes_dagster.training.layouts import Files
+from tunes_dagster.training.names import is_whole, split_magnitudes, split_state
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
 # Two orders of summation differ by about 1e-5 of the picture's range in float32 and 1e-2 in bfloat16.
@@ -31,9 +37,10 @@ class Verification:
 
     Attributes:
         finite: No NaN or infinity in any weight.
-        layers: Adapted layers in the file.
+        layers: Adapted layers in the file, or parameters of a whole network.
         diffusers_difference: Largest pixel difference between stock diffusers and our layers.
-        kohya_difference: The same for the kohya file; None when diffusers cannot read it in full, as with DoRA.
+        kohya_difference: The same for the kohya file; None when there is none, or when diffusers cannot read it in
+            full, as with DoRA.
         base_difference: Mean pixel difference that the tune makes.
         tolerance: What counts as the same picture on this device and dtype.
     """
@@ -67,57 +74,79 @@ class Verification:
 
 
 def verify(
-    weights_key: str,
-    kohya_key: str,
+    files: Files,
     prompt: str,
     base: LoadedBase,
     store: Store,
     seed: int = 0,
-    fresh: Any = None,
+    fresh: Callable[[], Any] | None = None,
 ) -> Verification:
-    """Render one small-step picture with each file in a fresh stock pipeline and with our own layers.
+    """Render one small-step picture with the files in stock pipelines and with our own layers.
 
     Args:
-        weights_key: File in diffusers layout.
-        kohya_key: File in kohya layout.
+        files: Of the tune.
         prompt: Names token and class.
         base: The loaded base, without adapters.
         store: Where the files lie.
         seed: Of the picture.
-        fresh: A pipeline from `base.load_fresh_pipeline()` to use again for several tunes; None loads one.
+        fresh: Returns a pipeline from `base.load_fresh_pipeline()`, for adapters; None loads one.
     """
     import numpy as np
     import torch
 
     from tunes_dagster.training import words
-    from tunes_dagster.training.adapters import attached, split_magnitudes, split_state
     from tunes_dagster.training.families.loading import clear
+    from tunes_dagster.training.wholes import worn
 
-    with store.local(weights_key) as path:
+    with store.local(files.weights_key) as path:
         state = read_weights(path)
     finite = all(bool(torch.isfinite(value).all()) for value in state.values())
-    stock = base.load_fresh_pipeline() if fresh is None else fresh
     plain = _picture(base.pipeline(), prompt, base, seed)
-    with attached(base.denoiser, [state]) as bank, words.speaking(base, store, weights_key) as spoken:
+    with worn(base, [state]) as bank, words.speaking(base, store, files.weights_key) as spoken:
         bank.assign_all(0)
-        token = words.header_of(store.read_bytes(weights_key)).get(words.TOKEN_FIELD, "")
+        token = read_header(store, files.weights_key).get(words.TOKEN_FIELD, "")
         ours = _picture(base.pipeline(), words.said(prompt, token, spoken), base, seed)
     clear(base.pipeline())
-    differences = []
-    # diffusers 0.42 takes `dora_scale` out of kohya files and says so; what is left is another adapter.
-    dora = bool(split_magnitudes(state))
-    for key in (weights_key,) if dora else (weights_key, kohya_key):
-        with _loaded(stock, key, store), _told(stock, weights_key, base, store):
-            differences.append(float(np.abs(_picture(stock, prompt, base, seed) - ours).max()))
-    tolerance = _TOLERANCE.get(str(base.dtype), _LOW_PRECISION_TOLERANCE)
+    differences = [
+        float(np.abs(_picture(stock, prompt, base, seed) - ours).max())
+        for stock in _stock_pipelines(files, state, base, store, fresh)
+    ]
     return Verification(
         finite=finite,
-        layers=len(split_state(state)),
+        layers=len(state if is_whole(state) else split_state(state)),
         diffusers_difference=differences[0],
-        kohya_difference=None if dora else differences[1],
+        kohya_difference=differences[1] if len(differences) > 1 else None,
         base_difference=float(np.abs(plain - ours).mean()),
-        tolerance=tolerance,
+        tolerance=_TOLERANCE.get(str(base.dtype), _LOW_PRECISION_TOLERANCE),
     )
+
+
+def _stock_pipelines(
+    files: Files, state: Mapping[str, Any], base: LoadedBase, store: Store, fresh: Callable[[], Any] | None
+) -> Iterator[Any]:
+    """Yield pipelines that diffusers' own loaders put the files into, one after another."""
+    if is_whole(state):
+        with store.local_folder(files.pipeline_key) as folder:
+            yield load_exported(folder, base)
+        return
+    stock = base.load_fresh_pipeline() if fresh is None else fresh()
+    # diffusers 0.42 takes `dora_scale` out of kohya files and says so; what is left is another adapter.
+    readable = (files.weights_key,) if split_magnitudes(state) else (files.weights_key, files.kohya_key)
+    for key in readable:
+        with _loaded(stock, key, store), _told(stock, files.weights_key, base, store):
+            yield stock
+
+
+def load_exported(folder: Path, base: LoadedBase) -> Any:
+    """Load an exported pipeline as stock diffusers does, on a base's device and in its precision."""
+    from diffusers import DiffusionPipeline
+
+    from tunes_dagster.training.families.loading import settle
+
+    arguments = getattr(base, "load_arguments", {})
+    pipeline = settle(DiffusionPipeline.from_pretrained(folder, dtype=base.dtype, **arguments), base.device)
+    pipeline.vae.to(base.pipeline().vae.dtype)
+    return pipeline
 
 
 def read_weights(path: Any) -> dict[str, Any]:
@@ -157,15 +186,17 @@ def _told(pipeline: Any, weights_key: str, base: LoadedBase, store: Store) -> It
     """Have the tune's words, if it has any, loaded by the pipeline's own loader for the while."""
     from tunes_dagster.training import words
 
-    header = words.header_of(store.read_bytes(weights_key))
+    header = read_header(store, weights_key)
     if words.KEY_FIELD not in header:
         yield
         return
     token, vectors = header[words.TOKEN_FIELD], words.load(store, header[words.KEY_FIELD])
-    names = {"clip_l": ("tokenizer", "text_encoder"), "clip_g": ("tokenizer_2", "text_encoder_2")}
+    second = ("tokenizer_2", "text_encoder_2")
+    names = {"clip_l": ("tokenizer", "text_encoder"), "clip_g": second, "t5": second}
     parts = {name: [getattr(pipeline, part) for part in names[name]] for name in vectors}
     for name, (tokenizer, encoder) in parts.items():
         pipeline.load_textual_inversion({token: vectors[name]}, tokenizer=tokenizer, text_encoder=encoder)
+        words.pool_at_the_end(tokenizer, encoder)
     try:
         yield
     finally:

@@ -55,9 +55,15 @@ def export_scale(options: TrainingOptions) -> float:
 
 
 class TrainedWeights(Protocol):
-    """The trained numbers of up to `slots` tunes, with their optimizers."""
+    """The trained numbers of up to `slots` tunes, with their optimizers.
+
+    Attributes:
+        slots: Room for so many.
+        state_apart: Whether checkpoints keep what `restore` needs in a file of its own, of the newest one only.
+    """
 
     slots: int
+    state_apart: bool
 
     def fits(self, options: Sequence[TrainingOptions]) -> bool:
         """Whether tunes with these options can be entered beside those that are here."""
@@ -91,10 +97,10 @@ class TrainedWeights(Protocol):
         """Whether all numbers of a slot are finite; reads from the device."""
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """Return everything that `restore` needs, on the CPU."""
+        """Return everything that `restore` needs; may be the numbers themselves, so write it at once."""
 
     def adapter(self, slot: int) -> dict[str, Tensor]:
-        """Return what would be exported now: the average if there is one, else the values; on the CPU."""
+        """Return what would be exported now: the average if there is one, else the values; see `state`."""
 
     def layout(self, slot: int) -> Layout:
         """Return how the vectors of a slot are to be read."""
@@ -105,6 +111,8 @@ class TrainedWeights(Protocol):
 
 class StackedWeights:
     """Low-rank adapters of several tunes in one bank, with one optimizer over it."""
+
+    state_apart = False
 
     def __init__(self, options: Sequence[TrainingOptions], base: LoadedBase, dtype: torch.dtype) -> None:
         """Attach a bank with a slot for each of these options.

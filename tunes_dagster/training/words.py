@@ -1,4 +1,4 @@
-"""New words of pivotal tuning: vectors that CLIP text encoders read in the place of a token.
+"""New words of pivotal tuning: vectors that text encoders (CLIP, T5) read in the place of a token.
 
 A tune's token (`ohwx`) is the same for many tunes, so each set of vectors gets words of its own, named by their
 content, which stay in the loaded base's vocabulary and touch nothing else: prompts of many tunes share a batch, and
@@ -8,7 +8,6 @@ caches by text stay right. In files the vectors lie as stock diffusers' `load_te
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,21 +18,15 @@ from torch import Tensor
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.store import Store
 from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.training.files import read_header, write_tensors
 from tunes_dagster.training.jobs import said
 
-__all__ = ["add_words", "encoders_of", "load", "register", "said", "save", "speaking", "words_for"]
+__all__ = ["add_words", "load", "pool_at_the_end", "register", "said", "save", "speaking", "words_for"]
 
-# Names of the vectors by encoder, as diffusers' and kohya's files have them.
-ENCODERS = ("clip_l", "clip_g")
+# How released CLIP configurations call the end of a text, which they number 49407.
+_WRONG_END = 2
 # Fields of the weights' header that lead to the vectors.
 KEY_FIELD, TOKEN_FIELD = "tunes_dagster.embeddings", "tunes_dagster.token"
-
-
-def encoders_of(base: LoadedBase) -> dict[str, tuple[Any, Any]]:
-    """Return {name of the vectors: (tokenizer, encoder)}; empty for a family without CLIP words."""
-    found = getattr(base, "clip_encoders", None)
-    pairs = [] if found is None else [(tokenizer, encoder) for tokenizer, encoder, _ in found()]
-    return dict(zip(ENCODERS, pairs, strict=False))
 
 
 def words_for(vectors: Mapping[str, Tensor]) -> list[str]:
@@ -55,7 +48,7 @@ def register(base: LoadedBase, vectors: Mapping[str, Tensor]) -> str:
     Raises:
         Failure: `WEIGHTS_UNUSABLE` when they are not of this base's encoders.
     """
-    encoders = encoders_of(base)
+    encoders = base.word_encoders()
     widths = {name: encoder.get_input_embeddings().weight.shape[1] for name, (_, encoder) in encoders.items()}
     if {name: value.shape[1] for name, value in vectors.items()} != widths:
         raise Failure(
@@ -72,11 +65,13 @@ def add_words(base: LoadedBase, words: list[str], vectors: Mapping[str, Tensor])
     """Add words to a base's tokenizers and their vectors to its encoders, unless they are there."""
     for roles in ((), ("text",), ("vae",), ("denoiser",)):
         base.fingerprint(*roles)  # kept from now on: the same base with more words is the same base
-    for name, (tokenizer, encoder) in encoders_of(base).items():
+    for name, (tokenizer, encoder) in base.word_encoders().items():
         if words[0] in tokenizer.get_vocab():
             continue
         tokenizer.add_tokens(words)
-        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        pool_at_the_end(tokenizer, encoder)
+        if len(tokenizer) > len(encoder.get_input_embeddings().weight):  # T5 has spare rows
+            encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         weight = encoder.get_input_embeddings().weight.requires_grad_(False)
         ids = tokenizer.convert_tokens_to_ids(words)
         # Bases are loaded, and words added, in whatever mode the caller is in.
@@ -84,14 +79,21 @@ def add_words(base: LoadedBase, words: list[str], vectors: Mapping[str, Tensor])
             weight[ids] = vectors[name].detach().to(weight)
 
 
+def pool_at_the_end(tokenizer: Any, encoder: Any) -> None:
+    """Have a CLIP text encoder take its pooled state at the end of the text, whatever words it learned.
+
+    Released configurations of SDXL and FLUX.1 have a wrong `eos_token_id` (2), for which transformers takes the token
+    with the largest id: the end of the text until a word is added, and then that word, which has not seen what
+    follows it. Texts without new words come out the same either way.
+    """
+    model = getattr(encoder, "text_model", encoder)
+    if getattr(model, "eos_token_id", None) == _WRONG_END:
+        model.eos_token_id = tokenizer.eos_token_id
+
+
 def save(store: Store, key: str, vectors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     """Write vectors as `load_textual_inversion` reads them, `[words, width]` by name of the encoder."""
-    from safetensors.torch import save as serialise
-
-    from tunes_dagster.training.export import with_sorted_header
-
-    tensors = {name: value.detach().float().cpu().contiguous() for name, value in vectors.items()}
-    return store.write_bytes(key, with_sorted_header(serialise(tensors, metadata=dict(header))))
+    return write_tensors(store, key, vectors, header, torch.float32)
 
 
 def load(store: Store, key: str) -> dict[str, Tensor]:
@@ -112,17 +114,10 @@ def load(store: Store, key: str) -> dict[str, Tensor]:
         ) from error
 
 
-def header_of(data: bytes) -> dict[str, str]:
-    """Return the header's fields of a safetensors file."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    fields: dict[str, str] = header.get("__metadata__", {})
-    return fields
-
-
 @contextmanager
 def speaking(base: LoadedBase, store: Store, weights_key: str) -> Iterator[str]:
     """Let `base.encode_text` say a tune's token in its words for the while; yields them, empty for other kinds."""
-    header = header_of(store.read_bytes(weights_key))
+    header = read_header(store, weights_key)
     if KEY_FIELD not in header:
         yield ""
         return
