@@ -16,6 +16,7 @@ from .. import FLUX_SEQUENCE as SEQUENCE
 from .classifier import HEADS
 from .clock import Budget, Ema, Tuner, learning_rate, load_checkpoint, note_figures, save_checkpoint
 from .data import HELD_OUT
+from .flux_teacher import Teacher
 from .flux_text import (
     CLIP_WIDTH,
     T5_WIDTH,
@@ -98,6 +99,7 @@ class FluxBase:
             {"transformer": build_transformer(latent_channels), "clip": clip, "t5": t5}
         )
         self.parts["heads"] = build_heads()
+        self.teacher: Teacher | None = None
         self.empty = torch.from_numpy(tokenize(tokenizer, [""]).astype(np.int64))
         self.t5_empty = torch.from_numpy(tokenize_t5(t5_tokenizer, [""]).astype(np.int64))
 
@@ -107,7 +109,8 @@ class FluxBase:
         """Velocity MSE per sample [n] for scaled latents `x` [n, c, h, w] at noise shares `sigma` [n].
 
         With the attributes that the captions name (`named` [n, heads], -1 where none) a share of the text
-        encoders' own loss is added: they have to tell which colour belongs to what.
+        encoders' own loss is added: they have to tell which colour belongs to what. With a `teacher`, the error
+        is that against its target.
         """
         import torch
 
@@ -123,6 +126,7 @@ class FluxBase:
             own = TEXT_LOSS * understanding_loss(heads, pooled, sequence, t5_ids, named)
         pooled, sequence = pooled * keep[:, None], sequence * keep[:, None, None]
         s = sigma[:, None, None]
+        velocity = pack(self.teacher.target(x, noise, sigma, ids, keep) if self.teacher else noise - x)
         clean, noise = pack(x), pack(noise)
         predicted = self.parts["transformer"](
             hidden_states=(1 - s) * clean + s * noise,
@@ -132,7 +136,7 @@ class FluxBase:
             img_ids=positions(x.shape[2], x.shape[3], x.device),
             txt_ids=torch.zeros(t5_ids.shape[1], 3, device=x.device),
         ).sample
-        return (predicted.float() - (noise - clean)).square().mean(dim=(1, 2)) + own
+        return (predicted.float() - velocity).square().mean(dim=(1, 2)) + own
 
 
 def draw_sigmas(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -232,13 +236,15 @@ def train(
     pictures: int = 40_000,
     batch: int = 16,
     muon: bool = True,
+    teacher: Any = None,
     team: Team | None = None,
     on_minute: Callable[[FluxBase, Budget], None] | None = None,
     log: Callable[[str], None] = print,
 ) -> FluxBase:
     """Train (or go on training) transformer and text encoders in folder `work`, which holds a trained `vae`.
 
-    From nothing, the text encoders are taught first. Returns the EMA weights. Team, batches and `on_minute` are
+    From nothing, the text encoders are taught first. The `teacher` is an SDXL-class pipeline of the same latents
+    (see `flux_teacher`). Returns the EMA weights. Team, batches and `on_minute` are
     as in `unet.train`.
     """
     import torch
@@ -248,6 +254,7 @@ def train(
     torch.manual_seed(seed)
     base = FluxBase(tokenizer, t5_tokenizer, data[0].shape[1])
     base.parts.to(device)
+    base.teacher = Teacher(teacher, device) if teacher else None
     state = load_checkpoint(work / "flux.pt", budget)
     if not state:
         lessons = TEACHING_STEPS if budget.steps is None else min(TEACHING_STEPS, budget.steps)
@@ -303,6 +310,7 @@ def train(
                 "minutes": round(budget.seconds / 60, 1),
                 "width": ATTENTION_HEADS * HEAD_WIDTH,
                 "layers": [DOUBLE, SINGLE],
+                "taught": teacher is not None,
             },
         )
         log(f"flux done: held-out velocity MSE {error:.4f}, {budget.step} steps")
