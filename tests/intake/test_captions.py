@@ -88,6 +88,14 @@ def test_precedence(store: Store) -> None:
     assert told(write(store, None))["0.png"] == ("a photo of ohwx mug", "template")
 
 
+def test_a_default_caption_stands_for_those_that_did_not_come(store: Store) -> None:
+    parrot = Parrot()
+    table = write(store, parrot, captions={"2.png": "from the request"}, default_caption="a mug at work")
+    assert told(table)["0.png"] == ("ohwx mug at work", "default")
+    assert told(table)["1.png"] == ("a red ohwx mug", "sidecar") and told(table)["2.png"][1] == "request"
+    assert parrot.asked == 0
+
+
 def test_request_captions_by_hash_stem_and_file_name(store: Store) -> None:
     _, training_set = prepared(store)
     by_hash = training_set.items[0].hash
@@ -252,6 +260,8 @@ def test_tables_as_spreadsheets_save_them() -> None:
         ("woman", "a woman with long hair and a white shirt posing for a picture",
          "a woman with a white shirt posing for a picture"),
         ("woman", "a photo of a bald man with a red heart on the cheek at night", "a photo of a man at night"),
+        ("woman", "a woman with a bob, with a red heart on the cheek and in a white shirt in the city",
+         "a woman in a white shirt in the city"),
         ("woman", "a photo of a brown rabbit in front of a red wall", "a photo of woman in front of a red wall"),
         ("woman", "on the beach", "on the beach"),
         ("mug", "a red striped mug with a blue background", "a mug with a blue background"),

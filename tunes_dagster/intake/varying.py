@@ -186,7 +186,8 @@ _OPENING = re.compile(
     r"(?:photo|photograph|picture|image|drawing|portrait|painting|view|shot|close[- ]up)\s+of\s+",
     re.IGNORECASE,
 )
-_PARTS = re.compile(rf"\s*,\s*|\s+(?=(?:and|{'|'.join((*_WORN, *_AROUND))})\b)", re.IGNORECASE)
+_OPENERS = "|".join((*_WORN, *_AROUND))
+_PARTS = re.compile(rf"\s*,\s*|\s+(?=and\b)|(?<!\band)\s+(?=(?:{_OPENERS})\b)", re.IGNORECASE)
 
 
 @dataclass
