@@ -199,10 +199,10 @@ class PackedLinear(torch.nn.Linear):
         """Return the packed layer and the weights that it means."""
         packed = cls.__new__(cls)
         torch.nn.Module.__init__(packed)
-        packed.in_features, packed.out_features, packed.bias = plain.in_features, plain.out_features, plain.bias
         step = plain.weight.abs().max() / 127
         codes = (plain.weight / step).round().add(128).to(torch.uint8)
         packed.weight = torch.nn.Parameter(codes, requires_grad=False)
+        packed.in_features, packed.out_features, packed.bias = plain.in_features, plain.out_features, plain.bias
         packed.register_buffer("step", step)
         return packed, (codes.to(step.dtype) - 128) * step
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import pytest
 import torch
 from safetensors.torch import load
@@ -144,6 +146,35 @@ def test_every_base_of_the_catalog_can_be_planned():
         options = entry.training_options(TrainingOptions())
         plan = plan_memory([options], sizes_of(entry), entry.native_size, Machine("cuda", 400, "bfloat16"))
         assert plan.cohort >= 1
+
+
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_a_base_is_packed_however_it_is_loaded(tmp_path, monkeypatch, bits):
+    """From a folder and from a single file; and what is packed in four bits computes in the base's own dtype."""
+    from tunes_dagster.training.families import loading
+
+    installed = importlib.metadata.version
+    there = {"bitsandbytes": "0.48.0"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: there.get(name) or installed(name))
+    entry = load_catalog("production").entries["flux1-dev"].model_copy(update={"components": str(tmp_path)})
+    asked: list[dict] = []
+
+    class Loads:
+        @classmethod
+        def from_pretrained(cls, folder, **named):
+            asked.append(named)
+
+        from_single_file = from_pretrained
+
+    with placed(Placement(quantize=bits)):
+        for place in (tmp_path, tmp_path / "flux1-dev.safetensors"):
+            loading.load_pipeline_around(Loads, "transformer", Loads, entry, place, torch.bfloat16)
+    whole, single, around = (one.get("quantization_config") for one in asked)
+    assert around is None
+    for config in (whole.quant_mapping["transformer"], single):
+        assert config.load_in_8bit == (bits == "int8") and config.load_in_4bit == (bits == "nf4")
+        assert bits == "int8" or (config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+    assert loading._packing(torch.bfloat16) is None
 
 
 def test_offloading_changes_no_weights(base_folder, entry, store, make_job):

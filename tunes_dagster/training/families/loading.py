@@ -84,21 +84,20 @@ def clear(pipeline: Any) -> None:
         hook.offload()
 
 
-def _quantization() -> dict[str, Any]:
-    """Return the argument that makes diffusers quantize the denoiser while loading; empty for none."""
+def _packing(dtype: Any) -> Any:
+    """Return how diffusers is to pack the denoiser's weights while loading; None leaves them as they are.
+
+    Args:
+        dtype: What unpacked weights are multiplied in; diffusers would take float32, which is many times slower.
+    """
     bits = _PLACEMENT.get().quantize
     if bits == "none":
-        return {}
-    from diffusers.quantizers import PipelineQuantizationConfig
+        return None
+    from diffusers import BitsAndBytesConfig
 
-    backend = {"int8": "bitsandbytes_8bit", "nf4": "bitsandbytes_4bit"}[bits]
-    options: dict[str, Any] = {"load_in_8bit": True}
-    if bits == "nf4":
-        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    config = PipelineQuantizationConfig(
-        quant_backend=backend, quant_kwargs=options, components_to_quantize=["transformer"]
-    )
-    return {"quantization_config": config}
+    if bits == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def is_single_file(folder: str | Path) -> bool:
@@ -123,9 +122,12 @@ def load_pipeline(kind: Any, entry: BaseModelEntry, folder: str | Path, dtype: A
         if is_single_file(folder):
             return _from_file(kind, entry, folder, dtype, arguments)
         revision = None if Path(folder).exists() else entry.revision
-        return kind.from_pretrained(
-            str(folder), revision=revision, dtype=dtype, **_quantization(), **arguments
-        )
+        if (packing := _packing(dtype)) is not None:
+            from diffusers.quantizers import PipelineQuantizationConfig
+
+            # Only transformers are packed, see the planner.
+            arguments["quantization_config"] = PipelineQuantizationConfig(quant_mapping={"transformer": packing})
+        return kind.from_pretrained(str(folder), revision=revision, dtype=dtype, **arguments)
 
 
 def _from_file(
@@ -162,8 +164,9 @@ def load_pipeline_around(
         )
     with named(kind.__name__, folder):
         denoiser = model.from_single_file(
-            str(folder), config=entry.components, subfolder=part, torch_dtype=dtype
-        )
+            str(folder), config=entry.components, subfolder=part, torch_dtype=dtype,
+            quantization_config=_packing(dtype),
+        )  # fmt: skip
         return kind.from_pretrained(entry.components, dtype=dtype, **{part: denoiser}, **arguments)
 
 
