@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
-from assets.reporting import Member, Pulse, RunLog
+from assets.reporting import Member, Pulse, RunLines, RunLog
 from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.launches import ORIGIN_TAG, RUN_KEY_TAG
+from tunes_dagster.logs import set_up_logging
 from tunes_dagster.progress import Reporter, Tee
 from tunes_dagster.settings import get_settings
 
@@ -37,6 +38,7 @@ class Attempt:
         run_id: The run that owns it.
         report: Tells the run's log and the row how far it is; raises `Cancelled` when asked to.
         member: Its heartbeat.
+        lines: Its structured log lines.
     """
 
     registry: Registry
@@ -44,6 +46,7 @@ class Attempt:
     run_id: str
     report: Reporter
     member: Member = field(repr=False)
+    lines: RunLines = field(default_factory=RunLines, repr=False)
 
     def finish(self, result: dict[str, Any] | None = None, continue_: bool | None = None) -> None:
         """Close the attempt as done; in the same transaction the row's subject moves on.
@@ -54,10 +57,17 @@ class Attempt:
         """
         self.member.closed = True
         self.registry.finish(self.work.id, self.run_id, result=result, continue_=continue_)
+        self.lines.say("done")
+
+    def give_back(self, reason: str) -> None:
+        """Put the rest of the work back into the queue; another run goes on with it, and no try is counted."""
+        self.member.closed = True
+        self.registry.give_back(self.work.id, self.run_id, reason)
 
     def fail(self, failure: Failure) -> None:
         """Close the attempt as failed (or cancelled); the registry decides whether there is another one."""
         self.member.closed = True
+        self.lines.say("failed", code=str(failure.code))
         try:
             self.registry.fail(self.work.id, self.run_id, failure)
         except Failure as refused:
@@ -101,8 +111,14 @@ def own(context: Context, registry: Registry, work: Work, pulse: Pulse, many: bo
     if many and work.kind != "render":
         label = registry.get_tune(work.subject_id).title
     member = pulse.add(Member(registry, work.id, context.run_id))
-    report = Tee([RunLog(context.log, label), member])
-    return Attempt(registry, work, context.run_id, report, member)
+    set_up_logging("tunes.pipeline", get_settings().log_format)
+    lines = RunLines(
+        kind=work.kind, subject=work.subject_id, attempt=work.attempt, run_id=context.run_id,
+        request_id=registry.request_id(work.subject_id),
+    )  # fmt: skip
+    lines.say("started")
+    report = Tee([RunLog(context.log, label), member, lines])
+    return Attempt(registry, work, context.run_id, report, member, lines)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +12,9 @@ from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.progress import Eta, Phase, format_numbers, format_seconds
 
 if TYPE_CHECKING:
-    import logging
-
     from tunes_dagster.registry import Registry
+
+_lines = logging.getLogger("tunes.pipeline")
 
 # Every line is a row in Dagster's event log, which the UI loads whole.
 _SECONDS_BETWEEN_LINES = 5.0
@@ -58,6 +59,30 @@ class RunLog:
 
     def check_cancelled(self) -> None:
         """The run's log asks for nothing."""
+
+
+class RunLines:
+    """Writes a structured line per phase, with the ids that lead from a request to the run that does the work."""
+
+    def __init__(self, **ids: Any) -> None:
+        self._ids = {name: value for name, value in ids.items() if value is not None}
+
+    def say(self, event: str, **facts: Any) -> None:
+        """Write a line."""
+        _lines.info(event, extra={"facts": {**self._ids, **facts}})
+
+    def phase(self, phase: Phase, message: str = "") -> None:
+        """Write that a phase began."""
+        self.say("phase", phase=str(phase))
+
+    def step(self, done: int, total: int, **numbers: float) -> None:
+        """Steps stay in the run's log."""
+
+    def note(self, message: str) -> None:
+        """Notes stay in the run's log: they may quote names of files."""
+
+    def check_cancelled(self) -> None:
+        """Nobody asks here."""
 
 
 class Member:

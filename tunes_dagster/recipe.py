@@ -346,6 +346,7 @@ class TuneRequest(Strict):
         sources: Where the pictures come from.
         characteristics: What is known of the subject (`hair: brown`); a prompt's `{{hair}}` takes its place from here.
         captions: File name or content hash → caption, edits that win over everything else.
+        default_caption: Of pictures that came without one, instead of asking the captioning model.
         dataset: See `DatasetOptions`.
         training: See `TrainingOptions`.
         prompts: Rendered as soon as the tune is ready.
@@ -360,6 +361,7 @@ class TuneRequest(Strict):
     sources: Sources = Field(default_factory=Sources)
     characteristics: dict[CharacteristicName, Characteristic] = Field(default_factory=dict, max_length=50)
     captions: dict[str, str] = Field(default_factory=dict)
+    default_caption: str = Field(default="", max_length=2000)
     dataset: DatasetOptions = Field(default_factory=DatasetOptions)
     training: TrainingOptions = Field(default_factory=TrainingOptions)
     prompts: list[PromptRequest] = Field(default_factory=list, max_length=1000)

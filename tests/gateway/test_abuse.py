@@ -28,8 +28,18 @@ TRAINER = "/flux-2-pro-text-to-image-trainer-712/v1/flux-2-pro-text-to-image-tra
 CALLS = [
     ("POST", "/v1/tunes/train", TRAIN, "detail"),
     ("POST", TRAINER, {"image_data_url": "https://example.com/x.zip"}, "error"),
-    ("POST", "/pixu/api/create_model_from_url", {"app_uid": "api", "url": "https://example.com/x.png"}, "error"),
-    ("POST", "/tunes", {"tune": {"title": "t", "name": "man", "image_urls": ["https://example.com/x"]}}, "error"),
+    (
+        "POST",
+        "/pixu/api/create_model_from_url",
+        {"app_uid": "api", "url": "https://example.com/x.png"},
+        "error",
+    ),
+    (
+        "POST",
+        "/tunes",
+        {"tune": {"title": "t", "name": "man", "image_urls": ["https://example.com/x"]}},
+        "error",
+    ),
     ("GET", "/native/v1/account", None, "error"),
 ]
 
@@ -42,7 +52,9 @@ def _send(house: House, method: str, path: str, body: Any, key: str) -> Any:
 
 
 @pytest.mark.parametrize(("method", "path", "body", "word"), CALLS)
-def test_keys_that_ended_are_401_in_every_form(house: House, method: str, path: str, body: Any, word: str) -> None:
+def test_keys_that_ended_are_401_in_every_form(
+    house: House, method: str, path: str, body: Any, word: str
+) -> None:
     house.key()
     _row, short = house.registry.add_key("ann", days=1 / 86_400)
     assert _send(house, method, path, body, short).status_code < 300
@@ -56,11 +68,15 @@ def test_keys_that_ended_are_401_in_every_form(house: House, method: str, path: 
 @pytest.mark.parametrize("token", ["", "x", "%00", "a" * 5000, "ü"])
 def test_forged_upload_tokens(house: House, pictures, token: str) -> None:
     job = train(house)
-    answer = house.client.post(f"/v1/tunes/{job['job_id']}/upload", params={"token": token}, files=pictures(5))
+    answer = house.client.post(
+        f"/v1/tunes/{job['job_id']}/upload", params={"token": token}, files=pictures(5)
+    )
     assert answer.status_code == 403 and "detail" in answer.json()
     other = train(house, "bob")
     stolen = other["upload_url"].split("token=")[1]
-    answer = house.client.post(f"/v1/tunes/{job['job_id']}/upload", params={"token": stolen}, files=pictures(5))
+    answer = house.client.post(
+        f"/v1/tunes/{job['job_id']}/upload", params={"token": stolen}, files=pictures(5)
+    )
     assert answer.status_code == 403 and house.registry.get_tune(job["job_id"]).status == "awaiting_images"
 
 
@@ -118,7 +134,7 @@ def test_limits_of_an_account(house: House, pictures) -> None:
     assert house.client.post(job["upload_url"], files=pictures(5)).status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"\xff\xfe{\x00}\x00", "{\"tune\": \"é\"}".encode("latin-1"), b"\x80abc"])
+@pytest.mark.parametrize("body", [b"\xff\xfe{\x00}\x00", '{"tune": "é"}'.encode("latin-1"), b"\x80abc"])
 @pytest.mark.parametrize(("method", "path", "_body", "_word"), CALLS[:4])
 def test_wrong_encodings(house: House, method: str, path: str, _body: Any, _word: str, body: bytes) -> None:
     headers = {**house.auth(), "Ocp-Apim-Subscription-Key": house.key(), "Content-Type": "application/json"}
@@ -241,4 +257,7 @@ def test_every_endpoint_keeps_tenants_apart(house: House) -> None:
                 if method == "get" or answer.status_code < 300:
                     assert not any(word in said for word in secrets), (method, path, said)
     assert walked > 50
-    assert house.registry.get_tune(tune["id"]).deleted_at is None and house.registry.get_tune(job).deleted_at is None
+    assert (
+        house.registry.get_tune(tune["id"]).deleted_at is None
+        and house.registry.get_tune(job).deleted_at is None
+    )

@@ -344,9 +344,13 @@ def test_a_prompt_is_updated_and_a_tune_continued(house: House) -> None:
     tune = create(house, prompts_attributes=[{"text": "ohwx woman"}])
     (prompt,) = house.client.get("/prompts", headers=house.auth()).json()
     body = {"prompt": {"community": "x"}}
-    changed = house.client.patch(f"/tunes/{tune['id']}/prompts/{prompt['id']}", json=body, headers=house.auth())
+    changed = house.client.patch(
+        f"/tunes/{tune['id']}/prompts/{prompt['id']}", json=body, headers=house.auth()
+    )
     assert changed.json()["community"] == "x"
-    refused = house.client.patch(f"/prompts/{prompt['id']}", json={"prompt": {"text": "y"}}, headers=house.auth())
+    refused = house.client.patch(
+        f"/prompts/{prompt['id']}", json={"prompt": {"text": "y"}}, headers=house.auth()
+    )
     assert refused.status_code == 422 and "text" in refused.json()
     early = {"tune": {**TUNE, "branch": "", "base_tune_id": tune["id"]}}
     assert house.client.post("/tunes", json=early, headers=house.auth()).status_code == 422

@@ -121,12 +121,16 @@ class Running:
             free.bind(("127.0.0.1", 0))
             self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
         port = int(self.address.rpartition(":")[2])
-        self.server = uvicorn.Server(uvicorn.Config(create_app(self.settings), port=port, log_level="warning"))
+        self.server = uvicorn.Server(
+            uvicorn.Config(create_app(self.settings), port=port, log_level="warning")
+        )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:
             time.sleep(0.05)
-        self.client = httpx.Client(base_url=self.address, timeout=60, headers={"Authorization": f"Bearer {self.key}"})
+        self.client = httpx.Client(
+            base_url=self.address, timeout=60, headers={"Authorization": f"Bearer {self.key}"}
+        )
 
     def start(self, name: str, **known: str) -> subprocess.Popen[str]:
         """Start a sample with the tool it is written for."""
@@ -178,7 +182,9 @@ def told(name: str, process: subprocess.Popen[str]) -> list[Any]:
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, (name, out, err)
     if name.endswith(".py"):
-        return [eval(line) for line in out.splitlines() if line.strip()]  # what Python prints of its own dicts
+        return [
+            eval(line) for line in out.splitlines() if line.strip()
+        ]  # what Python prints of its own dicts
     found, decoder, text = [], json.JSONDecoder(), out.strip()
     while text:
         value, end = decoder.raw_decode(text)
@@ -213,7 +219,10 @@ CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not inst
 @CURL
 def test_pixelapis_samples(running: Running) -> None:
     config, train, models, image = running.play("pixelapi.sh")
-    assert config["pricing"]["train_sdxl"] == {"credits": 100, "usd": 0.10} and train["status"] == "awaiting_images"
+    assert (
+        config["pricing"]["train_sdxl"] == {"credits": 100, "usd": 0.10}
+        and train["status"] == "awaiting_images"
+    )
     assert models == [] and image["credits_used"] == 1.0
     sample = running.start("pixelapi.py")  # it waits for its training
     while not any(tune.status == "queued" for tune in running.registry.list_tunes()):
@@ -272,7 +281,9 @@ def test_astrias_samples_and_the_callbacks_of_the_headshots_application(running:
     (pack,) = running.play("astria_pack.js")
     query = "user_id=3f2b-1&model_id=7&webhook_secret=s%2Bx~!*()'"
     hook = {name: f"{running.files}/astria/{name}-webhook?{query}" for name in ("train", "prompt")}
-    prompts = [{"text": f"portrait of ohwx man {n}", "callback": hook["prompt"], "num_images": 2} for n in range(2)]
+    prompts = [
+        {"text": f"portrait of ohwx man {n}", "callback": hook["prompt"], "num_images": 2} for n in range(2)
+    ]
     body = {"title": "Natalie", "base_tune_id": 690204, "name": "man", "branch": "fast", "token": "ohwx", "steps": 5,
             "image_urls": [f"{running.files}/{n}.png" for n in range(1, 5)], "callback": hook["train"],
             "characteristics": {}, "prompts_attributes": prompts}  # fmt: skip

@@ -242,7 +242,9 @@ def test_native_endpoints(house: House, pictures) -> None:
     asked = house.client.post("/native/v1/callbacks/sample", json=told, headers=house.auth())
     assert asked.status_code == 201 and asked.json()["of"] == job
     told["dialect"] = "astria"
-    assert house.client.post("/native/v1/callbacks/sample", json=told, headers=house.auth()).status_code == 404
+    assert (
+        house.client.post("/native/v1/callbacks/sample", json=told, headers=house.auth()).status_code == 404
+    )
     stopped = house.client.post(f"/native/v1/tunes/{job}/cancel", headers=house.auth()).json()
     assert stopped["status"] == "cancelled"
     callback, _sample = house.client.get("/native/v1/callbacks", headers=house.auth()).json()
@@ -258,8 +260,6 @@ def test_native_endpoints(house: House, pictures) -> None:
         "/native/v1/callbacks/sample", json={"url": "http://127.0.0.1/"}, headers=house.auth()
     )
     assert inside.status_code == 422
-    text = house.client.get("/native/v1/metrics").text
-    assert "tunes_http_requests_total" in text and "tunes_callbacks_pending 2" in text
     ledger = house.client.get("/native/v1/account", headers=house.auth()).json()["ledger"]
     assert [entry["kind"] for entry in ledger] == ["return", "reserve", "adjust"]
 

@@ -60,7 +60,12 @@ def _hammer(house: House, name: str, examples: int) -> None:
         status_code_conformance,
     )
 
-    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+    checks = [
+        not_a_server_error,
+        status_code_conformance,
+        content_type_conformance,
+        response_schema_conformance,
+    ]
     known, seen, wrong = _known(house), {"calls": 0, "accepted": 0}, list[str]()
     auth = {**house.auth(), "Ocp-Apim-Subscription-Key": house.key()}
     for operation in _operations(house, name):

@@ -61,6 +61,12 @@ def test_every_kind_of_dataset(house: House, given: str) -> None:
     assert sources["archive_url"] == ZIP_URL or house.store.read_bytes(sources["uploads"][0])[:2] == b"PK"
 
 
+def test_a_default_caption_is_taken(house: House) -> None:
+    answer = submit(house, default_caption="portrait of TOK, soft light")
+    request = house.registry.get_tune(answer.json()["request_id"]).request
+    assert request["default_caption"] == "portrait of TOK, soft light"
+
+
 def test_errors_have_the_vendors_bodies(house: House) -> None:
     key = headers(house)
     assert house.client.post(PATH, json={"image_data_url": ZIP_URL}).json() == {

@@ -185,9 +185,14 @@ def test_out_of_credits_is_402(house: House) -> None:
 
 
 def test_models_without_weights_name_the_command(house: House) -> None:
-    for model, more in (("upscale-4x", {"image_url": "https://example.com/a.png"}), ("cogvideo-2b", {"prompt": "x"})):
+    for model, more in (
+        ("upscale-4x", {"image_url": "https://example.com/a.png"}),
+        ("cogvideo-2b", {"prompt": "x"}),
+    ):
         answer = house.client.post("/v1/image/generate", json={"model": model, **more}, headers=house.auth())
-        assert answer.status_code == 422 and f"tunes bases pull {model}" in answer.json()["detail"], answer.text
+        assert answer.status_code == 422 and f"tunes bases pull {model}" in answer.json()["detail"], (
+            answer.text
+        )
         assert "/" not in answer.json()["detail"].split("Run")[0], "no place on this machine is told"
     body = {"model": "flux-schnell", "prompt": "x", "negative_prompt": "y"}
     flux = house.client.post("/v1/image/generate", json=body, headers=house.auth())

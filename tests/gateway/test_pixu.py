@@ -56,6 +56,22 @@ def test_a_failure_never_calls_the_success_address(house: House) -> None:
     assert house.registry.lease_callbacks(60)[1] == {}
 
 
+def test_those_who_ask_are_told_of_failures_beside_the_uid(house: House) -> None:
+    house.key()
+    house.registry.set_options("ann", failure_callbacks=True)
+    uid = create(house)
+    (tune,) = house.registry.list_tunes(account_id="ann")
+    house.registry.request_cancel(tune.id)
+    lease, (callback,) = house.registry.lease_callbacks(60)
+    sending = house.registry.begin_delivery(callback, lease)
+    assert sending is not None
+    told = in_form(house.registry, sending)
+    assert (
+        told.url == f"https://caller.example.com/hook?model_uid={uid}&error=cancelled"
+        and told.method == "GET"
+    )
+
+
 def test_compositions_are_stored_and_random_without_a_uid(house: House) -> None:
     assert call(house, "txt2img_composition").status_code == 200
     wrong = call(house, "txt2img_composition", comp_uid="0" * 32)

@@ -30,7 +30,9 @@ def test_lists_filters_and_the_ledger(elsewhere: House) -> None:
     house = elsewhere
     poor = house.auth("poor", credits=1_000_000)  # ten trainings
     with ThreadPoolExecutor(8) as pool:
-        sent = list(pool.map(lambda _: house.client.post("/v1/tunes/train", json=TRAIN, headers=poor), range(30)))
+        sent = list(
+            pool.map(lambda _: house.client.post("/v1/tunes/train", json=TRAIN, headers=poor), range(30))
+        )
     assert sorted({one.status_code for one in sent}) == [200, 402]
     assert sum(one.status_code == 200 for one in sent) == 10
     wallet = house.registry.get_wallet("poor")

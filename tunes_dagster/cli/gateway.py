@@ -31,14 +31,14 @@ def serve(
     import os
 
     from tunes_dagster.gateway.app import create_app
-    from tunes_dagster.gateway.middleware import set_up_logging
     from tunes_dagster.gateway.options import GatewayOptions
     from tunes_dagster.gateway.serving import run
+    from tunes_dagster.logs import set_up_logging
 
     if public_url:
         os.environ["TUNES_GATEWAY_PUBLIC_URL"] = public_url
     options = GatewayOptions()
-    set_up_logging(options)
+    set_up_logging("tunes.gateway", options.log_format)
     installation = Installation()
     if not installation.registry.list_keys():
         say("[yellow]Nobody has a key yet:[/] tunes accounts create NAME")

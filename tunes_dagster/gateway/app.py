@@ -19,6 +19,7 @@ from tunes_dagster import __version__
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.gateway import documents, files
 from tunes_dagster.gateway.dialect import Dialect
+from tunes_dagster.gateway.metrics import Meters
 from tunes_dagster.gateway.middleware import Manners
 from tunes_dagster.gateway.native import DIALECT as NATIVE
 from tunes_dagster.gateway.options import DIALECTS, GatewayOptions
@@ -73,17 +74,10 @@ def create_app(
         mounted.append((dialect, place))
     app.include_router(NATIVE.router, prefix="/native/v1")
     _document(app, [*mounted, (NATIVE, "/native/v1")])
-    app.add_middleware(_Outer, options=chosen, app_state=app.state)
+    app.state.meters = Meters(opened.registry)
+    app.add_middleware(Manners, options=chosen, meters=app.state.meters)
     _handlers(app, mounted)
     return app
-
-
-class _Outer(Manners):
-    """The middleware, known to the application so that its counts can be read."""
-
-    def __init__(self, app: Any, options: GatewayOptions, app_state: Any) -> None:
-        super().__init__(app, options)
-        app_state.manners = self
 
 
 @contextlib.asynccontextmanager

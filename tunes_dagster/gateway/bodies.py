@@ -33,7 +33,7 @@ MAX_REST = 4 * 2**20
 # Long texts of one body: each is an open file.
 MAX_TEXTS = 100
 # So much is gathered before a thread looks at it.
-_PIECE = 1 << 20
+_PIECE = 256 * 1024
 # Uploaded files up to this size stay in memory.
 _SPOOLED = 64 * 1024
 _REFERENCE = "text:sha256:"

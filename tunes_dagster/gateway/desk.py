@@ -167,12 +167,17 @@ class Desk:
         session.add(
             ApiObject(
                 id=subject_id, account_id=self.account_id, dialect=view.dialect, public_id=view.public_id,
-                asked=view.asked, events=list(view.events), on_unknown=view.on_unknown, base_url=self.base_url,
+                asked=self._asked(view), events=list(view.events), on_unknown=view.on_unknown, base_url=self.base_url,
                 group_id=view.group_id, upload_hash=token_hash(token) if token else None,
                 upload_expires_at=now + timedelta(minutes=minutes) if token else None, created_at=now,
             )
         )  # fmt: skip
         reserve(session, self.account_id, subject_id, view.price, now)
+
+    def _asked(self, view: View) -> dict[str, Any]:
+        """Return what is kept of a request, with its id, which the pipeline's log lines carry on."""
+        known = getattr(self.request.state, "id", None) if self.request is not None else None
+        return {**view.asked, "request_id": known} if known else view.asked
 
     def accept_prompt(self, request: PromptRequest, view: View) -> Prompt:
         """Accept a prompt on one of the account's tunes or on a plain base."""
@@ -300,8 +305,6 @@ class Desk:
     def _report(
         self, attempt: Callable[[], Any], price: int, seconds: float, callbacks: Sequence[str | None]
     ) -> dict[str, Any]:
-        from tunes_dagster.gateway.trial import try_callback
-
         refused: list[str] = []
         try:
             attempt()
@@ -318,8 +321,17 @@ class Desk:
             "available_usd": self.wallet().available / 1_000_000,
             "estimated_minutes": round(seconds / 60, 1),
             "would_be_refused": refused,
-            "callbacks": [try_callback(url, self.service.settings.allow_hosts) for url in urls],
+            "callbacks": self._tried(urls),
         }
+
+    def _tried(self, urls: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what became of each address when it was tried."""
+        if not urls:
+            return []
+        from tunes_dagster.gateway.trial import try_callback
+
+        with self.service.outward():
+            return [try_callback(url, self.service.settings.allow_hosts) for url in urls]
 
     def estimated_seconds(self, base: str) -> float:
         """Return how long a tune on a base takes: the median of the latest ones made here."""

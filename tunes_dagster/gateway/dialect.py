@@ -126,7 +126,7 @@ def base_url(request: Request) -> str:
     return (service.options.public_url or str(request.base_url)).rstrip("/")
 
 
-def manners(error: ErrorForm, find_key: KeyFinder, kind: type[Body] = Body) -> type[APIRoute]:
+def manners(name: str, error: ErrorForm, find_key: KeyFinder, kind: type[Body] = Body) -> type[APIRoute]:
     """Return the route class of a dialect, which says by `kind` what its bodies may hold."""
 
     class Route(APIRoute):
@@ -135,6 +135,7 @@ def manners(error: ErrorForm, find_key: KeyFinder, kind: type[Body] = Body) -> t
 
             async def handle(plain: Request) -> Response:
                 request = kind(plain.scope, plain.receive)
+                request.state.dialect = name
                 try:
                     await _admit(request, find_key)
                     response = await _once(request, inner)

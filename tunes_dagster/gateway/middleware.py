@@ -6,13 +6,13 @@ Plain ASGI, because bodies must be counted while they arrive.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tunes_dagster.gateway.metrics import Meters
 from tunes_dagster.gateway.options import GatewayOptions
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.ids import new_id
@@ -24,11 +24,10 @@ _BARE_AGENTS = ("python-urllib/", "go-http-client/")
 
 
 class Manners:
-    """Ids, logs, body limits."""
+    """Ids, logs, meters, body limits."""
 
-    def __init__(self, app: ASGIApp, options: GatewayOptions) -> None:
-        self.app, self.options = app, options
-        self.counts: dict[tuple[str, int], int] = {}
+    def __init__(self, app: ASGIApp, options: GatewayOptions, meters: Meters | None = None) -> None:
+        self.app, self.options, self.meters = app, options, meters or Meters()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -85,12 +84,13 @@ class Manners:
         return counted
 
     def _note(self, scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "") or "unmatched"
-        self.counts[route, status] = self.counts.get((route, status), 0) + 1
+        route = getattr(scope.get("route"), "path", "")
+        self.meters.note(state.get("dialect", ""), scope["method"], route, status, seconds)
         facts = {
             "request_id": state["id"],
             "method": scope["method"],
-            "route": route,  # never the address itself: it may hold tokens
+            "dialect": state.get("dialect"),
+            "route": route or "unmatched",  # never the address itself: it may hold tokens
             "status": status,
             "ms": round(seconds * 1000, 1),
             "account": state.get("account"),
@@ -120,38 +120,3 @@ async def _forbid(send: Send) -> None:
         {"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"application/json")]}
     )
     await send({"type": "http.response.body", "body": body})
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        facts = {
-            "at": self.formatTime(record),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-        }
-        facts.update(getattr(record, "facts", {}))
-        if record.exc_info:
-            facts["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(facts, ensure_ascii=False, default=str)
-
-
-class PlainLines(logging.Formatter):
-    """The same for people."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        facts = " ".join(f"{name}={value}" for name, value in getattr(record, "facts", {}).items())
-        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return f"{self.formatTime(record)} {record.levelname.lower()} {record.getMessage()} {facts}{trace}"
-
-
-def set_up_logging(options: GatewayOptions) -> None:
-    """Send the gateway's log lines to standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if options.log_format == "json" else PlainLines())
-    log.handlers[:] = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tunes_dagster import clock
 from tunes_dagster.callbacks.bodies import tune_body
 from tunes_dagster.clock import iso
+from tunes_dagster.downloads import download_key
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
 from tunes_dagster.gateway.files import answer
@@ -30,7 +31,7 @@ def _error(problem: Problem) -> tuple[int, Any]:
 
 
 KEYS = header_key("authorization", "x-api-key", "ocp-apim-subscription-key")
-router = APIRouter(route_class=manners(_error, KEYS))
+router = APIRouter(route_class=manners("native", _error, KEYS))
 DIALECT = Dialect(
     "native", "tunes-dagster", router, "tk_", _error, ("/native/v1",),
     problem={"type": "object", "required": ["error"], "properties": {"error": {
@@ -97,17 +98,8 @@ def health(request: Request) -> dict[str, Any]:
 @router.get("/metrics", include_in_schema=False)
 def metrics(request: Request) -> Response:
     """Prometheus' text format."""
-    service: Service = service_of(request)
-    lines = ["# TYPE tunes_http_requests_total counter"]
-    counts = getattr(request.app.state, "manners", None)
-    for (route, status), count in sorted((counts.counts if counts else {}).items()):
-        lines.append(f'tunes_http_requests_total{{route="{route}",status="{status}"}} {count}')
-    lengths = service.registry.queue_lengths()
-    lines.append("# TYPE tunes_work gauge")
-    lines += [f'tunes_work{{kind="{r["kind"]}",state="{r["state"]}"}} {r["count"]}' for r in lengths["work"]]
-    for name in ("prompts_queued", "callbacks_pending"):
-        lines += [f"# TYPE tunes_{name} gauge", f"tunes_{name} {lengths[name]}"]
-    return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+    text, kind = request.app.state.meters.text(request.headers.get("accept", ""))
+    return Response(text, media_type=kind)
 
 
 def tune_facts(tune: Tune) -> dict[str, Any]:
@@ -197,10 +189,10 @@ def cancel(key: str, body: CancelBody | None = None, mine: Desk = Mine) -> dict[
 
 @router.get("/tunes/{key}/weights/{form}")
 def weights(key: str, form: str, mine: Desk = Mine) -> Response:
-    """Deliver the weights as `diffusers` or `kohya` safetensors."""
+    """Deliver the weights as `diffusers` or `kohya` safetensors; a whole model as the zip of its diffusers folder."""
     row, _seen = mine.tune(key)
-    name = {"diffusers": "weights_key", "kohya": "kohya_key"}.get(form)
-    stored = (row.result or {}).get(name) if name else None
+    kept = {"diffusers": download_key(row.result), "kohya": (row.result or {}).get("kohya_key")}
+    stored = kept.get(form)
     if not stored:
         raise not_found("Weights")
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from limits import RateLimitItemPerMinute
@@ -26,6 +28,8 @@ log = logging.getLogger("tunes.gateway")
 # A revoked key or changed plan counts after this long at the latest.
 KEY_CACHE_SECONDS = 5.0
 _CACHE_SIZE = 10_000
+# Requests that may wait for somebody else's server at a time; each keeps one of the server's 40 threads.
+_OUTWARD = 8
 # Lists show an expected end per row; how long tunes take changes slowly.
 _PACE_SECONDS = 10.0
 
@@ -81,7 +85,23 @@ class Service:
 
     def __post_init__(self) -> None:
         self._worker = ThreadPoolExecutor(1, "behind-the-answer")
+        self._outward = threading.BoundedSemaphore(_OUTWARD)
         self.limiter = FixedWindowRateLimiter(storage_from_string(self.options.rate_limit_store))
+
+    @contextmanager
+    def outward(self) -> Iterator[None]:
+        """Hold one of the few places for requests that wait for somebody else's server.
+
+        Raises:
+            Problem: 503 when all are taken: those who wait must not keep the others from being answered.
+        """
+        if not self._outward.acquire(blocking=False):
+            said = "Too many addresses are being looked at; try again in a few seconds"
+            raise Problem(503, said, headers={"Retry-After": "5"}, code="busy")
+        try:
+            yield
+        finally:
+            self._outward.release()
 
     def later(self, work: Callable[..., object], *args: object, **more: object) -> None:
         """Do something behind the answer, one after another; what goes wrong is logged."""

@@ -6,9 +6,9 @@ In the store under `tunes/<tune>/captions/`:
     captions.json       what was last written, edits of pictures that are not in the set now, the versions
     captions-v<N>.csv   each version
 
-A person's edit wins over the request's `captions`, these over sidecar files, these over the captioner, this over
-the template. Of the captioner's words those that tell what changes are kept (`varying`). Every caption holds the token
-and the class name.
+A person's edit wins over the request's `captions`, these over sidecar files, these over the request's
+`default_caption`, this over the captioner, this over the template. Of the captioner's words those that tell what
+changes are kept (`varying`). Every caption holds the token and the class name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tunes_dagster.progress import Phase, Reporter
 from tunes_dagster.recipe import TuneRequest
 from tunes_dagster.store import Store
 
-CaptionSource = Literal["edit", "request", "sidecar", "captioner", "template"]
+CaptionSource = Literal["edit", "request", "sidecar", "default", "captioner", "template"]
 COLUMNS = ("name", "caption", "source", "hash")
 CAPTIONER_BATCH = 16
 _NAMED = 8
@@ -246,6 +246,7 @@ def write_captions(
             ("edit", edits.get(item.hash)),
             ("request", asked.get(item.hash)),
             ("sidecar", item.caption if item.kind == "full" else None),
+            ("default", request.default_caption),
         ):
             if text and tidy(text):
                 chosen[item.hash] = (source, tidy(text))  # type: ignore[assignment]

@@ -10,6 +10,7 @@ from tunes_dagster.registry.accounts import AccountQueries
 from tunes_dagster.registry.api_tables import ApiKey, ApiObject, Pack, Reservation, Wallet
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
 from tunes_dagster.registry.campaigns import CampaignQueries
+from tunes_dagster.registry.figures import FigureQueries
 from tunes_dagster.registry.groups import GroupQueries
 from tunes_dagster.registry.journal import JournalQueries
 from tunes_dagster.registry.ledger import LedgerQueries
@@ -44,6 +45,7 @@ class Registry(
     AccountQueries,
     LedgerQueries,
     ObjectQueries,
+    FigureQueries,
 ):
     """All queries over one database; see `engine.Database` for how it is opened."""
 

@@ -54,6 +54,7 @@ class ObjectQueries(Database):
         branch: str | None = None,
         status: str | None = None,
         dialect: str | None = None,
+        asked: Mapping[str, str] | None = None,
     ) -> list[tuple[Tune, ApiObject | None]]:
         """Return a page of an account's live tunes, newest first."""
         query = select(Tune, ApiObject).outerjoin(ApiObject, ApiObject.id == Tune.id)
@@ -68,7 +69,7 @@ class ObjectQueries(Database):
             query = query.where(Tune.status == status)
         if dialect is not None:
             query = query.where(ApiObject.dialect == dialect)
-        return self._page(query, Tune, limit, before, offset)
+        return self._page(_as_asked(query, asked), Tune, limit, before, offset)
 
     def page_prompts(
         self,
@@ -82,6 +83,7 @@ class ObjectQueries(Database):
         base: str | None = None,
         liked: bool | None = None,
         since: datetime | None = None,
+        api: bool | None = None,
         asked: Mapping[str, str] | None = None,
     ) -> list[tuple[Prompt, ApiObject | None]]:
         """Return a page of an account's prompts, newest first."""
@@ -97,9 +99,9 @@ class ObjectQueries(Database):
             query = query.where(ApiObject.liked_at.is_not(None) if liked else ApiObject.liked_at.is_(None))
         if since is not None:
             query = query.where(Prompt.created_at >= since)
-        for name, value in (asked or {}).items():  # what the dialect keeps: `{"pack_id": "7"}`
-            query = query.where(cast(ApiObject.asked[name].as_string(), String) == value)
-        return self._page(query, Prompt, limit, before, offset)
+        if api is not None:
+            query = query.where((Prompt.origin == "api") if api else (Prompt.origin != "api"))
+        return self._page(_as_asked(query, asked), Prompt, limit, before, offset)
 
     def _page(self, query: Select[Any], table: Any, limit: int, before: int | None, offset: int) -> list[Any]:
         if before is not None:
@@ -132,6 +134,11 @@ class ObjectQueries(Database):
         """Return how a tune or prompt is seen by its caller, or None when it did not come over HTTP."""
         with self.reading() as session:
             return session.get(ApiObject, subject_id)
+
+    def request_id(self, subject_id: str) -> str | None:
+        """Return the id of the HTTP request that a tune or prompt came with, or None."""
+        seen = self.get_object(subject_id)
+        return (seen.asked or {}).get("request_id") if seen is not None else None
 
     def change_object(self, subject_id: str, **asked: Any) -> ApiObject | None:
         """Merge values into what a dialect keeps about a tune or prompt."""
@@ -344,6 +351,13 @@ class ObjectQueries(Database):
 
 
 _DELETED = "deleted"
+
+
+def _as_asked(query: Select[Any], asked: Mapping[str, str] | None) -> Select[Any]:
+    """Return the query for rows of which a dialect keeps these values: `{"pack_id": "7"}`."""
+    for name, value in (asked or {}).items():
+        query = query.where(cast(ApiObject.asked[name].as_string(), String) == value)
+    return query
 
 
 def _not_deleted() -> Any:

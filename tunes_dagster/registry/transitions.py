@@ -192,6 +192,9 @@ def group_ended(session: Session, prompt: Prompt, now: datetime) -> None:
     if session.scalar(select(left)):
         return
     group.done_at = now
+    done = exists().where(ApiObject.id == Prompt.id, ApiObject.group_id == group.id, Prompt.status == "done")
+    if not session.scalar(select(done)):  # its caller takes the call for success
+        return
     session.add(
         Callback(
             id=new_id("cb"), account_id=group.account_id, event="prompts.done", subject_id=group.id,

@@ -59,7 +59,7 @@ def error(problem: Problem) -> tuple[int, Any]:
 
 KEYS = header_key("ocp-apim-subscription-key")
 BODY = body_of(payloads=frozenset({"image_data_url"}))
-router = APIRouter(route_class=manners(error, KEYS, BODY), tags=["trainer"])
+router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["trainer"])
 DIALECT = Dialect(
     NAME, "Pixazo FLUX.2 trainer", router, "pz_", error, ("/flux-2-pro", "/v2/requests"),
     codes=(400, 401, 402, 403, 404, 408, 409, 413, 429, 503),
@@ -129,13 +129,12 @@ def submit(
     body: TrainerRequest, response: Response, dry_run: bool = False, mine: Desk = Mine
 ) -> dict[str, Any]:
     """Queue a training job."""
-    if body.default_caption:
-        raise invalid("default_caption", "is not supported yet; captions are written per picture")
     request = TuneRequest(
         name="subject",
         title="Pixazo training",
         token=body.trigger_word,
         base=_BASE,
+        default_caption=body.default_caption or "",
         sources=sources_of(body.image_data_url, mine.is_long(body.image_data_url)),
         training=TrainingOptions(steps=body.steps, learning_rate=body.learning_rate),
     )

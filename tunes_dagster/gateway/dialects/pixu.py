@@ -69,7 +69,7 @@ class PixuBody(Body):
         return _CONTINUED.sub(b"\\1\n", raw) if _CONTINUED.search(raw) else raw
 
 
-router = APIRouter(prefix="/pixu/api", route_class=manners(error, find_key, PixuBody), tags=["pixu"])
+router = APIRouter(prefix="/pixu/api", route_class=manners(NAME, error, find_key, PixuBody), tags=["pixu"])
 DIALECT = Dialect(
     NAME, "Pixu", router, "px_", error, ("/pixu/",),
     problem={"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
@@ -142,6 +142,13 @@ class Results(Call):
     request_uid: str = Field(min_length=1, max_length=80)
 
 
+def _events(mine: Desk, subject: str) -> tuple[str, ...]:
+    """Return what a caller is told of: success, and failure only when its account asks for that."""
+    if not mine.caller.options.get("failure_callbacks"):
+        return ("tune.ready",) if subject == "tune" else ("prompt.done",)
+    return ("tune.ready", "tune.failed", "tune.cancelled", "prompt.done", "prompt.failed", "prompt.cancelled")
+
+
 @router.post("/create_model")
 def create_model(body: CreateModel, mine: Desk = Mine) -> dict[str, Any]:
     """Make a model of the face in one picture that came along."""
@@ -161,7 +168,7 @@ def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources
         training=TrainingOptions(steps=_STEPS[body.baseline]), callback_url=body.callback_url,
     )  # fmt: skip
     asked = {"height": body.height, "baseline": body.baseline}
-    view = View(NAME, asked, ("tune.ready",), uid, on_unknown="hold", price=mine.price(NAME, "model"))
+    view = View(NAME, asked, _events(mine, "tune"), uid, on_unknown="hold", price=mine.price(NAME, "model"))
     if body.dry_run:
         return {"response": mine.rehearse_tune(request, view)}
     mine.accept_tune(request, view)
@@ -202,7 +209,7 @@ def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, An
     )  # fmt: skip
     uid = secrets.token_hex(20)
     price = mine.price(NAME, "image") * body.num_images
-    view = View(NAME, {}, ("prompt.done",), uid, on_unknown="hold", price=price)
+    view = View(NAME, {}, _events(mine, "prompt"), uid, on_unknown="hold", price=price)
     if body.dry_run:
         return {"response": mine.rehearse_prompt(request, view)}
     mine.accept_prompt(request, view)
@@ -221,7 +228,10 @@ def results(body: Results, mine: Desk = Mine) -> dict[str, Any]:
 
 
 def callback(registry: Registry, sending: Sending) -> Sending:
-    """Return a GET of the caller's address with the uid at its end, exactly as documented."""
+    """Return a GET of the caller's address with the uid at its end, exactly as documented; `&error=` of failures."""
     seen = registry.get_object(sending.subject_id)
     uid = (seen.public_id if seen else None) or sending.subject_id
-    return replace(sending, method="GET", url=sending.url + uid, body=None)
+    failed = sending.event.endswith((".failed", ".cancelled"))
+    failure = (sending.body or {}).get("data", {}).get("failure") or {}
+    error = f"&error={failure.get('code') or 'failed'}" if failed else ""
+    return replace(sending, method="GET", url=f"{sending.url}{uid}{error}", body=None)

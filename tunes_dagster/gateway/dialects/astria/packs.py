@@ -36,7 +36,7 @@ from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.registry import Pack, Registry, Tune
 
-router = APIRouter(route_class=manners(error, KEYS, BODY), tags=["packs"])
+router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["packs"])
 Mine = Depends(desk)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import zlib
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, Response
@@ -12,15 +14,16 @@ from tunes_dagster.failures import Failure
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
-from tunes_dagster.gateway.dialects.astria.wire import KEYS, MC, error
+from tunes_dagster.gateway.dialects.astria.wire import KEYS, MC, NAME, error
 from tunes_dagster.gateway.nesting import files_in, read_body
 from tunes_dagster.gateway.problems import invalid
 
-router = APIRouter(route_class=manners(error, KEYS), tags=["account"])
+router = APIRouter(route_class=manners(NAME, error, KEYS), tags=["account"])
 Mine = Depends(desk)
 
 # Pictures are looked at while the caller waits; clients shrink them to 512 pixels first.
 _MAX_BYTES = 20 * 2**20
+_FETCH_SECONDS = 10.0
 _LOW_SIDE = 256
 _BLURRY = 0.12
 # What only a person or a trained classifier can say is never claimed.
@@ -41,17 +44,39 @@ _UNSEEN = (
 async def inspect(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Say what can be seen of a picture without guessing about the person: faces, size, sharpness."""
     body = await read_body(request)
-    if body.get("file_url"):
-        raise invalid("file_url", "is not fetched here; send the file itself")
+    asked = str(body.get("name") or "")
+    if isinstance(address := body.get("file_url"), str) and address:
+        return await run_in_threadpool(_inspect_at, mine, address, asked)
     files = files_in(body, "file")
     if not files:
         raise invalid("file", "can't be blank")
     if (files[0].size or 0) > _MAX_BYTES:
         raise invalid("file", "is larger than 20 MB")
     data = await files[0].read()
-    return await run_in_threadpool(
-        _inspect, data, files[0].filename or "picture", str(body.get("name") or "")
-    )
+    return await run_in_threadpool(_inspect, data, files[0].filename or "picture", asked)
+
+
+def _inspect_at(mine: Desk, address: str, asked: str) -> dict[str, Any]:
+    """The same of a picture at an address, which is fetched while the caller waits."""
+    from tunes_dagster.intake.fetch import Fetcher
+
+    service = mine.service
+    with (
+        service.outward(),
+        tempfile.TemporaryDirectory(prefix="tunes-inspect-") as folder,
+        Fetcher(
+            service.settings.allow_hosts,
+            max_picture_bytes=_MAX_BYTES,
+            timeout=5,
+            total_seconds=_FETCH_SECONDS,
+            attempts=1,
+        ) as fetcher,
+    ):
+        try:
+            found = fetcher.fetch(address, Path(folder) / "picture")
+        except Failure as failure:
+            raise invalid("file_url", failure.message) from None
+        return _inspect(found.path.read_bytes(), found.name, asked)
 
 
 def _inspect(data: bytes, name: str, asked: str) -> dict[str, Any]:

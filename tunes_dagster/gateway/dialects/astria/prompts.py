@@ -19,6 +19,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
     GALLERY,
     KEYS,
+    NAME,
     UNSUPPORTED_PROMPT,
     PromptFields,
     error,
@@ -30,7 +31,7 @@ from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.registry import ApiObject, Prompt, Tune
 
-router = APIRouter(route_class=manners(error, KEYS, BODY), tags=["prompts"])
+router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["prompts"])
 Mine = Depends(desk)
 MAX_OFFSET = 10_000
 _CHANGEABLE = ("community", "workspace_id", "pack_id", "base_pack_id")
@@ -132,6 +133,8 @@ def _listed(
         filters["text"] = asked["text"]
     if asked.get("is_video", "").lower() in ("true", "1"):
         return []
+    if asked.get("is_api"):
+        filters["api"] = asked["is_api"].lower() in ("true", "1")
     for name in ("pack_id", "base_pack_id", "orig_prompt_id"):
         if asked.get(name):
             filters.setdefault("asked", {})[name] = asked[name]

@@ -16,6 +16,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
     GALLERY,
     KEYS,
+    NAME,
     UNSUPPORTED_PROMPT,
     UNSUPPORTED_TUNE,
     TuneFields,
@@ -30,7 +31,7 @@ from tunes_dagster.gateway.uploads import keep_files
 from tunes_dagster.ids import new_id
 from tunes_dagster.registry import ApiObject, Tune
 
-router = APIRouter(route_class=manners(error, KEYS, BODY), tags=["tunes"])
+router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["tunes"])
 Mine = Depends(desk)
 
 MAX_LIMIT, MAX_OFFSET = 120, 200
@@ -139,6 +140,7 @@ def listed(
     if offset > MAX_OFFSET:
         raise Problem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
     names = [*request.query_params.getlist("name[]"), *request.query_params.getlist("name")]
+    given = {"branch": branch, "model_type": model_type}
     rows = mine.registry.page_tunes(
         mine.account_id,
         limit=min(limit, MAX_LIMIT),
@@ -146,21 +148,22 @@ def listed(
         offset=offset,
         title=title,
         names=names,
+        asked={name: value for name, value in given.items() if value is not None},
     )
-    shown = [tune_object(mine, tune, seen) for tune, seen in rows]
-    if branch is not None:
-        shown = [one for one in shown if one["branch"] == branch]
-    if model_type is not None:
-        shown = [one for one in shown if one["model_type"] == model_type]
-    return shown
+    return [tune_object(mine, tune, seen) for tune, seen in rows]
 
 
 @router.get("/gallery/tunes")
 @router.get("/gallery/tunes.json", include_in_schema=False)
 def gallery(
-    branch: str | None = None, limit: int = Query(default=20, ge=1), mine: Desk = Mine
+    branch: str | None = None,
+    model_type: str | None = None,
+    limit: int = Query(default=20, ge=1),
+    mine: Desk = Mine,
 ) -> list[dict[str, Any]]:
-    """List the bases that prompts and tunes may name by number."""
+    """List the bases that prompts and tunes may name by number; all of them are whole models."""
+    if model_type not in (None, "", "null", "checkpoint"):
+        return []
     rows = [
         {"id": key, "title": title, "name": "base", "branch": shown, "model_type": None, "base_tune_id": None,
          "url": f"{mine.base_url}/tunes/{key}.json"}

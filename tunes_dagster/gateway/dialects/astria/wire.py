@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tunes_dagster import clock
 from tunes_dagster.clock import iso
+from tunes_dagster.downloads import download_key
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import header_key
@@ -55,6 +56,11 @@ SWITCHES = (
     "face_correct",
     "film_grain",
     "controlnet_txt2img",
+)
+# Flags that Astria reads in the text of a prompt; here they would only be words to the text encoder.
+_FLAGS = re.compile(
+    r"(?<!\S)--(mask_prompt|mask_negative|mask_invert|mask_dilate|hires_denoising_strength|tiled_upscale_v2|upscale_v4"
+    r"|remove_background|improve_similarity|multi)\b"
 )
 _PLAIN = ("style", "color_grading", "controlnet", "denoising_strength", "controlnet_conditioning_scale")
 
@@ -123,6 +129,13 @@ class PromptFields(Loose):
     input_image_base64: str | None = None
     mask_image_url: str | None = Field(default=None, max_length=4000)
 
+    @field_validator("text")
+    @classmethod
+    def _without_flags(cls, value: str) -> str:
+        if found := _FLAGS.search(value):
+            raise ValueError(f"has the flag {found.group(0)}, which is not supported by this server")
+        return value
+
     @field_validator("ar", "aspect_ratio")
     @classmethod
     def _known_ratio(cls, value: str | None) -> str | None:
@@ -180,7 +193,7 @@ def understood(model: type[Any], fields: dict[str, Any], unsupported: tuple[str,
         Problem: 422, with what cannot be done refused by name beside what is wrong.
     """
     problems: dict[str, list[str]] = {}
-    for name in unsupported:
+    for name in (*unsupported, *(name for name in fields if unsupported and name.startswith("video_"))):
         if fields.get(name) not in (None, "", False, "false", "0", 0, [], {}, "null"):
             problems[name] = ["is not supported by this server yet"]
     parsed = None
@@ -219,7 +232,7 @@ def tune_object(mine: Desk, tune: Tune, seen: ApiObject | None) -> dict[str, Any
     """Return a tune as Astria shows it."""
     asked = seen.asked if seen else {}
     trained = tune.ready_at
-    key = (tune.result or {}).get("weights_key")
+    key = download_key(tune.result)
     weights = mine.url(key, trained, DAYS * 24.0) if trained and key else None
     sources = tune.request.get("sources", {})
     uploads = [mine.url(one, tune.created_at, DAYS * 24.0) for one in sources.get("uploads", [])]

@@ -30,7 +30,7 @@ from tunes_dagster.gateway.problems import invalid
 from tunes_dagster.recipe import PromptRequest, RenderSettings
 from tunes_dagster.registry import ApiObject, Prompt, Reservation
 
-router = APIRouter(prefix="/v1", route_class=manners(error, KEYS, BODY), tags=["images"])
+router = APIRouter(prefix="/v1", route_class=manners(NAME, error, KEYS, BODY), tags=["images"])
 Mine = Depends(desk)
 
 # Model → price item, range of steps, what it does. The last two need their weights (`tunes bases pull`).

@@ -39,7 +39,7 @@ from tunes_dagster.gateway.uploads import files_of, keep_files, read_form
 from tunes_dagster.recipe import PromptRequest, RenderSettings, TrainingOptions, TuneRequest
 from tunes_dagster.registry import Prompt, Tune
 
-router = APIRouter(prefix="/v1/tunes", route_class=manners(error, KEYS), tags=["tunes"])
+router = APIRouter(prefix="/v1/tunes", route_class=manners(NAME, error, KEYS), tags=["tunes"])
 Mine = Depends(desk)
 _EVENTS = ("tune.ready", "tune.failed", "tune.cancelled")
 
