@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from benchmarks.fidelity_figures import Before, Measured, Tune
 from benchmarks.subjects import scenes
-
-if TYPE_CHECKING:
-    from benchmarks.fidelity import Before, Measured, Tune
 
 
 def print_table(

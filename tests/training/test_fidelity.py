@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import fidelity
+from benchmarks import fidelity_figures as fidelity
 from benchmarks.subjects import Subject, drawn_subjects, folder_subjects, obedience_prompts, scenes
 
 
