@@ -26,161 +26,44 @@ SHARE = 0.5
 FEWEST = 4
 """Below so many pictures nobody can say what stays."""
 
-_WORN = ("with", "wearing", "has", "having", "holding", "carrying")
-_AROUND = (
-    *("in", "on", "at", "under", "near", "by", "behind", "beside", "against", "inside", "outside", "along"),
-    *(
-        "through",
-        "over",
-        "next",
-        "during",
-        "before",
-        "amid",
-        "among",
-        "between",
-        "from",
-        "while",
-        "that",
-        "who",
-    ),
-    *(
-        "standing",
-        "sitting",
-        "lying",
-        "walking",
-        "running",
-        "posing",
-        "looking",
-        "playing",
-        "riding",
-        "leaning",
-    ),
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_WORN = _words("with wearing has having holding carrying")
+_AROUND = _words(
+    """
+    in on at under near by behind beside against inside outside along through over next during before amid among
+    between from while that who standing sitting lying walking running posing looking playing riding leaning
+    """
 )
-_BODY = frozenset(
-    (
-        *(
-            "hair",
-            "haired",
-            "eye",
-            "eyes",
-            "eyed",
-            "skin",
-            "skinned",
-            "beard",
-            "bearded",
-            "moustache",
-            "mustache",
-        ),
-        *(
-            "stubble",
-            "face",
-            "cheek",
-            "cheeks",
-            "nose",
-            "ears",
-            "lips",
-            "freckles",
-            "eyebrows",
-            "fur",
-            "tail",
-        ),
-        *("bob", "bun", "bald", "curls", "braid", "braids", "ponytail", "bangs", "dreadlocks", "hairstyle"),
-        *(
-            "haircut",
-            "muzzle",
-            "whiskers",
-            "paws",
-            "tattoo",
-            "tattoos",
-            "blond",
-            "blonde",
-            "brunette",
-            "redhead",
-        ),
-    )
+_BODY = _words(
+    """
+    hair haired eye eyes eyed skin skinned beard bearded moustache mustache stubble face cheek cheeks nose ears
+    lips freckles eyebrows fur tail bob bun bald curls braid braids ponytail bangs dreadlocks hairstyle haircut
+    muzzle whiskers paws tattoo tattoos blond blonde brunette redhead
+    """
 )
-_COLOURS = frozenset(
-    (
-        *(
-            "red",
-            "orange",
-            "yellow",
-            "green",
-            "blue",
-            "purple",
-            "pink",
-            "brown",
-            "black",
-            "white",
-            "gray",
-            "grey",
-        ),
-        *(
-            "turquoise",
-            "teal",
-            "golden",
-            "silver",
-            "beige",
-            "cream",
-            "tan",
-            "pale",
-            "dark",
-            "light",
-            "striped",
-        ),
-        *("spotted", "young", "old", "tall", "short", "small", "little", "large", "big", "fluffy", "furry"),
-    )
+_COLOURS = _words(
+    """
+    red orange yellow green blue purple pink brown black white gray grey turquoise teal golden silver beige
+    cream tan pale dark light striped spotted young old tall short small little large big fluffy furry
+    """
 )
-_GARMENTS = frozenset(
-    (
-        *(
-            "shirt",
-            "t-shirt",
-            "tshirt",
-            "dress",
-            "suit",
-            "jacket",
-            "coat",
-            "sweater",
-            "hoodie",
-            "hat",
-            "cap",
-            "jeans",
-        ),
-        *(
-            "beanie",
-            "uniform",
-            "costume",
-            "blouse",
-            "skirt",
-            "vest",
-            "tie",
-            "scarf",
-            "top",
-            "outfit",
-            "clothes",
-        ),
-        *("glasses", "sunglasses", "collar", "pants", "shorts", "robe", "gown", "helmet", "tuxedo", "bikini"),
-    )
+_GARMENTS = _words(
+    """
+    shirt t-shirt tshirt dress suit jacket coat sweater hoodie hat cap jeans beanie uniform costume blouse skirt
+    vest tie scarf top outfit clothes glasses sunglasses collar pants shorts robe gown helmet tuxedo bikini
+    """
 )
-_BEHIND = frozenset(
-    (
-        *(
-            "background",
-            "backdrop",
-            "wall",
-            "sky",
-            "lighting",
-            "light",
-            "lights",
-            "sunset",
-            "mountains",
-            "trees",
-        ),
-        *("sea", "ocean", "water", "snow", "sand", "grass", "flowers", "buildings", "city", "clouds"),
-    )
+_BEHIND = _words(
+    """
+    background backdrop wall sky lighting light lights sunset mountains trees sea ocean water snow sand grass
+    flowers buildings city clouds
+    """
 )
-_SMALL = frozenset(("a", "an", "the", "his", "her", "its", "their", "of", "and", "some", "pair"))
+_SMALL = _words("a an the his her its their of and some pair")
 _OPENING = re.compile(
     r"^\s*(?:there is\s+)?(?:(?:an?|the|black|and|white|colou?r|blurry|small|old|close[- ]up|side|front)\s+){0,5}"
     r"(?:photo|photograph|picture|image|drawing|portrait|painting|view|shot|close[- ]up)\s+of\s+",
@@ -215,8 +98,8 @@ class _Part:
     def worn(self) -> bool:
         """Whether it says what the subject wears, carries or has."""
         if self.opener in _WORN:
-            return not _BEHIND.intersection(self.words)
-        return self.opener == "in" and bool(_GARMENTS.intersection(self.words[-1:]))
+            return not any(word in _BEHIND for word in self.words)
+        return self.opener == "in" and bool(self.words) and self.words[-1] in _GARMENTS
 
 
 def what_varies(
