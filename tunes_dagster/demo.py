@@ -168,7 +168,7 @@ def _page(demo: Demo, tune: Any, registry: Registry, store: Store, after: dict[s
         Section("Before and after", "Same prompt, same seed, same base model; only the tune differs.",
                 wide="before-after.png"),
         Section("With the tune", figures=renders),
-        Section("What it was trained on", "Captions were written by the shipped captioner.",
+        Section("What it was trained on", "The captions lie beside the pictures and name the place, not the person.",
                 figures=_training_figures(demo.folder, tune.id, store)),
         Section("Samples while it learned", wide=samples) if samples else Section(),
         Section("Loss", wide=curve) if curve else Section(),

@@ -93,6 +93,22 @@ def test_the_demo_ends_with_a_sheet_a_page_and_the_next_command(
     assert all(len(both) == 1 for both in seeds.values())  # the same seed before and after
 
 
+def test_the_demo_runs_on_either_base_each_in_its_own_folder(
+    tunes: Tunes, installation: Installation, played: None
+) -> None:
+    said = tunes("demo", "--base", "flux", "--steps", "7")
+    assert said.code == 0, said.err
+    row = installation.registry.get_tune(1)
+    assert (row.branch, row.request["training"]["steps"]) == ("tiny-flux", 7)
+    plain = [prompt for prompt in installation.registry.list_prompts() if not prompt.tune_id]
+    assert {prompt.base for prompt in plain} == {"tiny-flux"}
+    folder = installation.settings.resolved_home / "demo" / "nova-flux"
+    assert "ohwx woman on tiny-flux" in (folder / "report.html").read_text()
+    assert not (folder.parent / "nova").exists()
+    said = tunes("demo", "--base", "sd3")
+    assert (said.code, "sdxl or flux" in said.err) == (2, True)
+
+
 def test_an_unknown_subject_is_refused(tunes: Tunes) -> None:
     said = tunes("demo", "--subject", "nobody")
     assert (said.code, "There is no subject 'nobody'" in said.err, "nova" in said.err) == (2, True, True)
