@@ -181,11 +181,8 @@ def close_badly(context: Context, mine: Attempt, error: BaseException) -> Failur
             mine.fail(cancelled)
             return cancelled
         # The daemon or the machine is going down: the work goes back into the queue and resumes.
-        mine.member.closed = True
         with suppress(Failure):  # another attempt may own the row by now
-            mine.registry.give_back(
-                mine.work.id, mine.run_id, "The process was asked to stop; the work will resume."
-            )
+            mine.give_back("The process was asked to stop; the work will resume.")
         return None
     failure = as_failure(error)
     mine.fail(failure)

@@ -211,6 +211,7 @@ def _plan_metadata(row: Any, drawn: Any, store: Any) -> dict[str, Any]:
         "prompts": estimate.prompts, "pictures": estimate.pictures,
         "new prompts": row.plan["new"], "kept": row.plan["kept"],
         "cost of the new ones (USD)": estimate.dollars, "prices": "; ".join(estimate.prices) or "nothing new",
+        "runs of the new ones": f"{estimate.batches} ({'; '.join(estimate.rooms)})" if estimate.rooms else "none",
         "time of the new ones": estimate.duration, "time from": "; ".join(estimate.sources) or "nothing new",
         "waits for": ", ".join(f"{title} ({status})" for title, status in drawn.waits.items()) or "nothing",
         "tunes": dg.MetadataValue.json({tune.id: tune.title for tune in drawn.tunes.values()}),

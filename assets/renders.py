@@ -11,11 +11,12 @@ from assets.display import files, picture, table
 from assets.launchpad import filled_in, merged, mirror
 from assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, check_spec
 from resources import CatalogResource, ComputeResource, Device, RegistryResource, StoreResource
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.partitions import loras_of_batch, render_batches
 from tunes_dagster.progress import Phase
 from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.registry import Batch, Prompt, Registry, Tune, Work
+from tunes_dagster.registry.groups import CAMPAIGN
 from tunes_dagster.rendering.aids import make_aids
 from tunes_dagster.rendering.jobs import RenderJob, RenderResult, TuneWeights, make_job
 from tunes_dagster.rendering.loras import LoraUse
@@ -84,30 +85,77 @@ def renders(
         if not jobs:
             mine.finish({})
             return nothing_left(writer)
+        turn = Turn(rows, batch, mine.work)
+        if turn.yields_at_once():
+            mine.give_back(GAVE_WAY)
+            return nothing_left(writer, GAVE_WAY)
         entry, folder = catalog.usable(batch.branch)
         prefix = f"batches/{batch.id}/{mine.work.attempt}"
         with compute.lease(mine.report, holder=context.run_id) as device:
             aids = make_aids(catalog.open(), get_settings())
             mine.report.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
             before = time.monotonic() - began
-            loading = before + run_batch(
-                jobs,
-                entry,
-                folder,
-                device.name,
-                device.torch_dtype,
-                kept,
-                prefix,
-                mine.report,
-                writer.on_done,
-                aids,
-            )
-        pictures = sum(len(result.images) for result in writer.results.values())
-        spent = {"seconds": round(time.monotonic() - began, 2), "load_seconds": round(loading, 2)}
-        mine.finish({"pictures": pictures, **spent})
-    seconds = time.monotonic() - began
+            try:
+                loading = before + run_batch(
+                    jobs, entry, folder, device.name, device.torch_dtype, kept, prefix, mine.report,
+                    writer.on_done, aids, turn.look,
+                )  # fmt: skip
+            except GaveWay:
+                mine.give_back(GAVE_WAY)
+                jobs = [job for job in jobs if job.prompt_id in writer.results]
+                context.log.info(f"{GAVE_WAY} {len(jobs)} of {len(prompts)} prompts are done.")
+        seconds = time.monotonic() - began
+        if not mine.member.closed:
+            pictures = sum(len(result.images) for result in writer.results.values())
+            machine = device.machine()
+            spent = {"seconds": round(seconds, 2), "load_seconds": round(loading, 2)}
+            mine.finish({
+                "pictures": pictures, **spent,
+                "machine": {"kind": machine.kind, "gib": round(machine.gib, 2), "dtype": machine.dtype},
+            })  # fmt: skip
+    if not jobs:
+        return nothing_left(writer, GAVE_WAY)
     rendered = Rendered(batch, prompts, jobs, writer.results, prefix, seconds, device)
     return described(rendered, rows, kept)
+
+
+GAVE_WAY = "It gave way to prompts that somebody waits for; the next run goes on with the rest."
+
+
+class GaveWay(Cancelled):
+    """Ends a run of campaigns between two parts, because somebody waits."""
+
+
+class Turn:
+    """How long a run of campaigns alone may go on while somebody waits for a single prompt.
+
+    A turn lasts at least as long as loading took, so that giving way never costs more than it brings. A run whose turn
+    has not begun gives way at once, the first time: with one slot, it would be a second turn to wait for.
+    """
+
+    def __init__(self, registry: Registry, batch: Batch, work: Work) -> None:
+        self._registry, self._attempt = registry, work.attempt
+        self._patient = bool((batch.result or {}).get(CAMPAIGN)) and work.origin != "ui"
+        self._began = time.monotonic()
+
+    def yields_at_once(self) -> bool:
+        """Whether to give way before anything is loaded."""
+        return self._patient and self._attempt == 1 and self._registry.somebody_waits()
+
+    def look(self, loaded: float) -> None:
+        """Give way when the turn is over and somebody waits.
+
+        Args:
+            loaded: Seconds that loading took.
+
+        Raises:
+            GaveWay: When it does.
+        """
+        if not self._patient:
+            return
+        spent = time.monotonic() - self._began - loaded
+        if spent >= max(loaded, get_settings().campaign_turn_seconds) and self._registry.somebody_waits():
+            raise GaveWay(GAVE_WAY)
 
 
 @dataclass
@@ -184,17 +232,23 @@ class PromptWriter:
 
 
 def wanted_prompts(registry: Registry, batch: Batch, work: Work) -> list[Prompt]:
-    """Return the prompts that an attempt renders: what is missing, or all of them for a person who asks again."""
+    """Return the prompts that an attempt renders: what is missing, or all of them for a person who asks again.
+
+    What a campaign filled the batch up with comes last: somebody waits for the others.
+    """
     everything = [p for p in registry.list_prompts(batch_id=batch.id) if p.status != "cancelled"]
+    everything.sort(key=lambda prompt: prompt.origin == CAMPAIGN)
     if work.origin == "ui":
         return everything
     return [p for p in everything if p.status in ("queued", "rendering")]
 
 
-def nothing_left(writer: PromptWriter) -> dg.MaterializeResult:
-    """Return the materialization of an attempt that found nothing to render."""
+def nothing_left(
+    writer: PromptWriter, why: str = "An attempt before this one rendered everything."
+) -> dg.MaterializeResult:
+    """Return the materialization of an attempt that rendered nothing."""
     refused = {p: str(result.failure) for p, result in writer.results.items()}
-    said = "; ".join(refused.values()) or "An attempt before this one rendered everything."
+    said = "; ".join(refused.values()) or why
     return dg.MaterializeResult(
         metadata={"pictures": 0, "result": said},
         check_results=[

@@ -14,6 +14,7 @@ from typing import Literal
 
 from tunes_dagster.progress import format_seconds
 from tunes_dagster.registry import Registry, Work
+from tunes_dagster.rendering.rooms import Rooms
 from tunes_dagster.settings import Settings
 
 # Submitting one run request takes Dagster 0.1-0.25 s: 25 keep a tick under 7 s.
@@ -120,9 +121,11 @@ def render_launches(
     if not room:
         return []
     alone = registry.waiting_campaign_batches()
+    fits = Rooms(registry, settings)
     registry.make_batches(
         now, settings.batch_wait_seconds, settings.max_batch_prompts, room,
-        max_pictures=settings.max_batch_pictures, campaign_limit=max(0, WAITING_CAMPAIGN_RUNS - len(alone)),
+        max_pictures=lambda branch, shape: fits.room(branch, shape).pictures,
+        campaign_limit=max(0, WAITING_CAMPAIGN_RUNS - len(alone)),
     )  # fmt: skip
     launches = _take_queued(registry, "render", limit, now)
     if launches:

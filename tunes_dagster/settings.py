@@ -33,6 +33,8 @@ class Settings(BaseSettings):
         content_rules: File of rules over the words of prompts (docs/rendering.md); empty lets every prompt through.
         safety_checker: Check pictures with the catalog's safety checker when it is installed.
         max_batch_pictures: Most pictures of one render run, so that whoever comes next never waits for hundreds.
+        render_memory_gb: Memory of the device that renders, by which runs are sized; 0 takes the last run's.
+        campaign_turn_seconds: After so long a run of campaigns alone gives way to whoever waits for a single prompt.
         heartbeat_seconds: How often running work says that it is alive.
         lost_after_seconds: Silence after which running work counts as lost.
         ui_url: Address of the Dagster UI, which is asked to reload when campaigns change; empty asks nobody.
@@ -65,6 +67,8 @@ class Settings(BaseSettings):
     content_rules: str = ""
     safety_checker: bool = True
     max_batch_pictures: int = Field(default=128, ge=1)
+    render_memory_gb: float = Field(default=0.0, ge=0)
+    campaign_turn_seconds: float = Field(default=20.0, ge=0)
     heartbeat_seconds: float = 5.0
     lost_after_seconds: float = 60.0
     ui_url: str = "http://127.0.0.1:3000"

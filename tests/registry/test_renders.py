@@ -89,7 +89,7 @@ def test_a_batch_is_limited_by_its_pictures(registry: Registry) -> None:
     for _ in range(4):
         add(registry, num_images=8)
     add(registry, num_images=40)
-    batches = registry.make_batches(wait_seconds=0, max_pictures=16)
+    batches = registry.make_batches(wait_seconds=0, max_pictures=lambda branch, shape: 16)
     assert sorted(len(registry.list_prompts(batch_id=batch.id)) for batch in batches) == [1, 2, 2]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -11,10 +11,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.progress import format_seconds
+from tunes_dagster.registry.prompts import shape_of
 
 if TYPE_CHECKING:
+    from tunes_dagster.recipe import RenderSettings
     from tunes_dagster.registry import Batch, Registry
     from tunes_dagster.registry.campaigns import Planned
+    from tunes_dagster.rendering.rooms import Rooms
     from tunes_dagster.settings import Settings
 
 # Seconds of one step of one picture, and of a run until its first one, where nothing was rendered yet: what
@@ -29,11 +32,13 @@ class Costing:
 
     Attributes:
         prices: Item (`image`, `image_sdxl`) → dollars.
-        max_batch_prompts: Prompts of one run.
+        max_batch_prompts: Most prompts of one run.
+        rooms: What a run has room for.
     """
 
     prices: dict[str, float]
-    max_batch_prompts: int = 64
+    max_batch_prompts: int
+    rooms: Rooms
 
     def micro(self, family: str, branch: str) -> int:
         """Return the price of one picture on a base in micro-dollars."""
@@ -43,12 +48,12 @@ class Costing:
         return 0
 
 
-def costing_of(settings: Settings) -> Costing:
-    """Return the operator's prices for campaigns."""
+def costing_of(settings: Settings, rooms: Rooms) -> Costing:
+    """Return the operator's prices and sizes for campaigns."""
     from tunes_dagster.gateway.options import GatewayOptions, load_prices
 
     prices = load_prices(GatewayOptions().prices).prices.get("campaign", {})
-    return Costing(dict(prices), settings.max_batch_prompts)
+    return Costing(dict(prices), settings.max_batch_prompts, rooms)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Estimate:
         new_prompts: Those that are not there yet.
         new_pictures: Their pictures.
         batches: Runs that the new ones make.
+        rooms: How many pictures go through one forward and one run, by base.
         micro: Micro-dollars of the new ones.
         prices: What was reckoned with: `24 at $0.002 (sdxl)`.
         seconds: On this machine, one after the other; None when a base was never measured here.
@@ -88,6 +94,7 @@ class Estimate:
     new_prompts: int = 0
     new_pictures: int = 0
     batches: int = 0
+    rooms: list[str] = field(default_factory=list)
     micro: int = 0
     prices: list[str] = field(default_factory=list)
     seconds: float | None = 0.0
@@ -108,8 +115,9 @@ class Estimate:
         """Return it for the plan's row and for JSON."""
         return {
             "prompts": self.prompts, "pictures": self.pictures, "new_prompts": self.new_prompts,
-            "new_pictures": self.new_pictures, "batches": self.batches, "cost_usd": self.dollars,
-            "prices": self.prices, "seconds": None if self.seconds is None else round(self.seconds, 1),
+            "new_pictures": self.new_pictures, "batches": self.batches, "batch_sizes": self.rooms,
+            "cost_usd": self.dollars, "prices": self.prices,
+            "seconds": None if self.seconds is None else round(self.seconds, 1),
             "seconds_from": self.sources, "pictures_by_tune": self.by_tune,
         }  # fmt: skip
 
@@ -155,20 +163,25 @@ def estimate(
     for one in planned:
         title = titles.get(one.tune_id or "", "plain base")
         done.by_tune[title] = done.by_tune.get(title, 0) + one.request.settings.num_images
-    groups: Counter[tuple[str, str]] = Counter()
+    groups: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     steps: Counter[str] = Counter()
     priced: Counter[tuple[str, int]] = Counter()
     for one in new:
         settings = one.request.settings
         done.new_pictures += settings.num_images
         done.micro += one.price
-        groups[one.branch, f"{settings.width}x{settings.height}/{settings.steps}"] += 1
+        group = groups[one.branch, _shape(settings)]
+        group[0] += 1
+        group[1] += settings.num_images
         steps[one.branch] += settings.num_images * (settings.steps or 20)
         priced[one.base, one.price // settings.num_images] += settings.num_images
     runs: Counter[str] = Counter()
-    for (branch, _shape), count in groups.items():
-        runs[branch] += ceil(count / costing.max_batch_prompts)
-    done.batches = sum(runs.values())
+    said: dict[str, str] = {}
+    for (branch, shape), (prompts, pictures) in groups.items():
+        room = costing.rooms.room(branch, shape)
+        runs[branch] += max(ceil(prompts / costing.max_batch_prompts), ceil(pictures / room.pictures))
+        said.setdefault(branch, f"{branch}: {room.sentence()}")
+    done.batches, done.rooms = sum(runs.values()), list(said.values())
     done.prices = [f"{n:,} at ${price / 1e6:g} ({base})" for (base, price), n in sorted(priced.items())]
     for branch in sorted(steps):
         speed = speed_of(branch, registry.measured_batches(branch))
@@ -180,3 +193,8 @@ def estimate(
         if done.seconds is not None:
             done.seconds += steps[branch] * speed.step_seconds + runs[branch] * speed.load_seconds
     return done
+
+
+def _shape(settings: RenderSettings) -> str:
+    names = ("width", "height", "steps", "guidance_scale", "scheduler")
+    return shape_of({name: getattr(settings, name) for name in names})

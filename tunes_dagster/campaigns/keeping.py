@@ -47,7 +47,9 @@ class Keeper:
     @property
     def costing(self) -> Costing:
         """Prices and sizes of runs."""
-        return costing_of(self.settings)
+        from tunes_dagster.rendering.rooms import Rooms
+
+        return costing_of(self.settings, Rooms(self.registry, self.settings, self.catalog))
 
     def sketch(self, source: Source, date: str, lenient: bool = False) -> Sketch:
         """Return what a campaign would render on a date; see `plan.sketch`."""

@@ -110,6 +110,8 @@ def _say_sketch(drawn: Sketch) -> None:
         f"  takes     {estimate.duration} in {_count(estimate.batches, 'run')}"
         f"  [dim]({escape(sources) or 'nothing new'})[/]"
     )
+    for size in estimate.rooms:
+        say(f"  size      [dim]{escape(size)}[/]")
     cap = "" if file.cost_cap is None else f" of at most ${file.cost_cap:,.2f}"
     say(f"  costs     ${estimate.dollars:,.2f}{cap}  [dim]({'; '.join(estimate.prices) or 'nothing new'})[/]")
     for title, status in drawn.waits.items():
@@ -135,7 +137,7 @@ def add(
 ) -> int:
     """Check campaigns, keep them, and put them on the schedule; the same name replaces. A wrong one stops no other."""
     installation = Installation()
-    keeper, failed, added = keeper_of(installation), 0, 0
+    keeper, failed, added = keeper_of(installation), 0, ""
     for file in _yamls(files):
         drawn = keeper.check(_source(file))
         _say_problems(drawn.problems)
@@ -145,14 +147,14 @@ def add(
             continue
         row, drawn = keeper.add(_source(file))
         _say_sketch(drawn)
-        added += 1
+        added = row.name
         folder = installation.store.url(row.file).rpartition("/")[0]
         say(f"Added [bold]{escape(row.name)}[/]; its files lie in {escape(folder)}")
     if added:
         from tunes_dagster.campaigns.reloading import reload_code_location
 
         say(escape(reload_code_location(installation.settings.ui_url)))
-        say("Render its newest date now: [bold]tunes campaign run NAME[/]")
+        say(f"Render its newest date now: [bold]tunes campaign run {escape(added)}[/]")
     return 2 if failed else 0
 
 

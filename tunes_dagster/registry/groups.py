@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select, update
 
 from tunes_dagster.ids import new_id
 from tunes_dagster.registry.engine import Database
@@ -175,7 +176,7 @@ class GroupQueries(Database):
         max_prompts: int = 64,
         limit: int = 25,
         *,
-        max_pictures: int | None = None,
+        max_pictures: Callable[[str, str], int] | None = None,
         campaign_limit: int | None = None,
     ) -> list[Batch]:
         """Group queued prompts by base and shape into batches, each with queued render work.
@@ -188,7 +189,7 @@ class GroupQueries(Database):
             wait_seconds: A batch that is not full is made when its oldest prompt has waited so long.
             max_prompts: Most prompts of a batch.
             limit: Most batches.
-            max_pictures: Most pictures of a batch.
+            max_pictures: Most pictures of a batch of a branch and shape, see `rendering.memory`.
             campaign_limit: Most batches of campaigns alone; None is no limit of its own.
         """
         now = now or self.now()
@@ -196,7 +197,7 @@ class GroupQueries(Database):
         cuts = [
             (key, group)
             for key, rows in groups.items()
-            for group in cut(rows, max_prompts, now, wait_seconds, max_pictures)
+            for group in cut(rows, max_prompts, now, wait_seconds, max_pictures and max_pictures(*key))
         ]
         chosen = in_turns(cuts, limit, limit if campaign_limit is None else campaign_limit)
         made = [self._make_batch(*key, [row.id for row in group], alone, now) for key, group, alone in chosen]
@@ -235,6 +236,22 @@ class GroupQueries(Database):
         )
         with self.reading() as session:
             return set(session.scalars(query))
+
+    def last_machine(self) -> dict[str, Any] | None:
+        """Return kind, memory (GiB) and dtype of the device that rendered the newest finished batch, if one says so."""
+        query = select(Batch.result).where(Batch.status == "done").order_by(Batch.created_at.desc()).limit(20)
+        with self.reading() as session:
+            found = (result.get("machine") for result in session.scalars(query) if result)
+            return next((one for one in found if one), None)
+
+    def somebody_waits(self) -> bool:
+        """Whether a prompt of a person waits: one that is no campaign's, and that no run has begun."""
+        begun = exists().where(
+            Work.subject_id == Prompt.batch_id, Work.kind == "render", Work.state == "running"
+        )
+        query = select(Prompt.id).where(Prompt.status == "queued", Prompt.origin != CAMPAIGN, ~begun).limit(1)
+        with self.reading() as session:
+            return session.scalar(query) is not None
 
     def _make_batch(
         self, branch: str, shape: str, prompt_ids: list[str], campaign: bool, now: datetime

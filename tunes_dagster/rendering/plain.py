@@ -153,6 +153,7 @@ def render_plain(
     report: Reporter,
     on_done: Callable[[RenderResult], None] = lambda result: None,
     aids: Aids | None = None,
+    between: Step = lambda: None,
 ) -> list[RenderResult]:
     """Render a batch on an upscaling or video model.
 
@@ -167,6 +168,7 @@ def render_plain(
         report: Progress counts steps; a cancel stops after the current one.
         on_done: Called once per prompt.
         aids: Rules and addresses.
+        between: Called between prompts; may raise `Cancelled`.
 
     Returns:
         One result per prompt, in order; what goes wrong with one ends that prompt only.
@@ -192,6 +194,8 @@ def render_plain(
     }  # fmt: skip
     results = []
     for job in batch:
+        if results:
+            between()
         results.append(_one(job, maker, facts, store, out_prefix.rstrip("/"), report, aids))
         on_done(results[-1])
     return results

@@ -25,7 +25,7 @@ def run_batch(
     report: Reporter,
     on_done: Callable[[RenderResult], None],
     aids: Aids,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[float], None] = lambda loaded: None,
 ) -> float:
     """Load a model and render a batch on it; see `renderer.render` and `plain.render_plain`.
 
@@ -40,7 +40,8 @@ def run_batch(
         report: Progress and cancel.
         on_done: Called once per prompt.
         aids: Models and rules beside the base.
-        between: Called between parts of a batch, when nothing is half done; may raise `Cancelled`.
+        between: Called with the seconds that loading took between parts of a batch, when nothing is half done; may
+            raise `Cancelled`.
 
     Returns:
         Seconds that loading took.
@@ -49,12 +50,14 @@ def run_batch(
     if isinstance(entry, AuxiliaryEntry):
         from tunes_dagster.rendering.plain import render_plain
 
-        render_plain(jobs, entry, folder, device, dtype, store, out_prefix, report, on_done, aids)
+        render_plain(
+            jobs, entry, folder, device, dtype, store, out_prefix, report, on_done, aids, lambda: between(0.0)
+        )
         return 0.0
     from tunes_dagster.rendering.renderer import render
     from tunes_dagster.training.families.base import load_family
 
     base = load_family(entry, folder, device, dtype)
     loaded = time.monotonic() - began
-    render(jobs, base, store, out_prefix, report, on_done, aids=aids, between=between)
+    render(jobs, base, store, out_prefix, report, on_done, aids=aids, between=lambda: between(loaded))
     return loaded
