@@ -103,6 +103,34 @@ def test_each_encoder_learns_at_the_scale_of_its_embeddings(tmp_path, make_job):
     assert t5["lr"] == pytest.approx(1e-3 * float(spreads[1] / spreads[0]), rel=1e-5) and t5["lr"] > 3e-3
 
 
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_recomputing_blocks_changes_no_words(tmp_path, make_job, store, family):
+    """Gradient checkpointing reaches the text encoders, whose dropout stays off, and is off again afterwards."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    base = make_base(family, tmp_path / family, "float64")
+    recomputed: list[str] = []
+
+    def words_of(checkpointing: bool):
+        job = make_job("one", **OPTIONS, gradient_checkpointing=checkpointing)
+        return pti._train_words(job, base, store)
+
+    plain = words_of(False)
+    for name, (_, encoder) in base.word_encoders().items():
+        block = next(layer for layer in encoder.modules() if isinstance(layer, GradientCheckpointingLayer))
+
+        def noted(module, given, name=name):
+            recomputed.extend([name] * module.training)
+
+        block.register_forward_pre_hook(noted)
+    saving = words_of(True)
+    assert set(recomputed) == set(plain)
+    for name, value in plain.items():
+        torch.testing.assert_close(saving[name], value, rtol=1e-8, atol=1e-10)
+    assert not base.denoiser.is_gradient_checkpointing
+    assert not any(layer.training for _, encoder in base.word_encoders().values() for layer in encoder.modules())
+
+
 def test_a_second_attempt_takes_the_words_it_has_and_resumes_exactly(base, store, make_job):
     whole = trained(base, store, make_job("one", checkpoint_every=2, **OPTIONS))
     state = load(store.read_bytes(whole.weights_key))

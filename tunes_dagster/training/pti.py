@@ -107,15 +107,30 @@ def _ready(job: TuneJob, base: LoadedBase) -> Iterator[None]:
     encoders = [encoder for _, encoder in base.word_encoders().values()]
     with ExitStack() as stack:
         stack.enter_context(together(base.pipeline(), [base.denoiser, *encoders]))
-        if job.options.gradient_checkpointing and not base.denoiser.is_gradient_checkpointing:
-            base.denoiser.enable_gradient_checkpointing()
-            stack.callback(base.denoiser.disable_gradient_checkpointing)
+        if job.options.gradient_checkpointing:
+            for encoder in encoders:
+                stack.enter_context(_recomputed(encoder))
+            if not base.denoiser.is_gradient_checkpointing:
+                base.denoiser.enable_gradient_checkpointing()
+                stack.callback(base.denoiser.disable_gradient_checkpointing)
         yield
 
 
-def _spread(encoder: Any) -> float:
-    """Return the standard deviation of a text encoder's embeddings."""
-    return float(encoder.get_input_embeddings().weight.detach().float().std())
+@contextmanager
+def _recomputed(encoder: Any) -> Iterator[None]:
+    """Have a text encoder's blocks computed again in the backward for the while: T5-XXL keeps 7.5 GiB a text else."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    blocks = [layer for layer in encoder.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    try:
+        for block in blocks:
+            block.training = True  # its own flag alone: dropout inside stays off
+        yield
+    finally:
+        encoder.gradient_checkpointing_disable()
+        for block in blocks:
+            block.training = False
 
 
 def _rates(base: LoadedBase, vectors: Mapping[str, nn.Parameter], rate: float) -> list[dict[str, Any]]:
@@ -123,7 +138,7 @@ def _rates(base: LoadedBase, vectors: Mapping[str, nn.Parameter], rate: float) -
 
     Adam moves every number by about the rate, and T5's embeddings are far larger than CLIP's.
     """
-    spreads = {name: _spread(encoder) for name, (_, encoder) in base.word_encoders().items()}
+    spreads = words.spreads(base)
     first = next(iter(spreads.values()))
     return [{"params": [value], "lr": rate * spreads[name] / first} for name, value in vectors.items()]
 
@@ -170,7 +185,7 @@ def _start(job: TuneJob, base: LoadedBase, dtype: torch.dtype) -> dict[str, nn.P
         centre = weight[ids].to(dtype).mean(0)
         source = order.generator(job.options.seed, _START, number)
         noise = torch.randn(job.options.token_vectors, weight.shape[1], generator=source).to(weight.device, dtype)
-        made[name] = nn.Parameter((centre + _SPREAD * _spread(encoder) * noise).to(base.device))
+        made[name] = nn.Parameter((centre + _SPREAD * words.spreads(base)[name] * noise).to(base.device))
     return made
 
 

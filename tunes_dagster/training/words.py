@@ -21,7 +21,10 @@ from tunes_dagster.training.families.base import LoadedBase
 from tunes_dagster.training.files import read_header, write_tensors
 from tunes_dagster.training.jobs import said
 
-__all__ = ["add_words", "load", "pool_at_the_end", "register", "said", "save", "speaking", "words_for"]
+__all__ = [
+    "add_words", "load", "pool_at_the_end", "register", "said", "save", "speaking", "spreads",
+    "words_for",
+]  # fmt: skip
 
 # How released CLIP configurations call the end of a text, which they number 49407.
 _WRONG_END = 2
@@ -61,10 +64,20 @@ def register(base: LoadedBase, vectors: Mapping[str, Tensor]) -> str:
     return " ".join(words)
 
 
+def spreads(base: LoadedBase) -> dict[str, float]:
+    """Return the standard deviation of each encoder's embeddings, without the words that were added since."""
+    known: dict[str, float] = base.__dict__.setdefault("_spreads", {})
+    if not known:
+        for name, (_, encoder) in base.word_encoders().items():
+            known[name] = float(encoder.get_input_embeddings().weight.detach().float().std())
+    return known
+
+
 def add_words(base: LoadedBase, words: list[str], vectors: Mapping[str, Tensor]) -> None:
     """Add words to a base's tokenizers and their vectors to its encoders, unless they are there."""
     for roles in ((), ("text",), ("vae",), ("denoiser",)):
         base.fingerprint(*roles)  # kept from now on: the same base with more words is the same base
+    spreads(base)
     for name, (tokenizer, encoder) in base.word_encoders().items():
         if words[0] in tokenizer.get_vocab():
             continue
