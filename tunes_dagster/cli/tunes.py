@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say, styled
+from tunes_dagster.downloads import download_key, pieces
 from tunes_dagster.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
@@ -130,30 +131,40 @@ def export(
     format: Annotated[
         Literal["diffusers", "kohya"],
         typer.Option(
-            "--format", help="diffusers: for diffusers' load_lora_weights; kohya: for ComfyUI and A1111."
+            "--format", help="diffusers: for diffusers; kohya: for ComfyUI and A1111."
         ),
     ] = "diffusers",
     out: Annotated[
         Path | None, typer.Option(help="File or folder to write to. Default: exports/ in the home folder.")
     ] = None,
 ) -> None:
-    """Write a tune's weights as one safetensors file that other programs load."""
+    """Write a tune's weights as one file that other programs load.
+
+    A LoRA is a safetensors file; a whole model (kind checkpoint) is the zip of a diffusers folder.
+    """
     installation = Installation()
     row = installation.registry.get_tune(tune)
-    key = (row.result or {}).get({"diffusers": "weights_key", "kohya": "kohya_key"}[format])
-    if not key or not installation.store.exists(key):
+    result = row.result or {}
+    if format == "kohya" and result.get("pipeline_key"):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"Tune {row.number} is a whole model, which has no kohya layout.",
+            "Leave --format out: it is exported as a diffusers folder in a zip.",
+        )
+    key = download_key(result) if format == "diffusers" else result.get("kohya_key")
+    if not key or not installation.store.exists(result["weights_key"]):
         raise Failure(
             FailureCode.CONFLICT,
             f"Tune {row.number} has no weights yet; it is {row.status}.",
             f"Look at it with: tunes status {row.number}",
         )
-    target = out or installation.settings.resolved_home / "exports"
-    if target.suffix != ".safetensors":
-        target = target / f"{_file_name(row.title)}-{row.token}-{format}.safetensors"
+    target, ending = out or installation.settings.resolved_home / "exports", PurePosixPath(key).suffix
+    if target.suffix != ending:
+        target = target / f"{_file_name(row.title)}-{row.token}-{format}{ending}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with installation.store.open_read(key) as source, target.open("wb") as file:
-        while chunk := source.read(1 << 20):
-            file.write(chunk)
+    with target.open("wb") as file:
+        for piece in pieces(installation.store, key):
+            file.write(piece)
     say(f"{escape(target)} [dim]({megabytes(target.stat().st_size)})[/]")
     say(f"Trigger: [bold]{escape(f'{row.token} {row.class_name}')}[/] on {row.branch}")
 

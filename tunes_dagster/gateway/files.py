@@ -10,7 +10,6 @@ import base64
 import hashlib
 import hmac
 import mimetypes
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -19,6 +18,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from tunes_dagster import clock
+from tunes_dagster.downloads import pieces, zipped_folder
 from tunes_dagster.failures import Failure
 from tunes_dagster.store import Store
 
@@ -77,7 +77,7 @@ def serve(request: Request, signature: str, expires: str, packed: str, name: str
 
 
 def answer(store: Store, key: str) -> Response:
-    """Return the response that delivers a file.
+    """Return the response that delivers a file; the zip of a folder is made while it is sent.
 
     Raises:
         FileNotFoundError: When it is not there.
@@ -89,6 +89,8 @@ def answer(store: Store, key: str) -> Response:
         "Cache-Control": "private, max-age=3600",
         "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(PurePosixPath(key).name)}",
     }
+    if zipped_folder(store, key) is not None:
+        return StreamingResponse(pieces(store, key), media_type=kind, headers=headers)
     if store.is_local:
         path = Path(str(store.path(key)))
         if not path.is_file():
@@ -98,7 +100,7 @@ def answer(store: Store, key: str) -> Response:
         return RedirectResponse(presigned, 307)
     size = store.size(key)
     return StreamingResponse(
-        _chunks(store, key), media_type=kind, headers={**headers, "Content-Length": str(size)}
+        pieces(store, key), media_type=kind, headers={**headers, "Content-Length": str(size)}
     )
 
 
@@ -108,9 +110,3 @@ def _presigned(store: Store, key: str) -> str | None:
         return str(path.fs.url(path.path, expires=PRESIGNED_SECONDS))
     except (AttributeError, NotImplementedError):
         return None
-
-
-def _chunks(store: Store, key: str) -> Iterator[bytes]:
-    with store.open_read(key) as file:
-        while chunk := file.read(1 << 18):
-            yield chunk

@@ -145,7 +145,9 @@ def load_exported(folder: Path, base: LoadedBase) -> Any:
 
     arguments = getattr(base, "load_arguments", {})
     pipeline = settle(DiffusionPipeline.from_pretrained(folder, dtype=base.dtype, **arguments), base.device)
-    pipeline.vae.to(base.pipeline().vae.dtype)
+    wanted = base.pipeline().vae.dtype
+    if pipeline.vae.dtype != wanted:
+        pipeline.vae.to(wanted)
     return pipeline
 
 
