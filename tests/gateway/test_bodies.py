@@ -184,6 +184,23 @@ def test_long_pictures_of_every_api(house: House) -> None:
     assert len(kept) == 2 and set(house.store.list("uploads")) == kept  # what is not accepted leaves nothing
 
 
+def test_json_is_understood_whatever_type_it_is_sent_as(house: House) -> None:
+    """`curl -d` calls everything a form."""
+    for path, body in (
+        ("/v1/image/generate", {"prompt": "x"}),
+        ("/tunes/690204/prompts", {"prompt": {"text": "x"}}),
+    ):
+        for kind in (
+            "application/x-www-form-urlencoded",
+            "application/json; charset=utf-8",
+            "text/plain",
+            "",
+        ):
+            headers = {**house.auth(), **({"Content-Type": kind} if kind else {})}
+            answer = house.client.post(path, content=json.dumps(body).encode(), headers=headers)
+            assert answer.status_code < 300, (path, kind, answer.text)
+
+
 def test_long_texts_elsewhere_are_refused_by_name(house: House) -> None:
     long = "x" * 500_000
     answer = house.client.post("/v1/image/generate", json={"prompt": long}, headers=house.auth())

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from assets.attempt import own
 from assets.reporting import Pulse
 from tests.gateway.conftest import House
 from tests.gateway.test_pixelapi import train
+from tunes_dagster import clock
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.logs import JsonLines
 from tunes_dagster.progress import Phase
@@ -57,6 +59,23 @@ def test_metrics_count_what_there_is(house: House, pictures: Callable[[int], lis
     assert value("tunes_tunes", status="awaiting_images") == 1 and value("tunes_tunes", status="queued") == 1
     assert value("tunes_prompts", status="queued") == 1 and value("tunes_callbacks", state="pending") == 0
     assert value("tunes_credits_reserved_usd") == pytest.approx(0.201)
+
+
+def test_health_says_what_waits_and_that_nobody_works(house: House, pictures: Callable[[int], list]) -> None:
+    assert house.client.get("/native/v1/health").json()["expected_wait_seconds"] == {
+        "tiny-sdxl": 0,
+        "tiny-flux": 0,
+    }
+    house.client.post(train(house)["upload_url"], files=pictures(5))
+    health = house.client.get("/native/v1/health").json()
+    assert health["status"] == "ok" and health["queue"]["work"][0]["since"].endswith("Z")
+    assert health["expected_wait_seconds"] == {"tiny-sdxl": 300, "tiny-flux": 300}
+    before, house.registry.now = house.registry.now, lambda: clock.now() - timedelta(minutes=6)  # type: ignore[method-assign]
+    house.client.post(train(house)["upload_url"], files=pictures(5))
+    house.registry.now = before  # type: ignore[method-assign]
+    assert house.client.get("/native/v1/health").json()["status"] == "stalled"
+    house.registry.claim("prepare", house.registry.list_tunes()[0].id, "run")
+    assert house.client.get("/native/v1/health").json()["status"] == "ok"
 
 
 def test_speed_is_told_by_base(house: House, pictures: Callable[[int], list]) -> None:

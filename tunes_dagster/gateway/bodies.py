@@ -198,7 +198,17 @@ class Body(Request):
         """
         if not hasattr(self, "_body"):
             self._body = await self._read()
+            self._is_json_after_all()
         return self._body
+
+    def _is_json_after_all(self) -> None:
+        """Call a body JSON that is: `curl -d` sends it as a form, `fetch` as text, when nobody names its type."""
+        if "json" not in self.headers.get("content-type", "json") and self._body.lstrip().startswith(b"{"):
+            headers = [pair for pair in self.scope["headers"] if pair[0] != b"content-type"]
+            self.scope["headers"][:] = [*headers, (b"content-type", b"application/json")]
+
+    def _is_form(self) -> bool:
+        return self.headers.get("content-type", "").lower().startswith("application/x-www-form-urlencoded")
 
     @property
     def long_texts(self) -> dict[str, IO[bytes]]:
@@ -208,7 +218,7 @@ class Body(Request):
     async def _read(self) -> bytes:
         pending = bytearray()
         texts: LongTexts | None = None
-        form = self.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+        form = self._is_form()
         async with aclosing(self.stream()) as stream:
             async for chunk in stream:
                 pending += chunk

@@ -32,7 +32,7 @@ from tunes_dagster.registry.ledger import reserve
 _KEYS = ("uploads/", "blobs/", "batches/", "tunes/")
 
 # What a tune takes on a machine that has not made one yet.
-_GUESS_SECONDS = 300.0
+GUESS_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -338,8 +338,8 @@ class Desk:
         try:
             entry = self.service.catalog.real(self.service.catalog.resolve(base))
         except Failure:
-            return _GUESS_SECONDS
-        return self.service.recent_seconds(entry.branch) or _GUESS_SECONDS
+            return GUESS_SECONDS
+        return self.service.recent_seconds(entry.branch) or GUESS_SECONDS
 
     # Looking
 

@@ -15,7 +15,7 @@ from tunes_dagster import clock
 from tunes_dagster.callbacks.bodies import tune_body
 from tunes_dagster.clock import iso
 from tunes_dagster.downloads import download_key
-from tunes_dagster.gateway.desk import Desk
+from tunes_dagster.gateway.desk import GUESS_SECONDS, Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
 from tunes_dagster.gateway.files import answer
 from tunes_dagster.gateway.problems import Problem, not_found
@@ -40,6 +40,8 @@ DIALECT = Dialect(
 )  # fmt: skip
 
 Mine = Depends(desk)
+# The daemon looks for work every few seconds.
+_STALLED_SECONDS = 300.0
 
 
 class CancelBody(BaseModel):
@@ -71,7 +73,7 @@ class SampleBody(BaseModel):
 
 @router.get("/health")
 def health(request: Request) -> dict[str, Any]:
-    """Say which bases are there, how much waits and since when."""
+    """Say which bases are there, how much waits and since when, and how long one more tune would take to be begun."""
     service: Service = service_of(request)
     catalog, folder = service.catalog, service.settings.bases_folder
     real = {entry.branch: catalog.real(entry) for entry in catalog.entries.values()}
@@ -80,19 +82,27 @@ def health(request: Request) -> dict[str, Any]:
         for branch, entry in real.items()
     ]
     lengths = service.registry.queue_lengths()
+    waiting = sum(row["count"] for row in lengths["work"] if row["kind"] != "render")
+    ready = sorted({str(base["trains_on"]) for base in bases if base["installed"]})
+    status = "stalled" if _stalled(lengths["work"]) else "ok"
     for row in lengths["work"]:
         row["since"] = iso(row["since"])
-    ready = sorted({str(base["trains_on"]) for base in bases})
-    seconds = {branch: service.registry.recent_seconds(branch) for branch in ready}
-    waiting = sum(row["count"] for row in lengths["work"] if row["kind"] != "render")
-    expected = {branch: round(waiting * sorted(s)[len(s) // 2]) for branch, s in seconds.items() if s}
     return {
-        "status": "ok",
+        "status": status,
         "profile": catalog.profile,
         "bases": bases,
         "queue": lengths,
-        "expected_wait_seconds": expected,
+        "expected_wait_seconds": {
+            base: round(waiting * (service.recent_seconds(base) or GUESS_SECONDS)) for base in ready
+        },
     }
+
+
+def _stalled(work: list[dict[str, Any]]) -> bool:
+    """Whether something waits for long while nothing is done: then no daemon is there to do it."""
+    since = min((row["since"] for row in work if row["state"] == "queued"), default=None)
+    busy = any(row["state"] != "queued" for row in work)
+    return not busy and since is not None and (clock.now() - since).total_seconds() > _STALLED_SECONDS
 
 
 @router.get("/metrics", include_in_schema=False)
@@ -125,9 +135,16 @@ def tune(key: str, mine: Desk = Mine) -> dict[str, Any]:
 @router.get("/tunes/{key}/timeline")
 def timeline(key: str, mine: Desk = Mine) -> dict[str, Any]:
     """List the phases of a tune with start, end and words; its speed, expected end and last sample now."""
-    row, _seen = mine.tune(key)
+    row, seen = mine.tune(key)
     phases = _phases(mine, row.id)
-    return {**tune_facts(row), **_pace(row, phases), "last_sample": _last_sample(mine, row), "phases": phases}
+    asked = {"request_id": seen.asked.get("request_id") if seen else None}
+    return {
+        **tune_facts(row),
+        **asked,
+        **_pace(row, phases),
+        "last_sample": _last_sample(mine, row),
+        "phases": phases,
+    }
 
 
 @router.get("/prompts/{key}/timeline")
@@ -157,6 +174,8 @@ def _phases(mine: Desk, subject_id: str) -> list[dict[str, Any]]:
                 phases[-1]["end"] = iso(event.at)
             phases.append({"phase": event.phase, "start": iso(event.at), "end": None, "said": []})
         phases[-1]["message"] = event.message
+        if "run_id" in event.data:
+            phases[-1]["run_id"] = event.data["run_id"]
         phases[-1]["said"].append({"at": iso(event.at), "message": event.message})
     return phases
 
