@@ -145,11 +145,12 @@ def export(
     installation = Installation()
     row = installation.registry.get_tune(tune)
     result = row.result or {}
-    if format == "kohya" and result.get("pipeline_key"):
+    if format == "kohya" and result.get("weights_key") and not result.get("kohya_key"):
+        kind = "a whole model" if result.get("pipeline_key") else "a DoRA"
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"Tune {row.number} is a whole model, which has no kohya layout.",
-            "Leave --format out: it is exported as a diffusers folder in a zip.",
+            f"Tune {row.number} is {kind}, which has no kohya layout.",
+            "Leave --format out: it is exported as diffusers reads it.",
         )
     key = download_key(result) if format == "diffusers" else result.get("kohya_key")
     if not key or not installation.store.exists(result["weights_key"]):

@@ -64,8 +64,10 @@ def write(
         "parameters": sum(value.numel() for value in adapter.values()),
         "bytes": store.size(files.weights_key),
     }
+    if not is_whole(adapter):
+        figures["layers"] = len(split_state(adapter))
     if files.kohya_key:
-        figures |= {"layers": len(split_state(adapter)), "kohya_bytes": store.size(files.kohya_key)}
+        figures["kohya_bytes"] = store.size(files.kohya_key)
     return TuneResult(
         tune_id=job.tune_id,
         **files.as_dict(),
@@ -185,7 +187,7 @@ def _card(
         "caption dropout": options.caption_dropout, "seed": options.seed,
     }  # fmt: skip
     table = "\n".join(f"| {key} | {value} |" for key, value in shown.items() if value is not None)
-    what, tags = ("A LoRA", "lora, ") if files.kohya_key else ("A full fine-tune", "")
+    what, tags = ("A full fine-tune", "") if files.pipeline_key else ("A LoRA", "lora, ")
     last = f"{curve[-1][1]:.4f}" if curve else "not recorded"
     return f"""---
 base_model: {entry.repo_id}
@@ -220,7 +222,12 @@ def _use(job: TuneJob, files: Files) -> str:
             "This folder is complete: text encoders, VAE and scheduler are the base's own."
         )
     ours, theirs = (key.rpartition("/")[2] for key in (files.weights_key, files.kohya_key))
+    also = f"; `{theirs}` holds the same numbers for ComfyUI and A1111" if theirs else ""
+    told = (
+        f" `{job.token}` stands for words of its own, which lie in `{job.tune_id}.embeddings.safetensors` and are "
+        "loaded with `load_textual_inversion` first."
+    )
     return (
         f'```python\npipeline.load_lora_weights(".", weight_name="{ours}")\n{prompt}\n```\n\n'
-        f"`{ours}` is in diffusers layout; `{theirs}` holds the same numbers for ComfyUI and A1111."
+        f"`{ours}` is in diffusers layout{also}.{told if job.words else ''}"
     )

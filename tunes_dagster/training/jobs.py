@@ -27,6 +27,7 @@ class TrainExample:
         tone: Factors on brightness and contrast.
         mask_key: Store key of a picture of the same size that is white where the loss should look.
         mask_box: x, y, width, height in the stored picture's pixels: where the loss should look.
+        is_face: Whether the crop is that of a face.
     """
 
     key: str
@@ -37,6 +38,7 @@ class TrainExample:
     tone: tuple[float, float] = (1.0, 1.0)
     mask_key: str | None = None
     mask_box: tuple[int, int, int, int] | None = None
+    is_face: bool = False
 
     @property
     def variation(self) -> dict[str, Any]:
@@ -145,7 +147,7 @@ class TuneResult:
     Attributes:
         tune_id: Whose.
         weights_key: Safetensors in diffusers layout: the adapter, or the denoiser of the pipeline.
-        kohya_key: The adapter in kohya layout; empty when a whole network was trained.
+        kohya_key: The adapter in kohya layout; empty for a whole network and for a DoRA.
         card_key: Model card.
         loss_curve: (step, mean loss since the point before).
         steps: Steps trained; fewer than asked for when it was stopped and kept.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tunes_dagster.store import Store
 from tunes_dagster.training.files import write_tensors
-from tunes_dagster.training.names import is_whole
+from tunes_dagster.training.names import is_whole, split_magnitudes
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ class Files:
 
     Attributes:
         weights_key: What is rendered with: the adapter in diffusers layout, or the pipeline's denoiser.
-        kohya_key: The adapter in kohya layout; empty for a whole network.
+        kohya_key: The adapter in kohya layout; empty for a whole network and for a DoRA.
         pipeline_key: Folder of the pipeline; empty for an adapter.
     """
 
@@ -71,6 +71,10 @@ def write_layouts(
     ours = {**header, "modelspec.implementation": "diffusers"}
     if is_whole(state):
         return _write_pipeline(store, f"{folder}/pipeline", base, state, ours, dtype)
+    if split_magnitudes(state):
+        # Readers of kohya's layout disagree about `dora_scale`: diffusers drops it, and ComfyUI divides it by the norms
+        # of the base's weights instead of the adapted ones (https://github.com/Comfy-Org/ComfyUI/pull/15458).
+        return Files(write_tensors(store, f"{folder}/{name}.safetensors", state, ours, dtype))
     files = Files(f"{folder}/{name}.safetensors", f"{folder}/{name}.kohya.safetensors")
     write_tensors(store, files.weights_key, state, ours, dtype)
     theirs = {**header, "modelspec.implementation": "kohya-ss/sd-scripts"}

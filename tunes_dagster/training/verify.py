@@ -18,7 +18,7 @@ from tunes_dagster.store import Store
 from tunes_dagster.training.families.base import LoadedBase
 from tunes_dagster.training.files import read_header
 from tunes_dagster.training.layouts import Files
-from tunes_dagster.training.names import is_whole, split_magnitudes, split_state
+from tunes_dagster.training.names import is_whole, split_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +39,7 @@ class Verification:
         finite: No NaN or infinity in any weight.
         layers: Adapted layers in the file, or parameters of a whole network.
         diffusers_difference: Largest pixel difference between stock diffusers and our layers.
-        kohya_difference: The same for the kohya file; None when there is none, or when diffusers cannot read it in
-            full, as with DoRA.
+        kohya_difference: The same for the kohya file; None when there is none.
         base_difference: Mean pixel difference that the tune makes.
         tolerance: What counts as the same picture on this device and dtype.
     """
@@ -130,9 +129,7 @@ def _stock_pipelines(
             yield load_exported(folder, base)
         return
     stock = base.load_fresh_pipeline() if fresh is None else fresh()
-    # diffusers 0.42 takes `dora_scale` out of kohya files and says so; what is left is another adapter.
-    readable = (files.weights_key,) if split_magnitudes(state) else (files.weights_key, files.kohya_key)
-    for key in readable:
+    for key in filter(None, (files.weights_key, files.kohya_key)):
         with _loaded(stock, key, store), _told(stock, files.weights_key, base, store):
             yield stock
 

@@ -140,6 +140,12 @@ class UnetBase(LoadedBase):
             "mid_block_additional_residual": conditioning["control.mid"],
         }
 
+    @staticmethod
+    def shown(conditioning: Conditioning) -> dict[str, Any]:
+        """Return the UNet's argument for the pictures an IP-Adapter is shown, which travel as `face.0`, `face.1` …"""
+        faces = [value for name, value in conditioning.items() if name.startswith("face.")]
+        return {"image_embeds": faces} if faces else {}
+
     def draw_timesteps(self, uniform: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """See `LoadedBase.draw_timesteps`: uniform over the integers, as Stable Diffusion was trained."""
         return (uniform * self.train_timesteps).long().clamp_(0, self.train_timesteps - 1)
@@ -188,20 +194,11 @@ class UnetBase(LoadedBase):
         import torch
         from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 
-        from tunes_dagster.training.adapters import split_magnitudes
-
-        plain = {key: value for key, value in adapter.items() if ".lora_magnitude_vector" not in key}
-        converted = convert_state_dict_to_kohya(plain)
-        layout = {
+        converted = convert_state_dict_to_kohya(dict(adapter))
+        return {
             key: torch.tensor(float(value)) if key.endswith(".alpha") else value.contiguous()
             for key, value in converted.items()
         }
-        for name, magnitude in split_magnitudes(adapter).items():
-            # ComfyUI divides it by norms of the weight's shape with everything but the outputs reduced to 1.
-            down = adapter[f"{self.denoiser_name}.{name}.lora_A.weight"]
-            shape = (-1, *(1,) * (down.ndim - 1))
-            layout[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = magnitude.reshape(shape).contiguous()
-        return layout
 
     def forward_bytes(self, width: int, height: int) -> int:
         """See `LoadedBase.forward_bytes`."""
