@@ -89,7 +89,7 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
     examples = [
         TrainExample(
             item.key, texts[item.hash], item.bucket, item.crop,
-            item.mirrored, item.tone, item.mask_key, item.mask_box,
+            item.mirrored, item.tone, item.mask_key, item.mask_box, item.kind == "face",
         )  # fmt: skip
         for item in dataset.items
         if not item.held_out

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from tunes_dagster.catalog import AuxiliaryEntry
 from tunes_dagster.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Pull:
         target: Folder it goes to.
         page: Where a person reads the licence.
         source: Repository that the files come from; empty is the entry's own.
+        joins: The files join what is in the folder already, which other entries of the repository share.
     """
 
     entry: BaseModelEntry
@@ -55,6 +57,7 @@ class Pull:
     target: Path
     page: str
     source: str = ""
+    joins: bool = False
 
     @property
     def repo_id(self) -> str:
@@ -173,7 +176,12 @@ def plan_pull(entry: BaseModelEntry, bases_folder: Path, hub: Hub) -> Pull:
     if entry.hub_file is not None:
         return _plan_file(entry, *entry.hub_file, bases_folder, hub)
     commit, listing = hub.listing(entry.repo_id, entry.revision)
-    if entry.family in ("controlnet", "safety") and not any(file.path == "model_index.json" for file in listing):
+    if isinstance(entry, AuxiliaryEntry) and entry.family == "ipadapter":
+        files = adapter_files(listing, entry, target)
+        return Pull(entry, commit, tuple(files), target, hub.page(entry.repo_id), joins=True)
+    if entry.family in ("controlnet", "safety") and not any(
+        file.path == "model_index.json" for file in listing
+    ):
         return Pull(entry, commit, tuple(single_network(listing)), target, hub.page(entry.repo_id))
     if not any(file.path == "model_index.json" for file in listing):
         raise Failure(
@@ -219,6 +227,31 @@ def single_network(listing: Sequence[RemoteFile]) -> list[RemoteFile]:
         "The repository has no network in diffusers layout with safetensors.",
         "Name another one in the operator's catalog file.",
     )
+
+
+def adapter_files(listing: Sequence[RemoteFile], entry: AuxiliaryEntry, target: Path) -> list[RemoteFile]:
+    """Return the files of an IP-Adapter and its image encoder that are not in the folder yet, and the licence.
+
+    Raises:
+        Failure: `SOURCE_REFUSED` when the repository does not have them.
+    """
+    by_path = {file.path: file for file in listing}
+    wanted = [entry.weights, f"{entry.encoder}/config.json", f"{entry.encoder}/model.safetensors"]
+    missing = [path for path in wanted if path not in by_path]
+    if missing:
+        raise Failure(
+            FailureCode.SOURCE_REFUSED,
+            f"{entry.repo_id} has no file {missing[0]}.",
+            "Check repo_id, revision, weights and encoder in the catalog.",
+        )
+    preparation = f"{entry.encoder}/preprocessor_config.json"
+    also = [path for path in by_path if path == preparation or _LICENCE.match(path)]
+    files = [by_path[path] for path in [*wanted, *sorted(also)]]
+    return [file for file in files if not _is_there(target / file.path, file.size)]
+
+
+def _is_there(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def needed_files(listing: Sequence[RemoteFile], components: set[str]) -> list[RemoteFile]:
@@ -279,7 +312,7 @@ def pull(plan: Pull, hub: Hub, say: Callable[[str], None] = lambda line: None) -
             f"The hub did not deliver {', '.join(missing[:3])}.",
             "Run the same command again: it goes on where it stopped.",
         )
-    for file in part.rglob("*.fp16.safetensors") if not plan.source else ():
+    for file in part.rglob("*.fp16.safetensors") if not (plan.source or plan.joins) else ():
         file.rename(file.with_name(file.name.replace(".fp16.safetensors", ".safetensors")))
     shutil.rmtree(part / ".cache", ignore_errors=True)
     note = {
@@ -289,6 +322,12 @@ def pull(plan: Pull, hub: Hub, say: Callable[[str], None] = lambda line: None) -
         "page": plan.page,
     }
     (part / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    if plan.joins and plan.target.exists():
+        for path in [file.path for file in plan.files] + [NOTE]:
+            (plan.target / path).parent.mkdir(parents=True, exist_ok=True)
+            (part / path).replace(plan.target / path)
+        shutil.rmtree(part)
+        return plan.target
     if plan.target.exists():
         shutil.rmtree(plan.target)
     part.rename(plan.target)

@@ -2,7 +2,7 @@
 
 The list itself is `catalog.yaml`, which an operator reads and extends; this file reads it and answers two
 questions: which entry does a word mean, and where do its weights lie. `auxiliary.yaml` beside it lists, in the same
-form, models that no tune is made on: upscalers, video models, ControlNets, a safety checker.
+form, models that no tune is made on: upscalers, video models, ControlNets, IP-Adapters, a safety checker.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tunes_dagster.recipe import RenderSettings, Strict, TrainingOptions
 
 # How the name of a single-file checkpoint ends.
 SINGLE_FILES = (".safetensors", ".ckpt", ".sft")
+# Where `embedded:NAME` lies.
+SHIPPED = Path(__file__).parent / "tiny" / "weights"
 
 
 class BaseModelEntry(Strict):
@@ -49,7 +51,7 @@ class BaseModelEntry(Strict):
     """
 
     branch: str
-    family: Literal["sd15", "sdxl", "flux", "flux2", "upscale", "video", "controlnet", "safety"]
+    family: Literal["sd15", "sdxl", "flux", "flux2", "upscale", "video", "controlnet", "safety", "ipadapter"]
     aliases: list[str] = Field(default_factory=list)
     repo_id: str
     revision: str | None = None
@@ -80,7 +82,7 @@ class BaseModelEntry(Strict):
     def location(self, bases_folder: Path) -> Path:
         """Return the local folder (diffusers layout) or single file of the weights, whether or not it is there yet."""
         if self.repo_id.startswith("embedded:"):
-            return Path(__file__).parent / "tiny" / "weights" / self.repo_id.removeprefix("embedded:")
+            return SHIPPED / self.repo_id.removeprefix("embedded:")
         local = Path(self.repo_id).expanduser()
         if local.is_absolute():
             return local
@@ -100,15 +102,18 @@ class BaseModelEntry(Strict):
         return place.is_file() or (place / "model_index.json").is_file()
 
 
-AUXILIARY = ("upscale", "video", "controlnet", "safety")
+AUXILIARY = ("upscale", "video", "controlnet", "safety", "ipadapter")
 
 
 class AuxiliaryEntry(BaseModelEntry):
     """A model that no tune is made on.
 
     Attributes:
-        fits: For a ControlNet: the family of the bases it was made for.
+        fits: For a ControlNet or an IP-Adapter: the family of the bases it was made for; for an IP-Adapter also the
+            branch of the one base that it was made for.
         control: For a ControlNet: the setting that asks for it.
+        weights: For an IP-Adapter: its file, by its path in the repository.
+        encoder: For an IP-Adapter: folder of its image encoder in the same repository, or `embedded:NAME`.
     """
 
     native_size: int = 512
@@ -118,10 +123,26 @@ class AuxiliaryEntry(BaseModelEntry):
     token: str = ""
     fits: str | None = None
     control: str | None = None
+    weights: str = ""
+    encoder: str = ""
+
+    def weights_path(self, bases_folder: Path) -> Path:
+        """Return where an IP-Adapter's file lies."""
+        return self.location(bases_folder) / self.weights
+
+    def encoder_path(self, bases_folder: Path) -> Path:
+        """Return where an IP-Adapter's image encoder lies."""
+        if self.encoder.startswith("embedded:"):
+            return SHIPPED / self.encoder.removeprefix("embedded:")
+        return self.location(bases_folder) / self.encoder
 
     def installed(self, bases_folder: Path) -> bool:
-        """Whether the weights lie where they are looked for: a pipeline, or a single network."""
+        """Whether the weights lie where they are looked for: a pipeline, a single network, or file and encoder."""
         folder = self.location(bases_folder)
+        if self.family == "ipadapter":
+            encoder = self.encoder_path(bases_folder)
+            there = self.weights_path(bases_folder).is_file() and (encoder / "config.json").is_file()
+            return there and any(encoder.glob("*.safetensors"))
         return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
 
 
@@ -158,6 +179,15 @@ class Catalog:
         """Return the ControlNet that a setting asks for on bases of a family, or None."""
         found = (e for e in self.auxiliary.values() if e.control == name and e.fits == family)
         return next(found, None)
+
+    def face_adapter(self, base: BaseModelEntry) -> AuxiliaryEntry | None:
+        """Return the IP-Adapter that shows faces to a base, or None: its own one, else that of its family.
+
+        A shipped base has other sizes than its family and takes only what was made for it.
+        """
+        found = {e.fits: e for e in reversed(self.auxiliary.values()) if e.family == "ipadapter"}
+        family = None if base.repo_id.startswith("embedded:") else found.get(base.family)
+        return found.get(base.branch, family)
 
     def first(self, family: str) -> AuxiliaryEntry | None:
         """Return the first auxiliary model of a family, or None."""

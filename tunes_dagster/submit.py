@@ -210,6 +210,8 @@ def make_recipe(
 
 # What decides the shape of an adapter; a tune that continues another one has to agree with it.
 _SHAPE = ("kind", "rank", "targets", "rslora", "dora")
+# Kinds whose weights can be trained further.
+_CONTINUED = ("lora", "checkpoint")
 
 
 def _continued(
@@ -239,17 +241,20 @@ def _continued(
         )
     plain = TrainingOptions().model_dump()
     before = {**plain, **earlier.recipe["training"]}
+    # A kind that was named is meant, also when it is the default.
+    named = {"kind"} & asked.model_fields_set
     wrong = [
         f"training.{name} is {getattr(asked, name)!r}, but that tune has {before[name]!r}"
         for name in _SHAPE
-        if getattr(asked, name) not in (plain[name], before[name])
+        if getattr(asked, name) not in ({before[name]} if name in named else {plain[name], before[name]})
     ]
-    if wrong or before["kind"] != "lora":
+    if wrong or before["kind"] not in _CONTINUED:
         what = "; ".join(wrong) or f"that tune is of the kind {before['kind']!r}"
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"The tune {earlier.title!r} cannot be continued so: {what}.",
-            "Only `lora` tunes are continued, with the same rank and targets; leave these options out.",
+            "Tunes of the kinds lora and checkpoint are continued by their own kind, with the same rank and targets; "
+            "leave these options out.",
         )
     shape = {name: before[name] for name in _SHAPE}
     shape["alpha"] = before["alpha"] if asked.alpha is None else asked.alpha
@@ -339,7 +344,7 @@ def _complete_prompt(
     own: TuneRequest | None = None,
     asked: str = "",
     characteristics: dict[str, str] | None = None,
-    find: Callable[[str], Mapping[str, str]] | None = None,
+    find: Callable[[str, str], Mapping[str, str]] | None = None,
     store: Store | None = None,
 ) -> PromptRequest:
     """Return the prompt with its settings checked and filled from the base that renders it, and with a seed.
@@ -377,17 +382,26 @@ def _complete_prompt(
 
 def _tune_finder(
     registry: Registry, entry: BaseModelEntry, account_id: str
-) -> Callable[[str], Mapping[str, str]]:
-    """Return what looks up the tunes that tags name, and returns their characteristics.
+) -> Callable[[str, str], Mapping[str, str]]:
+    """Return what looks up the tunes that tags (`lora`, `faceid`) name, and returns their characteristics.
 
     It raises `UNKNOWN_TUNE` for tunes of others (the operator's own account sees all), `CONFLICT` for one that is
-    not ready, `INVALID_REQUEST` for one of another base.
+    not ready, `INVALID_REQUEST` for one of another base or kind.
     """
+    from tunes_dagster.rendering.prompts import tag_of
 
-    def find(name: str) -> Mapping[str, str]:
+    def find(name: str, tag: str) -> Mapping[str, str]:
         tune = registry.get_tune(name)
         if tune.account_id != account_id and account_id != "local":
-            raise Failure(FailureCode.UNKNOWN_TUNE, f"There is no tune {name!r}.", "Check the tag <lora:…>.")
+            raise Failure(
+                FailureCode.UNKNOWN_TUNE, f"There is no tune {name!r}.", f"Check the tag <{tag}:…>."
+            )
+        if tag != (right := tag_of(tune.kind)):
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"The tune {name!r} is of the kind {tune.kind!r}, which is not used as <{tag}:…>.",
+                f"Write <{right}:{name}:1>.",
+            )
         if tune.branch != entry.branch:
             raise Failure(
                 FailureCode.INVALID_REQUEST,

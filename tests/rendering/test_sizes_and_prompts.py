@@ -62,7 +62,7 @@ def test_loras_are_taken_out_of_the_text():
         ("a man <lora:x:much>", "<lora:x:much>"),
         ("a man <lora:x:nan>", "<lora:x:nan>"),
         ("a man <lora:x", "<lora"),
-        ("<lora:x:1>", "LoRA tags"),
+        ("<lora:x:1>", "without its tags"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(text, named):

@@ -99,7 +99,7 @@ def test_auxiliary_models_take_their_own_settings(place):
     assert complete(place, base="upscale-4x", text="", input_image=png()).text == ""
     assert "LoRA" in refused(place, base="cogvideo-2b", text="a man <lora:x:1>")
     assert "num_frames is for video" in refused(place, num_frames=9)
-    assert "LoRA tags" in refused(place, text="")
+    assert "without its tags" in refused(place, text="")
 
 
 def test_an_installed_controlnet_is_accepted(place):
@@ -118,7 +118,7 @@ def test_an_installed_controlnet_is_accepted(place):
 
 
 def test_templates_know_the_tune_and_those_in_tags(place):
-    def find(name):
+    def find(name, tag):
         if name != "duo":
             raise Failure(FailureCode.UNKNOWN_TUNE, "no", "no")
         return {"hat": "a red hat"}

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tunes_dagster.catalog import AuxiliaryEntry
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say, table
 
@@ -77,9 +78,11 @@ def pull(
     if entry.gated:
         given = "a token was given" if token else "no token was given (HF_TOKEN or --token)"
         say(f"  gated     the licence must be accepted on that page with your account; {given}")
-    say(f"  training  needs about {entry.memory_gb:g} GB of accelerator memory")
+    helper = isinstance(entry, AuxiliaryEntry)
+    if not helper:
+        say(f"  training  needs about {entry.memory_gb:g} GB of accelerator memory")
     if not yes:
         typer.confirm("Download it?", default=True, abort=True)
     bring(plan, hub, say=lambda line: say(escape(line)))
-    say(f"[green]{entry.branch} is installed.[/] Train on it with: "
-        f"[bold]TUNES_PROFILE=production tunes train ./photos --name woman --base {entry.branch}[/]")  # fmt: skip
+    use = f"TUNES_PROFILE=production tunes train ./photos --name woman --base {entry.branch}"
+    say(f"[green]{entry.branch} is installed.[/]" + ("" if helper else f" Train on it with: [bold]{use}[/]"))

@@ -197,7 +197,7 @@ class Desk:
         if request.tune is None:
             self.check_trainable(request.base or DEFAULT_BASE, tuned=False)
         return submit_prompt(
-            self.registry, service.catalog, service.settings, self.with_own_loras(request),
+            self.registry, service.catalog, service.settings, self.with_own_tunes(request),
             account_id=self.account_id, origin="api", store=service.store, also=also,
         )  # fmt: skip
 
@@ -227,34 +227,44 @@ class Desk:
         self.unclaimed.append(key)
         return self.service.store.write_stream(key, content)
 
-    def with_own_loras(self, request: PromptRequest) -> PromptRequest:
-        """Return the prompt with the LoRAs in its text replaced by the account's own tunes.
+    def with_own_tunes(self, request: PromptRequest) -> PromptRequest:
+        """Return the prompt with the LoRAs and faces in its text replaced by the account's own tunes.
 
-        A single LoRA on a plain base becomes the prompt's tune, which may still be in the making.
+        A single one on a plain base becomes the prompt's tune, which may still be in the making.
 
         Raises:
-            Problem: 422 for tunes that are not the account's, not ready, or made on another base.
+            Problem: 422 for tunes that are not the account's, not ready, of another kind, or made on another base.
         """
-        from tunes_dagster.rendering.prompts import named_loras, split_loras
+        from tunes_dagster.rendering.prompts import split_tags
 
-        if not named_loras(request.text):
+        text, loras, faces = split_tags(request.text)
+        named = [("lora", *one) for one in loras] + [("faceid", *one) for one in faces]
+        if not named:
             return request
-        text, named = split_loras(request.text)
-        tunes = [(self._lora(name), scale) for name, scale in named]
+        tunes = [(tag, self._named(name, tag), scale) for tag, name, scale in named]
         if request.tune is None and len(tunes) == 1:
-            tune, scale = tunes[0]
+            _tag, tune, scale = tunes[0]
             self._check_base(request.base, tune)
             settings = request.settings.model_copy(update={"lora_scale": scale})
             change = {"text": text, "tune": tune.id, "base": None, "settings": settings}
             return request.model_copy(update=change)
-        for tune, _scale in tunes:
+        for _tag, tune, _scale in tunes:
             self._check_base(request.base, tune)
             if tune.status != "ready":
                 raise invalid("text", f"names the tune {tune.number}, which is not trained yet")
-        tags = " ".join(f"<lora:{tune.id}:{scale:g}>" for tune, scale in tunes)
+        tags = " ".join(f"<{tag}:{tune.id}:{scale:g}>" for tag, tune, scale in tunes)
         return request.model_copy(update={"text": f"{text} {tags}"})
 
-    def _lora(self, name: str) -> Tune:
+    def _named(self, name: str, tag: str) -> Tune:
+        """Return the account's tune that a tag names."""
+        from tunes_dagster.rendering.prompts import tag_of
+
+        tune = self._own_tune(name)
+        if tag != (right := tag_of(tune.kind)):
+            raise invalid("text", f"names the tune {tune.number} as <{tag}:…>; it is used as <{right}:…>")
+        return tune
+
+    def _own_tune(self, name: str) -> Tune:
         found = self.registry.find_tune(self.account_id, name)
         if found is None:
             rows = self.registry.page_tunes(self.account_id, limit=1, title=name)

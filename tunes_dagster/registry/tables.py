@@ -151,6 +151,11 @@ class Tune(Table):
     kept_until: Mapped[datetime | None]
     warned_at: Mapped[datetime | None]
 
+    @property
+    def kind(self) -> str:
+        """What is made: `lora`, `pti`, `checkpoint`, `faceid`."""
+        return str(self.recipe.get("training", {}).get("kind", "lora"))
+
 
 class Prompt(Table):
     """One text with its settings; yields `settings["num_images"]` pictures.

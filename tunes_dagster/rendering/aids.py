@@ -18,6 +18,7 @@ from tunes_dagster.rendering.policy import Rule, load_rules
 if TYPE_CHECKING:
     from tunes_dagster.intake.faces import FaceDetector
     from tunes_dagster.intake.restore import Restorer
+    from tunes_dagster.ipadapter import IpAdapter
     from tunes_dagster.rendering.controls import Control
     from tunes_dagster.rendering.safety import SafetyChecker
     from tunes_dagster.rendering.upscaling import Upscaler
@@ -63,6 +64,20 @@ class Aids:
             folder = self.catalog.auxiliary[branch].location(self.bases_folder)
             self._controls[branch] = Control(folder, base)
         return self._controls[branch]
+
+    def face_adapter(self, base: LoadedBase) -> IpAdapter:
+        """Return the IP-Adapter of a base, loaded once.
+
+        Raises:
+            Failure: `INVALID_REQUEST` when the catalog has none for it, `BASE_NOT_INSTALLED`, `WEIGHTS_UNUSABLE`.
+        """
+        from tunes_dagster.ipadapter import adapter_for, read_adapter
+
+        if "_face_adapter" not in self.__dict__:
+            entry = adapter_for(self.catalog, base.entry, self.bases_folder)
+            self.__dict__["_face_adapter"] = read_adapter(entry, self.bases_folder)
+        found: IpAdapter = self.__dict__["_face_adapter"]
+        return found
 
     def upscaler(self, base: LoadedBase) -> Upscaler:
         """Return the upscaler on the device of a base, loaded once.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunes_dagster.rendering.faceid import face_rows
 from tunes_dagster.rendering.memory import most_at_once, pictures_that_fit
 from tunes_dagster.rendering.pictures import Picture, Shape
 from tunes_dagster.rendering.schedulers import model_input, starting_latents
@@ -68,8 +69,8 @@ def denoise(
     shape = pictures[0].shape
     own = generators(pictures)
     scheduler = base.scheduler(shape.scheduler, shape.steps, shape.width, shape.height)
-    rows = conditioning(base, pictures, texts)
     repeat = 2 if shape.guided else 1
+    rows = {**conditioning(base, pictures, texts), **face_rows(base, pictures, repeat)}
     if bank is not None:
         bank.assign([picture.slot for picture in pictures for _ in range(repeat)])
     guidance = torch.tensor([p.guidance_scale for p in pictures], device=base.device).view(-1, 1, 1, 1)

@@ -8,8 +8,15 @@ from typing import Any
 
 from tunes_dagster.failures import Failure
 from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.rendering.faceid import FaceUse
 from tunes_dagster.rendering.loras import LoraUse
-from tunes_dagster.rendering.prompts import ParsedPrompt, missing_token, named_loras, parse_prompt
+from tunes_dagster.rendering.prompts import (
+    ParsedPrompt,
+    missing_token,
+    named_tunes,
+    parse_prompt,
+    without_token,
+)
 
 
 @dataclass(frozen=True)
@@ -18,10 +25,11 @@ class TuneWeights:
 
     Attributes:
         id: Tune id.
-        key: Key in the store of its weights in diffusers layout.
+        key: Key in the store of its weights in diffusers layout; of its embeddings, when it is a `faceid` tune.
         token: Its trigger word.
         class_name: Its class word.
         characteristics: What `{{name}}` in a prompt stands for.
+        kind: Of the tune.
     """
 
     id: str
@@ -29,6 +37,7 @@ class TuneWeights:
     token: str = ""
     class_name: str = ""
     characteristics: Mapping[str, str] = field(default_factory=dict, hash=False)
+    kind: str = "lora"
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class RenderJob:
         text: Without LoRA tags.
         settings: Filled: no None besides `scheduler`.
         loras: What to apply, with strengths.
+        faces: What the IP-Adapter is shown, with strengths.
         recipe: Facts that go into every picture's file without changing its hash (asked base, origin …).
         warnings: Sentences for the recipe; they do not change its hash.
     """
@@ -50,6 +60,7 @@ class RenderJob:
     loras: Sequence[LoraUse | tuple[str, float]] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    faces: Sequence[FaceUse | tuple[str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ def make_job(
 
     Args:
         prompt_id: Id of the row.
-        text: As written, with `<lora:ID:weight>` tags.
+        text: As written, with `<lora:ID:weight>` and `<faceid:ID:weight>` tags.
         settings: Filled.
         tune: The prompt's own tune, applied at `settings.lora_scale` unless a tag gives it another weight.
         find_tune: Returns the tune that a tag names, by id, number or title; raises `UNKNOWN_TUNE`.
@@ -125,7 +136,8 @@ def make_job(
     Raises:
         Failure: `INVALID_REQUEST` for what `parse_prompt` refuses, and what `find_tune` raises.
     """
-    weights = {name: find_tune(name) if find_tune else TuneWeights(name, name) for name in named_loras(text)}
+    named = [*named_tunes(text), *named_tunes(text, "faceid")]
+    weights = {name: find_tune(name) if find_tune else TuneWeights(name, name) for name in named}
     known: dict[str, str] = {}
     for one in reversed([*([tune] if tune else []), *weights.values()]):
         known.update(one.characteristics)
@@ -133,8 +145,19 @@ def make_job(
     chosen: dict[str, tuple[TuneWeights, float]] = {}
     if tune is not None:
         chosen[tune.id] = (tune, settings.lora_scale)
-    for name, scale in parsed.loras:
+    for name, scale in (*parsed.loras, *parsed.faces):
         chosen[weights[name].id] = (weights[name], scale)
-    warnings = [missing_token(parsed.text, t.token, t.class_name) for t, _ in chosen.values()]
-    uses = [LoraUse(one.key, scale, one.id) for one, scale in chosen.values()]
-    return RenderJob(prompt_id, parsed.text, settings, uses, recipe or {}, [w for w in warnings if w])
+    faces = [pair for pair in chosen.values() if pair[0].kind == "faceid"]
+    others = [pair for pair in chosen.values() if pair[0].kind != "faceid"]
+    learned = {one.token for one, _ in others}
+    said = parsed.text
+    for one, _ in faces:
+        said = said if one.token in learned else without_token(said, one.token, one.class_name)
+    warnings = [missing_token(said, one.token, one.class_name) for one, _ in others]
+    return RenderJob(
+        prompt_id, said, settings,
+        [LoraUse(one.key, scale, one.id) for one, scale in others],
+        recipe or {},
+        [warning for warning in warnings if warning],
+        [FaceUse(one.key, scale, one.id) for one, scale in faces],
+    )  # fmt: skip

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tunes_dagster.rendering.faceid import Face
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Picture:
         mask: What is painted anew, 0…1 `[height, width]`.
         control: What the ControlNet sees, uint8 `[height, width, 3]`.
         control_scale: Its strength.
+        faces: What the IP-Adapter is shown beside the text.
     """
 
     job: int
@@ -77,3 +82,4 @@ class Picture:
     mask: np.ndarray | None = field(default=None, compare=False, repr=False)
     control: np.ndarray | None = field(default=None, compare=False, repr=False)
     control_scale: float = 1.0
+    faces: tuple[Face, ...] = field(default=(), compare=False, repr=False)

@@ -1,4 +1,4 @@
-"""Prompts as people write them: in-text LoRAs are taken out, templates filled in, weights read.
+"""Prompts as people write them: in-text LoRAs and faces are taken out, templates filled in, weights read.
 
 What is understood here is what the renderer does; anything else that looks like syntax is refused by name rather
 than sent to the text encoder as noise.
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.rendering.paper import clean
 
-MAX_LORAS = 8
-LORA_SCALES = (-2.0, 3.0)
+MAX_LORAS, MAX_FACES = 8, 3
+LORA_SCALES, FACE_SCALES = (-2.0, 3.0), (0.0, 2.0)
 
 _TAG = re.compile(r"<\s*([A-Za-z][\w-]*)\s*:([^<>]*)>")
 WEIGHTS = (0.0, 3.0)
@@ -24,7 +24,7 @@ BRACKET = 1.1
 
 _PIECE = re.compile(r"\\[()\[\]\\]|[()\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
 _TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")
-_BROKEN_TAG = re.compile(r"<\s*lora\b", re.IGNORECASE)
+_BROKEN_TAG = re.compile(r"<\s*(lora|faceid)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,18 @@ class ParsedPrompt:
     Attributes:
         text: Without tags and templates; weights are still in it, see `weighted`.
         loras: Tune id (or title, or number) and scale, in the order of the text; same ids are added up.
+        faces: The same for tunes of the kind `faceid`.
     """
 
     text: str
     loras: tuple[tuple[str, float], ...] = field(default=())
+    faces: tuple[tuple[str, float], ...] = field(default=())
 
 
 def parse_prompt(text: str, characteristics: Mapping[str, str] | None = None) -> ParsedPrompt:
-    """Take `<lora:ID:weight>` out of a prompt (weight 1 when left out), fill in `{{…}}` and tidy its white space.
+    """Take `<lora:ID:weight>` and `<faceid:ID:weight>` out of a prompt, fill in `{{…}}` and tidy its white space.
+
+    A weight that is left out is 1.
 
     Args:
         text: As written.
@@ -49,47 +53,60 @@ def parse_prompt(text: str, characteristics: Mapping[str, str] | None = None) ->
 
     Raises:
         Failure: `INVALID_REQUEST` for a malformed tag, an unknown kind of tag, a weight outside its range, more than
-            8 LoRAs, an unknown `{{template}}`, or nothing left to render.
+            8 LoRAs or 3 faces, an unknown `{{template}}`, or nothing left to render.
     """
-    bare, loras = split_loras(text)
+    bare, loras, faces = split_tags(text)
     bare = fill_in(bare, characteristics or {})
     bare = re.sub(r"\s+([,.;!?])", r"\1", bare)
     bare = re.sub(r"(,\s*){2,}", ", ", bare).strip(" ,")
     if not bare:
-        raise _refused("Nothing is left of the prompt without its LoRA tags.", "Say what to render.")
+        raise _refused("Nothing is left of the prompt without its tags.", "Say what to render.")
     weighted(bare)
-    return ParsedPrompt(bare, tuple(loras))
+    return ParsedPrompt(bare, tuple(loras), tuple(faces))
 
 
-def split_loras(text: str) -> tuple[str, list[tuple[str, float]]]:
-    """Return a prompt without its tags, templates still in it, and (tune, scale) of each tag.
+Named = list[tuple[str, float]]
+
+
+def split_tags(text: str) -> tuple[str, Named, Named]:
+    """Return a prompt without its tags, templates still in it, and (tune, scale) of each LoRA and of each face.
 
     Raises:
         Failure: `INVALID_REQUEST` for a malformed tag, an unknown kind of tag, a weight outside its range, or more
-            than 8 LoRAs.
+            than 8 LoRAs or 3 faces.
     """
-    loras: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {"lora": {}, "faceid": {}}
 
     def take(match: re.Match[str]) -> str:
-        kind, rest = match.group(1), match.group(2)
-        if kind.lower() != "lora":
-            raise _refused(f"The tag {match.group(0)!r} is not understood.", "Only <lora:ID:weight> is.")
-        name, scale = _lora(match.group(0), rest)
-        loras[name] = loras.get(name, 0.0) + scale
+        kind = match.group(1).lower()
+        if kind not in found:
+            raise _refused(
+                f"The tag {match.group(0)!r} is not understood.",
+                "Only <lora:ID:weight> and <faceid:ID:weight> are.",
+            )
+        name, scale = _named(match.group(0), kind, match.group(2))
+        found[kind][name] = found[kind].get(name, 0.0) + scale
         return " "
 
     bare = clean(_TAG.sub(take, text))
-    if _BROKEN_TAG.search(bare):
-        raise _refused("A <lora tag in the prompt is not closed.", "Write it as <lora:ID:weight>.")
-    if len(loras) > MAX_LORAS:
-        raise _refused(f"The prompt names {len(loras)} LoRAs.", f"At most {MAX_LORAS} can be combined.")
-    return bare, list(loras.items())
+    if broken := _BROKEN_TAG.search(bare):
+        kind = broken.group(1).lower()
+        raise _refused(f"A <{kind} tag in the prompt is not closed.", f"Write it as <{kind}:ID:weight>.")
+    for kind, most, what in (("lora", MAX_LORAS, "LoRAs"), ("faceid", MAX_FACES, "faces")):
+        if len(found[kind]) > most:
+            raise _refused(f"The prompt names {len(found[kind])} {what}.", f"At most {most} can be combined.")
+    return bare, list(found["lora"].items()), list(found["faceid"].items())
 
 
-def named_loras(text: str) -> list[str]:
-    """Return the tunes that the tags of a prompt name; malformed tags are `parse_prompt`'s to refuse."""
-    tags = (match for match in _TAG.finditer(text) if match.group(1).lower() == "lora")
-    return list(dict.fromkeys(_lora(match.group(0), match.group(2))[0] for match in tags))
+def tag_of(kind: str) -> str:
+    """Return with which tag a tune of a kind is named in a prompt."""
+    return "faceid" if kind == "faceid" else "lora"
+
+
+def named_tunes(text: str, kind: str = "lora") -> list[str]:
+    """Return the tunes that tags of a kind (`lora`, `faceid`) name; malformed ones are `parse_prompt`'s to refuse."""
+    tags = (match for match in _TAG.finditer(text) if match.group(1).lower() == kind)
+    return list(dict.fromkeys(_named(match.group(0), kind, match.group(2))[0] for match in tags))
 
 
 def fill_in(text: str, characteristics: Mapping[str, str]) -> str:
@@ -179,18 +196,19 @@ def without_weights(text: str) -> str:
     return clean("".join(words for words, _ in weighted(text)))
 
 
-def _lora(tag: str, rest: str) -> tuple[str, float]:
+def _named(tag: str, kind: str, rest: str) -> tuple[str, float]:
     name, _, weight = rest.partition(":")
     name = name.strip()
-    low, high = LORA_SCALES
+    low, high = FACE_SCALES if kind == "faceid" else LORA_SCALES
     try:
         scale = float(weight) if weight.strip() else 1.0
     except ValueError:
         scale = float("nan")
     if not name or not low <= scale <= high:
+        what = "face" if kind == "faceid" else "LoRA"
         raise _refused(
-            f"The tag {tag!r} is not a LoRA with a weight between {low:g} and {high:g}.",
-            "Write it as <lora:ID:weight>, for example <lora:tune_0dn3t5k1gq8w2m4h7v9x:0.8>.",
+            f"The tag {tag!r} is not a {what} with a weight between {low:g} and {high:g}.",
+            f"Write it as <{kind}:ID:weight>, for example <{kind}:tune_0dn3t5k1gq8w2m4h7v9x:0.8>.",
         )
     return name, scale
 
@@ -211,3 +229,15 @@ def missing_token(text: str, token: str, class_name: str = "") -> str:
         return ""
     example = f"{token} {class_name}".strip()
     return f"The prompt does not name the tune's token {token!r}; write {example!r} to show the subject."
+
+
+def without_token(text: str, token: str, class_name: str) -> str:
+    """Return a text that calls the subject by its class where it names a token that was never trained.
+
+    `a photo of ohwx woman, ohwx smiling` becomes `a photo of a woman, a woman smiling`.
+    """
+    if not token or not class_name:
+        return text
+    named = rf"(?<![\w-])(?:an?\s+|the\s+)?{re.escape(token)}(?:\s+{re.escape(class_name)})?(?![\w-])"
+    article = "an" if class_name[0].lower() in "aeiou" else "a"
+    return re.sub(named, f"{article} {class_name}", text, flags=re.IGNORECASE)

@@ -22,6 +22,7 @@ from tunes_dagster.recipe import recipe_hash
 from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering import film, png, policy
 from tunes_dagster.rendering.aids import Aids
+from tunes_dagster.rendering.faceid import FaceShelf, FaceUses, faces_of, faces_shown
 from tunes_dagster.rendering.inputs import Inputs
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse, render_attached
@@ -121,6 +122,7 @@ class _Batch:
         self.limit = max_pictures or 1 << 20
         self.progress = [_Progress(job.settings.num_images) for job in jobs]
         self.combinations: list[Combination] = [_combination(job) for job in jobs]
+        self.faces: list[FaceUses] = [faces_of(job.faces) for job in jobs]
         self.texts = TextCache(base)
         self.saving: list[tuple[Picture, Future[RenderedImage]]] = []
         self.steps_done = self.steps_total = 0
@@ -131,6 +133,9 @@ class _Batch:
         self.report.phase(Phase.LOADING, "reading the tunes' weights")
         network = self.base.denoiser
         self.shelf = LoraShelf(self.store, self.combinations, network)
+        self.face_shelf = FaceShelf(
+            self.store, self.faces, network, lambda: self.aids.face_adapter(self.base)
+        )
         self.facts = batch_facts(self.base)
         used: list[Combination] = []
         pictures = self._pictures(used)
@@ -142,9 +147,12 @@ class _Batch:
         )
         with ThreadPoolExecutor(_SAVERS, thread_name_prefix="save") as self.pool:
             try:
-                render_attached(
-                    self.base, self.shelf, pictures, used, self._render_pictures, self.report.note
-                )
+                with faces_shown(
+                    self.base, self.face_shelf.adapter, max((len(one.faces) for one in pictures), default=0)
+                ):
+                    render_attached(
+                        self.base, self.shelf, pictures, used, self._render_pictures, self.report.note
+                    )
             finally:
                 if self.tiled:
                     dn.set_tiling(self.base, False)
@@ -182,7 +190,9 @@ class _Batch:
         assert settings.width and settings.height and settings.steps and settings.guidance_scale is not None
         assert settings.seed is not None
         text, negative = self._words(job)
-        if broken := self.shelf.failure(self.combinations[index]):
+        if broken := self.shelf.failure(self.combinations[index]) or self.face_shelf.failure(
+            self.faces[index]
+        ):
             raise broken
         text, negative = (
             self.shelf.said(self.combinations[index], words, self.base) for words in (text, negative)
@@ -195,16 +205,19 @@ class _Batch:
         guided = self.base.is_guided(settings.guidance_scale)
         chunks = chunk_count(self.base, text, negative if guided else "")
         shape = Shape(width, height, settings.steps, scheduler, guided, chunks)
-        plain = Picture(index, 0, settings.seed, shape, settings.guidance_scale, text, negative, -1)
+        plain = Picture(
+            index, 0, settings.seed, shape, settings.guidance_scale, text, negative, -1,
+            faces=self.face_shelf.faces(self.faces[index]),
+        )  # fmt: skip
         return self.inputs.given(plain, settings, self.base)
 
     def _words(self, job: RenderJob) -> tuple[str, str]:
         """Return the prompt and the negative prompt as the encoders get them."""
         parsed = parse_prompt(job.text)
-        if parsed.loras:
+        if named := [*parsed.loras, *parsed.faces]:
             raise Failure(
                 FailureCode.INVALID_REQUEST,
-                f"The LoRA {parsed.loras[0][0]!r} in the text of prompt {job.prompt_id} was not looked up.",
+                f"The tune {named[0][0]!r} in the text of prompt {job.prompt_id} was not looked up.",
                 "Make jobs with `make_job`, which takes tags out of the text.",
             )
         text, negative = dressed(parsed.text, job.settings)
@@ -414,10 +427,12 @@ class _Batch:
                     "id": use.id or use.key,
                     "sha256": self.shelf.sha256(use),
                     "scale": use.scale,
+                    **({"kind": "checkpoint"} if self.shelf.is_whole(use) else {}),
                     **({"recipe_hash": known} if (known := self.shelf.recipe_hash(use)) else {}),
                 }  # fmt: skip
                 for use in self.combinations[picture.job]
             ],
+            **({"faces": self.face_shelf.described(faces)} if (faces := self.faces[picture.job]) else {}),
             **optional_settings(job.settings),
         }
         if picture.start is not None:
@@ -476,8 +491,8 @@ def _combination(job: RenderJob) -> Combination:
 
 
 def _by_shape(pictures: Iterable[Picture]) -> list[list[Picture]]:
-    """Group pictures by shape, in order of arrival, those of one tune side by side."""
-    groups: dict[Shape, list[Picture]] = defaultdict(list)
+    """Group pictures by shape, those of one tune side by side, all in order of arrival."""
+    groups: dict[Shape, dict[int, list[Picture]]] = defaultdict(dict)
     for picture in pictures:
-        groups[picture.shape].append(picture)
-    return [sorted(group, key=lambda picture: picture.slot) for group in groups.values()]
+        groups[picture.shape].setdefault(picture.slot, []).append(picture)
+    return [[picture for part in group.values() for picture in part] for group in groups.values()]

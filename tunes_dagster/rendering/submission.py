@@ -14,9 +14,10 @@ from typing import Any
 
 from tunes_dagster.catalog import AUXILIARY, AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.ipadapter import adapter_for
 from tunes_dagster.recipe import PromptRequest, RenderSettings
 from tunes_dagster.rendering.inputs import keep_picture
-from tunes_dagster.rendering.prompts import has_weights, named_loras, parse_prompt
+from tunes_dagster.rendering.prompts import has_weights, named_tunes, parse_prompt
 from tunes_dagster.rendering.sizes import MULTIPLE, fit_area
 from tunes_dagster.rendering.styles import dressed, find_composition
 from tunes_dagster.settings import Settings
@@ -43,7 +44,8 @@ class PromptContext:
         settings: The operator's.
         store: Where pictures that came with the request are kept; None opens the operator's when one did.
         characteristics: Of the prompt's own tune.
-        find: Looks a tune up that a tag names and returns its characteristics; raises when it may not be used.
+        find: Looks a tune up that a tag (`lora`, `faceid`) names and returns its characteristics; raises when it may
+            not be used.
     """
 
     asked: BaseModelEntry
@@ -52,7 +54,7 @@ class PromptContext:
     settings: Settings
     store: Store | None = None
     characteristics: Mapping[str, str] = field(default_factory=dict)
-    find: Callable[[str], Mapping[str, str]] | None = None
+    find: Callable[[str, str], Mapping[str, str]] | None = None
 
 
 def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptRequest:
@@ -92,10 +94,15 @@ def _check_text(text: str, filled: RenderSettings, context: PromptContext) -> No
     if family == "upscale" and not text.strip():
         return
     known = dict(context.characteristics)
-    for name in named_loras(text):
+    named = [(name, tag) for tag in ("lora", "faceid") for name in named_tunes(text, tag)]
+    for name, tag in named:
         if family in AUXILIARY:
-            raise _refused(f"The base {context.entry.branch!r} takes no LoRA", "Leave the tag out.")
-        known = {**(context.find(name) if context.find else {}), **known}
+            raise _refused(
+                f"The base {context.entry.branch!r} takes no LoRA and no face", "Leave the tag out."
+            )
+        known = {**(context.find(name, tag) if context.find else {}), **known}
+    if any(tag == "faceid" for _, tag in named):
+        adapter_for(context.catalog, context.entry, context.settings.bases_folder)
     bare = parse_prompt(text, known).text
     weighted = has_weights(bare) or has_weights(filled.negative_prompt)
     for entry in (context.asked, context.entry):

@@ -75,5 +75,5 @@ class Sd15Base(UnetBase):
         """See `LoadedBase.predict`."""
         return self.denoiser(
             noisy, timesteps, encoder_hidden_states=conditioning["hidden"], return_dict=False,
-            **self.steering(conditioning),
+            added_cond_kwargs=self.shown(conditioning) or None, **self.steering(conditioning),
         )[0]  # fmt: skip

@@ -112,7 +112,9 @@ class SdxlBase(UnetBase):
         self, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         """See `LoadedBase.predict`."""
-        added = {"text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"]}
+        added = {
+            "text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"], **self.shown(conditioning),
+        }  # fmt: skip
         return self.denoiser(
             noisy, timesteps, encoder_hidden_states=conditioning["hidden"], added_cond_kwargs=added,
             return_dict=False, **self.steering(conditioning),
