@@ -1,4 +1,4 @@
-"""A checkpoint tune through the real jobs, beside a LoRA: trained, scored, rendered, taken away, made again, deleted."""
+"""A checkpoint tune through the real jobs, beside a LoRA: trained, scored, rendered, taken away, made again, erased."""
 
 from __future__ import annotations
 

@@ -223,3 +223,28 @@ def test_a_full_tune_is_continued_by_another(base, store, make_job):
 
 def test_adapters_keep_their_state_in_one_file(base):
     assert StackedWeights.state_apart is False
+
+
+def test_the_planner_knows_who_trains_alone_and_lets_the_others_share():
+    from itertools import product
+
+    from tunes_dagster.recipe import TrainingOptions
+    from tunes_dagster.training.kinds import kind_of
+    from tunes_dagster.training.planner import Machine, plan_memory, trains_alone
+    from tunes_dagster.training.sizes import known_sizes
+
+    kinds = ({"kind": "lora"}, {"kind": "lora", "dora": True}, {"kind": "pti"}, {"kind": "checkpoint"})
+    for kind, optimizer in product(kinds, ("adamw", "adamw8bit")):
+        options = TrainingOptions(**kind, optimizer=optimizer)
+        assert trains_alone(options) is not kind_of(options).stacks, options
+
+    full, lora = TrainingOptions(kind="checkpoint", batch_size=1), TrainingOptions(rank=16, batch_size=1)
+    sizes, large = known_sizes()["sdxl1"], Machine("cuda", 140, "bfloat16", True)
+    alone, together = (plan_memory(some, sizes, 1024, large, 4) for some in ([full], [full, lora, lora]))
+    assert alone.cohort == 1 and together.cohort == 4
+    assert together.needed_gib == pytest.approx(alone.needed_gib)
+    averaged = plan_memory([full.model_copy(update={"ema_decay": 0.99})], sizes, 1024, large, 4)
+    assert averaged.needed_gib - alone.needed_gib == pytest.approx(2.567e9 * 4 / 2**30, rel=0.01)
+    with pytest.raises(Failure) as error:
+        plan_memory([full], sizes, 1024, Machine("cuda", 24, "bfloat16", True))
+    assert error.value.details["needed_gib"] > 30 and "`lora` instead of a `checkpoint`" in error.value.remedy

@@ -157,20 +157,18 @@ def plan_memory(
     least: tuple[float, Choice] | None = None
     usable = machine.gib * _USABLE
     for choice in _choices(options, sizes, machine):
-        one = _parts(options, sizes, native_size, machine, choice, 1)
-        needed = _peak(one)
+        needed = _peak(_needs(options, sizes, native_size, machine, choice, 1))
         if least is None or needed < least[0]:
             least = needed, choice
         if needed > usable:
             continue
-        solo = any(option.kind != "lora" or option.dora for option in options)
+        sharing = not all(trains_alone(option) for option in options)
         cohort = 1
-        while not solo and cohort < most:
-            more = _peak(_parts(options, sizes, native_size, machine, choice, cohort + 1))
-            if more > usable:
+        while sharing and cohort < most:
+            if _peak(_needs(options, sizes, native_size, machine, choice, cohort + 1)) > usable:
                 break
             cohort += 1
-        parts = _parts(options, sizes, native_size, machine, choice, cohort)
+        parts = _needs(options, sizes, native_size, machine, choice, cohort)
         return MemoryPlan(choice, cohort, machine.gib, _peak(parts), parts, machine.dtype)
     assert least is not None
     raise _refusal(least, options, machine)
@@ -223,6 +221,27 @@ def _choices(options: Sequence[TrainingOptions], sizes: Sizes, machine: Machine)
             yield changed
 
 
+def trains_alone(options: TrainingOptions) -> bool:
+    """Whether a tune shares its forwards with no other one; as `kinds.kind_of` says, which needs torch."""
+    return options.kind == "checkpoint" or options.dora or options.optimizer == "adamw8bit"
+
+
+def _needs(
+    options: Sequence[TrainingOptions],
+    sizes: Sizes,
+    native_size: int,
+    machine: Machine,
+    choice: Choice,
+    tunes: int,
+) -> dict[str, float]:
+    """Return what the most demanding part of a run needs: so many tunes that share, or one that trains alone."""
+    groups = [([option], 1) for option in options if trains_alone(option)]
+    if together := [option for option in options if not trains_alone(option)]:
+        groups.append((together, tunes))
+    found = [_parts(group, sizes, native_size, machine, choice, count) for group, count in groups]
+    return max(found, key=_peak)
+
+
 def _parts(
     options: Sequence[TrainingOptions],
     sizes: Sizes,
@@ -231,7 +250,10 @@ def _parts(
     choice: Choice,
     tunes: int,
 ) -> dict[str, float]:
-    """Return GiB by purpose; `while encoding` is a peak of its own, the others add up while training."""
+    """Return GiB by purpose for tunes that train together.
+
+    `while encoding` is a peak of its own, the others add up while training.
+    """
     width = _BYTES[machine.dtype]
     worst = max(options, key=lambda o: _rows(o) * sizes.positions(o.resolution or native_size))
     per_weight = _QUANTIZED_BYTES.get(choice.quantize, width)
@@ -242,14 +264,14 @@ def _parts(
     positions = _rows(worst) * sizes.positions(resolution)
     kept = sizes.kept_checkpointed if choice.gradient_checkpointing else sizes.kept
     recomputed = _RECOMPUTED.get(sizes.position, 0.1) * sizes.kept if choice.gradient_checkpointing else 0.0
-    if any(option.kind == "checkpoint" for option in options):
+    per_trained += 4 if any(option.ema_decay for option in options) else 0
+    if options[0].kind == "checkpoint":
+        # The base's own weights wait in the machine's memory; `base` is what the network computes with.
         trained = sizes.denoiser * 1e9 * per_trained
     else:
         numbers = max(sizes.adapter_numbers(option) for option in options)
         # The working copies that the layers compute with, and their gradients, are in the base's precision.
-        trained = (
-            tunes * numbers * (per_trained + 2 * width + (4 if any(o.ema_decay for o in options) else 0))
-        )
+        trained = tunes * numbers * (per_trained + 2 * width)
     overhead = _OVERHEAD_GIB.get(machine.kind, 1.0)
     pixels = resolution**2 * _VAE_BYTES_PER_PIXEL
     if choice.offload:  # one network at a time
