@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.onnx_files import write_face_network
 from tunes_dagster.evaluation.scorers import (
     Pixels,
     Scorer,
@@ -87,10 +88,55 @@ def test_the_shipped_scorer_reads_and_looks(pictures):
 
 def test_a_scorer_that_is_not_there_says_how_to_get_it(tmp_path):
     catalog = load_scorer_catalog()
-    with pytest.raises(Failure, match="download facebook/dinov2-base"):
-        load_scorer(catalog.entry(catalog.profiles["production"]["likeness"]), tmp_path)
+    for question in ("likeness", "text"):
+        entry = catalog.entry(catalog.profiles["production"][question])
+        assert entry.licence and entry.revision and len(entry.revision) == 40
+        with pytest.raises(Failure, match=f"hf download {entry.repo_id} --revision {entry.revision}"):
+            load_scorer(entry, tmp_path)
     with pytest.raises(Failure, match="no scorer called 'dyno'"):
         catalog.entry("dyno")
+
+
+class FixedFaces:
+    """Finds one face where it is told that one is, or its landmarks, as YuNet does."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def setInputSize(self, size):
+        self.size = size
+
+    def detect(self, image):
+        return (1, self.found) if hasattr(self, "size") else self.found
+
+
+def test_faces_are_compared_by_a_face_network(tmp_path):
+    """SFace's class on a network of ours: what it is given, turned upright or not, and pictures without a face."""
+    weights = write_face_network(tmp_path / "faces.onnx")
+    entry = ScorerEntry(name="sface", kind="sface", repo_id=str(tmp_path / "faces.onnx"))
+    scorer = load_scorer(entry, tmp_path)
+    face = Image.effect_noise((112, 112), 80).resize((8, 8)).resize((112, 112), Image.Resampling.NEAREST)
+    face = Image.merge("RGB", [face, face.point(lambda v: v // 2), face.point(lambda v: 255 - v)])
+    picture = Image.new("RGB", (200, 160))
+    picture.paste(face, (60, 30))
+    scorer._detector = FixedFaces([(60, 30, 112, 112)])
+    means = np.asarray(face, np.float32).reshape(8, 14, 8, 14, 3).mean(axis=(1, 3)).transpose(2, 0, 1).reshape(-1)
+    expected = weights @ means
+    rows = scorer.embed_images([picture])
+    assert rows.shape == (1, 128) and float(rows[0] @ expected / np.linalg.norm(expected)) > 0.9999
+    scorer._detector = FixedFaces([])
+    assert not scorer.embed_images([picture]).any()
+    assert scorer.embed_images([]).shape == (0, 128)
+
+    # Lying on its side, with eyes, nose and mouth where SFace's upright crop has them (OpenCV's face_recognize.cpp).
+    upright = np.array([(38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20)])
+    lying = np.stack([upright[:, 1], 111 - upright[:, 0]], axis=1)
+    scorer._landmarks = FixedFaces(np.array([[0, 0, 112, 112, *lying.reshape(-1), 0.9]], np.float32))
+    scorer._landmarks.setInputSize((112, 112))
+    turned = scorer.embed_images([face.rotate(90)])
+    assert float(turned[0] @ rows[0]) > 0.98
+    with pytest.raises(Failure, match="face detector"):
+        load_scorer(entry.model_copy(update={"detector": str(tmp_path / "none.onnx")}), tmp_path)
 
 
 def test_an_operators_file_lies_over_the_shipped_one(tmp_path):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _BATCH = 32
+# Numbers that SFace says of a face, and the confidence from which YuNet counts one.
+_FACE_WIDTH, _FACE_SCORE = 128, 0.8
 
 
 @runtime_checkable
@@ -62,6 +64,7 @@ class ScorerEntry(Strict):
         kind: Which class loads it.
         repo_id: Hub repository, local folder or file, or `embedded:NAME`.
         revision: Commit on the hub.
+        detector: For `sface`, the ONNX file of YuNet, which finds eyes, nose and mouth; empty does without.
         licence: Of the weights.
         class_words: See `TextScorer`.
     """
@@ -70,6 +73,7 @@ class ScorerEntry(Strict):
     kind: Literal["clip", "dino", "sface"]
     repo_id: str
     revision: str | None = None
+    detector: str = ""
     licence: str = ""
     class_words: dict[str, list[str]] = Field(default_factory=dict)
 
@@ -139,9 +143,15 @@ def load_scorer(entry: ScorerEntry, bases_folder: Path, device: str = "cpu") -> 
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
             f"The scorer {entry.name!r} is not installed at {place}.",
-            f"Run `huggingface-cli download {entry.repo_id} --local-dir {place}`, or name another scorer.",
+            f"Run `{_download(entry, place)}`, or name another scorer.",
         )
     return _LOADERS[entry.kind](entry, place, device)
+
+
+def _download(entry: ScorerEntry, place: Path) -> str:
+    """Return the command that installs a scorer from the hub."""
+    revision = f" --revision {entry.revision}" if entry.revision else ""
+    return f"hf download {entry.repo_id}{revision} --local-dir {place}"
 
 
 class ClipScorer:
@@ -203,6 +213,9 @@ class SfaceScorer:
         entry: Its entry; the file is `face_recognition_sface_….onnx`.
         file: The ONNX file.
         device: Not used; OpenCV computes on the CPU.
+
+    Raises:
+        Failure: `BASE_NOT_INSTALLED` when the entry names a detector that is not there.
     """
 
     def __init__(self, entry: ScorerEntry, file: Path, device: str = "cpu") -> None:
@@ -212,22 +225,42 @@ class SfaceScorer:
 
         self.name = entry.name
         self._network = cv2.FaceRecognizerSF.create(str(file), "")
-        self._detector = load_detector()
+        self._landmarks: Any = None
+        if entry.detector:
+            detector = Path(entry.detector).expanduser()
+            if not detector.is_file():
+                raise Failure(
+                    FailureCode.BASE_NOT_INSTALLED,
+                    f"The face detector of the scorer {entry.name!r} is not at {detector}.",
+                    "Put YuNet's ONNX file there, or leave `detector` out.",
+                )
+            self._landmarks = cv2.FaceDetectorYN.create(str(detector), "", (320, 320), _FACE_SCORE)
+        else:
+            self._detector = load_detector()
 
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
         """See `Scorer`; a row of zeros is a picture without a face."""
+        faces = [self._face(image) for image in images]
+        nothing = np.zeros(_FACE_WIDTH, np.float32)
+        rows = [nothing if face is None else self._network.feature(face).reshape(-1) for face in faces]
+        return unit(np.stack(rows)) if rows else np.zeros((0, _FACE_WIDTH), np.float32)
+
+    def _face(self, image: Image) -> Any:
+        """Return the largest face, `[112, 112, 3]` as OpenCV has colours, or None."""
         import cv2
 
-        rows: list[np.ndarray] = []
-        for image in images:
-            faces = self._detector.detect(image)
-            if not faces:
-                rows.append(np.zeros(128, np.float32))
-                continue
-            x, y, width, height = faces[0]
-            face = image.convert("RGB").crop((x, y, x + width, y + height)).resize((112, 112))
-            rows.append(self._network.feature(cv2.cvtColor(np.asarray(face), cv2.COLOR_RGB2BGR)).reshape(-1))
-        return unit(np.stack(rows)) if rows else np.zeros((0, 128), np.float32)
+        pixels = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+        if self._landmarks is not None:
+            self._landmarks.setInputSize((image.width, image.height))
+            _, found = self._landmarks.detect(pixels)
+            if found is None or not len(found):
+                return None
+            return self._network.alignCrop(pixels, max(found, key=lambda row: row[2] * row[3]))
+        boxes = self._detector.detect(image)
+        if not boxes:
+            return None
+        x, y, width, height = boxes[0]
+        return cv2.resize(pixels[y : y + height, x : x + width], (112, 112), interpolation=cv2.INTER_AREA)
 
 
 _LOADERS: dict[str, Any] = {"clip": ClipScorer, "dino": DinoScorer, "sface": SfaceScorer}
