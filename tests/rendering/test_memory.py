@@ -151,13 +151,16 @@ def test_the_queue_cuts_runs_by_the_memory_of_the_machine(tmp_path):
         made = registry.make_batches(
             wait_seconds=0, max_pictures=lambda branch, shape: rooms.room(branch, shape).pictures
         )
-        sizes = [len(registry.list_prompts(batch_id=batch.id)) for batch in made]
-        for batch in made:
-            work = registry.claim("render", batch.id, "run")
-            registry.give_back(work.id, "run", "again")
-        return sizes
+        return [len(registry.list_prompts(batch_id=batch.id)) for batch in made]
 
-    least = Rooms(registry, Settings(home=tmp_path), catalog).room("sdxl1", SDXL)
+    def now(branch: str = "sdxl1", **settings):
+        return Rooms(registry, Settings(home=tmp_path, **settings), catalog).room(branch, SDXL)
+
+    least = now(device="cuda")
     assert (least.gib, least.source) == (14, "the least that its base needs")
+    assert now(device="cpu").source == "this machine" and now("upscale-4x").at_once == 1
     assert cut(render_memory_gb=12) == [16, 16, 8], "one picture at once"
-    assert Rooms(registry, Settings(home=tmp_path), catalog).room("upscale-4x", SDXL).at_once == 1
+    for batch in registry.list_batches():
+        work = registry.claim("render", batch.id, "run")
+        registry.finish(work.id, "run", result={"machine": {"kind": "cuda", "gib": 24, "dtype": "bfloat16"}})
+    assert (now().at_once, now().pictures, now().source) == (6, 96, "as the last run had")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_PROMPTS = 100_000
 _VARIABLE = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")
+_SINGLE = re.compile(r"\{\s*([^{}]+?)\s*\}")
 _SEED_RANGE = re.compile(r"^(\d+)\s*(?:-|–|\.\.)\s*(\d+)$")
 _SEED_COUNT = re.compile(r"^[x×]\s*(\d+)$")
 _SIZE = re.compile(r"^(\d+)\s*(?:[x×*]\s*(\d+))?$")
@@ -103,7 +104,8 @@ def expand(
     _check_columns(file, table, done)
     known = {name.lower(): one for one in [*others, *selected] for name in one.names}
     rows = [_prepared(file, table, row, list(selected), known, done) for row in table.rows]
-    good = [row for row in rows if row is not None]
+    # A campaign whose labels no tune has yet renders nothing, rather than everything without a tune.
+    good = [row for row in rows if row is not None and row["tune"]]
     total = sum(row["combinations"] for row in good)
     if total > MAX_PROMPTS:
         largest = max(good, key=lambda row: row["combinations"])
@@ -141,7 +143,11 @@ def _prepared(
 
     text = row.cells.get("text", "")
     if not text:
-        wrong("It has no text.", "Write what to render, or empty the row.")
+        wrong(
+            "It has no text.",
+            "Write what to render, or empty the row; merged cells count in their first row only.",
+        )
+    _check_braces(file, row, text, wrong)
     tunes = _tunes(row, selected, known, file, wrong)
     sizes = _sizes(row.cells.get("sizes", ""), wrong)
     seeds = _seeds(row.cells.get("seeds", ""), wrong)
@@ -156,6 +162,18 @@ def _prepared(
         "seed": seeds, "variables": variables, "settings": checked, "base": row.cells.get("base"),
         "label": row.cells.get("label"), "combinations": prod(lengths),
     }  # fmt: skip
+
+
+def _check_braces(file: CampaignFile, row: Row, text: str, wrong: Any) -> None:
+    """Refuse variables that would be drawn as words, because a brace of them is missing."""
+    rest = _VARIABLE.sub("", text)
+    if "{{" in rest or "}}" in rest:
+        wrong("A variable in the text is not closed.", "Write two braces on both sides: {{subject}}.")
+        return
+    known = {*row.cells, *map(spelled, file.variables), *OF_TUNE}
+    for word in _SINGLE.findall(rest):
+        if spelled(word) in known:
+            wrong(f"{{{word}}} has single braces.", f"Write {{{{{word}}}}}.")
 
 
 def _split(cell: str, also: str = "") -> list[str]:
@@ -209,7 +227,7 @@ def _seeds(cell: str, wrong: Any) -> list[int | str]:
                 wrong(f"The seeds {part!r} are no range.", "Write the smaller one first: 1-8.")
             else:
                 seeds += range(low, high + 1)
-        elif match := _SEED_COUNT.match(part):
+        elif (match := _SEED_COUNT.match(part)) and int(match.group(1)):
             seeds += [f"drawn {number}" for number in range(min(int(match.group(1)), MAX_PROMPTS))]
         elif part.isdecimal() and int(part) <= 2**32:
             seeds.append(int(part))
@@ -235,11 +253,14 @@ def _variables(
         lacking = [
             one.title if one else "the plain base" for one in tunes if one is None or name not in one.words
         ]
-        if lacking or not tunes:
+        if lacking == ["the plain base"] and name in OF_TUNE:
+            wrong(f"{{{{{name}}}}} is what a tune says of itself, and this row is rendered without one.",
+                  "Name tunes in the YAML or in a column `tunes`, or write the words out.")  # fmt: skip
+        elif lacking:
             close = difflib.get_close_matches(name, [*row.cells, *shared, *OF_TUNE], n=1)
             hint = f"Did you mean {{{{{close[0]}}}}}? Otherwise fill" if close else "Fill"
-            of = f" for {', '.join(dict.fromkeys(lacking))}" if lacking else ""
-            wrong(f"{{{{{name}}}}} has no value{of}.",
+            of = ", ".join(dict.fromkeys(lacking))
+            wrong(f"{{{{{name}}}}} has no value for {of}.",
                   f"{hint} in a column {name}, or name it below `variables:` in the YAML.")  # fmt: skip
     return found
 
@@ -261,8 +282,17 @@ def _checked(
             continue
         given.update({name: getattr(model, name) for name in given})
     for message in sorted(said):
-        wrong(f"{message}.")
+        wrong(f"{message}.", _spelling(message))
     return given
+
+
+def _spelling(message: str) -> str:
+    """Return what is often behind a number that is none."""
+    if re.search(r"'-?\d+,\d+'", message):
+        return "Write the decimal point as a point: 7.5."
+    if re.search("[\u201c\u201d\u201e]", message):
+        return 'Put the text into straight double quotes: "…".'
+    return ""
 
 
 def _sized(settings: dict[str, Any], size: dict[str, Any]) -> dict[str, Any]:

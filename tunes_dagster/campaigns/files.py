@@ -169,14 +169,14 @@ class Parsed:
 
 def parse(source: Source) -> Parsed:
     """Read a campaign's YAML; never raises for what a person wrote."""
-    raw, lines, problem = _load(source)
-    if problem is not None:
-        return Parsed(None, {}, {}, [problem])
-    parsed = Parsed(None, raw, lines, [])
+    parsed = Parsed(None, {}, {}, [])
+    if (problem := _load(source, parsed)) is not None:
+        parsed.problems.append(problem)
+        return parsed
     try:
-        parsed.file = CampaignFile.model_validate(raw)
+        parsed.file = CampaignFile.model_validate(parsed.raw)
     except ValidationError as error:
-        parsed.problems = sorted(_problem(source, parsed, one) for one in error.errors())
+        parsed.problems += sorted(_problem(source, parsed, one) for one in error.errors())
     return parsed
 
 
@@ -199,46 +199,67 @@ def _remedy(where: str) -> str:
     }.get(where, "")
 
 
-def _load(source: Source) -> tuple[dict[str, Any], dict[str, int], Problem | None]:
+def _load(source: Source, parsed: Parsed) -> Problem | None:
+    """Read the YAML into `parsed`; returns why it cannot be read."""
     from tunes_dagster.failures import Failure
     from tunes_dagster.intake.sidecars import decode_text
     from tunes_dagster.intake.tune_file import read_tune_yaml
 
     if len(source.yaml) > MAX_BYTES:
-        return {}, {}, Problem(source.label, 0, "The file is larger than 4 MB.", "Put the rows into a table.")
+        return Problem(source.label, 0, "The file is larger than 4 MB.", "Put the rows into a table.")
     try:
-        text = decode_text(source.yaml)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = read_tune_yaml(source.yaml, source.label)
+        node = yaml.compose(decode_text(source.yaml), Loader=yaml.SafeLoader)
+        _note_lines(node, "", source.label, parsed)
+        if wrong := _no_date(node):
+            return Problem(source.label, wrong.start_mark.line + 1, f"There is no day {wrong.value}.")
+        parsed.raw = read_tune_yaml(source.yaml, source.label)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or "it cannot be read"
-        return {}, {}, Problem(
+        return Problem(
             source.label, mark.line + 1 if mark else 0, f"This is not YAML: {what}.",
             "A colon, a quote or the indentation is wrong there or just above.",
         )  # fmt: skip
     except (Failure, RecursionError, ValueError) as error:
         said = error.message if isinstance(error, Failure) else str(error)
-        return {}, {}, Problem(source.label, 0, said, "See docs/campaigns.md for an example.")
-    lines: dict[str, int] = {}
-    _note_lines(node, "", lines)
-    return raw, lines, None
+        return Problem(source.label, 0, said, "See docs/campaigns.md for an example.")
+    return None
 
 
-def _note_lines(node: Any, place: str, lines: dict[str, int]) -> None:
-    """Write down on which line each key and list item stands."""
+def _note_lines(node: Any, place: str, label: str, parsed: Parsed) -> None:
+    """Write down on which line each key and list item stands; a key that comes twice is a mistake."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = f"{place}.{key.value}" if place else str(key.value)
-            lines[here] = key.start_mark.line + 1
-            _note_lines(value, here, lines)
+            line = key.start_mark.line + 1
+            if here in parsed.lines:
+                parsed.problems.append(
+                    Problem(label, line, f"{here} was said on line {parsed.lines[here]} already.",
+                            "Only one of them can count: remove the other.")
+                )  # fmt: skip
+            parsed.lines[here] = line
+            _note_lines(value, here, label, parsed)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             here = f"{place}.{index}"
-            lines[here] = value.start_mark.line + 1
-            _note_lines(value, here, lines)
+            parsed.lines[here] = value.start_mark.line + 1
+            _note_lines(value, here, label, parsed)
+
+
+def _no_date(node: Any) -> yaml.ScalarNode | None:
+    """Return the first scalar that looks like a date and is none, such as 2026-02-30."""
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:timestamp":
+        try:
+            yaml.SafeLoader("").construct_yaml_timestamp(node)
+        except ValueError:
+            return node
+    inner = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else []
+    inner += node.value if isinstance(node, yaml.SequenceNode) else []
+    return next((found for one in inner if (found := _no_date(one)) is not None), None)
 
 
 def table_name(file: CampaignFile) -> str | None:
     """Return the name of the table beside the YAML; None when the rows stand in the YAML itself."""
-    return PurePosixPath(file.prompts).as_posix() if isinstance(file.prompts, str) else None
+    if not isinstance(file.prompts, str):
+        return None
+    return file.prompts if "://" in file.prompts else PurePosixPath(file.prompts).as_posix()

@@ -24,9 +24,11 @@ def reload_code_location(ui_url: str, timeout: float = 60.0) -> str:
         answer = httpx.post(
             f"{ui_url.rstrip('/')}/graphql",
             json={"query": _MUTATION},
-            timeout=httpx.Timeout(timeout, connect=2.0),
+            timeout=httpx.Timeout(timeout, connect=5.0),
         ).raise_for_status()
         found = answer.json()["data"]["reloadWorkspace"]
+    except httpx.ReadTimeout:
+        return f"The UI at {ui_url} is still reloading after {timeout:.0f} s: see its page of code locations."
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return f"No Dagster UI answers at {ui_url} (TUNES_UI_URL), so nothing was reloaded. {_BY_HAND}"
     entries = found.get("locationEntries", [])

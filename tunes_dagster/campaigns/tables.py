@@ -30,6 +30,7 @@ COLUMNS = {
     "negative": "negative_prompt", "guidance": "guidance_scale", "cfg": "guidance_scale", "sampler": "scheduler",
     "base": "base", "label": "label", "name": "label",
 }  # fmt: skip
+_FORMULA_FAILED = re.compile(r"^#(REF!|N/A|NAME\?|VALUE!|DIV/0!|NULL!|NUM!|ERROR!|SPILL!)$")
 SETTINGS = frozenset(RenderSettings.model_fields) - {"seed"}
 KNOWN = frozenset(COLUMNS.values()) | SETTINGS
 
@@ -78,8 +79,13 @@ def read_table(source: Source, parsed: Parsed) -> Table:
         if data is None:
             data = source.tables[name] = source.read(name)
     except FileNotFoundError:
-        return Table(name, problems=[Problem(source.label, line, f"There is no table {name} beside this file.",
-                                             "Put it into the same folder, or correct the name.")])  # fmt: skip
+        remedy = "Put it into the same folder, or correct the name."
+        if "://" in str(parsed.file.prompts):
+            remedy = "Download it as CSV or XLSX, put it beside this file, and write its name."
+        return Table(
+            name,
+            problems=[Problem(source.label, line, f"There is no table {name} beside this file.", remedy)],
+        )
     except (OSError, ValueError) as error:
         return Table(
             name, problems=[Problem(source.label, line, f"The table {name} cannot be read: {error}.")]
@@ -90,7 +96,7 @@ def read_table(source: Source, parsed: Parsed) -> Table:
         )
     if PurePosixPath(name).suffix.lower() in (".xlsx", ".xlsm"):
         return _from_grid(name, *_grid_of_workbook(name, data, parsed.file.sheet))
-    return _from_grid(name, _grid_of_text(data), [])
+    return _from_grid(name, *_grid_of_text(name, data))
 
 
 def _own_rows(source: Source, parsed: Parsed, file: CampaignFile) -> Table:
@@ -118,19 +124,27 @@ def _cell(value: Any) -> str:
     return str(value).strip()
 
 
-def _grid_of_text(data: bytes) -> list[tuple[int, list[str]]]:
+def _grid_of_text(name: str, data: bytes) -> tuple[list[tuple[int, list[str]]], list[Problem]]:
     """Return the rows of a CSV or TSV file with their first lines."""
     from tunes_dagster.intake.sidecars import decode_text
 
     text = decode_text(data)
+    if text.lstrip()[:1] == "<":
+        remedy = "In Google Sheets: File > Download > Comma-separated values; put that file here."
+        return [], [Problem(name, 1, "This is a web page and no table.", remedy)]
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max("\t;,|", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    grid, line = [], 1
-    for cells in reader:
-        grid.append((line, [cell.strip() for cell in cells]))
-        line = reader.line_num + 1
-    return grid
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    grid: list[tuple[int, list[str]]] = []
+    line = 1
+    try:
+        for cells in reader:
+            grid.append((line, [cell.strip() for cell in cells]))
+            line = reader.line_num + 1
+    except csv.Error:
+        remedy = 'Put the whole cell into them, and write those inside twice: "a ""red"" coat".'
+        return [], [Problem(name, line, "The double quotes of this row do not match.", remedy)]
+    return grid, []
 
 
 def _grid_of_workbook(
@@ -172,6 +186,13 @@ def _from_grid(name: str, grid: list[tuple[int, list[str]]], problems: list[Prob
     table.columns = [column for column in names if column]
     for line, cells in grid[found + 1 :]:
         filled = {column: cell for column, cell in zip(names, cells, strict=False) if column and cell}
+        if filled.get("text", "").startswith("#") and not _FORMULA_FAILED.match(filled["text"]):
+            continue  # left out by whoever wrote it
+        for column, cell in filled.items():
+            if _FORMULA_FAILED.match(cell):
+                table.problems.append(
+                    Problem(name, line, f"The formula in the column {column} came to {cell}.", "Correct it.")
+                )
         stray = [
             cell for index, cell in enumerate(cells) if cell and (index >= len(names) or not names[index])
         ]
@@ -180,7 +201,7 @@ def _from_grid(name: str, grid: list[tuple[int, list[str]]], problems: list[Prob
                 Problem(name, line, f"{stray[0][:60]!r} stands in a column without a name.",
                         "Name the column, or put text with the delimiter in it into double quotes.")
             )  # fmt: skip
-        if filled and not (filled.get("text", "x").startswith("#") and len(filled) == 1):
+        if filled:
             table.rows.append(Row(line, filled))
     if len(table.rows) > MAX_ROWS:
         table.problems.append(Problem(name, 0, f"It has more than {MAX_ROWS} rows.", "Split the campaign."))

@@ -1,13 +1,16 @@
 """What a render run has room for on the machine that will render it, as far as the queue can know.
 
 The memory is, in this order: what the operator says (`TUNES_RENDER_MEMORY_GB`), what the machine of the last run had,
-what the catalog says that the base needs at least. Nothing here needs torch.
+this machine's where it has no GPU, what the catalog says that the base needs at least. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from tunes_dagster.catalog import Catalog, load_catalog
 from tunes_dagster.rendering.memory import FORWARDS, Room, plan_room
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from tunes_dagster.registry import Registry
     from tunes_dagster.settings import Settings
     from tunes_dagster.training.planner import Machine
+
+_NVIDIA = Path("/proc/driver/nvidia/version")
 
 
 class Rooms:
@@ -71,4 +76,6 @@ class Rooms:
             return Machine(kind, asked, dtype), "as set"
         if last:
             return Machine(kind, float(last["gib"]), dtype), "as the last run had"
+        if self._settings.device == "cpu" or (self._settings.device == "auto" and not _NVIDIA.exists()):
+            return Machine("cpu", psutil.virtual_memory().total / 2**30, "float32"), "this machine"
         return Machine(kind, least_gb, dtype), "the least that its base needs"
