@@ -121,17 +121,26 @@ def kind_of(mine: Desk, fields: TuneFields, base: Base) -> tuple[Any, str | None
     """Return what is made of a tune, and what `args` says when that is not what was asked.
 
     Raises:
-        Problem: 422 for `faceid` where nothing of the kind can be made.
+        Problem: 422 for `faceid` where it cannot be made.
     """
     from tunes_dagster.training.checks import KINDS
 
     asked = fields.model_type or "checkpoint"
     named = mine.entry(base.word)
     able = set(KINDS.get(named.family, ())) & set(KINDS.get(mine.service.catalog.real(named).family, ()))
-    if asked == "faceid" and asked not in able:
-        raise invalid("model_type", "faceid is not supported by this server yet")
-    wanted = "pti" if base.branch == "sdxl1" and asked != "faceid" else asked
-    made = wanted if wanted in able and base.tune is None and base.branch != "fast" else "lora"
+    if asked == "faceid":
+        if asked not in able:
+            raise invalid("model_type", f"faceid is made on sd15 and sdxl1, not on {base.branch}")
+        if base.tune is not None:
+            raise invalid("model_type", "faceid trains nothing and cannot continue a tune")
+        return asked, None
+    wanted = "pti" if base.branch == "sdxl1" else asked
+    # All weights of FLUX take 200 GB to train: who names no kind there means what the service makes of it, a LoRA.
+    if base.branch == "flux1" and fields.model_type is None:
+        wanted = "lora"
+    if base.tune is not None:
+        wanted = "checkpoint" if wanted == asked == base.tune.kind == "checkpoint" else "lora"
+    made = wanted if wanted in able and base.branch != "fast" else "lora"
     return made, None if made == asked else f"trained as {made}"
 
 
