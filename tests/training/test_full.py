@@ -225,6 +225,49 @@ def test_adapters_keep_their_state_in_one_file(base):
     assert StackedWeights.state_apart is False
 
 
+def test_an_earlier_checkpoint_is_published_as_a_pipeline_of_its_own(base, store, make_job):
+    from tunes_dagster.evaluation.publishing import publish_checkpoint
+
+    (result,) = trained(base, store, make_job("one", **FULL))
+    changed = publish_checkpoint(result.weights_key, result.checkpoints[0], 2, base, store)
+    files = Files(changed["weights_key"], changed["kohya_key"], changed["pipeline_key"])
+    assert files.pipeline_key == "tunes/tune_one/lora/1/step-000002/pipeline" and not files.kohya_key
+    wanted = checkpoints.load_weights(store, result.checkpoints[0])
+    published = load(store.read_bytes(files.weights_key))
+    assert all(torch.equal(published[name], value) for name, value in wanted.items())
+    assert verify.verify(files, "a photo of ohwx woman", base, store).passed
+    header = read_header(store, files.weights_key)
+    assert json.loads(header["tunes_dagster.recipe"])["steps_done"] == 2
+    card = store.read_text(f"{files.pipeline_key}/README.md")
+    assert "| steps | 2 |" in card and changed["weights_recipe_hash"] in card
+
+
+def test_files_made_piece_by_piece_are_whole_or_not_there(tmp_path):
+    from tunes_dagster.store import Store
+    from tunes_dagster.training.files import write_tensors
+
+    tensors = {
+        "b": torch.arange(6.0).view(2, 3),
+        "a": torch.ones(3, dtype=torch.int64),
+        "none": torch.zeros(0, 2),
+    }
+    tensors["channels last"] = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    for store in (Store(tmp_path / "local"), Store(f"memory://pieces-{tmp_path.name}")):
+        for key, dtype in (("x/plain.safetensors", None), ("x/half.safetensors", torch.bfloat16)):
+            write_tensors(store, key, tensors, {"é": "ü"}, dtype)
+            found = load(store.read_bytes(key))
+            assert read_header(store, key) == {"é": "ü"} and found.keys() == tensors.keys()
+            for name, value in tensors.items():
+                wanted = value if dtype is None or value.dtype == torch.int64 else value.to(dtype)
+                assert torch.equal(found[name], wanted) and found[name].dtype == wanted.dtype
+        with pytest.raises(RuntimeError, match="half way"), store.writing("x/broken") as file:
+            file.write(b"half")
+            raise RuntimeError("half way")
+        assert list(store.list("x")) == ["x/half.safetensors", "x/plain.safetensors"]
+        with store.local_folder("x") as folder:
+            assert {one.name for one in folder.iterdir()} == {"half.safetensors", "plain.safetensors"}
+
+
 def test_the_planner_knows_who_trains_alone_and_lets_the_others_share():
     from itertools import product
 

@@ -103,6 +103,24 @@ def test_the_strength_of_a_full_tune_lies_between_base_and_tune_and_several_add_
     assert psnr(seen[0], seen[5]) < 45 and psnr(seen[0], seen[2]) < 45
 
 
+def test_what_else_is_on_the_network_stays_on_it(bases, store):
+    """An IP-Adapter puts parameters of its own into the network, before a tune's are lent to it."""
+    from tunes_dagster.rendering.loras import LoraShelf, LoraUse
+
+    base = bases("sdxl")
+    use = LoraUse(write_tensors(store, "zero.safetensors", {k: v * 0 for k, v in copied(base).items()}, {}))
+    shelf = LoraShelf(store, [(use,)], base.denoiser)
+    base.denoiser.add_module("guest", torch.nn.Linear(2, 2))
+    try:
+        before = copied(base)
+        with shelf.lent(base, (use,)):
+            lent = copied(base)
+        assert torch.equal(lent["guest.weight"], before["guest.weight"]) and not lent["conv_in.weight"].any()
+        assert all(torch.equal(value, before[name]) for name, value in base.denoiser.state_dict().items())
+    finally:
+        del base.denoiser.guest
+
+
 def test_weights_of_another_base_fail_only_their_prompt(bases, store):
     base = bases("sdxl")
     wrong = write_tensors(store, "wrong.safetensors", copied(bases("sd15")), {})

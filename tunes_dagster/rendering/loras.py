@@ -195,9 +195,9 @@ class LoraShelf:
             yield
             return
         remember(base)
-        loan = Loan(base.denoiser)
+        states = [self._weights[use.key].state for use in wholes]
+        loan = Loan(base.denoiser, states[0].keys())
         try:
-            states = [self._weights[use.key].state for use in wholes]
             loan.lend(mixed(loan.own, states, [use.scale for use in wholes]))
             yield
         finally:

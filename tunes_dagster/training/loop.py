@@ -355,8 +355,8 @@ class Trainer:
         raise Failure(
             FailureCode.DIVERGED,
             f"Training diverged by step {run.step}: the loss or the weights are not finite any more.",
-            f"Lower the learning rate ({run.options.learning_rate:g}) or the rank, and look at the pictures "
-            "for broken ones.",
+            f"Lower the learning rate ({run.options.learning_rate:g}){' or the rank' if run.options.rank else ''}, "
+            "and look at the pictures for broken ones.",
         )
 
     def _finish(self, run: TuneRun, stopped: bool = False) -> None:

@@ -12,7 +12,7 @@ This file imports torch at the top; import it inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -47,12 +47,17 @@ def check_whole(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 class Loan:
     """Other weights on a network for a while.
 
+    Args:
+        network: Whose parameters.
+        names: Of the parameters; None is all. Others may belong to what was put on the network, such as an IP-Adapter.
+
     Attributes:
         own: The base's own tensors by parameter name; on a GPU they lie in the machine's memory while others are lent.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._parameters = dict(network.named_parameters())
+    def __init__(self, network: nn.Module, names: Container[str] | None = None) -> None:
+        every = network.named_parameters()
+        self._parameters = {name: value for name, value in every if names is None or name in names}
         self.own = {name: parameter.data for name, parameter in self._parameters.items()}
         self.lent = False
 
