@@ -39,7 +39,8 @@ CARD_CONFIG = mirror(CardOptions, "ReportCardConfig")
     owners=[Owner.TRAINING],
     check_specs=LORA_CHECKS,
     description=(
-        "The LoRA weights of a tune, in diffusers and kohya layout. The sensors train them many at a time "
+        "The weights of a tune: an adapter in diffusers and kohya layout, or a whole model as a diffusers pipeline. "
+        "The sensors train adapters many at a time "
         "(`train_cohort`); materializing here trains this one, and the Launchpad's values override its recipe."
     ),
 )
