@@ -9,6 +9,7 @@ from assets.display import files, load_pictures, picture, save_sheet, sparkline
 from assets.names import LORA, check_spec
 from resources import Device
 from tunes_dagster.failures import Cancelled
+from tunes_dagster.intake.subject import example_prompt
 from tunes_dagster.partitions import tunes
 from tunes_dagster.progress import Phase, Reporter
 from tunes_dagster.registry import Tune
@@ -80,7 +81,7 @@ class Inspector:
         from tunes_dagster.training.words import speaking
 
         report.phase(Phase.EVALUATING, "Loading the weights into a fresh pipeline.")
-        prompt = f"a photo of {tune.token} {tune.class_name}"
+        prompt = example_prompt(tune.token, tune.class_name)
         files = Files(result.weights_key, result.kohya_key, result.pipeline_key)
         seen = verify(files, prompt, self._base, self._store, fresh=self._fresh_pipeline)
         trained = Trained(tune, result, checks=answers(seen))

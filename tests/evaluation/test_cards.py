@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from tunes_dagster.evaluation.card import Card, CardOptions
 from tunes_dagster.evaluation.publishing import publish_checkpoint
 from tunes_dagster.evaluation.scoring import Scorers, Subject, failed_card, score_tune
 from tunes_dagster.evaluation.showing import write_card
+from tunes_dagster.evaluation.verdicts import judge
 from tunes_dagster.failures import Cancelled, Failure
 from tunes_dagster.progress import Silent
 from tunes_dagster.store import Store
@@ -152,3 +154,17 @@ def test_an_earlier_checkpoint_is_published_in_both_layouts_with_its_own_step(st
     other = store.write_bytes("tunes/t/lora/1/other.safetensors", save(half, metadata=header))
     with pytest.raises(Failure, match="does not hold the layers"):
         publish_checkpoint(other, first, 10, base, store)
+
+
+def test_a_style_is_looked_for_without_its_token_too(store, base):
+    """Other things in the style, and what the same prompts show without it; no class and no likeness of a subject."""
+    subject = subject_of([saved(store, base, step) for step in (10, 20)])
+    subject = dataclasses.replace(subject, class_name="ink style")
+    scored = score_tune(subject, base, Scorers(Eyes()), store, OPTIONS, Silent())
+    assert [one.text for one in scored.prompts[:2]] == ["a dog in ohwx ink style", "a house in ohwx ink style"]
+    assert scored.prompts[0].plain == "a dog" and len(scored.plain["tune"]) == len(scored.plain["base"]) - 1
+    assert scored.card.coherence is None and not scored.card.class_votes
+    chosen, untuned = scored.card.chosen, scored.card.base
+    assert (scored.card.leak is not None) == (chosen.likeness > untuned.likeness)
+    leaking = scored.card.model_copy(update={"leak": 0.9})
+    assert any("The style appears without its token" in one.sentence for one in judge(leaking, "ink style"))

@@ -15,7 +15,7 @@ from PIL import Image
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import TrainingOptions
 from tunes_dagster.store import Store
-from tunes_dagster.training import order, prior
+from tunes_dagster.training import order, prior, run, samples
 from tunes_dagster.training.cache import cached_latents, centred_crop, in_parts, load_picture
 from tunes_dagster.training.jobs import TrainExample, learning_rate
 
@@ -98,6 +98,37 @@ def test_latents_depend_on_crop_and_bucket_not_on_the_name(base, tmp_path):
 )
 def test_captions_without_the_token(caption, plain):
     assert prior.without_token(caption, "ohwx", "woman") == plain
+
+
+@pytest.mark.parametrize(
+    ("caption", "plain"),
+    [
+        ("a dog on the beach, in ohwx ink style", "a dog on the beach"),
+        ("a dog in ohwx ink style at night", "a dog at night"),
+        ("a house, in the ohwx ink style", "a house"),
+        ("a picture in ohwx ink style", "a picture"),
+        ("ohwx ink style", "a picture"),
+        ("a drawing in ink style", "a drawing in ink style"),
+    ],
+)
+def test_captions_without_a_styles_token(caption, plain):
+    """Not `a dog in an ink style`: what pictures without the token must keep is their own looks."""
+    assert prior.without_token(caption, "ohwx", "ink style") == plain
+
+
+def test_a_style_keeps_the_looks_of_many_things(make_job):
+    job = make_job("one", prior_prompts=15)
+    job.class_name = "ink style"
+    prompts = run._prior_prompts(job)
+    assert len(prompts) == 15 and not any("style" in text or "ohwx" in text for text in prompts)
+    for word in run._KEPT_FROM_STYLES:
+        assert sum(word in text for text in prompts) >= 2, word
+    texts = prior.own_texts(["a dog, in ohwx ink style"], "ohwx", "ink style", 0)
+    assert {"a dog", prior.NO_TEXT} < set(texts) and not any("ohwx" in text for text in texts)
+    assert samples.sample_prompts("ohwx", "ink style") == [
+        "a dog in ohwx ink style", "a dog on the beach in ohwx ink style", "a dog on the beach",
+    ]  # fmt: skip
+    assert samples.sample_prompts("ohwx", "mug")[1] == "a photo of ohwx mug on the beach"
 
 
 def test_class_prompts_mix_the_class_rare_words_and_others():

@@ -11,6 +11,7 @@ from tunes_dagster.cli.flags import assignments, merged, takes
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.intake.subject import example_prompt
 from tunes_dagster.recipe import DatasetOptions, RenderSettings, TrainingOptions
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _say_what_came_out(installation: Installation, tune: Any) -> None:
     for row in installation.registry.list_prompts(tune_id=tune.id):
         for key in row.images or []:
             say(f"  {'picture':<22} {escape(installation.store.url(key))}")
-    say(f'Next: [bold]tunes render "a photo of {escape(f"{tune.token} {tune.class_name}")} on the beach" '
+    say(f'Next: [bold]tunes render "{escape(example_prompt(tune.token, tune.class_name, "on the beach"))}" '
         f"--tune {tune.number}[/]")  # fmt: skip
 
 

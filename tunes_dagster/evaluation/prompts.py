@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunes_dagster.intake.faces import is_person
+from tunes_dagster.intake.subject import is_style
 
 # Details of both kinds that pictures of a subject seldom show already, in words that every base knows.
 _PLACES = ("on the beach", "in a forest", "in the snow", "at night", "in the city", "in the mountains",
@@ -43,11 +44,6 @@ class Asked:
     elsewhere: bool = True
 
 
-def is_style(class_name: str) -> bool:
-    """Whether the tune is of a style and not of a subject."""
-    return class_name.lower().split()[-1:] == ["style"]
-
-
 def card_prompts(token: str, class_name: str, count: int, seed: int = 0) -> list[Asked]:
     """Return `count` prompts: the scenes in turn, a new seed each.
 
@@ -62,7 +58,7 @@ def card_prompts(token: str, class_name: str, count: int, seed: int = 0) -> list
     for i in range(count):
         if is_style(name):
             thing = _STYLE_SUBJECTS[i % len(_STYLE_SUBJECTS)]
-            asked.append(Asked(f"{thing} in {token} style", thing, seed + i))
+            asked.append(Asked(f"{thing} in {token} {name}", thing, seed + i))
             continue
         scenes = _PERSON_SCENES if is_person(name) else _PLACES
         scene = scenes[i % len(scenes)]

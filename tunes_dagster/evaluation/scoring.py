@@ -14,10 +14,11 @@ import numpy as np
 
 from tunes_dagster.evaluation import measures, verdicts
 from tunes_dagster.evaluation.card import Card, CardOptions, Scores
-from tunes_dagster.evaluation.prompts import Asked, card_prompts, class_texts, is_style
+from tunes_dagster.evaluation.prompts import Asked, card_prompts, class_texts
 from tunes_dagster.evaluation.scorers import Scorer, TextScorer
 from tunes_dagster.failures import Cancelled, Failure
 from tunes_dagster.intake.faces import is_person
+from tunes_dagster.intake.subject import is_style
 from tunes_dagster.progress import Reporter
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class _Scoring:
             self.report.step(number + 3, total)
         self._choose()
         best = self.card.chosen
-        if best is not None and not is_style(self.subject.class_name):
+        if best is not None:
             some = slice(0, max(2, len(self.prompts) // 2))
             state = kept.load_weights(self.store, best.key)
             plain = [one.plain for one in self.prompts[some]]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunes_dagster.evaluation.card import Card, Scores, Verdict
-from tunes_dagster.evaluation.prompts import is_style
 from tunes_dagster.intake.faces import is_person
+from tunes_dagster.intake.subject import is_style
 
 # Between the untuned base (0) and real pictures (1).
 NOT_LEARNED, BARELY_LEARNED = 0.25, 0.5
@@ -68,7 +68,7 @@ def judge(card: Card, class_name: str) -> list[Verdict]:
     found += _about_pictures(card, class_name)
     if chosen is not None:
         found += _about_likeness(card, chosen)
-        found += _about_losses(card, chosen)
+        found += _about_losses(card, chosen, "style" if is_style(class_name) else "subject")
     order = ("bad", "weak", "good")
     return sorted(found, key=lambda one: order.index(one.tone))
 
@@ -123,7 +123,7 @@ def _about_likeness(card: Card, chosen: Scores) -> list[Verdict]:
     return [Verdict(code="learned", tone="good", sentence=f"The subject was learned: {numbers}.")]
 
 
-def _about_losses(card: Card, chosen: Scores) -> list[Verdict]:
+def _about_losses(card: Card, chosen: Scores, what: str) -> list[Verdict]:
     """Return what the tune lost or does too much of; any of the first three is overtraining."""
     found = []
     reasons = []
@@ -153,8 +153,8 @@ def _about_losses(card: Card, chosen: Scores) -> list[Verdict]:
         found.append(
             Verdict(
                 code="leaks", tone="weak",
-                sentence=f"The subject appears without its token too: {card.leak:.0%} of the likeness gained.",
-                remedy="Raise prior_weight, or name the subject's own details in the captions.",
+                sentence=f"The {what} appears without its token too: {card.leak:.0%} of the likeness gained.",
+                remedy="Raise prior_weight, or name in the captions what else the pictures show.",
             )
         )  # fmt: skip
     return found

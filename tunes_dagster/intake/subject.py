@@ -48,6 +48,19 @@ def template(token: str, class_name: str, close_up: bool = False) -> str:
     return f"a {'close-up ' if close_up else ''}photo of {token} {class_name}"
 
 
+def example_prompt(token: str, class_name: str, scene: str = "") -> str:
+    """Return a prompt that shows what a tune learned: the subject, or something that most pictures do not show in it.
+
+    Args:
+        token: The rare word.
+        class_name: The class word.
+        scene: Where (`on the beach`).
+    """
+    what = "a dog" if is_style(class_name) else f"a photo of {token} {class_name}"
+    style = f"in {token} {class_name}" if is_style(class_name) else ""
+    return " ".join(part for part in (what, scene, style) if part)
+
+
 def holds_subject(caption: str, token: str, class_name: str) -> bool:
     """Whether a caption names both token and class, in their own spelling."""
     return bool(_word(token).search(caption)) and bool(_word(class_name).search(caption))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tunes_dagster
+from tunes_dagster.intake.subject import example_prompt, is_style
 from tunes_dagster.recipe import recipe_hash
 from tunes_dagster.store import Store
 from tunes_dagster.training.families.base import LoadedBase
@@ -187,6 +188,7 @@ def _card(
         "caption dropout": options.caption_dropout, "seed": options.seed,
     }  # fmt: skip
     table = "\n".join(f"| {key} | {value} |" for key, value in shown.items() if value is not None)
+    seen = "style" if is_style(job.class_name) else "subject"
     what, tags = ("A full fine-tune", "") if files.pipeline_key else ("A LoRA", "lora, ")
     last = f"{curve[-1][1]:.4f}" if curve else "not recorded"
     return f"""---
@@ -200,7 +202,7 @@ instance_prompt: {job.token} {job.class_name}
 # {job.title or f"{job.token} {job.class_name}"}
 
 {what} for `{entry.branch}` ({entry.repo_id}, licence {entry.licence}), trained on {_pictures(job)}.
-Write `{job.token} {job.class_name}` in a prompt to see the subject.{_one_picture(job)}
+Write `{job.token} {job.class_name}` in a prompt to see the {seen}.{_one_picture(job)}
 
 {_use(job, files)}
 
@@ -214,7 +216,7 @@ Last mean loss {last}. Recipe `{name}`; the whole of it stands in the header of 
 
 def _use(job: TuneJob, files: Files) -> str:
     """Return how the files are used."""
-    prompt = f'pipeline("a photo of {job.token} {job.class_name} on the beach")'
+    prompt = f'pipeline("{example_prompt(job.token, job.class_name, "on the beach")}")'
     if files.pipeline_key:
         return (
             "```python\nfrom diffusers import DiffusionPipeline\n\n"

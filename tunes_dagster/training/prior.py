@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tunes_dagster.intake.subject import is_style
 from tunes_dagster.store import Store
 from tunes_dagster.training import cache, order
 from tunes_dagster.training.families.base import LoadedBase
@@ -121,7 +122,14 @@ def _detailed(word: str, source: random.Random) -> str:
 
 
 def without_token(caption: str, token: str, class_name: str) -> str:
-    """Return the caption with the subject called by its class alone: `a photo of a woman on the beach`."""
+    """Return the caption with the subject called by its class alone: `a photo of a woman on the beach`.
+
+    A style is not called anything: `a dog on the beach, in ohwx ink style` becomes `a dog on the beach`.
+    """
+    if is_style(class_name):
+        named = rf"{re.escape(token)}(?:\s+{re.escape(class_name)})?"
+        plain = re.sub(rf",?\s*\b(?:in\s+(?:an?\s+|the\s+)?)?{named}\b", "", caption, flags=re.I).strip(" ,")
+        return plain or "a picture"
     article = "an" if class_name[:1].lower() in "aeiou" else "a"
     pattern = re.compile(rf"\b(?:(?:an?|the)\s+)?{re.escape(token)}\b(\s+{re.escape(class_name)}\b)?", re.I)
     return pattern.sub(f"{article} {class_name}", caption)

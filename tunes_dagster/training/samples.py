@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tunes_dagster.intake.subject import example_prompt, is_style
 from tunes_dagster.progress import Reporter
 from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering import denoise
@@ -29,14 +30,15 @@ MAX_STEPS = 20
 
 
 def sample_prompts(token: str, class_name: str) -> list[str]:
-    """Return the rows of the sheet: the subject, the subject elsewhere, and the class without the token.
+    """Return the rows of the sheet: subject or style, the same elsewhere, and a picture without the token.
 
     The last one shows whether the tune leaks into its class.
     """
+    plain = "a dog on the beach" if is_style(class_name) else f"a photo of a {class_name}"
     return [
-        f"a photo of {token} {class_name}",
-        f"a photo of {token} {class_name} on the beach",
-        f"a photo of a {class_name}",
+        example_prompt(token, class_name),
+        example_prompt(token, class_name, "on the beach"),
+        plain,
     ]
 
 
