@@ -7,13 +7,15 @@ leads to them by relative path, so it works from a folder, from a bucket, and fr
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from tunes_dagster.campaigns.expand import OF_TUNE
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.rendering.pages import Figure, Section, page, relative
 from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows, png_bytes
@@ -329,7 +331,11 @@ class _Writer:
         keys = {}
         for number, name in enumerate(names[:MAX_SHEETS], start=1):
             some = groups[name]
-            cells = [self._cell(line, f"{caption(line)} · seed {line.seed}") for line in some[:MAX_ON_SHEET]]
+            told = _told_apart_by(some)
+            cells = [
+                self._cell(line, " · ".join([caption(line), *told(line), f"seed {line.seed}"]))
+                for line in some[:MAX_ON_SHEET]
+            ]
             more = f"{len(some) - MAX_ON_SHEET:,} more are in the table" if len(some) > MAX_ON_SHEET else ""
             sheet = contact_sheet(
                 in_rows(cells),
@@ -387,7 +393,13 @@ class _Writer:
                 for i, one in enumerate(failures[:500], 1)
             }
             sections.append(Section(f"What failed ({len(failures)})", facts=said))
-        sections += [Section(f"Prompt: {name}", wide=path(key)) for name, key in by_prompt.items()]
+        counts = Counter(self.label(line) for line in self.lines)
+        sheets = [Figure(path(key), name, _count(counts[name], "picture")) for name, key in by_prompt.items()]
+        if len(self.templates) > len(sheets):
+            more = f"{len(self.templates) - len(sheets):,} more prompts are below and in the table."
+        else:
+            more = ""
+        sections.append(Section("By prompt", text=more, figures=sheets, column=380))
         left = MAX_FIGURES
         for tune in self.tunes:
             some = [line for line in self.lines if line.tune == tune]
@@ -404,6 +416,19 @@ class _Writer:
             details = f"seed {line.seed}{took} · recipe {line.recipe_hash[:10]}"
             return Figure(relative(line.key, self.page_key), line.prompt.text, details)
         return Figure("", line.prompt.text, line.reason, "bad" if line.prompt.status == "failed" else "warn")
+
+
+def _told_apart_by(lines: Sequence[Line]) -> Callable[[Line], list[str]]:
+    """Return what says of each picture of a sheet which values of the table's variables its label leaves out."""
+    own = {"label", *OF_TUNE}
+    names = dict.fromkeys(name for line in lines for name in line.link.variables if name not in own)
+    varying = [name for name in names if len({line.link.variables.get(name) for line in lines}) > 1]
+
+    def told(line: Line) -> list[str]:
+        values, label = line.link.variables, line.link.variables.get("label", "")
+        return [values[name] for name in varying if values.get(name, label) not in label]
+
+    return told
 
 
 def _count(number: int, noun: str) -> str:

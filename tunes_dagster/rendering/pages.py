@@ -24,7 +24,8 @@ h1 { font-size:1.75rem; line-height:1.25; margin:0 0 .35rem; letter-spacing:-.01
 h2 { font-size:1.15rem; margin:2.5rem 0 .9rem; }
 p { margin:.4rem 0; max-width:75ch; }
 .soft { color:var(--soft); }
-.grid { display:grid; gap:1.1rem; grid-template-columns:repeat(auto-fill, minmax(min(230px, 100%), 1fr)); }
+.grid { display:grid; gap:1.1rem; align-items:start;
+  grid-template-columns:repeat(auto-fill, minmax(min(var(--column, 230px), 100%), 1fr)); }
 figure { margin:0; background:var(--card); border:1px solid var(--line); border-radius:10px; overflow:hidden; }
 figure a { display:block; }
 figure img { display:block; width:100%; height:auto; }
@@ -77,6 +78,7 @@ class Section:
         links: What a file is → its relative path.
         wide: Relative path of a sheet or a curve.
         figures: Shown as a grid.
+        column: Least width of a column of the grid in pixels.
     """
 
     heading: str = ""
@@ -86,6 +88,7 @@ class Section:
     links: Mapping[str, str] = field(default_factory=dict)
     wide: str = ""
     figures: Sequence[Figure] = ()
+    column: int = 230
 
 
 def relative(key: str, page_key: str) -> str:
@@ -134,7 +137,8 @@ def _section(section: Section) -> str:
             f'<p><a href="{path}"><img class="wide" src="{path}" alt="{escape(section.heading)}"></a></p>'
         )
     if section.figures:
-        parts.append(f'<div class="grid">{"".join(_figure(figure) for figure in section.figures)}</div>')
+        figures = "".join(_figure(figure) for figure in section.figures)
+        parts.append(f'<div class="grid" style="--column:{section.column}px">{figures}</div>')
     return f"\n<section>{''.join(parts)}</section>"
 
 
