@@ -21,6 +21,11 @@ def _base32(number: int, width: int) -> str:
     return "".join(reversed(digits))
 
 
+def row_number(text: str) -> int | None:
+    """Return the integer id that a text is, or None when no row can have it."""
+    return int(text) if text.isdecimal() and len(text) <= 10 and int(text) < 2**31 else None
+
+
 def new_id(kind: str) -> str:
     """Return a new id such as `tune_0dn3t5k1gq8w2m4h7v9x`; ids of one kind sort by creation time."""
     return f"{kind}_{_base32(time.time_ns() // 1_000_000, 9)}{_base32(secrets.randbits(55), 11)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +48,35 @@ _CUT = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 def too_large(what: str) -> Problem:
     """Return the answer for a body that is too large."""
     return Problem(413, what, code="too_large")
+
+
+# What JSON may hold that cannot be kept or given back, or may turn out to: looked for before anything is parsed.
+_SUSPECT = re.compile(rb"NaN|Infinity|\\u(?:0000|[dD][89a-fA-F])|[eE]\+?\d\d\d")
+_TEXT_ENCODINGS = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1", "latin1", "windows-1252")
+
+
+def check_values(value: Any) -> None:
+    """Refuse texts with NUL or half a surrogate pair, and numbers that are none: databases and JSON have neither.
+
+    Raises:
+        Problem: 400.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            check_values(key)
+            check_values(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            check_values(inner)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise Problem(400, "The body holds a number that is too large, or none", code="invalid")
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise Problem(400, "The body holds half a character", code="invalid") from None
+    if isinstance(value, str) and "\x00" in value:
+        raise Problem(400, "The body holds a character that no text has", code="invalid")
 
 
 class LongTexts:
@@ -199,6 +229,7 @@ class Body(Request):
         if not hasattr(self, "_body"):
             self._body = await self._read()
             self._is_json_after_all()
+            self._refuse_the_impossible()
         return self._body
 
     def _is_json_after_all(self) -> None:
@@ -206,6 +237,15 @@ class Body(Request):
         if "json" not in self.headers.get("content-type", "json") and self._body.lstrip().startswith(b"{"):
             headers = [pair for pair in self.scope["headers"] if pair[0] != b"content-type"]
             self.scope["headers"][:] = [*headers, (b"content-type", b"application/json")]
+
+    def _refuse_the_impossible(self) -> None:
+        if self._is_form() or _SUSPECT.search(self._body) is None:
+            return
+        try:
+            parsed = json.loads(self._body)
+        except (ValueError, RecursionError):
+            return  # whoever parses it says so
+        check_values(parsed)
 
     def _is_form(self) -> bool:
         return self.headers.get("content-type", "").lower().startswith("application/x-www-form-urlencoded")
@@ -260,13 +300,17 @@ class Body(Request):
             MultiPartException: When it cannot be read.
         """
         if self._form is None:
-            kind, _options = parse_options_header(self.headers.get("content-type"))
+            kind, options = parse_options_header(self.headers.get("content-type"))
+            if options.get(b"charset", b"utf-8").decode("latin-1").lower() not in _TEXT_ENCODINGS:
+                raise MultiPartException("The form's charset is not one of " + ", ".join(_TEXT_ENCODINGS))
             limits = {"max_fields": max_fields, "max_part_size": MAX_REST}
             async with aclosing(self.stream()) as stream:
                 if kind == b"multipart/form-data":
                     self._form = await _Parts(self.headers, stream, max_files=max_files, **limits).parse()
                 else:
                     self._form = await FormParser(self.headers, stream, **limits).parse()
+            for name, value in self._form.multi_items():
+                check_values([name, value] if isinstance(value, str) else [name])
         return self._form
 
     def drop(self) -> None:

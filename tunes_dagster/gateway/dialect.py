@@ -184,6 +184,8 @@ def as_problem(raised: Exception) -> Problem:
 async def _admit(request: Body, find_key: KeyFinder) -> None:
     """Find out who asks, count the request and read its body; endpoints that need nobody work without a key."""
     service = service_of(request)
+    if "\x00" in request.scope["path"] or b"%00" in request.scope["query_string"]:
+        raise Problem(400, "The address holds a character that no text has", code="invalid")
     secret = await find_key(request)
     if secret:
         caller = service.known(secret)

@@ -68,7 +68,7 @@ class Manners:
             if complete:  # only waits for the caller to go away
                 return await receive()
             limit = scope["state"].get("body_limit", largest)  # the caller's own, once it is known
-            if announced.isdigit() and int(announced) > limit:
+            if announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
                 raise _too_large(limit, largest)
             patience = min(self.options.body_seconds, ends - time.monotonic())
             try:

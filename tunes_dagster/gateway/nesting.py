@@ -103,7 +103,7 @@ def _lists(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     inner = {name: _lists(one) for name, one in value.items()}
-    if inner and all(name.isdecimal() for name in inner):
+    if inner and all(name.isdecimal() and len(name) < 10 for name in inner):
         return [inner[name] for name in sorted(inner, key=int)]
     return inner
 

@@ -10,7 +10,7 @@ from sqlalchemy import Select, String, cast, func, or_, select
 from sqlalchemy.orm.attributes import flag_modified
 
 from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ids import new_id
+from tunes_dagster.ids import new_id, row_number
 from tunes_dagster.registry.api_tables import ApiGroup, ApiObject, Pack
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Callback, Event, Prompt, Tune, Work
@@ -32,8 +32,8 @@ class ObjectQueries(Database):
         return self._first(query.where(Prompt.account_id == account_id, _not_deleted()), Prompt, str(key))
 
     def _first(self, query: Select[Any], table: Any, word: str) -> Any:
-        if word.isdecimal() and int(word) < 2**31:
-            query = query.where(table.number == int(word))
+        if (number := row_number(word)) is not None:
+            query = query.where(table.number == number)
         elif word.startswith(("tune_", "prompt_")):
             query = query.where(table.id == word)
         else:
@@ -344,8 +344,7 @@ class ObjectQueries(Database):
     def find_pack(self, account_id: str, key: str) -> Pack | None:
         """Return a pack by number or slug that the account may use."""
         seen = or_(Pack.account_id == account_id, Pack.account_id.is_(None), Pack.public_at.is_not(None))
-        number = int(key) if key.isdecimal() and int(key) < 2**31 else -1
-        query = select(Pack).where(seen, or_(Pack.slug == key, Pack.number == number))
+        query = select(Pack).where(seen, or_(Pack.slug == key, Pack.number == row_number(key)))
         with self.reading() as session:
             return session.scalars(query.limit(1)).first()
 

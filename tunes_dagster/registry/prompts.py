@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ids import new_id
+from tunes_dagster.ids import new_id, row_number
 from tunes_dagster.recipe import PromptRequest
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.pages import newest
@@ -111,8 +111,8 @@ class PromptQueries(Database):
         word = str(key).strip()
         with self.reading() as session:
             prompt = session.scalars(select(Prompt).where(Prompt.id == word)).first()
-            if prompt is None and word.isdecimal() and int(word) < 2**31:
-                prompt = session.get(Prompt, int(word))
+            if prompt is None and (number := row_number(word)) is not None:
+                prompt = session.get(Prompt, number)
         if prompt is None:
             raise Failure(FailureCode.INVALID_REQUEST, f"There is no prompt {word!r}.", "Check its id.")
         return prompt

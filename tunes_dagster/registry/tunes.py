@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.ids import row_number
 from tunes_dagster.recipe import TuneRequest, recipe_hash
 from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.prompts import PromptQueries, new_prompt
@@ -111,8 +112,8 @@ class TuneQueries(PromptQueries):
         word = str(key).strip()
         with self.reading() as session:
             tune = session.scalars(select(Tune).where(Tune.id == word)).first()
-            if tune is None and word.isdecimal() and int(word) < 2**31:
-                tune = session.get(Tune, int(word))
+            if tune is None and (number := row_number(word)) is not None:
+                tune = session.get(Tune, number)
             if tune is None:
                 query = select(Tune).where(Tune.title == word, Tune.deleted_at.is_(None))
                 tune = session.scalars(query.order_by(Tune.number.desc()).limit(1)).first()

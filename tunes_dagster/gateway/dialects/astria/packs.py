@@ -180,12 +180,12 @@ def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any], dry_run: bool) ->
     given = fields_of(body, "tune")
     overrides = given.pop("prompt_attributes", None) or {}
     prompts_callback = given.pop("prompts_callback", None)
-    wanted = {str(one) for one in given.pop("prompt_ids", None) or []}
+    wanted = {str(one) for one in _listed(given.pop("prompt_ids", None))}
     tune_ids = given.pop("tune_ids", None)
     if not isinstance(overrides, dict):
         raise invalid("prompt_attributes", "is not an object")
     if tune_ids:
-        return _prompts_only(mine, pack, tune_ids, overrides, wanted, prompts_callback)
+        return _prompts_only(mine, pack, _listed(tune_ids), overrides, wanted, prompts_callback)
     name = str(given.get("name") or "")
     given["prompts_attributes"] = _prompts(pack, name, overrides, wanted)
     if given.get("base_tune_id") is None and given.get("branch") is None:
@@ -197,6 +197,11 @@ def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any], dry_run: bool) ->
     _fill(fields, token)
     group = _group(mine, prompts_callback) if not dry_run else None
     return made_tune(mine, fields, files, unknown_fields(fields), dry_run, group)
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return ids that were given as a list, or as one."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _group(mine: Desk, callback: Any) -> str | None:
@@ -232,9 +237,8 @@ def _fill(fields: TuneFields, token: str) -> None:
 
 
 def _prompts_only(
-    mine: Desk, pack: Pack, tune_ids: Any, overrides: dict[str, Any], wanted: set[str], prompts_callback: Any
+    mine: Desk, pack: Pack, ids: list[Any], overrides: dict[str, Any], wanted: set[str], prompts_callback: Any
 ) -> Response:
-    ids = tune_ids if isinstance(tune_ids, list) else [tune_ids]
     if len(ids) > 20:
         raise invalid("tune_ids", "has more than 20 entries")
     orders = []

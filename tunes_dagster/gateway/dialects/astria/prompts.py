@@ -14,7 +14,7 @@ from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.orders import Base, prompt_order
-from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, number, wants_dry_run
+from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, BeforeId, number, wants_dry_run
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
     GALLERY,
@@ -22,6 +22,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     NAME,
     UNSUPPORTED_PROMPT,
     PromptFields,
+    check_kept,
     error,
     prompt_object,
     understood,
@@ -29,6 +30,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 )
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.ids import row_number
 from tunes_dagster.registry import ApiObject, Prompt, Tune
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["prompts"])
@@ -52,9 +54,10 @@ def base_or_tune(mine: Desk, text: str) -> tuple[Base, Tune | None, dict[str, An
         asked = seen.asked if seen else {}
         branch = asked.get("branch") or "sd15"
         return Base(tune.base, branch, asked.get("base_tune_id")), tune, asked.get("characteristics") or {}
-    if word.isdecimal() and int(word) in GALLERY:
-        base, _title, branch = GALLERY[int(word)]
-        return Base(base, branch, int(word)), None, {}
+    known = row_number(word)
+    if known in GALLERY:
+        base, _title, branch = GALLERY[known]
+        return Base(base, branch, known), None, {}
     raise Problem(404, "Not found", code="not_found")
 
 
@@ -153,7 +156,7 @@ def _listed(
 def listed(
     request: Request,
     tune_id: str | None = None,
-    before_id: int | None = None,
+    before_id: BeforeId = None,
     limit: int = Query(default=20, ge=1),
     offset: int = Query(default=0, ge=0),
     mine: Desk = Mine,
@@ -169,7 +172,7 @@ def listed(
 def of_tune(
     tune_id: str,
     request: Request,
-    before_id: int | None = None,
+    before_id: BeforeId = None,
     limit: int = Query(default=20, ge=1),
     offset: int = Query(default=0, ge=0),
     mine: Desk = Mine,
@@ -239,9 +242,10 @@ def _picture(prompt: Prompt, index: Any) -> str:
         Problem: 422.
     """
     images = prompt.images or []
-    if not str(index).isdecimal() or int(index) >= len(images):
+    number = row_number(str(index))
+    if number is None or number >= len(images):
         raise invalid("image_index", f"is not one of the prompt's {len(images)} pictures")
-    return str(images[int(index)])
+    return str(images[number])
 
 
 @router.patch("/prompts/{prompt_id}")
@@ -261,6 +265,7 @@ async def update_of_tune(tune_id: str, prompt_id: str, request: Body, mine: Desk
 def _update(mine: Desk, prompt_id: str, tune_id: str | None, body: dict[str, Any]) -> dict[str, Any]:
     prompt, _seen, shown = find_prompt(mine, prompt_id, tune_id)
     given = fields_of(body, "prompt")
+    check_kept(given)
     other = sorted(set(given) - set(_CHANGEABLE))
     if other:
         problems = {name: ["cannot be changed: duplicate the prompt instead"] for name in other}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -35,6 +35,7 @@ router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["tunes"])
 Mine = Depends(desk)
 
 MAX_LIMIT, MAX_OFFSET = 120, 200
+BeforeId = Annotated[int | None, Query(ge=-(2**62), le=2**62)]
 
 
 def number(text: str) -> str:
@@ -128,7 +129,7 @@ def made_tune(
 @router.get("/tunes.json", include_in_schema=False)
 def listed(
     request: Request,
-    before_id: int | None = None,
+    before_id: BeforeId = None,
     limit: int = Query(default=20, ge=1),
     offset: int = Query(default=0, ge=0),
     title: str | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from tunes_dagster.downloads import download_key
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import header_key
-from tunes_dagster.gateway.problems import Problem, of_pydantic
+from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
 from tunes_dagster.registry import ApiObject, Prompt, Tune
 
 NAME = "astria"
@@ -297,8 +298,21 @@ def prompt_object(
     }  # fmt: skip
 
 
+def check_kept(fields: Mapping[str, Any]) -> None:
+    """Refuse what is only kept and given back when it is more than a word or a number.
+
+    Raises:
+        Problem: 422.
+    """
+    for name in _KEPT:
+        value = fields.get(name)
+        if not isinstance(value, str | int | float | None) or len(str(value)) > 200:
+            raise invalid(name, "is neither a short text nor a number")
+
+
 def kept_fields(fields: PromptFields) -> dict[str, Any]:
     """Return what a prompt object has to give back beside the canonical settings."""
+    check_kept(fields.model_extra or {})
     names = ("text", "cfg_scale", "steps", "ar", "aspect_ratio", "resolution", "scheduler", "w", "h", *SWITCHES,
              *_PLAIN, "input_image_url", "mask_image_url")  # fmt: skip
     asked = {name: getattr(fields, name) for name in names}
