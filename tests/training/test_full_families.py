@@ -18,6 +18,7 @@ from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training import verify
 from tunes_dagster.training.files import write_tensors
+from tunes_dagster.training.wholes import worn
 
 PROMPT = "a photo of ohwx woman on the beach"
 
@@ -119,6 +120,27 @@ def test_what_else_is_on_the_network_stays_on_it(bases, store):
         assert all(torch.equal(value, before[name]) for name, value in base.denoiser.state_dict().items())
     finally:
         del base.denoiser.guest
+
+
+def test_weights_that_break_half_way_leave_the_network_as_it_was(bases):
+    base = bases("sdxl")
+    before, pointers = copied(base), [p.data_ptr() for p in base.denoiser.parameters()]
+
+    class Broken(dict):
+        def __getitem__(self, name):
+            if name == sorted(self)[len(self) // 2]:
+                raise torch.OutOfMemoryError("half way")
+            return super().__getitem__(name)
+
+    with (
+        pytest.raises(torch.OutOfMemoryError),
+        worn(base, [Broken({k: v + 1 for k, v in before.items()})]) as bank,
+    ):
+        bank.assign_all(0)
+    assert all(torch.equal(value, before[name]) for name, value in base.denoiser.state_dict().items())
+    assert [p.data_ptr() for p in base.denoiser.parameters()] == pointers
+    with pytest.raises(ValueError, match="cannot share a forward"), worn(base, [before, before]) as bank:
+        bank.assign([0, 1])
 
 
 def test_weights_of_another_base_fail_only_their_prompt(bases, store):

@@ -59,31 +59,31 @@ class Loan:
         every = network.named_parameters()
         self._parameters = {name: value for name, value in every if names is None or name in names}
         self.own = {name: parameter.data for name, parameter in self._parameters.items()}
-        self.lent = False
+        self._devices: dict[str, torch.device] = {}
 
     def lend(self, values: Mapping[str, Tensor]) -> None:
         """Let the network compute with other values, which are used as they are where they fit.
 
         Args:
-            values: By parameter name, on any device and in any precision.
+            values: By parameter name, on any device and in any precision. What goes wrong with one of them leaves
+                others lent, until the end.
         """
         with torch.inference_mode(False), torch.no_grad():
             for name, parameter in self._parameters.items():
-                device, dtype = parameter.device, parameter.dtype
-                if not self.lent and device.type != "cpu":
+                if name not in self._devices:
+                    self._devices[name] = parameter.device
                     parameter.data = self.own[name] = self.own[name].to("cpu")
-                parameter.data = _laid_out(values[name].to(device, dtype), self.own[name])
-        self.lent = True
+                value = values[name].to(self._devices[name], parameter.dtype)
+                parameter.data = _laid_out(value, self.own[name])
 
     def end(self) -> None:
         """Put the network's own values back, the same tensors where they stayed on the device."""
-        if not self.lent:
-            return
         with torch.inference_mode(False), torch.no_grad():
-            for name, parameter in self._parameters.items():
-                device = parameter.device
+            for name, device in self._devices.items():
+                parameter = self._parameters[name]
+                parameter.data = parameter.data.new_empty(0)  # frees what was lent before its place is needed
                 parameter.data = self.own[name] = self.own[name].to(device)
-        self.lent = False
+        self._devices = {}
 
 
 def _laid_out(value: Tensor, like: Tensor) -> Tensor:
@@ -165,7 +165,8 @@ class WholeBank:
 
     def detach(self) -> None:
         """Leave the network as it was before."""
-        self.assign(None)
+        self._loan.end()
+        self._slot = -1
 
 
 @contextmanager
