@@ -117,9 +117,11 @@ def erase_tunes(
         registry.delete_tune(tune.id)
     others = _others(registry, store, ids)
     for tune in tunes:
-        done = _erase_tune(registry, store, tune, others)
+        prompts = registry.prompts_of_tunes([tune.id], [tune.id, str(tune.number), tune.title])
+        done = _erase_tune(registry, store, tune, prompts, others)
         if forget:
-            registry.forget_words(tune.id)
+            plans = registry.forget_words(tune.id, [prompt.id for prompt in prompts])
+            _remove(store, plans, "plans", done)
         record = {
             "account_id": tune.account_id, "kind": "tune", "subject_id": tune.id, "reason": reason, "rule": rule,
             "label": "" if forget else tune.title, "files": done.count, "bytes": done.bytes, "what": done.what(),
@@ -154,11 +156,12 @@ def erase_outputs(
     return done
 
 
-def _erase_tune(registry: Registry, store: Store, tune: Tune, others: _Traces) -> Erased:
+def _erase_tune(
+    registry: Registry, store: Store, tune: Tune, prompts: Sequence[Prompt], others: _Traces
+) -> Erased:
     done = Erased()
     mine = traces_of(store, tune)
-    names = [tune.id, str(tune.number), tune.title]
-    erase_outputs(registry, store, registry.prompts_of_tunes([tune.id], names), done)
+    erase_outputs(registry, store, prompts, done)
     own = {digest: key for digest, key in mine.pictures.items() if digest not in others.pictures}
     shared = len(mine.pictures) - len(own)
     if shared:

@@ -6,12 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request
+from tunes_dagster.campaigns.files import Source
+from tunes_dagster.campaigns.keeping import Keeper
+from tunes_dagster.campaigns.report import make_report
+from tunes_dagster.catalog import load_catalog
 from tunes_dagster.erasure import erase_tunes, tunes_of_person
 from tunes_dagster.failures import Failure
 from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.registry.campaign_tables import CampaignPrompt
 from tunes_dagster.retention import retain
+from tunes_dagster.settings import Settings
 from tunes_dagster.store import Store
 from tunes_dagster.training.cache import digest
 
@@ -162,3 +169,40 @@ def test_tunes_expire_unless_they_are_kept_or_extended(
     store.write_bytes(f"tunes/{goes.id}/lora/2/late.safetensors", b"written by a run that was stopping")
     retain(registry, store, clock())
     assert not list(store.list(f"tunes/{goes.id}"))
+
+
+@pytest.mark.parametrize("registry", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_a_forgotten_person_is_in_no_plan_or_report_of_a_campaign(
+    registry: Registry, store: Store, tmp_path: Path
+) -> None:
+    tunes = {
+        title: make_ready(registry, add_tune(registry, title=title, labels={"person": title, "team": "x"}))
+        for title in ("annabel", "rex")
+    }
+    keeper = Keeper(registry, store, load_catalog(), Settings(home=tmp_path))
+    yaml = b"name: looks\ncron: '0 7 * * 1'\nstart: 2026-02-02\nlabels: {team: x}\nprompts: looks.csv\n"
+    table = b"text,seeds\n{{title}} at sea,1\n"
+    campaign, _ = keeper.add(Source("looks.yaml", yaml, {"looks.csv": table}), registry.now())
+    date, _ = keeper.plan(campaign, "2026-02-23")
+    (batch,) = registry.make_batches(wait_seconds=0)
+    work = registry.claim("render", batch.id, "run")
+    for prompt in registry.list_prompts(batch_id=batch.id):
+        key = store.write_bytes(f"batches/{batch.id}/1/{prompt.id}.png", b"picture")
+        registry.prompt_done(prompt.id, work.id, "run", [key])
+    registry.finish(work.id, "run")
+    make_report(registry, store, campaign, date.date)
+    assert "annabel" in store.read_text(date.plan_key)
+
+    erased = erase_tunes(registry, store, [tunes["annabel"]], rule="person annabel", forget=True)
+    assert erased.files["plans"] == 1 and erased.files["reports"] >= 5 and erased.files["renders"] == 1
+    keys = [*everything(store), *store.list("campaigns")]
+    texts = [store.read_bytes(key) for key in keys if not key.endswith("looks.yaml")]
+    assert not any(b"annabel" in text for text in texts)
+    date = registry.get_date(campaign.id, date.date)
+    assert (list(date.plan["tunes"].values()), date.plan_key, date.report_key) == (["rex"], None, None)
+    with registry.reading() as session:
+        rows = [*session.scalars(select(Prompt)), *session.scalars(select(CampaignPrompt))]
+        assert not any("annabel" in repr(vars(row)) for row in rows)
+    report = make_report(registry, store, campaign, date.date)
+    assert report.numbers["pictures"] == 1, "what is left can be reported on again"

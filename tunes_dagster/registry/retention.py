@@ -132,7 +132,9 @@ class RetentionQueries(Database):
                 session.scalars(select(Prompt).where(Prompt.tune_id.in_(tune_ids)).order_by(Prompt.number))
             )
             tagged = session.scalars(
-                select(Prompt).where(Prompt.text.like("%<lora%")).order_by(Prompt.number)
+                select(Prompt)
+                .where(Prompt.text.like("%<lora%") | Prompt.text.like("%<faceid%"))
+                .order_by(Prompt.number)
             )
             found += [one for one in tagged if one.tune_id not in tune_ids and wanted & set(_tags(one.text))]
         return found
@@ -149,14 +151,33 @@ class RetentionQueries(Database):
                     .values(images=[], expired_at=now, updated_at=now)
                 )
 
-    def forget_words(self, tune_id: str) -> None:
-        """Take out of a deleted tune's row, and of its prompts, everything that a person wrote about its subject."""
+    def forget_words(self, tune_id: str, prompt_ids: Sequence[str] = ()) -> list[str]:
+        """Take out of the rows everything that a person wrote about the subject of a deleted tune.
+
+        Args:
+            tune_id: The tune.
+            prompt_ids: Prompts that named it, also those of other tunes.
+
+        Returns:
+            Keys of campaign plans in the store that say it too.
+        """
         with self.writing() as session:
             tune = lock_tune(session, tune_id)
+            title = tune.title
             tune.title, tune.labels, tune.callback_url = "", {}, None
             tune.request = {"name": tune.class_name, "title": "deleted", "base": tune.base}
             tune.recipe = {**tune.recipe, "captions": {}}
             session.execute(update(Prompt).where(Prompt.tune_id == tune_id).values(text=""))
+            for start in range(0, len(prompt_ids), _CHUNK):
+                some = prompt_ids[start : start + _CHUNK]
+                session.execute(update(Prompt).where(Prompt.id.in_(some)).values(text=""))
+                linked = update(CampaignPrompt).where(CampaignPrompt.prompt_id.in_(some))
+                session.execute(linked.values(variables={}))
+            return [
+                key
+                for date in session.scalars(select(CampaignDate))
+                if (key := _forget(date, tune_id, title))
+            ]
 
     def dates_showing(self, prompt_ids: Sequence[str]) -> list[CampaignDate]:
         """Return the campaign dates whose report shows any of some prompts."""
@@ -196,10 +217,11 @@ class RetentionQueries(Database):
 
 
 def _tags(text: str) -> list[str]:
-    """Return the names in the `<lora:NAME:weight>` tags of a text, in lower case."""
+    """Return the names in the `<lora:NAME:weight>` and `<faceid:…>` tags of a text, in lower case."""
     import re
 
-    return [name.strip().lower() for name in re.findall(r"<\s*lora\s*:\s*([^:<>]+)", text, re.IGNORECASE)]
+    found = re.findall(r"<\s*(?:lora|faceid)\s*:\s*([^:<>]+)", text, re.IGNORECASE)
+    return [name.strip().lower() for name in found]
 
 
 def _tunes(session: Session, account: Account, until: datetime, limit: int) -> list[Expiring]:
@@ -259,3 +281,17 @@ def _tell_account(session: Session, account_id: str, some: Sequence[Expiring], n
             url=account.expiry_callback_url, body=body, next_attempt_at=now, created_at=now,
         )
     )  # fmt: skip
+
+
+def _forget(date: CampaignDate, tune_id: str, title: str) -> str:
+    """Take a tune out of the plan of a campaign's date; returns the key of the plan's table if it was in it."""
+    tunes, left_out = dict(date.plan.get("tunes", {})), list(date.plan.get("left_out", []))
+    others = [one for one in left_out if one.get("tune") != title]
+    known = tunes.pop(tune_id, None) is not None
+    if not known and len(others) == len(left_out):
+        return ""
+    key, date.plan_key = date.plan_key, None
+    date.plan = {**date.plan, "tunes": tunes, "left_out": others}
+    if title and title in (date.message or ""):
+        date.message = ""
+    return key or ""
