@@ -72,6 +72,11 @@ def test_base_and_checkpoints_are_scored_and_shown(store, base):
     assert Card.model_validate(store.read_json(shown.card_key)) == card
     page = store.read_text(shown.page_key)
     assert "before-after.png" in page and "scores.png" in page and "Bob&#x27;s mug" in page
+    verdict = card.verdicts[0]
+    tone = {"good": "good", "weak": "warn", "bad": "bad"}[verdict.tone]
+    assert f'<th class="{tone}">{verdict.code.replace("_", " ")}</th>' in page
+    assert f'<th class="good">{card.chosen_step}, published</th>' in page and "<th>base</th>" in page
+    assert "<th>faces</th>" not in page, "a column in which nothing was measured"
 
 
 def test_without_held_out_pictures_the_card_says_so(store, base):

@@ -137,60 +137,72 @@ def score_figure(card: Card, title: str) -> Any:
     return figure
 
 
-def score_rows(card: Card) -> list[dict[str, Any]]:
+def score_rows(card: Card) -> list[dict[str, str]]:
     """Return the card as a table: the untuned base and the checkpoints."""
     states = [card.base, *card.checkpoints] if card.base else list(card.checkpoints)
     return [_row(one, card) for one in states if one is not None]
 
 
-def _row(one: Scores, card: Card) -> dict[str, Any]:
-    def rounded(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}"
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
+
+def _row(one: Scores, card: Card) -> dict[str, str]:
     return {
         "step": "base" if one.step == 0 else str(one.step),
         "published": "yes" if one.step and one.step == card.chosen_step else "",
-        "likeness": rounded(one.likeness),
-        "learned": rounded(one.learned),
-        "faces": rounded(one.face_likeness),
-        "obedience": rounded(one.obeyed if one.step else None),
-        "right scene": rounded(one.recognised),
-        "variety": rounded(one.varied),
-        "copies": rounded(one.copied),
-        "nearest picture": rounded(one.nearest),
-        "score": rounded(one.score),
+        "likeness": _rounded(one.likeness),
+        "learned": _rounded(one.learned),
+        "faces": _rounded(one.face_likeness),
+        "obedience": _rounded(one.obeyed if one.step else None),
+        "right scene": _rounded(one.recognised),
+        "variety": _rounded(one.varied),
+        "copies": _rounded(one.copied),
+        "nearest picture": _rounded(one.nearest),
+        "score": _rounded(one.score),
     }
 
 
+def _measured(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the rows with the columns in which anything was measured; the published one is coloured."""
+    names = [name for name in rows[0] if name != "published" and any(row[name] for row in rows)]
+    shown = [{name: row[name] for name in names} for row in rows]
+    for row, one in zip(rows, shown, strict=True):
+        if row["published"]:
+            one |= {"step": f"{row['step']}, published", "tone": "good"}
+    return shown
+
+
 def _page(card: Card, title: str, page_key: str, keys: dict[str, str]) -> str:
-    sections = [
-        Section("Verdict", card.why, facts={
-            **{one.code.replace("_", " "): f"{one.sentence} {one.remedy}".strip() for one in card.verdicts},
-            "not measured": "; ".join(card.unmeasured),
-        }),
-    ]  # fmt: skip
+    sections = [Section("Verdict", card.why, table=[
+        {
+            "verdict": one.code.replace("_", " "), "what was seen": one.sentence, "what to do": one.remedy,
+            "tone": _TONES[one.tone],
+        }
+        for one in card.verdicts
+    ])]  # fmt: skip
+    if card.unmeasured:
+        sections.append(Section("Not measured", " ".join(card.unmeasured)))
     if "sheet_key" in keys:
         sections.append(Section("Before and after", wide=relative(keys["sheet_key"], page_key)))
-    if "curve_key" in keys:
+    if rows := score_rows(card):
         sections.append(
             Section(
                 "Over the checkpoints",
                 "Likeness: 0 is the untuned base, 1 the subject's own pictures. Obedience: 1 is the untuned base. "
                 "Variety: 1 is the subject's own pictures. Copies: share of the renders.",
-                wide=relative(keys["curve_key"], page_key),
+                table=_measured(rows),
+                wide=relative(keys["curve_key"], page_key) if "curve_key" in keys else "",
             )
         )
-    for row in score_rows(card):
-        name = row.pop("step")
-        facts = {key: value for key, value in row.items() if value}
-        sections.append(Section("Untuned base" if name == "base" else f"Step {name}", facts=facts))
     sections.append(Section("How it was measured", facts={
-        "likeness measured against": f"{card.reference_pictures} {card.reference} pictures",
+        "likeness measured against": f"{card.reference_pictures} {card.reference} "
+        f"picture{'' if card.reference_pictures == 1 else 's'}",
         "training pictures": card.training_pictures,
-        "likeness of real pictures": card.real_likeness,
-        "variety of real pictures": card.real_variety,
-        "coherence of the pictures": card.coherence,
-        "leak": card.leak,
+        "likeness of real pictures": _rounded(card.real_likeness),
+        "variety of real pictures": _rounded(card.real_variety),
+        "coherence of the pictures": _rounded(card.coherence),
+        "leak": _rounded(card.leak),
         "class word that fits": {k: f"{v:.0%}" for k, v in card.class_votes.items()},
         "scorers": card.scorers,
         "renders of each": card.options.renders,

@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 _STYLE = """
 :root { color-scheme: light dark; --paper:#fafaf8; --card:#fff; --ink:#1c1e24; --soft:#686c76; --line:#e3e4e7;
-  --blue:#2662ba; --bad:#ba2d2d; --warn:#a35f00; }
+  --blue:#2662ba; --bad:#ba2d2d; --warn:#a35f00; --good:#1e7a3f; }
 @media (prefers-color-scheme: dark) { :root { --paper:#15161a; --card:#1e2026; --ink:#ececf0; --soft:#9da1ac;
-  --line:#30323a; --blue:#7fb0ff; --bad:#ff8a80; --warn:#ffb74d; } }
+  --line:#30323a; --blue:#7fb0ff; --bad:#ff8a80; --warn:#ffb74d; --good:#7bd88f; } }
 * { box-sizing: border-box; }
 body { margin:0; background:var(--paper); color:var(--ink);
   font:16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
@@ -40,6 +40,10 @@ th, td { text-align:left; padding:.42rem .9rem; border-top:1px solid var(--line)
   overflow-wrap:anywhere; }
 tr:first-child th, tr:first-child td { border-top:0; }
 th { font-weight:500; color:var(--soft); white-space:nowrap; }
+.head th { font-size:.8rem; }
+.scroll { overflow-x:auto; margin:.6rem 0 1.1rem; }
+th.good { color:var(--good); font-weight:600; } th.warn { color:var(--warn); font-weight:600; }
+th.bad { color:var(--bad); font-weight:600; }
 code { font:.85em ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { background:var(--card); border:1px solid var(--line); border-radius:8px; overflow-x:auto;
   padding:.6rem .9rem; margin:.2rem 0 .9rem; }
@@ -74,6 +78,8 @@ class Section:
         heading: Empty for none.
         text: One paragraph.
         facts: Shown as a table of two columns; values are put in words by `str`.
+        table: Rows of a table with the names of the first one as headings; a row's `tone` (good, warn, bad) is no
+            column but colours its first cell.
         commands: What each command is for → the command, shown to be copied.
         links: What a file is → its relative path.
         wide: Relative path of a sheet or a curve.
@@ -84,6 +90,7 @@ class Section:
     heading: str = ""
     text: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
+    table: Sequence[Mapping[str, object]] = ()
     commands: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     wide: str = ""
@@ -126,6 +133,8 @@ def _section(section: Section) -> str:
             if value not in (None, "")
         )
         parts.append(f"<table>{''.join(rows)}</table>")
+    if section.table:
+        parts.append(_table(section.table))
     for purpose, command in section.commands.items():
         parts.append(f'<p class="soft">{escape(purpose)}</p><pre><code>{escape(command)}</code></pre>')
     if section.links:
@@ -134,12 +143,24 @@ def _section(section: Section) -> str:
     if section.wide:
         path = quote(section.wide)
         parts.append(
-            f'<p><a href="{path}"><img class="wide" src="{path}" alt="{escape(section.heading)}"></a></p>'
+            f'<a href="{path}"><img class="wide" src="{path}" alt="{escape(section.heading)}"></a>'
         )
     if section.figures:
         figures = "".join(_figure(figure) for figure in section.figures)
         parts.append(f'<div class="grid" style="--column:{section.column}px">{figures}</div>')
     return f"\n<section>{''.join(parts)}</section>"
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
+    names = [name for name in rows[0] if name != "tone"]
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    lines = []
+    for row in rows:
+        tone = row.get("tone") if row.get("tone") in ("good", "warn", "bad") else ""
+        first = f'<th class="{tone}">' if tone else "<th>"
+        cells = [escape(_words(row.get(name, ""))) for name in names]
+        lines.append(f"<tr>{first}{cells[0]}</th>{''.join(f'<td>{cell}</td>' for cell in cells[1:])}</tr>")
+    return f'<div class="scroll"><table><tr class="head">{head}</tr>{"".join(lines)}</table></div>'
 
 
 def _figure(figure: Figure) -> str:
