@@ -40,9 +40,11 @@ class Retained:
 
     def sentence(self) -> str:
         """Return it in words."""
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(self.erased.files.items()))
         return (
             f"{self.warned} were warned, {self.extended} extended; {self.tunes} tunes and the pictures of "
-            f"{self.outputs} prompts expired: {self.erased.count} files, {self.erased.bytes / 1e6:.0f} MB."
+            f"{self.outputs} prompts expired: {self.erased.count} files, {self.erased.bytes / 1e6:.1f} MB"
+            f"{f' ({kinds})' if kinds else ''}."
         )
 
 
