@@ -6,6 +6,7 @@ Anything that is the caller's, the operator's or the world's doing is raised as 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,6 +47,21 @@ RETRYABLE = frozenset(
         FailureCode.INTERNAL,
     }
 )
+
+
+# How the message of an unexpected exception looks, see `registry.outcomes.as_failure`.
+_CRASH = re.compile(
+    r"^(Its tune failed: )?[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt): .*?( Trying again in [\d.]+ s\.)?$",
+    re.DOTALL,
+)
+# Where something lies on this machine is nobody else's business.
+_PLACE = re.compile(r" at /\S+?(?=\.?(?:\s|$))")
+
+
+def told_outside(text: str | None) -> str:
+    """Return a sentence as callers over the network may read it: nothing of the inside, no place on this machine."""
+    words = _CRASH.sub(r"\1Something went wrong on our side.\2", text or "")
+    return _PLACE.sub("", words)
 
 
 @dataclass(eq=False)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.gateway.conftest import House
-from tests.gateway.test_astria import create
+from tests.gateway.test_astria import create, told
 from tunes_dagster import clock
 from tunes_dagster.gateway.desk import desk_for
 
@@ -72,6 +72,29 @@ def test_hostile_requests_are_refused_and_spoil_nothing(house: House) -> None:
         answer = house.client.get(path, headers=house.auth())
         assert answer.status_code == 200, path
         json.dumps(answer.json(), allow_nan=False).encode("utf-8")
+
+
+def test_callers_learn_nothing_of_the_inside_of_a_bug(house: House) -> None:
+    hook = "https://app.example.com/x"
+    house.key()
+    house.registry.set_options("ann", failure_callbacks=True)
+    shown = create(house, callback=hook, prompts_attributes=[{"text": "ohwx woman", "callback": hook}])
+    tune = house.registry.get_tune(shown["id"])
+    error = KeyError("/srv/secret/path of 'Sizes'")
+    for attempt in range(3):
+        assert house.registry.get_tune(tune.id).status == "queued" and attempt < 3
+        house.registry.fail(house.registry.claim("prepare", tune.id, "run").id, "run", error)
+        said = house.client.get(f"/native/v1/tunes/{tune.id}/timeline", headers=house.auth()).text
+        assert "Something went wrong on our side." in said
+        for path in (f"/native/v1/tunes/{tune.id}/timeline", f"/tunes/{tune.number}", "/prompts",
+                     f"/v1/tunes/{tune.id}", f"/v2/requests/status/{tune.id}"):  # fmt: skip
+            headers = {**house.auth(), "Ocp-Apim-Subscription-Key": house.key()}
+            answer = house.client.get(path, headers=headers)
+            for inside in ("KeyError", "secret", "Sizes", "traceback"):
+                assert inside not in answer.text, (path, answer.text)
+    for one in told(house):
+        assert "KeyError" not in json.dumps(one.body) and "secret" not in json.dumps(one.body)
+    assert house.registry.get_tune(tune.id).failure_message.startswith("KeyError")  # the operator sees it
 
 
 def test_emoji_and_small_exponents_are_no_attack(house: House) -> None:

@@ -10,15 +10,18 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.clock import iso
+from tunes_dagster.failures import FailureCode, told_outside
 
 if TYPE_CHECKING:
     from tunes_dagster.registry.tables import Prompt, Tune
 
 
-def _failure(row: Tune | Prompt) -> dict[str, str | None] | None:
+def failure_facts(row: Tune | Prompt) -> dict[str, str | None] | None:
+    """Return why something failed as its caller may read it: of a bug only that it was one."""
     if row.failure_code is None:
         return None
-    return {"code": row.failure_code, "message": row.failure_message, "remedy": row.failure_remedy}
+    remedy = "" if row.failure_code == FailureCode.INTERNAL else told_outside(row.failure_remedy)
+    return {"code": row.failure_code, "message": told_outside(row.failure_message), "remedy": remedy}
 
 
 def tune_body(event: str, tune: Tune, now: datetime) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def tune_body(event: str, tune: Tune, now: datetime) -> dict[str, Any]:
         "labels": tune.labels,
         "recipe_hash": tune.recipe_hash,
         "result": tune.result,
-        "failure": _failure(tune),
+        "failure": failure_facts(tune),
         "created_at": iso(tune.created_at),
         "started_at": iso(tune.started_at),
         "ready_at": iso(tune.ready_at),
@@ -56,7 +59,7 @@ def prompt_body(event: str, prompt: Prompt, now: datetime) -> dict[str, Any]:
         "status": prompt.status,
         "images": prompt.images,
         "result": prompt.result,
-        "failure": _failure(prompt),
+        "failure": failure_facts(prompt),
         "created_at": iso(prompt.created_at),
         "done_at": iso(prompt.done_at),
     }

@@ -12,9 +12,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunes_dagster import clock
-from tunes_dagster.callbacks.bodies import tune_body
+from tunes_dagster.callbacks.bodies import failure_facts, tune_body
 from tunes_dagster.clock import iso
 from tunes_dagster.downloads import download_key
+from tunes_dagster.failures import told_outside
 from tunes_dagster.gateway.desk import GUESS_SECONDS, Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
 from tunes_dagster.gateway.files import answer
@@ -114,13 +115,12 @@ def metrics(request: Request) -> Response:
 
 def tune_facts(tune: Tune) -> dict[str, Any]:
     """Return what the owner of a tune may know about it."""
-    failure = {"code": tune.failure_code, "message": tune.failure_message, "remedy": tune.failure_remedy}
     return {
         "id": tune.id, "number": tune.number, "title": tune.title, "name": tune.class_name, "token": tune.token,
         "base": tune.base, "trained_on": tune.branch, "status": tune.status, "phase": tune.phase,
-        "message": tune.message, "step": tune.step, "total_steps": tune.total_steps,
+        "message": told_outside(tune.message), "step": tune.step, "total_steps": tune.total_steps,
         "seconds_left": tune.seconds_left, "cancel": tune.cancel, "recipe_hash": tune.recipe_hash,
-        "failure": failure if tune.failure_code else None, "created_at": iso(tune.created_at),
+        "failure": failure_facts(tune), "created_at": iso(tune.created_at),
         "started_at": iso(tune.started_at), "ready_at": iso(tune.ready_at),
     }  # fmt: skip
 
@@ -156,11 +156,10 @@ def prompt_timeline(key: str, mine: Desk = Mine) -> dict[str, Any]:
 
 def prompt_facts(mine: Desk, row: Prompt) -> dict[str, Any]:
     """Return what the owner of a prompt may know about it."""
-    failure = {"code": row.failure_code, "message": row.failure_message, "remedy": row.failure_remedy}
     return {
         "id": row.id, "number": row.number, "tune_id": row.tune_id, "base": row.base, "text": row.text,
         "settings": row.settings, "status": row.status, "images": mine.images(row), "result": row.result,
-        "failure": failure if row.failure_code else None, "created_at": iso(row.created_at),
+        "failure": failure_facts(row), "created_at": iso(row.created_at),
         "done_at": iso(row.done_at),
     }  # fmt: skip
 
@@ -173,10 +172,10 @@ def _phases(mine: Desk, subject_id: str) -> list[dict[str, Any]]:
             if phases:
                 phases[-1]["end"] = iso(event.at)
             phases.append({"phase": event.phase, "start": iso(event.at), "end": None, "said": []})
-        phases[-1]["message"] = event.message
+        phases[-1]["message"] = told_outside(event.message)
         if "run_id" in event.data:
             phases[-1]["run_id"] = event.data["run_id"]
-        phases[-1]["said"].append({"at": iso(event.at), "message": event.message})
+        phases[-1]["said"].append({"at": iso(event.at), "message": told_outside(event.message)})
     return phases
 
 

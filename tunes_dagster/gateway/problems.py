@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.failures import Failure, FailureCode, told_outside
 
 _STATUS = {
     FailureCode.UNKNOWN_TUNE: 404,
@@ -19,8 +19,6 @@ _STATUS = {
 _FIELD = re.compile(
     r"((?:training|dataset|settings)\.[a-z_]+|[a-z]+_[a-z0-9_]+|controlnet|style|steps|width|height)\b(?=[: ])"
 )
-# Where something lies on this machine is nobody else's business.
-_PLACE = re.compile(r" at /\S+?(?=\.?(?:\s|$))")
 
 
 @dataclass(eq=False)
@@ -58,7 +56,7 @@ def invalid(name: str, why: str, status: int = 422) -> Problem:
 def of_failure(failure: Failure) -> Problem:
     """Return how a failure of the library answers a request."""
     status = _STATUS.get(failure.code, 422)
-    message = _PLACE.sub("", failure.message)
+    message = told_outside(failure.message)
     text = f"{message} {failure.remedy}".strip()
     fields: dict[str, list[str]] = {}
     told = (failure.details or {}).get("problems") or [message]

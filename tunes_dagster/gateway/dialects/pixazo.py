@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tunes_dagster.failures import told_outside
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
@@ -175,12 +176,12 @@ def _described(mine: Desk, tune: Tune) -> dict[str, Any]:
     word = _STATUS.get(tune.status, "FAILED")
     answer: dict[str, Any] = {"request_id": tune.id, "status": word}
     if word == "FAILED":
-        answer["error"] = tune.failure_message or "The job was cancelled."
+        answer["error"] = told_outside(tune.failure_message) or "The job was cancelled."
         return answer
     if word != "COMPLETED":
         total = tune.total_steps or 0
         return answer | {
-            "message": tune.message,
+            "message": told_outside(tune.message),
             "progress": round(100 * tune.step / total, 1) if total else 0.0,
         }
     hours = mine.service.options.weights_url_hours

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tunes_dagster.failures import told_outside
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import Dialect, desk, manners
@@ -223,7 +224,7 @@ def results(body: Results, mine: Desk = Mine) -> dict[str, Any]:
     words = {"waiting": "queued", "queued": "queued", "rendering": "processing", "done": "completed"}
     answer: dict[str, Any] = {"status": words.get(prompt.status, "failed"), "images": mine.images(prompt)}
     if prompt.failure_message:
-        answer["error"] = prompt.failure_message
+        answer["error"] = told_outside(prompt.failure_message)
     return {"response": answer}
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tunes_dagster import clock
 from tunes_dagster.clock import iso
 from tunes_dagster.downloads import download_key
+from tunes_dagster.failures import told_outside
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import header_key
@@ -259,7 +260,7 @@ def _ended_badly(tune: Tune) -> dict[str, str]:
     """Return the field that clients look for although no document has it."""
     if tune.status not in ("failed", "cancelled"):
         return {}
-    return {"error": tune.failure_message or "The tune was cancelled."}
+    return {"error": told_outside(tune.failure_message) or "The tune was cancelled."}
 
 
 def _eta(mine: Desk, tune: Tune) -> datetime | None:
@@ -292,7 +293,7 @@ def prompt_object(
         "updated_at": iso(prompt.updated_at), "tune_id": tune_id,
         "liked": seen is not None and seen.liked_at is not None,
         "cost_mc": asked.get("cost_mc", 0),
-        "user_error": prompt.failure_message if prompt.status in ("failed", "blocked", "cancelled") else None,
+        "user_error": _user_error(prompt),
         "url": f"{mine.base_url}/tunes/{tune_id}/prompts/{prompt.number}.json",
         "images": mine.images(prompt, DAYS * 24.0),
     }  # fmt: skip
@@ -308,6 +309,11 @@ def check_kept(fields: Mapping[str, Any]) -> None:
         value = fields.get(name)
         if not isinstance(value, str | int | float | None) or len(str(value)) > 200:
             raise invalid(name, "is neither a short text nor a number")
+
+
+def _user_error(prompt: Prompt) -> str | None:
+    failed = prompt.status in ("failed", "blocked", "cancelled")
+    return told_outside(prompt.failure_message) if failed else None
 
 
 def kept_fields(fields: PromptFields) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Query, Response
 
 from tunes_dagster.clock import iso
-from tunes_dagster.failures import Failure
+from tunes_dagster.failures import Failure, told_outside
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.pixelapi.tunes import expired
@@ -109,7 +109,7 @@ def status(generation_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Report a picture."""
     prompt, seen = mine.prompt(own_id(generation_id), "Generation")
     held = mine.registry.prices_of([prompt.id]).get(prompt.id)
-    return {**_described(mine, prompt, seen, held), "error": prompt.failure_message}
+    return {**_described(mine, prompt, seen, held), "error": told_outside(prompt.failure_message) or None}
 
 
 # Paths that the vendor's own SDKs use beside the documented one.

@@ -11,7 +11,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster import clock
+from tunes_dagster.callbacks.bodies import failure_facts
 from tunes_dagster.clock import iso
+from tunes_dagster.failures import told_outside
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk, View, desk_for, token_hash
 from tunes_dagster.gateway.dialect import base_url, desk, manners, service_of
@@ -234,11 +236,10 @@ def status(job_id: str, mine: Desk = Mine) -> dict[str, Any]:
     if word == "completed":
         answer["tune_id"] = lora_id(tune.id)
     elif word == "failed":
-        answer["error"] = (
-            f"{tune.failure_message or 'The job was cancelled.'} {tune.failure_remedy or ''}".strip()
-        )
+        failure = failure_facts(tune) or {"message": "The job was cancelled.", "remedy": ""}
+        answer["error"] = f"{failure['message']} {failure['remedy']}".strip()
     else:
-        answer["phase"], answer["message"] = tune.phase, tune.message
+        answer["phase"], answer["message"] = tune.phase, told_outside(tune.message)
     return answer
 
 
@@ -268,7 +269,7 @@ def infer_status(mine: Desk, prompt: Prompt) -> dict[str, Any]:
         "output_urls": images,
     }
     if prompt.failure_message:
-        answer["error"] = prompt.failure_message
+        answer["error"] = told_outside(prompt.failure_message)
     return answer
 
 
