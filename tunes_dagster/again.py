@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunes_dagster.catalog import Catalog
+from tunes_dagster.catalog import BaseModelEntry, Catalog
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.ids import new_id
 from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.training_set import TrainingSet
+from tunes_dagster.ipadapter import adapter_for
 from tunes_dagster.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.registry import Registry, Tune
 from tunes_dagster.settings import Settings
 from tunes_dagster.store import Store
 from tunes_dagster.training.checks import check_tune
+from tunes_dagster.training.presets import changed
 from tunes_dagster.validation import checked
 
 # What the dataset was prepared for; another value needs another dataset.
@@ -52,8 +54,8 @@ def rerun(
         Failure: `CONFLICT` when there is no dataset, `INVALID_REQUEST` for options that are unknown, out of range or
             not of training, `BASE_NOT_INSTALLED`.
     """
-    options = _options(tune, changes or {})
     entry = catalog.usable(tune.branch, settings.bases_folder)
+    options = _options(tune, changes or {}, entry)
     asked = TuneRequest.model_validate(tune.request)
     request = asked.model_copy(
         update={
@@ -64,6 +66,8 @@ def rerun(
         }
     )
     request = check_tune(request, catalog.resolve(request.base), entry, settings)
+    if request.training.kind == "faceid":
+        adapter_for(catalog, entry, settings.bases_folder)
     recipe = {**tune.recipe, "training": entry.training_options(options).model_dump(mode="json")}
     chosen = new_id("tune")
     _take_over(store, tune, chosen)
@@ -81,7 +85,7 @@ def rerun(
     return registry.get_tune(chosen)
 
 
-def _options(tune: Tune, changes: Mapping[str, Any]) -> TrainingOptions:
+def _options(tune: Tune, changes: Mapping[str, Any], entry: BaseModelEntry) -> TrainingOptions:
     """Return the recipe's training options with the changes in them."""
     refused = [name for name in _OF_THE_DATASET if name in changes]
     if refused:
@@ -90,7 +94,7 @@ def _options(tune: Tune, changes: Mapping[str, Any]) -> TrainingOptions:
             f"{refused[0]} cannot be changed for a tune that is trained again: its dataset was made for the old one.",
             "Hand the pictures in anew with `tunes train`.",
         )
-    return checked(TrainingOptions, {**tune.recipe["training"], **changes}, "The training options")
+    return checked(TrainingOptions, changed(tune.recipe["training"], changes, entry), "The training options")
 
 
 def _take_over(store: Store, tune: Tune, chosen: str) -> None:

@@ -10,7 +10,7 @@ from tunes_dagster.recipe import DatasetOptions, TrainingOptions, TuneRequest
 from tunes_dagster.settings import Settings
 from tunes_dagster.training import checks
 from tunes_dagster.training.jobs import TrainExample, TuneJob
-from tunes_dagster.training.presets import automatic_steps, complete, presets
+from tunes_dagster.training.presets import automatic_steps, changed, complete, presets
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,14 @@ def test_options_that_do_not_go_together_are_refused():
     assert TrainingOptions(learning_rate=1.0, optimizer="prodigy").learning_rate == 1.0
     with pytest.raises(ValueError, match="hold_out cannot be above 0 with one_picture"):
         DatasetOptions(one_picture=True, hold_out=1)
+
+
+def test_another_kind_gets_defaults_of_its_own_and_keeps_what_was_chosen():
+    entry = load_catalog().entries["sdxl1"]
+    lora = entry.training_options(TrainingOptions(seed=7, steps=900, warmup_steps=5)).model_dump()
+    full = entry.training_options(TrainingOptions.model_validate(changed(lora, {"kind": "checkpoint"}, entry)))
+    assert full.learning_rate == pytest.approx(entry.training["learning_rate"] * 0.05) and full.rank is None
+    assert (full.seed, full.steps, full.warmup_steps, full.batch_size) == (7, 900, 5, 1)
+    back = entry.training_options(TrainingOptions.model_validate(changed(full.model_dump(), {"kind": "lora"}, entry)))
+    assert back.model_dump() == lora
+    assert changed(lora, {"steps": 3}, entry) == {**lora, "steps": 3}

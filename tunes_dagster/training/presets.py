@@ -6,14 +6,18 @@ The presets stand in `presets.yaml`, each number beside its reason. Nothing here
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import Field
 
 from tunes_dagster.recipe import Strict, TrainingOptions
+
+if TYPE_CHECKING:
+    from tunes_dagster.catalog import BaseModelEntry
 
 # A base's learning rate is that of adapters, whose B starts at zero; all weights of a trained model want about a
 # twentieth (5e-6 where LoRA takes 1e-4, as in diffusers' DreamBooth examples for either).
@@ -80,6 +84,28 @@ def complete(asked: TrainingOptions, base: dict[str, Any], native_size: int) -> 
     if asked.optimizer == "prodigy":
         chosen |= {"learning_rate": 1.0, "warmup_steps": 0}
     return asked.filled({name: v for name, v in chosen.items() if name not in MEANINGLESS[asked.kind]})
+
+
+def changed(before: Mapping[str, Any], changes: Mapping[str, Any], entry: BaseModelEntry) -> dict[str, Any]:
+    """Return completed options with changes; what the defaults of another kind had filled in is open again.
+
+    A learning rate for adapters would ruin a whole network, and a rank means nothing to it.
+
+    Args:
+        before: All options of a tune, completed.
+        changes: Those that are to differ.
+        entry: Of its base.
+    """
+    kept = dict(before)
+    if changes.get("kind", before["kind"]) != before["kind"]:
+        same = {name: before[name] for name in ("kind", "preset", "optimizer")}
+        filled = entry.training_options(TrainingOptions.model_validate(same)).model_dump()
+        fields = TrainingOptions.model_fields
+        kept = {
+            name: None if fields[name].default is None and value == filled[name] else value
+            for name, value in before.items()
+        }
+    return {**kept, **changes}
 
 
 def automatic_steps(
