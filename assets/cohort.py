@@ -26,12 +26,13 @@ from assets.attempt import (
     run_origin,
     sentences,
 )
+from assets.embedded import embed
 from assets.reporting import Pulse
 from assets.requests import training_options
 from assets.trained import Inspector, Trained, log_trained
 from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.progress import Phase, Tee
-from tunes_dagster.recipe import TrainingOptions, TuneRequest
+from tunes_dagster.recipe import UNTRAINED, TrainingOptions, TuneRequest
 from tunes_dagster.settings import get_settings
 
 if TYPE_CHECKING:
@@ -88,8 +89,15 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
         ) from error
     examples = [
         TrainExample(
-            item.key, texts[item.hash], item.bucket, item.crop,
-            item.mirrored, item.tone, item.mask_key, item.mask_box, item.kind == "face",
+            item.key,
+            texts[item.hash],
+            item.bucket,
+            item.crop,
+            item.mirrored,
+            item.tone,
+            item.mask_key,
+            item.mask_box,
+            item.kind == "face",
         )  # fmt: skip
         for item in dataset.items
         if not item.held_out
@@ -139,8 +147,13 @@ def train_trainees(
         for trainee in some:
             by_id[trainee.tune.id] = trainee
             with _alone(context, trainee):
-                if trainee.failure is None:
-                    made.append(make_job(trainee, store))
+                if trainee.failure is not None:
+                    continue
+                job = make_job(trainee, store)
+                if trainee.tune.kind in UNTRAINED:
+                    on_trained(trainee, embed(trainee.tune, job, catalog, store))
+                else:
+                    made.append(job)
         return made
 
     jobs = jobs_of(trainees)
@@ -381,7 +394,7 @@ def trainee_of(
     """Return what this attempt trains, with the Launchpad's values written into the tune's recipe."""
     tune = registry.get_tune(mine.work.subject_id)
     entry = catalog.open().resolve(tune.branch)
-    options = entry.training_options(training_options(tune, changes or {}))
+    options = entry.training_options(training_options(tune, changes or {}, entry))
     if changes:
         _check_changes(tune, changes, options, catalog)
         recipe = {**tune.recipe, "training": options.model_dump()}

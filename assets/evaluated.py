@@ -19,6 +19,7 @@ from tunes_dagster.evaluation.card import Card, CardOptions
 from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.partitions import tunes
 from tunes_dagster.progress import Phase, Reporter, Tee
+from tunes_dagster.recipe import UNTRAINED
 from tunes_dagster.registry import Tune
 from tunes_dagster.settings import get_settings
 from tunes_dagster.store import Store
@@ -119,6 +120,8 @@ def _must_be_scored(tune: Tune, mine: Attempt, options: CardOptions) -> None:
     """Raise when scoring is turned off, impossible, or has taken the process down before."""
     if options.checkpoints == 0:
         raise Failure(FailureCode.BLOCKED, "Scoring is turned off (report_checkpoints is 0).")
+    if tune.kind in UNTRAINED:
+        raise Failure(FailureCode.BLOCKED, "Nothing was trained: there are no checkpoints to choose from.")
     if not tune.result.get("checkpoints"):
         raise Failure(FailureCode.BLOCKED, "Training left no checkpoints that could be scored.")
     limit = get_settings().max_attempts

@@ -273,7 +273,7 @@ def weights_of(tune: Tune) -> TuneWeights:
             "Wait until it is ready, or materialize its `lora`.",
         )
     known = (tune.request or {}).get("characteristics") or {}
-    return TuneWeights(tune.id, key, tune.token, tune.class_name, known)
+    return TuneWeights(tune.id, key, tune.token, tune.class_name, known, tune.kind)
 
 
 def render_jobs(
@@ -313,7 +313,7 @@ def described(done: Rendered, registry: Registry, store: Store) -> dg.Materializ
         store, done.prefix, done.jobs, [done.results[job.prompt_id] for job in done.jobs],
         title=f"{len(images)} renders", base=done.batch.branch, footer=done.batch.id,
     )  # fmt: skip
-    used = {LoraUse(*use).id for job in done.jobs for use in job.loras}
+    used = {LoraUse(*use).id for job in done.jobs for use in (*job.loras, *job.faces)}
     tunes = {tune_id: registry.get_tune(tune_id).title for tune_id in sorted(used) if tune_id}
     sizes = {f"{image.rendered_at[0]}×{image.rendered_at[1]}" for image in images}
     return dg.MaterializeResult(

@@ -183,9 +183,10 @@ class Catalog:
     def face_adapter(self, base: BaseModelEntry) -> AuxiliaryEntry | None:
         """Return the IP-Adapter that shows faces to a base, or None: its own one, else that of its family.
 
-        A shipped base has other sizes than its family and takes only what was made for it.
+        A shipped base has other sizes than its family and takes only what was made for it. Of several, the operator's
+        own entry wins.
         """
-        found = {e.fits: e for e in reversed(self.auxiliary.values()) if e.family == "ipadapter"}
+        found = {e.fits: e for e in self.auxiliary.values() if e.family == "ipadapter"}
         family = None if base.repo_id.startswith("embedded:") else found.get(base.family)
         return found.get(base.branch, family)
 

@@ -22,7 +22,7 @@ RUNS_PER_TICK = 25
 
 # Runs of a kind that may wait in Dagster's queue. The rest waits in the registry, where it can still be cancelled
 # at once, is taken in turns, and finds company: while the GPUs are busy, cohorts and batches fill up.
-WAITING_RUNS = {"prepare": 50, "train": 4, "finish": 50, "render": 8}
+WAITING_RUNS = {"prepare": 50, "train": 4, "embed": 50, "finish": 50, "render": 8}
 
 # Of the render runs that wait, so many may hold nothing but prompts of campaigns: the next single prompt then waits
 # for the run at work at most, because it also goes first in Dagster's queue.
@@ -31,7 +31,7 @@ WAITING_CAMPAIGN_RUNS = 2
 # A tick that still lives creates its runs well within this time of taking the rows.
 LAUNCH_GRACE_SECONDS = 120.0
 
-Kind = Literal["prepare", "train", "finish", "render"]
+Kind = Literal["prepare", "train", "embed", "finish", "render"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,12 @@ class Launch:
     """One run to start.
 
     Attributes:
-        kind: Which job: `prepare`, `train` (a cohort), `finish`, `render`.
+        kind: Which job: `prepare`, `train` (a cohort), `embed` (a cohort of tunes that train nothing), `finish`,
+            `render`.
         run_key: Unique per attempt.
         partition: Tune or batch id; None for a cohort, whose members stand in the registry.
         work_id: The row it is an attempt at; None for a cohort.
-        cohort_id: For `train`.
+        cohort_id: For `train` and `embed`.
         tags: For people and for finding the run again.
         patient: Nobody waits for it at a screen: it goes behind others of its kind.
     """
@@ -93,23 +94,42 @@ def finish_launches(
 def cohort_launches(
     registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
-    """Return a run for each cohort of prepared tunes of one base that is full or has waited long enough."""
+    """Return a run for each cohort of prepared tunes of one base that is full or has waited long enough.
+
+    Tunes that train nothing go first: they take seconds and hold no device.
+    """
+    first = _cohorts(registry, "embed", 0.0, settings.max_cohort, limit, now)
+    left = limit - len(first)
+    return [
+        *first,
+        *_cohorts(registry, "train", settings.cohort_wait_seconds, settings.max_cohort, left, now),
+    ]
+
+
+def _cohorts(
+    registry: Registry,
+    kind: Literal["train", "embed"],
+    wait_seconds: float,
+    max_cohort: int,
+    limit: int,
+    now: datetime | None,
+) -> list[Launch]:
     launches: list[Launch] = []
-    room = _room(registry, "train", limit)
+    room = _room(registry, kind, limit)
     if not room:
         return launches
     for cohort, members in registry.make_cohorts(
-        now, settings.cohort_wait_seconds, settings.max_cohort, room
+        now, wait_seconds, max_cohort, room, trained=kind == "train"
     ):
         tags = {
-            "tunes/kind": "train",
+            "tunes/kind": kind,
             "tunes/cohort": cohort.id,
             "tunes/base": cohort.branch,
             "tunes/tunes": str(len(members)),
         }
         if len(members) == 1:
             tags["tunes/tune"] = members[0].subject_id
-        launches.append(Launch("train", cohort.id, None, None, cohort.id, tags))
+        launches.append(Launch(kind, cohort.id, None, None, cohort.id, tags))
     return launches
 
 

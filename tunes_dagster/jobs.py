@@ -2,6 +2,7 @@
 
 prepare_tune   source_images, training_set, captions of one tune; CPU only
 train_cohort   one op over the tunes of a cohort, in the GPU pool
+embed_faces    the same for tunes that train nothing (faceid); holds no GPU
 finish_tune    report_card of one trained tune: scored, packaged, ready
 render_batch   renders of one batch, in the GPU pool
 housekeeping   deletes what nobody needs any more
@@ -88,7 +89,35 @@ def train_cohort() -> None:
     train_op()
 
 
-@dg.op(name="clean_up", description="Deletes what expired, old runs, partitions of deleted tunes and cache files.")
+@dg.op(name="embed", description="Keeps what an image encoder sees in the faces of tunes that train nothing.")
+def embed_op(
+    context: dg.OpExecutionContext,
+    config: CohortConfig,
+    registry: RegistryResource,
+    store: StoreResource,
+    catalog: CatalogResource,
+    compute: ComputeResource,
+) -> None:
+    """Look; each tune is materialized and checked as it finishes."""
+    train_cohort_members(context, config.cohort_id, registry.open(), store.open(), catalog, compute)
+
+
+@dg.job(
+    name="embed_faces",
+    description=(
+        "Makes tunes of the kind faceid, which train nothing, in seconds on the CPU. Each tune's `lora` partition "
+        "gets its own materialization and checks."
+    ),
+)
+def embed_faces() -> None:
+    """One op, outside of the GPU pool."""
+    embed_op()
+
+
+@dg.op(
+    name="clean_up",
+    description="Deletes what expired, old runs, partitions of deleted tunes and cache files.",
+)
 def clean_up_op(
     context: dg.OpExecutionContext,
     config: HousekeepingConfig,
@@ -114,4 +143,4 @@ def housekeeping() -> None:
     clean_up_op()
 
 
-ALL_JOBS: list[Any] = [prepare_tune, train_cohort, finish_tune, render_batch, housekeeping]
+ALL_JOBS: list[Any] = [prepare_tune, train_cohort, embed_faces, finish_tune, render_batch, housekeeping]

@@ -19,11 +19,12 @@ RUN_KEY_TAG = "dagster/run_key"
 ORIGIN_TAG = "tunes/origin"
 
 JOB_OF_KIND = {
-    "prepare": "prepare_tune", "train": "train_cohort", "finish": "finish_tune", "render": "render_batch",
+    "prepare": "prepare_tune", "train": "train_cohort", "embed": "embed_faces", "finish": "finish_tune",
+    "render": "render_batch",
 }  # fmt: skip
 
 # A tune that somebody waits for goes before the next one's training.
-_PRIORITY = {"render": "3", "finish": "2", "prepare": "1", "train": "0"}
+_PRIORITY = {"render": "3", "finish": "2", "embed": "2", "prepare": "1", "train": "0"}
 
 _PATIENT = "0"
 
@@ -32,14 +33,14 @@ _ENDED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.C
 
 def run_config(launch: Launch) -> dict[str, Any]:
     """Return the run config: ids only, everything else stands in the registry."""
-    if launch.kind == "train":
-        return {"ops": {"train": {"config": {"cohort_id": launch.cohort_id}}}}
+    if launch.cohort_id is not None:
+        return {"ops": {launch.kind: {"config": {"cohort_id": launch.cohort_id}}}}
     return {}
 
 
 def partition_of(launch: Launch) -> str | None:
     """Return the partition key of the run; jobs of one op have none."""
-    return None if launch.kind == "train" else launch.partition
+    return None if launch.cohort_id is not None else launch.partition
 
 
 def request_for(launch: Launch) -> dg.RunRequest:

@@ -70,6 +70,8 @@ class DatasetOptions(Strict):
 
 
 Kind = Literal["lora", "pti", "checkpoint", "faceid"]
+# Kinds of tune that need no device: nothing is trained.
+UNTRAINED: tuple[Kind, ...] = ("faceid",)
 Preset = Literal["flux-lora-focus", "flux-lora-portrait", "flux-lora-fast"]
 
 

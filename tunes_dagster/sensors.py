@@ -14,6 +14,7 @@ from assets.names import Group
 from resources import CatalogResource, NotifierResource, RegistryResource, StoreResource
 from tunes_dagster import clock, decide
 from tunes_dagster.failures import Failure
+from tunes_dagster.jobs import embed_faces, train_cohort
 from tunes_dagster.launches import cancel_what_people_cancelled, give_up_runs, request_for, run_is_alive
 from tunes_dagster.partitions import campaigns_keys, render_batches, tunes
 from tunes_dagster.registry import Campaign, CampaignDate, Registry
@@ -30,7 +31,7 @@ def _launch(context: dg.SensorEvaluationContext, launches: Sequence[decide.Launc
         return dg.SensorResult(skip_reason="Nothing waits.")
     wanted: dict[dg.DynamicPartitionsDefinition, list[str]] = {}
     for launch in launches:
-        if launch.partition and launch.kind != "train":
+        if launch.partition and launch.cohort_id is None:
             wanted.setdefault(render_batches if launch.kind == "render" else tunes, []).append(
                 launch.partition
             )
@@ -117,13 +118,16 @@ def queued_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource
 
 
 @dg.sensor(
-    job_name="train_cohort",
+    jobs=[train_cohort, embed_faces],
     minimum_interval_seconds=EACH_TIME,
     default_status=RUNNING,
-    description="Groups prepared tunes by base into cohorts and trains each cohort in one run.",
+    description=(
+        "Groups prepared tunes by base into cohorts and trains each cohort in one run; those that train nothing are "
+        "made by runs of their own, which wait for no GPU."
+    ),
 )
 def prepared_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
-    """Prepared tunes → cohorts → train_cohort."""
+    """Prepared tunes → cohorts → train_cohort, embed_faces."""
     rows, settings = registry.open(), get_settings()
     return _launch(
         context,

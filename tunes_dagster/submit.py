@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tunes_dagster.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.ids import new_id
+from tunes_dagster.ipadapter import adapter_for
 from tunes_dagster.recipe import PromptRequest, TrainingOptions, TuneRequest
 from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.settings import Settings
@@ -73,6 +74,8 @@ def submit_tune(
         )
     _check_same_base(continues, entry)
     request = check_tune(request, catalog.resolve(request.base), entry, settings)
+    if request.training.kind == "faceid":
+        adapter_for(catalog, entry, settings.bases_folder)
     chosen = check_id(tune_id) if tune_id else new_id("tune")
     _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)

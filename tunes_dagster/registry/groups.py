@@ -12,7 +12,7 @@ from sqlalchemy import exists, func, select, update
 
 from tunes_dagster.ids import new_id
 from tunes_dagster.registry.engine import Database
-from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
+from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
 from tunes_dagster.registry.transitions import open_work
 from tunes_dagster.registry.work import take
 
@@ -122,17 +122,25 @@ class GroupQueries(Database):
     """Cohorts and batches."""
 
     def make_cohorts(
-        self, now: datetime | None = None, wait_seconds: float = 2.0, max_cohort: int = 8, limit: int = 25
+        self,
+        now: datetime | None = None,
+        wait_seconds: float = 2.0,
+        max_cohort: int = 8,
+        limit: int = 25,
+        *,
+        trained: bool = True,
     ) -> list[tuple[Cohort, list[Work]]]:
         """Group queued training by base and submit it: at most `limit` cohorts, each a run.
 
-        A group is launched when it is full or its oldest member has waited `wait_seconds`.
+        A group is launched when it is full or its oldest member has waited `wait_seconds`. Tunes that train nothing
+        make cohorts of their own (`trained` False), which hold no device.
         """
         now = now or self.now()
         query = (
             select(Work.id, Tune.account_id, Work.available_at, Tune.branch)
             .join(Tune, Tune.id == Work.subject_id)
             .where(Work.kind == "train", Work.state == "queued", Work.available_at <= now)
+            .where(trains() if trained else ~trains())
             .order_by(Work.available_at, Work.id)
             .limit(LOOK_AHEAD)
         )

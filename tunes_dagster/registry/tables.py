@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    ColumnElement,
     DateTime,
     Dialect,
     ForeignKey,
@@ -20,10 +21,13 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    func,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
+
+from tunes_dagster.recipe import UNTRAINED
 
 JsonType = JSON().with_variant(JSONB(), "postgresql")
 
@@ -155,6 +159,12 @@ class Tune(Table):
     def kind(self) -> str:
         """What is made: `lora`, `pti`, `checkpoint`, `faceid`."""
         return str(self.recipe.get("training", {}).get("kind", "lora"))
+
+
+def trains() -> ColumnElement[bool]:
+    """Return the condition that a tune is trained, and does not only keep what an encoder sees."""
+    kind = func.coalesce(Tune.recipe["training"]["kind"].as_string(), "lora")
+    return kind.not_in(UNTRAINED)
 
 
 class Prompt(Table):

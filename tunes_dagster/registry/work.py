@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.registry.engine import Database
-from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
+from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
 from tunes_dagster.registry.transitions import (
     OPEN_PROMPT,
     OPEN_WORK,
@@ -111,10 +111,19 @@ class WorkQueries(Database):
             return int(session.scalar(query) or 0)
 
     def count_waiting_runs(self, kind: str) -> int:
-        """Return how many launched runs of a kind have not begun; the members of a cohort are one run."""
-        runs = func.count(func.distinct(func.coalesce(Work.cohort_id, Work.id)))
+        """Return how many launched runs of a kind have not begun; the members of a cohort are one run.
+
+        Args:
+            kind: Of work; `embed` is the training work of tunes that train nothing, which `train` leaves out.
+        """
+        runs = select(func.count(func.distinct(func.coalesce(Work.cohort_id, Work.id))))
+        query = runs.where(Work.kind == ("train" if kind == "embed" else kind), Work.state == "submitted")
+        if kind in ("train", "embed"):
+            query = query.join(Tune, Tune.id == Work.subject_id).where(
+                trains() if kind == "train" else ~trains()
+            )
         with self.reading() as session:
-            return int(session.scalar(select(runs).where(Work.kind == kind, Work.state == "submitted")) or 0)
+            return int(session.scalar(query) or 0)
 
     def submit(
         self, work_ids: Sequence[str], cohort_id: str | None = None, now: datetime | None = None
@@ -231,6 +240,7 @@ class WorkQueries(Database):
                 .join(Tune, Tune.id == Work.subject_id)
                 .where(
                     Work.kind == "train",
+                    trains(),
                     Tune.branch == cohort.branch,
                     Work.subject_id.not_in(besides),
                     or_(

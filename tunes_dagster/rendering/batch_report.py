@@ -174,6 +174,8 @@ def _settings(job: RenderJob) -> dict[str, object]:
     values = job.settings.model_dump(exclude={"seed", "num_images"})
     named = {name.replace("_", " "): value for name, value in values.items() if value not in (None, "")}
     named["LoRAs"] = [LoraUse(*use).id or LoraUse(*use).key for use in job.loras]
+    if job.faces:
+        named["faces"] = [LoraUse(*use).id or LoraUse(*use).key for use in job.faces]
     return named
 
 

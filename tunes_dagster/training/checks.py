@@ -21,8 +21,8 @@ from tunes_dagster.training.presets import MEANINGLESS, presets
 
 # What can be made on the bases of each family.
 KINDS: dict[str, tuple[str, ...]] = {
-    "sd15": ("lora", "pti", "checkpoint"),
-    "sdxl": ("lora", "pti", "checkpoint"),
+    "sd15": ("lora", "pti", "checkpoint", "faceid"),
+    "sdxl": ("lora", "pti", "checkpoint", "faceid"),
     "flux": ("lora", "pti", "checkpoint"),
     "flux2": ("lora", "checkpoint"),
 }
@@ -42,7 +42,8 @@ def check_tune(
         settings: The operator's.
 
     Returns:
-        The request; under the embedded profile with a resolution that the shipped base can be trained at.
+        The request; under the embedded profile with a resolution that the shipped base can be trained at, and with
+        face crops for a tune that is nothing but a face.
 
     Raises:
         Failure: `INVALID_REQUEST`, naming every option that is wrong and what it may be.
@@ -60,6 +61,9 @@ def check_tune(
             "Correct it and send it again; nothing was started.",
             {"problems": problems},
         )
+    if request.training.kind == "faceid":
+        dataset = request.dataset.model_copy(update={"face_crop": True})
+        request = request.model_copy(update={"dataset": dataset})
     resolution = request.training.resolution
     if used is not asked and resolution is not None and resolution > _largest(used):
         training = request.training.model_copy(update={"resolution": used.native_size})
@@ -119,6 +123,8 @@ def _subject_problems(request: TuneRequest) -> Iterator[str]:
             yield f"training.kind 'faceid' needs a person's face, but {name!r} is a style"
     elif request.training.kind == "faceid" and not is_person(name):
         yield f"training.kind 'faceid' needs a person's face, but {name!r} is not known as a person"
+    if request.training.kind == "faceid" and dataset.mask != "off":
+        yield f"dataset.mask is {dataset.mask!r}, but means nothing to a tune of the kind 'faceid'"
     sources = request.sources
     several = len(sources.images_base64) + len(sources.image_urls)
     if dataset.one_picture and several > 1:

@@ -1,0 +1,94 @@
+"""A faceid tune through the real jobs: nothing is trained, no device is asked for, prompts show the face."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+import yaml
+
+from assets.names import LORA, REPORT_CARD
+from tests.dagster.test_pipeline import checks, drive_until, materialization
+from tests.support.tiny_faces import make_random_adapter
+from tunes_dagster import decide
+from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.inprocess import drive
+from tunes_dagster.rendering.png import read_recipe
+from tunes_dagster.training.faceid import read_face
+from tunes_dagster.training.files import read_header
+
+
+def add_adapter(house, base_folder, **differing):
+    """Put an IP-Adapter for the random base into the house's catalog."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(base_folder / "unet")
+    entry = make_random_adapter(house.home / "faces", unet, "random-faces", "random")
+    catalog = house.home.parent / "catalog.yaml"
+    entries = yaml.safe_load(catalog.read_text())
+    (branch,) = (name for name, fields in entries.items() if fields.get("family") == "sdxl")
+    fields = {"family": "ipadapter", "fits": branch, "repo_id": entry.repo_id, "weights": entry.weights,
+              "encoder": entry.encoder, "licence": "none", **differing}  # fmt: skip
+    catalog.write_text(yaml.safe_dump({**entries, "random-faces": fields}))
+
+
+def test_a_faceid_tune_goes_from_a_picture_to_renders(house, base_folder):
+    add_adapter(house, base_folder)
+    tune = house.submit(
+        "ada", pictures=1, name="woman", training={"kind": "faceid"},
+        prompts=[{"text": "a photo of ohwx woman on the beach", "settings": {"seed": 5, "lora_scale": 0.7}}],
+    )  # fmt: skip
+    assert tune.request["dataset"]["face_crop"]
+    other = house.submit("bob")  # trains beside it
+
+    def prepared() -> bool:
+        return {house.status(tune.id), house.status(other.id)} == {"prepared"}
+
+    drive(house.settings, prepared, registry=house.registry, instance=house.instance)
+    first, second = decide.cohort_launches(house.registry, house.settings)
+    assert (first.kind, second.kind) == ("embed", "train")
+    assert [work.subject_id for work in house.registry.cohort_members(first.cohort_id)] == [tune.id]
+    for launch in (first, second):  # as after a tick that died
+        for work in house.registry.cohort_members(launch.cohort_id):
+            house.registry.requeue_lost(work.id, "the tick died")
+    drive_until(house, tune.id)
+    assert house.status(tune.id) == "ready", house.registry.get_tune(tune.id).failure_message
+    assert house.status(other.id) == "prepared", "the face waited for training"
+
+    ready = house.registry.get_tune(tune.id)
+    key = ready.result["weights_key"]
+    assert read_face(house.store, key).embeds.shape[0] == 1
+    header = read_header(house.store, key)
+    assert header["tunes_dagster.kind"] == "faceid" and header["tunes_dagster.ip_adapter"] == "random-faces"
+    shown = materialization(house, LORA, tune.id)
+    assert shown["pictures looked at"] == 1 and shown["looked at"].startswith(
+        "![what was looked at](data:image"
+    )
+    assert set(checks(house, LORA, tune.id).values()) == {True}
+    assert "Nothing was trained" in materialization(house, REPORT_CARD, tune.id)["verdicts"]
+    (run,) = house.instance.get_runs(dg.RunsFilter(job_name="embed_faces"))
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+    assert any("Looking at 1 of" in entry.user_message for entry in house.instance.all_logs(run.run_id))
+
+    def rendered() -> bool:
+        (prompt,) = house.registry.list_prompts(tune_id=tune.id)
+        return prompt.status in ("done", "failed")
+
+    drive(house.settings, rendered, registry=house.registry, instance=house.instance)
+    (prompt,) = house.registry.list_prompts(tune_id=tune.id)
+    assert prompt.status == "done", prompt.failure_message
+    recipe = read_recipe(house.store.read_bytes(prompt.images[0]))
+    (face,) = recipe["faces"]
+    assert (face["id"], face["scale"], face["adapter"]) == (tune.id, 0.7, "random-faces")
+    assert recipe["prompt"] == "a photo of a woman on the beach" and recipe["loras"] == []
+
+
+def test_without_the_adapter_it_is_refused_before_anything_is_kept(house, base_folder):
+    add_adapter(house, base_folder, weights="not-there.safetensors", download_gb=2.6)
+    with pytest.raises(Failure, match="random-faces") as refused:
+        house.submit("ada", pictures=1, name="woman", training={"kind": "faceid"})
+    assert refused.value.code == FailureCode.BASE_NOT_INSTALLED
+    assert "tunes bases pull random-faces" in refused.value.remedy
+    with pytest.raises(Failure) as refused:
+        house.submit("ada", pictures=1, name="woman", training={"kind": "faceid", "steps": 100, "rank": 8})
+    assert refused.value.code == FailureCode.INVALID_REQUEST and "training.rank is 8" in str(refused.value)
+    assert house.registry.list_tunes() == []
