@@ -7,12 +7,13 @@ from pydantic import Field
 
 from assets.attempt import Attempt
 from assets.launchpad import filled_in, merged, mirror
-from tunes_dagster.catalog import Catalog
+from tunes_dagster.catalog import BaseModelEntry, Catalog
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.recipe import DatasetOptions, TrainingOptions, TuneRequest
 from tunes_dagster.registry import Registry, Tune
 from tunes_dagster.settings import get_settings
 from tunes_dagster.store import Store
+from tunes_dagster.training.presets import changed
 from tunes_dagster.validation import checked
 
 DatasetConfig: Any = mirror(DatasetOptions, "DatasetConfig")
@@ -35,7 +36,8 @@ class SourceImagesConfig(dg.Config):
     )
     captions: dict[str, str] = Field(default_factory=dict, description="File name → caption.")
     characteristics: dict[str, str] = Field(
-        default_factory=dict, description="What is known of the subject (hair: brown), for {{hair}} in prompts."
+        default_factory=dict,
+        description="What is known of the subject (hair: brown), for {{hair}} in prompts.",
     )
     prompts: list[str] = Field(default_factory=list, description="Rendered as soon as the tune is ready.")
     callback_url: str | None = Field(default=None, description="Told when the tune is ready or has failed.")
@@ -123,6 +125,14 @@ def change_request(
     return registry.set_recipe(mine.work.id, mine.run_id, recipe, request)
 
 
-def training_options(tune: Tune, changes: dict[str, Any]) -> TrainingOptions:
-    """Return the options a tune is trained with: its recipe, overridden by the Launchpad."""
-    return merged(TrainingOptions.model_validate(tune.recipe["training"]), changes)
+def training_options(tune: Tune, changes: dict[str, Any], entry: BaseModelEntry) -> TrainingOptions:
+    """Return the options a tune is trained with: its recipe, overridden by the Launchpad.
+
+    Args:
+        tune: Its row.
+        changes: The Launchpad's values.
+        entry: Of its base, whose defaults are asked for anew when the kind is changed.
+    """
+    kind = {name: value for name, value in changes.items() if name == "kind"}
+    before = changed(tune.recipe["training"], kind, entry) | {"kind": tune.kind}
+    return merged(TrainingOptions.model_validate(before), changes)
