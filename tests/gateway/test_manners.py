@@ -122,6 +122,32 @@ def test_the_same_key_and_body_get_the_same_answer(house: House) -> None:
     )  # a refusal holds no key
 
 
+def test_a_dry_run_does_not_use_a_key_up(house: House) -> None:
+    headers = {**house.auth(), "Idempotency-Key": "order-3"}
+    for path, body in (
+        ("/v1/tunes/train?dry_run=true", TRAIN),
+        ("/v1/tunes/train", {**TRAIN, "dry_run": True}),
+    ):
+        assert house.client.post(path, json=body, headers=headers).json()["dry_run"] is True
+    made = house.client.post("/v1/tunes/train", json=TRAIN, headers=headers)
+    assert made.status_code == 200 and made.json()["job_id"]
+    tried = house.client.post("/v1/tunes/train?dry_run=true", json=TRAIN, headers=headers)
+    assert tried.json()["dry_run"] is True and "idempotent-replayed" not in tried.headers
+    again = house.client.post("/v1/tunes/train", json=TRAIN, headers=headers)
+    assert again.json() == made.json() and again.headers["idempotent-replayed"] == "true"
+    form = {
+        "tune[title]": "N",
+        "tune[name]": "man",
+        "tune[image_urls][]": "https://example.com/x",
+        "dry_run": "true",
+    }
+    for kind in ({}, {"files": [("x", ("a", b"b"))]}):
+        answer = house.client.post(
+            "/tunes", data=form, headers={**headers, "Idempotency-Key": "order-4"}, **kind
+        )
+        assert answer.json()["dry_run"] is True, answer.text
+
+
 def test_many_identical_requests_make_one_tune(house: House) -> None:
     headers = {**house.auth(), "Idempotency-Key": "once"}
     house.client.get("/v1/models", headers=headers)

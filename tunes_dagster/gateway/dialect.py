@@ -218,6 +218,8 @@ async def _once(request: Body, inner: Callable[[Request], Awaitable[Response]]) 
         raise Problem(400, "Idempotency-Key is longer than 255 characters", code="invalid")
     registry, account = mine.service.registry, mine.account_id
     digest, fields = await _fingerprint(request)
+    if _is_rehearsal(request, fields):  # it keeps nothing, so it does not use the key up either
+        return await inner(request)
     deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
     while True:
         first = await run_in_threadpool(registry.begin_idempotent, account, key, digest, fields)
@@ -241,6 +243,11 @@ async def _once(request: Body, inner: Callable[[Request], Awaitable[Response]]) 
     body = bytes(getattr(response, "body", b"") or b"").decode("utf-8")
     await run_in_threadpool(registry.end_idempotent, account, key, kept, body)
     return response
+
+
+def _is_rehearsal(request: Request, fields: Mapping[str, Any]) -> bool:
+    named = [value for name, value in fields.items() if name.partition("#")[0] == "dry_run"]
+    return any(str(one).lower() in ("true", "1") for one in (request.query_params.get("dry_run"), *named))
 
 
 async def _fingerprint(request: Body) -> tuple[str, dict[str, Any]]:

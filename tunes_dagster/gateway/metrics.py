@@ -76,7 +76,7 @@ class Stock(Collector):
             kind: max(0.0, (clock.now() - figures.oldest[kind]).total_seconds())
             if kind in figures.oldest
             else 0.0
-            for kind in ("prepare", "train", "finish", "render")
+            for kind in ("prepare", "train", "embed", "finish", "render")
         }
         said = "How long the work that waits longest could have been running."
         yield _gauge("tunes_work_oldest_waiting_seconds", said, ("kind",), waiting)
