@@ -22,17 +22,15 @@ from tunes_dagster.recipe import recipe_hash
 from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering import film, png, policy
 from tunes_dagster.rendering.aids import Aids
+from tunes_dagster.rendering.checking import Checker
 from tunes_dagster.rendering.faceid import FaceShelf, FaceUses, faces_of, faces_shown
 from tunes_dagster.rendering.inputs import Inputs
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse, render_attached
 from tunes_dagster.rendering.pictures import Picture, Shape
-from tunes_dagster.rendering.prompts import has_weights, parse_prompt, without_weights
 from tunes_dagster.rendering.records import as_failure, batch_facts, not_finite, optional_settings
-from tunes_dagster.rendering.schedulers import check_scheduler, samplers_of
-from tunes_dagster.rendering.sizes import enlarge, rendered_size
-from tunes_dagster.rendering.styles import dressed
-from tunes_dagster.rendering.texts import TextCache, chunk_count, clip_encoders
+from tunes_dagster.rendering.sizes import enlarge
+from tunes_dagster.rendering.texts import TextCache
 from tunes_dagster.rendering.treatments import Treated, Treatments, is_wanted
 from tunes_dagster.store import Store
 
@@ -137,6 +135,7 @@ class _Batch:
             self.store, self.faces, network, lambda: self.aids.face_adapter(self.base)
         )
         self.facts = batch_facts(self.base)
+        self.checker = Checker(self.base, self.aids, self.inputs, self.shelf, self.face_shelf)
         used: list[Combination] = []
         pictures = self._pictures(used)
         self._report_finished()
@@ -164,101 +163,17 @@ class _Batch:
         slots: dict[Combination, int] = {}
         pictures: list[Picture] = []
         for index, job in enumerate(self.jobs):
+            combination, warnings = self.combinations[index], self.progress[index].warnings
             try:
-                first = self._check(index, job)
+                first = self.checker.first_picture(index, job, combination, self.faces[index], warnings)
             except Failure as failure:
                 self._fail(index, failure)
                 continue
-            combination = self.combinations[index]
             slot = slots.setdefault(combination, len(slots)) if combination else -1
             for number in range(job.settings.num_images):
                 pictures.append(replace(first, number=number, seed=first.seed + number, slot=slot))
         used.extend(slots)
         return pictures
-
-    def _check(self, index: int, job: RenderJob) -> Picture:
-        """Return the first picture of a prompt, without its slot."""
-        settings = job.settings
-        unset = [name for name in ("seed", "steps", "guidance_scale", "width", "height")
-                 if getattr(settings, name) is None]  # fmt: skip
-        if unset:
-            raise Failure(
-                FailureCode.INVALID_REQUEST,
-                f"The settings {', '.join(unset)} of prompt {job.prompt_id} have no value.",
-                "Fill them with the base's defaults before rendering.",
-            )
-        assert settings.width and settings.height and settings.steps and settings.guidance_scale is not None
-        assert settings.seed is not None
-        text, negative = self._words(job)
-        if broken := self.shelf.failure(self.combinations[index]) or self.face_shelf.failure(
-            self.faces[index]
-        ):
-            raise broken
-        text, negative = (
-            self.shelf.said(self.combinations[index], words, self.base) for words in (text, negative)
-        )
-        width, height = rendered_size(
-            self.base.entry, settings.width, settings.height, self.base.size_multiple
-        )
-        scheduler, ignored = self._without_effect(job)
-        self.progress[index].warnings.extend([*job.warnings, *ignored, *self._left_out(text, negative)])
-        guided = self.base.is_guided(settings.guidance_scale)
-        chunks = chunk_count(self.base, text, negative if guided else "")
-        shape = Shape(width, height, settings.steps, scheduler, guided, chunks)
-        plain = Picture(
-            index, 0, settings.seed, shape, settings.guidance_scale, text, negative, -1,
-            faces=self.face_shelf.faces(self.faces[index]),
-        )  # fmt: skip
-        return self.inputs.given(plain, settings, self.base)
-
-    def _words(self, job: RenderJob) -> tuple[str, str]:
-        """Return the prompt and the negative prompt as the encoders get them."""
-        parsed = parse_prompt(job.text)
-        if named := [*parsed.loras, *parsed.faces]:
-            raise Failure(
-                FailureCode.INVALID_REQUEST,
-                f"The tune {named[0][0]!r} in the text of prompt {job.prompt_id} was not looked up.",
-                "Make jobs with `make_job`, which takes tags out of the text.",
-            )
-        text, negative = dressed(parsed.text, job.settings)
-        policy.check_text(text, self.aids.rules)
-        if not clip_encoders(self.base):
-            if has_weights(text):
-                raise Failure(
-                    FailureCode.INVALID_REQUEST,
-                    f"Weighted text is not understood by {self.base.entry.branch!r}.",
-                    "Say it in words, or write \\( and \\) for parentheses.",
-                )
-            text, negative = without_weights(text), without_weights(negative)
-        if self.base.guidance != "classifier-free":
-            negative = ""
-        return text, negative
-
-    def _without_effect(self, job: RenderJob) -> tuple[str | None, list[str]]:
-        """Return the sampler that is used, and a warning for each setting that this base cannot follow."""
-        scheduler, warnings = check_scheduler(job.settings.scheduler), []
-        known = samplers_of(self.base.pipeline().scheduler.config)
-        if scheduler is not None and scheduler not in known:
-            warnings.append(
-                f"The sampler {scheduler!r} does not exist for this base, which used its own "
-                f"(it has {', '.join(known)})."
-            )
-            scheduler = None
-        if job.settings.negative_prompt.strip() and self.base.guidance != "classifier-free":
-            warnings.append("The negative prompt has no effect: this base was distilled to do without one.")
-        return scheduler, warnings
-
-    def _left_out(self, text: str, negative: str) -> list[str]:
-        """Return a warning for each text that is longer than the text encoders read."""
-        if clip_encoders(self.base):
-            return []  # they read texts of any length, in chunks
-        texts = {"prompt": text, "negative prompt": negative}
-        ends = {what: self.base.text_left_out(words) for what, words in texts.items() if words}
-        return [
-            f"The {what} is too long for this base, which did not see its end: {end!r}."
-            for what, end in ends.items()
-            if end
-        ]
 
     def _render_pictures(self, pictures: Sequence[Picture], bank: AdapterBank | MergedBank | None) -> None:
         """Render pictures whose adapters are attached."""
@@ -315,6 +230,8 @@ class _Batch:
         self.steps_done += pictures
         self.report.step(min(self.steps_done, self.steps_total), self.steps_total)
         self.report.check_cancelled()
+        if self.saving:
+            self._collect(wait=False)  # who waits for a picture that was written meanwhile is told now
 
     def _decode_and_save(self, pictures: Sequence[Picture], latents: Any) -> None:
         fit = dn.decodes_that_fit(self.base, pictures[0].shape)
