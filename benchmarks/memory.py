@@ -134,16 +134,30 @@ def width(network: torch.nn.Module, pattern: str) -> int:
     return sum(layer.weight[0].numel() + layer.weight.shape[0] for layer in layers)
 
 
-def kept_bytes(model: Model, checkpointing: bool) -> int:
-    """Return the bytes that autograd keeps of one forward of one row."""
-    network = build(model)
+def _adapt(network: Any, pattern: str) -> None:
+    """Put peft's LoRA of rank 16 on the layers of a pattern."""
     names = [
         name
         for name, module in network.named_modules()
-        if re.search(model.targets["attention"], name) and isinstance(module, torch.nn.Linear)
+        if re.search(pattern, name) and isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
     ]
     with init_empty_weights():
         network.add_adapter(LoraConfig(r=16, target_modules=names))
+
+
+def kept_bytes(model: Model, checkpointing: bool, target: str = "attention") -> int:
+    """Return the bytes that autograd keeps of one forward of one row.
+
+    Args:
+        model: Which.
+        checkpointing: With gradient checkpointing.
+        target: Layers with a LoRA; `full` trains all weights and has none.
+    """
+    network = build(model)
+    if target == "full":
+        network.requires_grad_(True)
+    else:
+        _adapt(network, model.targets[target])
     network.to(torch.bfloat16).train()
     if checkpointing:
         network.enable_gradient_checkpointing()
@@ -163,6 +177,48 @@ def kept_bytes(model: Model, checkpointing: bool) -> int:
     return sum(size for size, _ in kept.values())
 
 
+# Text encoders that learn words (pivotal tuning), and the tokens that they read.
+_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_CLIP_G = {
+    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+    "hidden_act": "gelu",
+}  # fmt: skip
+_T5_XXL = {
+    "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+TEXT_MODELS = {
+    "realistic-vision": [("CLIPText", _CLIP_L, 77)],
+    "sdxl1": [("CLIPText", _CLIP_L, 77), ("CLIPText", _CLIP_G, 77)],
+    "flux1-dev": [("CLIPText", _CLIP_L, 77), ("T5", _T5_XXL, _TEXT)],
+}
+
+
+def text_kept_bytes(kind: str, config: dict[str, Any], tokens: int) -> int:
+    """Return the bytes that autograd keeps of one text through a frozen encoder, its attention included."""
+    import transformers
+
+    model = {"CLIPText": "CLIPTextModel", "T5": "T5EncoderModel"}[kind]
+    with init_empty_weights():
+        network = getattr(transformers, model)(getattr(transformers, f"{kind}Config")(**config))
+    network.to(torch.bfloat16).requires_grad_(False)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Embedding) and layer.num_embeddings == network.config.vocab_size:
+            layer.register_forward_hook(lambda _, given, out: out.requires_grad_(True))
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(torch.zeros(1, tokens, device="meta", dtype=torch.long))
+    return sum(size for size, _ in kept.values())
+
+
 def main() -> None:
     """Print the figures of the named models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,14 +227,16 @@ def main() -> None:
     for name in parser.parse_args().models or MODELS:
         model = MODELS[name]
         network = build(model)
-        plain, checkpointed = kept_bytes(model, False), kept_bytes(model, True)
+        plain = {target: kept_bytes(model, False, target) for target in (*model.targets, "full")}
+        checkpointed = kept_bytes(model, True)
         figures = {
             "model": name,
             "denoiser": round(sum(parameter.numel() for parameter in network.parameters()) / 1e9, 3),
-            "kept": plain // model.positions,
+            "kept": {target: size // model.positions for target, size in plain.items()},
             "kept_checkpointed": checkpointed // model.positions,
-            "gib_per_row": round(plain / 2**30, 2),
+            "gib_per_row": {target: round(size / 2**30, 2) for target, size in plain.items()},
             "widths": {target: width(network, pattern) for target, pattern in model.targets.items()},
+            "text_kept": sum(text_kept_bytes(*one) for one in TEXT_MODELS.get(name, [])),
         }
         print(json.dumps(figures), flush=True)
 

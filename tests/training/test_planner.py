@@ -80,6 +80,30 @@ def test_prior_rows_double_what_a_tune_keeps():
     assert said(planned("flux1-dev", 80, WITH_PRIOR)) != ""
 
 
+def test_more_adapted_layers_keep_more_for_the_backward():
+    """On FLUX.1 the feed-forward layers' inputs are half as much again: a plan for attention alone would not hold."""
+    for branch in known_sizes():
+        small, large = (
+            planned(branch, 400, LORA.model_copy(update={"targets": targets})).parts_gib["activations"]
+            for targets in ("attention", "attention+mlp")
+        )
+        assert small < large
+        assert branch != "flux1-dev" or large > 1.4 * small
+
+
+def test_learning_words_needs_text_encoders_and_denoiser_at_once():
+    pti = LORA.model_copy(update={"kind": "pti", "targets": "attention+mlp"})
+    lora = planned("flux1-dev", 80, LORA.model_copy(update={"targets": "attention+mlp"}))
+    assert lora.parts_gib["while learning words"] == pytest.approx(lora.parts_gib["overhead"])
+    assert said(planned("flux1-dev", 24, LORA, bitsandbytes=True)) == "OCq8"
+    # int8 has no room for T5 beside the denoiser; four bits have, with both recomputed.
+    assert said(planned("flux1-dev", 24, pti, bitsandbytes=True)) == "OCq4"
+    words = planned("flux1-dev", 48, pti).parts_gib["while learning words"]
+    assert words > 2 * (11.901 + 4.885) * 1e9 / 2**30
+    # Afterwards it is an adapter like any other, and shares its forwards.
+    assert planned("sdxl1", 80, pti).cohort == planned("sdxl1", 80, pti.model_copy(update={"kind": "lora"})).cohort > 1
+
+
 def test_what_a_person_fixed_is_kept():
     fixed = LORA.model_copy(update={"gradient_checkpointing": False})
     with pytest.raises(Failure) as error:
@@ -95,6 +119,11 @@ def test_a_refusal_names_the_need_and_what_would_help():
         planned("flux1-dev", 24)
     assert "needs at least" in error.value.message and "24 GiB" in error.value.message
     assert "quantized base" in error.value.remedy and "a device with at least 28 GiB" in error.value.remedy
+    assert "resolution" not in error.value.remedy, "24 GiB do not hold the weights at any resolution"
+    wide = LORA.model_copy(update={"targets": "attention+mlp"})
+    with pytest.raises(Failure) as error:
+        planned("flux1-dev", 12, wide, bitsandbytes=True)
+    assert "a lower resolution (at 512 it needs 10.3 GiB" in error.value.remedy
 
 
 def test_a_whole_model_needs_its_moments():

@@ -33,6 +33,10 @@ _ADAMW_BYTES, _ADAMW8BIT_BYTES = 16, 10
 # The block that is being recomputed, as a share of what all blocks keep: UNets have few and uneven blocks.
 _UNET_POSITION = 8
 _RECOMPUTED = {_UNET_POSITION: 0.15, 16: 0.03}
+# The lowest resolution that people train at.
+_LOW = 512
+# Blocks of text encoders are many and even: their inputs, and the one that is being recomputed.
+_TEXT_RECOMPUTED = 0.06
 # A VAE encoder's first maps at full size: 128 channels, about five alive, in float32.
 _VAE_BYTES_PER_PIXEL = 128 * 5 * 4
 
@@ -171,7 +175,9 @@ def plan_memory(
         parts = _needs(options, sizes, native_size, machine, choice, cohort)
         return MemoryPlan(choice, cohort, machine.gib, _peak(parts), parts, machine.dtype)
     assert least is not None
-    raise _refusal(least, options, machine)
+    small = [option.model_copy(update={"resolution": _LOW}) for option in options]
+    lower = _peak(_needs(small, sizes, native_size, machine, least[1], 1))
+    raise _refusal(least, lower, options, machine)
 
 
 def carry_out(plan: MemoryPlan, job: TuneJob) -> None:
@@ -188,7 +194,9 @@ def _choices(options: Sequence[TrainingOptions], sizes: Sizes, machine: Machine)
         for name in ("offload", "gradient_checkpointing", "quantize")
     }
     optimizer = next((o.optimizer for o in options if o.optimizer != "adamw"), "adamw")
-    eight = "adamw8bit" if optimizer == "adamw" and machine.bitsandbytes else optimizer
+    # An adapter's moments are too few to matter.
+    wanted = optimizer == "adamw" and any(o.kind == "checkpoint" for o in options)
+    eight = "adamw8bit" if wanted and machine.bitsandbytes else optimizer
     # Only transformers: the convolutions of UNets stay as they are, and little would be gained.
     transformer = sizes.position > _UNET_POSITION
     quantizable = machine.bitsandbytes and transformer and all(o.kind != "checkpoint" for o in options)
@@ -252,7 +260,7 @@ def _parts(
 ) -> dict[str, float]:
     """Return GiB by purpose for tunes that train together.
 
-    `while encoding` is a peak of its own, the others add up while training.
+    Those that begin with `while` are peaks of their own, the others add up while training.
     """
     width = _BYTES[machine.dtype]
     worst = max(options, key=lambda o: _rows(o) * sizes.positions(o.resolution or native_size))
@@ -262,8 +270,9 @@ def _parts(
     encoders = (sizes.text * width + sizes.vae * 4) * 1e9
     resolution = worst.resolution or native_size
     positions = _rows(worst) * sizes.positions(resolution)
-    kept = sizes.kept_checkpointed if choice.gradient_checkpointing else sizes.kept
-    recomputed = _RECOMPUTED.get(sizes.position, 0.1) * sizes.kept if choice.gradient_checkpointing else 0.0
+    kept = max(sizes.kept_bytes(option) for option in options)
+    if choice.gradient_checkpointing:
+        kept = sizes.kept_checkpointed + _RECOMPUTED.get(sizes.position, 0.1) * kept
     per_trained += 4 if any(option.ema_decay for option in options) else 0
     if options[0].kind == "checkpoint":
         # The base's own weights wait in the machine's memory; `base` is what the network computes with.
@@ -282,10 +291,29 @@ def _parts(
         "base": denoiser / _GIB,
         "encoders": 0.0 if choice.offload else encoders / _GIB,
         "trained": trained / _GIB,
-        "activations": tunes * positions * (kept + recomputed) * (width / 2) / _GIB,
+        "activations": tunes * positions * kept * (width / 2) / _GIB,
         "overhead": overhead,
         "while encoding": encoding / _GIB + overhead,
+        "while learning words": _words(options, sizes, resolution, kept, choice, width, denoiser) / _GIB + overhead,
     }
+
+
+def _words(
+    options: Sequence[TrainingOptions],
+    sizes: Sizes,
+    resolution: int,
+    kept: float,
+    choice: Choice,
+    width: float,
+    denoiser: float,
+) -> float:
+    """Return the bytes of pivotal tuning's first phase: text encoders and denoiser side by side, one tune at a time."""
+    rows = max((option.batch_size or 1 for option in options if option.kind == "pti"), default=0)
+    if not rows:
+        return 0.0
+    texts = sizes.text_kept * (_TEXT_RECOMPUTED if choice.gradient_checkpointing else 1.0)
+    activations = rows * (sizes.positions(resolution) * kept + texts) * (width / 2)
+    return denoiser + sizes.text * width * 1e9 + (0.0 if choice.offload else sizes.vae * 4e9) + activations
 
 
 def _rows(options: TrainingOptions) -> int:
@@ -296,16 +324,20 @@ def _rows(options: TrainingOptions) -> int:
 
 
 def _peak(parts: dict[str, float]) -> float:
-    training = sum(value for name, value in parts.items() if name != "while encoding")
-    return max(training, parts["while encoding"])
+    phases = [value for name, value in parts.items() if name.startswith("while ")]
+    return max(*phases, sum(parts.values()) - sum(phases))
 
 
-def _refusal(least: tuple[float, Choice], options: Sequence[TrainingOptions], machine: Machine) -> Failure:
+def _refusal(
+    least: tuple[float, Choice], lower: float, options: Sequence[TrainingOptions], machine: Machine
+) -> Failure:
+    """Return why nothing fits: the least that is needed, and what a low resolution would need (`lower`)."""
     needed, choice = least
     helps = [f"a device with at least {math.ceil(needed / _USABLE)} GiB"]
     if max(_rows(option) for option in options) > 1:
         helps.append("a smaller batch_size, or prior_weight 0")
-    helps.append("a lower resolution")
+    if lower <= machine.gib * _USABLE:
+        helps.append(f"a lower resolution (at {_LOW} it needs {lower:.1f} GiB)")
     if not choice.gradient_checkpointing:
         helps.append("gradient_checkpointing (it was turned off)")
     if choice.quantize == "none" and machine.kind == "cuda" and not machine.bitsandbytes:

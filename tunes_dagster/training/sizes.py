@@ -29,10 +29,12 @@ class Sizes(Strict):
         vae: Of the VAE.
         position: Side in pixels of one position.
         text_positions: Text positions that the denoiser sees beside the picture's.
-        kept: Bytes per position that wait for the backward, in half precision.
+        kept: Bytes per position that wait for the backward, in half precision, by targets of an adapter; `full` when
+            all weights are trained.
         kept_checkpointed: The same with gradient checkpointing.
         forward: Bytes per position that a forward without gradients needs at its peak, in half precision.
         widths: Numbers per rank of an adapter, by targets.
+        text_kept: Bytes per text that wait for the backward in the text encoders while words are learned.
     """
 
     denoiser: float
@@ -40,10 +42,15 @@ class Sizes(Strict):
     vae: float
     position: int
     text_positions: int
-    kept: float
+    kept: dict[str, float]
     kept_checkpointed: float
     forward: float
     widths: dict[str, int]
+    text_kept: float = 0.0
+
+    def kept_bytes(self, options: TrainingOptions) -> float:
+        """Return the bytes per position that wait for the backward of what the options train."""
+        return self.kept["full" if options.kind == "checkpoint" else options.targets or "attention"]
 
     def positions(self, resolution: int) -> int:
         """Return the positions of one row at a resolution."""
@@ -90,7 +97,7 @@ def sizes_of(entry: BaseModelEntry, folder: Path | None = None) -> Sizes:
     return like.model_copy(
         update={
             **counts,
-            "kept": like.kept * factor,
+            "kept": {name: size * factor for name, size in like.kept.items()},
             "kept_checkpointed": like.kept_checkpointed * factor,
             "forward": like.forward * factor,
             "widths": {name: max(1, round(width * factor)) for name, width in like.widths.items()},
