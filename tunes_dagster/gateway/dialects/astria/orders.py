@@ -135,7 +135,7 @@ def kind_of(mine: Desk, fields: TuneFields, base: Base) -> tuple[Any, str | None
             raise invalid("model_type", "faceid trains nothing and cannot continue a tune")
         return asked, None
     wanted = "pti" if base.branch == "sdxl1" else asked
-    # All weights of FLUX take 200 GB to train: who names no kind there means what the service makes of it, a LoRA.
+    # All weights of FLUX take 137 GiB to train: who names no kind there means what the service makes of it, a LoRA.
     if base.branch == "flux1" and fields.model_type is None:
         wanted = "lora"
     if base.tune is not None:
