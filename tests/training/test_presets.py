@@ -81,6 +81,7 @@ def refused(request: dict, base: str = "sdxl1", settings: Settings | None = None
         ({"training": {"resolution": 2048}}, "sdxl1", "should be at most 1254 on sdxl1"),
         ({"training": {"token_vectors": 4}}, "sdxl1", "training.token_vectors is 4, but means nothing"),
         ({"training": {"kind": "checkpoint", "rank": 8}}, "sdxl1", "training.rank is 8, but means nothing"),
+        ({"training": {"kind": "pti"}}, "flux2-dev", "(family flux2) it should be one of: lora, checkpoint"),
         ({"training": {"optimizer": "adamw8bit"}}, "sdxl1", "bitsandbytes"),
         ({"training": {"quantize": "nf4"}}, "sdxl1", "training.quantize 'nf4' needs"),
         ({"dataset": {"face_correct": True}}, "sdxl1", "dataset.face_correct needs the package gfpgan"),

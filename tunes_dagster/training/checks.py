@@ -78,10 +78,11 @@ def given(options: TrainingOptions, names: Iterable[str]) -> list[str]:
 
 
 def _kind_problems(options: TrainingOptions, asked: BaseModelEntry, used: BaseModelEntry) -> Iterator[str]:
-    kinds = KINDS[used.family]
+    # What a stand-in can do beyond the real base would be refused as soon as that is installed.
+    kinds = [kind for kind in KINDS[asked.family] if kind in KINDS[used.family]]
     if options.kind not in kinds:
         yield (
-            f"training.kind is {options.kind!r}, but on {asked.branch} (family {used.family}) it should be one of: "
+            f"training.kind is {options.kind!r}, but on {asked.branch} (family {asked.family}) it should be one of: "
             f"{', '.join(kinds)}"
         )
     for name in given(options, MEANINGLESS[options.kind]):
