@@ -22,8 +22,12 @@ from tunes_dagster.validation import checked
             {"name": "cat", "training": {"steps": "many"}},
             "training.steps is 'many', but should be a valid integer",
         ),
-        ({"name": "cat", "token": "two words"}, "token is 'two words', but should match pattern"),
+        ({"name": "cat", "token": "two words"}, "token is 'two words', but should be one word of at most 40"),
         ({"name": "cat", "prompts": [{"text": "x", "setings": {}}]}, "prompts.0.setings is not an option"),
+        (
+            {"name": "cat", "characteristics": {"-": "x"}},
+            "characteristics.-.[key] is '-', but should be at most 40 letters",
+        ),
         (["cat"], "the whole should be a valid dictionary"),
     ],
 )

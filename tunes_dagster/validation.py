@@ -11,6 +11,11 @@ from pydantic_core import ErrorDetails
 from tunes_dagster.failures import Failure, FailureCode
 
 Model = TypeVar("Model", bound=BaseModel)
+# Patterns of `recipe.py` in words.
+_FORMS = {
+    r"^[\w-]{1,40}$": "one word of at most 40 letters, digits, _ and -",
+    r"^\w[\w -]{0,39}$": "at most 40 letters, digits, spaces, _ and -, a letter or digit first",
+}
 
 
 def checked(model: type[Model], data: Any, what: str = "The request") -> Model:
@@ -39,7 +44,7 @@ def checked(model: type[Model], data: Any, what: str = "The request") -> Model:
 def explain(model: type[BaseModel], error: ErrorDetails) -> str:
     """Return one problem as words: `training.rank is 500, but should be less than or equal to 128`."""
     place = [part for part in error["loc"] if part != "function-after"]
-    name = ".".join(str(part) for part in place) or "the whole"
+    name = ".".join(str(part) for part in place)
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(place[-1]), options_at(model, place[:-1]), n=1)
         return f"{name} is not an option" + (f" (did you mean {close[0]}?)" if close else "")
@@ -47,6 +52,11 @@ def explain(model: type[BaseModel], error: ErrorDetails) -> str:
         return f"{name} is missing"
     said = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     given = error.get("input")
+    if not place and error["type"] == "value_error":  # the model's own words, which name the option
+        return said
+    name = name or "the whole"
+    if form := _FORMS.get((error.get("ctx") or {}).get("pattern", "")):
+        return f"{name} is {str(given)[:60]!r}, but should be {form}"
     subject, should, rest = said.partition(" should ")
     if should and subject in ("Input", "String", "List") and isinstance(given, (str, int, float, bool)):
         return f"{name} is {str(given)[:60]!r}, but should {rest.partition(', unable to')[0]}"

@@ -209,3 +209,41 @@ def test_version(tunes: Tunes) -> None:
     from tunes_dagster import __version__
 
     assert tunes("--version").out.strip() == f"tunes-dagster {__version__}"
+
+
+def test_what_people_write_is_printed_as_it_is(tunes: Tunes) -> None:
+    said = tunes("render", "a <lora:99 cat", "--no-wait")
+    assert (said.code, "<lora:ID:weight>" in said.err) == (2, True)
+
+
+def test_of_several_prompts_a_wrong_one_stops_all(tunes: Tunes, installation: Installation) -> None:
+    said = tunes("render", "a photo of a cat", "a photo (of a cat", "--no-wait")
+    assert (said.code, "not closed" in said.err) == (2, True)
+    assert installation.registry.list_prompts() == []
+
+
+def test_render_takes_pictures_from_files(tunes: Tunes, installation: Installation, photos: Path) -> None:
+    picture = next(iter(sorted(photos.glob("*.*"))))
+    assert tunes("render", "a cat", "--input-image", str(picture), "--no-wait").code == 0
+    key = installation.registry.list_prompts()[0].settings["input_image"]
+    assert installation.store.read_bytes(key) == picture.read_bytes()
+
+    missing = tunes("render", "a cat", "--input-image", "nowhere/cat.png", "--no-wait")
+    assert (missing.code, "There is no file nowhere/cat.png." in missing.err) == (2, True)
+
+
+def test_a_state_that_no_tune_has(tunes: Tunes, photos: Path) -> None:
+    assert "No tunes yet" in tunes("list", "--status", "ready").out
+    hand_in(tunes, photos)
+    assert "No tune is ready" in tunes("list", "--status", "ready").out
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    tunes: Tunes, installation: Installation, photos: Path, tmp_path: Path
+) -> None:
+    tune = hand_in(tunes, photos)
+    make_ready(installation, tune["id"])
+    (tmp_path / "file").write_text("no folder")
+    said = tunes("export", str(tune["number"]), "--out", str(tmp_path / "file" / "below"))
+    assert (said.code, "Traceback" in said.err) == (1, False)
+    assert str(tmp_path / "file") in said.err

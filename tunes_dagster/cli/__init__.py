@@ -104,6 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         complain("Stopped.")
         return 130
+    except OSError as error:
+        # A full disk, a folder that may not be written: what was asked for is in the registry or was not begun.
+        if not error.strerror:
+            raise
+        complain(
+            f"{error.filename or 'A file'}: {error.strerror}.",
+            "Check the path, its rights and the room on the disk.",
+        )
+        return 1
     except Exception as error:
         # Usage errors; typer brings its own copy of click's classes, so they are known by what they can do.
         if not (hasattr(error, "exit_code") and hasattr(error, "format_message")):

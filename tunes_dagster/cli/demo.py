@@ -16,7 +16,9 @@ def demo(
     subject: Annotated[
         str, typer.Option(help="Whom to train on: nova, fern, duo, barbo, comet, minty, smily.")
     ] = "nova",
-    steps: Annotated[int | None, typer.Option(help="Fewer are quicker and less like the subject.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=20_000, help="Fewer are quicker and less like the subject.")
+    ] = None,
     base: Annotated[str, typer.Option(help="The shipped base to train: sdxl or flux.")] = "sdxl",
 ) -> None:
     """Train on a drawn subject that the base has never seen, and render it in new places."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,7 @@ from tunes_dagster.intake.subject import example_prompt
 from tunes_dagster.recipe import DatasetOptions, RenderSettings, TrainingOptions
 
 if TYPE_CHECKING:
-    from tunes_dagster.recipe import TuneRequest
+    from tunes_dagster.recipe import PromptRequest, TuneRequest
 
 
 Word = str | None
@@ -245,8 +247,11 @@ def render(
     from tunes_dagster.validation import checked
 
     installation = Installation()
+    settings = with_files(settings)
     common = {"tune": tune, "base": base, "callback_url": callback_url, "settings": settings}
     requests = [checked(PromptRequest, {"text": one, **common}, "The prompt") for one in text]
+    if len(requests) > 1:
+        _check_all(installation, requests)
     rows = [
         submit_prompt(
             installation.registry, installation.catalog, installation.settings, request, origin="cli"
@@ -268,6 +273,48 @@ def render(
             say(f"Prompt [bold]{row.number}[/] ({row.id}) is {row.status}.")
         for path in pictures_of(installation, row, out):
             say(escape(path))
+
+
+def with_files(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return render settings with local files that they name replaced by what lies in those files.
+
+    Raises:
+        Failure: `INVALID_REQUEST` when a file that is named is not there or cannot be read.
+    """
+    filled = dict(settings)
+    for name in ("input_image", "mask_image"):
+        value = str(settings.get(name) or "")
+        if os.path.isfile(value):  # noqa: PTH113 - says no to what is too long for a path, instead of failing
+            try:
+                filled[name] = f"data:;base64,{base64.b64encode(Path(value).read_bytes()).decode()}"
+            except OSError as error:
+                raise Failure(
+                    FailureCode.INVALID_REQUEST,
+                    f"{value} cannot be read: {error.strerror}.",
+                    "Check the file.",
+                ) from error
+        elif _looks_like_a_file(value):
+            raise Failure(FailureCode.INVALID_REQUEST, f"There is no file {value}.", "Check the path.")
+    return filled
+
+
+def _looks_like_a_file(value: str) -> bool:
+    """Whether a text can only have been meant as a path: base64 has no dots, URLs and data URIs have a colon."""
+    in_store = value.startswith(("uploads/", "blobs/", "batches/"))
+    return "." in value and ":" not in value and len(value) < 1000 and not in_store
+
+
+def _check_all(installation: Installation, requests: list[PromptRequest]) -> None:
+    """Refuse all of several prompts when one is wrong, instead of leaving those before it in the queue."""
+    from tunes_dagster.submit import completed_prompt
+
+    registry = installation.registry
+    for request in requests:
+        tune = registry.get_tune(request.tune) if request.tune else None
+        completed_prompt(
+            installation.catalog, installation.settings, request, tune, registry=registry,
+            store=installation.store,
+        )  # fmt: skip
 
 
 def pictures_of(installation: Installation, prompt: Any, out: Path | None = None) -> list[str]:

@@ -39,10 +39,11 @@ _consoles: dict[bool, Console] = {}
 def _make_console(stderr: bool, file: IO[str] | None = None) -> Console:
     from rich.console import Console
 
-    target = Console(file=file, stderr=stderr, highlight=False, soft_wrap=True)
+    # Emoji off: `<lora:ID:0.8>` is somebody's text, and `:ID:` in it no picture.
+    target = Console(file=file, stderr=stderr, highlight=False, emoji=False, soft_wrap=True)
     # Files and pipes have no width; tables there must not be cut to 80 columns.
     if not target.is_terminal:
-        return Console(file=file, stderr=stderr, highlight=False, soft_wrap=True, width=200)
+        return Console(file=file, stderr=stderr, highlight=False, emoji=False, soft_wrap=True, width=200)
     return target
 
 

@@ -45,6 +45,8 @@ def list_tunes(
         emit_json([tune_as_dict(row) for row in found])
     elif found:
         say_tunes(found)
+    elif status and registry.count_tunes():
+        say(f"No tune is {escape(status)}.")
     else:
         say(
             "No tunes yet. Make one: [bold]tunes demo[/], or [bold]tunes train ./photos --name woman --token ohwx[/]"
@@ -130,9 +132,7 @@ def export(
     tune: Which,
     format: Annotated[
         Literal["diffusers", "kohya"],
-        typer.Option(
-            "--format", help="diffusers: for diffusers; kohya: for ComfyUI and A1111."
-        ),
+        typer.Option("--format", help="diffusers: for diffusers; kohya: for ComfyUI and A1111."),
     ] = "diffusers",
     out: Annotated[
         Path | None, typer.Option(help="File or folder to write to. Default: exports/ in the home folder.")
