@@ -206,6 +206,20 @@ def test_titles_are_idempotent_only_for_those_who_want_it(house: House) -> None:
     assert create(house)["id"] == create(house)["id"]
 
 
+def test_titles_of_packs_are_idempotent_as_well(house: House) -> None:
+    house.key()
+    house.registry.set_options("ann", title_idempotency=True)
+    fields = {
+        "title": "Natalie",
+        "name": "woman",
+        "image_urls": URLS,
+        "prompts_callback": "https://app.example.com/x",
+    }
+    made = [house.client.post("/p/corporate-headshots/tunes", json={"tune": fields}, headers=house.auth()).json()
+            for _ in range(2)]  # fmt: skip
+    assert made[0]["id"] == made[1]["id"] and len(house.registry.list_tunes(account_id="ann")) == 1
+
+
 def test_headshots_starter_in_pack_mode(house: House) -> None:
     """Section 6 of the contracts: rows 2 and 3b, and both webhooks."""
     both = [house.client.get(path, headers=house.auth()).json() for path in ("/packs", "/gallery/packs")]

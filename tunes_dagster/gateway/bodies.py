@@ -258,14 +258,16 @@ class Body(Request):
     async def _read(self) -> bytes:
         pending = bytearray()
         texts: LongTexts | None = None
-        form = self._is_form()
         async with aclosing(self.stream()) as stream:
             async for chunk in stream:
                 pending += chunk
-                if form and len(pending) > MAX_REST:
-                    raise too_large("So much text is not taken as a form: send pictures as files, or as JSON")
-                if not form and texts is None and len(pending) > SMALL_BODY:
-                    texts = self._spool()
+                if texts is None and len(pending) > SMALL_BODY:
+                    if not self._is_form() or pending.lstrip()[:1] == b"{":
+                        texts = self._spool()
+                    elif len(pending) > MAX_REST:
+                        raise too_large(
+                            "So much text is not taken as a form: send pictures as files, or as JSON"
+                        )
                 if texts is not None and len(pending) >= _PIECE:
                     await run_in_threadpool(texts.feed, bytes(pending))
                     pending.clear()
@@ -327,6 +329,3 @@ def body_of(**choices: Any) -> type[Body]:
         choices: `payloads` and `keyed_within` of `Body`.
     """
     return type("Body", (Body,), choices)
-
-
-__all__ = ["Body", "FormData", "LongTexts", "MultiPartException", "body_of", "misplaced", "too_large"]

@@ -118,11 +118,19 @@ def tune_facts(tune: Tune) -> dict[str, Any]:
     return {
         "id": tune.id, "number": tune.number, "title": tune.title, "name": tune.class_name, "token": tune.token,
         "base": tune.base, "trained_on": tune.branch, "status": tune.status, "phase": tune.phase,
-        "message": told_outside(tune.message), "step": tune.step, "total_steps": tune.total_steps,
+        "message": told_outside(tune.message), **_steps(tune),
         "seconds_left": tune.seconds_left, "cancel": tune.cancel, "recipe_hash": tune.recipe_hash,
         "failure": failure_facts(tune), "created_at": iso(tune.created_at),
         "started_at": iso(tune.started_at), "ready_at": iso(tune.ready_at),
     }  # fmt: skip
+
+
+def _steps(tune: Tune) -> dict[str, int | None]:
+    """Return how far a training is, and of a ready tune which of its steps was published."""
+    if tune.status == "ready":
+        made = tune.result or {}
+        return {"step": made.get("published_step", made.get("steps")), "total_steps": made.get("steps")}
+    return {"step": tune.step, "total_steps": tune.total_steps}
 
 
 @router.get("/tunes/{key}")

@@ -18,7 +18,13 @@ from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.orders import Base, base_of, prompt_order
-from tunes_dagster.gateway.dialects.astria.tunes import made_tune, number, read_tune_fields, wants_dry_run
+from tunes_dagster.gateway.dialects.astria.tunes import (
+    known_by_title,
+    made_tune,
+    number,
+    read_tune_fields,
+    wants_dry_run,
+)
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
     KEYS,
@@ -195,8 +201,11 @@ def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any], dry_run: bool) ->
     )
     token = fields.token or mine.entry(base_of(mine, fields.branch, fields.base_tune_id).word).token
     _fill(fields, token)
+    headers = unknown_fields(fields)
+    if (known := known_by_title(mine, fields, headers)) is not None:
+        return known
     group = _group(mine, prompts_callback) if not dry_run else None
-    return made_tune(mine, fields, files, unknown_fields(fields), dry_run, group)
+    return made_tune(mine, fields, files, headers, dry_run, group)
 
 
 def _listed(value: Any) -> list[Any]:

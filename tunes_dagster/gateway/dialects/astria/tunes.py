@@ -97,11 +97,15 @@ async def create(request: Body, mine: Desk = Mine) -> Response:
 def _create(mine: Desk, body: dict[str, Any], dry_run: bool) -> Response:
     fields, files = read_tune_fields(body)
     headers = unknown_fields(fields, *fields.prompts_attributes)
-    if mine.caller.options.get("title_idempotency"):
-        same = mine.registry.page_tunes(mine.account_id, limit=1, title=fields.title)
-        if same:
-            return JSONResponse(tune_object(mine, *same[0]), 201, headers)
-    return made_tune(mine, fields, files, headers, dry_run)
+    return known_by_title(mine, fields, headers) or made_tune(mine, fields, files, headers, dry_run)
+
+
+def known_by_title(mine: Desk, fields: TuneFields, headers: dict[str, str]) -> Response | None:
+    """Answer with the tune of the same title, for accounts that asked for that."""
+    if not mine.caller.options.get("title_idempotency"):
+        return None
+    same = mine.registry.page_tunes(mine.account_id, limit=1, title=fields.title)
+    return JSONResponse(tune_object(mine, *same[0]), 201, headers) if same else None
 
 
 def made_tune(
