@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,16 @@ def export_scorer(model: Any, folder: Path) -> Path:
     )
 
 
+def export_face_adapter(state: Any, folder: Path) -> Path:
+    """Save an adapter in the layout of IP-Adapter files, for `load_ip_adapter`; see `train.faceadapter.file_layout`."""
+    from safetensors.torch import save_file
+
+    from . import FACEADAPTER_FILE
+
+    half = {name: value.detach().half().contiguous() for name, value in state.items()}
+    return _replace(folder, lambda part: save_file(half, part / FACEADAPTER_FILE, {"format": "pt"}))
+
+
 def _contiguous(*modules: Any) -> None:
     """Undo channels_last, so that files and shapes are as everyone expects."""
     for module in modules:
@@ -76,6 +87,8 @@ def _replace(folder: Path, write: Any) -> Path:
         shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir(parents=True)
     write(part)
+    for config in part.rglob("config.json"):
+        _forget_origin(config)
     if folder.exists():
         for kept in ("README.md", "sample.png"):
             if (folder / kept).exists():
@@ -84,3 +97,10 @@ def _replace(folder: Path, write: Any) -> Path:
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _forget_origin(config: Path) -> None:
+    """Leave out where the part was loaded from: a folder of the machine that it was made on."""
+    known = json.loads(config.read_text())
+    if known.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
