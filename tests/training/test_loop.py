@@ -148,6 +148,22 @@ def test_the_same_recipe_gives_the_same_file_and_another_seed_does_not(base, sto
     assert store.read_bytes(train([make_job(seed=77)], base, store)["tune_one"].weights_key) != one
 
 
+def test_a_gpu_is_asked_for_kernels_that_repeat_themselves_and_only_while_it_trains():
+    """The switches alone, which need no GPU; that the weights repeat on one is untried."""
+    from tunes_dagster.training.repeatable import repeatable
+
+    def switches():
+        return torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+
+    before = switches()
+    with repeatable(torch.device("cpu")):
+        assert switches() == before
+    with pytest.raises(RuntimeError), repeatable(torch.device("cuda")):
+        assert switches() == (True, False) and torch.is_deterministic_algorithms_warn_only_enabled()
+        raise RuntimeError
+    assert switches() == before == (False, True)
+
+
 def test_a_resumed_tune_ends_bit_for_bit_as_an_uninterrupted_one(base, store, make_job):
     def job(prefix, **more):
         made = make_job(steps=7, checkpoint_every=3, ema_decay=0.5, **more)

@@ -22,6 +22,7 @@ from tunes_dagster.training.batches import Group, Plan, collate, make_groups, ma
 from tunes_dagster.training.families.base import LoadedBase
 from tunes_dagster.training.jobs import TuneJob, TuneResult, learning_rate
 from tunes_dagster.training.kinds import Kind, kind_of
+from tunes_dagster.training.repeatable import repeatable
 from tunes_dagster.training.run import PreparedTune, StepRows, TextTable, TuneRun
 from tunes_dagster.training.weights import TrainedWeights
 
@@ -58,7 +59,8 @@ def train(
         The outcome of each tune: its result, or why it ended without one. A tune that diverges, is cancelled
         or has broken data does not touch the others.
     """
-    return _Session(base, store, on_finished, waiting).run(cohort, places)
+    with repeatable(base.device):
+        return _Session(base, store, on_finished, waiting).run(cohort, places)
 
 
 class _Session:
