@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tunes_dagster.bases import HuggingFaceHub, RemoteFile, needed_files, plan_pull, pull, single_network
-from tunes_dagster.catalog import BaseModelEntry
+from tunes_dagster.catalog import BaseModelEntry, load_catalog
 from tunes_dagster.failures import Failure, FailureCode
 
 COMMIT = "a" * 40
@@ -194,3 +194,48 @@ def test_a_single_network_is_pulled_in_half_precision(tmp_path: Path) -> None:
     assert found == ["README.md", "config.json", "diffusion_pytorch_model.fp16.safetensors"]
     with pytest.raises(Failure, match="safetensors"):
         single_network([RemoteFile("config.json", 1), RemoteFile("pytorch_model.bin", 1)])
+
+
+class _Shelf:
+    """A hub of which only names and sizes matter."""
+
+    def __init__(self, files: dict[str, int]) -> None:
+        self.files, self.fetched = files, []
+
+    def listing(self, repo_id: str, revision: str | None) -> tuple[str, list[RemoteFile]]:
+        return revision or COMMIT, [RemoteFile(path, size) for path, size in self.files.items()]
+
+    def download(self, repo_id: str, commit: str, paths: Sequence[str], folder: Path) -> None:
+        for path in paths:
+            self.fetched.append(path)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(b"w" * self.files[path])
+
+    def page(self, repo_id: str) -> str:
+        return f"https://hub/{repo_id}"
+
+
+def test_ip_adapters_share_their_encoder_and_bring_nothing_else(tmp_path: Path) -> None:
+    catalog = load_catalog("production")
+    small, large = (catalog.auxiliary[f"face-adapter-{family}"] for family in ("sd15", "sdxl"))
+    shelf = _Shelf({
+        "README.md": 5, "models/image_encoder/config.json": 7, "models/image_encoder/model.safetensors": 90,
+        "models/image_encoder/pytorch_model.bin": 90, "sdxl_models/image_encoder/model.safetensors": 130,
+        small.weights: 20, small.weights.replace(".safetensors", ".bin"): 20, large.weights: 40,
+    })  # fmt: skip
+    folder = pull(plan_pull(small, tmp_path, shelf), shelf)
+    assert small.installed(tmp_path) and not large.installed(tmp_path)
+    assert sorted(shelf.fetched) == sorted(
+        [
+            "README.md",
+            "models/image_encoder/config.json",
+            "models/image_encoder/model.safetensors",
+            small.weights,
+        ]
+    )
+    shelf.fetched.clear()
+    assert pull(plan_pull(large, tmp_path, shelf), shelf) == folder
+    assert shelf.fetched == [large.weights]
+    assert small.installed(tmp_path) and large.installed(tmp_path)
+    with pytest.raises(Failure, match="has no file"):
+        plan_pull(small.model_copy(update={"weights": "models/none.safetensors"}), tmp_path, shelf)
