@@ -10,7 +10,7 @@ from tunes_dagster.cli.flags import takes
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, say, table
 from tunes_dagster.failures import Failure
-from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.recipe import UNTRAINED, TrainingOptions
 
 # Memory of usual accelerators, in GiB.
 DEVICES = (12, 24, 48, 80, 140)
@@ -37,6 +37,13 @@ def plan(
     installation = Installation()
     entry = installation.catalog.resolve(base)
     options = entry.training_options(checked(TrainingOptions, training, "The request"))
+    if options.kind in UNTRAINED:
+        said = f"A tune of the kind {options.kind} trains nothing: an encoder looks at its pictures on the CPU."
+        if as_json:
+            emit_json({"base": entry.branch, "devices": [], "says": said})
+        else:
+            say(said)
+        return
     if memory is not None:
         machines = {f"GPU with {memory:g} GiB": Machine("cuda", memory, "bfloat16", True)}
     else:
