@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..world import caption
+from ..images import to_batch
+from ..world import SUBJECTS, caption, draw_shot, random_shot
 from ..world.captions import PREFIXES, place
 from ..world.names import random_word
 from ..world.people import Person
@@ -261,3 +262,112 @@ def train(
         work, faceadapter={"steps": budget.step, "batch": batch, "minutes": round(budget.seconds / 60, 1)}
     )
     return lesson.pipe, file_layout(ema.state)
+
+
+# Scenes that faces are rendered in to be measured; the classifier knows them well.
+PLACES = (
+    ("beach", "on the beach"), ("forest", "in a forest"), ("night", "at night"), ("snow", "in the snow"),
+    ("red", "on a red background"), ("city", "in the city"),
+)  # fmt: skip
+
+
+def strangers(count: int = 12) -> list[Person]:
+    """People whom no pair shows: half of them with odd features."""
+    looks = (pair_of_shots(9_000_000 + i)[0].look for i in range(20 * count))
+    return [look for look in looks if isinstance(look, Person)][:count]
+
+
+def measured(
+    pipe: Any,
+    scorer: Any,
+    classifier: Any,
+    *,
+    people: int = 12,
+    scale: float = 1.0,
+    pictures: int = 1,
+    steps: int = 20,
+) -> dict[str, float]:
+    """How much renders of held-out subjects and strangers look like them, with the adapter and without.
+
+    Args:
+        pipe: The base with the adapter attached.
+        scorer: Its embeddings are what the adapter is shown, and what likeness is measured by.
+        classifier: Recognises the scenes.
+        people: Strangers beside the subjects of `world.SUBJECTS`.
+        scale: Of the adapter.
+        pictures: Of a person that are shown.
+        steps: Denoising steps.
+
+    Returns:
+        `likeness` and `without` (cosines to six other pictures), `real` (of real pictures to those), `likest` (how
+        often the person is the likest of all), `place` and `place_without` (scenes recognised).
+    """
+    import torch
+
+    looks = [one.look for one in SUBJECTS.values() if isinstance(one.look, Person)] + strangers(people)
+    shown, known = [], []
+    for i, look in enumerate(looks):
+        rng = random.Random(f"faceadapter-measured-{i}")
+        shots = [draw_shot(random_shot(rng, look)) for _ in range(pictures + 6)]
+        with torch.inference_mode():
+            shown.append(embed(scorer.model, to_batch(shots[:pictures])))
+        known.append(scorer.embed_images(shots[pictures:]))
+    prompts = [
+        (f"a photo of a {look.kind} {where}", i) for i, look in enumerate(looks) for _, where in PLACES
+    ]
+    asked = [place for _ in looks for place, _ in PLACES]
+    centres = np.stack([rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0)) for rows in known])
+    figures: dict[str, float] = {"scale": scale, "pictures": pictures, "people": len(looks)}
+    for name, strength in (("", scale), ("_without", 0.0)):
+        images = _renders(pipe, prompts, shown, strength, steps)
+        rows = scorer.embed_images(images)
+        own = [float((known[i] @ row).mean()) for row, (_, i) in zip(rows, prompts, strict=True)]
+        figures["likeness" if not name else "without"] = round(float(np.mean(own)), 3)
+        found = [answer["background"] for answer in classifier.predict(images)]
+        right = [a == b for a, b in zip(found, asked, strict=True)]
+        figures[f"place{name}"] = round(float(np.mean(right)), 3)
+        if not name:
+            likest = (rows @ centres.T).argmax(axis=1)
+            figures["likest"] = round(float(np.mean(likest == [i for _, i in prompts])), 3)
+    within = [(rows @ rows.T)[np.triu_indices(len(rows), 1)].mean() for rows in known]
+    figures["real"] = round(float(np.mean(within)), 3)
+    return figures
+
+
+def _renders(
+    pipe: Any, prompts: list[tuple[str, int]], shown: list[Any], scale: float, steps: int
+) -> list[Any]:
+    """One picture per (text, person), each by its own seed, by the stock pipeline."""
+    import torch
+
+    pipe.set_ip_adapter_scale(scale)
+    pipe.set_progress_bar_config(disable=True)
+    images = []
+    for start in range(0, len(prompts), 12):
+        part = prompts[start : start + 12]
+        faces = torch.stack([shown[i] for _, i in part])
+        images += pipe(
+            [text for text, _ in part], num_inference_steps=steps, guidance_scale=4.0, height=128, width=128,
+            ip_adapter_image_embeds=[torch.cat([torch.zeros_like(faces), faces])],
+            generator=[torch.Generator().manual_seed(start + j) for j in range(len(part))],
+        ).images  # fmt: skip
+    return images
+
+
+def sheet(pipe: Any, scorer: Any, people: int = 5, steps: int = 20) -> Any:
+    """Held-out subjects and strangers, a row each: what was shown, then renders with the adapter at 0, 0.6 and 1."""
+    import torch
+
+    from ..sheets import grid
+
+    looks = [one.look for one in SUBJECTS.values() if isinstance(one.look, Person)] + strangers(people)
+    images = []
+    for i, look in enumerate(looks):
+        picture = draw_shot(random_shot(random.Random(f"faceadapter-sheet-{i}"), look))
+        with torch.inference_mode():
+            shown = [embed(scorer.model, to_batch([picture]))]
+        texts = [(f"a photo of a {look.kind} {where}", 0) for _, where in PLACES[:3]]
+        images.append(picture)
+        for scale in (0.0, 0.6, 1.0):
+            images += _renders(pipe, texts if scale == 1 else texts[:2], shown, scale, steps)
+    return grid(images, 8)
