@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 
 from tests.gateway.conftest import House
 from tests.gateway.test_astria import create as astria_tune
+from tests.gateway.test_hostile import BODIES
 from tests.gateway.test_pixelapi import TRAIN
 from tests.registry.conftest import _database, postgres  # noqa: F401 - a fixture
 from tunes_dagster.registry import Registry
@@ -48,3 +49,14 @@ def test_lists_filters_and_the_ledger(elsewhere: House) -> None:
         assert [row["id"] for row in rows] == found, query
     assert house.client.get("/native/v1/health").json()["status"] == "ok"
     assert house.client.get("/native/v1/account", headers=house.auth()).json()["ledger"]
+    for kind, result in (("prepare", None), ("train", {"steps": 300, "seconds": 61.5}), ("finish", None)):
+        house.registry.finish(
+            house.registry.claim(kind, house.registry.get_tune(tune["id"]).id, "run").id, "run", result=result
+        )
+    text = house.client.get("/native/v1/metrics").text
+    branch = house.registry.get_tune(tune["id"]).branch
+    assert f'tunes_training_seconds_total{{base="{branch}"}} 61.5' in text, text
+    assert house.client.get("/tunes?branch=fast", headers=house.auth()).json()[0]["id"] == tune["id"]
+    for path, body in BODIES:  # what SQLite would keep, PostgreSQL cannot
+        headers = {**house.auth(), "Content-Type": "application/json"}
+        assert house.client.post(path, content=body, headers=headers).status_code < 500, (path, body[:100])

@@ -74,7 +74,7 @@ def create_app(
         mounted.append((dialect, place))
     app.include_router(NATIVE.router, prefix="/native/v1")
     _document(app, [*mounted, (NATIVE, "/native/v1")])
-    app.state.meters = Meters(opened.registry)
+    app.state.meters = Meters(lambda: opened.registry.figures())
     app.add_middleware(Manners, options=chosen, meters=app.state.meters)
     _handlers(app, mounted)
     return app

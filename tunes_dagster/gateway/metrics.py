@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,7 +15,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from tunes_dagster import __version__, clock
-from tunes_dagster.registry import Registry
 from tunes_dagster.registry.figures import Figures, Spent
 
 # Reads are answered in a few milliseconds, uploads take as long as they take.
@@ -27,7 +26,7 @@ _FRESH_SECONDS = 10.0
 class Meters:
     """The meters of one server."""
 
-    def __init__(self, registry: Registry | None = None) -> None:
+    def __init__(self, figures: Callable[[], Figures] | None = None) -> None:
         self.all = CollectorRegistry()
         self._requests = Counter(
             "tunes_http_requests",
@@ -39,8 +38,8 @@ class Meters:
             "tunes_http_request_duration_seconds", "From the request's first byte to the answer's last.",
             ("dialect", "route"), buckets=_BUCKETS, registry=self.all,
         )  # fmt: skip
-        if registry is not None:
-            self.all.register(Stock(registry))
+        if figures is not None:
+            self.all.register(Stock(figures))
 
     def note(self, dialect: str, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request; what met no endpoint is counted together, as callers make such names up."""
@@ -56,8 +55,8 @@ class Meters:
 class Stock(Collector):
     """What the registry counts, asked when somebody scrapes."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, figures: Callable[[], Figures]) -> None:
+        self._count = figures
         self._lock = threading.Lock()
         self._seen: tuple[float, Figures] | None = None
 
@@ -101,7 +100,7 @@ class Stock(Collector):
     def _figures(self) -> Figures:
         with self._lock:
             if self._seen is None or time.monotonic() - self._seen[0] > _FRESH_SECONDS:
-                self._seen = (time.monotonic(), self._registry.figures())
+                self._seen = (time.monotonic(), self._count())
             return self._seen[1]
 
 
