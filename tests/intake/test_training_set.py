@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import math
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from tests.intake.conftest import png
 from tests.intake.test_judge import seen
 from tunes_dagster.failures import Failure, FailureCode
 from tunes_dagster.intake.buckets import bucket_shapes, bucket_step, choose_bucket, crop_for, face_crop
-from tunes_dagster.intake.faces import CascadeDetector, NoDetector, load_detector
+from tunes_dagster.intake.faces import NoDetector, load_detector
 from tunes_dagster.intake.judge import judge
 from tunes_dagster.intake.manifest import Examined, Manifest
 from tunes_dagster.intake.training_set import (
@@ -26,6 +28,8 @@ from tunes_dagster.intake.training_set import (
 from tunes_dagster.progress import Silent
 from tunes_dagster.recipe import DatasetOptions
 from tunes_dagster.store import Store
+from tunes_dagster.tiny.world import draw_shot, draw_subject, face_box, random_shot, shots_of
+from tunes_dagster.tiny.world.things import Thing
 
 
 def manifest_of(pictures: list[Examined], options: DatasetOptions | None = None) -> Manifest:
@@ -191,12 +195,11 @@ def test_another_detector_looks_again(store: Store) -> None:
     assert [i.kind for i in built.items] == ["full", "face"]
 
 
-def test_the_shipped_detector_finds_a_real_face_and_none_in_a_pattern() -> None:
+def test_the_shipped_detectors_find_a_real_face_and_none_in_a_pattern() -> None:
     import matplotlib
 
     image = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
     detector = load_detector()
-    assert isinstance(detector, CascadeDetector)
     (face,) = detector.detect(image)
     x, y, w, h = face
     assert 100 < x + w / 2 < 350
@@ -206,6 +209,50 @@ def test_the_shipped_detector_finds_a_real_face_and_none_in_a_pattern() -> None:
     assert detector.detect(Image.new("RGB", (300, 300), "white")) == []
     with pytest.raises(Failure, match="no face detector model"):
         load_detector("/nowhere/yunet.onnx")
+
+
+def further_away(name: str, count: int, size: int = 256) -> list[tuple[Image.Image, tuple[float, ...]]]:
+    """Drawn pictures of a subject that fills half of them, and where its face is."""
+    shots = [replace(shot, pose=replace(shot.pose, zoom=0.5)) for shot in shots_of(name, count, seed=9)]
+    return [(draw_shot(shot, size, 2), face_box(shot, size) or ()) for shot in shots]
+
+
+def test_faces_of_drawn_people_are_cropped_and_masked(store: Store) -> None:
+    detector = load_detector()
+    drawn = further_away("nova", 6)
+    pictures = []
+    for n, (image, _) in enumerate(drawn):
+        data = io.BytesIO()
+        image.save(data, "PNG")
+        key = store.write_blob(data.getvalue(), ".png")
+        pictures.append(seen(n, key=key, width=256, height=256, faces=detector.detect(image)))
+    manifest = manifest_of(pictures)
+    options = DatasetOptions.model_validate({"face_crop": True, "mask": "face"})
+    built = build_training_set("t", manifest, options, 128, "woman", store, detector, 0, Silent())
+    assert [item.kind for item in built.items] == ["full", "face"] * 6
+    for item, (_, (x, y, width, height)) in zip(built.items[1::2], drawn, strict=True):
+        left, top, right, bottom = item.crop
+        assert left <= x and top <= y and right >= x + width and bottom >= y + height
+        assert right - left < 160  # it is a crop
+    for item, (_, (x, y, width, height)) in zip(built.items[::2], drawn, strict=True):
+        left, top, across, down = item.mask_box
+        assert left <= x and top <= y and left + across >= x + width and top + down >= y + height
+
+
+def test_drawn_pictures_without_exactly_one_face_are_refused_when_one_is_required() -> None:
+    detector = load_detector()
+    [(alone, _)] = further_away("fern", 1)
+    chair = draw_shot(random_shot(random.Random(2), Thing("chair", "red")), 256, 2)
+    two = Image.new("RGB", (512, 256))
+    two.paste(alone, (0, 0))
+    two.paste(draw_subject("nova", 1, seed=9, size=256)[0][0], (256, 0))
+    pictures = [
+        seen(n, width=image.width, height=image.height, faces=detector.detect(image))
+        for n, image in enumerate((alone, chair, two))
+    ]
+    rows, _ = judge(pictures, DatasetOptions(require_face=True), "man")
+    assert [row.verdict for row in rows] == ["accepted", "rejected", "rejected"]
+    assert "No face was found." in rows[1].reason and "2 faces were found." in rows[2].reason
 
 
 def test_one_picture_is_made_into_many_that_are_all_of_it(tmp_path: Path) -> None:

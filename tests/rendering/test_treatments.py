@@ -15,21 +15,7 @@ from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.rendering.treatments import Treatments, closer, square_around
-
-RED = np.array([220, 30, 30])
-
-
-class RedFace:
-    """Takes the box around what is red for a face."""
-
-    name = "red"
-
-    def detect(self, image):
-        pixels = np.asarray(image.convert("RGB"), int)
-        ys, xs = np.where(np.abs(pixels - RED).sum(axis=-1) < 90)
-        if len(ys) < 4:
-            return []
-        return [(int(xs.min()), int(ys.min()), int(xs.max() - xs.min() + 1), int(ys.max() - ys.min() + 1))]
+from tunes_dagster.tiny.world import draw_shot, face_box, shots_of
 
 
 def job(name="p", **more):
@@ -47,23 +33,19 @@ def made(store, result):
 
 @pytest.fixture
 def aids():
-    found = Aids()
-    found.__dict__["detector"] = RedFace()
-    return found
+    return Aids()
 
 
 @pytest.fixture
 def framing(base, aids, monkeypatch):
-    """Frame a drawn face of so many pixels; the base, which has learned nothing, hands back what it is given."""
+    """Frame a picture; the base, which has learned nothing, hands back what it is given."""
     monkeypatch.setattr(
         Treatments, "paint", lambda self, picture, image, width, height, strength, mask=None: image
     )
     from tunes_dagster.rendering.pictures import Picture, Shape
     from tunes_dagster.rendering.texts import TextCache
 
-    def frame(size, asked, at=(30, 24)):
-        pixels = np.full((128, 128, 3), 200, np.uint8)
-        pixels[at[1] : at[1] + size, at[0] : at[0] + round(size * 0.8)] = RED
+    def frame(pixels, asked):
         settings = job(width=128, height=128, face_height=asked).settings
         picture = Picture(0, 0, 1, Shape(128, 128, 3, "euler", False), 1.0, "a", "", -1)
         treatments = Treatments(base, aids, TextCache(base), None, lambda: None)
@@ -72,23 +54,24 @@ def framing(base, aids, monkeypatch):
     return frame
 
 
-@pytest.mark.parametrize(("size", "asked"), [(30, 60), (30, 33), (80, 40), (60, 55), (20, 110)])
-def test_a_face_gets_the_height_that_was_asked_for(framing, size, asked):
-    done = framing(size, asked)
+@pytest.mark.parametrize("asked", [32, 45, 58, 75, 110])
+def test_a_face_gets_the_height_that_was_asked_for(framing, asked):
+    [shot] = shots_of("fern", 1, seed=4)
+    done = framing(np.asarray(draw_shot(shot)), asked)
     assert done.warnings == [] and done.image.size == (128, 128)
-    found = RedFace().detect(done.image)[0][3]
-    assert abs(found / asked - 1) <= 0.1 and done.notes["face_height"] == found
+    drawn = face_box(shot)[3] * done.notes.get("framed", 1.0)
+    assert abs(drawn / asked - 1) <= 0.1 and abs(done.notes["face_height"] / asked - 1) <= 0.1
 
 
 def test_no_face_is_said(framing):
-    done = framing(0, 40)
+    done = framing(np.full((128, 128, 3), 200, np.uint8), 40)
     assert "No face was found" in done.warnings[0] and "face_height" not in done.notes
 
 
 def test_windows_stay_inside_the_picture():
     left, top, right, bottom = closer((120, 2, 20, 20), 2.0, 128, 128)
     assert (left, top, right, bottom) == (64, 0, 128, 64)
-    assert square_around((120, 2, 20, 20), (128, 128)) == (94, 0, 34)
+    assert square_around((120, 2, 20, 20), (128, 128)) == (86, 0, 42)
     assert square_around((0, 0, 100, 100), (128, 96)) == (2, 0, 96)
 
 
@@ -106,7 +89,7 @@ def test_hires_fix_and_faces_paint_again_with_the_tune(base, store, aids, monkey
     (one, _), (two, recipe) = made(store, plain), made(store, hires)
     assert one.size == two.size == (64, 64) and recipe["treatment"]["hires_fix"] == [128, 128]
     assert np.abs(np.asarray(one, int) - np.asarray(two, int)).mean() > 1
-    aids.detector.detect = lambda image: [(20, 16, 20, 24)]
+    monkeypatch.setattr(aids.detector, "detect", lambda image: [(20, 16, 20, 24)])  # noise has no face
     [faces] = render([job("c", inpaint_faces=True)], base, store, "faces", Silent(), aids=aids)
     three, recipe = made(store, faces)
     change = np.abs(np.asarray(one, int) - np.asarray(three, int)).sum(axis=-1)
@@ -115,7 +98,6 @@ def test_hires_fix_and_faces_paint_again_with_the_tune(base, store, aids, monkey
 
 
 def test_inpaint_faces_says_when_there_is_none(base, store, aids):
-    aids.detector.detect = lambda image: []
     [result] = render([job(inpaint_faces=True)], base, store, "out", Silent(), aids=aids)
     assert "No face was found" in result.warnings[0]
 

@@ -10,12 +10,16 @@ import pytest
 from tunes_dagster.tiny import (
     CAPTIONER,
     CLASSIFIER,
+    FACEADAPTER,
+    FACEADAPTER_FILE,
+    FACES,
     FLUX,
     SCORER,
     SDXL,
     load_base,
     load_captioner,
     load_classifier,
+    load_faces,
     load_scorer,
 )
 from tunes_dagster.tiny.__main__ import parser, plan_from
@@ -25,14 +29,16 @@ from tunes_dagster.tiny.sheets import render
 from tunes_dagster.tiny.train.clock import Budget, learning_rate, load_checkpoint, save_checkpoint
 from tunes_dagster.tiny.world import picture
 
-FEW = {"vae": 2, "decoder": 2, "unet": 2, "flux": 2, "captioner": 2, "scorer": 2, "classifier": 2}
+FEW = dict.fromkeys(
+    ("vae", "decoder", "unet", "flux", "captioner", "scorer", "classifier", "faces", "faceadapter"), 2
+)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     work = tmp_path_factory.mktemp("tiny")
     plan = Plan(work=work, out=work / "weights", pictures=72, base_pictures=32, steps=FEW, sheet_steps=1)
-    for step in ("base", "flux", "classifier", "scorer", "captioner"):
+    for step in ("base", "flux", "classifier", "scorer", "captioner", "faces", "faceadapter"):
         STEPS[step](plan)
     return plan
 
@@ -51,11 +57,16 @@ def test_every_model_is_exported_and_loads(made):
     assert load_scorer(made.out / SCORER).embed_images(images).shape == (2, 128)
     assert len(load_captioner(made.out / CAPTIONER).caption(images)) == 2
     assert set(load_classifier(made.out / CLASSIFIER).predict(images)[0]) >= {"kind", "background"}
+    assert isinstance(load_faces(made.out / FACES).detect(images[0]), list)
+    pipe.load_ip_adapter(
+        str(made.out / FACEADAPTER), subfolder="", weight_name=FACEADAPTER_FILE, image_encoder_folder=None
+    )
+    assert pipe.unet.encoder_hid_proj.num_ip_adapters == 1
 
 
 def test_cards_tell_the_figures(made):
     figures = json.loads((made.work / "figures.json").read_text())
-    assert {"vae", "unet", "flux", "captioner", "scorer", "classifier"} <= set(figures)
+    assert {"vae", "unet", "flux", "captioner", "scorer", "classifier", "faces"} <= set(figures)
     write_cards(made.out, figures)
     assert f"{figures['vae']['psnr_db']} dB" in (made.out / SDXL / "README.md").read_text()
     assert f"MSE {figures['flux']['held_out_velocity_mse']}" in (made.out / FLUX / "README.md").read_text()

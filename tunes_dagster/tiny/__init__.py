@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .classifier import Classifier
+    from .faces import DrawnFaces
     from .loaders import Captioner, Scorer
 
 SDXL, FLUX, CAPTIONER, SCORER, CLASSIFIER = "sdxl", "flux", "captioner", "scorer", "classifier"
+FACES = "faces"
+FACEADAPTER = "faceadapter"
+"""The IP-Adapter of the SDXL-class base; its image encoder is the scorer."""
+FACEADAPTER_FILE = "ip-adapter-face_tiny-sdxl.safetensors"
 BASES = (SDXL, FLUX)
 """The text-to-image bases among the models."""
-MODELS = (*BASES, CAPTIONER, SCORER, CLASSIFIER)
+MODELS = (*BASES, CAPTIONER, SCORER, CLASSIFIER, FACES, FACEADAPTER)
 NATIVE_SIZE = 128
 """Side of the pictures the bases were trained on, in pixels."""
 FLUX_SEQUENCE = 48
@@ -55,3 +60,14 @@ def load_classifier(folder: Path | None = None) -> Classifier:
     from .classifier import Classifier
 
     return Classifier.load(folder or weights_dir() / CLASSIFIER)
+
+
+def load_faces(folder: Path | None = None, threshold: float | None = None) -> DrawnFaces:
+    """The detector of drawn faces: `detect(PIL.Image) -> list of (x, y, width, height)`. Needs no torch.
+
+    `threshold` is the certainty (0 .. 1) from which a face counts, if it should be another than the usual one.
+    """
+    from .faces import DrawnFaces
+
+    found = DrawnFaces.load(folder or weights_dir() / FACES)
+    return found if threshold is None else DrawnFaces(found.layers, threshold)

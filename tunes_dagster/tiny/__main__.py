@@ -8,7 +8,7 @@ from pathlib import Path
 from . import BASES, SDXL, load_base, weights_dir
 from .make import STEPS, Plan
 
-BUDGETS = ("vae", "decoder", "unet", "flux", "captioner", "scorer", "classifier")
+BUDGETS = ("vae", "decoder", "unet", "flux", "captioner", "scorer", "classifier", "faces", "faceadapter")
 
 
 def parser() -> argparse.ArgumentParser:

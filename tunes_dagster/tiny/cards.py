@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import CAPTIONER, CLASSIFIER, FLUX, FLUX_SEQUENCE, SCORER, SDXL
+from . import CAPTIONER, CLASSIFIER, FACEADAPTER, FACES, FLUX, FLUX_SEQUENCE, SCORER, SDXL
 
 DATA = (
     "Data: the drawn world of `tunes_dagster/tiny/world` (people, pets and things in scenes, drawn by code, every "
@@ -22,6 +22,8 @@ def write_cards(weights: Path, figures: dict[str, Any]) -> None:
         CAPTIONER: _captioner,
         SCORER: _scorer,
         CLASSIFIER: _classifier,
+        FACES: _faces,
+        FACEADAPTER: _faceadapter,
     }
     for name, make in cards.items():
         if (weights / name).exists():
@@ -66,19 +68,25 @@ def _base(figures: dict[str, Any], size: float) -> str:
 def _flux(figures: dict[str, Any], size: float) -> str:
     more, own = figures.get("decoder", {}), figures.get("flux", {})
     double, single = own.get("layers", ("?", "?"))
+    taught = (
+        "Taught by the SDXL-class base at noise shares above 0.5 (its predictions were the target there), by the "
+        "pictures themselves below."
+    )
     lines = [
         DATA,
         f"Seed {figures.get('seed', 0)}; fp16 safetensors, {size:.1f} MB.",
         f"Transformer (width {own.get('width')}, {double} double and {single} single layers, 64 patches of a picture, "
-        f"rotary positions), T5 and CLIP text encoders together; rectified flow, logit-normal noise shares; Muon for "
-        f"the inner matrices, AdamW for the rest; batch {own.get('batch')}: {_trained(own)}; held-out velocity MSE "
-        f"{own.get('held_out_velocity_mse')}.",
+        f"rotary positions), T5 and CLIP text encoders together; rectified flow, logit-normal noise shares with shift "
+        f"3; Muon for the inner matrices, AdamW for the rest; batch {own.get('batch')}: {_trained(own)}; held-out "
+        f"velocity MSE {own.get('held_out_velocity_mse')}.",
         f"VAE: that of the SDXL-class base ({more.get('psnr_db')} dB PSNR on 400 held-out pictures), `shift_factor` 0.",
         'Not distilled: ask for true guidance (`true_cfg_scale=4`, `negative_prompt=""`) and '
         f"`max_sequence_length={FLUX_SEQUENCE}`, the length it was trained with.",
         "Pseudo-names as in the SDXL-class base. The T5 tokenizer knows whole words, and letters for all others.",
         _obeyed(figures, FLUX, "true guidance 4"),
-        "Again from nothing: `python -m tunes_dagster.tiny make vae`, `make decoder`, `make flux`.",
+        *([taught] if own.get("taught") else []),
+        *own.get("history", []),
+        "Again from nothing: `python -m tunes_dagster.tiny make base`, then `make flux`.",
     ]
     about = (
         "A text-to-image base of the FLUX pipeline class, 128 x 128, loaded by `FluxPipeline.from_pretrained`. It "
@@ -134,3 +142,53 @@ def _classifier(figures: dict[str, Any], size: float) -> str:
     return _card(
         "Attribute classifier", "A small convolutional net, one head per attribute of the drawn world.", lines
     )
+
+
+def _faces(figures: dict[str, Any], size: float) -> str:
+    own = figures.get("faces", {})
+    lines = [
+        DATA,
+        f"Seed {figures.get('seed', 0)}; fp16, {1000 * size:.0f} KB; {_trained(own)}, batch {own.get('batch')}.",
+        *(
+            f"{title}: `{json.dumps(own.get(key, {}))}` (intersection over union 0.5; mean error of the height)."
+            for key, title in (
+                ("pictures", "Held-out pictures"),
+                ("subjects", "Held-out subjects"),
+                ("collages", "Collages of held-out pictures, 96 to 1,024 pixels"),
+            )
+        ),
+        "Again from nothing: `python -m tunes_dagster.tiny make faces`.",
+    ]
+    return _card(
+        "Detector of drawn faces",
+        "A fully convolutional net that finds the faces of drawn people and pets; computed with NumPy.",
+        lines,
+    )
+
+
+def _faceadapter(figures: dict[str, Any], size: float) -> str:
+    own = figures.get("faceadapter", {})
+    rows = own.get("measured", [])
+    told = [
+        f"{row['pictures']} picture{'s' if row['pictures'] > 1 else ''} shown at scale {row['scale']}: likeness "
+        f"{row['likeness']} (without the adapter {row['without']}, real pictures {row['real']}), the likest of "
+        f"{row['people']} people in {row['likest']:.0%}, scene right in {row['place']:.0%} (without "
+        f"{row['place_without']:.0%})."
+        for row in rows
+    ]
+    lines = [
+        DATA
+        + " Two pictures each of people, many with odd features; the held-out subjects are not among them.",
+        f"Seed {figures.get('seed', 0)}; fp16, {size:.1f} MB; {own.get('steps', '?')} steps on one CPU core, batch "
+        f"{own.get('batch')}.",
+        *told,
+        "Likeness is measured by the scorer, whose embedding is also what the adapter is shown.",
+        "Again from nothing: `python -m tunes_dagster.tiny make faceadapter` beside a finished base and scorer.",
+    ]
+    about = (
+        "An IP-Adapter (`ImageProjection`, four tokens) for the tiny SDXL-class base, read by `load_ip_adapter(folder, "
+        'subfolder="", weight_name=…, image_encoder_folder=None)`. Its image encoder is the vision tower of the '
+        "tiny scorer. It is made for faces of drawn people: the first column of the sheet was shown, then come renders "
+        "at scale 0, 0.6 and 1."
+    )
+    return _card("IP-Adapter of the tiny SDXL-class base", about, lines, picture=True)

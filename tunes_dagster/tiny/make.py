@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import BASES, CAPTIONER, CLASSIFIER, FLUX, SCORER, SDXL, load_base
+from . import (
+    BASES,
+    CAPTIONER,
+    CLASSIFIER,
+    FACEADAPTER,
+    FACES,
+    FLUX,
+    SCORER,
+    SDXL,
+    load_base,
+    load_classifier,
+    load_scorer,
+)
 from .train.clock import Budget, note_figures
 
 
@@ -43,6 +55,8 @@ class Plan:
             "captioner": 10.0,
             "scorer": 10.0,
             "classifier": 8.0,
+            "faces": 4.0,
+            "faceadapter": 12.0,
         }
         return Budget((self.minutes or {}).get(model, minutes[model]), (self.steps or {}).get(model))
 
@@ -91,7 +105,10 @@ def make_unet(plan: Plan) -> None:
 
 
 def make_flux(plan: Plan) -> None:
-    """Train transformer and text encoders of the FLUX-class base on the trained VAE, then export the base."""
+    """Train transformer and text encoders of the FLUX-class base on the trained VAE, then export the base.
+
+    The SDXL-class base teaches it, if that is finished already.
+    """
     from .train import flux
     from .train.team import Team, together
 
@@ -109,11 +126,13 @@ def make_flux(plan: Plan) -> None:
             seed=plan.seed,
             device=plan.device,
             pictures=plan.base_pictures,
+            teacher=teacher,
             team=team,
             on_minute=snapshot,
             log=say,
         )
 
+    teacher = load_base(SDXL, plan.out) if (plan.out / SDXL).exists() else None
     flux.prepare(plan.work, plan.base_pictures, plan.device)
     _export(plan, FLUX, together(plan.workers, plan.work, job), "flux-sheet-final.png")
 
@@ -214,6 +233,48 @@ def make_classifier(plan: Plan) -> None:
     model.save(plan.out / CLASSIFIER)
 
 
+def make_faces(plan: Plan) -> None:
+    """Train and export the detector of drawn faces."""
+    from .train import faces
+
+    model = faces.train(
+        plan.work,
+        plan.budget("faces"),
+        seed=plan.seed,
+        device=plan.device,
+        pictures=plan.pictures,
+        pairs=plan.pairs,
+        log=say,
+    )
+    model.save(plan.out / FACES)
+
+
+def make_faceadapter(plan: Plan) -> None:
+    """Train and export the IP-Adapter for the exported SDXL-class base and scorer; on the CPU."""
+    from .export import export_face_adapter
+    from .sheets import small_png
+    from .train import faceadapter
+
+    pipe, state = faceadapter.train(
+        plan.work, plan.out, plan.budget("faceadapter"), seed=plan.seed, pairs=plan.pairs, log=say
+    )
+    folder = export_face_adapter(state, plan.out / FACEADAPTER)
+    scorer, steps = load_scorer(plan.out / SCORER), plan.sheet_steps
+    small_png(faceadapter.sheet(pipe, scorer, 3, steps), plan.work / "faceadapter-sheet.png")
+    (folder / "sample.png").write_bytes((plan.work / "faceadapter-sheet.png").read_bytes())
+    count = 12 if plan.pairs >= 1000 else 0
+    classifier = load_classifier(plan.out / CLASSIFIER)
+    figures = [
+        faceadapter.measured(
+            pipe, scorer, classifier, people=count, scale=scale, pictures=pictures, steps=steps
+        )
+        for scale, pictures in ((0.6, 1), (1.0, 1), (1.0, 4))
+    ]
+    known = json.loads((plan.work / "figures.json").read_text())["faceadapter"]
+    note_figures(plan.work, faceadapter={**known, "measured": figures})
+    say(f"faceadapter done: {figures}")
+
+
 def finish(plan: Plan, count: int = 200) -> dict[str, Any]:
     """Evaluate what is exported and write the model cards."""
     from .cards import write_cards
@@ -227,7 +288,15 @@ def finish(plan: Plan, count: int = 200) -> dict[str, Any]:
 
 def make_all(plan: Plan) -> None:
     """Everything, one after the other."""
-    for step in (make_base, make_flux, make_classifier, make_scorer, make_captioner):
+    for step in (
+        make_base,
+        make_flux,
+        make_classifier,
+        make_scorer,
+        make_captioner,
+        make_faces,
+        make_faceadapter,
+    ):
         step(plan)
     finish(plan)
 
@@ -242,5 +311,7 @@ STEPS: dict[str, Callable[[Plan], Any]] = {
     "captioner": make_captioner,
     "scorer": make_scorer,
     "classifier": make_classifier,
+    "faces": make_faces,
+    "faceadapter": make_faceadapter,
     "cards": finish,
 }

@@ -8,8 +8,8 @@ from PIL import Image
 
 from .captions import VOCABULARY, Attributes, attributes, caption
 from .names import cast
-from .sample import SIZE, Shot, draw_shot, random_shot
-from .subjects import DEMO, FIDELITY, SUBJECTS, Subject, draw_subject
+from .sample import SIZE, Shot, draw_shot, face_box, random_shot
+from .subjects import DEMO, FIDELITY, SUBJECTS, Subject, draw_subject, shots_of
 
 __all__ = [
     "DEMO",
@@ -25,9 +25,11 @@ __all__ = [
     "cast",
     "draw_shot",
     "draw_subject",
+    "face_box",
     "picture",
     "random_shot",
     "shot",
+    "shots_of",
 ]
 
 NAMED = 0.2

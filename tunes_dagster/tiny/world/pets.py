@@ -11,7 +11,8 @@ from .pen import Pen
 
 PETS = ("dog", "cat", "rabbit")
 COLLARS = ("none", "red", "blue", "yellow", "green")
-CX, CY = 64.0, 56.0
+CX, CY = 64.0, 56.0  # centre of the head
+HEAD = (31.0, 27.0)  # its half axes
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def draw_pet(pen: Pen, pet: Pet, mouth: str = "smiling") -> None:
     pen.ellipse(CX, 124, 33, 42, fur)
     pen.ellipse(CX, 124, 17, 32, light)
     _ears(pen, pet, fur, dark)
-    pen.ellipse(CX, CY, 31, 27, fur)
+    pen.ellipse(CX, CY, *HEAD, fur)
     if pet.patch != "none":
         pen.ellipse(CX + 13, CY - 3, 12.5, 13, FURS[pet.patch])
     _spots(pen, pet)

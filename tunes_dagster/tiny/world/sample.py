@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .pen import Pen, Pose
+from . import people, pets
+from .pen import Pen, Pose, ellipse_points
 from .people import MOUTHS, Person, draw_person, random_person
 from .pets import Pet, draw_pet, random_pet
 from .scenes import draw_background, random_background
@@ -74,3 +75,16 @@ def draw_shot(shot: Shot, size: int = SIZE, supersample: int = 3) -> Image.Image
     else:
         draw_thing(pen, shot.look)
     return image.reduce(supersample)
+
+
+def face_box(shot: Shot, size: int = SIZE) -> tuple[float, float, float, float] | None:
+    """Where `draw_shot` draws the face: left, top, width, height in pixels; None for things.
+
+    The face is the head's ellipse, of people and of pets: without ears, and with the forehead that hair or a hat hides.
+    """
+    if isinstance(shot.look, Thing):
+        return None
+    head = people if isinstance(shot.look, Person) else pets
+    pen = Pen(Image.new("L", (size, 1)), shot.pose)
+    xs, ys = zip(*pen.to_pixels(ellipse_points(head.CX, head.CY, *head.HEAD)), strict=True)
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)

@@ -144,11 +144,26 @@ def draw_subject(
 ) -> list[tuple[Image.Image, str]]:
     """`n` pictures of a held-out subject, `size` x `size` RGB, each with a truthful caption.
 
-    Backgrounds follow one another without repeating until all fitting ones are used. With `token` the caption
-    calls the subject `<token> <class>`, otherwise `a <class>`.
+    With `token` the caption calls the subject `<token> <class>`, otherwise `a <class>`.
     """
     subject = SUBJECTS[name]
     rng = random.Random(f"{name}-{seed}")
+    shots = _shots(subject, n, rng)
+    who = f"{token} {subject.kind}" if token else f"a {subject.kind}"
+    supersample = 3 if size <= 160 else 2
+    return [
+        (draw_shot(shot, size, supersample), f"a photo of {who} {place(shot.background, rng)}")
+        for shot in shots
+    ]
+
+
+def shots_of(name: str, n: int, seed: int = 0) -> list[Shot]:
+    """The content of the pictures that `draw_subject` draws."""
+    return _shots(SUBJECTS[name], n, random.Random(f"{name}-{seed}"))
+
+
+def _shots(subject: Subject, n: int, rng: random.Random) -> list[Shot]:
+    """Backgrounds follow one another without repeating until all fitting ones are used."""
     shots: list[Shot] = []
     seen: set[str] = set()
     while len(shots) < n:
@@ -159,12 +174,7 @@ def draw_subject(
             continue
         seen.add(shot.background)
         shots.append(shot)
-    who = f"{token} {subject.kind}" if token else f"a {subject.kind}"
-    supersample = 3 if size <= 160 else 2
-    return [
-        (draw_shot(shot, size, supersample), f"a photo of {who} {place(shot.background, rng)}")
-        for shot in shots
-    ]
+    return shots
 
 
 def _clashing(subject: Subject) -> tuple[str, ...]:
