@@ -47,6 +47,7 @@ class BaseModelEntry(Strict):
         max_sequence_length: Tokens of a text that the T5 or language-model encoder reads; None is the family's own.
         token: Default trigger word.
         training: Defaults of `TrainingOptions`.
+        full_learning_rate: Default learning rate of `checkpoint` tunes; None is a twentieth of that in `training`.
         rendering: Defaults of `RenderSettings`.
     """
 
@@ -67,13 +68,14 @@ class BaseModelEntry(Strict):
     guidance: Literal["classifier-free", "distilled", "none"] | None = None
     max_sequence_length: int | None = Field(default=None, ge=1, le=1024)
     training: dict[str, Any] = Field(default_factory=dict)
+    full_learning_rate: float | None = Field(default=None, gt=0, le=0.1)
     rendering: dict[str, Any] = Field(default_factory=dict)
 
     def training_options(self, asked: TrainingOptions) -> TrainingOptions:
         """Return what was asked, completed by its preset and kind and then with this base's defaults."""
         from tunes_dagster.training.presets import complete
 
-        return complete(asked, self.training, self.native_size)
+        return complete(asked, self.training, self.native_size, self.full_learning_rate)
 
     def render_settings(self, asked: RenderSettings) -> RenderSettings:
         """Return what was asked, completed with this base's defaults."""

@@ -16,19 +16,19 @@ from tunes_dagster.recipe import PromptRequest
 from tunes_dagster.rendering.png import read_recipe
 from tunes_dagster.submit import submit_prompt
 
-FULL = {"kind": "checkpoint", "learning_rate": 1e-3}
+FULL = {"kind": "checkpoint", "learning_rate": 1e-3, "steps": 4, "checkpoint_every": 4}
 
 
 def test_a_full_tune_goes_from_pictures_to_renders_and_away(house):
     text = {"text": "a photo of ohwx mug", "settings": {"seed": 5}}
     full = house.submit("full", training=FULL, prompts=[text])
-    lora = house.submit("plain")
+    lora = house.submit("plain", training={"steps": 2})
     drive_until(house, full.id, lora.id)
     assert {house.status(full.id), house.status(lora.id)} == {"ready"}, house.registry.get_tune(
         full.id
     ).failure_message
     row = house.registry.get_tune(full.id)
-    assert row.recipe["training"]["rank"] is None and row.result["published_step"] == 12
+    assert row.recipe["training"]["rank"] is None and row.result["published_step"] == 4
     passed = {"finite_weights": True, "loads_into_fresh_pipeline": True, "differs_from_base": True}
     assert checks(house, LORA, full.id) == passed == checks(house, LORA, lora.id)
     shown = materialization(house, LORA, full.id)

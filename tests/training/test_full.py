@@ -128,10 +128,13 @@ def test_half_precision_bases_are_trained_in_float32(base_folder, entry, store, 
     assert all(torch.equal(value, before[key]) for key, value in half.denoiser.state_dict().items())
 
 
-def test_gradient_checkpointing_changes_no_weight(base, store, make_job):
-    (plain,) = trained(base, store, make_job("one", **FULL))
-    (saving,) = trained(base, store, make_job("one", gradient_checkpointing=True, **FULL))
-    first, second = weights(store, plain), weights(store, saving)
+def test_gradient_checkpointing_changes_no_weight(base, store, make_job, monkeypatch):
+    switch_on = base.denoiser.enable_gradient_checkpointing
+    first = weights(store, trained(base, store, make_job("one", **FULL))[0])
+    seen = []
+    monkeypatch.setattr(base.denoiser, "enable_gradient_checkpointing", lambda: (seen.append(1), switch_on()))
+    second = weights(store, trained(base, store, make_job("one", gradient_checkpointing=True, **FULL))[0])
+    assert seen and not torch.equal(first["conv_in.weight"], base.denoiser.conv_in.weight)
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6)
     assert not base.denoiser.is_gradient_checkpointing

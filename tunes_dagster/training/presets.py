@@ -57,7 +57,9 @@ def presets() -> dict[str, PresetRule]:
     return {name: PresetRule.model_validate(fields) for name, fields in raw.items()}
 
 
-def complete(asked: TrainingOptions, base: dict[str, Any], native_size: int) -> TrainingOptions:
+def complete(
+    asked: TrainingOptions, base: dict[str, Any], native_size: int, full_learning_rate: float | None = None
+) -> TrainingOptions:
     """Return what was asked, completed by preset, kind and optimizer, then by the base.
 
     `steps` stays None where a rule counts them from the pictures. Completing twice changes nothing.
@@ -66,6 +68,7 @@ def complete(asked: TrainingOptions, base: dict[str, Any], native_size: int) -> 
         asked: The request's options.
         base: Defaults of the base in the catalog.
         native_size: Side in pixels that the base was trained at.
+        full_learning_rate: Of the base, for whole networks; None is `FULL_LEARNING_RATE` of that for adapters.
     """
     rule = presets()[asked.preset or "none"]
     chosen = dict(base)
@@ -79,8 +82,9 @@ def complete(asked: TrainingOptions, base: dict[str, Any], native_size: int) -> 
         if rule.most_resolution:
             chosen["resolution"] = min(chosen.get("resolution") or native_size, rule.most_resolution)
     if "learning_rate" in chosen:
-        factor = rule.learning_rate_times * (FULL_LEARNING_RATE if asked.kind == "checkpoint" else 1.0)
-        chosen["learning_rate"] *= factor
+        if asked.kind == "checkpoint":
+            chosen["learning_rate"] = full_learning_rate or chosen["learning_rate"] * FULL_LEARNING_RATE
+        chosen["learning_rate"] *= rule.learning_rate_times
     if asked.optimizer == "prodigy":
         chosen |= {"learning_rate": 1.0, "warmup_steps": 0}
     return asked.filled({name: v for name, v in chosen.items() if name not in MEANINGLESS[asked.kind]})
