@@ -125,9 +125,9 @@ def test_in_a_cohort_a_tune_becomes_what_it_becomes_alone(base64, store, make_jo
         make_job("c", steps=5, buckets=((64, 64), (48, 80)), prior_weight=0.0, ema_decay=0.9, seed=3),
     ]
     together = train(jobs, base64, store)
-    for job in jobs:
-        alone = train([job], base64, store)[job.tune_id]
-        mine, theirs = final_state(store, alone), final_state(store, together[job.tune_id])
+    cohort = {job.tune_id: final_state(store, together[job.tune_id]) for job in jobs}
+    for job in jobs:  # which writes over the cohort's files
+        mine, theirs = final_state(store, train([job], base64, store)[job.tune_id]), cohort[job.tune_id]
         assert mine.keys() == theirs.keys()
         for name, value in mine.items():
             torch.testing.assert_close(
@@ -136,9 +136,8 @@ def test_in_a_cohort_a_tune_becomes_what_it_becomes_alone(base64, store, make_jo
 
 
 def test_checkpointing_changes_nothing(base64, store, make_job):
-    plain = train([make_job()], base64, store)["tune_one"]
-    saving = train([make_job(gradient_checkpointing=True)], base64, store)["tune_one"]
-    mine, theirs = final_state(store, plain), final_state(store, saving)
+    mine = final_state(store, train([make_job()], base64, store)["tune_one"])
+    theirs = final_state(store, train([make_job(gradient_checkpointing=True)], base64, store)["tune_one"])
     torch.testing.assert_close(mine["values"], theirs["values"], rtol=1e-9, atol=1e-12)
 
 
@@ -252,6 +251,7 @@ def test_divergence_cancel_and_broken_data_leave_the_others_alone(base64, store,
 
 def test_the_second_tune_on_the_same_pictures_encodes_nothing(base, store, make_job, monkeypatch):
     first = train([make_job()], base, store)["tune_one"]
+    before = weights(store, first)
     assert first.figures["pictures_cached"] == "0/3" and not first.figures["prior_cached"]
 
     def never(*args, **kwargs):
@@ -264,7 +264,7 @@ def test_the_second_tune_on_the_same_pictures_encodes_nothing(base, store, make_
     second = train([again], base, store)["tune_one"]
     assert second.figures["pictures_cached"] == "3/3" and second.figures["prior_cached"]
     assert any("3 of 3 from the cache" in note for note in again.report.notes)
-    for key, value in weights(store, first).items():
+    for key, value in before.items():
         assert torch.equal(weights(store, second)[key], value)
 
 
