@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import dagster as dg
+import pytest
 
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.registry import Campaign
@@ -154,3 +155,19 @@ def test_the_launchpad_names_every_training_option():
 
     assert set(LORA_CONFIG.model_fields) == set(TrainingOptions.model_fields)
     assert all(field.description for field in LORA_CONFIG.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("asset", "config", "named"),
+    [
+        ("source_images", {"nam": "woman"}, "nam"),
+        ("source_images", {"dataset": {"min_side": "large"}}, "min_side"),
+        ("lora", {"rnak": 8}, "rnak"),
+        ("lora", {"rank": "eight"}, "rank"),
+    ],
+)
+def test_the_launchpad_refuses_a_wrong_name_or_kind_of_value_before_anything_starts(asset, config, named):
+    """Ranges are looked at by the first step, before anything is fetched: tests/dagster/test_parts.py."""
+    job = defs.resolve_implicit_global_asset_job_def()
+    with pytest.raises(dg.DagsterInvalidConfigError, match=named):
+        dg.validate_run_config(job, {"ops": {asset: {"config": config}}})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
         return
     # Read when cuBLAS is first used; without it torch warns of products on several streams, which we have not.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    memory = torch.utils.deterministic
+    memory: Any = torch.utils.deterministic
     asked = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
