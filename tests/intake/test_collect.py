@@ -266,6 +266,13 @@ def test_too_few_pictures_says_why_for_each(tmp_path: Path, store: Store, fetche
     assert len(Manifest.load(store, "tune_1").rows) == 3  # the manifest is there to look at
 
 
+def test_too_few_good_pictures_are_not_called_none(tmp_path: Path, store: Store, fetcher: Fetcher) -> None:
+    folder = fill(tmp_path / "photos", {"a.png": png(1)})
+    with pytest.raises(Failure) as caught:
+        collect(request({"folder": str(folder)}, dataset={"min_pictures": 2}), store, fetcher)
+    assert caught.value.message == "1 of 1 pictures can be used; 2 are needed."
+
+
 def test_what_may_pass_is_retryable_and_what_is_hostile_is_named(
     server: ScriptedServer, store: Store, fetcher: Fetcher
 ) -> None:

@@ -329,10 +329,10 @@ def check_enough(manifest: Manifest, request: TuneRequest) -> None:
     if sources and len(sources) == len(manifest.rows) and len({row.failure for row in sources}) == 1:
         raise _as_failure(sources[0], sources, details)
     found = f"{have} of {len(manifest.rows)} pictures can be used; {need} are needed."
-    listed = " ".join(f"{reason}" for reason in reasons[:5]) or "No pictures were found in the sources."
+    listed = reasons[:5] if manifest.rows else ["No pictures were found in the sources."]
     raise Failure(
         FailureCode.TOO_FEW_PICTURES,
-        f"{found} {listed}",
+        " ".join([found, *listed]),
         "Replace or add pictures, then start again.",
         details,
     )
