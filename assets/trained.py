@@ -169,9 +169,8 @@ def pictures(tune: Tune, result: Any, store: Store) -> dict[str, Any]:
 def facts(tune: Tune, result: Any, store: Store, device: Device) -> dict[str, Any]:
     """Return numbers, files and the recipe."""
     keys = {
-        "weights (diffusers)": result.weights_key,
+        "model (diffusers)" if result.pipeline_key else "weights (diffusers)": result.weights_key,
         "weights (kohya: ComfyUI, A1111)": result.kohya_key,
-        "pipeline (diffusers)": result.pipeline_key,
         "model card": result.card_key,
         "samples": result.samples_key,
     }

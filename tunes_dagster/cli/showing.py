@@ -149,8 +149,7 @@ def files_of(tune: Any) -> list[tuple[str, str]]:
     """Return what a finished tune left in the store, as (what, key); keys are those of the result."""
     result = tune.result or {}
     names = {
-        "pipeline_key": "model (diffusers)",
-        "weights_key": "weights" if result.get("pipeline_key") else "LoRA (diffusers)",
+        "weights_key": "model (diffusers)" if result.get("pipeline_key") else "LoRA (diffusers)",
         "kohya_key": "LoRA (kohya)",
         "samples_key": "samples over training",
         "card_key": "model card",
