@@ -159,13 +159,38 @@ def test_nesting_that_contradicts_itself_is_refused(house: House) -> None:
         ({"title": ""}, "title"), ({"name": None}, "name"), ({"branch": "flux"}, "branch"),
         ({"image_urls": []}, "images"),
         ({"base_tune_id": 99999}, "base_tune_id"), ({"training_face_correct": True}, "training_face_correct"),
-        ({"model_type": "faceid"}, "model_type"), ({"characteristics": "no json"}, "characteristics"),
+        ({"model_type": "faceid", "branch": "flux1"}, "model_type"),
+        ({"characteristics": "no json"}, "characteristics"),
         ({"prompts_attributes": [{"text": "a", "super_resolution": True}]}, "super_resolution"),
     ],
 )  # fmt: skip
 def test_422_names_the_field(house: House, changes: dict, field: str) -> None:
     answer = house.client.post("/tunes", json={"tune": {**TUNE, **changes}}, headers=house.auth())
     assert answer.status_code == 422 and field in answer.json() and isinstance(answer.json()[field], list)
+
+
+def test_a_faceid_tune_is_named_by_its_own_tag(house: House) -> None:
+    tune = create(house, model_type="faceid", branch="fast")
+    assert tune["model_type"] == "faceid" and tune["args"] is None
+    row = house.finish_tune(house.registry.get_tune(tune["id"]))
+    assert row.kind == "faceid"
+    other = house.finish_tune(house.registry.get_tune(create(house, title="LoRA", model_type="lora")["id"]))
+    assert house.client.get(f"/tunes/{tune['id']}", headers=house.auth()).json()["trained_at"]
+
+    def ask(text: str) -> tuple[int, dict]:
+        body = {"prompt": {"text": text}}
+        answer = house.client.post(f"/tunes/{other.number}/prompts", json=body, headers=house.auth())
+        return answer.status_code, answer.json()
+
+    status, made = ask(f"ohwx woman <faceid:{tune['id']}:0.6>")
+    assert status == 201, made
+    (prompt,) = house.registry.list_prompts(tune_id=other.id)
+    assert prompt.text == f"ohwx woman <faceid:{row.id}:0.6>"
+    status, refused = ask(f"ohwx woman <lora:{tune['id']}:0.6>")
+    assert status == 422 and "<faceid:" in refused["text"][0]
+    status, refused = ask(f"ohwx woman <faceid:{other.number}:0.6>")
+    assert status == 422 and "<lora:" in refused["text"][0]
+    assert ask(f"ohwx woman <faceid:{tune['id']}:3>")[0] == 422
 
 
 def test_lists_page_by_id_and_by_offset(house: House) -> None:

@@ -133,3 +133,34 @@ def test_evaluation_prompts_name_true_attributes():
     rows = sample_prompts(20)
     assert [text for text, _, _ in rows] == [text for text, _, _ in sample_prompts(20)]
     assert all(asked for _, asked, _ in rows)
+
+
+def test_the_ip_adapter_shows_people_it_never_saw_and_keeps_the_scene():
+    """One picture is shown; likeness is measured to other ones."""
+    import torch
+
+    from tunes_dagster.tiny import FACEADAPTER, FACEADAPTER_FILE
+    from tunes_dagster.tiny.images import to_batch
+    from tunes_dagster.tiny.train.faceadapter import embed, renders
+
+    scorer, pipe = load_scorer(), load_base()
+    folder = str(weights_dir() / FACEADAPTER)
+    pipe.load_ip_adapter(folder, subfolder="", weight_name=FACEADAPTER_FILE, image_encoder_folder=None)
+    people = [("barbo", "man"), ("nova", "woman"), ("comet", "woman")]
+    shown, known = [], []
+    for name, _ in people:
+        pictures = [image for image, _ in draw_subject(name, 5, seed=21)]
+        with torch.inference_mode():
+            shown.append(embed(scorer.model, to_batch(pictures[:1])))
+        known.append(scorer.embed_images(pictures[1:]))
+    prompts = [(f"a photo of a {kind} {where}", i) for i, (_, kind) in enumerate(people)
+               for where in ("on the beach", "on a red background")]  # fmt: skip
+    likeness, scenes = {}, {}
+    for scale in (0.0, 1.0):
+        images = renders(pipe, prompts, shown, scale, steps=10)
+        rows = scorer.embed_images(images)
+        likeness[scale] = np.mean([(known[i] @ row).mean() for row, (_, i) in zip(rows, prompts, strict=True)])
+        found = [answer["background"] for answer in load_classifier().predict(images)]
+        scenes[scale] = np.mean([one in ("beach", "red") for one in found])
+    assert likeness[1.0] > likeness[0.0] + 0.15, likeness
+    assert scenes[1.0] >= 0.8, scenes

@@ -319,7 +319,7 @@ def measured(
     centres = np.stack([rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0)) for rows in known])
     figures: dict[str, float] = {"scale": scale, "pictures": pictures, "people": len(looks)}
     for name, strength in (("", scale), ("_without", 0.0)):
-        images = _renders(pipe, prompts, shown, strength, steps)
+        images = renders(pipe, prompts, shown, strength, steps)
         rows = scorer.embed_images(images)
         own = [float((known[i] @ row).mean()) for row, (_, i) in zip(rows, prompts, strict=True)]
         figures["likeness" if not name else "without"] = round(float(np.mean(own)), 3)
@@ -334,7 +334,7 @@ def measured(
     return figures
 
 
-def _renders(
+def renders(
     pipe: Any, prompts: list[tuple[str, int]], shown: list[Any], scale: float, steps: int
 ) -> list[Any]:
     """One picture per (text, person), each by its own seed, by the stock pipeline."""
@@ -369,5 +369,5 @@ def sheet(pipe: Any, scorer: Any, people: int = 5, steps: int = 20) -> Any:
         texts = [(f"a photo of a {look.kind} {where}", 0) for _, where in PLACES[:3]]
         images.append(picture)
         for scale in (0.0, 0.6, 1.0):
-            images += _renders(pipe, texts if scale == 1 else texts[:2], shown, scale, steps)
+            images += renders(pipe, texts if scale == 1 else texts[:2], shown, scale, steps)
     return grid(images, 8)
