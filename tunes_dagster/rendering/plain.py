@@ -192,7 +192,7 @@ def render_plain(
         "base": {"branch": entry.branch, "repo_id": entry.repo_id, "revision": entry.revision},
         "libraries": library_versions(), "device": str(device), "dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
-    results = []
+    results: list[RenderResult] = []
     for job in batch:
         if results:
             between()

@@ -15,7 +15,8 @@ from ..world import SIZE, attributes, caption, shot
 from ..world.palette import COLORS
 from ..world.sample import Shot
 from .classifier import HEADS, degrade, head_loss, label_array
-from .clock import Budget, learning_rate, load_checkpoint, note_figures, save_checkpoint
+from .clock import Budget, note_figures
+from .course import Course
 from .data import HELD_OUT, draw_pictures, to_tensor
 from .scorer import draw_pairs, pair_of_shots
 from .text import known_words
@@ -169,43 +170,19 @@ def train(
     optimizer = torch.optim.AdamW(
         both.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
-    state = load_checkpoint(work / "captioner.pt", budget)
-    if state:
-        both.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    saved = budget.seconds
-    while not budget.done:
-        rng = np.random.default_rng((seed, budget.step))
-        torch.manual_seed(seed + budget.step)
+    course = Course("captioner", work, budget, both, optimizer, 1e-3, 200, 0.4, log=log)
+    for step in course:
+        rng = np.random.default_rng((seed, step))
+        torch.manual_seed(seed + step)
         shown, texts, truth = draw_batch(data, labels, odd, rng, batch)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(1e-3, budget.step, budget.fraction, warmup=200, hold=0.4)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             x = degrade(to_tensor(shown).to(device), rng)
             loss, seen = _loss(model.train(), tokenizer, x, texts)
             total = loss + 0.05 * head_loss(heads(seen), truth.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
-        budget.step += 1
-        if budget.seconds - saved > 60:
-            saved = budget.seconds
-            save_checkpoint(
-                work / "captioner.pt", budget, model=both.state_dict(), optimizer=optimizer.state_dict()
-            )
-            log(f"captioner step {budget.step} loss {loss.item():.3f} eta {budget.eta / 60:.1f} min")
+        course.descend(total)
     model = model.cpu().eval()
     scores = accuracy(model, processor, work)
-    note_figures(
-        work,
-        captioner={
-            "named_rightly": scores,
-            "steps": budget.step,
-            "batch": batch,
-            "minutes": round(budget.seconds / 60, 1),
-        },
-    )
+    note_figures(work, captioner={"named_rightly": scores, "batch": batch, **course.figures})
     log(f"captioner done: {scores}")
     return model, processor
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..classifier import Classifier, build
 from ..world import VOCABULARY
-from .clock import Budget, Ema, learning_rate, load_checkpoint, note_figures, save_checkpoint
+from .clock import Budget, Ema, note_figures
+from .course import Course
 from .data import HELD_OUT, draw_pictures, labels_of, to_tensor
 
 HEADS = {name: list(values) for name, values in VOCABULARY.items()}
@@ -76,47 +77,17 @@ def train(
     net = build(HEADS).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
     ema = Ema(net, 0.998)
-    state = load_checkpoint(work / "classifier.pt", budget)
-    if state:
-        net.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.state = state["ema"]
-    saved = budget.seconds
-    while not budget.done:
-        rng = np.random.default_rng((seed, budget.step))
+    course = Course("classifier", work, budget, net, optimizer, 2e-3, 50, 0.4, clip=None, ema=ema, log=log)
+    for step in course:
+        rng = np.random.default_rng((seed, step))
         picks = np.sort(rng.integers(0, pictures, batch))
         x = degrade(to_tensor(data[picks]).to(device), rng)
         target = torch.from_numpy(labels[picks].astype(np.int64)).to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(2e-3, budget.step, budget.fraction, warmup=50, hold=0.4)
-        loss = head_loss(net.train()(x), target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        ema.update(net, budget.step)
-        budget.step += 1
-        if budget.seconds - saved > 60:
-            saved = budget.seconds
-            save_checkpoint(
-                work / "classifier.pt",
-                budget,
-                model=net.state_dict(),
-                optimizer=optimizer.state_dict(),
-                ema=ema.state,
-            )
-            log(f"classifier step {budget.step} loss {loss.item():.3f} eta {budget.eta / 60:.1f} min")
+        course.descend(head_loss(net.train()(x), target))
     net.load_state_dict(ema.state)
     model = Classifier(net.cpu(), HEADS)
     scores = accuracy(model, work)
-    note_figures(
-        work,
-        classifier={
-            "accuracy": scores,
-            "steps": budget.step,
-            "batch": batch,
-            "minutes": round(budget.seconds / 60, 1),
-        },
-    )
+    note_figures(work, classifier={"accuracy": scores, "batch": batch, **course.figures})
     log(f"classifier done: mean accuracy {scores['mean']:.3f} {scores}")
     return model
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .clock import Budget, Ema, Tuner, learning_rate, load_checkpoint, note_figures, save_checkpoint
+from .clock import Budget, Ema, Tuner, note_figures
+from .course import Course
 from .data import HELD_OUT, draw_pictures, to_tensor
 from .scorer import draw_pairs
 from .vae import psnr
@@ -70,42 +71,19 @@ def train(
     decoder = vae.decoder
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
     ema = Ema(decoder)
-    state = load_checkpoint(work / "decoder.pt", budget)
-    if state:
-        decoder.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.state = state["ema"]
-    tuner, saved = Tuner(device, fixed=(1, True)), budget.seconds
-    while not budget.done:
-        rng = np.random.default_rng((seed, 77, budget.step))
-        torch.manual_seed(seed * 1_000_003 + budget.step)
+    tuner = Tuner(device, fixed=(1, True))
+    course = Course(
+        "decoder", work, budget, decoder, optimizer, LEARNING_RATE, 50, 0.3, ema=ema, tuner=tuner, log=log
+    )
+    for step in course:
+        rng = np.random.default_rng((seed, 77, step))
+        torch.manual_seed(seed * 1_000_003 + step)
         x = batch(data, odd, rng, size).to(device, memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(LEARNING_RATE, budget.step, budget.fraction, warmup=50, hold=0.3)
         with tuner.step():
-            loss = loss_of(vae, x)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-            optimizer.step()
-        ema.update(decoder, budget.step)
-        budget.step += 1
-        if budget.seconds - saved > 60:
-            saved = budget.seconds
-            save_checkpoint(
-                work / "decoder.pt",
-                budget,
-                model=decoder.state_dict(),
-                optimizer=optimizer.state_dict(),
-                ema=ema.state,
-            )
-            log(f"decoder step {budget.step} loss {loss.item():.4f} {tuner} eta {budget.eta / 60:.1f} min")
+            course.descend(loss_of(vae, x))
     decoder.load_state_dict(ema.state)
     value = psnr(vae.eval(), held_out[:400], device)
     vae.save_pretrained(work / "vae-polished")
-    note_figures(
-        work,
-        decoder={"psnr_db": round(value, 2), "steps": budget.step, "minutes": round(budget.seconds / 60, 1)},
-    )
+    note_figures(work, decoder={"psnr_db": round(value, 2), **course.figures})
     log(f"decoder done: {value:.2f} dB on held-out pictures")
     return vae

@@ -16,7 +16,8 @@ from ..faces import STRIDE, UNIT, DrawnFaces, build, folded, overlap
 from ..world import SIZE, SUBJECTS, draw_subject, face_box, shot, shots_of
 from ..world.sample import Shot
 from .classifier import degrade
-from .clock import Budget, Ema, Tuner, learning_rate, load_checkpoint, note_figures, save_checkpoint
+from .clock import Budget, Ema, Tuner, note_figures
+from .course import Course
 from .data import HELD_OUT, draw_pictures, to_tensor
 from .scorer import draw_pairs, pair_of_shots
 
@@ -288,35 +289,17 @@ def train(
     net = build().to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     ema = Ema(net, 0.998)
-    state = load_checkpoint(work / "faces.pt", budget)
-    if state:
-        net.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.state = state["ema"]
-    saved = budget.seconds
-    while not budget.done:
-        rng = np.random.default_rng((seed, budget.step))
-        shown, wanted = (part.to(device) for part in source.batch(rng, batch))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(3e-3, budget.step, budget.fraction, warmup=50, hold=0.4)
+    course = Course(
+        "faces", work, budget, net, optimizer, 3e-3, 50, 0.4, clip=None, ema=ema, tuner=tuner, log=log
+    )
+    for step in course:
+        shown, wanted = (part.to(device) for part in source.batch(np.random.default_rng((seed, step)), batch))
         with tuner.step(batch):
-            value = loss(net.train()(shown), wanted)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
-        ema.update(net, budget.step)
-        budget.step += 1
-        if budget.seconds - saved > 60:
-            saved = budget.seconds
-            parts = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state}
-            save_checkpoint(work / "faces.pt", budget, **parts)
-            log(f"faces step {budget.step} loss {value.item():.3f} eta {budget.eta / 60:.1f} min; {tuner}")
+            course.descend(loss(net.train()(shown), wanted))
     net.load_state_dict(ema.state)
     model = DrawnFaces(folded(net.cpu().eval()))
     figures = accuracy(model, work)
-    note_figures(
-        work, faces=figures | {"steps": budget.step, "batch": batch, "minutes": round(budget.seconds / 60, 1)}
-    )
+    note_figures(work, faces={**figures, "batch": batch, **course.figures})
     log(f"faces done: {figures}")
     return model
 

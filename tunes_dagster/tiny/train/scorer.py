@@ -23,7 +23,8 @@ from ..world.people import Person
 from ..world.pets import Pet
 from ..world.sample import Look, Shot, random_look
 from .classifier import HEADS, degrade, head_loss, label_array
-from .clock import Budget, learning_rate, load_checkpoint, note_figures, save_checkpoint
+from .clock import Budget, note_figures
+from .course import Course
 from .data import captions_of, draw_pictures, to_tensor
 from .text import build_tokenizer
 
@@ -138,38 +139,16 @@ def train(
     optimizer = torch.optim.AdamW(
         both.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True
     )
-    state = load_checkpoint(work / "scorer.pt", budget)
-    if state:
-        both.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    saved = budget.seconds
-    while not budget.done:
-        rng = np.random.default_rng((seed, budget.step))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(1e-3, budget.step, budget.fraction, warmup=200, hold=0.4)
+    course = Course("scorer", work, budget, both, optimizer, 1e-3, 200, 0.4, log=log)
+    for step in course:
+        rng = np.random.default_rng((seed, step))
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             captioned = caption_loss(model, heads, tokenizer, data, labels, rng, batch, device)
             loss = captioned + 2.0 * likeness_loss(model, twins, rng, batch, device)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
-        budget.step += 1
-        if budget.seconds - saved > 60:
-            saved = budget.seconds
-            save_checkpoint(
-                work / "scorer.pt", budget, model=both.state_dict(), optimizer=optimizer.state_dict()
-            )
-            log(
-                f"scorer step {budget.step} loss {loss.item():.3f} captions {captioned.item():.3f} "
-                f"eta {budget.eta / 60:.1f} min"
-            )
+        course.descend(loss)
     model = model.cpu().eval()
     figures = separation(model)
-    note_figures(
-        work,
-        scorer={**figures, "steps": budget.step, "batch": batch, "minutes": round(budget.seconds / 60, 1)},
-    )
+    note_figures(work, scorer={**figures, "batch": batch, **course.figures})
     log(f"scorer done: {figures}")
     return model
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .clock import Budget, Ema, Tuner, learning_rate, load_checkpoint, note_figures, save_checkpoint
+from .clock import Budget, Ema, Tuner, note_figures
+from .course import Course
 from .data import HELD_OUT, draw_pictures, to_tensor
 
 CHANNELS = (16, 32, 64, 96)
@@ -122,40 +123,15 @@ def train(
         vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
     ema = Ema(vae)
-    state = load_checkpoint(work / "vae.pt", budget)
-    if state:
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.state = state["ema"]
-    tuner, saved, seen = Tuner(device), budget.seconds, 0.0
-    while not budget.done:
-        rng = np.random.default_rng((seed, budget.step))
-        torch.manual_seed(seed * 1_000_003 + budget.step)
+    tuner = Tuner(device)
+    course = Course("vae", work, budget, vae, optimizer, LEARNING_RATE, 50, ema=ema, tuner=tuner, log=log)
+    course.remark = lambda: f"psnr {_ema_psnr(ema, held_out[:48], channels):.2f}"
+    for step in course:
+        rng = np.random.default_rng((seed, step))
+        torch.manual_seed(seed * 1_000_003 + step)
         x = batch(data, rng, crops, full).to(device, memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(LEARNING_RATE, budget.step, budget.fraction, warmup=50)
         with tuner.step(x.numel()):
-            loss = loss_of(vae, x)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            optimizer.step()
-        ema.update(vae, budget.step)
-        budget.step += 1
-        seen += x.shape[0] * x.shape[2] * x.shape[3] / 128 / 128
-        if budget.seconds - saved > 60:
-            saved = budget.seconds
-            save_checkpoint(
-                work / "vae.pt",
-                budget,
-                model=vae.state_dict(),
-                optimizer=optimizer.state_dict(),
-                ema=ema.state,
-            )
-            log(
-                f"vae step {budget.step} loss {loss.item():.4f} psnr {_ema_psnr(ema, held_out[:48], channels):.2f} "
-                f"pictures {seen:.0f} {tuner} eta {budget.eta / 60:.1f} min"
-            )
+            course.descend(loss_of(vae, x))
     return _finish(work, budget, ema, data, held_out, channels, device, log)
 
 
