@@ -196,7 +196,6 @@ def captions(
     with sentences():
         tune = require_tune(rows, context.partition_key)
     with attempt(context, rows, "prepare", tune.id, closes=closes_attempt(context)) as mine:
-        mine.report.phase(Phase.CAPTIONING, "Loading the captioner.")
         request = TuneRequest.model_validate(tune.request)
         model = captioner.open() if request.dataset.captioner else None
         written = write_captions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -10,6 +11,8 @@ from pydantic import Field
 from tunes_dagster.settings import get_settings
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from tunes_dagster.evaluation.card import CardOptions
     from tunes_dagster.evaluation.scoring import Scorers
     from tunes_dagster.intake.faces import FaceDetector
@@ -24,9 +27,27 @@ class CaptionerResource(dg.ConfigurableResource):
         """Return an object with `caption(pictures) -> texts`, or None when captioning is off."""
         if self.model == "none":
             return None
+        return LazyCaptioner()
+
+
+class LazyCaptioner:
+    """The shipped captioner, loaded when it is first asked: pictures that came with captions never ask it."""
+
+    @cached_property
+    def _model(self) -> Any:
         from tunes_dagster.tiny import load_captioner
 
         return load_captioner()
+
+    @property
+    def name(self) -> str:
+        """Of the model; answers are cached under it."""
+        return str(getattr(self._model, "name", type(self._model).__name__))
+
+    def caption(self, images: list[Image]) -> list[str]:
+        """Return one sentence per RGB picture."""
+        said: list[str] = self._model.caption(images)
+        return said
 
 
 class FaceDetectorResource(dg.ConfigurableResource):
