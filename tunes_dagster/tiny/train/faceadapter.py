@@ -22,7 +22,8 @@ from ..world.names import random_word
 from ..world.people import Person
 from ..world.sample import Shot
 from .classifier import degrade
-from .clock import Budget, Ema, Tuner, learning_rate, load_checkpoint, note_figures, save_checkpoint
+from .clock import Budget, Ema, Tuner, note_figures
+from .course import Course
 from .data import to_tensor
 from .scorer import draw_pairs, pair_of_shots
 
@@ -225,42 +226,26 @@ def train(
         lesson.parts.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2
     )
     ema = Ema(lesson.parts, 0.998)
-    state = load_checkpoint(work / "faceadapter.pt", budget)
-    if state:
-        lesson.parts.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.state = state["ema"]
-    tuner, saved, recent = (
-        Tuner("cpu", fixed=(threads, True) if threads else None),
-        budget.seconds,
-        list[float](),
+    tuner = Tuner("cpu", fixed=(threads, True) if threads else None)
+    course = Course(
+        "faceadapter",
+        work,
+        budget,
+        lesson.parts,
+        optimizer,
+        LEARNING_RATE,
+        100,
+        0.4,
+        ema=ema,
+        tuner=tuner,
+        log=log,
     )
-    while not budget.done:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(LEARNING_RATE, budget.step, budget.fraction, warmup=100, hold=0.4)
-        sample = lesson.batch(np.random.default_rng((seed, budget.step)), batch)
+    for step in course:
+        sample = lesson.batch(np.random.default_rng((seed, step)), batch)
         with tuner.step(), sdpa_kernel(SDPBackend.MATH):
-            loss = lesson.loss(**sample)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(lesson.parts.parameters(), 1.0)
-        optimizer.step()
-        ema.update(lesson.parts, budget.step)
-        budget.step += 1
-        recent = [*recent[-99:], loss.item()]
-        if budget.seconds - saved > 60 or budget.done:
-            saved = budget.seconds
-            save_checkpoint(
-                work / "faceadapter.pt", budget, model=lesson.parts.state_dict(),
-                optimizer=optimizer.state_dict(), ema=ema.state,
-            )  # fmt: skip
-            log(
-                f"faceadapter step {budget.step} loss {np.mean(recent):.4f} {tuner} eta {budget.eta / 60:.1f} min"
-            )
+            course.descend(lesson.loss(**sample))
     lesson.parts.load_state_dict(ema.state)
-    note_figures(
-        work, faceadapter={"steps": budget.step, "batch": batch, "minutes": round(budget.seconds / 60, 1)}
-    )
+    note_figures(work, faceadapter={"batch": batch, **course.figures})
     return lesson.pipe, file_layout(ema.state)
 
 
