@@ -42,26 +42,34 @@ def test_a_report_shows_every_picture_and_every_reason(registry, store, tmp_path
     (batch,) = registry.make_batches(wait_seconds=0)
     work = registry.claim("render", batch.id, "run")
     prompts = registry.list_prompts(batch_id=batch.id)
-    for prompt in prompts[:-1]:
+    for prompt in prompts[:-2]:
         key = store.write_bytes(f"batches/{batch.id}/1/{prompt.id}.png", png("red"))
         registry.prompt_done(prompt.id, work.id, "run", [key], {"recipe_hashes": ["f" * 64]})
     bad = Failure(FailureCode.RENDER_FAILED, "The numbers were not finite.", "Lower the guidance.")
     registry.prompt_failed(prompts[-1].id, work.id, "run", bad)
-    registry.finish(work.id, "run", result={"pictures": 5, "seconds": 12.0, "load_seconds": 2.0})
+    rule = Failure(
+        FailureCode.BLOCKED, "A picture breaks the rule picture safety.", "Ask for something else."
+    )
+    registry.prompt_failed(prompts[-2].id, work.id, "run", rule)
+    registry.finish(work.id, "run", result={"pictures": 4, "seconds": 12.0, "load_seconds": 2.0})
 
     report = make_report(registry, store, campaign, "2026-02-23")
     assert report.numbers == {
-        "prompts": 6, "pictures": 5, "done": 5, "open": 0, "failed": 1, "kept": 0, "seconds": 10.0,
+        "prompts": 6, "pictures": 4, "done": 4, "open": 0, "failed": 2, "kept": 0, "seconds": 10.0,
     }  # fmt: skip
-    assert report.failures[0]["reason"] == "The numbers were not finite. Lower the guidance."
+    reasons = {one["reason"] for one in report.failures}
+    assert reasons == {"The numbers were not finite. Lower the guidance.", f"{rule.message} {rule.remedy}"}
     rows = list(csv.DictReader(io.StringIO(store.read_text(report.csv_key).lstrip("\ufeff"))))
     assert [row["label"] for row in rows] == ["in snow"] * 4 + ["at sea"] * 2
-    assert [row["seconds"] for row in rows] == ["2.0"] * 5 + [""] and rows[0]["recipe_hash"] == "f" * 64
+    assert [row["seconds"] for row in rows] == ["2.5"] * 4 + ["", ""] and rows[0]["recipe_hash"] == "f" * 64
+    assert [row["status"] for row in rows[-2:]] == ["blocked", "failed"] and all(
+        row["reason"] for row in rows[-2:]
+    )
     page, folder = store.read_text(report.page_key), posixpath.dirname(report.page_key)
     links = set(re.findall(r'(?:href|src)="([^"]+)"', page))
-    assert len(links) >= 12
+    assert len(links) >= 11
     assert all(store.exists(posixpath.normpath(f"{folder}/{link}")) for link in links)
-    assert "The numbers were not finite." in page
+    assert "The numbers were not finite." in page and "breaks the rule picture safety" in page
     assert min(report.sheet.size) > 500
     names = {posixpath.relpath(key, folder) for key in store.list(folder)}
     assert {

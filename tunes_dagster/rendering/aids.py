@@ -51,7 +51,6 @@ class Aids:
         Raises:
             Failure: `BASE_NOT_INSTALLED`.
         """
-        entry = None if self.catalog is None else self.catalog.control(name, family)
         entry = self.catalog.control(name, family) if self.catalog else None
         return self._installed(entry, f"controlnet {name!r}").branch
 
