@@ -145,11 +145,14 @@ def say_tune(tune: Any, events: list[Any], prompts: list[Any]) -> None:
         say_prompts(prompts)
 
 
+_WEIGHTS = {"checkpoint": "model (diffusers)", "faceid": "face embeddings"}
+
+
 def files_of(tune: Any) -> list[tuple[str, str]]:
     """Return what a finished tune left in the store, as (what, key); keys are those of the result."""
     result = tune.result or {}
     names = {
-        "weights_key": "model (diffusers)" if result.get("pipeline_key") else "LoRA (diffusers)",
+        "weights_key": _WEIGHTS.get(tune.kind, "LoRA (diffusers)"),
         "kohya_key": "LoRA (kohya)",
         "samples_key": "samples over training",
         "card_key": "model card",
