@@ -140,7 +140,8 @@ class _Batch:
         pictures = self._pictures(used)
         self._report_finished()
         self.steps_total = sum(picture.shape.steps_done for picture in pictures)
-        tunes = len({use.key for uses in (*used, *self.faces) for use in uses})
+        shown = {use.key for uses in self.faces for use in uses}
+        tunes = len({use.key for combination in used for use in combination} | shown)
         self.report.phase(
             Phase.RENDERING, f"{len(pictures)} pictures of {len(self.jobs)} prompts over {tunes} tunes"
         )
