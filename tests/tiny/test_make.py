@@ -67,6 +67,7 @@ def test_every_model_is_exported_and_loads(made):
 def test_cards_tell_the_figures(made):
     figures = json.loads((made.work / "figures.json").read_text())
     assert {"vae", "unet", "flux", "captioner", "scorer", "classifier", "faces"} <= set(figures)
+    assert figures["flux"]["taught"]  # by the base that was made before it
     write_cards(made.out, figures)
     assert f"{figures['vae']['psnr_db']} dB" in (made.out / SDXL / "README.md").read_text()
     assert f"MSE {figures['flux']['held_out_velocity_mse']}" in (made.out / FLUX / "README.md").read_text()
