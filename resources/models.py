@@ -53,7 +53,7 @@ class LazyCaptioner:
 class FaceDetectorResource(dg.ConfigurableResource):
     """Finds faces for the manifest and for face crops."""
 
-    model_path: str = Field(default="", description="YuNet ONNX file; empty means OpenCV's shipped cascade.")
+    model_path: str = Field(default="", description="YuNet ONNX file; empty means the shipped detectors.")
 
     def open(self) -> FaceDetector:
         """Return the detector."""
