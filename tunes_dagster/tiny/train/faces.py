@@ -310,8 +310,9 @@ def accuracy(model: DrawnFaces, work: Path, count: int = 300) -> dict[str, Any]:
     `pictures` are single ones as drawn, `subjects` the held-out subjects, `collages` several pictures on canvases of
     96 to 1,024 pixels.
     """
-    count = min(count, len(np.load(work / "held-out.npy", mmap_mode="r")))
-    data = np.load(work / "held-out.npy", mmap_mode="r")[:count]
+    path = work / "held-out.npy"
+    data = (np.load(path, mmap_mode="r") if path.exists() else draw_pictures(path, count, HELD_OUT))[:count]
+    count = len(data)
     boxes = boxes_of((shot(HELD_OUT + i)[0] for i in range(count)), count)
     alone = [(picture, [tuple(box)] if box[3] else []) for picture, box in zip(data, boxes, strict=True)]
     rng = np.random.default_rng(0)
