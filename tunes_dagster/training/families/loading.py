@@ -126,7 +126,9 @@ def load_pipeline(kind: Any, entry: BaseModelEntry, folder: str | Path, dtype: A
             from diffusers.quantizers import PipelineQuantizationConfig
 
             # Only transformers are packed, see the planner.
-            arguments["quantization_config"] = PipelineQuantizationConfig(quant_mapping={"transformer": packing})
+            arguments["quantization_config"] = PipelineQuantizationConfig(
+                quant_mapping={"transformer": packing}
+            )
         return kind.from_pretrained(str(folder), revision=revision, dtype=dtype, **arguments)
 
 
