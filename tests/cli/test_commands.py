@@ -247,3 +247,13 @@ def test_a_folder_that_cannot_be_written_is_named(
     said = tunes("export", str(tune["number"]), "--out", str(tmp_path / "file" / "below"))
     assert (said.code, "Traceback" in said.err) == (1, False)
     assert str(tmp_path / "file") in said.err
+
+
+def test_export_hands_over_the_words_of_a_pti_tune(
+    tunes: Tunes, installation: Installation, photos: Path, tmp_path: Path
+) -> None:
+    tune = hand_in(tunes, photos, "--kind", "pti")
+    make_ready(installation, tune["id"])
+    installation.store.write_bytes(f"tunes/{tune['id']}/lora/1/{tune['id']}.embeddings.safetensors", b"words")
+    assert tunes("export", "1", "--out", str(tmp_path / "out")).code == 0
+    assert {file.read_bytes() for file in (tmp_path / "out").iterdir()} == {b"diffusers", b"words"}

@@ -13,7 +13,7 @@ from tunes_dagster.downloads import download_key, pieces
 from tunes_dagster.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
-    from tunes_dagster.registry import Registry
+    from tunes_dagster.registry import Registry, Tune
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Which = Annotated[str, typer.Argument(help="Tune by number, id or title.")]
@@ -167,7 +167,20 @@ def export(
         for piece in pieces(installation.store, key):
             file.write(piece)
     say(f"{escape(target)} [dim]({megabytes(target.stat().st_size)})[/]")
+    if words := _words_of(installation, row):
+        beside = target.with_name(f"{target.stem}.embeddings.safetensors")
+        beside.write_bytes(installation.store.read_bytes(words))
+        say(f"{escape(beside)} [dim](the new words, which are loaded beside it: docs/training.md)[/]")
     say(f"Trigger: [bold]{escape(f'{row.token} {row.class_name}')}[/] on {row.branch}")
+
+
+def _words_of(installation: Installation, tune: Tune) -> str | None:
+    """Return the key of a pti tune's words; an earlier checkpoint that was published lies one folder deeper."""
+    if tune.kind != "pti":
+        return None
+    folder = PurePosixPath((tune.result or {})["weights_key"]).parent
+    keys = [str(place / f"{tune.id}.embeddings.safetensors") for place in (folder, folder.parent)]
+    return next((key for key in keys if installation.store.exists(key)), None)
 
 
 def _file_name(title: str) -> str:
