@@ -53,13 +53,13 @@ class LazyCaptioner:
 class FaceDetectorResource(dg.ConfigurableResource):
     """Finds faces for the manifest and for face crops."""
 
-    model_path: str = Field(default="", description="YuNet ONNX file; empty means the shipped detectors.")
+    model_path: str = Field(default="", description="YuNet ONNX file; empty takes TUNES_FACE_DETECTOR.")
 
     def open(self) -> FaceDetector:
         """Return the detector."""
         from tunes_dagster.intake.faces import load_detector
 
-        return load_detector(self.model_path or None)
+        return load_detector(self.model_path or get_settings().face_detector)
 
 
 class ScorersResource(dg.ConfigurableResource):

@@ -31,6 +31,7 @@ class Settings(BaseSettings):
         batch_wait_seconds: How long a queued prompt waits for others to share its run.
         max_batch_prompts: Most prompts of one render run.
         content_rules: File of rules over the words of prompts (docs/rendering.md); empty lets every prompt through.
+        face_detector: YuNet's ONNX file, which finds faces in photos; empty means the detectors that are shipped.
         safety_checker: Check pictures with the catalog's safety checker when it is installed.
         max_batch_pictures: Most pictures of one render run, so that whoever comes next never waits for hundreds.
         render_memory_gb: Memory of the device that renders, by which runs are sized; 0 takes the last run's.
@@ -65,6 +66,7 @@ class Settings(BaseSettings):
     batch_wait_seconds: float = Field(default=2.0, ge=0)
     max_batch_prompts: int = Field(default=64, ge=1)
     content_rules: str = ""
+    face_detector: str = ""
     safety_checker: bool = True
     max_batch_pictures: int = Field(default=128, ge=1)
     render_memory_gb: float = Field(default=0.0, ge=0)

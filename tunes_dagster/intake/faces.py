@@ -156,7 +156,7 @@ asked first, would answer for one drawn face in six, with a height that is a fif
 """
 
 
-def load_detector(model: str | Path | None = None) -> FaceDetector:
+def load_detector(model: str | Path = "") -> FaceDetector:
     """Return what finds the faces of drawings and of photos (those by YuNet when a model file is given).
 
     Raises:

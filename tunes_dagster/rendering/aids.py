@@ -36,6 +36,7 @@ class Aids:
         rules: Over the words of prompts.
         allow_hosts: Hosts that pictures may come from although their address is private.
         check_pictures: Use the catalog's safety checker when it is installed.
+        face_detector: YuNet's ONNX file; empty for the shipped detectors.
     """
 
     catalog: Catalog | None = None
@@ -43,6 +44,7 @@ class Aids:
     rules: Sequence[Rule] = ()
     allow_hosts: Sequence[str] = ()
     check_pictures: bool = True
+    face_detector: str = ""
     _controls: dict[str, Control] = field(default_factory=dict, repr=False)
 
     def control_branch(self, name: str, family: str) -> str:
@@ -113,7 +115,7 @@ class Aids:
         """The face detector."""
         from tunes_dagster.intake.faces import load_detector
 
-        return load_detector()
+        return load_detector(self.face_detector)
 
     @cached_property
     def restorer(self) -> Restorer:
@@ -140,5 +142,6 @@ def make_aids(catalog: Catalog, settings: Settings) -> Aids:
         Failure: `INVALID_REQUEST` when its content rules cannot be read.
     """
     return Aids(
-        catalog, settings.bases_folder, load_rules(settings), settings.allow_hosts, settings.safety_checker
-    )
+        catalog, settings.bases_folder, load_rules(settings), settings.allow_hosts,
+        settings.safety_checker, settings.face_detector,
+    )  # fmt: skip

@@ -53,7 +53,8 @@ async def inspect(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     if (files[0].size or 0) > _MAX_BYTES:
         raise invalid("file", "is larger than 20 MB")
     data = await files[0].read()
-    return await run_in_threadpool(_inspect, data, files[0].filename or "picture", asked, "file")
+    name = files[0].filename or "picture"
+    return await run_in_threadpool(_inspect, data, name, asked, "file", mine.service.settings.face_detector)
 
 
 def _inspect_at(mine: Desk, address: str, asked: str) -> dict[str, Any]:
@@ -76,10 +77,11 @@ def _inspect_at(mine: Desk, address: str, asked: str) -> dict[str, Any]:
             found = fetcher.fetch(address, Path(folder) / "picture")
         except Failure as failure:
             raise invalid("file_url", failure.message) from None
-        return _inspect(found.path.read_bytes(), found.name, asked, "file_url")
+        detector = service.settings.face_detector
+        return _inspect(found.path.read_bytes(), found.name, asked, "file_url", detector)
 
 
-def _inspect(data: bytes, name: str, asked: str, field: str) -> dict[str, Any]:
+def _inspect(data: bytes, name: str, asked: str, field: str, detector: str) -> dict[str, Any]:
     from tunes_dagster.intake.faces import load_detector
     from tunes_dagster.intake.measures import sharpness
     from tunes_dagster.intake.pictures import decode
@@ -88,7 +90,7 @@ def _inspect(data: bytes, name: str, asked: str, field: str) -> dict[str, Any]:
         picture = decode(data, name)
     except Failure as failure:
         raise invalid(field, failure.message) from None
-    faces = load_detector().detect(picture)
+    faces = load_detector(detector).detect(picture)
     return {
         "name": asked,
         **dict.fromkeys(_UNKNOWN, ""),
