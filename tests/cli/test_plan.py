@@ -20,3 +20,8 @@ def test_a_plan_for_usual_devices_and_one_for_a_device(tunes: Tunes) -> None:
 def test_wrong_options_are_named(tunes: Tunes) -> None:
     said = tunes("plan", "--rank", "500")
     assert said.code == 2 and "rank is '500'" in said.err
+
+
+def test_a_device_without_memory_is_no_device(tunes: Tunes) -> None:
+    said = tunes("plan", "--memory", "-4")
+    assert said.code == 2 and "greater than or equal to 1" in said.err

@@ -20,7 +20,7 @@ DEVICES = (12, 24, 48, 80, 140)
 def plan(
     base: Annotated[str, typer.Option(help="Base model, see `tunes bases list`.")] = "sdxl",
     memory: Annotated[
-        float | None, typer.Option(help="GiB of a GPU to plan for. Default: this machine, then usual GPUs.")
+        float | None, typer.Option(min=1, help="GiB of a GPU to plan for. Default: this machine, then usual GPUs.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     *,
