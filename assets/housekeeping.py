@@ -108,7 +108,9 @@ class Forgotten:
         """Return it in words."""
         said = f"Deleted {self.runs} runs of Dagster with their thumbnails and logs."
         if self.kept:
-            said += f" {len(self.kept)} runs were shared with other tunes and stay; their events hold thumbnails."
+            said += (
+                f" {len(self.kept)} runs were shared with other tunes and stay; their events hold thumbnails."
+            )
         return said
 
 

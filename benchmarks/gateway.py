@@ -148,7 +148,9 @@ async def measure(
         asked = saturation * 1.25
         step = await load(lines, asked, 3, ids)
         median = statistics.median(step.times)
-        print(f"{asked:.0f} requests/s asked, {step.rate:.0f} answered: median {median:.0f} ms, {step.errors} errors")
+        print(
+            f"{asked:.0f} requests/s asked, {step.rate:.0f} answered: median {median:.0f} ms, {step.errors} errors"
+        )
         if median > 500 or step.errors or step.rate < 0.9 * asked:
             saturation = max(saturation, step.rate if not step.errors else 0.0)
             break

@@ -221,7 +221,9 @@ def text_kept_bytes(kind: str, config: dict[str, Any], tokens: int) -> int:
 
 def main() -> None:
     """Print the figures of the named models."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; all when none is named")
     diffusers_logging.set_verbosity_error()
     for name in parser.parse_args().models or MODELS:

@@ -190,7 +190,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--full-size", choices=["sdxl", "flux"], help="random weights of this size instead")
     parser.add_argument("--small", action="store_true", help="with --full-size: a toy of the same class")
     parser.add_argument(
-        "--peak-tflops", type=float, default=790.0, help="with --full-size: bf16 rate of the device (H200: 790)"
+        "--peak-tflops",
+        type=float,
+        default=790.0,
+        help="with --full-size: bf16 rate of the device (H200: 790)",
     )
     arguments = parser.parse_args()
     if arguments.quick:

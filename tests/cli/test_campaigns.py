@@ -20,9 +20,10 @@ tunes: [anna, bob]
 prompts: looks.csv
 cost_cap: 1
 """
-TABLE = (
-    'text,place,sizes,seeds\n"a photo of {{subject}}, in {{place}}",snow; rain,64x64,1-2\n{{subject}},,64x64; 64x96,\n'
-)
+TABLE = """text,place,sizes,seeds
+"a photo of {{subject}}, in {{place}}",snow; rain,64x64,1-2
+{{subject}},,64x64; 64x96,
+"""
 
 
 @pytest.fixture

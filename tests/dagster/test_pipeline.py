@@ -101,11 +101,17 @@ def test_a_tune_goes_from_pictures_to_renders(house):
     assert all("ohwx" in row.data["caption"] for row in said["captions"].records)
     lora = materialization(house, LORA, tune.id)
     assert lora["steps"] == 12 and "samples over training" in lora and "loss curve" in lora
-    assert lora["memory plan"].startswith("Memory plan: float32") and lora["recipe"]["memory"]["quantize"] == "none"
+    assert (
+        lora["memory plan"].startswith("Memory plan: float32")
+        and lora["recipe"]["memory"]["quantize"] == "none"
+    )
     rendered = materialization(house, RENDERS, prompt.batch_id)
     assert rendered["pictures"] == 2 and rendered["tunes"] == {tune.id: "bob"}
     card = materialization(house, REPORT_CARD, tune.id)
-    assert [row.data["step"] for row in card["scores"].records] == ["base", "12"] and "before and after" in card
+    assert [row.data["step"] for row in card["scores"].records] == [
+        "base",
+        "12",
+    ] and "before and after" in card
     kept = house.registry.get_tune(tune.id).result["report_card"]
     assert house.store.exists(kept["page_key"]) and kept["likeness"] is not None and kept["chosen_step"] == 12
     for metadata in (source, dataset, lora, card, rendered):

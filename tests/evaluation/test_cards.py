@@ -166,7 +166,10 @@ def test_a_style_is_looked_for_without_its_token_too(store, base):
     subject = subject_of([saved(store, base, step) for step in (10, 20)])
     subject = dataclasses.replace(subject, class_name="ink style")
     scored = score_tune(subject, base, Scorers(Eyes()), store, OPTIONS, Silent())
-    assert [one.text for one in scored.prompts[:2]] == ["a dog in ohwx ink style", "a house in ohwx ink style"]
+    assert [one.text for one in scored.prompts[:2]] == [
+        "a dog in ohwx ink style",
+        "a house in ohwx ink style",
+    ]
     assert scored.prompts[0].plain == "a dog" and len(scored.plain["tune"]) == len(scored.plain["base"]) - 1
     assert scored.card.coherence is None and not scored.card.class_votes
     chosen, untuned = scored.card.chosen, scored.card.base

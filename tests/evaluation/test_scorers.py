@@ -120,7 +120,9 @@ def test_faces_are_compared_by_a_face_network(tmp_path):
     picture = Image.new("RGB", (200, 160))
     picture.paste(face, (60, 30))
     scorer._detector = FixedFaces([(60, 30, 112, 112)])
-    means = np.asarray(face, np.float32).reshape(8, 14, 8, 14, 3).mean(axis=(1, 3)).transpose(2, 0, 1).reshape(-1)
+    means = (
+        np.asarray(face, np.float32).reshape(8, 14, 8, 14, 3).mean(axis=(1, 3)).transpose(2, 0, 1).reshape(-1)
+    )
     expected = weights @ means
     rows = scorer.embed_images([picture])
     assert rows.shape == (1, 128) and float(rows[0] @ expected / np.linalg.norm(expected)) > 0.9999

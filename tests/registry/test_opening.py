@@ -49,7 +49,9 @@ def test_a_registry_with_rows_is_upgraded_and_keeps_them(tmp_path: Path, revisio
     engine.dispose()
     registry = Registry(url)
     assert registry.revision() == HEAD
-    assert registry.get_tune("tune_old").number == 7 and registry.get_prompt("prompt_old").tune_id == "tune_old"
+    assert (
+        registry.get_tune("tune_old").number == 7 and registry.get_prompt("prompt_old").tune_id == "tune_old"
+    )
     with registry.reading() as session:
         assert session.execute(text("PRAGMA foreign_key_check")).fetchall() == []
         assert session.execute(text("PRAGMA foreign_keys")).scalar() == 1

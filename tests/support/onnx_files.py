@@ -31,7 +31,9 @@ def _node(kind: str, inputs: list[str], output: str, ints: dict[str, list[int]] 
         _field(5, _field(1, name) + b"".join(_field(8, one) for one in values) + _field(20, 7))
         for name, values in (ints or {}).items()
     )
-    return _field(1, b"".join(_field(1, name) for name in inputs) + _field(2, output) + _field(4, kind) + attributes)
+    return _field(
+        1, b"".join(_field(1, name) for name in inputs) + _field(2, output) + _field(4, kind) + attributes
+    )
 
 
 def _tensor(name: str, array: np.ndarray) -> bytes:

@@ -159,7 +159,9 @@ def test_the_ip_adapter_shows_people_it_never_saw_and_keeps_the_scene():
     for scale in (0.0, 1.0):
         images = renders(pipe, prompts, shown, scale, steps=10)
         rows = scorer.embed_images(images)
-        likeness[scale] = np.mean([(known[i] @ row).mean() for row, (_, i) in zip(rows, prompts, strict=True)])
+        likeness[scale] = np.mean(
+            [(known[i] @ row).mean() for row, (_, i) in zip(rows, prompts, strict=True)]
+        )
         found = [answer["background"] for answer in load_classifier().predict(images)]
         scenes[scale] = np.mean([one in ("beach", "red") for one in found])
     assert likeness[1.0] > likeness[0.0] + 0.15, likeness

@@ -139,7 +139,11 @@ def test_whoever_leaves_or_joins_changes_nobody(load, store, member, monkeypatch
     monkeypatch.setattr(run, "prepare", poisoned)
     coming = [[late]]
     outcomes = train(
-        [good, wild, stopped, broken], base, store, waiting=lambda free: coming.pop() if coming else [], places=4
+        [good, wild, stopped, broken],
+        base,
+        store,
+        waiting=lambda free: coming.pop() if coming else [],
+        places=4,
     )
     assert outcomes["tune_wild"].code == FailureCode.DIVERGED and not coming
     assert isinstance(outcomes["tune_stopped"], Cancelled)

@@ -202,7 +202,11 @@ class PackedLinear(torch.nn.Linear):
         step = plain.weight.abs().max() / 127
         codes = (plain.weight / step).round().add(128).to(torch.uint8)
         packed.weight = torch.nn.Parameter(codes, requires_grad=False)
-        packed.in_features, packed.out_features, packed.bias = plain.in_features, plain.out_features, plain.bias
+        packed.in_features, packed.out_features, packed.bias = (
+            plain.in_features,
+            plain.out_features,
+            plain.bias,
+        )
         packed.register_buffer("step", step)
         return packed, (codes.to(step.dtype) - 128) * step
 

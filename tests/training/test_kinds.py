@@ -29,7 +29,13 @@ def products(state) -> dict[str, torch.Tensor]:
 
 
 def test_prodigy_finds_a_step_size_and_resumes_exactly(base, store, make_job):
-    options = {"optimizer": "prodigy", "learning_rate": 1.0, "warmup_steps": 0, "steps": 8, "checkpoint_every": 4}
+    options = {
+        "optimizer": "prodigy",
+        "learning_rate": 1.0,
+        "warmup_steps": 0,
+        "steps": 8,
+        "checkpoint_every": 4,
+    }
     (whole,) = trained(base, store, make_job("one", **options))
     job = make_job("one", report=Recorder(cancel_at=4), **options)
     job.out_prefix = "tunes/again/lora/1"
@@ -64,7 +70,10 @@ def test_eight_bit_moments_come_back_as_they_were_and_train_alone(base, make_job
     class EightBit(torch.optim.SGD):
         """Keeps what AdamW8bit keeps."""
 
-    for options in (TrainingOptions(optimizer="adamw8bit"), TrainingOptions(optimizer="adamw8bit", kind="pti")):
+    for options in (
+        TrainingOptions(optimizer="adamw8bit"),
+        TrainingOptions(optimizer="adamw8bit", kind="pti"),
+    ):
         assert not kind_of(options).stacks
     options = make_job("one").options
 
@@ -132,7 +141,9 @@ def test_a_dora_trains_resumes_and_renders_alike_in_stock_diffusers(base, store,
     assert all((magnitudes[name].flatten() - before[name]).abs().max() > 1e-4 for name in magnitudes)
     seen = verify.verify(Files(whole.weights_key, whole.kohya_key), "a photo of ohwx woman", base, store)
     assert seen.passed and seen.kohya_difference is None, seen
-    assert not whole.kohya_key and not any("kohya" in key for key in store.list(whole.weights_key.rpartition("/")[0]))
+    assert not whole.kohya_key and not any(
+        "kohya" in key for key in store.list(whole.weights_key.rpartition("/")[0])
+    )
     job = make_job("one", report=Recorder(cancel_at=3), **options)
     job.out_prefix = "tunes/again/lora/1"
     loop.train([job], base, store)
@@ -171,7 +182,9 @@ def test_a_dora_learns_what_peft_learns(base64, store, make_job):
     with torch.no_grad():
         for name, (a, b) in split_state(state).items():
             parameters[f"{name}.lora_A.default.weight"].copy_(a)
-            parameters[f"{name}.lora_B.default.weight"].copy_(b.view_as(parameters[f"{name}.lora_B.default.weight"]))
+            parameters[f"{name}.lora_B.default.weight"].copy_(
+                b.view_as(parameters[f"{name}.lora_B.default.weight"])
+            )
     unet.double()
     stock = unet(
         noisy, moments, encoder_hidden_states=text["hidden"],
@@ -246,6 +259,8 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
         ).images[0]  # fmt: skip
     assert abs(ours - stock).max() < 0.02
     other = TuneWeights("tune_x", result.weights_key, "ohwx", "woman")
-    both = render_job("p", "a photo of ohwx woman <lora:x:1>", settings, tune=tune, find_tune=lambda name: other)
+    both = render_job(
+        "p", "a photo of ohwx woman <lora:x:1>", settings, tune=tune, find_tune=lambda name: other
+    )
     (refused,) = render([both], base, store, "out", Recorder())
     assert refused.failure is not None and "DoRA" in refused.failure.message

@@ -152,7 +152,10 @@ def test_a_gpu_is_asked_for_kernels_that_repeat_themselves_and_only_while_it_tra
     from tunes_dagster.training.repeatable import repeatable
 
     def switches():
-        return torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+        )
 
     before = switches()
     with repeatable(torch.device("cpu")):
@@ -235,7 +238,9 @@ def test_divergence_cancel_and_broken_data_leave_the_others_alone(base64, store,
     patch = pytest.MonkeyPatch()
     patch.setattr(run, "prepare", poison)
     try:
-        outcomes = train([good, wild, stopped, kept, broken], base64, store, lambda tune, _: told.append(tune))
+        outcomes = train(
+            [good, wild, stopped, kept, broken], base64, store, lambda tune, _: told.append(tune)
+        )
     finally:
         patch.undo()
     assert outcomes["tune_wild"].code == FailureCode.DIVERGED

@@ -55,7 +55,9 @@ def test_a_mask_follows_the_crop_and_the_mirror(store):
 
 def test_the_loss_of_the_loop_is_the_masked_one(base, store, make_job):
     """One step: the gradient is that of the weighted squared error, written out."""
-    job = make_job("one", pictures=1, steps=1, batch_size=1, prior_weight=0, caption_dropout=0, min_snr_gamma=0)
+    job = make_job(
+        "one", pictures=1, steps=1, batch_size=1, prior_weight=0, caption_dropout=0, min_snr_gamma=0
+    )
     job.items = [replace(job.items[0], mask_key=left_half(store))]
     prepared = run.prepare(job, base, store)
     assert prepared.masks is not None
@@ -96,6 +98,8 @@ def test_a_one_picture_tune_trains_and_says_so(base, store, make_job):
     job.items = [first, replace(first, mirrored=True), replace(first, crop=(8, 8, 56, 56), tone=(1.08, 0.95))]
     job.recipe = {"one_picture": True}
     (result,) = loop.train([job], base, store).values()
-    assert any(float(value.abs().max()) > 0 for name, value in load(store.read_bytes(result.weights_key)).items())
+    assert any(
+        float(value.abs().max()) > 0 for name, value in load(store.read_bytes(result.weights_key)).items()
+    )
     assert "one picture" in store.read_text(result.card_key)
     assert result.recipe["pictures"][1]["mirrored"] is True

@@ -30,7 +30,9 @@ def planned(branch, gib, options=LORA, bitsandbytes=False, most=8, kind="cuda", 
 def said(plan) -> str:
     """One letter per way of saving: Offload, Checkpointing, 8-bit moments, quantized base."""
     choice = plan.choice
-    letters = "O" * choice.offload + "C" * choice.gradient_checkpointing + "8" * (choice.optimizer == "adamw8bit")
+    letters = (
+        "O" * choice.offload + "C" * choice.gradient_checkpointing + "8" * (choice.optimizer == "adamw8bit")
+    )
     return letters + {"none": "", "int8": "q8", "nf4": "q4"}[choice.quantize]
 
 
@@ -101,7 +103,11 @@ def test_learning_words_needs_text_encoders_and_denoiser_at_once():
     words = planned("flux1-dev", 48, pti).parts_gib["while learning words"]
     assert words > 2 * (11.901 + 4.885) * 1e9 / 2**30
     # Afterwards it is an adapter like any other, and shares its forwards.
-    assert planned("sdxl1", 80, pti).cohort == planned("sdxl1", 80, pti.model_copy(update={"kind": "lora"})).cohort > 1
+    assert (
+        planned("sdxl1", 80, pti).cohort
+        == planned("sdxl1", 80, pti.model_copy(update={"kind": "lora"})).cohort
+        > 1
+    )
 
 
 def test_what_a_person_fixed_is_kept():
@@ -202,7 +208,10 @@ def test_a_base_is_packed_however_it_is_loaded(tmp_path, monkeypatch, bits):
     assert around is None
     for config in (whole.quant_mapping["transformer"], single):
         assert config.load_in_8bit == (bits == "int8") and config.load_in_4bit == (bits == "nf4")
-        assert bits == "int8" or (config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+        assert bits == "int8" or (config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == (
+            "nf4",
+            torch.bfloat16,
+        )
     assert loading._packing(torch.bfloat16) is None
 
 

@@ -25,7 +25,10 @@ def test_steps_are_counted_from_the_pictures(preset, pictures, steps):
 
 
 def test_face_crops_and_repeats_are_no_pictures_of_their_own():
-    items = [TrainExample("blobs/a.png", "", (64, 64), (0, 0, 9, 9)), TrainExample("blobs/a.png", "", (64, 64))]
+    items = [
+        TrainExample("blobs/a.png", "", (64, 64), (0, 0, 9, 9)),
+        TrainExample("blobs/a.png", "", (64, 64)),
+    ]
     options = TrainingOptions(steps_per_picture=500, batch_size=1)
     assert TuneJob("t", options, items, "ohwx", "woman", "out").total_steps == 500
 
@@ -121,9 +124,13 @@ def test_options_that_do_not_go_together_are_refused():
 def test_another_kind_gets_defaults_of_its_own_and_keeps_what_was_chosen():
     entry = load_catalog().entries["sdxl1"]
     lora = entry.training_options(TrainingOptions(seed=7, steps=900, warmup_steps=5)).model_dump()
-    full = entry.training_options(TrainingOptions.model_validate(changed(lora, {"kind": "checkpoint"}, entry)))
+    full = entry.training_options(
+        TrainingOptions.model_validate(changed(lora, {"kind": "checkpoint"}, entry))
+    )
     assert full.learning_rate == pytest.approx(entry.training["learning_rate"] * 0.05) and full.rank is None
     assert (full.seed, full.steps, full.warmup_steps, full.batch_size) == (7, 900, 5, 1)
-    back = entry.training_options(TrainingOptions.model_validate(changed(full.model_dump(), {"kind": "lora"}, entry)))
+    back = entry.training_options(
+        TrainingOptions.model_validate(changed(full.model_dump(), {"kind": "lora"}, entry))
+    )
     assert back.model_dump() == lora
     assert changed(lora, {"steps": 3}, entry) == {**lora, "steps": 3}

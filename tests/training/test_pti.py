@@ -43,7 +43,9 @@ def test_words_and_adapter_are_trained_and_read_by_stock_diffusers(any_base, sto
         assert (value - start[name]).abs().max() > 0.05  # they moved
     losses = [numbers["words_loss"] for _, _, numbers in job.report.steps if "words_loss" in numbers]
     assert len(losses) == 6
-    seen = verify.verify(Files(result.weights_key, result.kohya_key), "a photo of ohwx woman", any_base, store)
+    seen = verify.verify(
+        Files(result.weights_key, result.kohya_key), "a photo of ohwx woman", any_base, store
+    )
     assert seen.passed, seen
     text = any_base.encode_text(["a photo of ohwx woman"])["hidden"]
     with words.speaking(any_base, store, result.weights_key) as spoken:
@@ -128,7 +130,9 @@ def test_recomputing_blocks_changes_no_words(tmp_path, make_job, store, family):
     for name, value in plain.items():
         torch.testing.assert_close(saving[name], value, rtol=1e-8, atol=1e-10)
     assert not base.denoiser.is_gradient_checkpointing
-    assert not any(layer.training for _, encoder in base.word_encoders().values() for layer in encoder.modules())
+    assert not any(
+        layer.training for _, encoder in base.word_encoders().values() for layer in encoder.modules()
+    )
 
 
 def test_a_second_attempt_takes_the_words_it_has_and_resumes_exactly(base, store, make_job):
@@ -163,7 +167,9 @@ def test_two_tunes_of_one_token_have_words_of_their_own(base):
 def documented() -> str:
     """The snippet of docs/training.md that loads words and adapter into a stock pipeline."""
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-    (snippet,) = [part.partition("```")[0] for part in page.split("```python")[1:] if "textual_inversion" in part]
+    (snippet,) = [
+        part.partition("```")[0] for part in page.split("```python")[1:] if "textual_inversion" in part
+    ]
     return snippet
 
 
@@ -212,7 +218,10 @@ def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_documented_snip
         ).images[0]  # fmt: skip
 
     plain = stock()
-    with store.local(results[0].weights_key) as weights, store.local(results[0].figures["embeddings"]) as vectors:
+    with (
+        store.local(results[0].weights_key) as weights,
+        store.local(results[0].figures["embeddings"]) as vectors,
+    ):
         snippet = documented().replace("<tune>.embeddings.safetensors", str(vectors))
         exec(snippet.replace("<tune>.safetensors", str(weights)), {"pipe": fresh})
     ours = np.asarray(Image.open(io.BytesIO(pictures[0]))) / 255

@@ -142,7 +142,14 @@ def set_option(
     say(f"{escape(account)}: {escape(str(wallet.options))}")
 
 
-_OPTIONS = ("title_idempotency", "failure_callbacks", "face_crop", "scheduler", "max_upload_files", "max_upload_mb")
+_OPTIONS = (
+    "title_idempotency",
+    "failure_callbacks",
+    "face_crop",
+    "scheduler",
+    "max_upload_files",
+    "max_upload_mb",
+)
 
 
 @accounts.command("signing")

@@ -20,7 +20,8 @@ DEVICES = (12, 24, 48, 80, 140)
 def plan(
     base: Annotated[str, typer.Option(help="Base model, see `tunes bases list`.")] = "sdxl",
     memory: Annotated[
-        float | None, typer.Option(min=1, help="GiB of a GPU to plan for. Default: this machine, then usual GPUs.")
+        float | None,
+        typer.Option(min=1, help="GiB of a GPU to plan for. Default: this machine, then usual GPUs."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     *,
@@ -38,7 +39,9 @@ def plan(
     entry = installation.catalog.resolve(base)
     options = entry.training_options(checked(TrainingOptions, training, "The request"))
     if options.kind in UNTRAINED:
-        said = f"A tune of the kind {options.kind} trains nothing: an encoder looks at its pictures on the CPU."
+        said = (
+            f"A tune of the kind {options.kind} trains nothing: an encoder looks at its pictures on the CPU."
+        )
         if as_json:
             emit_json({"base": entry.branch, "devices": [], "says": said})
         else:

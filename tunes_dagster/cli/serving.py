@@ -18,7 +18,10 @@ def dev(
     host: Annotated[str, typer.Option(help="Address to listen on. Dagster's UI has no login.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
     api_port: Annotated[
-        int, typer.Option(help="Port of the HTTP APIs, on the same address (see `tunes serve`); 0 leaves them out.")
+        int,
+        typer.Option(
+            help="Port of the HTTP APIs, on the same address (see `tunes serve`); 0 leaves them out."
+        ),
     ] = 8000,
 ) -> None:
     """Open the Dagster UI, run the daemon and serve the HTTP APIs: what is handed in is worked on and can be seen."""

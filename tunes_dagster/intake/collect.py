@@ -281,7 +281,9 @@ def _judged(
 
 def _with_masks(pictures: Sequence[Examined]) -> list[Examined]:
     """Return the pictures, each with its mask; a picture named like a mask of another one is no picture itself."""
-    stems = {str(PurePosixPath(picture.name.lower()).with_suffix("")): i for i, picture in enumerate(pictures)}
+    stems = {
+        str(PurePosixPath(picture.name.lower()).with_suffix("")): i for i, picture in enumerate(pictures)
+    }
     masks: dict[int, int] = {}
     for i, picture in enumerate(pictures):
         owner = stems.get(masked_picture(picture.name) or "")

@@ -57,7 +57,9 @@ class GfpganRestorer:
     def restore(self, image: Image.Image) -> Image.Image:
         """Return the picture with its faces restored, in the same size."""
         pixels = np.asarray(image.convert("RGB"))[:, :, ::-1].copy()
-        _, _, restored = self._restorer.enhance(pixels, has_aligned=False, only_center_face=False, paste_back=True)
+        _, _, restored = self._restorer.enhance(
+            pixels, has_aligned=False, only_center_face=False, paste_back=True
+        )
         result = Image.fromarray(np.ascontiguousarray(restored[:, :, ::-1]))
         return result if result.size == image.size else result.resize(image.size, Image.Resampling.LANCZOS)
 

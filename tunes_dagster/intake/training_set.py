@@ -193,7 +193,9 @@ def _tell(
     if options.one_picture and len(rows) == 1:
         report.note(f"A one-picture tune: {rows[0].name} is trained on in {len(items)} variations of itself.")
     elif options.one_picture:
-        report.note(f"one_picture was asked for, but {len(rows)} pictures came in; each is trained on as it is.")
+        report.note(
+            f"one_picture was asked for, but {len(rows)} pictures came in; each is trained on as it is."
+        )
     if options.mask != "off":
         without = sum(not (item.mask_key or item.mask_box) for item in items if not item.held_out)
         if without:

@@ -142,9 +142,7 @@ def _section(section: Section) -> str:
         parts.append(f"<p>{' · '.join(said)}</p>")
     if section.wide:
         path = quote(section.wide)
-        parts.append(
-            f'<a href="{path}"><img class="wide" src="{path}" alt="{escape(section.heading)}"></a>'
-        )
+        parts.append(f'<a href="{path}"><img class="wide" src="{path}" alt="{escape(section.heading)}"></a>')
     if section.figures:
         figures = "".join(_figure(figure) for figure in section.figures)
         parts.append(f'<div class="grid" style="--column:{section.column}px">{figures}</div>')

@@ -124,7 +124,9 @@ def make(
             FailureCode.TOO_FEW_PICTURES, "There is no picture to look at.", "Hand in at least one picture."
         )
     faces = "faces" if chosen[0].is_face else "whole pictures: no closer crop of a face"
-    report.phase(Phase.ENCODING, f"Looking at {len(chosen)} of {len(job.items)} pictures and crops ({faces}).")
+    report.phase(
+        Phase.ENCODING, f"Looking at {len(chosen)} of {len(job.items)} pictures and crops ({faces})."
+    )
     adapter = read_adapter(entry, bases_folder)
     eyes = Eyes(entry.encoder_path(bases_folder), adapter.looks_at_hidden_states)
     report.check_cancelled()

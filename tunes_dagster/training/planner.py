@@ -294,7 +294,8 @@ def _parts(
         "activations": tunes * positions * kept * (width / 2) / _GIB,
         "overhead": overhead,
         "while encoding": encoding / _GIB + overhead,
-        "while learning words": _words(options, sizes, resolution, kept, choice, width, denoiser) / _GIB + overhead,
+        "while learning words": _words(options, sizes, resolution, kept, choice, width, denoiser) / _GIB
+        + overhead,
     }
 
 

@@ -61,7 +61,9 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     return replace(prepared, figures={**prepared.figures, "words": len(next(iter(vectors.values())))})
 
 
-def write(job: TuneJob, base: LoadedBase, store: Store, adapter: Mapping[str, Tensor], **named: Any) -> TuneResult:
+def write(
+    job: TuneJob, base: LoadedBase, store: Store, adapter: Mapping[str, Tensor], **named: Any
+) -> TuneResult:
     """Write a finished tune: what `export.write` writes, and the words beside it."""
     key = f"{job.out_prefix}/{job.tune_id}.embeddings.safetensors"
     assert job.words is not None
@@ -82,7 +84,9 @@ def _train_words(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
     latents, _ = cache.cached_latents(job.items, base, store)
     dtype = torch.promote_types(base.dtype, torch.float32)
     vectors = _start(job, base, dtype)
-    adamw = torch.optim.AdamW(_rates(base, vectors, options.token_learning_rate), betas=_BETAS, weight_decay=0.0)
+    adamw = torch.optim.AdamW(
+        _rates(base, vectors, options.token_learning_rate), betas=_BETAS, weight_decay=0.0
+    )
     batches = order.BucketOrder([item.bucket for item in job.items], options.batch_size or 1, options.seed)
     every = max(1, steps // 20)
     job.report.phase(Phase.TRAINING, f"Training {options.token_vectors} words for {job.token}, {steps} steps")
@@ -167,7 +171,9 @@ def _loss(
     """Return the mean squared error of one step, differentiable in the words."""
     source = order.generator(seed, _WORDS, step)
     noise = torch.randn(2, *means.shape, generator=source)
-    uniform = (torch.randperm(len(means), generator=source) + torch.rand(len(means), generator=source)) / len(means)
+    uniform = (torch.randperm(len(means), generator=source) + torch.rand(len(means), generator=source)) / len(
+        means
+    )
     clean = (means + stds * noise[1].to(means.dtype)).to(base.device, dtype)
     noise = noise[0].to(base.device, dtype)
     moments = base.draw_timesteps(uniform, *bucket).to(base.device)
@@ -184,7 +190,9 @@ def _start(job: TuneJob, base: LoadedBase, dtype: torch.dtype) -> dict[str, nn.P
         ids = tokenizer(job.class_name, add_special_tokens=False).input_ids
         centre = weight[ids].to(dtype).mean(0)
         source = order.generator(job.options.seed, _START, number)
-        noise = torch.randn(job.options.token_vectors, weight.shape[1], generator=source).to(weight.device, dtype)
+        noise = torch.randn(job.options.token_vectors, weight.shape[1], generator=source).to(
+            weight.device, dtype
+        )
         made[name] = nn.Parameter((centre + _SPREAD * words.spreads(base)[name] * noise).to(base.device))
     return made
 
@@ -214,7 +222,9 @@ def _embeddings(encoder: Any) -> list[nn.Module]:
     return [layer for layer in encoder.modules() if getattr(layer, "weight", None) is weight]
 
 
-def _replace_rows(ids: Tensor, vectors: Tensor, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+def _replace_rows(
+    ids: Tensor, vectors: Tensor, module: nn.Module, given: tuple[Tensor, ...], out: Tensor
+) -> Tensor:
     """Return an embedding layer's output with the rows of some ids taken from elsewhere."""
     hits = given[0][..., None] == ids
     return torch.where(hits.any(-1, keepdim=True), vectors[hits.int().argmax(-1)].to(out.dtype), out)
