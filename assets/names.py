@@ -9,6 +9,7 @@ import dagster as dg
 GPU_POOL = "gpu"
 # Report cards wait for a device by themselves and not for ever; one worker process at a time does so.
 REPORT_POOL = "report"
+POOLS = (GPU_POOL, REPORT_POOL)
 
 
 class Group:

@@ -6,6 +6,7 @@ Shared by the sensors (which request runs from the daemon) and by `inprocess` (w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -27,6 +28,9 @@ JOB_OF_KIND = {
 _PRIORITY = {"render": "3", "finish": "2", "embed": "2", "prepare": "1", "train": "0"}
 
 _PATIENT = "0"
+
+# After its last work a run only writes events; so many times the silence after which work is lost is ample.
+_GRACES = 5
 
 _ENDED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
 
@@ -99,6 +103,24 @@ def _cancel_subject(registry: Registry, work: Work) -> None:
             registry.request_cancel(work.subject_id)
     except Failure:
         return  # it ended by itself meanwhile
+
+
+def forgotten_runs(
+    instance: dg.DagsterInstance,
+    registry: Registry,
+    pools: Sequence[str],
+    now: datetime,
+    lost_after_seconds: float,
+) -> list[str]:
+    """Return runs that hold a slot of one of the pools although all of their work ended long ago.
+
+    Their machine died between the last row and the end of the run: no row is stuck, so only their slot tells.
+    """
+    grace = timedelta(seconds=_GRACES * lost_after_seconds)
+    claims = map(instance.event_log_storage.get_concurrency_info, pools)
+    holders = {run_id for claim in claims for run_id in claim.active_run_ids}
+    ends = {run_id: registry.run_ended_at(run_id) for run_id in holders}
+    return sorted(run_id for run_id, end in ends.items() if end is not None and now - end > grace)
 
 
 def give_up_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> None:

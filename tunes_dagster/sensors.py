@@ -10,12 +10,18 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
-from assets.names import Group
+from assets.names import POOLS, Group
 from resources import CatalogResource, NotifierResource, RegistryResource, StoreResource
 from tunes_dagster import clock, decide
 from tunes_dagster.failures import Failure
 from tunes_dagster.jobs import embed_faces, train_cohort
-from tunes_dagster.launches import cancel_what_people_cancelled, give_up_runs, request_for, run_is_alive
+from tunes_dagster.launches import (
+    cancel_what_people_cancelled,
+    forgotten_runs,
+    give_up_runs,
+    request_for,
+    run_is_alive,
+)
 from tunes_dagster.partitions import campaigns_keys, render_batches, tunes
 from tunes_dagster.registry import Campaign, CampaignDate, Registry
 from tunes_dagster.settings import Settings, get_settings
@@ -208,7 +214,10 @@ def stuck_work(context: dg.SensorEvaluationContext, registry: RegistryResource) 
         lambda name: run_is_alive(instance, name),
         lost_after_seconds=settings.lost_after_seconds,
     )
-    give_up_runs(instance, [one.work.run_id for one in stuck if one.work.run_id])
+    forgotten = forgotten_runs(instance, rows, POOLS, clock.now(), settings.lost_after_seconds)
+    give_up_runs(instance, [*(one.work.run_id for one in stuck if one.work.run_id), *forgotten])
+    for run_id in forgotten:
+        context.log.warning(f"Run {run_id} held the device although its work had ended; it was given up.")
     for one in stuck:
         context.log.warning(f"{one.work.kind} of {one.work.subject_id}: {one.reason}")
     return dg.SkipReason(

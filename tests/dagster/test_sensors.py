@@ -7,6 +7,7 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 
+from assets.names import GPU_POOL
 from resources import CatalogResource, NotifierResource, RegistryResource, StoreResource
 from tests.support.houses import draw_pictures
 from tunes_dagster import clock, sensors
@@ -152,6 +153,29 @@ def test_a_silent_run_is_given_up_and_marked_as_failed(house, rows, monkeypatch)
     assert "1 attempts were lost" in stuck(house, rows)
     assert house.registry.get_work(work.id).state == "queued"
     assert house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_run_whose_work_ended_but_that_never_did_gives_its_slot_back(house, rows, monkeypatch):
+    tune = house.submit()
+    (request,) = look(sensors.queued_tunes, house, registry=rows).run_requests
+    run_id = submit_run(house, request.run_key, dg.DagsterRunStatus.STARTED)
+    work = house.registry.claim("prepare", tune.id, run_id, run_key=request.run_key)
+    slots = house.instance.event_log_storage
+    slots.set_concurrency_slots(GPU_POOL, 1)
+    assert slots.claim_concurrency_slot(GPU_POOL, run_id, "train").is_claimed
+    later = clock.now() + timedelta(seconds=40)
+    monkeypatch.setattr(sensors.clock, "now", lambda: later)
+    assert (
+        stuck(house, rows) == "All is well."
+        and house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.STARTED
+    )
+
+    house.registry.finish(work.id, run_id)
+    for minutes, status in ((4, dg.DagsterRunStatus.STARTED), (6, dg.DagsterRunStatus.FAILURE)):
+        moment = later + timedelta(minutes=minutes)
+        monkeypatch.setattr(sensors.clock, "now", lambda moment=moment: moment)
+        stuck(house, rows)
+        assert house.instance.get_run_by_id(run_id).status == status
 
 
 def test_due_callbacks_reports_what_it_did(house, rows):

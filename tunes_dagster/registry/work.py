@@ -343,6 +343,16 @@ class WorkQueries(Database):
         with self.reading() as session:
             return list(session.scalars(query))
 
+    def run_ended_at(self, run_id: str) -> datetime | None:
+        """Return when the last work of a run ended; None while some is running, and for runs without work."""
+        query = select(
+            func.max(func.coalesce(Work.finished_at, Work.heartbeat_at)),
+            func.count().filter(Work.state == "running"),
+        ).where(Work.run_id == run_id)
+        with self.reading() as session:
+            last, running = session.execute(query).one()
+        return None if running else last
+
     def stuck_work(self, now: datetime, lost_after: float) -> list[Work]:
         """Return submitted and running rows that nothing was heard of for `lost_after` seconds."""
         limit = now - timedelta(seconds=lost_after)
