@@ -98,12 +98,19 @@ def cohort_launches(
 
     Tunes that train nothing go first: they take seconds and hold no device.
     """
-    first = _cohorts(registry, "embed", 0.0, settings.max_cohort, limit, now)
+    first = embed_launches(registry, settings, limit, now)
     left = limit - len(first)
     return [
         *first,
         *_cohorts(registry, "train", settings.cohort_wait_seconds, settings.max_cohort, left, now),
     ]
+
+
+def embed_launches(
+    registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
+) -> list[Launch]:
+    """Return a run for prepared tunes that train nothing; it holds no device."""
+    return _cohorts(registry, "embed", 0.0, settings.max_cohort, limit, now)
 
 
 def _cohorts(

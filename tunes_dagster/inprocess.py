@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
+from assets.names import GPU_POOL, POOLS, REPORT_POOL
 from tunes_dagster import clock, decide
 from tunes_dagster.failures import Failure
 from tunes_dagster.launches import (
@@ -25,12 +26,15 @@ from tunes_dagster.launches import (
     ORIGIN_TAG,
     RUN_KEY_TAG,
     cancel_what_people_cancelled,
+    forgotten_runs,
+    full_pools,
+    give_up_runs,
     partition_of,
     run_config,
     run_is_alive,
 )
 from tunes_dagster.partitions import campaigns_keys, render_batches, tunes
-from tunes_dagster.progress import Reporter, Silent
+from tunes_dagster.progress import Phase, Reporter, Silent
 from tunes_dagster.registry import Registry, open_registry
 from tunes_dagster.settings import Settings
 
@@ -105,28 +109,46 @@ def drive(
     definitions = build_defs(resource_overrides=resource_overrides)
     while not until():
         watching.check_cancelled()
-        launches = next_launches(rows, settings)
+        full = full_pools(place, POOLS)
+        launches = next_launches(rows, settings, full)
         for launch in launches:
             watching.note(f"Starting {JOB_OF_KIND[launch.kind]}.")
             execute(definitions, place, launch)
         if not launches:
-            cancel_what_people_cancelled(place, rows)
-            decide.find_stuck(
-                rows, clock.now(), lambda name: run_is_alive(place, name),
-                lost_after_seconds=settings.lost_after_seconds,
-            )  # fmt: skip
+            watching.phase(Phase.QUEUED, "Waiting for the device: another run has it." if full else "")
+            _give_up_lost(rows, place, settings)
             time.sleep(_POLL_SECONDS)
 
 
-def next_launches(registry: Registry, settings: Settings) -> list[decide.Launch]:
-    """Return what can start now; work near its end goes first, one run at a time."""
-    for look in (
-        lambda: decide.render_launches(registry, settings, limit=1),
-        lambda: decide.finish_launches(registry, limit=1),
-        lambda: decide.prepare_launches(registry, limit=1),
-        lambda: decide.cohort_launches(registry, settings, limit=1),
-    ):
-        if launches := look():
+def _give_up_lost(registry: Registry, instance: dg.DagsterInstance, settings: Settings) -> None:
+    """Do what the sensor `stuck_work` does."""
+    cancel_what_people_cancelled(instance, registry)
+    now, patience = clock.now(), settings.lost_after_seconds
+    stuck = decide.find_stuck(
+        registry, now, lambda name: run_is_alive(instance, name), lost_after_seconds=patience
+    )
+    forgotten = forgotten_runs(instance, registry, POOLS, now, patience)
+    give_up_runs(instance, [*(one.work.run_id for one in stuck if one.work.run_id), *forgotten])
+
+
+def next_launches(registry: Registry, settings: Settings, full: Collection[str] = ()) -> list[decide.Launch]:
+    """Return what can start now; work near its end goes first, one run at a time.
+
+    Args:
+        registry: Where the work is queued.
+        settings: The operator's.
+        full: Pools without a free slot. Their work stays in the queue: a run of it would wait inside Dagster, where
+            it hears nothing and says nothing.
+    """
+    looks: tuple[tuple[str, Callable[[], list[decide.Launch]]], ...] = (
+        (GPU_POOL, lambda: decide.render_launches(registry, settings, limit=1)),
+        (REPORT_POOL, lambda: decide.finish_launches(registry, limit=1)),
+        ("", lambda: decide.prepare_launches(registry, limit=1)),
+        ("", lambda: decide.embed_launches(registry, settings, limit=1)),
+        (GPU_POOL, lambda: decide.cohort_launches(registry, settings, limit=1)),
+    )
+    for pool, look in looks:
+        if pool not in full and (launches := look()):
             return launches
     return []
 

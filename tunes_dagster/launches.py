@@ -123,6 +123,12 @@ def forgotten_runs(
     return sorted(run_id for run_id, end in ends.items() if end is not None and now - end > grace)
 
 
+def full_pools(instance: dg.DagsterInstance, pools: Sequence[str]) -> frozenset[str]:
+    """Return those of the pools that have no slot free."""
+    found = map(instance.event_log_storage.get_concurrency_info, pools)
+    return frozenset(pool.concurrency_key for pool in found if 0 < pool.slot_count <= pool.active_slot_count)
+
+
 def give_up_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> None:
     """Mark runs as failed that look alive but are gone (their machine crashed), which frees their pool slots."""
     for run_id in run_ids:
@@ -131,3 +137,5 @@ def give_up_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> None:
             instance.report_run_failed(
                 run, "The run was silent for too long; its work was given to another run."
             )
+            # A daemon that watches runs would do this later; on the command line there is none.
+            instance.event_log_storage.free_concurrency_slots_for_run(run_id)

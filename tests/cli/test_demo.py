@@ -54,7 +54,9 @@ def play(installation: Installation) -> None:
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, installation: Installation) -> None:
-    def drive(settings: object, until: Callable[[], bool], *, registry: Registry, instance: object) -> None:
+    def drive(
+        settings: object, until: Callable[[], bool], report: object, *, registry: Registry, instance: object
+    ) -> None:
         play(installation)
         assert until()
 

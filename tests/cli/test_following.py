@@ -24,7 +24,12 @@ def driven(monkeypatch: pytest.MonkeyPatch, installation: Installation) -> Calla
 
     def use(work: Callable[[Sequence[str], Sequence[str]], None], daemon: bool = False) -> None:
         def drive(
-            settings: object, until: Callable[[], bool], *, registry: Registry, instance: object
+            settings: object,
+            until: Callable[[], bool],
+            report: object,
+            *,
+            registry: Registry,
+            instance: object,
         ) -> None:
             waiting = [row.id for row in registry.list_tunes() if row.status not in TUNE_OVER]
             work(waiting, [row.id for row in registry.list_prompts(status=["queued", "waiting"])])

@@ -9,6 +9,7 @@ from tunes_dagster.cli.installation import Installation, set_dagster_home
 from tunes_dagster.cli.output import noise_to, say
 from tunes_dagster.cli.watching import Watch, show_while
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.progress import Phase, Silent
 
 
 def follow(
@@ -45,18 +46,36 @@ def follow(
             log = installation.settings.resolved_home / "logs" / "cli.log"
 
             def work() -> None:
-                drive(installation.settings, lambda: watch.over, registry=registry, instance=instance)
+                told = _Waiting(watch)
+                drive(installation.settings, lambda: watch.over, told, registry=registry, instance=instance)
 
             with noise_to(log):
                 show_while(watch, work, stderr)
     except KeyboardInterrupt:
-        _say_how_to_go_on(registry, tunes, by_daemon)
+        _say_how_to_go_on(registry, tunes, prompts, by_daemon)
         raise
     for row in [*map(registry.get_tune, tunes), *map(registry.get_prompt, everything)]:
         raise_if_failed(row)
 
 
-def _say_how_to_go_on(registry: Any, tunes: Sequence[str], by_daemon: bool) -> None:
+class _Waiting(Silent):
+    """Lets those who watch know what queued work waits for."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def phase(self, phase: Phase, message: str = "") -> None:
+        """Nothing can start: this is why."""
+        self._watch.waiting_for = message
+
+    def note(self, message: str) -> None:
+        """Something starts."""
+        self._watch.waiting_for = ""
+
+
+def _say_how_to_go_on(registry: Any, tunes: Sequence[str], prompts: Sequence[str], by_daemon: bool) -> None:
+    if prompts and not tunes and not by_daemon:
+        say("\nThe prompts stay queued. Go on with: [bold]tunes resume[/]")
     for tune in map(registry.get_tune, tunes):
         if by_daemon:
             say(f"\nThe work goes on. Look again with: [bold]tunes status {tune.number} --watch[/]")

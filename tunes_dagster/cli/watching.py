@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.cli.output import console, escape, styled
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TUNE_OVER = frozenset({"ready", "failed", "cancelled", "deleted"})
 PROMPT_OVER = frozenset({"done", "failed", "blocked", "cancelled"})
+QUEUED = frozenset({"queued", "prepared", "trained"})
 _POLL_SECONDS = 0.5
 # Somebody who reads a log wants to know that it lives, not every step.
 _LINE_SECONDS = 20.0
@@ -71,19 +72,25 @@ class Watch:
         registry: Where the rows lie.
         tunes: Ids.
         prompts: Ids; prompts of one batch share a line.
+        waiting_for: Said of what is queued and has no message of its own.
     """
 
     registry: Registry
     tunes: Sequence[str] = ()
     prompts: Sequence[str] = ()
+    waiting_for: str = ""
     _seen: tuple[float, list[Line]] | None = field(default=None, repr=False)
 
     def lines(self) -> list[Line]:
         """Return one line per tune and per batch, read at most twice a second."""
         moment = time.monotonic()
         if self._seen is None or moment - self._seen[0] > _POLL_SECONDS:
-            self._seen = (moment, self._read())
+            self._seen = (moment, [self._explained(line) for line in self._read()])
         return self._seen[1]
+
+    def _explained(self, line: Line) -> Line:
+        mute = line.status in QUEUED and not line.message
+        return replace(line, message=self.waiting_for) if mute else line
 
     def refresh(self) -> None:
         """Read again at the next look, however soon that is."""

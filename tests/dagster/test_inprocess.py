@@ -1,0 +1,64 @@
+"""Work that is done without a daemon: what happens when somebody else has the device, or had it and died."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import dagster as dg
+import pytest
+from dagster._core.test_utils import create_run_for_test
+
+from assets.names import GPU_POOL, POOLS
+from tunes_dagster import clock, inprocess
+from tunes_dagster.catalog import load_catalog
+from tunes_dagster.launches import full_pools
+from tunes_dagster.recipe import PromptRequest
+from tunes_dagster.submit import submit_prompt
+
+
+@pytest.fixture
+def house(paper_house):
+    """Nothing is trained here."""
+    return paper_house
+
+
+@pytest.fixture
+def holder(house) -> str:
+    """The run of another process, which trains and holds the only slot of the GPU pool."""
+    tune = house.submit("ann")
+    work = house.registry.claim("prepare", tune.id, "run-prepare", origin="cli")
+    house.registry.finish(work.id, "run-prepare")
+    run = create_run_for_test(house.instance, job_name="train_cohort", status=dg.DagsterRunStatus.STARTED)
+    house.registry.claim("train", tune.id, run.run_id, origin="cli")
+    slots = house.instance.event_log_storage
+    slots.set_concurrency_slots(GPU_POOL, 1)
+    assert slots.claim_concurrency_slot(GPU_POOL, run.run_id, "train").is_claimed
+    return run.run_id
+
+
+def test_work_waits_in_the_queue_while_another_run_has_the_device(house, holder):
+    request = PromptRequest(text="a mug", base="sdxl")
+    prompt = submit_prompt(house.registry, load_catalog(), house.settings, request)
+    full = full_pools(house.instance, POOLS)
+    assert full == {GPU_POOL}
+    assert inprocess.next_launches(house.registry, house.settings, full) == []
+    assert house.registry.get_prompt(prompt.id).status == "queued"
+
+    house.submit("bob")
+    (launch,) = inprocess.next_launches(house.registry, house.settings, full)
+    assert launch.kind == "prepare"
+    (launch,) = inprocess.next_launches(house.registry, house.settings)
+    assert launch.kind == "render"
+
+
+def test_a_process_that_was_killed_gives_the_device_back_without_a_daemon(house, holder, monkeypatch):
+    inprocess._give_up_lost(house.registry, house.instance, house.settings)
+    assert full_pools(house.instance, POOLS) == {GPU_POOL}
+
+    later = clock.now() + timedelta(seconds=house.settings.lost_after_seconds + 1)
+    monkeypatch.setattr(clock, "now", lambda: later)
+    inprocess._give_up_lost(house.registry, house.instance, house.settings)
+    assert full_pools(house.instance, POOLS) == frozenset()
+    assert house.instance.get_run_by_id(holder).status == dg.DagsterRunStatus.FAILURE
+    (work,) = house.registry.queued_work("train", later + timedelta(minutes=1))
+    assert work.attempt == 1
