@@ -115,6 +115,11 @@ class Eta:
         return max(0.0, (total - done) * self._seconds_per_step)
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number of things: `1 prompt`, `2 prompts`, `10,000 prompts`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def format_seconds(seconds: float | None) -> str:
     """Format a duration for people: `8 s`, `3 min 20 s`, `2 h 5 min`, or `unknown`."""
     if seconds is None:

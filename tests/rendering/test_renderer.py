@@ -186,7 +186,7 @@ def test_progress_counts_steps_of_pictures_across_shapes(base, store):
     assert watcher.steps[-1] == (11, 11)
     assert [done for done, _ in watcher.steps] == sorted(done for done, _ in watcher.steps)
     assert [phase for phase, _ in watcher.phases] == [Phase.LOADING, Phase.RENDERING]
-    assert watcher.phases[1][1] == "5 pictures of 4 prompts over 0 tunes"
+    assert watcher.phases[1][1] == "5 pictures of 4 prompts"
 
 
 def test_the_file_tells_how_it_was_made(base, store):

@@ -10,6 +10,7 @@ import typer
 from tunes_dagster.cli.installation import Installation, set_dagster_home
 from tunes_dagster.cli.output import ago, complain, emit_json, escape, say, styled, table
 from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.progress import format_count
 
 if TYPE_CHECKING:
     from tunes_dagster.campaigns.keeping import Keeper
@@ -60,7 +61,7 @@ def check(file: File, as_json: AsJson = False) -> int:
         return 2 if wrong else 0
     _say_problems(drawn.problems)
     if wrong:
-        complain(f"{_count(len(wrong), 'mistake')} in {file.name}; nothing can be queued like this.")
+        complain(f"{format_count(len(wrong), 'mistake')} in {file.name}; nothing can be queued like this.")
         return 2
     _say_sketch(drawn)
     return 0
@@ -100,14 +101,14 @@ def _say_sketch(drawn: Sketch) -> None:
     )
     by_tune = ", ".join(f"{escape(tune)} {number}" for tune, number in estimate.by_tune.items())
     say(
-        f"  renders   {_count(estimate.pictures, 'picture')} of {_count(estimate.prompts, 'prompt')}"
+        f"  renders   {format_count(estimate.pictures, 'picture')} of {format_count(estimate.prompts, 'prompt')}"
         f"  [dim]({by_tune})[/]"
     )
     if estimate.new_pictures < estimate.pictures:
         say(f"  new       {estimate.new_pictures:,}; the others are there already and are kept")
     sources = "; ".join(estimate.sources)
     say(
-        f"  takes     {estimate.duration} in {_count(estimate.batches, 'run')}"
+        f"  takes     {estimate.duration} in {format_count(estimate.batches, 'run')}"
         f"  [dim]({escape(sources) or 'nothing new'})[/]"
     )
     for size in estimate.rooms:
@@ -125,10 +126,6 @@ def _say_sketch(drawn: Sketch) -> None:
         say(f"  [dim]… and {len(drawn.planned) - 3:,} more prompts[/]")
     if drawn.over_cap:
         say(f"[red]{escape(drawn.over_cap)}[/]")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 @app.command()
@@ -338,7 +335,7 @@ def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do
     cancelled = installation.registry.remove_campaign(row.id)
     from tunes_dagster.campaigns.reloading import reload_code_location
 
-    say(f"{escape(row.name)} is removed; {_count(cancelled, 'waiting prompt')} cancelled.")
+    say(f"{escape(row.name)} is removed; {format_count(cancelled, 'waiting prompt')} cancelled.")
     say(escape(reload_code_location(installation.settings.ui_url)))
 
 

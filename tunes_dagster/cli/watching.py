@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.cli.output import console, escape, styled
-from tunes_dagster.progress import format_seconds
+from tunes_dagster.progress import format_count, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -109,7 +109,7 @@ class Watch:
             groups.setdefault((row.tune_id, row.branch), []).append(row)
         for (tune_id, branch), rows in groups.items():
             of = "with the tune" if tune_id else f"on plain {branch}"
-            lines.append(self._prompts_line(f"{_count(len(rows), 'prompt')} {of}", rows))
+            lines.append(self._prompts_line(f"{format_count(len(rows), 'prompt')} {of}", rows))
         return lines
 
     def _prompts_line(self, name: str, rows: list[Any]) -> Line:
@@ -144,10 +144,6 @@ def tune_line(tune: Any) -> Line:
         None if tune.phase == "queued" else tune.seconds_left,
         over,
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def display(lines: Sequence[Line]) -> RenderableType:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.progress import Phase, Reporter
+from tunes_dagster.progress import Phase, Reporter, format_count
 from tunes_dagster.recipe import recipe_hash
 from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering import film, png, policy
@@ -142,9 +142,9 @@ class _Batch:
         self.steps_total = sum(picture.shape.steps_done for picture in pictures)
         shown = {use.key for uses in self.faces for use in uses}
         tunes = len({use.key for combination in used for use in combination} | shown)
-        self.report.phase(
-            Phase.RENDERING, f"{len(pictures)} pictures of {len(self.jobs)} prompts over {tunes} tunes"
-        )
+        parts = ((pictures, "picture"), (self.jobs, "prompt"))
+        things = " of ".join(format_count(len(some), noun) for some, noun in parts)
+        self.report.phase(Phase.RENDERING, f"{things}, {format_count(tunes, 'tune')}" if tunes else things)
         with ThreadPoolExecutor(_SAVERS, thread_name_prefix="save") as self.pool:
             try:
                 with faces_shown(
