@@ -16,9 +16,9 @@
 Modules with assets, ops or configs do not postpone annotations: Dagster reads them as types.
 """
 
-from assets.datasets import captions, source_images, training_set
-from assets.renders import renders
-from assets.tunes import lora, report_card
+from tunes_dagster.assets.datasets import captions, source_images, training_set
+from tunes_dagster.assets.renders import renders
+from tunes_dagster.assets.tunes import lora, report_card
 
 ALL_ASSETS = [source_images, training_set, captions, lora, report_card, renders]
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
-from assets.reporting import Member, Pulse, RunLines, RunLog
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.launches import ORIGIN_TAG, RUN_KEY_TAG
-from tunes_dagster.logs import set_up_logging
-from tunes_dagster.progress import Reporter, Tee
-from tunes_dagster.settings import get_settings
+from tunes_dagster.assets.reporting import Member, Pulse, RunLines, RunLog
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.logs import set_up_logging
+from tunes_dagster.core.progress import Reporter, Tee
+from tunes_dagster.core.settings import get_settings
+from tunes_dagster.pipeline.launches import ORIGIN_TAG, RUN_KEY_TAG
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Registry, Work

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from assets.attempt import as_dagster_failure, sentences
-from assets.display import files, picture, table
-from assets.names import LORA, RENDERS, Group, Owner, check_spec
-from resources import CatalogResource, RegistryResource, StoreResource
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.partitions import campaign_dates, campaigns_keys, loras_of_batch
-from tunes_dagster.settings import get_settings
+from tunes_dagster.assets.attempt import as_dagster_failure, sentences
+from tunes_dagster.assets.display import files, picture, table
+from tunes_dagster.assets.names import LORA, RENDERS, Group, Owner, check_spec
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.settings import get_settings
+from tunes_dagster.pipeline.partitions import campaign_dates, campaigns_keys, loras_of_batch
+from tunes_dagster.resources import CatalogResource, RegistryResource, StoreResource
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign

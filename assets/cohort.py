@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.attempt import (
+from tunes_dagster.assets.attempt import (
     Attempt,
     Context,
     as_dagster_failure,
@@ -26,20 +26,20 @@ from assets.attempt import (
     run_origin,
     sentences,
 )
-from assets.embedded import embed
-from assets.reporting import Pulse
-from assets.requests import training_options
-from assets.trained import Inspector, Trained, log_trained
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.progress import Phase, Tee
-from tunes_dagster.recipe import UNTRAINED, TrainingOptions, TuneRequest
-from tunes_dagster.settings import get_settings
+from tunes_dagster.assets.embedded import embed
+from tunes_dagster.assets.reporting import Pulse
+from tunes_dagster.assets.requests import training_options
+from tunes_dagster.assets.trained import Inspector, Trained, log_trained
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.progress import Phase, Tee
+from tunes_dagster.core.recipe import UNTRAINED, TrainingOptions, TuneRequest
+from tunes_dagster.core.settings import get_settings
 
 if TYPE_CHECKING:
-    from resources import CatalogResource, ComputeResource, Device
-    from tunes_dagster.catalog import BaseModelEntry
+    from tunes_dagster.core.store import Store
+    from tunes_dagster.families.catalog import BaseModelEntry
     from tunes_dagster.registry import Registry, Tune, Work
-    from tunes_dagster.store import Store
+    from tunes_dagster.resources import CatalogResource, ComputeResource, Device
     from tunes_dagster.training.jobs import TuneJob, TuneResult
     from tunes_dagster.training.planner import MemoryPlan
 
@@ -136,8 +136,8 @@ def train_trainees(
         on_trained: Called for each tune once its weights are written and inspected, before the next one ends.
         newcomers: Asked for claimed tunes that join, with the number of free places.
     """
-    from tunes_dagster.training.families.base import load_family
-    from tunes_dagster.training.families.loading import Placement, placed
+    from tunes_dagster.families.base import load_family
+    from tunes_dagster.families.loading import Placement, placed
     from tunes_dagster.training.loop import train
 
     by_id: dict[str, Trainee] = {}
@@ -218,8 +218,8 @@ def plan_jobs(
     Returns:
         The jobs that fit, and the plan; None when no job fits.
     """
+    from tunes_dagster.families.sizes import sizes_of
     from tunes_dagster.training.planner import carry_out, plan_memory
-    from tunes_dagster.training.sizes import sizes_of
 
     sizes, machine, most = sizes_of(entry, folder), device.machine(), get_settings().max_cohort
     fitting = []

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.display import MAX_SHOWN, files, load_pictures, save_sheet, table
-from assets.names import CAPTIONS, SOURCE_IMAGES, TRAINING_SET, check_spec
-from tunes_dagster.failures import Failure
-from tunes_dagster.partitions import tunes
+from tunes_dagster.assets.display import MAX_SHOWN, files, load_pictures, save_sheet, table
+from tunes_dagster.assets.names import CAPTIONS, SOURCE_IMAGES, TRAINING_SET, check_spec
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.pipeline.partitions import tunes
 
 if TYPE_CHECKING:
+    from tunes_dagster.core.store import Store
     from tunes_dagster.intake.captions import CaptionTable
     from tunes_dagster.intake.manifest import Manifest
     from tunes_dagster.intake.training_set import TrainingSet
     from tunes_dagster.registry import Tune
-    from tunes_dagster.store import Store
 
 MANIFEST_COLUMNS = {
     "picture": "string", "verdict": "string", "reason": "string", "remedy": "string", "size": "string",

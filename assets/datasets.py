@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.attempt import Attempt, attempt, sentences
-from assets.dataset_pages import (
+from tunes_dagster.assets.attempt import Attempt, attempt, sentences
+from tunes_dagster.assets.dataset_pages import (
     ENOUGH_PICTURES,
     NO_LEAKAGE,
     TOKEN_AND_CLASS,
@@ -17,9 +17,23 @@ from assets.dataset_pages import (
     described_manifest,
     described_training_set,
 )
-from assets.names import CAPTIONS, LORA, PREPARE_ASSETS, SOURCE_IMAGES, TRAINING_SET, Group, Owner
-from assets.requests import SourceImagesConfig, change_request, require_tune, tune_of_partition
-from resources import (
+from tunes_dagster.assets.names import (
+    CAPTIONS,
+    LORA,
+    PREPARE_ASSETS,
+    SOURCE_IMAGES,
+    TRAINING_SET,
+    Group,
+    Owner,
+)
+from tunes_dagster.assets.requests import SourceImagesConfig, change_request, require_tune, tune_of_partition
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Phase
+from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
+from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.pipeline.partitions import tunes
+from tunes_dagster.resources import (
     CaptionerResource,
     CatalogResource,
     FaceDetectorResource,
@@ -27,12 +41,6 @@ from resources import (
     RegistryResource,
     StoreResource,
 )
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.partitions import tunes
-from tunes_dagster.progress import Phase
-from tunes_dagster.recipe import TrainingOptions, TuneRequest
-from tunes_dagster.settings import get_settings
-from tunes_dagster.store import Store
 
 if TYPE_CHECKING:
     from tunes_dagster.intake.manifest import Manifest

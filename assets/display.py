@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from tunes_dagster.store import Store
+from tunes_dagster.core.store import Store
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.display import files, picture
-from assets.names import LORA
-from assets.trained import DIFFERS, FINITE, LOADS, Trained
-from tunes_dagster.progress import Phase
+from tunes_dagster.assets.display import files, picture
+from tunes_dagster.assets.names import LORA
+from tunes_dagster.assets.trained import DIFFERS, FINITE, LOADS, Trained
+from tunes_dagster.core.progress import Phase
 
 if TYPE_CHECKING:
-    from resources import CatalogResource
+    from tunes_dagster.core.store import Store
     from tunes_dagster.registry import Tune
-    from tunes_dagster.store import Store
+    from tunes_dagster.resources import CatalogResource
     from tunes_dagster.training.jobs import TuneJob, TuneResult
 
 
@@ -33,7 +33,7 @@ def embed(tune: Tune, job: TuneJob, catalog: CatalogResource, store: Store) -> T
     Raises:
         Failure: `BASE_NOT_INSTALLED`, `WEIGHTS_UNUSABLE`, `TOO_FEW_PICTURES`.
     """
-    from tunes_dagster.ipadapter import adapter_for, read_adapter
+    from tunes_dagster.families.ipadapter import adapter_for, read_adapter
     from tunes_dagster.training import faceid
 
     base, _ = catalog.usable(tune.branch)

@@ -11,18 +11,18 @@ from typing import Any
 
 import dagster as dg
 
-from assets.attempt import Attempt, Context
-from assets.display import files, picture, table
-from assets.names import REPORT_CARD, check_spec
-from resources import CatalogResource, ComputeResource, ScorersResource
+from tunes_dagster.assets.attempt import Attempt, Context
+from tunes_dagster.assets.display import files, picture, table
+from tunes_dagster.assets.names import REPORT_CARD, check_spec
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.progress import Phase, Reporter, Tee
+from tunes_dagster.core.recipe import UNTRAINED
+from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.store import Store
 from tunes_dagster.evaluation.card import Card, CardOptions
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.partitions import tunes
-from tunes_dagster.progress import Phase, Reporter, Tee
-from tunes_dagster.recipe import UNTRAINED
+from tunes_dagster.pipeline.partitions import tunes
 from tunes_dagster.registry import Tune
-from tunes_dagster.settings import get_settings
-from tunes_dagster.store import Store
+from tunes_dagster.resources import CatalogResource, ComputeResource, ScorersResource
 
 ABOVE_BASE = check_spec(
     "likeness_above_base",
@@ -158,7 +158,7 @@ def _scored(
     """Score on a device, and return the card with its pictures and what publishing changes."""
     from tunes_dagster.evaluation.publishing import publish_checkpoint
     from tunes_dagster.evaluation.scoring import Subject, score_tune
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
     from tunes_dagster.training.words import speaking
 
     entry, folder = catalog.usable(tune.branch)

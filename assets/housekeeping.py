@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from dagster import DagsterRunStatus
 
-from tunes_dagster import clock
-from tunes_dagster.partitions import TUNES
+from tunes_dagster.core import clock
+from tunes_dagster.pipeline.partitions import TUNES
 
 if TYPE_CHECKING:
+    from tunes_dagster.core.store import Store
     from tunes_dagster.registry import Registry
-    from tunes_dagster.store import Store
 
 SERVICE_JOBS = ("finish_tune", "housekeeping")
 # One tick of work; the next day's run goes on.

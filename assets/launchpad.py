@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import dagster as dg
 from pydantic import BaseModel, Field, create_model
 
-from tunes_dagster.validation import checked
+from tunes_dagster.core.validation import checked
 
 
 def _plain(annotation: Any) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
-    from tunes_dagster.progress import Reporter
-    from tunes_dagster.store import Store
+    from tunes_dagster.core.progress import Reporter
+    from tunes_dagster.core.store import Store
 
 
 def package(tune: Any, result: dict[str, Any], store: Store, report: Reporter) -> dict[str, Any]:

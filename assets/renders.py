@@ -6,23 +6,23 @@ from typing import Any
 
 import dagster as dg
 
-from assets.attempt import attempt, sentences
-from assets.display import files, picture, table
-from assets.launchpad import filled_in, merged, mirror
-from assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, check_spec
-from resources import CatalogResource, ComputeResource, Device, RegistryResource, StoreResource
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.partitions import loras_of_batch, render_batches
-from tunes_dagster.progress import Phase
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.assets.attempt import attempt, sentences
+from tunes_dagster.assets.display import files, picture, table
+from tunes_dagster.assets.launchpad import filled_in, merged, mirror
+from tunes_dagster.assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, check_spec
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.progress import Phase
+from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.pipeline.partitions import loras_of_batch, render_batches
 from tunes_dagster.registry import Batch, Prompt, Registry, Tune, Work
 from tunes_dagster.registry.groups import CAMPAIGN
 from tunes_dagster.rendering.aids import make_aids
 from tunes_dagster.rendering.jobs import RenderJob, RenderResult, TuneWeights, make_job
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.run import run_batch
-from tunes_dagster.settings import get_settings
-from tunes_dagster.store import Store
+from tunes_dagster.resources import CatalogResource, ComputeResource, Device, RegistryResource, StoreResource
 
 RENDERS_CONFIG = mirror(RenderSettings, "RendersConfig")
 """Empty renders the prompts as they were asked for; what is filled in overrides the settings of all of them."""

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.progress import Eta, Phase, format_numbers, format_seconds
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.progress import Eta, Phase, format_numbers, format_seconds
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Registry

@@ -5,16 +5,16 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from assets.attempt import Attempt
-from assets.launchpad import filled_in, merged, mirror
-from tunes_dagster.catalog import BaseModelEntry, Catalog
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import DatasetOptions, TrainingOptions, TuneRequest
+from tunes_dagster.assets.attempt import Attempt
+from tunes_dagster.assets.launchpad import filled_in, merged, mirror
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import DatasetOptions, TrainingOptions, TuneRequest
+from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.core.validation import checked
+from tunes_dagster.families.catalog import BaseModelEntry, Catalog
+from tunes_dagster.families.presets import changed
 from tunes_dagster.registry import Registry, Tune
-from tunes_dagster.settings import get_settings
-from tunes_dagster.store import Store
-from tunes_dagster.training.presets import changed
-from tunes_dagster.validation import checked
 
 DatasetConfig: Any = mirror(DatasetOptions, "DatasetConfig")
 
@@ -88,7 +88,7 @@ def tune_of_partition(
         return registry.get_tune(tune_id), changes
     if not {"name", "sources"} <= set(changes):
         return require_tune(registry, tune_id), {}
-    from tunes_dagster.submit import submit_tune
+    from tunes_dagster.service.submit import submit_tune
 
     request = checked(TuneRequest, changes, "What the Launchpad says")
     tune = submit_tune(
@@ -106,7 +106,7 @@ def change_request(
     Raises:
         Failure: `INVALID_REQUEST` for wrong values, or another base.
     """
-    from tunes_dagster.submit import make_recipe
+    from tunes_dagster.service.submit import make_recipe
     from tunes_dagster.training.checks import check_tune
 
     request = TuneRequest.model_validate(tune.request)

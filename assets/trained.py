@@ -5,15 +5,15 @@ from typing import Any
 
 import dagster as dg
 
-from assets.display import files, load_pictures, picture, save_sheet, sparkline
-from assets.names import LORA, check_spec
-from resources import Device
-from tunes_dagster.failures import Cancelled
+from tunes_dagster.assets.display import files, load_pictures, picture, save_sheet, sparkline
+from tunes_dagster.assets.names import LORA, check_spec
+from tunes_dagster.core.failures import Cancelled
+from tunes_dagster.core.progress import Phase, Reporter
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.subject import example_prompt
-from tunes_dagster.partitions import tunes
-from tunes_dagster.progress import Phase, Reporter
+from tunes_dagster.pipeline.partitions import tunes
 from tunes_dagster.registry import Tune
-from tunes_dagster.store import Store
+from tunes_dagster.resources import Device
 
 FINITE = check_spec(
     "finite_weights", asset=LORA, partitions_def=tunes, description="Every number of the weights is finite."

@@ -2,25 +2,34 @@
 
 import dagster as dg
 
-from assets.attempt import attempt, sentences
-from assets.cohort import Trainee, all_closed, conclude, train_trainees, trainee_of
-from assets.evaluated import ABOVE_BASE, described, evaluate
-from assets.launchpad import filled_in, merged, mirror
-from assets.names import CAPTIONS, GPU_POOL, LORA, REPORT_CARD, REPORT_POOL, TRAINING_SET, Group, Owner
-from assets.packaging import package
-from assets.requests import require_tune
-from assets.trained import LORA_CHECKS, Trained
-from resources import (
+from tunes_dagster.assets.attempt import attempt, sentences
+from tunes_dagster.assets.cohort import Trainee, all_closed, conclude, train_trainees, trainee_of
+from tunes_dagster.assets.evaluated import ABOVE_BASE, described, evaluate
+from tunes_dagster.assets.launchpad import filled_in, merged, mirror
+from tunes_dagster.assets.names import (
+    CAPTIONS,
+    GPU_POOL,
+    LORA,
+    REPORT_CARD,
+    REPORT_POOL,
+    TRAINING_SET,
+    Group,
+    Owner,
+)
+from tunes_dagster.assets.packaging import package
+from tunes_dagster.assets.requests import require_tune
+from tunes_dagster.assets.trained import LORA_CHECKS, Trained
+from tunes_dagster.core.progress import Phase
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.evaluation.card import CardOptions
+from tunes_dagster.pipeline.partitions import tunes
+from tunes_dagster.resources import (
     CatalogResource,
     ComputeResource,
     RegistryResource,
     ScorersResource,
     StoreResource,
 )
-from tunes_dagster.evaluation.card import CardOptions
-from tunes_dagster.partitions import tunes
-from tunes_dagster.progress import Phase
-from tunes_dagster.recipe import TrainingOptions
 
 LORA_CONFIG = mirror(TrainingOptions, "LoraConfig")
 """Empty trains by the tune's recipe; what is filled in overrides it and is written into it."""

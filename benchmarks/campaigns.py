@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.support.registry import add_tune, make_ready
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
-from tunes_dagster.catalog import load_catalog
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.registry import Registry
-from tunes_dagster.settings import Settings
-from tunes_dagster.store import Store
 
 YAML = b"name: big\ncron: '0 7 * * 1'\ntimezone: Europe/Berlin\nlabels: {team: demo}\nprompts: big.csv\n"
 PLACES = "at the sea; in the park"

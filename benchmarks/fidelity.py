@@ -33,11 +33,11 @@ from PIL import Image
 from benchmarks.fidelity_figures import Before, Tune, figures_of, intervals, measure
 from benchmarks.fidelity_output import draw_grid, print_table
 from benchmarks.subjects import Asked, Subject, drawn_subjects, folder_subjects, obedience_prompts, scenes
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.failures import Failure
-from tunes_dagster.progress import Silent, format_numbers
-from tunes_dagster.recipe import RenderSettings, TrainingOptions
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.progress import Silent, format_numbers
+from tunes_dagster.core.recipe import RenderSettings, TrainingOptions
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import load_catalog
 
 
 class Loud(Silent):
@@ -60,8 +60,8 @@ class Bench:
     """Everything loaded once: base, scorer, classifier, store, and how many of what."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
+        from tunes_dagster.families.base import load_family
         from tunes_dagster.tiny import load_classifier, load_scorer
-        from tunes_dagster.training.families.base import load_family
 
         self.arguments = arguments
         catalog = load_catalog()

@@ -17,8 +17,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from tunes_dagster.failures import Cancelled
-from tunes_dagster.progress import Silent
+from tunes_dagster.core.failures import Cancelled
+from tunes_dagster.core.progress import Silent
 
 PICTURES = 4
 # The loop reports a hundredth of the steps at a time; this many make the reports as rare as in a real tune.
@@ -89,8 +89,8 @@ def make_jobs(folder: str, count: int, side: int, rank: int) -> list[Any]:
 
     from PIL import Image
 
-    from tunes_dagster.recipe import TrainingOptions
-    from tunes_dagster.store import Store
+    from tunes_dagster.core.recipe import TrainingOptions
+    from tunes_dagster.core.store import Store
     from tunes_dagster.training.jobs import TrainExample, TuneJob
 
     store = Store(folder)
@@ -113,7 +113,7 @@ def make_jobs(folder: str, count: int, side: int, rank: int) -> list[Any]:
 
 def time_steps(base: Any, folder: str, jobs: list[Any], steps: int) -> float:
     """Return the seconds per step of jobs in one cohort."""
-    from tunes_dagster.store import Store
+    from tunes_dagster.core.store import Store
     from tunes_dagster.training.loop import train
 
     watches = [Stopwatch(steps) for _ in jobs]

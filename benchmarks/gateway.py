@@ -28,10 +28,10 @@ import psutil
 
 def serve(port: int, key_file: Path) -> None:
     """Run the server of the installation that the environment names; used by `start` in a process of its own."""
+    from tunes_dagster.core.settings import get_settings
     from tunes_dagster.gateway.app import create_app
     from tunes_dagster.gateway.serving import run
     from tunes_dagster.registry import open_registry
-    from tunes_dagster.settings import get_settings
 
     registry = open_registry(get_settings())
     registry.add_account("bench")

@@ -1,4 +1,4 @@
-"""Computes the figures of `tunes_dagster/training/sizes.yaml` from the released configurations, without weights.
+"""Computes the figures of `tunes_dagster/families/sizes.yaml` from the released configurations, without weights.
 
     python -m benchmarks.memory            all models, about two minutes on one core
     python -m benchmarks.memory sdxl1      one

@@ -20,11 +20,12 @@ from typing import Any
 
 from sqlalchemy import insert, text
 
-from tunes_dagster import clock, decide
-from tunes_dagster.recipe import PromptRequest, RenderSettings, TuneRequest
+from tunes_dagster.core import clock
+from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TuneRequest
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Table, Tune, Work
-from tunes_dagster.settings import Settings
+from tunes_dagster.service import decide
 
 CALL_LIMIT_MS = 50.0
 TICK_LIMIT_MS = 2000.0
@@ -155,7 +156,7 @@ def calls(registry: Registry, tunes: int, prompts: int) -> dict[str, Callable[[]
 
     def work_cycle() -> None:
         """Accept a tune, claim, beat, report, finish, cancel: six transactions that write."""
-        from tunes_dagster.ids import new_id
+        from tunes_dagster.core.ids import new_id
 
         tune = registry.add_tune(
             TuneRequest.model_validate({"name": "dog"}),

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from tunes_dagster.catalog import load_catalog
+from tunes_dagster.families.catalog import load_catalog
 
 WORDS = ("man", "woman", "dog", "cat", "mug", "car", "robot", "house")
 PLACES = ("on the beach", "in the kitchen", "on a street", "in the snow")
@@ -121,11 +121,11 @@ def mixed(bench: Bench, work: Sequence[Case]) -> list[np.ndarray]:
     """Render as a render batch does: read every file, attach all tunes, one forward for all rows that fit."""
     from PIL import Image
 
+    from tunes_dagster.core.store import Store
     from tunes_dagster.rendering import denoise as dn
     from tunes_dagster.rendering.loras import LoraShelf, LoraUse
     from tunes_dagster.rendering.pictures import Picture, Shape
     from tunes_dagster.rendering.texts import TextCache
-    from tunes_dagster.store import Store
 
     base = bench.base
     base.__dict__.pop("_rendered_texts", None)  # every round encodes its texts, as the rivals do
@@ -222,7 +222,7 @@ def embedded(folder: Path, arguments: argparse.Namespace) -> Bench:
     """Return the bench on the embedded base, with the defaults of its catalog entry."""
     import diffusers
 
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     entry = load_catalog().entries[arguments.base]
     base = load_family(entry, entry.location(Path()), arguments.device)

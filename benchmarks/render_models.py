@@ -11,8 +11,8 @@ from typing import Any
 
 from tests.support.tiny_bases import byte_tokenizer
 from tests.support.tiny_flux import letter_tokenizer
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.families.catalog import load_catalog
 
 SIZES = ("sdxl", "flux", "tiny-sdxl", "tiny-flux")
 
@@ -51,9 +51,9 @@ def _reloaded(scheduler: Any) -> Any:
 def _loaded(name: str, pipeline: Any, device: str, tiny: bool) -> tuple[Any, int, float]:
     import torch
 
-    from tunes_dagster.training.families.flux import FluxBase
-    from tunes_dagster.training.families.loading import settle
-    from tunes_dagster.training.families.sdxl import SdxlBase
+    from tunes_dagster.families.flux import FluxBase
+    from tunes_dagster.families.loading import settle
+    from tunes_dagster.families.sdxl import SdxlBase
 
     pipeline.scheduler = _reloaded(pipeline.scheduler)
     settle(pipeline, torch.device(device))

@@ -45,8 +45,8 @@ def subject(number: int) -> list[tuple[Any, str]]:
 
 def load(arguments: argparse.Namespace) -> Any:
     """Load the base."""
-    from tunes_dagster.catalog import load_catalog
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
+    from tunes_dagster.families.catalog import load_catalog
 
     entry = load_catalog().entries[arguments.base]
     return load_family(entry, entry.location(Path("bases")), arguments.device)
@@ -68,8 +68,8 @@ def taken(since: tuple[float, float], device: str) -> dict[str, float]:
 
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train tunes with the product's loop: together, or one after another for `loaded-once`."""
-    from tunes_dagster.recipe import TrainingOptions
-    from tunes_dagster.store import Store
+    from tunes_dagster.core.recipe import TrainingOptions
+    from tunes_dagster.core.store import Store
     from tunes_dagster.training.jobs import TrainExample, TuneJob, TuneResult
     from tunes_dagster.training.loop import train
 
@@ -163,7 +163,7 @@ def plain(arguments: argparse.Namespace) -> dict[str, Any]:
 def script(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run diffusers' own script on the same pictures and captions, as from the command line."""
     from benchmarks.script_runner import run_script
-    from tunes_dagster.catalog import load_catalog
+    from tunes_dagster.families.catalog import load_catalog
 
     entry = load_catalog().entries[arguments.base]
     data = arguments.folder / "data"

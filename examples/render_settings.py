@@ -12,9 +12,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import PromptRequest, RenderSettings
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import PromptRequest, RenderSettings
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import load_family
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.inputs import keep_picture
 from tunes_dagster.rendering.jobs import make_job
@@ -22,9 +25,6 @@ from tunes_dagster.rendering.png import png_bytes
 from tunes_dagster.rendering.renderer import render
 from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows
 from tunes_dagster.rendering.submission import PromptContext, complete_prompt
-from tunes_dagster.settings import Settings
-from tunes_dagster.store import Store
-from tunes_dagster.training.families.base import load_family
 
 TEXT = "a photo of a woman with red hair on the beach"
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import load_family
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.rendering.batch_report import write_batch_report
 from tunes_dagster.rendering.jobs import make_job
 from tunes_dagster.rendering.renderer import render
-from tunes_dagster.settings import get_settings
-from tunes_dagster.store import Store
-from tunes_dagster.training.families.base import load_family
 
 PROMPTS = (
     "a photo of a woman with red hair on the beach",

@@ -1,16 +1,16 @@
 """Dagster resources: one per outside thing, each a thin face of the plain library.
 
-An empty field means "as `tunes_dagster.settings` says", so that the environment is the one place an operator
+An empty field means "as `tunes_dagster.core.settings` says", so that the environment is the one place an operator
 configures; tests and other code locations override single resources through `build_defs(resource_overrides=…)`.
 """
 
 from __future__ import annotations
 
-from resources.catalog import CatalogResource
-from resources.compute import ComputeResource, Device
-from resources.models import CaptionerResource, FaceDetectorResource, ScorersResource
-from resources.network import FetcherResource, NotifierResource
-from resources.state import RegistryResource, StoreResource
+from tunes_dagster.resources.catalog import CatalogResource
+from tunes_dagster.resources.compute import ComputeResource, Device
+from tunes_dagster.resources.models import CaptionerResource, FaceDetectorResource, ScorersResource
+from tunes_dagster.resources.network import FetcherResource, NotifierResource
+from tunes_dagster.resources.state import RegistryResource, StoreResource
 
 __all__ = [
     "CaptionerResource",

@@ -7,8 +7,8 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from tunes_dagster.catalog import BaseModelEntry, Catalog, load_catalog
-from tunes_dagster.settings import get_settings
+from tunes_dagster.core.settings import get_settings
+from tunes_dagster.families.catalog import BaseModelEntry, Catalog, load_catalog
 
 
 class CatalogResource(dg.ConfigurableResource):

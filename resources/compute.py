@@ -21,9 +21,9 @@ from typing import IO, TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.progress import Phase, Reporter
-from tunes_dagster.settings import get_settings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Phase, Reporter
+from tunes_dagster.core.settings import get_settings
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from tunes_dagster.settings import get_settings
+from tunes_dagster.core.settings import get_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

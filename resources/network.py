@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from tunes_dagster.settings import get_settings
+from tunes_dagster.core.settings import get_settings
 
 if TYPE_CHECKING:
     from tunes_dagster.callbacks.deliver import DeliveryReport

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from tunes_dagster.settings import get_settings
-from tunes_dagster.store import Store
+from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.store import Store
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Registry

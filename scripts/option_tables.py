@@ -12,7 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from tunes_dagster.cli.flags import attribute_help
-from tunes_dagster.recipe import (
+from tunes_dagster.core.recipe import (
     DatasetOptions,
     PromptRequest,
     RenderSettings,
@@ -20,7 +20,7 @@ from tunes_dagster.recipe import (
     TrainingOptions,
     TuneRequest,
 )
-from tunes_dagster.settings import Settings
+from tunes_dagster.core.settings import Settings
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 MODELS: dict[str, tuple[type[BaseModel], str]] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import TuneRequest
-from tunes_dagster.validation import checked
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.validation import checked
 
 
 @pytest.mark.parametrize(

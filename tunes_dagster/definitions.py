@@ -1,48 +1,7 @@
-"""The code location: every asset, check, job, sensor, schedule and resource, put together once.
-
-Loads without torch, diffusers or transformers (a test holds it to that): the web server, the daemon and every
-run worker import this file.
-"""
+"""The public code location; what it holds is put together in `pipeline/definitions.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from tunes_dagster.pipeline.definitions import build_defs, defs
 
-import dagster as dg
-
-from assets import ALL_ASSETS
-from assets.campaigns import campaign_defs, load_campaigns
-from resources import default_resources
-from tunes_dagster.jobs import ALL_JOBS
-from tunes_dagster.schedules import ALL_SCHEDULES, campaign_schedule
-from tunes_dagster.sensors import ALL_SENSORS, finished_campaigns_sensor
-
-if TYPE_CHECKING:
-    from tunes_dagster.registry import Campaign
-
-
-def build_defs(
-    *, resource_overrides: dict[str, Any] | None = None, campaigns: Sequence[Campaign] | None = None
-) -> dg.Definitions:
-    """Assemble the definitions.
-
-    Args:
-        resource_overrides: Resources by key that replace the default ones, for tests and other deployments.
-        campaigns: Rows of the campaigns to show; None shows those of this installation.
-    """
-    rows = list(load_campaigns() if campaigns is None else campaigns)
-    shown = [campaign_defs(row) for row in rows]
-    working = {one.name for one in shown if not one.problem}
-    return dg.Definitions(
-        assets=[*ALL_ASSETS, *(asset for one in shown for asset in one.assets)],
-        jobs=[*ALL_JOBS, *(job for one in shown for job in one.jobs)],
-        sensors=[*ALL_SENSORS, finished_campaigns_sensor(sorted(working))],
-        schedules=[*ALL_SCHEDULES, *(campaign_schedule(row) for row in rows if row.name in working)],
-        resources={**default_resources(), **(resource_overrides or {})},
-        # One process per run: a process per step costs seconds and would load the model again.
-        executor=dg.in_process_executor,
-    )
-
-
-defs = build_defs()
+__all__ = ["build_defs", "defs"]

@@ -15,7 +15,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from tests.support.registry import Clock, add_tune, make_ready
 from tunes_dagster.callbacks import replay
 from tunes_dagster.callbacks.deliver import DeliveryReport, deliver_due
-from tunes_dagster.failures import Failure
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.registry import Callback, Registry
 
 SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"

@@ -16,9 +16,9 @@ from tests.support.registry import add_tune, make_ready
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.campaigns.report import make_report
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.settings import Settings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.families.catalog import load_catalog
 
 YAML = b"name: looks\ncron: '0 7 * * 1'\nstart: 2026-02-02\ntunes: [anna, bob, gone]\nprompts: looks.csv\n"
 TABLE = b"label,text,seeds\nin snow,{{subject}} in the snow,1-2\nat sea,{{subject}} at sea,3\n"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tunes_dagster.cli import main
 from tunes_dagster.cli.installation import Installation
-from tunes_dagster.settings import get_settings
+from tunes_dagster.core.settings import get_settings
 
 
 @dataclass(frozen=True)

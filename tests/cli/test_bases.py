@@ -11,9 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tunes_dagster.bases import HuggingFaceHub, RemoteFile, needed_files, plan_pull, pull, single_network
-from tunes_dagster.catalog import BaseModelEntry, load_catalog
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.families.catalog import BaseModelEntry, load_catalog
+from tunes_dagster.families.pulling import (
+    HuggingFaceHub,
+    RemoteFile,
+    needed_files,
+    plan_pull,
+    pull,
+    single_network,
+)
 
 COMMIT = "a" * 40
 FILES = {

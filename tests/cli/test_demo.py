@@ -60,11 +60,11 @@ def played(monkeypatch: pytest.MonkeyPatch, installation: Installation) -> None:
         play(installation)
         assert until()
 
-    module = types.ModuleType("tunes_dagster.inprocess")
+    module = types.ModuleType("tunes_dagster.pipeline.inprocess")
     module.open_instance = lambda settings: None  # type: ignore[attr-defined]
     module.daemon_is_alive = lambda instance: False  # type: ignore[attr-defined]
     module.drive = drive  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tunes_dagster.inprocess", module)
+    monkeypatch.setitem(sys.modules, "tunes_dagster.pipeline.inprocess", module)
 
 
 def test_the_demo_ends_with_a_sheet_a_page_and_the_next_command(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Tunes
-from tunes_dagster.doctor import examine
-from tunes_dagster.settings import Settings, get_settings
+from tunes_dagster.cli.checkup import examine
+from tunes_dagster.core.settings import Settings, get_settings
 
 AREAS = {
     "software",

@@ -14,7 +14,7 @@ import pytest
 from tests.cli.conftest import Tunes
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.watching import TUNE_OVER, Line, Watch, display
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry import Registry
 
 
@@ -35,11 +35,11 @@ def driven(monkeypatch: pytest.MonkeyPatch, installation: Installation) -> Calla
             work(waiting, [row.id for row in registry.list_prompts(status=["queued", "waiting"])])
             assert until() or not waiting
 
-        module = types.ModuleType("tunes_dagster.inprocess")
+        module = types.ModuleType("tunes_dagster.pipeline.inprocess")
         module.open_instance = lambda settings: None  # type: ignore[attr-defined]
         module.daemon_is_alive = lambda instance: daemon  # type: ignore[attr-defined]
         module.drive = drive  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "tunes_dagster.inprocess", module)
+        monkeypatch.setitem(sys.modules, "tunes_dagster.pipeline.inprocess", module)
 
     return use
 

@@ -10,12 +10,12 @@ import dagster as dg
 import pytest
 
 from tests.support.houses import draw_pictures, write_catalog
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.recipe import TuneRequest
+from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.registry import Registry, Tune, open_registry
-from tunes_dagster.settings import Settings, get_settings
-from tunes_dagster.store import Store
-from tunes_dagster.submit import submit_tune
+from tunes_dagster.service.submit import submit_tune
 
 
 @dataclass

@@ -8,12 +8,12 @@ import pytest
 from safetensors.torch import load
 
 from tests.dagster.test_pipeline import drive_until, materialization
-from tunes_dagster import comparison
-from tunes_dagster.again import rerun
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.failures import Failure
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.families.sdxl import SdxlBase
 from tunes_dagster.intake.captions import CaptionTable, set_captions
-from tunes_dagster.training.families.sdxl import SdxlBase
+from tunes_dagster.service import compare as comparison
+from tunes_dagster.service.rerun import rerun
 
 
 def tensors_hash(house, tune_id: str) -> str:
@@ -50,7 +50,7 @@ def test_again_gives_the_same_weights_and_a_change_gives_others(house, monkeypat
     drive_until(house, same.id, status=("trained", "failed"))
     assert tensors_hash(house, same.id) == tensors_hash(house, first.id)
     assert difference(house, first, same) == set()
-    from assets.names import LORA
+    from tunes_dagster.assets.names import LORA
 
     shown = materialization(house, LORA, same.id)
     assert shown["pictures cached"] == "4/4"

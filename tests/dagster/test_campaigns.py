@@ -11,18 +11,18 @@ from types import SimpleNamespace
 import dagster as dg
 import pytest
 
-from resources import RegistryResource
 from tests.dagster.test_pipeline import checks, materialization
 from tests.support.registry import add_tune, make_ready
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
-from tunes_dagster.catalog import load_catalog
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.definitions import build_defs
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.inprocess import drive, run_campaign_job
-from tunes_dagster.partitions import campaigns_keys
+from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.pipeline.inprocess import drive, run_campaign_job
+from tunes_dagster.pipeline.partitions import campaigns_keys
+from tunes_dagster.pipeline.sensors import finished_campaigns_sensor
 from tunes_dagster.registry import Campaign
-from tunes_dagster.sensors import finished_campaigns_sensor
+from tunes_dagster.resources import RegistryResource
 
 YAML = """name: Monday looks
 cron: "0 7 * * 1"

@@ -7,15 +7,15 @@ import time
 
 import dagster as dg
 
-from assets.names import LORA
 from tests.dagster.test_pipeline import checks, drive_until, materialization
 from tests.support.registry import Clock, add_tune, run_stage
-from tunes_dagster import decide
+from tunes_dagster.assets.names import LORA
 from tunes_dagster.definitions import build_defs
-from tunes_dagster.inprocess import execute
 from tunes_dagster.intake.training_set import TrainingSet
-from tunes_dagster.launches import RUN_KEY_TAG
+from tunes_dagster.pipeline.inprocess import execute
+from tunes_dagster.pipeline.launches import RUN_KEY_TAG
 from tunes_dagster.registry import Registry
+from tunes_dagster.service import decide
 
 
 def wait_for(condition, seconds: float = 120) -> None:

@@ -143,15 +143,15 @@ def test_sensors_and_schedules_run_by_default():
 
 
 def test_resources_can_be_overridden():
-    from resources import StoreResource
+    from tunes_dagster.resources import StoreResource
 
     other = StoreResource(url="/tmp/elsewhere")
     assert build_defs(resource_overrides={"store": other}).resources["store"] is other
 
 
 def test_the_launchpad_names_every_training_option():
-    from assets.tunes import LORA_CONFIG
-    from tunes_dagster.recipe import TrainingOptions
+    from tunes_dagster.assets.tunes import LORA_CONFIG
+    from tunes_dagster.core.recipe import TrainingOptions
 
     assert set(LORA_CONFIG.model_fields) == set(TrainingOptions.model_fields)
     assert all(field.description for field in LORA_CONFIG.model_fields.values())

@@ -6,13 +6,13 @@ import dagster as dg
 import pytest
 import yaml
 
-from assets.names import LORA, REPORT_CARD
 from tests.dagster.test_pipeline import checks, drive_until, materialization
 from tests.support.tiny_faces import make_random_adapter
-from tunes_dagster import decide
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.inprocess import drive
+from tunes_dagster.assets.names import LORA, REPORT_CARD
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.pipeline.inprocess import drive
 from tunes_dagster.rendering.png import read_recipe
+from tunes_dagster.service import decide
 from tunes_dagster.training.faceid import read_face
 from tunes_dagster.training.files import read_header
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import zipfile
 
-from assets.names import LORA
 from tests.dagster.test_again import again, difference, tensors_hash
 from tests.dagster.test_pipeline import checks, drive_until, materialization
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.downloads import download_key, pieces
-from tunes_dagster.erasure import erase_tunes
-from tunes_dagster.inprocess import drive
-from tunes_dagster.recipe import PromptRequest
+from tunes_dagster.assets.names import LORA
+from tunes_dagster.core.recipe import PromptRequest
+from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.pipeline.inprocess import drive
 from tunes_dagster.rendering.png import read_recipe
-from tunes_dagster.submit import submit_prompt
+from tunes_dagster.service.download import download_key, pieces
+from tunes_dagster.service.erase import erase_tunes
+from tunes_dagster.service.submit import submit_prompt
 
 FULL = {"kind": "checkpoint", "learning_rate": 1e-3, "steps": 4, "checkpoint_every": 4}
 

@@ -6,17 +6,17 @@ import sys
 from collections import Counter
 
 from tests.support.registry import prompt_request
-from tunes_dagster import decide
+from tunes_dagster.core.settings import get_settings
 from tunes_dagster.definitions import build_defs
-from tunes_dagster.inprocess import execute
-from tunes_dagster.settings import get_settings
+from tunes_dagster.pipeline.inprocess import execute
+from tunes_dagster.service import decide
 
 SMALL = {"width": 64, "height": 64, "steps": 1}
 
 
 def test_a_campaign_gives_way_between_parts_and_goes_on(house, monkeypatch):
     monkeypatch.setenv("TUNES_CAMPAIGN_TURN_SECONDS", "0")
-    monkeypatch.setattr(sys.modules["assets.renders"], "run_batch", _as_if_loaded_at_once())
+    monkeypatch.setattr(sys.modules["tunes_dagster.assets.renders"], "run_batch", _as_if_loaded_at_once())
     get_settings.cache_clear()
     settings, registry, defs = get_settings(), house.registry, build_defs(campaigns=[])
     for seed in range(20):

@@ -8,12 +8,13 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from assets.names import GPU_POOL, POOLS
-from tunes_dagster import clock, inprocess
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.launches import full_pools
-from tunes_dagster.recipe import PromptRequest
-from tunes_dagster.submit import submit_prompt
+from tunes_dagster.assets.names import GPU_POOL, POOLS
+from tunes_dagster.core import clock
+from tunes_dagster.core.recipe import PromptRequest
+from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.pipeline import inprocess
+from tunes_dagster.pipeline.launches import full_pools
+from tunes_dagster.service.submit import submit_prompt
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import tunes_dagster.tiny
-from resources.models import CaptionerResource
+from tunes_dagster.resources.models import CaptionerResource
 
 
 def test_the_captioner_is_loaded_when_it_is_first_asked(monkeypatch: pytest.MonkeyPatch) -> None:

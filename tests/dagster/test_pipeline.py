@@ -8,14 +8,14 @@ import time
 import dagster as dg
 import pytest
 
-from assets.names import CAPTIONS, LORA, RENDERS, REPORT_CARD, SOURCE_IMAGES, TRAINING_SET
-from tunes_dagster import decide
-from tunes_dagster.comparison import recipe_of
+from tunes_dagster.assets.names import CAPTIONS, LORA, RENDERS, REPORT_CARD, SOURCE_IMAGES, TRAINING_SET
+from tunes_dagster.core.recipe import recipe_hash
 from tunes_dagster.definitions import build_defs
-from tunes_dagster.inprocess import drive, execute
-from tunes_dagster.launches import RUN_KEY_TAG
-from tunes_dagster.recipe import recipe_hash
+from tunes_dagster.pipeline.inprocess import drive, execute
+from tunes_dagster.pipeline.launches import RUN_KEY_TAG
 from tunes_dagster.rendering.png import read_recipe
+from tunes_dagster.service import decide
+from tunes_dagster.service.compare import recipe_of
 
 ENDED = ("ready", "failed", "cancelled")
 

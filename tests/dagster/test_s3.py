@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from assets.housekeeping import prune_cache
-from tunes_dagster.inprocess import drive
+from tunes_dagster.assets.housekeeping import prune_cache
+from tunes_dagster.pipeline.inprocess import drive
 
 
 @pytest.fixture

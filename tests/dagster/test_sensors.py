@@ -7,11 +7,12 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 
-from assets.names import GPU_POOL
-from resources import CatalogResource, NotifierResource, RegistryResource, StoreResource
 from tests.support.houses import draw_pictures
-from tunes_dagster import clock, sensors
-from tunes_dagster.launches import RUN_KEY_TAG
+from tunes_dagster.assets.names import GPU_POOL
+from tunes_dagster.core import clock
+from tunes_dagster.pipeline import sensors
+from tunes_dagster.pipeline.launches import RUN_KEY_TAG
+from tunes_dagster.resources import CatalogResource, NotifierResource, RegistryResource, StoreResource
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ import httpx
 import pytest
 
 from tests.e2e.test_daemon import ROOT, settings  # noqa: F401 - the fixture
+from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.core.store import Store
 from tunes_dagster.registry import CampaignDate, open_registry
-from tunes_dagster.settings import Settings, get_settings
-from tunes_dagster.store import Store
 
 PATIENCE = 420
 TUNES = [sys.executable, "-W", "ignore", "-c", "from tunes_dagster.cli import main; main()"]

@@ -20,13 +20,13 @@ import dagster as dg
 import pytest
 
 from tests.support.houses import draw_pictures, write_catalog
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.inprocess import daemon_is_alive, open_instance
-from tunes_dagster.recipe import TuneRequest
+from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.pipeline.inprocess import daemon_is_alive, open_instance
 from tunes_dagster.registry import Registry, open_registry
-from tunes_dagster.settings import Settings, get_settings
-from tunes_dagster.store import Store
-from tunes_dagster.submit import submit_tune
+from tunes_dagster.service.submit import submit_tune
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
@@ -139,9 +139,9 @@ def uninterrupted(registry: Registry, store: Store, tune_id: str, base_folder: P
     """Train the same tune once more from the start, in one go, and return its weights."""
     from safetensors.torch import load
 
-    from assets.cohort import Trainee, make_job
-    from tunes_dagster.recipe import TrainingOptions
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.assets.cohort import Trainee, make_job
+    from tunes_dagster.core.recipe import TrainingOptions
+    from tunes_dagster.families.base import load_family
     from tunes_dagster.training.loop import train
 
     tune = registry.get_tune(tune_id)
@@ -150,7 +150,7 @@ def uninterrupted(registry: Registry, store: Store, tune_id: str, base_folder: P
     options = entry.training_options(TrainingOptions.model_validate(tune.recipe["training"]))
 
     class Mine:
-        report = __import__("tunes_dagster.progress", fromlist=["Silent"]).Silent()
+        report = __import__("tunes_dagster.core.progress", fromlist=["Silent"]).Silent()
 
     Mine.work = work
     job = make_job(Trainee(Mine, tune, options, resume=False), store)

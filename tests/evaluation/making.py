@@ -10,13 +10,13 @@ from typing import Any
 
 from PIL import Image
 
-from tunes_dagster.catalog import load_catalog
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.core.store import Store
 from tunes_dagster.evaluation.card import Card, CardOptions
 from tunes_dagster.evaluation.scorers import load_scorer, load_scorer_catalog
 from tunes_dagster.evaluation.scoring import Scored, Scorers, Subject, score_tune
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import TrainingOptions
-from tunes_dagster.store import Store
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.tiny.world.subjects import SUBJECTS, draw_subject
 from tunes_dagster.training.jobs import TrainExample, TuneJob, TuneResult
 
@@ -59,7 +59,7 @@ class Workshop:
 
 def open_workshop(folder: Path) -> Workshop:
     """Load the shipped base and scorer."""
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     catalog = load_catalog()
     entry = catalog.real(catalog.resolve("tiny"))

@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 
 from tests.rendering.conftest import entry, random_lora
+from tunes_dagster.core.failures import Cancelled, Failure
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.store import Store
 from tunes_dagster.evaluation.card import Card, CardOptions
 from tunes_dagster.evaluation.publishing import publish_checkpoint
 from tunes_dagster.evaluation.scoring import Scorers, Subject, failed_card, score_tune
 from tunes_dagster.evaluation.showing import write_card
 from tunes_dagster.evaluation.verdicts import judge
-from tunes_dagster.failures import Cancelled, Failure
-from tunes_dagster.progress import Silent
-from tunes_dagster.store import Store
+from tunes_dagster.families.base import load_family
 from tunes_dagster.training import checkpoints
-from tunes_dagster.training.families.base import load_family
 
 OPTIONS = CardOptions(checkpoints=2, renders=3, steps=2)
 

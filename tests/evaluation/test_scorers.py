@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.support.onnx_files import write_face_network
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.evaluation.scorers import (
     Pixels,
     Scorer,
@@ -17,7 +18,6 @@ from tunes_dagster.evaluation.scorers import (
     load_scorer,
     load_scorer_catalog,
 )
-from tunes_dagster.failures import Failure
 from tunes_dagster.tiny import weights_dir
 
 

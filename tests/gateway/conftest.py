@@ -10,13 +10,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.support.houses import write_catalog
-from tunes_dagster.catalog import load_catalog
+from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.gateway.app import create_app
 from tunes_dagster.gateway.options import GatewayOptions, load_prices, signing_secret
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Registry, Tune
-from tunes_dagster.settings import Settings, get_settings
-from tunes_dagster.store import Store
 
 PUBLIC = "https://tunes.example.com"
 
@@ -67,7 +67,7 @@ class House:
 
     def render_all(self, fail: bool = False) -> None:
         """Play the renderer for every queued prompt."""
-        from tunes_dagster.failures import Failure, FailureCode
+        from tunes_dagster.core.failures import Failure, FailureCode
 
         for batch in self.registry.make_batches(wait_seconds=0):
             work = self.registry.claim("render", batch.id, "run")

@@ -20,7 +20,7 @@ from tests.gateway.test_pixazo import PATH as TRAINER
 from tests.gateway.test_pixazo import headers
 from tests.gateway.test_pixelapi import train
 from tests.gateway.test_pixu import call as pixu_call
-from tunes_dagster.failures import Failure
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.gateway.bodies import LONG_TEXT, MAX_REST, Body, LongTexts, body_of
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.intake.payloads import Base64File, decode_payload

@@ -29,11 +29,11 @@ from PIL import Image
 
 from tests.support.houses import draw_pictures, write_catalog
 from tunes_dagster.callbacks.deliver import deliver_due
+from tunes_dagster.core.settings import get_settings
 from tunes_dagster.gateway.app import create_app
 from tunes_dagster.gateway.dialects import pixu
-from tunes_dagster.inprocess import drive
+from tunes_dagster.pipeline.inprocess import drive
 from tunes_dagster.registry import Registry, open_registry
-from tunes_dagster.settings import get_settings
 
 VENDORS = Path(__file__).with_name("vendors")
 HOSTS = ("https://api.pixelapi.dev", "https://gateway.pixazo.ai", "https://pixu.ai", "https://api.astria.ai")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.gateway.conftest import House
 from tests.gateway.test_astria import create, told
-from tunes_dagster import clock
+from tunes_dagster.core import clock
 from tunes_dagster.gateway.desk import desk_for
 
 DIGITS = "9" * 5000

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.ledger import reserve
 
@@ -34,8 +34,8 @@ def _accept(registry: Registry, price: int, **changes: object):
 
 
 def _add(registry: Registry, also, **changes: object):
-    from tunes_dagster.ids import new_id
-    from tunes_dagster.recipe import TuneRequest
+    from tunes_dagster.core.ids import new_id
+    from tunes_dagster.core.recipe import TuneRequest
 
     request = TuneRequest.model_validate({"name": "dog", **changes})
     return registry.add_tune(

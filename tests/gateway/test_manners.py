@@ -22,7 +22,7 @@ def test_the_server_imports_no_torch_and_no_dagster() -> None:
     code = (
         "import sys, tunes_dagster.gateway.app as app\n"
         "for name in app.DIALECTS: app.load_dialect(name)\n"
-        "import tunes_dagster.training.families.base, tunes_dagster.submit\n"
+        "import tunes_dagster.families.base, tunes_dagster.service.submit\n"
         "import tunes_dagster.rendering.prompts, tunes_dagster.rendering.schedulers\n"
         "print([m for m in ('torch', 'diffusers', 'transformers', 'dagster', 'cv2') if m in sys.modules])"
     )
@@ -243,7 +243,7 @@ def test_every_dialect_has_its_openapi_page(house: House) -> None:
 def test_signed_urls_cannot_be_forged_or_extended(house: House) -> None:
     from datetime import timedelta
 
-    from tunes_dagster import clock
+    from tunes_dagster.core import clock
 
     secret = house.service.secret
     good = file_url(secret, PUBLIC, "a/b.png", clock.now() + timedelta(hours=1)).rsplit("/", 4)[1:4]

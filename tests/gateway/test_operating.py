@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from assets.attempt import own
-from assets.reporting import Pulse
 from tests.gateway.conftest import House
 from tests.gateway.test_pixelapi import train
-from tunes_dagster import clock
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.logs import JsonLines
-from tunes_dagster.progress import Phase
+from tunes_dagster.assets.attempt import own
+from tunes_dagster.assets.reporting import Pulse
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.logs import JsonLines
+from tunes_dagster.core.progress import Phase
 
 
 def scraped(house: House) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -115,7 +115,7 @@ def test_a_request_can_be_followed_into_its_runs(
     house: House, pictures: Callable[[int], list], lines: Callable[[], list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("assets.attempt.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("tunes_dagster.assets.attempt.set_up_logging", lambda *_: None)
     opened = train(house)
     job = opened["job_id"]
     house.client.post(opened["upload_url"], files=pictures(5))

@@ -111,7 +111,7 @@ def test_uploads_of_a_wrong_count_leave_the_job_waiting(house: House, pictures) 
 def test_a_job_whose_pictures_never_come_returns_its_credits(house: House) -> None:
     from datetime import timedelta
 
-    from tunes_dagster import clock
+    from tunes_dagster.core import clock
 
     opened = train(house)
     house.registry.now = lambda: clock.now() + timedelta(hours=2)

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import House
-from tunes_dagster import clock
+from tunes_dagster.core import clock
+from tunes_dagster.core.store import Store
 from tunes_dagster.gateway.desk import desk_for
-from tunes_dagster.store import Store
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.fetch import Fetcher
-from tunes_dagster.store import Store
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.intake.conftest import png
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.intake.archives import ArchiveLimits, archive_kind, read_archive
 
 FILES = {"a.png": png(1), "folder/b.png": png(2), "folder/b.txt": b"a caption"}

@@ -11,7 +11,10 @@ from PIL import Image
 from tests.intake.conftest import png
 from tests.intake.test_judge import seen
 from tests.intake.test_training_set import build, manifest_of
-from tunes_dagster.failures import Failure
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.captions import (
     CaptionTable,
     changed_items,
@@ -24,9 +27,6 @@ from tunes_dagster.intake.manifest import Manifest
 from tunes_dagster.intake.subject import holds_subject, template, with_subject
 from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.intake.varying import what_varies
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import TuneRequest
-from tunes_dagster.store import Store
 
 
 class Parrot:

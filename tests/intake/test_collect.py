@@ -12,15 +12,15 @@ from upath import UPath
 
 from tests.intake.conftest import ScriptedServer, encoded, photo, png, send
 from tests.intake.test_archives import tarred, zipped
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.collect import collect_sources
 from tunes_dagster.intake.faces import NoDetector
 from tunes_dagster.intake.fetch import Fetcher
 from tunes_dagster.intake.manifest import Finding, Manifest
 from tunes_dagster.intake.payloads import move_payloads, store_upload
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import TuneRequest
-from tunes_dagster.store import Store
 
 
 class Watcher(Silent):

@@ -11,7 +11,7 @@ from upath import UPath
 from tests.intake.conftest import png
 from tests.intake.test_archives import zipped
 from tests.intake.test_collect import fill
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.intake.drop import Drop, scan_drop_folder, words_of
 from tunes_dagster.intake.tune_file import parse_tune_yaml
 

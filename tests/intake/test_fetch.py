@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.intake.conftest import ScriptedServer, send
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.intake.fetch import Fetcher
 
 BODY = bytes(range(256)) * 4096  # 1 MB

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.intake.conftest import ScriptedServer
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.intake.guard import Guard, GuardedBackend, guarded_client, refused_address, show_url
 
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from tests.intake.conftest import photo
+from tunes_dagster.core.recipe import DatasetOptions
 from tunes_dagster.intake.faces import is_person
 from tunes_dagster.intake.judge import judge
 from tunes_dagster.intake.manifest import Examined, Finding, PictureRow
 from tunes_dagster.intake.measures import fingerprint
-from tunes_dagster.recipe import DatasetOptions
 
 FACE = (10, 10, 30, 30)
 

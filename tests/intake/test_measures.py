@@ -6,9 +6,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from tests.intake.conftest import encoded, photo
+from tunes_dagster.core.recipe import DatasetOptions
 from tunes_dagster.intake.judge import BLURRED_BELOW
 from tunes_dagster.intake.measures import bits_apart, fingerprint, is_blank, near, near_pairs, sharpness
-from tunes_dagster.recipe import DatasetOptions
 from tunes_dagster.tiny.world.subjects import SUBJECTS, draw_subject
 
 BITS = DatasetOptions().near_duplicate_bits

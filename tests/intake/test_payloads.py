@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.folders import check_folder, list_files, open_folder
 from tunes_dagster.intake.payloads import check_upload_key, decode_payload, move_payloads, store_upload
-from tunes_dagster.recipe import TuneRequest
-from tunes_dagster.store import Store
 
 
 @given(st.binary(min_size=1, max_size=200), st.booleans(), st.booleans(), st.booleans())

@@ -13,7 +13,10 @@ from PIL import Image
 
 from tests.intake.conftest import png
 from tests.intake.test_judge import seen
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import DatasetOptions
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.buckets import bucket_shapes, bucket_step, choose_bucket, crop_for, face_crop
 from tunes_dagster.intake.faces import NoDetector, load_detector
 from tunes_dagster.intake.judge import judge
@@ -25,9 +28,6 @@ from tunes_dagster.intake.training_set import (
     leaks,
     number_held_out,
 )
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import DatasetOptions
-from tunes_dagster.store import Store
 from tunes_dagster.tiny.world import draw_shot, draw_subject, face_box, random_shot, shots_of
 from tunes_dagster.tiny.world.things import Thing
 

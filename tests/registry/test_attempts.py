@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.registry import Registry, Work
 
 

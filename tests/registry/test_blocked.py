@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from tests.support.registry import prompt_request
-from tunes_dagster.failures import Failure
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.ledger import reserve
 from tunes_dagster.rendering.policy import blocked

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
-from tunes_dagster import decide
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry import Registry
-from tunes_dagster.settings import Settings
+from tunes_dagster.service import decide
 
 SETTINGS = Settings(cohort_wait_seconds=2, max_cohort=3, batch_wait_seconds=2, max_batch_prompts=8)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry import Registry
 
 

@@ -17,8 +17,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 from tests.support.registry import add_tune
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ids import new_id
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.engine import HEAD, make_engine
 from tunes_dagster.registry.migrate import alembic_config

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request
-from tunes_dagster import decide
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.launches import request_for
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.pipeline.launches import request_for
 from tunes_dagster.registry import Batch, Prompt, Registry, Work, groups
-from tunes_dagster.settings import Settings
+from tunes_dagster.service import decide
 
 HOOK = "http://caller.test/p"
 

@@ -12,14 +12,14 @@ from tests.support.registry import Clock, add_tune, make_ready, prompt_request
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.campaigns.report import make_report
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.erasure import erase_tunes, tunes_of_person
-from tunes_dagster.failures import Failure
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.registry.campaign_tables import CampaignPrompt
-from tunes_dagster.retention import retain
-from tunes_dagster.settings import Settings
-from tunes_dagster.store import Store
+from tunes_dagster.service.erase import erase_tunes, tunes_of_person
+from tunes_dagster.service.retain import retain
 from tunes_dagster.training.cache import digest
 
 HOUR = 3600.0

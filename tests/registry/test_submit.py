@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.registry import make_ready, run_stage
-from tunes_dagster.catalog import BaseModelEntry, Catalog
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import PromptRequest, TuneRequest
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import PromptRequest, TuneRequest
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import BaseModelEntry, Catalog
 from tunes_dagster.registry import Prompt, Registry, Tune
-from tunes_dagster.settings import Settings
-from tunes_dagster.store import Store
-from tunes_dagster.submit import submit_prompt, submit_tune
+from tunes_dagster.service.submit import submit_prompt, submit_tune
 
 
 class Door:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import save
 
-from tunes_dagster.catalog import BaseModelEntry
-from tunes_dagster.store import Store
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import BaseModelEntry
 
 
 def entry(folder, repo_id=None) -> BaseModelEntry:
@@ -18,7 +18,7 @@ def entry(folder, repo_id=None) -> BaseModelEntry:
 
 @pytest.fixture(scope="session")
 def base(base_folder):
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     return load_family(entry(base_folder), base_folder)
 

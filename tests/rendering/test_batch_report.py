@@ -4,13 +4,13 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.store import Store
 from tunes_dagster.rendering import pages
 from tunes_dagster.rendering.batch_report import write_batch_report
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.png import save_png
-from tunes_dagster.store import Store
 
 
 class Links(HTMLParser):

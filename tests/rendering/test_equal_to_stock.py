@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering.renderer import RenderJob, render
 
 PROMPTS = (

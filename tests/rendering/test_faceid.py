@@ -11,10 +11,10 @@ from PIL import Image
 from tests.support.tiny_aids import catalog_of
 from tests.support.tiny_bases import make_random_sd15
 from tests.support.tiny_faces import EMBEDDING, HIDDEN, make_random_adapter
-from tunes_dagster.catalog import BaseModelEntry
-from tunes_dagster.failures import FailureCode
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.failures import FailureCode
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.jobs import TuneWeights, make_job
 from tunes_dagster.rendering.png import read_recipe
@@ -47,7 +47,7 @@ def write_face(store, name, pictures, plus, seed, width=None):
 
 
 def open_sd15(tmp_path_factory):
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     folder = make_random_sd15(tmp_path_factory.mktemp("bases") / "random-sd15")
     entry = BaseModelEntry(

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.rendering.treatments import square_around
-from tunes_dagster.store import Store
 from tunes_dagster.tiny.faces import overlap
 
 WOMAN = "a photo of a woman with long red hair, on a blue background"
@@ -24,7 +24,7 @@ WOMAN = "a photo of a woman with long red hair, on a blue background"
 
 @pytest.fixture(scope="module")
 def shipped():
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     entry = load_catalog().resolve("tiny")
     return load_family(entry, entry.location(Path()))

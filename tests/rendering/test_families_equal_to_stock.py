@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import save
 
 from tests.support.families import CASES, TOKENS, make_base, random_lora, stock_pipeline
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.store import Store
 from tunes_dagster.rendering.renderer import RenderJob, render
-from tunes_dagster.store import Store
 
 PROMPTS = (
     # text, negative, seed, guidance, LoRAs

@@ -10,8 +10,8 @@ from PIL import Image
 
 from tests.rendering.test_equal_to_stock import psnr
 from tests.support.tiny_aids import catalog_of, entry_of, make_random_controlnet
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.renderer import RenderJob, render

@@ -8,16 +8,16 @@ from safetensors.torch import save
 from tests.rendering.conftest import random_lora
 from tests.rendering.test_renderer import Watcher, job
 from tests.support.registry import prompt_request
-from tunes_dagster.catalog import load_catalog
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.families.sizes import known_sizes, sizes_of
 from tunes_dagster.registry import Registry
 from tunes_dagster.rendering import denoise, loras
 from tunes_dagster.rendering.memory import parts_that_fit, plan_room
 from tunes_dagster.rendering.pictures import Shape
 from tunes_dagster.rendering.renderer import render
 from tunes_dagster.rendering.rooms import Rooms
-from tunes_dagster.settings import Settings
 from tunes_dagster.training.planner import Machine
-from tunes_dagster.training.sizes import known_sizes, sizes_of
 
 SDXL = "1024x1024/30/7.5/euler"
 
@@ -50,8 +50,8 @@ def test_what_is_known_of_a_base_is_what_its_loaded_network_says(branch):
 
     import torch
 
-    from tunes_dagster.training.families.flow import FlowBase
-    from tunes_dagster.training.families.unet import UnetBase
+    from tunes_dagster.families.flow import FlowBase
+    from tunes_dagster.families.unet import UnetBase
 
     entry, sizes = load_catalog("production").entries[branch], known_sizes()[branch]
     heads = {"flux1-dev": 24, "flux1-schnell": 24, "flux2-dev": 48, "flux2-klein-4b": 24, "flux2-klein-base-4b": 24,

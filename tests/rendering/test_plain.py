@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from tests.support.tiny_aids import entry_of, make_random_upscaler, make_random_video
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.store import Store
 from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.batch_report import write_batch_report
 from tunes_dagster.rendering.jobs import RenderJob
 from tunes_dagster.rendering.run import run_batch
 from tunes_dagster.rendering.upscaling import Upscaler, feather, tiles
-from tunes_dagster.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@ import io
 import pytest
 from PIL import Image
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store import Store
 from tunes_dagster.rendering import png
-from tunes_dagster.store import Store
 
 RECIPE = {
     "prompt": "a photo of ohwx woman, “Zürich” 水",

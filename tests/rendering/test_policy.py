@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 from tests.support.tiny_aids import catalog_of, entry_of, make_random_safety
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.rendering.aids import Aids, make_aids
 from tunes_dagster.rendering.policy import check_text, fired, load_rules, rule_of
 from tunes_dagster.rendering.renderer import RenderJob, render
-from tunes_dagster.settings import Settings
 
 RULES = """# what we do not render
 weapons: gun, machine gun

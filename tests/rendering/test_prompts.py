@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering.prompts import has_weights, parse_prompt, weighted, without_weights
 from tunes_dagster.rendering.styles import compositions, dressed, find_composition, styles
 

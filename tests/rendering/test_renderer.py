@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from tests.rendering.conftest import entry, random_lora
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.progress import Phase, Silent
-from tunes_dagster.recipe import RenderSettings, recipe_hash
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.progress import Phase, Silent
+from tunes_dagster.core.recipe import RenderSettings, recipe_hash
 from tunes_dagster.rendering import denoise, png
 from tunes_dagster.rendering.jobs import RenderJob, TuneWeights, make_job
 from tunes_dagster.rendering.renderer import render
@@ -255,7 +255,7 @@ def test_jobs_are_made_of_rows_and_tags():
 def test_half_precision_shows_the_same_picture(base_folder, base, store):
     import numpy as np
 
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     half = load_family(entry(base_folder), base_folder, dtype="bfloat16")
     batch = [job("tuned", loras=[FERN]), job("plain", seed=3)]

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.rendering.prompts import missing_token, parse_prompt
 from tunes_dagster.rendering.sizes import enlarge, fit_area, rendered_size
 

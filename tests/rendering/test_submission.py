@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from tunes_dagster.catalog import AuxiliaryEntry, Catalog, load_catalog
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import PromptRequest, RenderSettings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import PromptRequest, RenderSettings
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import AuxiliaryEntry, Catalog, load_catalog
 from tunes_dagster.rendering.submission import PromptContext, complete_prompt
-from tunes_dagster.settings import Settings
-from tunes_dagster.store import Store
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from PIL import Image
 
 from tests.rendering.test_equal_to_stock import psnr
 from tests.support.families import make_base
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.rendering.texts import TextCache, chunk_count, encode_weighted
 

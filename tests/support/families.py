@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.support.tiny_bases import make_random_sd15, make_random_sdxl
 from tests.support.tiny_flux import make_random_flux, make_random_flux2, make_random_klein
-from tunes_dagster.catalog import BaseModelEntry
+from tunes_dagster.families.catalog import BaseModelEntry
 
 TOKENS = 48
 
@@ -84,7 +84,7 @@ def entry_of(name: str, folder: Path) -> BaseModelEntry:
 
 def make_base(name: str, folder: Path, dtype: str = "float32"):
     """Write a case to a folder and load it."""
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     case = CASES[name]
     case.make(folder, **case.options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from tunes_dagster.ids import new_id
-from tunes_dagster.recipe import PromptRequest, RenderSettings, TuneRequest
+from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TuneRequest
 from tunes_dagster.registry import Registry, Tune
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.support.tiny_bases import byte_tokenizer, loud
 from tests.support.tiny_flux import letter_tokenizer
-from tunes_dagster.catalog import AuxiliaryEntry, Catalog
+from tunes_dagster.families.catalog import AuxiliaryEntry, Catalog
 
 
 def entry_of(branch: str, family: str, folder: Path, **more: object) -> AuxiliaryEntry:

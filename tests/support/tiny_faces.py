@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tunes_dagster.catalog import AuxiliaryEntry
+from tunes_dagster.families.catalog import AuxiliaryEntry
 
 # Of the encoder: width of hidden states, of the embedding.
 HIDDEN, EMBEDDING = 32, 24
@@ -37,7 +37,7 @@ def make_random_adapter(
     from diffusers.models.embeddings import IPAdapterPlusImageProjection
     from safetensors.torch import save_file
 
-    from tunes_dagster.tiny.train.faceadapter import cross_attentions
+    from factory.train.faceadapter import cross_attentions
 
     width = unet.config.cross_attention_dim
     with torch.random.fork_rng():

@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 
-from tunes_dagster.tiny.train.captioner import build_tokenizer, draw_batch, named_colors, odd_caption
-from tunes_dagster.tiny.train.scorer import draw_pairs, pair_of_shots
+from factory.train.captioner import build_tokenizer, draw_batch, named_colors, odd_caption
+from factory.train.scorer import draw_pairs, pair_of_shots
 from tunes_dagster.tiny.world import SUBJECTS, attributes, draw_shot, random_shot
 from tunes_dagster.tiny.world.palette import COLORS
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tunes_dagster.tiny.train import course as courses
-from tunes_dagster.tiny.train.clock import Budget, Ema
-from tunes_dagster.tiny.train.course import Course
+from factory.train import course as courses
+from factory.train.clock import Budget, Ema
+from factory.train.course import Course
 
 
 def walk(work, steps, until):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from factory.train.faces import SMALLEST, boxes_of, collage, loss, rated, targets
 from tunes_dagster.tiny import FACES, load_faces, weights_dir
 from tunes_dagster.tiny.faces import STRIDE, UNIT, DrawnFaces, build, folded
-from tunes_dagster.tiny.train.faces import SMALLEST, boxes_of, collage, loss, rated, targets
 from tunes_dagster.tiny.world import SUBJECTS, draw_shot, draw_subject, face_box, random_shot, shots_of
 from tunes_dagster.tiny.world.people import Person
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from factory.train import flux, flux_text
+from factory.train.text import build_tokenizer
+from factory.train.unet import VARIANTS, tokenize
 from tunes_dagster.tiny import FLUX_SEQUENCE
-from tunes_dagster.tiny.train import flux, flux_text
-from tunes_dagster.tiny.train.text import build_tokenizer
-from tunes_dagster.tiny.train.unet import VARIANTS, tokenize
 
 
 @pytest.fixture(scope="module")

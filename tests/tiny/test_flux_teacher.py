@@ -9,10 +9,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from tunes_dagster.tiny.train import flux
-from tunes_dagster.tiny.train.flux_teacher import TRUSTED, Teacher
-from tunes_dagster.tiny.train.text import build_encoders, build_tokenizer
-from tunes_dagster.tiny.train.unet import SCHEDULER, tokenize
+from factory.train import flux
+from factory.train.flux_teacher import TRUSTED, Teacher
+from factory.train.text import build_encoders, build_tokenizer
+from factory.train.unet import SCHEDULER, tokenize
 
 KEPT = DDPMScheduler(**SCHEDULER).alphas_cumprod
 

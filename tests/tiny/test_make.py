@@ -7,6 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from factory.__main__ import parser, plan_from
+from factory.cards import write_cards
+from factory.make import STEPS, Plan
+from factory.sheets import render
+from factory.train.clock import Budget, learning_rate, load_checkpoint, save_checkpoint
 from tunes_dagster.tiny import (
     CAPTIONER,
     CLASSIFIER,
@@ -22,11 +27,6 @@ from tunes_dagster.tiny import (
     load_faces,
     load_scorer,
 )
-from tunes_dagster.tiny.__main__ import parser, plan_from
-from tunes_dagster.tiny.cards import write_cards
-from tunes_dagster.tiny.make import STEPS, Plan
-from tunes_dagster.tiny.sheets import render
-from tunes_dagster.tiny.train.clock import Budget, learning_rate, load_checkpoint, save_checkpoint
 from tunes_dagster.tiny.world import picture
 
 FEW = dict.fromkeys(
@@ -76,7 +76,7 @@ def test_cards_tell_the_figures(made):
 def test_training_with_steps_is_repeatable(made, tmp_path):
     import torch
 
-    from tunes_dagster.tiny.train import classifier
+    from factory.train import classifier
 
     for name in ("train.npy", "held-out.npy"):
         (tmp_path / name).symlink_to(made.work / name)
@@ -116,7 +116,7 @@ def test_the_command_line_builds_a_plan():
 def test_a_team_averages_weights_and_agrees(tmp_path):
     import torch
 
-    from tunes_dagster.tiny.train.team import Team, together
+    from factory.train.team import Team, together
 
     def job(team: Team) -> tuple[float, list[float]]:
         weight = torch.full((2, 2), float(team.rank))

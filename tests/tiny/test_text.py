@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunes_dagster.tiny.train.text import build_tokenizer, known_words, merges_for
+from factory.train.text import build_tokenizer, known_words, merges_for
 
 
 @pytest.fixture(scope="module")

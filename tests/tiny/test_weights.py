@@ -7,6 +7,8 @@ import random
 import numpy as np
 import pytest
 
+from factory.evaluate import CORE, obeyed, rate, sample_prompts
+from factory.sheets import render
 from tunes_dagster.tiny import (
     BASES,
     FLUX_SEQUENCE,
@@ -17,8 +19,6 @@ from tunes_dagster.tiny import (
     load_scorer,
     weights_dir,
 )
-from tunes_dagster.tiny.evaluate import CORE, obeyed, rate, sample_prompts
-from tunes_dagster.tiny.sheets import render
 from tunes_dagster.tiny.world import FIDELITY, attributes, caption, draw_shot, draw_subject, random_shot
 from tunes_dagster.tiny.world.palette import COLORS
 
@@ -139,9 +139,9 @@ def test_the_ip_adapter_shows_people_it_never_saw_and_keeps_the_scene():
     """One picture is shown; likeness is measured to other ones."""
     import torch
 
+    from factory.train.faceadapter import embed, renders
     from tunes_dagster.tiny import FACEADAPTER, FACEADAPTER_FILE
     from tunes_dagster.tiny.images import to_batch
-    from tunes_dagster.tiny.train.faceadapter import embed, renders
 
     scorer, pipe = load_scorer(), load_base()
     folder = str(weights_dir() / FACEADAPTER)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.failures import Cancelled
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import TrainingOptions
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Cancelled
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.training.jobs import TrainExample, TuneJob
 
 
@@ -52,7 +52,7 @@ def entry():
 
 @pytest.fixture(scope="session")
 def base(base_folder: Path, entry):
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     return load_family(entry, base_folder, dtype="float32")
 
@@ -60,7 +60,7 @@ def base(base_folder: Path, entry):
 @pytest.fixture(scope="session")
 def base64(base_folder: Path, entry):
     """The same base in double precision, where what must be equal is equal to many digits."""
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     return load_family(entry, base_folder, dtype="float64")
 

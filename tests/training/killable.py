@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.training.jobs import TrainExample, TuneJob
 
 
@@ -34,9 +34,9 @@ def make_killable(attempt: str, keys: list[str], report: Silent) -> TuneJob:
 if __name__ == "__main__":
     import torch
 
-    from tunes_dagster.catalog import load_catalog
-    from tunes_dagster.store import Store
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.core.store import Store
+    from tunes_dagster.families.base import load_family
+    from tunes_dagster.families.catalog import load_catalog
     from tunes_dagster.training.loop import train
 
     torch.set_num_threads(1)

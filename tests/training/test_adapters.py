@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.training.adapters import attach, attached, split_state
 
 RANKS = (4, 8, 6)

@@ -7,9 +7,9 @@ import torch
 
 from tests.support.families import CASES, entry_of
 from tests.training.conftest import Recorder, hash_of
-from tunes_dagster.failures import Cancelled, FailureCode
+from tunes_dagster.core.failures import Cancelled, FailureCode
+from tunes_dagster.families.base import load_family
 from tunes_dagster.training import checkpoints, loop, run
-from tunes_dagster.training.families.base import load_family
 from tunes_dagster.training.jobs import TuneResult
 from tunes_dagster.training.loop import train
 

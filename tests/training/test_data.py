@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import TrainingOptions
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.core.store import Store
 from tunes_dagster.training import order, prior, run, samples
 from tunes_dagster.training.cache import cached_latents, centred_crop, in_parts, load_picture
 from tunes_dagster.training.jobs import TrainExample, learning_rate

@@ -13,9 +13,9 @@ from safetensors.torch import load, load_file
 
 from tests.support.families import CASES, make_base, random_lora, stock_pipeline
 from tests.training.conftest import Recorder
-from tunes_dagster.failures import Cancelled
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.failures import Cancelled
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training import checkpoints, run
 from tunes_dagster.training.jobs import TuneResult
@@ -115,7 +115,7 @@ def test_sd15_loss_is_that_of_the_reference(tmp_path, prediction):
 
     from tests.support.families import entry_of
     from tests.support.tiny_bases import make_random_sd15
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     folder = make_random_sd15(tmp_path / "base", prediction_type=prediction)
     base = load_family(entry_of("sd15", folder), folder, dtype="float32")
@@ -320,9 +320,9 @@ def test_the_planner_counts_the_layers_that_are_adapted(branch):
     """At full size, built without memory: names match, and `sizes.yaml` has their widths."""
     from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 
-    from tunes_dagster.training.families.flux import FluxBase
-    from tunes_dagster.training.families.flux2 import Flux2Base
-    from tunes_dagster.training.sizes import known_sizes
+    from tunes_dagster.families.flux import FluxBase
+    from tunes_dagster.families.flux2 import Flux2Base
+    from tunes_dagster.families.sizes import known_sizes
 
     with torch.device("meta"):
         if branch == "flux1-dev":

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.training.layouts import Files
 from tunes_dagster.training.loop import train
 from tunes_dagster.training.verify import verify

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.support.tiny_bases import make_random_sdxl
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.training.families.base import load_family
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.families.base import load_family
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])

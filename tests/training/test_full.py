@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load
 
 from tests.training.conftest import Recorder
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.training import checkpoints, loop, run, verify
 from tunes_dagster.training.files import read_header
 from tunes_dagster.training.jobs import TuneResult
@@ -111,7 +111,7 @@ def test_it_resumes_exactly_and_only_the_newest_checkpoint_keeps_the_optimizer(b
 
 
 def test_half_precision_bases_are_trained_in_float32(base_folder, entry, store, make_job):
-    from tunes_dagster.training.families.base import load_family
+    from tunes_dagster.families.base import load_family
 
     half = load_family(entry, base_folder, dtype="bfloat16")
     before = copied(half)
@@ -246,7 +246,7 @@ def test_an_earlier_checkpoint_is_published_as_a_pipeline_of_its_own(base, store
 
 
 def test_files_made_piece_by_piece_are_whole_or_not_there(tmp_path):
-    from tunes_dagster.store import Store
+    from tunes_dagster.core.store import Store
     from tunes_dagster.training.files import write_tensors
 
     tensors = {
@@ -274,10 +274,10 @@ def test_files_made_piece_by_piece_are_whole_or_not_there(tmp_path):
 def test_the_planner_knows_who_trains_alone_and_lets_the_others_share():
     from itertools import product
 
-    from tunes_dagster.recipe import TrainingOptions
+    from tunes_dagster.core.recipe import TrainingOptions
+    from tunes_dagster.families.sizes import known_sizes
     from tunes_dagster.training.kinds import kind_of
     from tunes_dagster.training.planner import Machine, plan_memory, trains_alone
-    from tunes_dagster.training.sizes import known_sizes
 
     kinds = ({"kind": "lora"}, {"kind": "lora", "dora": True}, {"kind": "pti"}, {"kind": "checkpoint"})
     for kind, optimizer in product(kinds, ("adamw", "adamw8bit")):

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from tests.support.families import CASES, make_base, random_lora
 from tests.training.test_full import FULL, copied, files_of, trained
-from tunes_dagster.progress import Silent
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.progress import Silent
+from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training import verify
 from tunes_dagster.training.files import write_tensors

@@ -63,7 +63,7 @@ def test_prodigy_beside_adamw_changes_neither(base64, store, make_job):
 
 def test_eight_bit_moments_come_back_as_they_were_and_train_alone(base, make_job):
     """bitsandbytes' state, without it: bytes in the shape of the row, and a scale per block of them."""
-    from tunes_dagster.recipe import TrainingOptions
+    from tunes_dagster.core.recipe import TrainingOptions
     from tunes_dagster.training.kinds import kind_of
     from tunes_dagster.training.weights import StackedWeights
 
@@ -240,7 +240,7 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
     import numpy as np
     from PIL import Image
 
-    from tunes_dagster.recipe import RenderSettings
+    from tunes_dagster.core.recipe import RenderSettings
     from tunes_dagster.rendering.jobs import TuneWeights
     from tunes_dagster.rendering.jobs import make_job as render_job
     from tunes_dagster.rendering.renderer import render

@@ -16,7 +16,7 @@ from safetensors.torch import load
 
 from tests.training.conftest import Recorder
 from tests.training.killable import make_killable
-from tunes_dagster.failures import Cancelled, FailureCode
+from tunes_dagster.core.failures import Cancelled, FailureCode
 from tunes_dagster.training import checkpoints, order, prior, run
 from tunes_dagster.training.jobs import TuneResult, learning_rate
 from tunes_dagster.training.loop import train

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from tests.training.conftest import add_picture
-from tunes_dagster.store import Store
+from tunes_dagster.core.store import Store
 from tunes_dagster.training import loop, run
 from tunes_dagster.training.cache import load_picture, picture_key
 from tunes_dagster.training.jobs import TrainExample

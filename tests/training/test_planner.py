@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.families.base import load_family
+from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.families.loading import Placement, clear, gather, placed
+from tunes_dagster.families.sizes import known_sizes, sizes_of
 from tunes_dagster.training import loop
-from tunes_dagster.training.families.base import load_family
-from tunes_dagster.training.families.loading import Placement, clear, gather, placed
 from tunes_dagster.training.planner import Machine, plan_memory
-from tunes_dagster.training.sizes import known_sizes, sizes_of
 
 LORA = TrainingOptions(rank=16, batch_size=1)
 WITH_PRIOR = TrainingOptions(rank=16, batch_size=1, prior_weight=0.5, prior_prompts=50)
@@ -186,7 +186,7 @@ def test_every_base_of_the_catalog_can_be_planned():
 @pytest.mark.parametrize("bits", ["int8", "nf4"])
 def test_a_base_is_packed_however_it_is_loaded(tmp_path, monkeypatch, bits):
     """From a folder and from a single file; and what is packed in four bits computes in the base's own dtype."""
-    from tunes_dagster.training.families import loading
+    from tunes_dagster.families import loading
 
     installed = importlib.metadata.version
     there = {"bitsandbytes": "0.48.0"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tunes_dagster.catalog import load_catalog
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import DatasetOptions, TrainingOptions, TuneRequest
-from tunes_dagster.settings import Settings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import DatasetOptions, TrainingOptions, TuneRequest
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.families.presets import automatic_steps, changed, complete, presets
 from tunes_dagster.training import checks
 from tunes_dagster.training.jobs import TrainExample, TuneJob
-from tunes_dagster.training.presets import automatic_steps, changed, complete, presets
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def end_as_released(pipeline) -> None:
 def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_documented_snippet_renders(
     tmp_path, store, make_job, family
 ):
-    from tunes_dagster.recipe import RenderSettings
+    from tunes_dagster.core.recipe import RenderSettings
     from tunes_dagster.rendering.jobs import TuneWeights
     from tunes_dagster.rendering.jobs import make_job as render_job
     from tunes_dagster.rendering.renderer import render

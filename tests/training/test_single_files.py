@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from tests.support.families import entry_of, make_base
 from tests.support.single_files import write_flux2, write_sd15
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.training.families.base import load_family
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.families.base import load_family
 
 
 def written(name: str, base, path: Path) -> Path:

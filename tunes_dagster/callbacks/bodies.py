@@ -9,8 +9,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.clock import iso
-from tunes_dagster.failures import FailureCode, told_outside
+from tunes_dagster.core.clock import iso
+from tunes_dagster.core.failures import FailureCode, told_outside
 
 if TYPE_CHECKING:
     from tunes_dagster.registry.tables import Prompt, Tune

@@ -18,10 +18,10 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from tunes_dagster import clock
 from tunes_dagster.callbacks.forms import in_form
 from tunes_dagster.callbacks.signing import wire_form
-from tunes_dagster.failures import Failure
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure
 
 if TYPE_CHECKING:
     import httpx

@@ -10,15 +10,15 @@ from math import ceil
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.progress import format_seconds
+from tunes_dagster.core.progress import format_seconds
 from tunes_dagster.registry.prompts import shape_of
 
 if TYPE_CHECKING:
-    from tunes_dagster.recipe import RenderSettings
+    from tunes_dagster.core.recipe import RenderSettings
+    from tunes_dagster.core.settings import Settings
     from tunes_dagster.registry import Batch, Registry
     from tunes_dagster.registry.campaigns import Planned
     from tunes_dagster.rendering.rooms import Rooms
-    from tunes_dagster.settings import Settings
 
 # Seconds of one step of one picture, and of a run until its first one, where nothing was rendered yet: what
 # `benchmarks/render.py` takes for 32 prompts over 8 tunes on the shipped base, on two cores (docs/campaigns.md).

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from tunes_dagster.campaigns.files import CampaignFile
 from tunes_dagster.campaigns.problems import Problem
 from tunes_dagster.campaigns.tables import KNOWN, SETTINGS, Row, Table, spelled
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.recipe import RenderSettings
 
 if TYPE_CHECKING:
     import pandas
@@ -269,7 +269,7 @@ def _checked(
     file: CampaignFile, settings: dict[str, str], sizes: Sequence[dict[str, Any]], wrong: Any
 ) -> dict[str, Any]:
     """Return the settings of a row over those of the campaign, as the types they are."""
-    from tunes_dagster.validation import explain
+    from tunes_dagster.core.validation import explain
 
     given = {**file.given, **settings}
     said = set()

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from tunes_dagster.campaigns.dates import problem_of_cron, problem_of_timezone
 from tunes_dagster.campaigns.problems import Problem
-from tunes_dagster.recipe import RenderSettings, Strict
+from tunes_dagster.core.recipe import RenderSettings, Strict
 
 MAX_BYTES = 4 * 1024 * 1024
 # A campaign's name becomes part of asset keys, schedules and file names.
@@ -181,7 +181,7 @@ def parse(source: Source) -> Parsed:
 
 
 def _problem(source: Source, parsed: Parsed, error: Any) -> Problem:
-    from tunes_dagster.validation import explain
+    from tunes_dagster.core.validation import explain
 
     where = ".".join(str(part) for part in error["loc"] if part not in ("str", "list[dict[str,any]]"))
     message = explain(CampaignFile, error)
@@ -201,7 +201,7 @@ def _remedy(where: str) -> str:
 
 def _load(source: Source, parsed: Parsed) -> Problem | None:
     """Read the YAML into `parsed`; returns why it cannot be read."""
-    from tunes_dagster.failures import Failure
+    from tunes_dagster.core.failures import Failure
     from tunes_dagster.intake.sidecars import decode_text
     from tunes_dagster.intake.tune_file import read_tune_yaml
 

@@ -13,19 +13,19 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster import clock
 from tunes_dagster.campaigns.dates import dates_between, first_day, last_date
 from tunes_dagster.campaigns.estimate import Costing, costing_of
 from tunes_dagster.campaigns.files import Source, parse, table_name
 from tunes_dagster.campaigns.plan import Sketch, plan_summary, sketch
 from tunes_dagster.campaigns.problems import Problem, as_failure, errors
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
-    from tunes_dagster.catalog import Catalog
+    from tunes_dagster.core.settings import Settings
+    from tunes_dagster.core.store import Store
+    from tunes_dagster.families.catalog import Catalog
     from tunes_dagster.registry import Campaign, CampaignDate, Registry
-    from tunes_dagster.settings import Settings
-    from tunes_dagster.store import Store
 
 
 @dataclass

@@ -16,14 +16,14 @@ from tunes_dagster.campaigns.expand import Item, Subject, expand, named_tunes
 from tunes_dagster.campaigns.files import CampaignFile, Parsed, Source, parse
 from tunes_dagster.campaigns.problems import Problem, errors
 from tunes_dagster.campaigns.tables import Table, read_table, spelled
-from tunes_dagster.failures import Failure
-from tunes_dagster.recipe import PromptRequest, RenderSettings, recipe_hash
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.recipe import PromptRequest, RenderSettings, recipe_hash
 from tunes_dagster.registry.campaigns import Planned
 
 if TYPE_CHECKING:
-    from tunes_dagster.catalog import Catalog
+    from tunes_dagster.core.settings import Settings
+    from tunes_dagster.families.catalog import Catalog
     from tunes_dagster.registry import Registry, Tune
-    from tunes_dagster.settings import Settings
 
 _LORA = re.compile(r"<\s*lora\s*:\s*([^:<>]+)", re.IGNORECASE)
 _ENDED = {"failed": "failed", "cancelled": "was cancelled", "deleted": "was deleted"}
@@ -261,7 +261,7 @@ class _Completer:
         Raises:
             Failure: What submission would refuse.
         """
-        from tunes_dagster.submit import completed_prompt
+        from tunes_dagster.service.submit import completed_prompt
 
         tune = self.drawn.tunes[item.tune_id] if item.tune_id else None
         asked = PromptRequest(

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from tunes_dagster.campaigns.expand import OF_TUNE
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.rendering.pages import Figure, Section, page, relative
 from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows, png_bytes
 
 if TYPE_CHECKING:
+    from tunes_dagster.core.store import Store
     from tunes_dagster.registry import Batch, Campaign, CampaignDate, CampaignPrompt, Prompt, Registry
-    from tunes_dagster.store import Store
 
 PLAIN = "plain base"
 # More columns or rows than this are too small to see on one sheet; the sheets by tune and by prompt show the rest.

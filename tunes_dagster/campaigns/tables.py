@@ -15,7 +15,7 @@ from typing import Any
 
 from tunes_dagster.campaigns.files import CampaignFile, Parsed, Source, table_name
 from tunes_dagster.campaigns.problems import Problem
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.recipe import RenderSettings
 
 MAX_ROWS = 100_000
 MAX_BYTES = 64 * 1024 * 1024

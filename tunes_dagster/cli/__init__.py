@@ -26,7 +26,7 @@ from tunes_dagster.cli import (
     serving,
     tunes,
 )
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 # Codes that say that the command was wrong, as opposed to the work having failed.
 _BAD_INPUT = {

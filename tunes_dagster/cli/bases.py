@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tunes_dagster.catalog import AuxiliaryEntry
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say, table
+from tunes_dagster.families.catalog import AuxiliaryEntry
 
 app = typer.Typer(no_args_is_help=True, help="Look at base models, and bring real ones from a hub.")
 
@@ -61,8 +61,8 @@ def pull(
     ] = None,
 ) -> None:
     """Bring a base model from the hub. Says what it costs first."""
-    from tunes_dagster.bases import HuggingFaceHub, plan_pull
-    from tunes_dagster.bases import pull as bring
+    from tunes_dagster.families.pulling import HuggingFaceHub, plan_pull
+    from tunes_dagster.families.pulling import pull as bring
 
     installation = Installation()
     entry = installation.catalog.resolve(base)

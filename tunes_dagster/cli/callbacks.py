@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from tunes_dagster import clock
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import ago, emit_json, escape, say, styled, table
+from tunes_dagster.core import clock
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at the notifications that callers are owed, and send them again."

@@ -9,8 +9,8 @@ import typer
 
 from tunes_dagster.cli.installation import Installation, set_dagster_home
 from tunes_dagster.cli.output import ago, complain, emit_json, escape, say, styled, table
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.progress import format_count
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import format_count
 
 if TYPE_CHECKING:
     from tunes_dagster.campaigns.keeping import Keeper
@@ -92,7 +92,7 @@ def _say_problems(problems: list[Problem]) -> None:
 
 def _say_sketch(drawn: Sketch) -> None:
     from tunes_dagster.campaigns.dates import tick_after
-    from tunes_dagster.clock import now
+    from tunes_dagster.core.clock import now
 
     file, estimate = drawn.file, drawn.estimate
     following = tick_after(file.cron, file.timezone, now())
@@ -166,7 +166,7 @@ def _yamls(paths: list[Path]) -> list[Path]:
 def list_campaigns(as_json: AsJson = False) -> None:
     """List the campaigns: when they come next, how their newest date stands, and what is wrong with broken ones."""
     from tunes_dagster.campaigns.dates import tick_after
-    from tunes_dagster.clock import now
+    from tunes_dagster.core.clock import now
 
     installation = Installation()
     keeper = keeper_of(installation)

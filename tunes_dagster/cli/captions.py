@@ -13,7 +13,7 @@ import typer
 
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, say, table
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at and change the texts that go with the training pictures."

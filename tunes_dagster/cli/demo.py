@@ -9,7 +9,7 @@ import typer
 
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import escape, say
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 
 def demo(
@@ -22,9 +22,9 @@ def demo(
     base: Annotated[str, typer.Option(help="The shipped base to train: sdxl or flux.")] = "sdxl",
 ) -> None:
     """Train on a drawn subject that the base has never seen, and render it in new places."""
-    from tunes_dagster import demo as library
+    from tunes_dagster.cli import demonstration as library
     from tunes_dagster.cli.following import follow
-    from tunes_dagster.submit import submit_prompt, submit_tune
+    from tunes_dagster.service.submit import submit_prompt, submit_tune
     from tunes_dagster.tiny.world.subjects import SUBJECTS
 
     if subject not in SUBJECTS:
@@ -75,7 +75,7 @@ def folder_name(subject: str, base: str) -> str:
 def _say_what_comes(installation: Installation, description: str) -> None:
     import shutil
 
-    from tunes_dagster.demo import DISK_MB, MEMORY_GB, MINUTES, PICTURES, SCENES
+    from tunes_dagster.cli.demonstration import DISK_MB, MEMORY_GB, MINUTES, PICTURES, SCENES
 
     home = installation.settings.resolved_home
     free = shutil.disk_usage(home).free / 1e6

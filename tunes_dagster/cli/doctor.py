@@ -16,7 +16,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> int:
     """Say what this machine has, and what would stop a run. Ends with code 1 if something would."""
-    from tunes_dagster.doctor import Finding, examine, summary
+    from tunes_dagster.cli.checkup import Finding, examine, summary
 
     installation = Installation()
     set_dagster_home(installation.settings)

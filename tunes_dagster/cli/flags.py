@@ -15,7 +15,7 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 
 def takes(**groups: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

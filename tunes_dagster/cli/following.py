@@ -8,8 +8,8 @@ from typing import Any
 from tunes_dagster.cli.installation import Installation, set_dagster_home
 from tunes_dagster.cli.output import noise_to, say
 from tunes_dagster.cli.watching import Watch, show_while
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.progress import Phase, Silent
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Phase, Silent
 
 
 def follow(
@@ -27,7 +27,7 @@ def follow(
         Failure: The first failure among them, as its row states it.
     """
     set_dagster_home(installation.settings)
-    from tunes_dagster.inprocess import daemon_is_alive, drive, open_instance
+    from tunes_dagster.pipeline.inprocess import daemon_is_alive, drive, open_instance
 
     registry = installation.registry
     own = [prompt.id for tune in tunes for prompt in registry.list_prompts(tune_id=tune, status="waiting")]

@@ -8,7 +8,7 @@ import typer
 
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import ago, emit_json, escape, say, table
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 accounts = typer.Typer(no_args_is_help=True, help="Who may use the HTTP server, and what they may spend.")
 keys = typer.Typer(no_args_is_help=True, help="The keys that prove who asks.")
@@ -30,10 +30,10 @@ def serve(
     """Serve the HTTP APIs. The work itself is done by the daemon: `tunes dev` beside it."""
     import os
 
+    from tunes_dagster.core.logs import set_up_logging
     from tunes_dagster.gateway.app import create_app
     from tunes_dagster.gateway.options import GatewayOptions
     from tunes_dagster.gateway.serving import run
-    from tunes_dagster.logs import set_up_logging
 
     if public_url:
         os.environ["TUNES_GATEWAY_PUBLIC_URL"] = public_url

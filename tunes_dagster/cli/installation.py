@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunes_dagster.settings import Settings, get_settings
+from tunes_dagster.core.settings import Settings, get_settings
 
 if TYPE_CHECKING:
-    from tunes_dagster.catalog import Catalog
+    from tunes_dagster.core.store import Store
+    from tunes_dagster.families.catalog import Catalog
     from tunes_dagster.registry import Registry
-    from tunes_dagster.store import Store
 
 CLONE = Path(__file__).resolve().parent.parent.parent
 
@@ -33,14 +33,14 @@ class Installation:
     @cached_property
     def store(self) -> Store:
         """The files."""
-        from tunes_dagster.store import Store
+        from tunes_dagster.core.store import Store
 
         return Store(self.settings.resolved_store_url, self.settings.store_options)
 
     @cached_property
     def catalog(self) -> Catalog:
         """The base models."""
-        from tunes_dagster.catalog import load_catalog
+        from tunes_dagster.families.catalog import load_catalog
 
         return load_catalog(self.settings.profile)
 

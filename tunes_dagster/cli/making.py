@@ -12,12 +12,12 @@ import typer
 from tunes_dagster.cli.flags import assignments, merged, takes
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import DatasetOptions, RenderSettings, TrainingOptions
 from tunes_dagster.intake.subject import example_prompt
-from tunes_dagster.recipe import DatasetOptions, RenderSettings, TrainingOptions
 
 if TYPE_CHECKING:
-    from tunes_dagster.recipe import PromptRequest, TuneRequest
+    from tunes_dagster.core.recipe import PromptRequest, TuneRequest
 
 
 Word = str | None
@@ -132,8 +132,8 @@ def build_request(
     Raises:
         Failure: `INVALID_REQUEST`, naming what is wrong.
     """
-    from tunes_dagster.recipe import TuneRequest
-    from tunes_dagster.validation import checked
+    from tunes_dagster.core.recipe import TuneRequest
+    from tunes_dagster.core.validation import checked
 
     if source is not None and not source.exists():
         raise Failure(FailureCode.INVALID_REQUEST, f"There is no folder {source}.", "Check the path.")
@@ -186,7 +186,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _upload(installation: Installation, file: Path) -> str:
-    from tunes_dagster.ids import new_id
+    from tunes_dagster.core.ids import new_id
 
     return installation.store.write_file(f"uploads/{new_id('up')}/{file.name}", file)
 
@@ -194,7 +194,7 @@ def _upload(installation: Installation, file: Path) -> str:
 def _submit(
     installation: Installation, request: TuneRequest, allowed: str | None, origin: str = "cli"
 ) -> Any:
-    from tunes_dagster.submit import submit_tune
+    from tunes_dagster.service.submit import submit_tune
 
     return submit_tune(
         installation.registry,
@@ -242,9 +242,9 @@ def render(
 
     `tunes render "a photo of ohwx woman in the snow" --tune 1 --num-images 4`
     """
-    from tunes_dagster.recipe import PromptRequest
-    from tunes_dagster.submit import submit_prompt
-    from tunes_dagster.validation import checked
+    from tunes_dagster.core.recipe import PromptRequest
+    from tunes_dagster.core.validation import checked
+    from tunes_dagster.service.submit import submit_prompt
 
     installation = Installation()
     settings = with_files(settings)
@@ -306,7 +306,7 @@ def _looks_like_a_file(value: str) -> bool:
 
 def _check_all(installation: Installation, requests: list[PromptRequest]) -> None:
     """Refuse all of several prompts when one is wrong, instead of leaving those before it in the queue."""
-    from tunes_dagster.submit import completed_prompt
+    from tunes_dagster.service.submit import completed_prompt
 
     registry = installation.registry
     for request in requests:

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import typer
 
-from tunes_dagster import clock
+from tunes_dagster.core import clock
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,8 +9,8 @@ import typer
 from tunes_dagster.cli.flags import takes
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, say, table
-from tunes_dagster.failures import Failure
-from tunes_dagster.recipe import UNTRAINED, TrainingOptions
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.recipe import UNTRAINED, TrainingOptions
 
 # Memory of usual accelerators, in GiB.
 DEVICES = (12, 24, 48, 80, 140)
@@ -31,9 +31,9 @@ def plan(
 
     The base is the one that was named, also under the profile `embedded`.
     """
-    from resources.compute import find_devices
+    from tunes_dagster.core.validation import checked
+    from tunes_dagster.resources.compute import find_devices
     from tunes_dagster.training.planner import Machine
-    from tunes_dagster.validation import checked
 
     installation = Installation()
     entry = installation.catalog.resolve(base)
@@ -69,8 +69,8 @@ def _gib(row: dict[str, Any]) -> str:
 def _planned(
     installation: Installation, entry: Any, options: TrainingOptions, name: str, machine: Any
 ) -> dict[str, Any]:
+    from tunes_dagster.families.sizes import sizes_of
     from tunes_dagster.training.planner import plan_memory
-    from tunes_dagster.training.sizes import sizes_of
 
     sizes = sizes_of(entry, entry.location(installation.settings.bases_folder))
     try:

@@ -10,7 +10,7 @@ from tunes_dagster.cli.flags import assignments
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, say
 from tunes_dagster.cli.tunes import AsJson, Which
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 
 def diff(
@@ -22,7 +22,7 @@ def diff(
     from dataclasses import asdict
 
     from tunes_dagster.cli.output import console
-    from tunes_dagster.comparison import differences
+    from tunes_dagster.service.compare import differences
 
     installation = Installation()
     rows = [installation.registry.get_tune(name) for name in (first, second)]
@@ -63,8 +63,8 @@ def rerun(
     On the same device the weights are the same, number for number, unless something is changed with --set or
     in the captions. Pictures that were encoded before are not encoded again.
     """
-    from tunes_dagster.again import rerun as hand_in
     from tunes_dagster.cli.showing import tune_as_dict
+    from tunes_dagster.service.rerun import rerun as hand_in
 
     installation = Installation()
     registry = installation.registry

@@ -41,7 +41,7 @@ def render_date(installation: Installation, campaign: Campaign, date: str, wait:
     Raises:
         Failure: Why its plan was refused.
     """
-    from tunes_dagster.inprocess import daemon_is_alive, open_instance, run_campaign_job
+    from tunes_dagster.pipeline.inprocess import daemon_is_alive, open_instance, run_campaign_job
 
     registry, settings = installation.registry, installation.settings
     instance = open_instance(settings)
@@ -75,7 +75,7 @@ def render_date(installation: Installation, campaign: Campaign, date: str, wait:
 def _finish(
     installation: Installation, campaign: Campaign, row: CampaignDate, instance: Any, by_daemon: bool
 ) -> None:
-    from tunes_dagster.inprocess import drive, run_campaign_job
+    from tunes_dagster.pipeline.inprocess import drive, run_campaign_job
 
     registry, settings = installation.registry, installation.settings
     watch = DateWatch(installation, campaign, row.id)

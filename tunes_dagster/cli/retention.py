@@ -10,10 +10,10 @@ import typer
 
 from tunes_dagster.cli.installation import Installation, set_dagster_home
 from tunes_dagster.cli.output import ago, emit_json, escape, megabytes, say, table
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
-    from tunes_dagster.erasure import Erased
+    from tunes_dagster.service.erase import Erased
 
 app = typer.Typer(
     name="retention", no_args_is_help=True, help="How long tunes and pictures are kept, and what was deleted."
@@ -35,7 +35,7 @@ def delete(
     yes: Yes = False,
 ) -> None:
     """Delete a tune, or all of a person: pictures, captions, caches, weights and renders; prints what was removed."""
-    from tunes_dagster.erasure import erase_tunes, tunes_of_person
+    from tunes_dagster.service.erase import erase_tunes, tunes_of_person
 
     installation = Installation()
     registry = installation.registry
@@ -75,8 +75,8 @@ def _say_erased(erased: Erased) -> None:
 def _forget_in_dagster(installation: Installation, tune_ids: list[str]) -> str:
     """Delete the tunes' runs and partitions: their events hold thumbnails."""
     set_dagster_home(installation.settings)
-    from assets.housekeeping import forget_tunes
-    from tunes_dagster.inprocess import open_instance
+    from tunes_dagster.assets.housekeeping import forget_tunes
+    from tunes_dagster.pipeline.inprocess import open_instance
 
     with open_instance(installation.settings) as instance:
         return forget_tunes(instance, installation.registry, tune_ids).sentence()
@@ -144,7 +144,7 @@ def set_rules(
     ] = None,
 ) -> None:
     """Set how long an account's tunes and pictures are kept. Nothing goes before its warning had its time."""
-    from tunes_dagster.submit import check_callback_url
+    from tunes_dagster.service.submit import check_callback_url
 
     installation = Installation()
     rules: dict[str, Any] = {}
@@ -187,7 +187,7 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for pr
 @app.command()
 def run() -> None:
     """Warn, extend and delete now; the `housekeeping` schedule does it every day."""
-    from tunes_dagster.retention import retain
+    from tunes_dagster.service.retain import retain
 
     installation = Installation()
     done = retain(installation.registry, installation.store, installation.registry.now())

@@ -11,7 +11,7 @@ import typer
 
 from tunes_dagster.cli.installation import CLONE, Installation, set_dagster_home
 from tunes_dagster.cli.output import escape, say
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 
 def dev(
@@ -39,7 +39,7 @@ def dev(
             "(docs/dagster.md).[/]")  # fmt: skip
     settings = installation.settings
     Path(settings.resolved_drop_folder).mkdir(parents=True, exist_ok=True)
-    from tunes_dagster.inprocess import open_instance
+    from tunes_dagster.pipeline.inprocess import open_instance
 
     open_instance(settings).dispose()  # makes its tables before several processes open it
     say(f"Dagster UI: [bold]http://{escape(host)}:{port}[/]   (Ctrl-C stops it)")

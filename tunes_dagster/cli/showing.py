@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunes_dagster import clock
 from tunes_dagster.cli.output import ago, escape, say, styled, table
-from tunes_dagster.progress import format_seconds
+from tunes_dagster.core import clock
+from tunes_dagster.core.progress import format_seconds
 
 
 def tune_as_dict(tune: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import typer
 
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say, styled
-from tunes_dagster.downloads import download_key, pieces
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.service.download import download_key, pieces
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Registry, Tune

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.cli.output import console, escape, styled
-from tunes_dagster.progress import format_count, format_seconds
+from tunes_dagster.core.progress import format_count, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

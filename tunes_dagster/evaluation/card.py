@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tunes_dagster.recipe import Strict
+from tunes_dagster.core.recipe import Strict
 
 Tone = Literal["good", "weak", "bad"]
 _TONES: tuple[Tone, ...] = ("good", "weak", "bad")

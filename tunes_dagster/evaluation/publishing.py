@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import recipe_hash
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import recipe_hash
+from tunes_dagster.core.store import Store
 
 if TYPE_CHECKING:
-    from tunes_dagster.training.families.base import LoadedBase
+    from tunes_dagster.families.base import LoadedBase
 
 _RECIPE, _HASH = "tunes_dagster.recipe", "tunes_dagster.recipe_hash"
 

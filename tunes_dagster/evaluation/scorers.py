@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 from pydantic import Field
 
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import Strict
 from tunes_dagster.evaluation.measures import unit
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import Strict
 
 if TYPE_CHECKING:
     from PIL.Image import Image

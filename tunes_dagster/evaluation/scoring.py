@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunes_dagster.core.failures import Cancelled, Failure
+from tunes_dagster.core.progress import Reporter
 from tunes_dagster.evaluation import measures, verdicts
 from tunes_dagster.evaluation.card import Card, CardOptions, Scores
 from tunes_dagster.evaluation.prompts import Asked, card_prompts, class_texts
 from tunes_dagster.evaluation.scorers import Scorer, TextScorer
-from tunes_dagster.failures import Cancelled, Failure
 from tunes_dagster.intake.faces import is_person
 from tunes_dagster.intake.subject import is_style
-from tunes_dagster.progress import Reporter
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tunes_dagster.store import Store
-    from tunes_dagster.training.families.base import LoadedBase
+    from tunes_dagster.core.store import Store
+    from tunes_dagster.families.base import LoadedBase
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Painter:
     """
 
     def __init__(self, base: LoadedBase, options: CardOptions, check: Callable[[], None]) -> None:
-        from tunes_dagster.recipe import RenderSettings
+        from tunes_dagster.core.recipe import RenderSettings
 
         self.base, self._check = base, check
         settings = base.entry.render_settings(RenderSettings())

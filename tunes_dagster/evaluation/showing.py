@@ -13,8 +13,8 @@ from tunes_dagster.rendering.sheets import Cell, Row, Tone, contact_sheet, png_b
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from tunes_dagster.core.store import Store
     from tunes_dagster.evaluation.scoring import Scored
-    from tunes_dagster.store import Store
 
 # Columns of the sheet; more cannot be told apart in a thumbnail.
 _COLUMNS = 8

@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Host
 
 from tunes_dagster import __version__
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.gateway import documents, files
 from tunes_dagster.gateway.dialect import Dialect
 from tunes_dagster.gateway.metrics import Meters
@@ -25,7 +26,6 @@ from tunes_dagster.gateway.native import DIALECT as NATIVE
 from tunes_dagster.gateway.options import DIALECTS, GatewayOptions
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.service import Service, open_service
-from tunes_dagster.settings import Settings
 
 log = logging.getLogger("tunes.gateway")
 

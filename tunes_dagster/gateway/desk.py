@@ -15,16 +15,16 @@ from typing import IO, Any, NoReturn
 from sqlalchemy.orm import Session
 from starlette.datastructures import UploadFile
 
-from tunes_dagster import clock
-from tunes_dagster.catalog import BaseModelEntry
-from tunes_dagster.failures import Failure
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.recipe import PromptRequest, TuneRequest
+from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.files import file_url
 from tunes_dagster.gateway.problems import Problem, invalid, not_found, of_failure
 from tunes_dagster.gateway.service import Caller, Service
-from tunes_dagster.ids import new_id
 from tunes_dagster.intake.payloads import Base64File, upload_key
-from tunes_dagster.recipe import PromptRequest, TuneRequest
 from tunes_dagster.registry import ApiObject, Prompt, Tune, Wallet
 from tunes_dagster.registry.ledger import reserve
 
@@ -84,7 +84,7 @@ class Desk:
             prompt_views: Of its prompts, in their order.
             tune_id: Made beforehand when uploads already lie under it.
         """
-        from tunes_dagster.submit import submit_tune
+        from tunes_dagster.service.submit import submit_tune
 
         chosen = tune_id or new_id("tune")
         service = self.service
@@ -136,12 +136,12 @@ class Desk:
         Raises:
             Problem: 422, naming the base.
         """
-        from tunes_dagster.training.families.base import known_families
+        from tunes_dagster.families.base import known_families
 
         catalog, families = self.service.catalog, known_families()
         entry = catalog.real(catalog.resolve(base))
         if entry.family not in families:
-            from tunes_dagster.catalog import AUXILIARY
+            from tunes_dagster.families.catalog import AUXILIARY
 
             if entry.family in AUXILIARY and not tuned:
                 return
@@ -186,7 +186,7 @@ class Desk:
         return prompt
 
     def _prompt(self, request: PromptRequest, view: View, rehearse: bool = False) -> Prompt:
-        from tunes_dagster.submit import DEFAULT_BASE, submit_prompt
+        from tunes_dagster.service.submit import DEFAULT_BASE, submit_prompt
 
         def also(session: Session, prompt: Prompt) -> None:
             self._keep(session, prompt.id, view)
@@ -286,7 +286,7 @@ class Desk:
         self, request: TuneRequest, view: View, prompt_views: Sequence[View] = ()
     ) -> dict[str, Any]:
         """Return what accepting a tune would cost and take, and why it would be refused; keeps nothing."""
-        from tunes_dagster.submit import submit_tune
+        from tunes_dagster.service.submit import submit_tune
 
         service, chosen = self.service, new_id("tune")
 
@@ -404,7 +404,7 @@ class Desk:
         It is gone for its owner at once; the files follow behind the answer, and what a dying server leaves is
         removed by the daily housekeeping.
         """
-        from tunes_dagster.erasure import erase_tunes
+        from tunes_dagster.service.erase import erase_tunes
 
         gone = self.registry.delete_tune(tune.id)
         self.service.later(erase_tunes, self.registry, self.service.store, [gone], rule="asked over HTTP")
@@ -413,7 +413,7 @@ class Desk:
         """Cancel a prompt that is open, and take its pictures away."""
         if prompt.status in ("waiting", "queued", "rendering"):
             self.registry.cancel_prompt(prompt.id)
-        from tunes_dagster.erasure import erase_outputs
+        from tunes_dagster.service.erase import erase_outputs
 
         self.registry.hide_prompt(prompt.id)
         self.service.later(erase_outputs, self.registry, self.service.store, [prompt])

@@ -17,10 +17,10 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from tunes_dagster import clock
-from tunes_dagster.downloads import pieces, zipped_folder
-from tunes_dagster.failures import Failure
-from tunes_dagster.store import Store
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.store import Store
+from tunes_dagster.service.download import pieces, zipped_folder
 
 PREFIX = "/files"
 PRESIGNED_SECONDS = 3600

@@ -14,7 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from tunes_dagster import __version__, clock
+from tunes_dagster import __version__
+from tunes_dagster.core import clock
 from tunes_dagster.registry.figures import Figures, Spent
 
 # Reads are answered in a few milliseconds, uploads take as long as they take.

@@ -12,10 +12,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.gateway.metrics import Meters
 from tunes_dagster.gateway.options import GatewayOptions
 from tunes_dagster.gateway.problems import Problem
-from tunes_dagster.ids import new_id
 
 log = logging.getLogger("tunes.gateway")
 

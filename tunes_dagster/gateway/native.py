@@ -11,11 +11,10 @@ from typing import Any, Literal
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunes_dagster import clock
 from tunes_dagster.callbacks.bodies import failure_facts, tune_body
-from tunes_dagster.clock import iso
-from tunes_dagster.downloads import download_key
-from tunes_dagster.failures import told_outside
+from tunes_dagster.core import clock
+from tunes_dagster.core.clock import iso
+from tunes_dagster.core.failures import told_outside
 from tunes_dagster.gateway.desk import GUESS_SECONDS, Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
 from tunes_dagster.gateway.files import answer
@@ -23,7 +22,8 @@ from tunes_dagster.gateway.problems import Problem, not_found
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Callback, Prompt, Tune
 from tunes_dagster.rendering.styles import compositions
-from tunes_dagster.submit import check_callback_url
+from tunes_dagster.service.download import download_key
+from tunes_dagster.service.submit import check_callback_url
 
 
 def _error(problem: Problem) -> tuple[int, Any]:

@@ -13,9 +13,9 @@ import yaml
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import Strict
-from tunes_dagster.settings import Settings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import Strict
+from tunes_dagster.core.settings import Settings
 
 MICRO = 1_000_000
 DIALECTS = ("pixelapi", "pixazo", "pixu", "astria")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from tunes_dagster.failures import Failure, FailureCode, told_outside
+from tunes_dagster.core.failures import Failure, FailureCode, told_outside
 
 _STATUS = {
     FailureCode.UNKNOWN_TUNE: 404,

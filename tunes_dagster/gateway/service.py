@@ -15,13 +15,13 @@ from limits import RateLimitItemPerMinute
 from limits.storage import storage_from_string
 from limits.strategies import FixedWindowRateLimiter
 
-from tunes_dagster.catalog import Catalog, load_catalog
+from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import Catalog, load_catalog
 from tunes_dagster.gateway.options import GatewayOptions, PriceList, load_prices, signing_secret
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.registry import ApiKey, Registry, Wallet, open_registry
 from tunes_dagster.registry.accounts import key_hash
-from tunes_dagster.settings import Settings, get_settings
-from tunes_dagster.store import Store
 
 log = logging.getLogger("tunes.gateway")
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from tunes_dagster.callbacks.deliver import request_target
-from tunes_dagster.failures import Failure
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.intake.guard import Guard, guarded_client, show_url
 
 _SECONDS = 5.0

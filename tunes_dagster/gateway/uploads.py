@@ -9,11 +9,11 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
+from tunes_dagster.core.store import Store
 from tunes_dagster.gateway.bodies import Body, too_large
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.intake.payloads import upload_key
-from tunes_dagster.store import Store
 
 # Fields of a form beside its files; 1000 prompts with 20 fields each.
 _MAX_FIELDS = 20_000

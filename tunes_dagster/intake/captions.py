@@ -23,17 +23,17 @@ from typing import Literal, Protocol
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from tunes_dagster import clock
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Phase, Reporter
+from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.manifest import Manifest
 from tunes_dagster.intake.pictures import decode
 from tunes_dagster.intake.sidecars import decode_text, tidy
 from tunes_dagster.intake.subject import is_style, template, with_subject
 from tunes_dagster.intake.training_set import TrainingItem, TrainingSet
 from tunes_dagster.intake.varying import what_varies
-from tunes_dagster.progress import Phase, Reporter
-from tunes_dagster.recipe import TuneRequest
-from tunes_dagster.store import Store
 
 CaptionSource = Literal["edit", "request", "sidecar", "default", "captioner", "template"]
 COLUMNS = ("name", "caption", "source", "hash")

@@ -16,7 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.progress import Phase, Reporter
+from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.archives import ArchiveLimits, archive_kind, read_archive
 from tunes_dagster.intake.faces import FaceDetector
 from tunes_dagster.intake.fetch import Fetcher
@@ -28,9 +31,6 @@ from tunes_dagster.intake.parallel import completed
 from tunes_dagster.intake.pictures import Picture, normalise
 from tunes_dagster.intake.sidecars import Sidecars, is_sidecar, masked_picture
 from tunes_dagster.intake.sources import Local, Origin, Plan, looks_like_picture, plan_sources
-from tunes_dagster.progress import Phase, Reporter
-from tunes_dagster.recipe import TuneRequest
-from tunes_dagster.store import Store
 
 RECORD_VERSION = 1
 

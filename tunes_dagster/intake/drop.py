@@ -16,11 +16,11 @@ from typing import Any, Literal, Protocol
 
 from upath import UPath
 
-from tunes_dagster.failures import Failure
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.intake.folders import FolderFile, list_files, open_folder
 from tunes_dagster.intake.sources import is_archive_name, is_picture_name
 from tunes_dagster.intake.tune_file import NAMES, parse_tune_yaml
-from tunes_dagster.recipe import TuneRequest
 
 DropState = Literal["settling", "complete", "invalid"]
 _OPEN = ("settling", "invalid")

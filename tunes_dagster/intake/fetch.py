@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import tenacity
 
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.intake.guard import Guard, Resolver, guarded_client, show_url
 from tunes_dagster.intake.parallel import completed
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from upath import UPath
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.intake.archives import is_junk
 
 PROTOCOLS = frozenset({"", "file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory"})

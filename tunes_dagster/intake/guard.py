@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpcore
 import httpx
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Takes a host name and a port, returns the addresses as text; raises OSError when there are none."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunes_dagster.failures import FailureCode
+from tunes_dagster.core.failures import FailureCode
+from tunes_dagster.core.recipe import DatasetOptions
 from tunes_dagster.intake.faces import is_person
 from tunes_dagster.intake.manifest import Examined, Finding, PictureRow
 from tunes_dagster.intake.measures import near_pairs
-from tunes_dagster.recipe import DatasetOptions
 
 BLURRED_BELOW = 0.45
 """Sharp drawings and photos measure 0.7 and more; a Gaussian blur of 1.5 % of the width brings both below this."""

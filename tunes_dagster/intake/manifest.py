@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.faces import Box
 from tunes_dagster.intake.measures import Fingerprint
-from tunes_dagster.store import Store
 
 Verdict = Literal["accepted", "warned", "rejected"]
 

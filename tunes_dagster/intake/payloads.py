@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 from typing import IO
 from urllib.parse import unquote_to_bytes
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import TuneRequest
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.store import Store
 
 MAX_PAYLOAD = 64 * 1024 * 1024
 _DATA_URI = re.compile(r"^\s*data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<options>(?:;[^,;]+)*),", re.IGNORECASE)

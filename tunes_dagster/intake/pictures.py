@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "HEIF", "BMP", "TIFF")
 SUFFIXES = frozenset(

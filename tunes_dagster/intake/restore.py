@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 # Released at https://github.com/TencentARC/GFPGAN/releases/tag/v1.3.0
 WEIGHTS = "GFPGANv1.4.pth"

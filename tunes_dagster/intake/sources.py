@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import Sources
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.archives import archive_kind
 from tunes_dagster.intake.fetch import MB, Fetcher, Kind
 from tunes_dagster.intake.folders import FolderFile, list_files, open_folder
@@ -19,8 +21,6 @@ from tunes_dagster.intake.payloads import check_upload_key, decode_payload
 from tunes_dagster.intake.pictures import SUFFIXES
 from tunes_dagster.intake.sidecars import Sidecars, is_sidecar
 from tunes_dagster.intake.tune_file import NAMES
-from tunes_dagster.recipe import Sources
-from tunes_dagster.store import Store
 
 MAX_SIDECAR = 8 * MB
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")

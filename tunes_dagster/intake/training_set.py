@@ -13,7 +13,10 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Reporter
+from tunes_dagster.core.recipe import DatasetOptions
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.buckets import Crop, choose_bucket, crop_for, face_crop
 from tunes_dagster.intake.faces import Box, FaceDetector, is_person
 from tunes_dagster.intake.manifest import Manifest, PictureRow
@@ -21,9 +24,6 @@ from tunes_dagster.intake.measures import Fingerprint, near_pairs
 from tunes_dagster.intake.pictures import decode
 from tunes_dagster.intake.restore import Restorer
 from tunes_dagster.intake.variations import variations
-from tunes_dagster.progress import Reporter
-from tunes_dagster.recipe import DatasetOptions
-from tunes_dagster.store import Store
 
 LEAK_BITS = 4
 """Pictures nearer than this (of 64 bits) count as the same across the two sides, whatever dedupe allowed."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.validation import checked
 from tunes_dagster.intake.sidecars import decode_text
-from tunes_dagster.recipe import TuneRequest
-from tunes_dagster.validation import checked
 
 NAMES = ("tune.yaml", "tune.yml")
 MAX_BYTES = 4 * 1024 * 1024

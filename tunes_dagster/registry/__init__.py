@@ -6,6 +6,7 @@ and hands out detached rows of `tables.py`.
 
 from __future__ import annotations
 
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry.accounts import AccountQueries
 from tunes_dagster.registry.api_tables import ApiKey, ApiObject, Pack, Reservation, Wallet
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
@@ -31,7 +32,6 @@ from tunes_dagster.registry.tables import (
     Work,
 )
 from tunes_dagster.registry.tunes import TuneQueries
-from tunes_dagster.settings import Settings
 
 
 class Registry(

@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ids import new_id
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.api_tables import ApiKey, IdempotencyKey
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Account

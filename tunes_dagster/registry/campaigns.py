@@ -11,9 +11,9 @@ from typing import Any
 from sqlalchemy import delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ids import new_id
-from tunes_dagster.recipe import PromptRequest
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.ledger import reserve_many

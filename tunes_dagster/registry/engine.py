@@ -19,8 +19,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from tunes_dagster import clock
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure, FailureCode
 
 # The newest revision in migrations/versions. Kept here so that opening a current registry reads one row and
 # never imports alembic (0.3 s); a test compares it with the files.

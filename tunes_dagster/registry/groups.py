@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import exists, func, select, update
 
-from tunes_dagster.ids import new_id
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
 from tunes_dagster.registry.transitions import open_work

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Account, Drop, Event
 from tunes_dagster.registry.transitions import note

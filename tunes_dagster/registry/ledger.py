@@ -13,7 +13,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.api_tables import LedgerEntry, LedgerPosting, Reservation, Wallet
 from tunes_dagster.registry.engine import Database
 

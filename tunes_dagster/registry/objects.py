@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Select, String, cast, func, or_, select
 from sqlalchemy.orm.attributes import flag_modified
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ids import new_id, row_number
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id, row_number
 from tunes_dagster.registry.api_tables import ApiGroup, ApiObject, Pack
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Callback, Event, Prompt, Tune, Work

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import exists, or_, select, update
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ids import new_id
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Account, Callback, Delivery
 

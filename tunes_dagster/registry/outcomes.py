@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
     DONE,

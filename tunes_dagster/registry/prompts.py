@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ids import new_id, row_number
-from tunes_dagster.recipe import PromptRequest
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id, row_number
+from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.tables import Prompt, Tune, Work

@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from tunes_dagster.clock import iso
-from tunes_dagster.ids import new_id
+from tunes_dagster.core.clock import iso
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.campaign_tables import CampaignDate, CampaignPrompt, Deletion
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Account, Callback, Prompt, Tune

@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from tunes_dagster.recipe import UNTRAINED
+from tunes_dagster.core.recipe import UNTRAINED
 
 JsonType = JSON().with_variant(JSONB(), "postgresql")
 
@@ -43,7 +43,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone; use tunes_dagster.clock.now().")
+            raise ValueError(f"{value!r} has no time zone; use tunes_dagster.core.clock.now().")
         moment = value.astimezone(UTC)
         return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
 

@@ -16,8 +16,8 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.callbacks.bodies import prompt_body, tune_body
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ids import new_id
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.api_tables import ApiGroup, ApiObject
 from tunes_dagster.registry.ledger import close_reservation
 from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Tune, Work

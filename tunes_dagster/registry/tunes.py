@@ -9,9 +9,9 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ids import row_number
-from tunes_dagster.recipe import TuneRequest, recipe_hash
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import row_number
+from tunes_dagster.core.recipe import TuneRequest, recipe_hash
 from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.prompts import PromptQueries, new_prompt
 from tunes_dagster.registry.tables import Prompt, Tune

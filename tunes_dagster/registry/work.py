@@ -12,7 +12,7 @@ from sqlalchemy import exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
 from tunes_dagster.registry.transitions import (

@@ -11,19 +11,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunes_dagster.catalog import AuxiliaryEntry, Catalog
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.families.catalog import AuxiliaryEntry, Catalog
 from tunes_dagster.rendering.policy import Rule, load_rules
 
 if TYPE_CHECKING:
+    from tunes_dagster.core.settings import Settings
+    from tunes_dagster.families.base import LoadedBase
+    from tunes_dagster.families.ipadapter import IpAdapter
     from tunes_dagster.intake.faces import FaceDetector
     from tunes_dagster.intake.restore import Restorer
-    from tunes_dagster.ipadapter import IpAdapter
     from tunes_dagster.rendering.controls import Control
     from tunes_dagster.rendering.safety import SafetyChecker
     from tunes_dagster.rendering.upscaling import Upscaler
-    from tunes_dagster.settings import Settings
-    from tunes_dagster.training.families.base import LoadedBase
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Aids:
         Raises:
             Failure: `INVALID_REQUEST` when the catalog has none for it, `BASE_NOT_INSTALLED`, `WEIGHTS_UNUSABLE`.
         """
-        from tunes_dagster.ipadapter import adapter_for, read_adapter
+        from tunes_dagster.families.ipadapter import adapter_for, read_adapter
 
         if "_face_adapter" not in self.__dict__:
             entry = adapter_for(self.catalog, base.entry, self.bases_folder)

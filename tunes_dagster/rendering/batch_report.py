@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from tunes_dagster.core.store import Store
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.pages import Figure, Section, page, relative
 from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows, png_bytes
-from tunes_dagster.store import Store
 
 # A sheet with more pictures is too large to look at; the page has them all.
 MAX_ON_SHEET = 64

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.rendering import policy
 from tunes_dagster.rendering.pictures import Picture, Shape
 from tunes_dagster.rendering.prompts import has_weights, parse_prompt, without_weights
@@ -16,12 +16,12 @@ from tunes_dagster.rendering.styles import dressed
 from tunes_dagster.rendering.texts import chunk_count, clip_encoders
 
 if TYPE_CHECKING:
+    from tunes_dagster.families.base import LoadedBase
     from tunes_dagster.rendering.aids import Aids
     from tunes_dagster.rendering.faceid import FaceShelf, FaceUses
     from tunes_dagster.rendering.inputs import Inputs
     from tunes_dagster.rendering.jobs import RenderJob
     from tunes_dagster.rendering.loras import Combination, LoraShelf
-    from tunes_dagster.training.families.base import LoadedBase
 
 
 @dataclass(frozen=True)

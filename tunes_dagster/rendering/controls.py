@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
     import torch
 
+    from tunes_dagster.families.base import Conditioning, LoadedBase
     from tunes_dagster.rendering.pictures import Picture
-    from tunes_dagster.training.families.base import Conditioning, LoadedBase
 
 Steer = Callable[["torch.Tensor", "torch.Tensor", "Conditioning"], "Conditioning"]
 

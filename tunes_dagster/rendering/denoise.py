@@ -25,9 +25,9 @@ from tunes_dagster.rendering.texts import TextCache, conditioning
 if TYPE_CHECKING:
     import torch
 
+    from tunes_dagster.families.base import LoadedBase
     from tunes_dagster.rendering.merged import MergedBank
     from tunes_dagster.training.adapters import AdapterBank
-    from tunes_dagster.training.families.base import LoadedBase
 
 # Decoding more at once is no faster, and the first ones are written while the next ones are decoded.
 _MOST_DECODED = 8

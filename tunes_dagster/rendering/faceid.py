@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store import Store
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from tunes_dagster.ipadapter import IpAdapter
+    from tunes_dagster.families.base import Conditioning, LoadedBase
+    from tunes_dagster.families.ipadapter import IpAdapter
     from tunes_dagster.rendering.pictures import Picture
-    from tunes_dagster.training.families.base import Conditioning, LoadedBase
 
 
 class FaceUse(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.recipe import ColorGrading
+from tunes_dagster.core.recipe import ColorGrading
 
 # How much red, green and blue weigh in brightness (Rec. 709).
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
 from tunes_dagster.rendering.controls import control_map
 from tunes_dagster.rendering.pictures import Picture
 from tunes_dagster.rendering.sizes import enlarge
-from tunes_dagster.settings import Settings
-from tunes_dagster.store import Store
 
 if TYPE_CHECKING:
+    from tunes_dagster.families.base import LoadedBase
     from tunes_dagster.rendering.aids import Aids
-    from tunes_dagster.training.families.base import LoadedBase
 
 # Keys that a request may name: what was uploaded, content by hash, and renders (whose ids cannot be guessed).
 _KEYS = ("uploads/", "blobs/", "batches/")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunes_dagster.failures import Failure
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering.faceid import FaceUse
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.prompts import (

@@ -13,18 +13,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store import Store
 from tunes_dagster.rendering.memory import ADAPTER_SHARE, parts_that_fit
-from tunes_dagster.store import Store
 from tunes_dagster.training.names import is_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from tunes_dagster.families.base import LoadedBase
     from tunes_dagster.rendering.merged import MergedBank
     from tunes_dagster.rendering.pictures import Picture
     from tunes_dagster.training.adapters import AdapterBank
-    from tunes_dagster.training.families.base import LoadedBase
 
 
 class LoraUse(NamedTuple):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from tunes_dagster.rendering.sizes import rendered_size
 
 if TYPE_CHECKING:
-    from tunes_dagster.catalog import BaseModelEntry
+    from tunes_dagster.families.catalog import BaseModelEntry
+    from tunes_dagster.families.sizes import Sizes
     from tunes_dagster.training.planner import Machine
-    from tunes_dagster.training.sizes import Sizes
 
 # Of the free memory, what one forward may take; the rest is for embeddings, pictures on their way and fragments.
 FORWARD_SHARE = 0.6

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.catalog import BaseModelEntry
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.progress import Phase, Reporter
-from tunes_dagster.recipe import RenderSettings, recipe_hash
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Phase, Reporter
+from tunes_dagster.core.recipe import RenderSettings, recipe_hash
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.rendering import png, policy
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.inputs import Inputs
@@ -26,7 +27,6 @@ from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.records import as_failure, library_versions, optional_settings
 from tunes_dagster.rendering.styles import dressed
 from tunes_dagster.rendering.upscaling import Upscaler
-from tunes_dagster.store import Store
 
 Step = Callable[[], None]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store import Store
 
 KEY = "tunes"
 

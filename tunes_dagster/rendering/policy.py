@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.settings import Settings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.settings import Settings
 
 SAFETY_RULE = "picture safety"
 

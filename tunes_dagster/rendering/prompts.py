@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.rendering.paper import clean
 
 MAX_LORAS, MAX_FACES = 8, 3

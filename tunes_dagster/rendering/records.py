@@ -8,13 +8,13 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import tunes_dagster
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering.pictures import Picture
 
 if TYPE_CHECKING:
-    from tunes_dagster.training.families.base import LoadedBase
+    from tunes_dagster.families.base import LoadedBase
 
 # Settings that change a picture only when they are used; recipes of pictures without them stay as they are.
 _OPTIONAL = (

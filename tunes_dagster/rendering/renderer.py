@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.progress import Phase, Reporter, format_count
-from tunes_dagster.recipe import recipe_hash
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Phase, Reporter, format_count
+from tunes_dagster.core.recipe import recipe_hash
+from tunes_dagster.core.store import Store
 from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering import film, png, policy
 from tunes_dagster.rendering.aids import Aids
@@ -32,12 +33,11 @@ from tunes_dagster.rendering.records import as_failure, batch_facts, not_finite,
 from tunes_dagster.rendering.sizes import enlarge
 from tunes_dagster.rendering.texts import TextCache
 from tunes_dagster.rendering.treatments import Treated, Treatments, is_wanted
-from tunes_dagster.store import Store
 
 if TYPE_CHECKING:
+    from tunes_dagster.families.base import LoadedBase
     from tunes_dagster.rendering.merged import MergedBank
     from tunes_dagster.training.adapters import AdapterBank
-    from tunes_dagster.training.families.base import LoadedBase
 
 __all__ = ["RenderJob", "RenderResult", "RenderedImage", "render"]
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from tunes_dagster.catalog import Catalog, load_catalog
+from tunes_dagster.families.catalog import Catalog, load_catalog
 from tunes_dagster.rendering.memory import FORWARDS, Room, plan_room
 
 if TYPE_CHECKING:
+    from tunes_dagster.core.settings import Settings
     from tunes_dagster.registry import Registry
-    from tunes_dagster.settings import Settings
     from tunes_dagster.training.planner import Machine
 
 _NVIDIA = Path("/proc/driver/nvidia/version")
@@ -56,7 +56,7 @@ class Rooms:
         return self._known[branch, shape]
 
     def _room(self, branch: str, shape: str) -> Room:
-        from tunes_dagster.training.sizes import sizes_of
+        from tunes_dagster.families.sizes import sizes_of
 
         most = self._settings.max_batch_pictures
         entry = self._catalog.entries.get(branch)

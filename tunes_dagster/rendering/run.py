@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunes_dagster.catalog import AuxiliaryEntry, BaseModelEntry
-from tunes_dagster.progress import Reporter
+from tunes_dagster.core.progress import Reporter
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.jobs import RenderJob, RenderResult
-from tunes_dagster.store import Store
 
 
 def run_batch(
@@ -54,8 +54,8 @@ def run_batch(
             jobs, entry, folder, device, dtype, store, out_prefix, report, on_done, aids, lambda: between(0.0)
         )
         return 0.0
+    from tunes_dagster.families.base import load_family
     from tunes_dagster.rendering.renderer import render
-    from tunes_dagster.training.families.base import load_family
 
     base = load_family(entry, folder, device, dtype)
     loaded = time.monotonic() - began

@@ -13,7 +13,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 
 from PIL import Image
 
-from tunes_dagster.catalog import BaseModelEntry
+from tunes_dagster.families.catalog import BaseModelEntry
 
 MULTIPLE = 8
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import RenderSettings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import RenderSettings
 
 RANDOM = "random"
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-from tunes_dagster.catalog import AUXILIARY, AuxiliaryEntry, BaseModelEntry, Catalog
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ipadapter import adapter_for
-from tunes_dagster.recipe import PromptRequest, RenderSettings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import PromptRequest, RenderSettings
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import AUXILIARY, AuxiliaryEntry, BaseModelEntry, Catalog
+from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.rendering.inputs import keep_picture
 from tunes_dagster.rendering.prompts import has_weights, named_tunes, parse_prompt
 from tunes_dagster.rendering.sizes import MULTIPLE, fit_area
 from tunes_dagster.rendering.styles import dressed, find_composition
-from tunes_dagster.settings import Settings
-from tunes_dagster.store import Store
 
 # Whose text encoders take weights of words. The others were trained on plain sentences.
 _WEIGHTED = ("sd15", "sdxl")

@@ -18,8 +18,8 @@ from tunes_dagster.rendering.prompts import has_weights, weighted, without_weigh
 if TYPE_CHECKING:
     import torch
 
+    from tunes_dagster.families.base import Conditioning, LoadedBase
     from tunes_dagster.rendering.pictures import Picture
-    from tunes_dagster.training.families.base import Conditioning, LoadedBase
 
 # Embeddings that stay with a base between batches: SDXL's take 0.6 MB each in float32.
 _KEPT = 1024

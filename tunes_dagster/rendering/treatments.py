@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.intake.faces import Box
-from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering.pictures import Picture
 from tunes_dagster.rendering.sizes import enlarge, fit_area, rendered_size
 from tunes_dagster.rendering.texts import TextCache
 
 if TYPE_CHECKING:
+    from tunes_dagster.families.base import LoadedBase
     from tunes_dagster.rendering.aids import Aids
     from tunes_dagster.rendering.merged import MergedBank
     from tunes_dagster.training.adapters import AdapterBank
-    from tunes_dagster.training.families.base import LoadedBase
 
 # How far each pass may go from what it finds.
 _HIRES_STRENGTH, _FACE_STRENGTH, _ZOOM_STRENGTH, _BORDER_STRENGTH = 0.4, 0.4, 0.3, 0.5

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 
 FACTOR = 4
 # Sides in pixels of a tile of the picture that goes in, and of the part that neighbours share.

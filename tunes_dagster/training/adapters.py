@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.training.layers import LowRankLinear, Route, Routing, StackedLora
 from tunes_dagster.training.names import MAGNITUDE, split_magnitudes, split_state
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training.run import StepRows, TuneRun
 
 

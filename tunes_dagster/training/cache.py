@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageEnhance
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.store import Store
-from tunes_dagster.training.families.base import Conditioning, Latents, LoadedBase
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import Conditioning, Latents, LoadedBase
 from tunes_dagster.training.jobs import TrainExample
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store import Store
 from tunes_dagster.training.files import read_header, write_tensors
 
 if TYPE_CHECKING:

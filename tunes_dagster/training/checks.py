@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from tunes_dagster.catalog import BaseModelEntry
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.presets import MEANINGLESS, presets
 from tunes_dagster.intake.faces import is_person
 from tunes_dagster.intake.subject import is_style
-from tunes_dagster.recipe import TrainingOptions, TuneRequest
-from tunes_dagster.settings import Settings
-from tunes_dagster.training.presets import MEANINGLESS, presets
 
 # What can be made on the bases of each family.
 KINDS: dict[str, tuple[str, ...]] = {

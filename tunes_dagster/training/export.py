@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tunes_dagster
+from tunes_dagster.core.recipe import recipe_hash
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.intake.subject import example_prompt, is_style
-from tunes_dagster.recipe import recipe_hash
-from tunes_dagster.store import Store
-from tunes_dagster.training.families.base import LoadedBase
 from tunes_dagster.training.jobs import TuneJob, TuneResult
 from tunes_dagster.training.layouts import Files, write_layouts
 from tunes_dagster.training.names import is_whole, split_state

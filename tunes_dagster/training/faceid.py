@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.ipadapter import Eyes, IpAdapter, read_adapter
-from tunes_dagster.progress import Phase
-from tunes_dagster.recipe import recipe_hash
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Phase
+from tunes_dagster.core.recipe import recipe_hash
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.ipadapter import Eyes, IpAdapter, read_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tunes_dagster.catalog import AuxiliaryEntry, BaseModelEntry
+    from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
     from tunes_dagster.training.jobs import TrainExample, TuneJob, TuneResult
 
 MOST_PICTURES = 4

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunes_dagster.store import Store
+from tunes_dagster.core.store import Store
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tunes_dagster.recipe import TrainingOptions
-from tunes_dagster.training.families.base import LoadedBase
-from tunes_dagster.training.families.loading import gather
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.families.base import LoadedBase
+from tunes_dagster.families.loading import gather
 from tunes_dagster.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
 from tunes_dagster.training.weights import Layout
 from tunes_dagster.training.wholes import Loan, check_whole, remember

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunes_dagster.progress import Reporter, Silent
-from tunes_dagster.recipe import TrainingOptions, recipe_hash
-from tunes_dagster.training.presets import automatic_steps
+from tunes_dagster.core.progress import Reporter, Silent
+from tunes_dagster.core.recipe import TrainingOptions, recipe_hash
+from tunes_dagster.families.presets import automatic_steps
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tunes_dagster.recipe import TrainingOptions
-from tunes_dagster.store import Store
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training import export, pti, run
-from tunes_dagster.training.families.base import LoadedBase
 from tunes_dagster.training.full import FullWeights
 from tunes_dagster.training.jobs import TuneJob, TuneResult
 from tunes_dagster.training.run import PreparedTune

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunes_dagster.store import Store
+from tunes_dagster.core.store import Store
 from tunes_dagster.training.files import write_tensors
 from tunes_dagster.training.names import is_whole, split_magnitudes
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from tunes_dagster.training.families.base import LoadedBase
+    from tunes_dagster.families.base import LoadedBase
 
 # How diffusers calls a network's weights in its folder.
 _WEIGHTS = "diffusion_pytorch_model.safetensors"

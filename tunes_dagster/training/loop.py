@@ -15,11 +15,11 @@ from functools import partial
 
 import torch
 
-from tunes_dagster.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.progress import Phase
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.progress import Phase
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training.batches import Group, Plan, collate, make_groups, make_plan
-from tunes_dagster.training.families.base import LoadedBase
 from tunes_dagster.training.jobs import TuneJob, TuneResult, learning_rate
 from tunes_dagster.training.kinds import Kind, kind_of
 from tunes_dagster.training.repeatable import repeatable

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store import Store
 from tunes_dagster.training.cache import centred_crop
 from tunes_dagster.training.jobs import TrainExample
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.training.adapters import AdapterBank
 
 # The second moment forgets faster than torch's default 0.999: tunes last hundreds of steps, not millions.

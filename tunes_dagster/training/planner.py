@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import TrainingOptions
-from tunes_dagster.training.sizes import Sizes
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.families.sizes import Sizes
 
 if TYPE_CHECKING:
     from tunes_dagster.training.jobs import TuneJob

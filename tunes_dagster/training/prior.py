@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.intake.subject import is_style
-from tunes_dagster.store import Store
 from tunes_dagster.training import cache, order
-from tunes_dagster.training.families.base import LoadedBase
 
 # Noised versions of each class picture and of each own picture.
 CLASS_DRAWS, OWN_DRAWS = 8, 16

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.progress import Phase
-from tunes_dagster.store import Store
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Phase
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import LoadedBase
+from tunes_dagster.families.loading import together
 from tunes_dagster.training import cache, export, order, run, words
-from tunes_dagster.training.families.base import LoadedBase
-from tunes_dagster.training.families.loading import together
 from tunes_dagster.training.jobs import TuneJob, TuneResult
 from tunes_dagster.training.run import PreparedTune
 

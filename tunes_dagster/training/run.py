@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Phase
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import Conditioning, LoadedBase
 from tunes_dagster.intake.subject import is_style
-from tunes_dagster.progress import Phase
-from tunes_dagster.store import Store
 from tunes_dagster.training import cache, checkpoints, order, prior
-from tunes_dagster.training.families.base import Conditioning, LoadedBase
 from tunes_dagster.training.jobs import TuneJob
 from tunes_dagster.training.masks import masks_by_bucket
 from tunes_dagster.training.weights import TrainedWeights

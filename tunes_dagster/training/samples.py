@@ -10,15 +10,15 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tunes_dagster.core.progress import Reporter
+from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.intake.subject import example_prompt, is_style
-from tunes_dagster.progress import Reporter
-from tunes_dagster.recipe import RenderSettings
 from tunes_dagster.rendering import denoise
 from tunes_dagster.rendering.pictures import Shape
 from tunes_dagster.rendering.sheets import checkpoint_sheet, png_bytes
-from tunes_dagster.store import Store
 from tunes_dagster.training import checkpoints as kept
-from tunes_dagster.training.families.base import LoadedBase
 
 if TYPE_CHECKING:
     from PIL.Image import Image

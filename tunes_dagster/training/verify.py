@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.store import Store
-from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training.files import read_header
 from tunes_dagster.training.layouts import Files
 from tunes_dagster.training.names import is_whole, split_state
@@ -93,8 +93,8 @@ def verify(
     import numpy as np
     import torch
 
+    from tunes_dagster.families.loading import clear
     from tunes_dagster.training import words
-    from tunes_dagster.training.families.loading import clear
     from tunes_dagster.training.wholes import worn
 
     with store.local(files.weights_key) as path:
@@ -138,7 +138,7 @@ def load_exported(folder: Path, base: LoadedBase) -> Any:
     """Load an exported pipeline as stock diffusers does, on a base's device and in its precision."""
     from diffusers import DiffusionPipeline
 
-    from tunes_dagster.training.families.loading import settle
+    from tunes_dagster.families.loading import settle
 
     arguments = getattr(base, "load_arguments", {})
     pipeline = settle(DiffusionPipeline.from_pretrained(folder, dtype=base.dtype, **arguments), base.device)

@@ -15,12 +15,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.recipe import TrainingOptions
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.families.base import LoadedBase
+from tunes_dagster.families.loading import gather
 from tunes_dagster.training import order
 from tunes_dagster.training.adapters import AdapterBank, attach
-from tunes_dagster.training.families.base import LoadedBase
-from tunes_dagster.training.families.loading import gather
 from tunes_dagster.training.optimizer import SlotOptimizer
 
 

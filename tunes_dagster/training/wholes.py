@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tunes_dagster.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.training.adapters import AdapterBank, attached
 from tunes_dagster.training.names import is_whole
 
 if TYPE_CHECKING:
-    from tunes_dagster.training.families.base import LoadedBase
+    from tunes_dagster.families.base import LoadedBase
 
 
 def check_whole(network: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunes_dagster.failures import Failure, FailureCode
-from tunes_dagster.store import Store
-from tunes_dagster.training.families.base import LoadedBase
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training.files import read_header, write_tensors
 from tunes_dagster.training.jobs import said
 

@@ -13,12 +13,12 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tunes_dagster.failures import told_outside
+from tunes_dagster.core.failures import told_outside
+from tunes_dagster.core.recipe import Sources, TrainingOptions, TuneRequest
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import Problem, invalid, not_found
-from tunes_dagster.recipe import Sources, TrainingOptions, TuneRequest
 from tunes_dagster.registry import Registry, Tune
 from tunes_dagster.registry.outbox import Sending
 

@@ -14,12 +14,8 @@ from typing import Any, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tunes_dagster.failures import told_outside
-from tunes_dagster.gateway.bodies import Body
-from tunes_dagster.gateway.desk import Desk, View
-from tunes_dagster.gateway.dialect import Dialect, desk, manners
-from tunes_dagster.gateway.problems import Problem, invalid
-from tunes_dagster.recipe import (
+from tunes_dagster.core.failures import told_outside
+from tunes_dagster.core.recipe import (
     DatasetOptions,
     PromptRequest,
     RenderSettings,
@@ -27,6 +23,10 @@ from tunes_dagster.recipe import (
     TrainingOptions,
     TuneRequest,
 )
+from tunes_dagster.gateway.bodies import Body
+from tunes_dagster.gateway.desk import Desk, View
+from tunes_dagster.gateway.dialect import Dialect, desk, manners
+from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.outbox import Sending
 from tunes_dagster.rendering.styles import compositions

@@ -9,7 +9,15 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from tunes_dagster.failures import Failure
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.recipe import (
+    DatasetOptions,
+    PromptRequest,
+    RenderSettings,
+    Sources,
+    TrainingOptions,
+    TuneRequest,
+)
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialects.astria.wire import (
     BRANCHES,
@@ -24,14 +32,6 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     size_of,
 )
 from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
-from tunes_dagster.recipe import (
-    DatasetOptions,
-    PromptRequest,
-    RenderSettings,
-    Sources,
-    TrainingOptions,
-    TuneRequest,
-)
 from tunes_dagster.registry import Tune
 
 # A receiver that inserts a row per picture must not be told twice.

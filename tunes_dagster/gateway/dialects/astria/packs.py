@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
-from tunes_dagster.clock import iso
+from tunes_dagster.core.clock import iso
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
@@ -216,7 +216,7 @@ def _listed(value: Any) -> list[Any]:
 def _group(mine: Desk, callback: Any) -> str | None:
     if not callback:
         return None
-    from tunes_dagster.submit import check_callback_url
+    from tunes_dagster.service.submit import check_callback_url
 
     check_callback_url(str(callback), mine.service.settings)
     return mine.registry.add_group(mine.account_id, NAME, str(callback)).id

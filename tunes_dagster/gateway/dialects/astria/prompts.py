@@ -9,7 +9,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
-from tunes_dagster import clock
+from tunes_dagster.core import clock
+from tunes_dagster.core.ids import row_number
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
@@ -30,7 +31,6 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 )
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
-from tunes_dagster.ids import row_number
 from tunes_dagster.registry import ApiObject, Prompt, Tune
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["prompts"])

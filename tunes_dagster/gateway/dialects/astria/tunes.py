@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
@@ -28,7 +29,6 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.uploads import keep_files
-from tunes_dagster.ids import new_id
 from tunes_dagster.registry import ApiObject, Tune
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["tunes"])

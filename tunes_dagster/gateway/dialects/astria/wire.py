@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tunes_dagster import clock
-from tunes_dagster.clock import iso
-from tunes_dagster.downloads import download_key
-from tunes_dagster.failures import told_outside
+from tunes_dagster.core import clock
+from tunes_dagster.core.clock import iso
+from tunes_dagster.core.failures import told_outside
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import header_key
 from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
 from tunes_dagster.registry import ApiObject, Prompt, Tune
+from tunes_dagster.service.download import download_key
 
 NAME = "astria"
 KEYS = header_key("authorization")

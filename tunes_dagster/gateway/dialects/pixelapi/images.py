@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from tunes_dagster.clock import iso
-from tunes_dagster.failures import Failure, told_outside
+from tunes_dagster.core.clock import iso
+from tunes_dagster.core.failures import Failure, told_outside
+from tunes_dagster.core.recipe import PromptRequest, RenderSettings
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.pixelapi.tunes import expired
@@ -27,7 +28,6 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     unknown_fields,
 )
 from tunes_dagster.gateway.problems import invalid
-from tunes_dagster.recipe import PromptRequest, RenderSettings
 from tunes_dagster.registry import ApiObject, Prompt, Reservation
 
 router = APIRouter(prefix="/v1", route_class=manners(NAME, error, KEYS, BODY), tags=["images"])

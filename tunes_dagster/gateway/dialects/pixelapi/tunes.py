@@ -10,10 +10,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from tunes_dagster import clock
 from tunes_dagster.callbacks.bodies import failure_facts
-from tunes_dagster.clock import iso
-from tunes_dagster.failures import told_outside
+from tunes_dagster.core import clock
+from tunes_dagster.core.clock import iso
+from tunes_dagster.core.failures import told_outside
+from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TrainingOptions, TuneRequest
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk, View, desk_for, token_hash
 from tunes_dagster.gateway.dialect import base_url, desk, manners, service_of
@@ -38,7 +39,6 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
 )
 from tunes_dagster.gateway.problems import Problem, invalid, not_found
 from tunes_dagster.gateway.uploads import files_of, keep_files, read_form
-from tunes_dagster.recipe import PromptRequest, RenderSettings, TrainingOptions, TuneRequest
 from tunes_dagster.registry import Prompt, Tune
 
 router = APIRouter(prefix="/v1/tunes", route_class=manners(NAME, error, KEYS), tags=["tunes"])

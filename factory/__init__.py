@@ -1,0 +1,1 @@
+"""What makes the embedded models of `tunes_dagster.tiny`, from nothing; no wheel holds it."""

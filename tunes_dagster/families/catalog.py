@@ -1,0 +1,239 @@
+"""The base-model catalog: what can be trained on, under which names, with which defaults.
+
+The list itself is `catalog.yaml`, which an operator reads and extends; this file reads it and answers two
+questions: which entry does a word mean, and where do its weights lie. `auxiliary.yaml` beside it lists, in the same
+form, models that no tune is made on: upscalers, video models, ControlNets, IP-Adapters, a safety checker.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import RenderSettings, Strict, TrainingOptions
+
+# How the name of a single-file checkpoint ends.
+SINGLE_FILES = (".safetensors", ".ckpt", ".sft")
+# Where `embedded:NAME` lies.
+SHIPPED = Path(__file__).parent.parent / "tiny" / "weights"
+
+
+class BaseModelEntry(Strict):
+    """One base model.
+
+    Attributes:
+        branch: Its name in the catalog.
+        family: Trainer family.
+        aliases: Other words that mean it.
+        repo_id: Hub repository, file in one (`owner/name/file.safetensors`), local folder or file, or `embedded:NAME`.
+        revision: Commit on the hub.
+        licence: Licence of the weights.
+        gated: Whether the hub asks for an accepted licence and a token.
+        native_size: Side in pixels of the square it was trained on.
+        max_pixels: Largest area it renders well.
+        memory_gb: Accelerator memory that LoRA training at native size needs.
+        download_gb: Size of the download.
+        embedded: Branch of the shipped base that stands in for it.
+        components: Where the rest comes from when `repo_id` is a single-file checkpoint: a folder or hub id in
+            diffusers layout, whose configurations (and, for FLUX, VAE and text encoders) are used.
+        guidance: How a guidance scale acts; None lets the model's own configuration decide.
+        max_sequence_length: Tokens of a text that the T5 or language-model encoder reads; None is the family's own.
+        token: Default trigger word.
+        training: Defaults of `TrainingOptions`.
+        full_learning_rate: Default learning rate of `checkpoint` tunes; None is a twentieth of that in `training`.
+        rendering: Defaults of `RenderSettings`.
+    """
+
+    branch: str
+    family: Literal["sd15", "sdxl", "flux", "flux2", "upscale", "video", "controlnet", "safety", "ipadapter"]
+    aliases: list[str] = Field(default_factory=list)
+    repo_id: str
+    revision: str | None = None
+    licence: str
+    gated: bool = False
+    native_size: int
+    max_pixels: int
+    memory_gb: float
+    download_gb: float = 0.0
+    embedded: str
+    token: str
+    components: str | None = None
+    guidance: Literal["classifier-free", "distilled", "none"] | None = None
+    max_sequence_length: int | None = Field(default=None, ge=1, le=1024)
+    training: dict[str, Any] = Field(default_factory=dict)
+    full_learning_rate: float | None = Field(default=None, gt=0, le=0.1)
+    rendering: dict[str, Any] = Field(default_factory=dict)
+
+    def training_options(self, asked: TrainingOptions) -> TrainingOptions:
+        """Return what was asked, completed by its preset and kind and then with this base's defaults."""
+        from tunes_dagster.families.presets import complete
+
+        return complete(asked, self.training, self.native_size, self.full_learning_rate)
+
+    def render_settings(self, asked: RenderSettings) -> RenderSettings:
+        """Return what was asked, completed with this base's defaults."""
+        return asked.filled(self.rendering)
+
+    def location(self, bases_folder: Path) -> Path:
+        """Return the local folder (diffusers layout) or single file of the weights, whether or not it is there yet."""
+        if self.repo_id.startswith("embedded:"):
+            return SHIPPED / self.repo_id.removeprefix("embedded:")
+        local = Path(self.repo_id).expanduser()
+        if local.is_absolute():
+            return local
+        folder = bases_folder / self.repo_id.replace("/", "--")
+        return folder / self.hub_file[1] if self.hub_file else folder
+
+    @property
+    def hub_file(self) -> tuple[str, str] | None:
+        """The repository and the path in it when the base is a single file on the hub, else None."""
+        parts = self.repo_id.split("/")
+        single = self.repo_id.endswith(SINGLE_FILES) and not Path(self.repo_id).expanduser().is_absolute()
+        return ("/".join(parts[:2]), "/".join(parts[2:])) if single and len(parts) > 2 else None
+
+    def installed(self, bases_folder: Path) -> bool:
+        """Whether the weights lie where they are looked for: a folder in diffusers layout, or a single file."""
+        place = self.location(bases_folder)
+        return place.is_file() or (place / "model_index.json").is_file()
+
+
+AUXILIARY = ("upscale", "video", "controlnet", "safety", "ipadapter")
+
+
+class AuxiliaryEntry(BaseModelEntry):
+    """A model that no tune is made on.
+
+    Attributes:
+        fits: For a ControlNet or an IP-Adapter: the family of the bases it was made for; for an IP-Adapter also the
+            branch of the one base that it was made for.
+        control: For a ControlNet: the setting that asks for it.
+        weights: For an IP-Adapter: its file, by its path in the repository.
+        encoder: For an IP-Adapter: folder of its image encoder in the same repository, or `embedded:NAME`.
+    """
+
+    native_size: int = 512
+    max_pixels: int = 2**20
+    memory_gb: float = 8
+    embedded: str = ""
+    token: str = ""
+    fits: str | None = None
+    control: str | None = None
+    weights: str = ""
+    encoder: str = ""
+
+    def weights_path(self, bases_folder: Path) -> Path:
+        """Return where an IP-Adapter's file lies."""
+        return self.location(bases_folder) / self.weights
+
+    def encoder_path(self, bases_folder: Path) -> Path:
+        """Return where an IP-Adapter's image encoder lies."""
+        if self.encoder.startswith("embedded:"):
+            return SHIPPED / self.encoder.removeprefix("embedded:")
+        return self.location(bases_folder) / self.encoder
+
+    def installed(self, bases_folder: Path) -> bool:
+        """Whether the weights lie where they are looked for: a pipeline, a single network, or file and encoder."""
+        folder = self.location(bases_folder)
+        if self.family == "ipadapter":
+            encoder = self.encoder_path(bases_folder)
+            there = self.weights_path(bases_folder).is_file() and (encoder / "config.json").is_file()
+            return there and any(encoder.glob("*.safetensors"))
+        return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+
+
+class Catalog:
+    """The entries of `catalog.yaml` and of the operator's own file, seen through a profile."""
+
+    def __init__(self, entries: dict[str, BaseModelEntry], profile: str = "embedded") -> None:
+        self.entries = {n: e for n, e in entries.items() if not isinstance(e, AuxiliaryEntry)}
+        self.auxiliary = {n: e for n, e in entries.items() if isinstance(e, AuxiliaryEntry)}
+        self.profile = profile
+        self._by_word = {
+            word.lower(): entry for entry in entries.values() for word in (entry.branch, *entry.aliases)
+        }
+
+    def resolve(self, word: str) -> BaseModelEntry:
+        """Return the entry that a branch name, alias or number means, as asked for.
+
+        Raises:
+            Failure: `UNKNOWN_BASE`, naming the closest known words.
+        """
+        entry = self._by_word.get(str(word).strip().lower())
+        if entry is None:
+            close = difflib.get_close_matches(str(word).lower(), self._by_word, n=3)
+            hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(self.entries)}."
+            raise Failure(FailureCode.UNKNOWN_BASE, f"There is no base model called {word!r}.", hint)
+        return entry
+
+    def real(self, entry: BaseModelEntry) -> BaseModelEntry:
+        """Return the entry whose weights are really used for `entry` under this profile."""
+        embedded = self.profile == "embedded" and not isinstance(entry, AuxiliaryEntry)
+        return self.entries[entry.embedded] if embedded else entry
+
+    def control(self, name: str, family: str) -> AuxiliaryEntry | None:
+        """Return the ControlNet that a setting asks for on bases of a family, or None."""
+        found = (e for e in self.auxiliary.values() if e.control == name and e.fits == family)
+        return next(found, None)
+
+    def face_adapter(self, base: BaseModelEntry) -> AuxiliaryEntry | None:
+        """Return the IP-Adapter that shows faces to a base, or None: its own one, else that of its family.
+
+        A shipped base has other sizes than its family and takes only what was made for it. Of several, the operator's
+        own entry wins.
+        """
+        found = {e.fits: e for e in self.auxiliary.values() if e.family == "ipadapter"}
+        family = None if base.repo_id.startswith("embedded:") else found.get(base.family)
+        return found.get(base.branch, family)
+
+    def first(self, family: str) -> AuxiliaryEntry | None:
+        """Return the first auxiliary model of a family, or None."""
+        return next((e for e in self.auxiliary.values() if e.family == family), None)
+
+    def usable(self, word: str, bases_folder: Path) -> BaseModelEntry:
+        """Return the entry whose weights are used for `word`, having seen that they are there.
+
+        Raises:
+            Failure: `UNKNOWN_BASE`, or `BASE_NOT_INSTALLED` naming the command that installs it.
+        """
+        entry = self.real(self.resolve(word))
+        if not entry.installed(bases_folder):
+            raise Failure(
+                FailureCode.BASE_NOT_INSTALLED,
+                f"The base model {entry.branch!r} is not installed at {entry.location(bases_folder)}.",
+                f"Run `tunes bases pull {entry.branch}` ({entry.download_gb:g} GB, licence {entry.licence}).",
+            )
+        return entry
+
+
+@lru_cache(maxsize=4)
+def _entries(path: str) -> dict[str, BaseModelEntry]:
+    raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    return {
+        branch: (AuxiliaryEntry if fields.get("family") in AUXILIARY else BaseModelEntry)(
+            branch=branch, **fields
+        )
+        for branch, fields in raw.items()
+    }
+
+
+def load_catalog(profile: str = "embedded", extra: str | None = None) -> Catalog:
+    """Load the shipped catalog, overlaid by the operator's file (`extra` or `$TUNES_CATALOG`).
+
+    Args:
+        profile: `embedded` or `production`.
+        extra: Path of a YAML file of the same form.
+    """
+    entries: dict[str, BaseModelEntry] = {}
+    for name in ("catalog.yaml", "auxiliary.yaml"):
+        entries.update(_entries(str(Path(__file__).with_name(name))))
+    overlay = extra or os.environ.get("TUNES_CATALOG")
+    if overlay:
+        entries.update(_entries(overlay))
+    return Catalog(entries, profile)

@@ -1,0 +1,1 @@
+"""What Dagster loads beside `assets` and `resources`: definitions, partitions, jobs, sensors, schedules, launches."""

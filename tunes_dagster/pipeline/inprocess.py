@@ -1,0 +1,225 @@
+"""Runs the pipeline in this process when no daemon does: the same decisions, jobs and Dagster instance.
+
+What is done here shows in the Dagster UI afterwards, like everything else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
+
+from tunes_dagster.assets.names import GPU_POOL, POOLS, REPORT_POOL
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.progress import Phase, Reporter, Silent
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.pipeline.launches import (
+    JOB_OF_KIND,
+    ORIGIN_TAG,
+    RUN_KEY_TAG,
+    cancel_what_people_cancelled,
+    forgotten_runs,
+    full_pools,
+    give_up_runs,
+    partition_of,
+    run_config,
+    run_is_alive,
+)
+from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
+from tunes_dagster.registry import Registry, open_registry
+from tunes_dagster.service import decide
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Campaign
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.3
+# The sensor daemon writes a heartbeat every 30 s.
+_DAEMON_SILENCE_SECONDS = 45.0
+_STORAGE_ENV = "TUNES_DAGSTER_STORAGE"
+
+
+def open_instance(settings: Settings) -> dg.DagsterInstance:
+    """Open the Dagster instance of this installation; an instance without `dagster.yaml` lies under the home.
+
+    `$DAGSTER_HOME` wins, then the `dagster.yaml` of the checkout, then a plain instance below the home folder.
+    """
+    home = Path(os.environ.get("DAGSTER_HOME") or Path(__file__).resolve().parents[2])
+    storage = Path(os.environ.setdefault(_STORAGE_ENV, str(settings.resolved_home / "dagster")))
+    storage.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
+    if not (home / "dagster.yaml").is_file():
+        home = storage
+        (home / "dagster.yaml").touch()
+    with _one_at_a_time(storage / ".opening"):
+        return dg.DagsterInstance.from_config(str(home))
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Hold a lock file: two processes that make the tables of a new SQLite instance at once break each other."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def daemon_is_alive(instance: dg.DagsterInstance) -> bool:
+    """Whether a daemon that runs the sensors has shown itself within the last 45 s."""
+    heartbeat = instance.get_daemon_heartbeats().get("SENSOR")
+    return heartbeat is not None and time.time() - heartbeat.timestamp < _DAEMON_SILENCE_SECONDS
+
+
+def drive(
+    settings: Settings,
+    until: Callable[[], bool],
+    report: Reporter | None = None,
+    *,
+    registry: Registry | None = None,
+    instance: dg.DagsterInstance | None = None,
+    resource_overrides: dict[str, Any] | None = None,
+) -> None:
+    """Do what waits in the registry, run after run, until a condition holds.
+
+    A run that fails ends its own work only; the next decision goes on. Ctrl-C gives the running work back to
+    the queue and raises `KeyboardInterrupt`.
+
+    Args:
+        settings: The operator's.
+        until: Looked at between runs and while nothing waits.
+        report: Told what starts and asked about cancelling between runs.
+        registry: The one the settings name, unless given.
+        instance: The Dagster instance, unless given.
+        resource_overrides: As for `build_defs`.
+    """
+    from tunes_dagster.definitions import build_defs
+
+    watching = report or Silent()
+    rows = registry or open_registry(settings)
+    place = instance or open_instance(settings)
+    definitions = build_defs(resource_overrides=resource_overrides)
+    while not until():
+        watching.check_cancelled()
+        full = full_pools(place, POOLS)
+        launches = next_launches(rows, settings, full)
+        for launch in launches:
+            watching.note(f"Starting {JOB_OF_KIND[launch.kind]}.")
+            execute(definitions, place, launch)
+        if not launches:
+            watching.phase(Phase.QUEUED, "Waiting for the device: another run has it." if full else "")
+            _give_up_lost(rows, place, settings)
+            time.sleep(_POLL_SECONDS)
+
+
+def _give_up_lost(registry: Registry, instance: dg.DagsterInstance, settings: Settings) -> None:
+    """Do what the sensor `stuck_work` does."""
+    cancel_what_people_cancelled(instance, registry)
+    now, patience = clock.now(), settings.lost_after_seconds
+    stuck = decide.find_stuck(
+        registry, now, lambda name: run_is_alive(instance, name), lost_after_seconds=patience
+    )
+    forgotten = forgotten_runs(instance, registry, POOLS, now, patience)
+    give_up_runs(instance, [*(one.work.run_id for one in stuck if one.work.run_id), *forgotten])
+
+
+def next_launches(registry: Registry, settings: Settings, full: Collection[str] = ()) -> list[decide.Launch]:
+    """Return what can start now; work near its end goes first, one run at a time.
+
+    Args:
+        registry: Where the work is queued.
+        settings: The operator's.
+        full: Pools without a free slot. Their work stays in the queue: a run of it would wait inside Dagster, where
+            it hears nothing and says nothing.
+    """
+    looks: tuple[tuple[str, Callable[[], list[decide.Launch]]], ...] = (
+        (GPU_POOL, lambda: decide.render_launches(registry, settings, limit=1)),
+        (REPORT_POOL, lambda: decide.finish_launches(registry, limit=1)),
+        ("", lambda: decide.prepare_launches(registry, limit=1)),
+        ("", lambda: decide.embed_launches(registry, settings, limit=1)),
+        (GPU_POOL, lambda: decide.cohort_launches(registry, settings, limit=1)),
+    )
+    for pool, look in looks:
+        if pool not in full and (launches := look()):
+            return launches
+    return []
+
+
+def execute(definitions: dg.Definitions, instance: dg.DagsterInstance, launch: decide.Launch) -> bool:
+    """Execute one launch in this process; returns whether it went well.
+
+    What went wrong stands in the registry and in the run; only an interrupt is raised.
+    """
+    partition = partition_of(launch)
+    if partition is not None:
+        name = (render_batches if launch.kind == "render" else tunes).name
+        assert name is not None
+        instance.add_dynamic_partitions(name, [partition])
+    job = definitions.resolve_job_def(JOB_OF_KIND[launch.kind])
+    run_id = str(uuid.uuid4())
+    try:
+        job.execute_in_process(
+            run_config=run_config(launch),
+            instance=instance,
+            partition_key=partition,
+            tags={**launch.tags, RUN_KEY_TAG: launch.run_key, ORIGIN_TAG: "cli"},
+            run_id=run_id,
+        )
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError) as stop:
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.status not in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED):
+            raise KeyboardInterrupt from stop
+        return False
+    except Exception as error:
+        log.debug("The run %s failed: %s", run_id, error)
+        return False
+    return True
+
+
+def run_campaign_job(
+    what: str,
+    campaign: Campaign,
+    date: str,
+    instance: dg.DagsterInstance,
+    *,
+    retry_failed: bool = True,
+    resource_overrides: dict[str, Any] | None = None,
+) -> None:
+    """Plan or report on one date of a campaign in this process, as its schedule and the sensor do.
+
+    Args:
+        what: `plan` or `report`.
+        campaign: Its row.
+        date: One of its partition keys.
+        instance: The Dagster instance.
+        retry_failed: For a plan: ask again for prompts of the date that failed.
+        resource_overrides: As for `build_defs`.
+
+    Raises:
+        Failure: Why it was refused.
+    """
+    from tunes_dagster.definitions import build_defs
+
+    definitions = build_defs(resource_overrides=resource_overrides, campaigns=[campaign])
+    job = definitions.resolve_job_def(f"{what}_{campaign.name}")
+    plan_key, _ = campaigns_keys(campaign.name)
+    config = {"ops": {plan_key.to_python_identifier(): {"config": {"retry_failed": retry_failed}}}}
+    try:
+        job.execute_in_process(
+            run_config=config if what == "plan" else None,
+            instance=instance,
+            partition_key=date,
+            tags={"tunes/campaign": campaign.name, "tunes/date": date, ORIGIN_TAG: "cli"},
+        )
+    except dg.Failure as failure:
+        cause = failure.__cause__
+        raise cause if isinstance(cause, Failure) else failure from failure

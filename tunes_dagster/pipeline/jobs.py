@@ -1,0 +1,146 @@
+"""The jobs: what sensors launch, and what a person finds under Jobs in the UI.
+
+prepare_tune   source_images, training_set, captions of one tune; CPU only
+train_cohort   one op over the tunes of a cohort, in the GPU pool
+embed_faces    the same for tunes that train nothing (faceid); holds no GPU
+finish_tune    report_card of one trained tune: scored, packaged, ready
+render_batch   renders of one batch, in the GPU pool
+housekeeping   deletes what nobody needs any more
+"""
+
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from tunes_dagster.assets.cohort import train_cohort_members
+from tunes_dagster.assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
+from tunes_dagster.assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS, REPORT_CARD
+from tunes_dagster.core import clock
+from tunes_dagster.pipeline.partitions import render_batches, tunes
+from tunes_dagster.resources import CatalogResource, ComputeResource, RegistryResource, StoreResource
+from tunes_dagster.service.retain import retain
+
+prepare_tune = dg.define_asset_job(
+    "prepare_tune",
+    selection=dg.AssetSelection.assets(*PREPARE_ASSETS),
+    partitions_def=tunes,
+    description="Fetches, checks and captions the pictures of one tune. Holds no GPU.",
+)
+
+render_batch = dg.define_asset_job(
+    "render_batch",
+    selection=dg.AssetSelection.assets(RENDERS),
+    partitions_def=render_batches,
+    description="Renders the prompts of one batch: one base, one model load, tunes of any number.",
+)
+
+
+finish_tune = dg.define_asset_job(
+    "finish_tune",
+    selection=dg.AssetSelection.assets(REPORT_CARD),
+    partitions_def=tunes,
+    description="Scores one trained tune, publishes the checkpoint that its report card chose, makes the tune ready.",
+)
+
+
+class CohortConfig(dg.Config):
+    """Which cohort a run trains; its members are rows of the registry, so that tunes can leave and join."""
+
+    cohort_id: str = Field(description="Id of the cohort (cohort_…).")
+
+
+class HousekeepingConfig(dg.Config):
+    """How long things are kept."""
+
+    keep_failed_run_days: float = Field(
+        default=30, description="Failed and cancelled runs in Dagster. Runs that made an asset stay."
+    )
+    keep_service_run_days: float = Field(
+        default=7, description="Runs of finish_tune and housekeeping, which materialize nothing."
+    )
+    keep_cache_days: float = Field(
+        default=30, description="Files below cache/ in the store, by their age; they can be made again."
+    )
+
+
+@dg.op(name="train", pool=GPU_POOL, description="Trains the tunes of a cohort on their common base.")
+def train_op(
+    context: dg.OpExecutionContext,
+    config: CohortConfig,
+    registry: RegistryResource,
+    store: StoreResource,
+    catalog: CatalogResource,
+    compute: ComputeResource,
+) -> None:
+    """Train; each tune is materialized and checked as it finishes."""
+    train_cohort_members(context, config.cohort_id, registry.open(), store.open(), catalog, compute)
+
+
+@dg.job(
+    name="train_cohort",
+    description=(
+        "Trains one or more tunes of one base together. Each tune's `lora` partition gets its own "
+        "materialization and checks as it finishes."
+    ),
+)
+def train_cohort() -> None:
+    """One op, because a run cannot have a set of partitions."""
+    train_op()
+
+
+@dg.op(name="embed", description="Keeps what an image encoder sees in the faces of tunes that train nothing.")
+def embed_op(
+    context: dg.OpExecutionContext,
+    config: CohortConfig,
+    registry: RegistryResource,
+    store: StoreResource,
+    catalog: CatalogResource,
+    compute: ComputeResource,
+) -> None:
+    """Look; each tune is materialized and checked as it finishes."""
+    train_cohort_members(context, config.cohort_id, registry.open(), store.open(), catalog, compute)
+
+
+@dg.job(
+    name="embed_faces",
+    description=(
+        "Makes tunes of the kind faceid, which train nothing, in seconds on the CPU. Each tune's `lora` partition "
+        "gets its own materialization and checks."
+    ),
+)
+def embed_faces() -> None:
+    """One op, outside of the GPU pool."""
+    embed_op()
+
+
+@dg.op(
+    name="clean_up",
+    description="Deletes what expired, old runs, partitions of deleted tunes and cache files.",
+)
+def clean_up_op(
+    context: dg.OpExecutionContext,
+    config: HousekeepingConfig,
+    registry: RegistryResource,
+    store: StoreResource,
+) -> None:
+    """Prune."""
+    runs = prune_runs(context.instance, config.keep_failed_run_days, config.keep_service_run_days)
+    context.log.info(f"Deleted {runs} old runs.")
+    done = retain(registry.open(), store.open(), clock.now())
+    context.log.info(done.sentence())
+    if done.tune_ids:
+        context.log.info(forget_tunes(context.instance, registry.open(), done.tune_ids).sentence())
+    keys = prune_partitions(context.instance, registry.open())
+    context.log.info(f"Deleted {keys} partitions of deleted tunes.")
+    freed = prune_cache(store.open(), config.keep_cache_days)
+    context.log.info(f"Deleted {freed.count} cache files, {freed.megabytes:.0f} MB.")
+
+
+@dg.job(name="housekeeping", description="Deletes what nobody needs any more.")
+def housekeeping() -> None:
+    """One op."""
+    clean_up_op()
+
+
+ALL_JOBS: list[Any] = [prepare_tune, train_cohort, embed_faces, finish_tune, render_batch, housekeeping]

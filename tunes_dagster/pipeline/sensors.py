@@ -1,0 +1,272 @@
+"""The sensors: thin, over `decide.py`, which decides from the registry's rows alone.
+
+A tick is not atomic: it takes rows out of the queue, then adds partitions, then requests runs. One that dies in
+between leaves submitted rows without a run, which `stuck_work` gives back.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+
+import dagster as dg
+
+from tunes_dagster.assets.names import POOLS, Group
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.pipeline.jobs import embed_faces, train_cohort
+from tunes_dagster.pipeline.launches import (
+    cancel_what_people_cancelled,
+    forgotten_runs,
+    give_up_runs,
+    request_for,
+    run_is_alive,
+)
+from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
+from tunes_dagster.registry import Campaign, CampaignDate, Registry
+from tunes_dagster.resources import CatalogResource, NotifierResource, RegistryResource, StoreResource
+from tunes_dagster.service import decide
+
+# The daemon looks every 5 s; a smaller interval means "each time".
+EACH_TIME = 2
+RUNNING = dg.DefaultSensorStatus.RUNNING
+
+
+def _launch(context: dg.SensorEvaluationContext, launches: Sequence[decide.Launch]) -> dg.SensorResult:
+    """Turn launches into run requests, with the partitions they need."""
+    if not launches:
+        return dg.SensorResult(skip_reason="Nothing waits.")
+    wanted: dict[dg.DynamicPartitionsDefinition, list[str]] = {}
+    for launch in launches:
+        if launch.partition and launch.cohort_id is None:
+            wanted.setdefault(render_batches if launch.kind == "render" else tunes, []).append(
+                launch.partition
+            )
+    requests = []
+    for partitions, keys in wanted.items():
+        assert partitions.name is not None
+        new = [
+            k for k in dict.fromkeys(keys) if not context.instance.has_dynamic_partition(partitions.name, k)
+        ]
+        if new:
+            requests.append(partitions.build_add_request(new))
+    return dg.SensorResult(
+        run_requests=[request_for(launch) for launch in launches], dynamic_partitions_requests=requests
+    )
+
+
+def _patiently(
+    look: Callable[[], list[decide.Launch]], waiting: Callable[[], bool], wait_seconds: float
+) -> list[decide.Launch]:
+    """Look, and look again when something only waits for company: the next tick would come seconds too late."""
+    launches = look()
+    if launches or not waiting() or wait_seconds > 4:
+        return launches
+    time.sleep(wait_seconds)
+    return look()
+
+
+def take_in_drops(
+    registry: Registry, store: StoreResource, catalog: CatalogResource, settings: Settings
+) -> str:
+    """Submit what is complete in the drop folder and remember what was seen; returns a sentence."""
+    from tunes_dagster.intake.drop import scan_drop_folder
+    from tunes_dagster.service.submit import submit_tune
+
+    found = scan_drop_folder(
+        settings.resolved_drop_folder,
+        registry.list_drops(),
+        clock.now(),
+        settings.drop_settle_seconds,
+        settings.store_options,
+    )
+    said = []
+    for drop in found:
+        if drop.request is None or drop.state != "complete":
+            if drop.state == "invalid":
+                registry.record_drop(
+                    drop.path, fingerprint=drop.fingerprint, state="invalid", message=drop.message
+                )
+            said.append(f"{drop.name}: {drop.message}")
+            continue
+        # The id follows from the content, so that a tick that died half-way does not submit it twice.
+        tune_id = f"tune_{hashlib.sha256(f'{drop.path} {drop.fingerprint}'.encode()).hexdigest()[:20]}"
+        try:
+            if not registry.has_tune(tune_id):
+                submit_tune(
+                    registry,
+                    store.open(),
+                    catalog.open(),
+                    settings,
+                    drop.request,
+                    origin="drop",
+                    tune_id=tune_id,
+                )
+        except Failure as failure:
+            registry.record_drop(
+                drop.path, fingerprint=drop.fingerprint, state="invalid", message=str(failure)
+            )
+            said.append(f"{drop.name}: {failure}")
+            continue
+        registry.record_drop(drop.path, fingerprint=drop.fingerprint, state="taken", tune_id=tune_id)
+        said.append(f"{drop.name}: taken in as {tune_id}.")
+    return " ".join(said) or "Nothing new."
+
+
+@dg.sensor(
+    job_name="prepare_tune",
+    minimum_interval_seconds=EACH_TIME,
+    default_status=RUNNING,
+    description="Starts a preparation for each queued tune.",
+)
+def queued_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
+    """Queued tunes → prepare_tune."""
+    return _launch(context, decide.prepare_launches(registry.open()))
+
+
+@dg.sensor(
+    jobs=[train_cohort, embed_faces],
+    minimum_interval_seconds=EACH_TIME,
+    default_status=RUNNING,
+    description=(
+        "Groups prepared tunes by base into cohorts and trains each cohort in one run; those that train nothing are "
+        "made by runs of their own, which wait for no GPU."
+    ),
+)
+def prepared_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
+    """Prepared tunes → cohorts → train_cohort, embed_faces."""
+    rows, settings = registry.open(), get_settings()
+    return _launch(
+        context,
+        _patiently(
+            lambda: decide.cohort_launches(rows, settings),
+            lambda: bool(rows.queued_work("train", limit=1)),
+            settings.cohort_wait_seconds,
+        ),
+    )
+
+
+@dg.sensor(
+    job_name="finish_tune",
+    minimum_interval_seconds=EACH_TIME,
+    default_status=RUNNING,
+    description="Finishes each trained tune.",
+)
+def trained_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
+    """Trained tunes → finish_tune."""
+    return _launch(context, decide.finish_launches(registry.open()))
+
+
+@dg.sensor(
+    job_name="render_batch",
+    minimum_interval_seconds=EACH_TIME,
+    default_status=RUNNING,
+    description="Groups queued prompts by base and shape into batches and renders each batch in one run.",
+)
+def queued_prompts(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
+    """Queued prompts → batches → render_batch."""
+    rows, settings = registry.open(), get_settings()
+    return _launch(
+        context,
+        _patiently(
+            lambda: decide.render_launches(rows, settings),
+            lambda: bool(rows.list_prompts(status="queued", limit=1)),
+            settings.batch_wait_seconds,
+        ),
+    )
+
+
+@dg.sensor(
+    minimum_interval_seconds=10,
+    default_status=RUNNING,
+    description="Takes in datasets that were dropped into the watched folder; `queued_tunes` starts them.",
+)
+def new_datasets(registry: RegistryResource, store: StoreResource, catalog: CatalogResource) -> dg.SkipReason:
+    """Drop folder → tunes."""
+    return dg.SkipReason(take_in_drops(registry.open(), store, catalog, get_settings()))
+
+
+@dg.sensor(
+    minimum_interval_seconds=EACH_TIME,
+    default_status=RUNNING,
+    description="Delivers the callbacks that are owed, concurrently, inside a 20 s budget.",
+)
+def due_callbacks(registry: RegistryResource, notifier: NotifierResource) -> dg.SkipReason:
+    """Outbox → receivers."""
+    done = notifier.deliver(registry.open())
+    return dg.SkipReason(
+        f"{done.delivered} delivered, {done.failed} to be tried again, {done.dead} given up, "
+        f"{done.held} held, {done.left} left for the next tick."
+    )
+
+
+@dg.sensor(
+    minimum_interval_seconds=EACH_TIME,
+    default_status=RUNNING,
+    description="Gives attempts up whose run is gone: requeues them (they resume) or fails them with a reason.",
+)
+def stuck_work(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SkipReason:
+    """Lost attempts → back into the queue."""
+    rows, settings, instance = registry.open(), get_settings(), context.instance
+    cancelled = cancel_what_people_cancelled(instance, rows)
+    stuck = decide.find_stuck(
+        rows,
+        clock.now(),
+        lambda name: run_is_alive(instance, name),
+        lost_after_seconds=settings.lost_after_seconds,
+    )
+    forgotten = forgotten_runs(instance, rows, POOLS, clock.now(), settings.lost_after_seconds)
+    give_up_runs(instance, [*(one.work.run_id for one in stuck if one.work.run_id), *forgotten])
+    for run_id in forgotten:
+        context.log.warning(f"Run {run_id} held the device although its work had ended; it was given up.")
+    for one in stuck:
+        context.log.warning(f"{one.work.kind} of {one.work.subject_id}: {one.reason}")
+    return dg.SkipReason(
+        f"{len(stuck)} attempts were lost, {cancelled} cancelled." if stuck or cancelled else "All is well."
+    )
+
+
+def finished_campaigns_sensor(names: Sequence[str]) -> dg.SensorDefinition:
+    """Return the sensor that asks for the report of each campaign date whose prompts have all ended.
+
+    Args:
+        names: Campaigns of this code location; a newer one is reported on once the location was reloaded.
+    """
+
+    @dg.sensor(
+        name="finished_campaigns",
+        minimum_interval_seconds=10,
+        default_status=RUNNING,
+        asset_selection=dg.AssetSelection.groups(Group.CAMPAIGNS),
+        description="Makes the report of a campaign date when all of its prompts have ended.",
+    )
+    def finished_campaigns(registry: RegistryResource) -> dg.SensorResult:
+        """Ended prompts → campaign_report."""
+        due = registry.open().due_reports(names)
+        if not due:
+            return dg.SensorResult(skip_reason="No campaign date has finished.")
+        return dg.SensorResult(run_requests=[report_request(campaign, date) for campaign, date in due])
+
+    return finished_campaigns
+
+
+def report_request(campaign: Campaign, date: CampaignDate) -> dg.RunRequest:
+    """Return the request for the report of a date."""
+    _, report_key = campaigns_keys(campaign.name)
+    return dg.RunRequest(
+        run_key=f"{date.id}:{date.updated_at:%Y%m%d%H%M%S}:{date.report_attempt}",
+        asset_selection=[report_key],
+        partition_key=date.date,
+        tags={"tunes/campaign": campaign.name, "tunes/date": date.date, "tunes/origin": "sensor"},
+    )
+
+
+ALL_SENSORS = [
+    new_datasets,
+    queued_tunes,
+    prepared_tunes,
+    trained_tunes,
+    queued_prompts,
+    due_callbacks,
+    stuck_work,
+]

@@ -1,0 +1,240 @@
+"""What the sensors launch: pure decisions over the registry, without dagster.
+
+Each function takes the rows it decides on out of the queue (queued → submitted, by compare-and-set) and returns
+what to launch. A tick that dies between the two loses nothing: `find_stuck` puts submitted rows that got no run
+back into the queue, under a new attempt and a new run key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
+
+from tunes_dagster.core.progress import format_seconds
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.registry import Registry, Work
+from tunes_dagster.rendering.rooms import Rooms
+
+# Submitting one run request takes Dagster 0.1-0.25 s: 25 keep a tick under 7 s.
+RUNS_PER_TICK = 25
+
+# Runs of a kind that may wait in Dagster's queue. The rest waits in the registry, where it can still be cancelled
+# at once, is taken in turns, and finds company: while the GPUs are busy, cohorts and batches fill up.
+WAITING_RUNS = {"prepare": 50, "train": 4, "embed": 50, "finish": 50, "render": 8}
+
+# Of the render runs that wait, so many may hold nothing but prompts of campaigns: the next single prompt then waits
+# for the run at work at most, because it also goes first in Dagster's queue.
+WAITING_CAMPAIGN_RUNS = 2
+
+# A tick that still lives creates its runs well within this time of taking the rows.
+LAUNCH_GRACE_SECONDS = 120.0
+
+Kind = Literal["prepare", "train", "embed", "finish", "render"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One run to start.
+
+    Attributes:
+        kind: Which job: `prepare`, `train` (a cohort), `embed` (a cohort of tunes that train nothing), `finish`,
+            `render`.
+        run_key: Unique per attempt.
+        partition: Tune or batch id; None for a cohort, whose members stand in the registry.
+        work_id: The row it is an attempt at; None for a cohort.
+        cohort_id: For `train` and `embed`.
+        tags: For people and for finding the run again.
+        patient: Nobody waits for it at a screen: it goes behind others of its kind.
+    """
+
+    kind: Kind
+    run_key: str
+    partition: str | None = None
+    work_id: str | None = None
+    cohort_id: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    patient: bool = False
+
+
+def _launch(kind: Kind, work: Work) -> Launch:
+    tags = {"tunes/kind": kind, "tunes/work": work.id, "tunes/attempt": str(work.attempt)}
+    tags["tunes/batch" if kind == "render" else "tunes/tune"] = work.subject_id
+    return Launch(kind, work.run_key or work.id, work.subject_id, work.id, None, tags)
+
+
+def _room(registry: Registry, kind: Kind, limit: int) -> int:
+    """Return how many runs of a kind may be launched now."""
+    return max(0, min(limit, WAITING_RUNS[kind] - registry.count_waiting_runs(kind)))
+
+
+def _take_queued(registry: Registry, kind: Kind, limit: int, now: datetime | None) -> list[Launch]:
+    queued = registry.queued_work(kind, now, _room(registry, kind, limit))
+    if not queued:
+        return []
+    won = {work.id: work for work in registry.submit([work.id for work in queued], now=now)}
+    return [_launch(kind, won[work.id]) for work in queued if work.id in won]
+
+
+def prepare_launches(
+    registry: Registry, limit: int = RUNS_PER_TICK, now: datetime | None = None
+) -> list[Launch]:
+    """Return a run for each queued tune, longest waiting first."""
+    return _take_queued(registry, "prepare", limit, now)
+
+
+def finish_launches(
+    registry: Registry, limit: int = RUNS_PER_TICK, now: datetime | None = None
+) -> list[Launch]:
+    """Return a run for each trained tune, longest waiting first."""
+    return _take_queued(registry, "finish", limit, now)
+
+
+def cohort_launches(
+    registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
+) -> list[Launch]:
+    """Return a run for each cohort of prepared tunes of one base that is full or has waited long enough.
+
+    Tunes that train nothing go first: they take seconds and hold no device.
+    """
+    first = embed_launches(registry, settings, limit, now)
+    left = limit - len(first)
+    return [
+        *first,
+        *_cohorts(registry, "train", settings.cohort_wait_seconds, settings.max_cohort, left, now),
+    ]
+
+
+def embed_launches(
+    registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
+) -> list[Launch]:
+    """Return a run for prepared tunes that train nothing; it holds no device."""
+    return _cohorts(registry, "embed", 0.0, settings.max_cohort, limit, now)
+
+
+def _cohorts(
+    registry: Registry,
+    kind: Literal["train", "embed"],
+    wait_seconds: float,
+    max_cohort: int,
+    limit: int,
+    now: datetime | None,
+) -> list[Launch]:
+    launches: list[Launch] = []
+    room = _room(registry, kind, limit)
+    if not room:
+        return launches
+    for cohort, members in registry.make_cohorts(
+        now, wait_seconds, max_cohort, room, trained=kind == "train"
+    ):
+        tags = {
+            "tunes/kind": kind,
+            "tunes/cohort": cohort.id,
+            "tunes/base": cohort.branch,
+            "tunes/tunes": str(len(members)),
+        }
+        if len(members) == 1:
+            tags["tunes/tune"] = members[0].subject_id
+        launches.append(Launch(kind, cohort.id, None, None, cohort.id, tags))
+    return launches
+
+
+def render_launches(
+    registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
+) -> list[Launch]:
+    """Group queued prompts into batches and return a run for each batch, longest waiting first."""
+    room = _room(registry, "render", limit)
+    if not room:
+        return []
+    alone = registry.waiting_campaign_batches()
+    fits = Rooms(registry, settings)
+    registry.make_batches(
+        now, settings.batch_wait_seconds, settings.max_batch_prompts, room,
+        max_pictures=lambda branch, shape: fits.room(branch, shape).pictures,
+        campaign_limit=max(0, WAITING_CAMPAIGN_RUNS - len(alone)),
+    )  # fmt: skip
+    launches = _take_queued(registry, "render", limit, now)
+    if launches:
+        alone = registry.waiting_campaign_batches()
+    return [replace(launch, patient=launch.partition in alone) for launch in launches]
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """One attempt that was given up.
+
+    Attributes:
+        work: The row after the decision; its state says `queued`, `failed` or `cancelled`.
+        reason: One sentence.
+    """
+
+    work: Work
+    reason: str
+
+    @property
+    def requeued(self) -> bool:
+        """Whether there will be another attempt."""
+        return self.work.state == "queued"
+
+
+def _silent_for(work: Work, now: datetime) -> float:
+    since = work.heartbeat_at if work.state == "running" else work.submitted_at
+    return 0.0 if since is None else (now - since).total_seconds()
+
+
+def _why_lost(
+    work: Work, now: datetime, lost_after: float, launch_grace: float, alive: bool | None
+) -> str | None:
+    """Return why an attempt counts as lost, or None while it does not."""
+    silent = _silent_for(work, now)
+    if work.state == "running":
+        if alive is False:
+            return f"Run {work.run_id} ended without a word about {work.kind}."
+        if silent > lost_after:
+            return f"Run {work.run_id} has been silent for {format_seconds(silent)}."
+        return None
+    if alive is False:
+        return f"The run of launch {work.cohort_id or work.run_key} ended before it began {work.kind}."
+    if alive is None and silent > launch_grace:
+        return f"No run came of launch {work.cohort_id or work.run_key} in {format_seconds(silent)}."
+    return None
+
+
+def find_stuck(
+    registry: Registry,
+    now: datetime,
+    run_is_alive: Callable[[str], bool | None],
+    *,
+    lost_after_seconds: float = 60.0,
+    launch_grace_seconds: float = LAUNCH_GRACE_SECONDS,
+    limit: int = 1000,
+) -> list[Stuck]:
+    """Give up attempts whose run is gone: requeue them (next attempt) or fail them with a reason.
+
+    Args:
+        registry: Where the rows lie.
+        now: The time.
+        run_is_alive: Called with the run id of running work, and with the run key of the launch (`work_…:2`
+            or `cohort_…`) of submitted work. True: queued, starting or running. False: ended. None: no such
+            run is known, so only silence decides.
+        lost_after_seconds: Silence after which running work counts as lost, whatever is said of its run: a
+            machine that crashed leaves runs that look alive for ever.
+        launch_grace_seconds: Time that a tick may take to create the runs of the rows it took.
+        limit: Most rows to look at.
+    """
+    answers: dict[str, bool | None] = {}
+    stuck = []
+    for work in registry.active_work(limit):
+        name = work.run_id if work.state == "running" else work.cohort_id or work.run_key
+        if not name:
+            continue
+        if name not in answers:
+            answers[name] = run_is_alive(name)
+        reason = _why_lost(work, now, lost_after_seconds, launch_grace_seconds, answers[name])
+        if reason is None:
+            continue
+        after = registry.requeue_lost(work.id, reason, seen=work)
+        if after is not None:
+            stuck.append(Stuck(after, reason))
+    return stuck

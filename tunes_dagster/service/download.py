@@ -1,0 +1,91 @@
+"""What people take away of a finished tune: one file, whatever its kind.
+
+An adapter is a safetensors file in the store. A whole network is the folder of a diffusers pipeline there, and is
+handed over as one zip of it: every family has that form, stock diffusers loads it once it is unpacked, and its text
+encoders and VAE come along; a single-file checkpoint exists for some families only and loses the tokenizers. The zip is
+made while it is read and lies nowhere: the folder's key with `.zip` at its end stands for it. Nothing is compressed,
+since weights do not shrink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+from tunes_dagster.core.store import Store
+
+_PIECE = 1 << 20
+# So that the same folder makes the same zip.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def download_key(result: Mapping[str, Any] | None) -> str | None:
+    """Return the key of what people take away of a tune, or None while there is nothing.
+
+    Args:
+        result: Of the tune's row.
+    """
+    known = result or {}
+    if known.get("pipeline_key"):
+        return f"{known['pipeline_key']}.zip"
+    return known.get("weights_key")
+
+
+def zipped_folder(store: Store, key: str) -> str | None:
+    """Return the folder that a key stands for the zip of, or None when it is a file or nothing at all."""
+    folder = key.removesuffix(".zip")
+    if folder == key or store.exists(key) or next(iter(store.list(folder)), None) is None:
+        return None
+    return folder
+
+
+def pieces(store: Store, key: str) -> Iterator[bytes]:
+    """Yield the content of a download, piece by piece.
+
+    Raises:
+        FileNotFoundError: When there is nothing under the key.
+    """
+    folder = zipped_folder(store, key)
+    if folder is not None:
+        yield from _zipped(store, folder)
+        return
+    with store.open_read(key) as file:
+        while piece := file.read(_PIECE):
+            yield piece
+
+
+def _zipped(store: Store, folder: str) -> Iterator[bytes]:
+    """Yield a zip of a folder, with one folder of its name inside."""
+    sink = _Sink()
+    with ZipFile(sink, "w", ZIP_STORED) as archive:  # type: ignore[call-overload]
+        for key in store.list(folder):
+            name = f"{PurePosixPath(folder).name}/{PurePosixPath(key).relative_to(folder)}"
+            entry = ZipInfo(name, _DATE)
+            entry.external_attr = 0o644 << 16
+            with archive.open(entry, "w", force_zip64=True) as target, store.open_read(key) as source:
+                while piece := source.read(_PIECE):
+                    target.write(piece)
+                    yield sink.taken()
+    yield sink.taken()
+
+
+class _Sink:
+    """A file that cannot be rewound and gives away what was written to it."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+    def taken(self) -> bytes:
+        """Return what was written since the last time."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        return data

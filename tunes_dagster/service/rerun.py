@@ -1,0 +1,116 @@
+"""Training a tune again: a new tune with the same pictures, captions and recipe, changed only where asked.
+
+The prepared dataset is taken over as it lies in the store, with the captions as they are now, so nothing is fetched
+or captioned again and latents come from the cache. On the same device the same recipe gives the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.core.validation import checked
+from tunes_dagster.families.catalog import BaseModelEntry, Catalog
+from tunes_dagster.families.ipadapter import adapter_for
+from tunes_dagster.families.presets import changed
+from tunes_dagster.intake.captions import CaptionTable
+from tunes_dagster.intake.training_set import TrainingSet
+from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.training.checks import check_tune
+
+# What the dataset was prepared for; another value needs another dataset.
+_OF_THE_DATASET = ("resolution",)
+
+
+def rerun(
+    registry: Registry,
+    store: Store,
+    catalog: Catalog,
+    settings: Settings,
+    tune: Tune,
+    changes: Mapping[str, Any] | None = None,
+    title: str = "",
+) -> Tune:
+    """Hand in a tune again.
+
+    Args:
+        registry: Where the new row goes.
+        store: Where the dataset lies.
+        catalog: Says what the base's options are.
+        settings: The operator's.
+        tune: The tune to train again; it stays as it is.
+        changes: Training options that are to differ.
+        title: Of the new tune; empty derives one.
+
+    Returns:
+        The new tune, prepared and waiting to be trained.
+
+    Raises:
+        Failure: `CONFLICT` when there is no dataset, `INVALID_REQUEST` for options that are unknown, out of range or
+            not of training, `BASE_NOT_INSTALLED`.
+    """
+    entry = catalog.usable(tune.branch, settings.bases_folder)
+    options = _options(tune, changes or {}, entry)
+    asked = TuneRequest.model_validate(tune.request)
+    request = asked.model_copy(
+        update={
+            "title": title or f"{tune.title} (again)",
+            "training": options,
+            "prompts": [],
+            "callback_url": None,
+        }
+    )
+    request = check_tune(request, catalog.resolve(request.base), entry, settings)
+    if request.training.kind == "faceid":
+        adapter_for(catalog, entry, settings.bases_folder)
+    recipe = {**tune.recipe, "training": entry.training_options(options).model_dump(mode="json")}
+    chosen = new_id("tune")
+    _take_over(store, tune, chosen)
+    registry.add_tune(
+        request,
+        id=chosen,
+        branch=tune.branch,
+        recipe=recipe,
+        account_id=tune.account_id,
+        origin="cli",
+        status="awaiting_images",
+    )
+    work = registry.claim("prepare", chosen, f"rerun-{chosen}", origin="cli")
+    registry.finish(work.id, f"rerun-{chosen}", result={"again": tune.id})
+    return registry.get_tune(chosen)
+
+
+def _options(tune: Tune, changes: Mapping[str, Any], entry: BaseModelEntry) -> TrainingOptions:
+    """Return the recipe's training options with the changes in them."""
+    refused = [name for name in _OF_THE_DATASET if name in changes]
+    if refused:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"{refused[0]} cannot be changed for a tune that is trained again: its dataset was made for the old one.",
+            "Hand the pictures in anew with `tunes train`.",
+        )
+    return checked(TrainingOptions, changed(tune.recipe["training"], changes, entry), "The training options")
+
+
+def _take_over(store: Store, tune: Tune, chosen: str) -> None:
+    """Write the dataset of a tune under another one's id; pictures are shared, they lie under their content."""
+    try:
+        dataset = TrainingSet.load(store, tune.id)
+        captions = CaptionTable.load(store, tune.id)
+    except FileNotFoundError as error:
+        raise Failure(
+            FailureCode.CONFLICT,
+            f"The dataset of {tune.title!r} is not there: {error}.",
+            "A tune can be trained again once its pictures were prepared, and until it is deleted.",
+        ) from error
+    dataset.model_copy(update={"tune_id": chosen}).save(store)
+    captions.model_copy(update={"tune_id": chosen, "versions": []}).save(store, f"Taken over from {tune.id}.")
+    manifest = f"tunes/{tune.id}/source/manifest.json"
+    if store.exists(manifest):
+        rows = store.read_json(manifest)
+        store.write_json(f"tunes/{chosen}/source/manifest.json", {**rows, "tune_id": chosen})

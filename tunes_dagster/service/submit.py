@@ -1,0 +1,422 @@
+"""The door of the library: every request for a tune or a prompt is checked, completed and made a row here.
+
+What is refused is refused now, by name, before anything is queued; what is left open (seed, size, steps of a
+render, the base's training defaults) is filled in now, so that the row always says what was really done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.recipe import PromptRequest, TrainingOptions, TuneRequest
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
+from tunes_dagster.families.ipadapter import adapter_for
+from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.training.checks import check_tune
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+# Dagster's partition keys may not hold these.
+_FORBIDDEN_IN_IDS = ("...", "|", "/", "\\")
+
+# What a prompt renders on that names neither tune nor base: what a tune would be trained on.
+DEFAULT_BASE = str(TuneRequest.model_fields["base"].default)
+
+
+def submit_tune(
+    registry: Registry,
+    store: Store,
+    catalog: Catalog,
+    settings: Settings,
+    request: TuneRequest,
+    *,
+    account_id: str = "local",
+    origin: str = "cli",
+    allow_folder: str | Sequence[str] | None = None,
+    tune_id: str | None = None,
+    also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
+) -> Tune:
+    """Accept a tune: check and complete the request, move payloads into the store, add the row.
+
+    Args:
+        registry: Where the row goes.
+        store: Where base64 pictures go.
+        catalog: Says what the base means and what its defaults are.
+        settings: The operator's.
+        request: As handed in.
+        account_id: Who asks.
+        origin: cli, api, drop, ui, demo.
+        allow_folder: Folders that this request may name beside those that the operator allows; what the
+            command line was given.
+        tune_id: Id, when it exists already as a partition; None makes one.
+        also: What belongs into the transaction that accepts it; see `Registry.add_tune`.
+
+    Returns:
+        The tune: queued, or awaiting_images when no source was named.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `SOURCE_REFUSED`, `CONFLICT`; nothing
+            is kept then.
+    """
+    request, continues = _continued(registry, request, account_id)
+    entry = catalog.usable(request.base, settings.bases_folder)
+    if isinstance(entry, AuxiliaryEntry):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"No tune is made on {entry.branch!r}, a model for {entry.family}.",
+            f"Choose one of {', '.join(catalog.entries)}.",
+        )
+    _check_same_base(continues, entry)
+    request = check_tune(request, catalog.resolve(request.base), entry, settings)
+    if request.training.kind == "faceid":
+        adapter_for(catalog, entry, settings.bases_folder)
+    chosen = check_id(tune_id) if tune_id else new_id("tune")
+    _check_sources(request, chosen, settings, allow_folder)
+    check_callback_url(request.callback_url, settings)
+    find = _tune_finder(registry, entry, account_id)
+    prompts = [
+        _complete_prompt(
+            one, entry, catalog, settings, own=request, asked=request.base, find=find, store=store
+        )
+        for one in request.prompts
+    ]
+    complete = request.model_copy(update={"prompts": prompts})
+    recipe = make_recipe(complete, entry, continues)
+    if registry.has_tune(chosen):
+        raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
+    from tunes_dagster.intake.payloads import move_payloads
+
+    complete = move_payloads(complete, store, chosen)
+    return registry.add_tune(
+        complete,
+        id=chosen,
+        branch=entry.branch,
+        recipe=recipe,
+        account_id=account_id,
+        origin=origin,
+        status="awaiting_images" if complete.sources.empty else "queued",
+        also=also,
+    )
+
+
+def submit_prompt(
+    registry: Registry,
+    catalog: Catalog,
+    settings: Settings,
+    request: PromptRequest,
+    *,
+    account_id: str = "local",
+    origin: str = "cli",
+    store: Store | None = None,
+    also: Callable[[Session, Prompt], None] | None = None,
+) -> Prompt:
+    """Accept a prompt, on a tune or on a plain base, with every setting and the seed filled in.
+
+    Args:
+        registry: Where the row goes.
+        catalog: Says what the base means and what its defaults are.
+        settings: The operator's.
+        request: As handed in.
+        account_id: Who asks.
+        origin: cli, api, drop, ui, demo.
+        store: Where base64 pictures go; None opens the operator's when there is one.
+        also: What belongs into the transaction that accepts it; see `Registry.add_prompt`.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, `UNKNOWN_TUNE`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `CONFLICT`.
+    """
+    tune = registry.get_tune(request.tune) if request.tune else None
+    complete, entry, asked = completed_prompt(
+        catalog, settings, request, tune, registry=registry, account_id=account_id, store=store
+    )
+    return registry.add_prompt(
+        complete,
+        branch=entry.branch,
+        base=asked,
+        tune_id=tune.id if tune else None,
+        account_id=account_id,
+        origin=origin,
+        also=also,
+    )
+
+
+def completed_prompt(
+    catalog: Catalog,
+    settings: Settings,
+    request: PromptRequest,
+    tune: Tune | None,
+    *,
+    registry: Registry | None = None,
+    account_id: str = "local",
+    store: Store | None = None,
+) -> tuple[PromptRequest, BaseModelEntry, str]:
+    """Return a prompt with everything filled in, the base that renders it, and the base as asked.
+
+    Args:
+        catalog: Says what the base means and what its defaults are.
+        settings: The operator's.
+        request: As handed in.
+        tune: That it names.
+        registry: Where tunes are looked up that tags in the text name; None leaves them unchecked.
+        account_id: Whose tunes those may be.
+        store: Where base64 pictures go; nothing else is written. None opens the operator's when there is one.
+
+    Raises:
+        Failure: As `submit_prompt`.
+    """
+    if tune is not None:
+        entry = catalog.usable(tune.branch, settings.bases_folder)
+        asked = request.base or tune.base
+    else:
+        asked = request.base or DEFAULT_BASE
+        entry = catalog.usable(asked, settings.bases_folder)
+    complete = _complete_prompt(
+        request, entry, catalog, settings,
+        asked=asked,
+        characteristics=dict((tune.request or {}).get("characteristics") or {}) if tune is not None else {},
+        find=None if registry is None else _tune_finder(registry, entry, account_id),
+        store=store,
+    )  # fmt: skip
+    return complete, entry, asked
+
+
+def make_recipe(
+    request: TuneRequest, entry: BaseModelEntry, continues: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return everything known at submission that decides the result; steps may still be None.
+
+    Args:
+        request: The request.
+        entry: The base that is really trained on.
+        continues: The tune whose weights are the start, from `_continued`; empty or None for none.
+    """
+    return {
+        **({"continues": continues} if continues else {}),
+        **({"one_picture": True} if request.dataset.one_picture else {}),
+        "name": request.name,
+        "token": request.token,
+        "base": request.base,
+        "branch": entry.branch,
+        "repo_id": entry.repo_id,
+        "revision": entry.revision,
+        "dataset": request.dataset.model_dump(mode="json"),
+        "captions": dict(request.captions),
+        "training": entry.training_options(request.training).model_dump(mode="json"),
+    }
+
+
+# What decides the shape of an adapter; a tune that continues another one has to agree with it.
+_SHAPE = ("kind", "rank", "targets", "rslora", "dora")
+# Kinds whose weights can be trained further.
+_CONTINUED = ("lora", "checkpoint")
+
+
+def _continued(
+    registry: Registry, request: TuneRequest, account_id: str
+) -> tuple[TuneRequest, dict[str, Any]]:
+    """Return a request with the shape of the tune that it continues, and what its recipe says of that tune.
+
+    Raises:
+        Failure: `UNKNOWN_TUNE`, `CONFLICT` when that tune has no weights, `INVALID_REQUEST` when the request asks
+            for another shape.
+    """
+    asked = request.training
+    if asked.base_tune_id is None:
+        return request, {}
+    earlier = registry.get_tune(asked.base_tune_id)
+    if earlier.account_id != account_id or earlier.deleted_at is not None:
+        raise Failure(
+            FailureCode.UNKNOWN_TUNE,
+            f"There is no tune {asked.base_tune_id!r} to continue from.",
+            "Name a tune of your own that has not been deleted.",
+        )
+    if earlier.status != "ready" or not earlier.result.get("weights_key"):
+        raise Failure(
+            FailureCode.CONFLICT,
+            f"The tune {earlier.title!r} cannot be continued: it is {earlier.status} and has no finished weights.",
+            "Wait until it is ready.",
+        )
+    plain = TrainingOptions().model_dump()
+    before = {**plain, **earlier.recipe["training"]}
+    # A kind that was named is meant, also when it is the default.
+    named = {"kind"} & asked.model_fields_set
+    wrong = [
+        f"training.{name} is {getattr(asked, name)!r}, but that tune has {before[name]!r}"
+        for name in _SHAPE
+        if getattr(asked, name) not in ({before[name]} if name in named else {plain[name], before[name]})
+    ]
+    if wrong or before["kind"] not in _CONTINUED:
+        what = "; ".join(wrong) or f"that tune is of the kind {before['kind']!r}"
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The tune {earlier.title!r} cannot be continued so: {what}.",
+            "Tunes of the kinds lora and checkpoint are continued by their own kind, with the same rank and targets; "
+            "leave these options out.",
+        )
+    shape = {name: before[name] for name in _SHAPE}
+    shape["alpha"] = before["alpha"] if asked.alpha is None else asked.alpha
+    training = asked.model_copy(update={**shape, "base_tune_id": earlier.id})
+    base = request.base if "base" in request.model_fields_set else earlier.base
+    continues = {
+        "tune_id": earlier.id,
+        "branch": earlier.branch,
+        "weights_key": earlier.result["weights_key"],
+        "recipe_hash": earlier.result.get("weights_recipe_hash", ""),
+    }
+    return request.model_copy(update={"training": training, "base": base}), continues
+
+
+def _check_same_base(continues: dict[str, Any], entry: BaseModelEntry) -> None:
+    if continues and continues["branch"] != entry.branch:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The tune {continues['tune_id']} was made on {continues['branch']}, not on {entry.branch}.",
+            "Leave `base` out: a tune is continued on its own base.",
+        )
+
+
+def check_id(text: str) -> str:
+    """Return an id that a person typed when it can be a partition key and a folder of the store.
+
+    Raises:
+        Failure: `INVALID_REQUEST`.
+    """
+    bad = (
+        not text or len(text) > 80 or text.startswith(".") or any(part in text for part in _FORBIDDEN_IN_IDS)
+    )
+    if bad or any(ord(character) < 32 for character in text):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"{text[:90]!r} cannot be the id of a tune.",
+            "Use up to 80 characters without slashes, '|' and '...', not beginning with a dot.",
+        )
+    return text
+
+
+def check_callback_url(url: str | None, settings: Settings) -> None:
+    """Refuse a callback address that could never be delivered to.
+
+    Raises:
+        Failure: `SOURCE_REFUSED` for other schemes than http(s) and for addresses that lead inside.
+    """
+    if url is None:
+        return
+    from tunes_dagster.intake.guard import Guard
+
+    Guard(settings.allow_hosts).check_url(url)
+
+
+def _check_sources(
+    request: TuneRequest, tune_id: str, settings: Settings, allow_folder: str | Sequence[str] | None
+) -> None:
+    from tunes_dagster.intake.folders import check_folder
+    from tunes_dagster.intake.guard import Guard
+    from tunes_dagster.intake.payloads import check_upload_key
+
+    sources = request.sources
+    guard = Guard(settings.allow_hosts)
+    for url in (sources.archive_url, *sources.image_urls):
+        if url is not None:
+            guard.check_url(url)
+    for key in sources.uploads:
+        check_upload_key(key, tune_id)
+    if sources.folder is not None:
+        extra = [allow_folder] if isinstance(allow_folder, str) else list(allow_folder or [])
+        check_folder(sources.folder, [*settings.allow_folders, settings.resolved_drop_folder, *extra])
+    named = len(sources.image_urls) + len(sources.images_base64)
+    if named > request.dataset.max_pictures:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"{named} pictures were handed in, but dataset.max_pictures is {request.dataset.max_pictures}.",
+            "Send fewer pictures, or raise dataset.max_pictures.",
+        )
+
+
+def _complete_prompt(
+    request: PromptRequest,
+    entry: BaseModelEntry,
+    catalog: Catalog,
+    settings: Settings,
+    *,
+    own: TuneRequest | None = None,
+    asked: str = "",
+    characteristics: dict[str, str] | None = None,
+    find: Callable[[str, str], Mapping[str, str]] | None = None,
+    store: Store | None = None,
+) -> PromptRequest:
+    """Return the prompt with its settings checked and filled from the base that renders it, and with a seed.
+
+    Args:
+        request: As handed in.
+        entry: The base that is really used.
+        catalog: Says what the prompt's own base means.
+        settings: The operator's.
+        own: The request of its tune, when it came inside that; then it may name no other.
+        asked: The base by the caller's word.
+        characteristics: Of its tune.
+        find: See `PromptContext`.
+        store: See `PromptContext`.
+    """
+    from tunes_dagster.rendering.submission import PromptContext, complete_prompt
+
+    if own is not None and request.tune is not None:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The prompt {request.text[:60]!r} names the tune {request.tune!r}, but it is part of a new tune.",
+            "Leave `tune` out here, or submit the prompt by itself.",
+        )
+    if request.base is not None and catalog.real(catalog.resolve(request.base)).branch != entry.branch:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The prompt asks for the base {request.base!r}, but its tune was made on {entry.branch!r}.",
+            "Leave `base` out: a tune only fits the base it was made on.",
+        )
+    check_callback_url(request.callback_url, settings)
+    named = catalog.resolve(asked) if asked else entry
+    known = own.characteristics if own is not None else characteristics or {}
+    return complete_prompt(request, PromptContext(named, entry, catalog, settings, store, known, find))
+
+
+def _tune_finder(
+    registry: Registry, entry: BaseModelEntry, account_id: str
+) -> Callable[[str, str], Mapping[str, str]]:
+    """Return what looks up the tunes that tags (`lora`, `faceid`) name, and returns their characteristics.
+
+    It raises `UNKNOWN_TUNE` for tunes of others (the operator's own account sees all), `CONFLICT` for one that is
+    not ready, `INVALID_REQUEST` for one of another base or kind.
+    """
+    from tunes_dagster.rendering.prompts import tag_of
+
+    def find(name: str, tag: str) -> Mapping[str, str]:
+        tune = registry.get_tune(name)
+        if tune.account_id != account_id and account_id != "local":
+            raise Failure(
+                FailureCode.UNKNOWN_TUNE, f"There is no tune {name!r}.", f"Check the tag <{tag}:…>."
+            )
+        if tag != (right := tag_of(tune.kind)):
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"The tune {name!r} is of the kind {tune.kind!r}, which is not used as <{tag}:…>.",
+                f"Write <{right}:{name}:1>.",
+            )
+        if tune.branch != entry.branch:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"The tune {name!r} was made on {tune.branch!r}, but the prompt renders on {entry.branch!r}.",
+                "Name tunes of one base in a prompt.",
+            )
+        if tune.status != "ready":
+            raise Failure(
+                FailureCode.CONFLICT,
+                f"The tune {name!r} cannot be used: it is {tune.status}.",
+                "Wait until it is ready.",
+            )
+        return dict(tune.request.get("characteristics") or {})
+
+    return find
