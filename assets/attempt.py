@@ -113,9 +113,12 @@ def own(context: Context, registry: Registry, work: Work, pulse: Pulse, many: bo
     member = pulse.add(Member(registry, work.id, context.run_id))
     set_up_logging("tunes.pipeline", get_settings().log_format)
     lines = RunLines(
-        kind=work.kind, subject=work.subject_id, attempt=work.attempt, run_id=context.run_id,
+        kind=work.kind,
+        subject=work.subject_id,
+        attempt=work.attempt,
+        run_id=context.run_id,
         request_id=registry.request_id(work.subject_id),
-    )  # fmt: skip
+    )
     lines.say("started")
     report = Tee([RunLog(context.log, label), member, lines])
     return Attempt(registry, work, context.run_id, report, member, lines)

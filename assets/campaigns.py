@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign
 
 PLAN_COLUMNS = {
-    "line": "int", "tune": "string", "text": "string", "seed": "int", "size": "string", "pictures": "int",
+    "line": "int",
+    "tune": "string",
+    "text": "string",
+    "seed": "int",
+    "size": "string",
+    "pictures": "int",
     "there already": "bool",
-}  # fmt: skip
+}
 PROBLEM_COLUMNS = {"file": "string", "line": "int", "level": "string", "what": "string", "remedy": "string"}
 FAILURE_COLUMNS = {"line": "int", "tune": "string", "prompt": "string", "reason": "string"}
 
@@ -79,22 +84,29 @@ def campaign_defs(campaign: "Campaign") -> CampaignDefs:
     plan_key, report_key = campaigns_keys(campaign.name)
     jobs = [
         dg.define_asset_job(
-            plan_job_name(campaign.name), selection=[plan_key], partitions_def=dates,
+            plan_job_name(campaign.name),
+            selection=[plan_key],
+            partitions_def=dates,
             description=f"Plans dates of the campaign {campaign.name}: queues the prompts that are missing.",
         ),
         dg.define_asset_job(
-            report_job_name(campaign.name), selection=[report_key], partitions_def=dates,
+            report_job_name(campaign.name),
+            selection=[report_key],
+            partitions_def=dates,
             description=f"Reports on dates of the campaign {campaign.name}.",
         ),
-    ]  # fmt: skip
+    ]
     return CampaignDefs(campaign.name, assets, jobs)
 
 
 def _facts(campaign: "Campaign") -> dict[str, Any]:
     """Return what the UI shows of a campaign before any date was planned."""
     facts: dict[str, Any] = {
-        "cron": campaign.cron, "time zone": campaign.timezone, "account": campaign.account_id, "state": campaign.state,
-    }  # fmt: skip
+        "cron": campaign.cron,
+        "time zone": campaign.timezone,
+        "account": campaign.account_id,
+        "state": campaign.state,
+    }
     if campaign.state == "broken":
         facts["problems"] = problems_table(campaign.problems.get("problems", []))
     return facts
@@ -123,13 +135,18 @@ def _plan_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition) 
         description="The campaign's files have no mistakes.",
     )
     cap = check_spec(
-        "cost_within_cap", asset=plan_key, partitions_def=dates, blocking=True,
+        "cost_within_cap",
+        asset=plan_key,
+        partitions_def=dates,
+        blocking=True,
         description="What the date would cost is at most the campaign's cost_cap; above it nothing is queued.",
-    )  # fmt: skip
+    )
     usable = check_spec(
-        "every_tune_is_usable", asset=plan_key, partitions_def=dates,
+        "every_tune_is_usable",
+        asset=plan_key,
+        partitions_def=dates,
         description="No prompt had to be left out because its tune failed or is gone.",
-    )  # fmt: skip
+    )
     name = campaign.name
 
     @dg.asset(
@@ -176,10 +193,12 @@ def plan_results(
         broken = failure.code == FailureCode.INVALID_REQUEST
         problems = (failure.details or {}).get("problems", [])
         yield dg.AssetCheckResult(
-            asset_key=plan_key, check_name="file_is_valid", passed=not broken,
+            asset_key=plan_key,
+            check_name="file_is_valid",
+            passed=not broken,
             description="; ".join(str(Problem(**one)) for one in problems[:10]) or "No mistakes.",
             metadata={"problems": problems_table(problems)} if problems else {},
-        )  # fmt: skip
+        )
         if not broken:
             yield dg.AssetCheckResult(
                 asset_key=plan_key, check_name="cost_within_cap", passed=False, description=failure.message
@@ -200,23 +219,32 @@ def _plan_metadata(row: Any, drawn: Any, store: Any) -> dict[str, Any]:
     estimate = drawn.estimate
     shown = [
         {
-            "line": one.line, "tune": drawn.tunes[one.tune_id].title if one.tune_id else "", "text": one.request.text,
-            "seed": one.request.settings.seed, "pictures": one.request.settings.num_images,
+            "line": one.line,
+            "tune": drawn.tunes[one.tune_id].title if one.tune_id else "",
+            "text": one.request.text,
+            "seed": one.request.settings.seed,
+            "pictures": one.request.settings.num_images,
             "size": f"{one.request.settings.width}×{one.request.settings.height}",
             "there already": one.recipe_hash in drawn.known,
         }
         for one in drawn.planned[:100]
-    ]  # fmt: skip
+    ]
     facts = {
-        "prompts": estimate.prompts, "pictures": estimate.pictures,
-        "new prompts": row.plan["new"], "kept": row.plan["kept"],
-        "cost of the new ones (USD)": estimate.dollars, "prices": "; ".join(estimate.prices) or "nothing new",
-        "runs of the new ones": f"{estimate.batches} ({'; '.join(estimate.rooms)})" if estimate.rooms else "none",
-        "time of the new ones": estimate.duration, "time from": "; ".join(estimate.sources) or "nothing new",
+        "prompts": estimate.prompts,
+        "pictures": estimate.pictures,
+        "new prompts": row.plan["new"],
+        "kept": row.plan["kept"],
+        "cost of the new ones (USD)": estimate.dollars,
+        "prices": "; ".join(estimate.prices) or "nothing new",
+        "runs of the new ones": f"{estimate.batches} ({'; '.join(estimate.rooms)})"
+        if estimate.rooms
+        else "none",
+        "time of the new ones": estimate.duration,
+        "time from": "; ".join(estimate.sources) or "nothing new",
         "waits for": ", ".join(f"{title} ({status})" for title, status in drawn.waits.items()) or "nothing",
         "tunes": dg.MetadataValue.json({tune.id: tune.title for tune in drawn.tunes.values()}),
         "plan": table(shown, PLAN_COLUMNS),
-    }  # fmt: skip
+    }
     if drawn.problems:
         facts["warnings"] = problems_table([one.as_dict() for one in drawn.problems])
     return {**facts, **files(store, {"plan": row.plan_key})}
@@ -228,14 +256,19 @@ def _plan_checks(plan_key: dg.AssetKey, row: Any, drawn: Any) -> list[dg.AssetCh
     return [
         dg.AssetCheckResult(passed=True, check_name="file_is_valid", description="No mistakes."),
         dg.AssetCheckResult(
-            passed=True, check_name="cost_within_cap",
+            passed=True,
+            check_name="cost_within_cap",
             description=f"${drawn.estimate.dollars:,.2f} of {'no cap' if cap is None else f'${cap:,.2f}'}.",
         ),
         dg.AssetCheckResult(
-            passed=not left, check_name="every_tune_is_usable", severity=dg.AssetCheckSeverity.WARN,
-            description=f"{len(drawn.left_out)} prompts were left out: {' '.join(left)}" if left else "All are.",
+            passed=not left,
+            check_name="every_tune_is_usable",
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"{len(drawn.left_out)} prompts were left out: {' '.join(left)}"
+            if left
+            else "All are.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _report_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition) -> dg.AssetsDefinition:
@@ -291,8 +324,15 @@ def report_result(
             "not yet rendered": int(counts["open"]),
             "render seconds": float(counts["seconds"]),
             "failures": table(report.failures, FAILURE_COLUMNS),
-            **files(store, {"page": report.page_key, "contact sheet": report.sheet_key, "table": report.csv_key,
-                            "table (Parquet)": report.parquet_key}),
+            **files(
+                store,
+                {
+                    "page": report.page_key,
+                    "contact sheet": report.sheet_key,
+                    "table": report.csv_key,
+                    "table (Parquet)": report.parquet_key,
+                },
+            ),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -301,7 +341,7 @@ def report_result(
                 description=said if missing else "All are there.",
             )
         ],
-    )  # fmt: skip
+    )
 
 
 def _broken_asset(campaign: "Campaign", problem: str) -> dg.AssetsDefinition:

@@ -98,7 +98,7 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
             item.mask_key,
             item.mask_box,
             item.kind == "face",
-        )  # fmt: skip
+        )
         for item in dataset.items
         if not item.held_out
     ]

@@ -20,9 +20,16 @@ if TYPE_CHECKING:
     from tunes_dagster.registry import Tune
 
 MANIFEST_COLUMNS = {
-    "picture": "string", "verdict": "string", "reason": "string", "remedy": "string", "size": "string",
-    "faces": "int", "sharpness": "string", "caption": "string", "hash": "string",
-}  # fmt: skip
+    "picture": "string",
+    "verdict": "string",
+    "reason": "string",
+    "remedy": "string",
+    "size": "string",
+    "faces": "int",
+    "sharpness": "string",
+    "caption": "string",
+    "hash": "string",
+}
 CAPTION_COLUMNS = {"name": "string", "caption": "string", "source": "string"}
 
 ENOUGH_PICTURES = check_spec(

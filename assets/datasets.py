@@ -123,9 +123,14 @@ def collected(
     remote = "://" in (request.sources.folder or "")
     try:
         manifest = collect_sources(
-            tune_id, request, store, fetcher.open(), face_detector.open(), mine.report,
+            tune_id,
+            request,
+            store,
+            fetcher.open(),
+            face_detector.open(),
+            mine.report,
             folder_options=get_settings().store_options if remote else None,
-        )  # fmt: skip
+        )
     except Failure as failure:
         if failure.code != FailureCode.TOO_FEW_PICTURES:
             raise
@@ -167,10 +172,17 @@ def training_set(
         options = TrainingOptions.model_validate(tune.recipe["training"])
         entry = catalog.open().resolve(tune.branch)
         built = build_training_set(
-            tune.id, Manifest.load(kept, tune.id), request.dataset, options.resolution or entry.native_size,
-            tune.class_name, kept, face_detector.open(), options.seed, mine.report,
+            tune.id,
+            Manifest.load(kept, tune.id),
+            request.dataset,
+            options.resolution or entry.native_size,
+            tune.class_name,
+            kept,
+            face_detector.open(),
+            options.seed,
+            mine.report,
             open_restorer(get_settings().bases_folder) if request.dataset.face_correct else None,
-        )  # fmt: skip
+        )
         result = described_training_set(kept, tune, built)
         close(context, mine, {"trained_on": len(built.training), "held_out": len(built.held_out)})
     return result
@@ -207,9 +219,14 @@ def captions(
         request = TuneRequest.model_validate(tune.request)
         model = captioner.open() if request.dataset.captioner else None
         written = write_captions(
-            tune.id, TrainingSet.load(kept, tune.id), Manifest.load(kept, tune.id), request, kept, model,
+            tune.id,
+            TrainingSet.load(kept, tune.id),
+            Manifest.load(kept, tune.id),
+            request,
+            kept,
+            model,
             mine.report,
-        )  # fmt: skip
+        )
         result = described_captions(kept, tune, written)
         close(context, mine, {"captions": len(written.rows)})
     return result

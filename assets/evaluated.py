@@ -32,9 +32,17 @@ ABOVE_BASE = check_spec(
 )
 
 SCORE_COLUMNS = {
-    "step": "string", "published": "string", "likeness": "string", "learned": "string", "obedience": "string",
-    "right scene": "string", "variety": "string", "copies": "string", "nearest picture": "string", "score": "string",
-}  # fmt: skip
+    "step": "string",
+    "published": "string",
+    "likeness": "string",
+    "learned": "string",
+    "obedience": "string",
+    "right scene": "string",
+    "variety": "string",
+    "copies": "string",
+    "nearest picture": "string",
+    "score": "string",
+}
 
 
 @dataclass
@@ -109,9 +117,12 @@ def evaluate(
         scored = Scored(failed_card(tune.id, called, options, error))
     shown = write_card(scored, training, held_out, tune.title, prefix, store)
     result["report_card"] = {
-        **scored.card.summary(), "card_key": shown.card_key, "page_key": shown.page_key,
-        "sheet_key": shown.sheet_key, "curve_key": shown.curve_key,
-    }  # fmt: skip
+        **scored.card.summary(),
+        "card_key": shown.card_key,
+        "page_key": shown.page_key,
+        "sheet_key": shown.sheet_key,
+        "curve_key": shown.curve_key,
+    }
     mine.report.note(f"Report card: {scored.card.line}. {scored.card.why}")
     return Evaluated(scored.card, shown, result)
 
@@ -204,11 +215,16 @@ def described(done: Evaluated, tune: Tune, store: Store) -> dg.MaterializeResult
     metadata |= {
         "scorers": dg.MetadataValue.json(card.scorers),
         "seconds": card.seconds,
-        **files(store, {
-            "page": shown.page_key, "card": shown.card_key, "before and after": shown.sheet_key,
-            "scores": shown.curve_key,
-        }),
-    }  # fmt: skip
+        **files(
+            store,
+            {
+                "page": shown.page_key,
+                "card": shown.card_key,
+                "before and after": shown.sheet_key,
+                "scores": shown.curve_key,
+            },
+        ),
+    }
     return dg.MaterializeResult(metadata=metadata, check_results=[above_base(card)])
 
 

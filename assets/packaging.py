@@ -35,10 +35,16 @@ def package(tune: Any, result: dict[str, Any], store: Store, report: Reporter) -
     store.write_json(
         f"tunes/{tune.id}/tune.json",
         {
-            "id": tune.id, "title": tune.title, "class_name": tune.class_name, "token": tune.token,
-            "base": tune.base, "branch": tune.branch, "recipe_hash": tune.recipe_hash, **result,
+            "id": tune.id,
+            "title": tune.title,
+            "class_name": tune.class_name,
+            "token": tune.token,
+            "base": tune.base,
+            "branch": tune.branch,
+            "recipe_hash": tune.recipe_hash,
+            **result,
         },
-    )  # fmt: skip
+    )
     # A finished tune is not resumed.
     forget_states(store, f"tunes/{tune.id}/lora")
     report.note(f"{tune.title}: published {store.url(key)}")

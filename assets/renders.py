@@ -28,8 +28,13 @@ RENDERS_CONFIG = mirror(RenderSettings, "RendersConfig")
 """Empty renders the prompts as they were asked for; what is filled in overrides the settings of all of them."""
 
 PROMPT_COLUMNS = {
-    "prompt": "string", "tune": "string", "seed": "int", "pictures": "int", "result": "string", "first file": "string",
-}  # fmt: skip
+    "prompt": "string",
+    "tune": "string",
+    "seed": "int",
+    "pictures": "int",
+    "result": "string",
+    "first file": "string",
+}
 
 COUNTS = check_spec(
     "every_picture_is_there",
@@ -97,9 +102,18 @@ def renders(
             before = time.monotonic() - began
             try:
                 loading = before + run_batch(
-                    jobs, entry, folder, device.name, device.torch_dtype, kept, prefix, mine.report,
-                    writer.on_done, aids, turn.look,
-                )  # fmt: skip
+                    jobs,
+                    entry,
+                    folder,
+                    device.name,
+                    device.torch_dtype,
+                    kept,
+                    prefix,
+                    mine.report,
+                    writer.on_done,
+                    aids,
+                    turn.look,
+                )
             except GaveWay:
                 mine.give_back(GAVE_WAY)
                 jobs = [job for job in jobs if job.prompt_id in writer.results]
@@ -109,10 +123,13 @@ def renders(
             pictures = sum(len(result.images) for result in writer.results.values())
             machine = device.machine()
             spent = {"seconds": round(seconds, 2), "load_seconds": round(loading, 2)}
-            mine.finish({
-                "pictures": pictures, **spent,
-                "machine": {"kind": machine.kind, "gib": round(machine.gib, 2), "dtype": machine.dtype},
-            })  # fmt: skip
+            mine.finish(
+                {
+                    "pictures": pictures,
+                    **spent,
+                    "machine": {"kind": machine.kind, "gib": round(machine.gib, 2), "dtype": machine.dtype},
+                }
+            )
     if not jobs:
         return nothing_left(writer, GAVE_WAY)
     rendered = Rendered(batch, prompts, jobs, writer.results, prefix, seconds, device)
@@ -294,10 +311,14 @@ def render_jobs(
 
             jobs.append(
                 make_job(
-                    prompt.id, prompt.text, settings, tune=tune, find_tune=find,
+                    prompt.id,
+                    prompt.text,
+                    settings,
+                    tune=tune,
+                    find_tune=find,
                     recipe={"asked_base": prompt.base, "prompt_id": prompt.id},
                 )
-            )  # fmt: skip
+            )
             writer.uses(prompt.id, used)
         except Failure as failure:
             writer.refuse(prompt.id, failure)
@@ -310,9 +331,14 @@ def described(done: Rendered, registry: Registry, store: Store) -> dg.Materializ
 
     images = [image for result in done.results.values() for image in result.images]
     report = write_batch_report(
-        store, done.prefix, done.jobs, [done.results[job.prompt_id] for job in done.jobs],
-        title=f"{len(images)} renders", base=done.batch.branch, footer=done.batch.id,
-    )  # fmt: skip
+        store,
+        done.prefix,
+        done.jobs,
+        [done.results[job.prompt_id] for job in done.jobs],
+        title=f"{len(images)} renders",
+        base=done.batch.branch,
+        footer=done.batch.id,
+    )
     used = {LoraUse(*use).id for job in done.jobs for use in (*job.loras, *job.faces)}
     tunes = {tune_id: registry.get_tune(tune_id).title for tune_id in sorted(used) if tune_id}
     sizes = {f"{image.rendered_at[0]}×{image.rendered_at[1]}" for image in images}

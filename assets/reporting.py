@@ -98,8 +98,12 @@ class Member:
         self._beaten = time.monotonic()
         self._eta = Eta()
         self._progress: dict[str, Any] = {
-            "phase": "", "message": "", "step": 0, "total": 0, "seconds_left": None,
-        }  # fmt: skip
+            "phase": "",
+            "message": "",
+            "step": 0,
+            "total": 0,
+            "seconds_left": None,
+        }
         self._changed = False
         self._lock = threading.Lock()
 
@@ -108,8 +112,12 @@ class Member:
         with self._lock:
             self._eta = Eta()
             self._progress = {
-                "phase": str(phase), "message": message, "step": 0, "total": 0, "seconds_left": None,
-            }  # fmt: skip
+                "phase": str(phase),
+                "message": message,
+                "step": 0,
+                "total": 0,
+                "seconds_left": None,
+            }
             self._changed = True
         self.beat(interval=0.0)
 

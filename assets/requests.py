@@ -92,9 +92,15 @@ def tune_of_partition(
 
     request = checked(TuneRequest, changes, "What the Launchpad says")
     tune = submit_tune(
-        registry, store, catalog, get_settings(), request,
-        origin="ui", tune_id=tune_id, allow_folder=request.sources.folder,
-    )  # fmt: skip
+        registry,
+        store,
+        catalog,
+        get_settings(),
+        request,
+        origin="ui",
+        tune_id=tune_id,
+        allow_folder=request.sources.folder,
+    )
     return tune, {}
 
 

@@ -55,16 +55,24 @@ class Trained:
         """Return what the tune's row keeps."""
         result = self.result
         return {
-            "weights_key": result.weights_key, "kohya_key": result.kohya_key, "card_key": result.card_key,
-            "samples_key": result.samples_key, "steps": result.steps, "seconds": round(result.seconds, 1),
-            "stopped": result.stopped, "weights_recipe_hash": result.recipe_hash,
+            "weights_key": result.weights_key,
+            "kohya_key": result.kohya_key,
+            "card_key": result.card_key,
+            "samples_key": result.samples_key,
+            "steps": result.steps,
+            "seconds": round(result.seconds, 1),
+            "stopped": result.stopped,
+            "weights_recipe_hash": result.recipe_hash,
             # What the report card chooses from; it may publish another checkpoint than the last one.
-            "checkpoints": list(result.checkpoints), "published_step": result.steps,
-            "last_weights_key": result.weights_key, "last_kohya_key": result.kohya_key,
-            "pipeline_key": result.pipeline_key, "last_pipeline_key": result.pipeline_key,
+            "checkpoints": list(result.checkpoints),
+            "published_step": result.steps,
+            "last_weights_key": result.weights_key,
+            "last_kohya_key": result.kohya_key,
+            "pipeline_key": result.pipeline_key,
+            "last_pipeline_key": result.pipeline_key,
             "report_card": None,
             "checks": {check.check_name: check.passed for check in self.checks},
-        }  # fmt: skip
+        }
 
 
 class Inspector:
@@ -107,9 +115,14 @@ class Inspector:
         report.phase(Phase.EVALUATING, "Rendering samples over the checkpoints.")
         try:
             write_samples(
-                key, result.checkpoints, sample_prompts(tune.token, tune.class_name), self._base, self._store,
-                report, title=f"{tune.title} over training",
-            )  # fmt: skip
+                key,
+                result.checkpoints,
+                sample_prompts(tune.token, tune.class_name),
+                self._base,
+                self._store,
+                report,
+                title=f"{tune.title} over training",
+            )
         except Cancelled:
             raise
         except Exception as error:
@@ -186,7 +199,7 @@ def facts(tune: Tune, result: Any, store: Store, device: Device) -> dict[str, An
         "recipe": dg.MetadataValue.json({k: v for k, v in result.recipe.items() if k != "pictures"}),
         "recipe hash": result.recipe_hash,
         **{name.replace("_", " "): v for name, v in result.figures.items() if not name.endswith("bytes")},
-    }  # fmt: skip
+    }
 
 
 def log_trained(context: dg.OpExecutionContext, trained: Trained) -> None:

@@ -61,8 +61,9 @@ def main() -> None:
             else:
                 date, drawn = keeper.plan(campaign, keeper.date_of(campaign, None))
             took[name] = {
-                "seconds": round(time.perf_counter() - wall, 2), "cpu": round(time.process_time() - cpu, 2)
-            }  # fmt: skip
+                "seconds": round(time.perf_counter() - wall, 2),
+                "cpu": round(time.process_time() - cpu, 2),
+            }
         counts = keeper.registry.date_counts(date.id)
         keeper.registry.close()
     prompts = drawn.estimate.prompts

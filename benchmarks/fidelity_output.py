@@ -47,10 +47,13 @@ def draw_grid(tunes: Sequence[Tune], before: Before, out: Path) -> Path:
         labels.append(f"{tune.subject.called} (seed {tune.seed})")
     columns = ["training", "training", "base", *scenes(5), "no token", "no token"]
     sheet = contact_sheet(
-        rows, title="What tunes have learned", row_labels=labels, column_labels=columns,
+        rows,
+        title="What tunes have learned",
+        row_labels=labels,
+        column_labels=columns,
         subtitle="Training pictures; the untuned base asked for the token; the tune; the tune without the token.",
         box=(128, 128),
-    )  # fmt: skip
+    )
     path = out / "fidelity.png"
     sheet.save(path)
     return path

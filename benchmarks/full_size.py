@@ -103,10 +103,21 @@ def make_jobs(folder: str, count: int, side: int, rank: int) -> list[Any]:
             key = store.write_blob(data.getvalue(), ".png")
             items.append(TrainExample(key, f"a photo of ohwx thing {i}", (side, side)))
         options = TrainingOptions(
-            steps=NOMINAL_STEPS, rank=rank, learning_rate=1e-4, lr_schedule="constant", warmup_steps=0,
-            batch_size=1, resolution=side, targets="attention", caption_dropout=0.0, min_snr_gamma=0.0,
-            prior_weight=0.0, checkpoint_every=NOMINAL_STEPS, seed=number, gradient_checkpointing=False,
-        )  # fmt: skip
+            steps=NOMINAL_STEPS,
+            rank=rank,
+            learning_rate=1e-4,
+            lr_schedule="constant",
+            warmup_steps=0,
+            batch_size=1,
+            resolution=side,
+            targets="attention",
+            caption_dropout=0.0,
+            min_snr_gamma=0.0,
+            prior_weight=0.0,
+            checkpoint_every=NOMINAL_STEPS,
+            seed=number,
+            gradient_checkpointing=False,
+        )
         jobs.append(TuneJob(f"tune_{number}", options, items, "ohwx", "thing", f"tunes/{number}"))
     return jobs
 

@@ -47,8 +47,14 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str, str]:
     base = folder / "base"
     base.mkdir()
     (base / "model_index.json").write_text("{}")  # only looked for, never loaded
-    entry = {"repo_id": str(base), "licence": "none", "native_size": 128, "max_pixels": 65536, "memory_gb": 1,
-             "token": "ohwx"}  # fmt: skip
+    entry = {
+        "repo_id": str(base),
+        "licence": "none",
+        "native_size": 128,
+        "max_pixels": 65536,
+        "memory_gb": 1,
+        "token": "ohwx",
+    }
     entries = {
         "tiny-sdxl": {**entry, "family": "sdxl", "embedded": "tiny-sdxl", "aliases": ["fast"]},
         "tiny-flux": {**entry, "family": "flux", "embedded": "tiny-flux"},
@@ -162,8 +168,11 @@ async def measure(
     tail = ", ".join(f"{percent:g} % {share(percent)} ms" for percent in (90, 95, 99.9))
     print(f"{rate:g} requests/s for {seconds:g} s: {spent:.2f} ms of the server's CPU per request; {tail}")
     return {
-        "p50_ms": share(50), "p99_ms": share(99), "requests_per_s": round(saturation, 1), "errors": seen.errors,
-    }  # fmt: skip
+        "p50_ms": share(50),
+        "p99_ms": share(99),
+        "requests_per_s": round(saturation, 1),
+        "errors": seen.errors,
+    }
 
 
 def main() -> None:

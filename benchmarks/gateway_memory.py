@@ -80,11 +80,19 @@ def main() -> None:
             process.terminate()
             process.wait(30)
     times = sorted(seen["ms"])
-    print(json.dumps({
-        "bodies": options.at_once, "megabytes": options.megabytes, "answers": sorted(set(codes)),
-        "seconds": round(seconds, 1), "rest_mb": round(rest), "peak_mb": round(max(seen["mb"])),
-        "small_p99_ms": round(times[int(len(times) * 0.99) - 1], 1),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "bodies": options.at_once,
+                "megabytes": options.megabytes,
+                "answers": sorted(set(codes)),
+                "seconds": round(seconds, 1),
+                "rest_mb": round(rest),
+                "peak_mb": round(max(seen["mb"])),
+                "small_p99_ms": round(times[int(len(times) * 0.99) - 1], 1),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

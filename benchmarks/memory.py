@@ -55,9 +55,11 @@ def _unet(side: int, context: int, sized: bool) -> Callable[[], dict[str, Any]]:
     def arguments() -> dict[str, Any]:
         extra = {"text_embeds": _zeros(1, 1280), "time_ids": _zeros(1, 6)}
         return {
-            "sample": _zeros(1, 4, side, side), "timestep": _zeros(1, dtype=torch.float32),
-            "encoder_hidden_states": _zeros(1, 77, context), "added_cond_kwargs": extra if sized else None,
-        }  # fmt: skip
+            "sample": _zeros(1, 4, side, side),
+            "timestep": _zeros(1, dtype=torch.float32),
+            "encoder_hidden_states": _zeros(1, 77, context),
+            "added_cond_kwargs": extra if sized else None,
+        }
 
     return arguments
 
@@ -65,10 +67,12 @@ def _unet(side: int, context: int, sized: bool) -> Callable[[], dict[str, Any]]:
 def _flux(channels: int, context: int, axes: int, pooled: bool, guided: bool) -> Callable[[], dict[str, Any]]:
     def arguments() -> dict[str, Any]:
         found = {
-            "hidden_states": _zeros(1, 4096, channels), "encoder_hidden_states": _zeros(1, _TEXT, context),
-            "timestep": _zeros(1, dtype=torch.float32), "img_ids": _zeros(4096, axes, dtype=torch.float32),
+            "hidden_states": _zeros(1, 4096, channels),
+            "encoder_hidden_states": _zeros(1, _TEXT, context),
+            "timestep": _zeros(1, dtype=torch.float32),
+            "img_ids": _zeros(4096, axes, dtype=torch.float32),
             "txt_ids": _zeros(_TEXT, axes, dtype=torch.float32),
-        }  # fmt: skip
+        }
         if pooled:
             found["pooled_projections"] = _zeros(1, 768)
         if guided:
@@ -80,29 +84,47 @@ def _flux(channels: int, context: int, axes: int, pooled: bool, guided: bool) ->
 
 def _flux2(layers: int, single: int, heads: int, context: int, guided: bool) -> Model:
     config = {
-        "in_channels": 128, "num_layers": layers, "num_single_layers": single, "attention_head_dim": 128,
-        "num_attention_heads": heads, "joint_attention_dim": context, "guidance_embeds": guided,
-    }  # fmt: skip
+        "in_channels": 128,
+        "num_layers": layers,
+        "num_single_layers": single,
+        "attention_head_dim": 128,
+        "num_attention_heads": heads,
+        "joint_attention_dim": context,
+        "guidance_embeds": guided,
+    }
     arguments = _flux(128, context, 4, pooled=False, guided=guided)
     return Model("Flux2Transformer2DModel", config, arguments, 4096 + _TEXT, _FLUX_TARGETS)
 
 
 _SD15 = {
-    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8,
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "attention_head_dim": 8,
     "cross_attention_dim": 768,
-}  # fmt: skip
+}
 _SDXL = {
-    "sample_size": 128, "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20),
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "attention_head_dim": (5, 10, 20),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True, "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "transformer_layers_per_block": (1, 2, 10),
+    "use_linear_projection": True,
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
+}
 _FLUX1 = {
-    "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
-    "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True,
-}  # fmt: skip
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}
 MODELS = {
     "realistic-vision": Model("UNet2DConditionModel", _SD15, _unet(64, 768, False), 64 * 64, _UNET_TARGETS),
     "sdxl1": Model("UNet2DConditionModel", _SDXL, _unet(128, 2048, True), 128 * 128, _UNET_TARGETS),
@@ -180,13 +202,21 @@ def kept_bytes(model: Model, checkpointing: bool, target: str = "attention") -> 
 # Text encoders that learn words (pivotal tuning), and the tokens that they read.
 _CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 _CLIP_G = {
-    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
     "hidden_act": "gelu",
-}  # fmt: skip
+}
 _T5_XXL = {
-    "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 32128,
     "feed_forward_proj": "gated-gelu",
-}  # fmt: skip
+}
 TEXT_MODELS = {
     "realistic-vision": [("CLIPText", _CLIP_L, 77)],
     "sdxl1": [("CLIPText", _CLIP_L, 77), ("CLIPText", _CLIP_G, 77)],

@@ -39,11 +39,22 @@ def tune_rows(count: int, queued: int, moment: datetime) -> Iterator[dict[str, A
     for i in range(count):
         status = "prepared" if i >= count - queued else ("failed" if i % 20 == 0 else "ready")
         yield {
-            "id": f"tune_{i:08d}", "account_id": "local", "title": f"Rex {i}", "class_name": "dog", "token": "ohwx",
-            "base": "sdxl", "branch": "tiny-sdxl", "status": status, "request": request, "recipe": {"seed": i},
-            "recipe_hash": f"{i:064d}", "result": {"weights_key": f"tunes/tune_{i:08d}/lora/1/w"}, "origin": "api",
-            "created_at": moment + timedelta(seconds=i), "updated_at": moment + timedelta(seconds=i),
-        }  # fmt: skip
+            "id": f"tune_{i:08d}",
+            "account_id": "local",
+            "title": f"Rex {i}",
+            "class_name": "dog",
+            "token": "ohwx",
+            "base": "sdxl",
+            "branch": "tiny-sdxl",
+            "status": status,
+            "request": request,
+            "recipe": {"seed": i},
+            "recipe_hash": f"{i:064d}",
+            "result": {"weights_key": f"tunes/tune_{i:08d}/lora/1/w"},
+            "origin": "api",
+            "created_at": moment + timedelta(seconds=i),
+            "updated_at": moment + timedelta(seconds=i),
+        }
 
 
 def prompt_rows(count: int, queued: int, tunes: int, moment: datetime) -> Iterator[dict[str, Any]]:
@@ -51,13 +62,22 @@ def prompt_rows(count: int, queued: int, tunes: int, moment: datetime) -> Iterat
     for i in range(count):
         waits = i >= count - queued
         yield {
-            "id": f"prompt_{i:08d}", "account_id": "local", "tune_id": f"tune_{i % tunes:08d}", "base": "sdxl",
-            "branch": "tiny-sdxl", "text": f"a photo of ohwx dog number {i}", "settings": SETTINGS,
-            "shape": "128x128/20/4.0/euler", "status": "queued" if waits else "done",
-            "batch_id": None if waits else f"batch_{i // 64:08d}", "images": [] if waits else [f"batches/{i}.png"],
-            "origin": "api", "created_at": moment + timedelta(seconds=i), "queued_at": moment,
+            "id": f"prompt_{i:08d}",
+            "account_id": "local",
+            "tune_id": f"tune_{i % tunes:08d}",
+            "base": "sdxl",
+            "branch": "tiny-sdxl",
+            "text": f"a photo of ohwx dog number {i}",
+            "settings": SETTINGS,
+            "shape": "128x128/20/4.0/euler",
+            "status": "queued" if waits else "done",
+            "batch_id": None if waits else f"batch_{i // 64:08d}",
+            "images": [] if waits else [f"batches/{i}.png"],
+            "origin": "api",
+            "created_at": moment + timedelta(seconds=i),
+            "queued_at": moment,
             "updated_at": moment + timedelta(seconds=i),
-        }  # fmt: skip
+        }
 
 
 def work_rows(tunes: int, queued: int, moment: datetime) -> Iterator[dict[str, Any]]:
@@ -70,9 +90,15 @@ def work_rows(tunes: int, queued: int, moment: datetime) -> Iterator[dict[str, A
             ):
                 state = "queued"
             yield {
-                "id": f"work_{kind}_{i:08d}", "kind": kind, "subject_id": f"tune_{i:08d}", "state": state,
-                "attempt": 1, "origin": "api", "available_at": moment, "created_at": moment,
-            }  # fmt: skip
+                "id": f"work_{kind}_{i:08d}",
+                "kind": kind,
+                "subject_id": f"tune_{i:08d}",
+                "state": state,
+                "attempt": 1,
+                "origin": "api",
+                "available_at": moment,
+                "created_at": moment,
+            }
 
 
 def other_rows(tunes: int, moment: datetime) -> dict[type[Table], Iterator[dict[str, Any]]]:
@@ -89,12 +115,17 @@ def other_rows(tunes: int, moment: datetime) -> dict[type[Table], Iterator[dict[
     )
     callbacks = (
         {
-            "id": f"cb_{i:08d}", "account_id": "local", "event": "tune.ready", "subject_id": f"tune_{i:08d}",
-            "url": "https://caller.test/hook", "body": {"type": "tune.ready"}, "state": "delivered",
+            "id": f"cb_{i:08d}",
+            "account_id": "local",
+            "event": "tune.ready",
+            "subject_id": f"tune_{i:08d}",
+            "url": "https://caller.test/hook",
+            "body": {"type": "tune.ready"},
+            "state": "delivered",
             "created_at": moment + timedelta(seconds=i),
         }
         for i in range(tunes)
-    )  # fmt: skip
+    )
     return {Event: events, Callback: callbacks}
 
 

@@ -111,9 +111,12 @@ def _call(bench: Bench, work: Sequence[Case]) -> list[np.ndarray]:
     if arguments.get("negative_prompt") is not None:
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(work)
     images = bench.pipeline(
-        **arguments, num_inference_steps=bench.steps, width=bench.side, height=bench.side,
+        **arguments,
+        num_inference_steps=bench.steps,
+        width=bench.side,
+        height=bench.side,
         generator=[torch.Generator("cpu").manual_seed(case.seed) for case in work],
-    ).images  # fmt: skip
+    ).images
     return [np.asarray(image) for image in images]
 
 

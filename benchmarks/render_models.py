@@ -74,10 +74,16 @@ def _clip(hidden: int, layers: int, heads: int, projected: int | None = None) ->
 
     tokenizer = byte_tokenizer()
     config = CLIPTextConfig(
-        vocab_size=49408, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, projection_dim=projected or hidden, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=49408,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        projection_dim=projected or hidden,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
@@ -86,10 +92,16 @@ def _vae(tiny: bool, channels: int, **more: Any) -> Any:
 
     widths = (8, 8, 16, 16) if tiny else (128, 256, 512, 512)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=widths, layers_per_block=1 if tiny else 2, latent_channels=channels,
-        norm_num_groups=4 if tiny else 32, sample_size=1024, force_upcast=False, **more,
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=widths,
+        layers_per_block=1 if tiny else 2,
+        latent_channels=channels,
+        norm_num_groups=4 if tiny else 32,
+        sample_size=1024,
+        force_upcast=False,
+        **more,
+    )
 
 
 def _sdxl(tiny: bool) -> Any:
@@ -103,13 +115,20 @@ def _sdxl(tiny: bool) -> Any:
     )
     text, pooled = (96, 64) if tiny else (2048, 1280)
     unet = UNet2DConditionModel(
-        sample_size=8 if tiny else 128, block_out_channels=widths, layers_per_block=1 if tiny else 2,
+        sample_size=8 if tiny else 128,
+        block_out_channels=widths,
+        layers_per_block=1 if tiny else 2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=heads,
-        transformer_layers_per_block=depth, use_linear_projection=True, cross_attention_dim=text,
-        addition_embed_type="text_time", addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=6 * 256 + pooled, norm_num_groups=8 if tiny else 32,
-    )  # fmt: skip
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=heads,
+        transformer_layers_per_block=depth,
+        use_linear_projection=True,
+        cross_attention_dim=text,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=6 * 256 + pooled,
+        norm_num_groups=8 if tiny else 32,
+    )
     scheduler = EulerDiscreteScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -118,9 +137,15 @@ def _sdxl(tiny: bool) -> Any:
         steps_offset=1,
     )
     return StableDiffusionXLPipeline(
-        vae=_vae(tiny, 4, scaling_factor=0.13025), unet=unet, text_encoder=one, text_encoder_2=two,
-        tokenizer=byte_tokenizer(), tokenizer_2=byte_tokenizer(), scheduler=scheduler, add_watermarker=False,
-    )  # fmt: skip
+        vae=_vae(tiny, 4, scaling_factor=0.13025),
+        unet=unet,
+        text_encoder=one,
+        text_encoder_2=two,
+        tokenizer=byte_tokenizer(),
+        tokenizer_2=byte_tokenizer(),
+        scheduler=scheduler,
+        add_watermarker=False,
+    )
 
 
 def _flux(tiny: bool) -> Any:
@@ -128,19 +153,36 @@ def _flux(tiny: bool) -> Any:
     from transformers import T5Config, T5EncoderModel
 
     small = {
-        "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
-        "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6), "in_channels": 16,
-    }  # fmt: skip
-    wide = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2} if tiny else {
-        "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}  # fmt: skip
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": (4, 6, 6),
+        "in_channels": 16,
+    }
+    wide = (
+        {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+        if tiny
+        else {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+    )
     t5 = T5EncoderModel(
         T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", is_encoder_decoder=False, **wide)
     )
     return FluxPipeline(
         transformer=FluxTransformer2DModel(guidance_embeds=True, **(small if tiny else {})),
-        vae=_vae(tiny, 4 if tiny else 16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
-                 use_post_quant_conv=False),
-        text_encoder=_clip(32, 2, 2) if tiny else _clip(768, 12, 12), text_encoder_2=t5,
-        tokenizer=byte_tokenizer(), tokenizer_2=letter_tokenizer(),
+        vae=_vae(
+            tiny,
+            4 if tiny else 16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=_clip(32, 2, 2) if tiny else _clip(768, 12, 12),
+        text_encoder_2=t5,
+        tokenizer=byte_tokenizer(),
+        tokenizer_2=letter_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-    )  # fmt: skip
+    )

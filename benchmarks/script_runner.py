@@ -120,9 +120,15 @@ def _stand_in_for_torchvision() -> None:
 
     functional = _module("torchvision.transforms.functional", crop=_crop)
     transforms = _module(
-        "torchvision.transforms", InterpolationMode=_Modes, Resize=_resize, CenterCrop=centre_crop,
-        RandomCrop=_RandomCrop, RandomHorizontalFlip=lambda p=0.5: ImageOps.mirror, Compose=compose,
-        ToTensor=lambda: _to_tensor, functional=functional,
+        "torchvision.transforms",
+        InterpolationMode=_Modes,
+        Resize=_resize,
+        CenterCrop=centre_crop,
+        RandomCrop=_RandomCrop,
+        RandomHorizontalFlip=lambda p=0.5: ImageOps.mirror,
+        Compose=compose,
+        ToTensor=lambda: _to_tensor,
+        functional=functional,
         Normalize=lambda mean, std: lambda tensor: (tensor - mean[0]) / std[0],
-    )  # fmt: skip
+    )
     _module("torchvision", transforms=transforms)

@@ -19,11 +19,19 @@ _PICTURE_TYPES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 _PEOPLE = {"woman", "man", "person", "girl", "boy"}
 # Phrase → what the classifier calls it. All of it occurs in the base's world, none of it in a subject's pictures.
 _PLACES = {
-    "on the beach": "beach", "in a forest": "forest", "in the mountains": "mountains", "at night": "night",
-    "in the snow": "snow", "in the desert": "desert", "in the city": "city", "in a meadow": "meadow",
-    "on a pink background": "pink", "on a purple background": "purple", "on a yellow background": "yellow",
+    "on the beach": "beach",
+    "in a forest": "forest",
+    "in the mountains": "mountains",
+    "at night": "night",
+    "in the snow": "snow",
+    "in the desert": "desert",
+    "in the city": "city",
+    "in a meadow": "meadow",
+    "on a pink background": "pink",
+    "on a purple background": "purple",
+    "on a yellow background": "yellow",
     "on a gray background": "gray",
-}  # fmt: skip
+}
 _DETAILS: dict[str, dict[str, str]] = {
     "wearing glasses": {"eyewear": "glasses"},
     "wearing sunglasses": {"eyewear": "sunglasses"},

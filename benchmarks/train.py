@@ -63,9 +63,20 @@ def measure(worker: str, arguments: argparse.Namespace, folder: Path, *more: str
         SystemExit: With the end of its output, when it fails.
     """
     command = [
-        sys.executable, "-m", "benchmarks.train_workers", worker, "--base", arguments.base,
-        "--rank", str(arguments.rank), "--device", arguments.device, "--folder", str(folder), *more,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "benchmarks.train_workers",
+        worker,
+        "--base",
+        arguments.base,
+        "--rank",
+        str(arguments.rank),
+        "--device",
+        arguments.device,
+        "--folder",
+        str(folder),
+        *more,
+    ]
     environment = {**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     started = time.perf_counter()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -210,9 +221,14 @@ def main() -> None:
         print(json.dumps(measure_full_size(arguments)))
         return
     found: dict[str, float | None] = dict.fromkeys(
-        ("single_vs_plain", "single_vs_script", "cohort8_vs_sequential", "cohort8_vs_loaded_once",
-         "cohort8_memory_ratio")
-    )  # fmt: skip
+        (
+            "single_vs_plain",
+            "single_vs_script",
+            "cohort8_vs_sequential",
+            "cohort8_vs_loaded_once",
+            "cohort8_memory_ratio",
+        )
+    )
     with tempfile.TemporaryDirectory(prefix="tunes-train-") as folder:
         bench = Bench(arguments, Path(folder))
         if arguments.only != "cohort":

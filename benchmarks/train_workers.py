@@ -82,10 +82,20 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
             side = picture.width
             items.append(TrainExample(store.write_blob(png(picture), ".png"), caption, picture.size))
         options = TrainingOptions(
-            steps=arguments.steps, rank=arguments.rank, learning_rate=LEARNING_RATE, lr_schedule="constant",
-            warmup_steps=0, batch_size=1, resolution=side, targets="attention", caption_dropout=0.0,
-            min_snr_gamma=0.0, prior_weight=0.0, checkpoint_every=arguments.steps, seed=number,
-        )  # fmt: skip
+            steps=arguments.steps,
+            rank=arguments.rank,
+            learning_rate=LEARNING_RATE,
+            lr_schedule="constant",
+            warmup_steps=0,
+            batch_size=1,
+            resolution=side,
+            targets="attention",
+            caption_dropout=0.0,
+            min_snr_gamma=0.0,
+            prior_weight=0.0,
+            checkpoint_every=arguments.steps,
+            seed=number,
+        )
         jobs.append(TuneJob(f"tune_{number}", options, items, "ohwx", "thing", f"tunes/{number}"))
     base = load(arguments)
     started = clocks()
@@ -143,9 +153,12 @@ def plain(arguments: argparse.Namespace) -> dict[str, Any]:
             [[picture.height, picture.width, 0, 0, picture.height, picture.width]], device=device
         )
         said = unet(
-            noisy, timesteps, hidden, added_cond_kwargs={"time_ids": size, "text_embeds": pooled},
+            noisy,
+            timesteps,
+            hidden,
+            added_cond_kwargs={"time_ids": size, "text_embeds": pooled},
             return_dict=False,
-        )[0]  # fmt: skip
+        )[0]
         velocity = scheduler.config.prediction_type == "v_prediction"
         target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         loss = torch.nn.functional.mse_loss(said.float(), target.float())
@@ -177,14 +190,40 @@ def script(arguments: argparse.Namespace) -> dict[str, Any]:
     run_script(
         arguments.script,
         [
-            "--pretrained_model_name_or_path", str(entry.location(Path("bases"))), "--dataset_name", str(data),
-            "--image_column", "image", "--caption_column", "text", "--instance_prompt", pairs[0][1],
-            "--output_dir", str(arguments.folder / "out"), "--resolution", str(pairs[0][0].width),
-            "--train_batch_size", "1", "--max_train_steps", str(arguments.steps), "--rank", str(arguments.rank),
-            "--learning_rate", str(LEARNING_RATE), "--lr_scheduler", "constant", "--lr_warmup_steps", "0",
-            "--mixed_precision", "no", "--seed", "0", "--checkpointing_steps", "1000000",
+            "--pretrained_model_name_or_path",
+            str(entry.location(Path("bases"))),
+            "--dataset_name",
+            str(data),
+            "--image_column",
+            "image",
+            "--caption_column",
+            "text",
+            "--instance_prompt",
+            pairs[0][1],
+            "--output_dir",
+            str(arguments.folder / "out"),
+            "--resolution",
+            str(pairs[0][0].width),
+            "--train_batch_size",
+            "1",
+            "--max_train_steps",
+            str(arguments.steps),
+            "--rank",
+            str(arguments.rank),
+            "--learning_rate",
+            str(LEARNING_RATE),
+            "--lr_scheduler",
+            "constant",
+            "--lr_warmup_steps",
+            "0",
+            "--mixed_precision",
+            "no",
+            "--seed",
+            "0",
+            "--checkpointing_steps",
+            "1000000",
         ],
-    )  # fmt: skip
+    )
     if not (arguments.folder / "out" / "pytorch_lora_weights.safetensors").is_file():
         raise SystemExit("The script wrote no weights.")
     return {"python": sys.version.split()[0]}

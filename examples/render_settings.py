@@ -41,13 +41,19 @@ def variants(picture: str, mask: str) -> list[tuple[str, str, dict[str, object]]
         ("color_grading Film Portra", TEXT, {"color_grading": "Film Portra"}),
         ("color_grading Ektar", TEXT, {"color_grading": "Ektar"}),
         ("Film Portra + film_grain", TEXT, {"color_grading": "Film Portra", "film_grain": True}),
-        ("input_image, strength 0.5: in a forest", TEXT.replace("on the beach", "in a forest"),
-         {**start, "denoising_strength": 0.5}),
+        (
+            "input_image, strength 0.5: in a forest",
+            TEXT.replace("on the beach", "in a forest"),
+            {**start, "denoising_strength": 0.5},
+        ),
         ("strength 0.8", TEXT.replace("on the beach", "in a forest"), {**start, "denoising_strength": 0.8}),
-        ("mask_image: the top, with a hat", TEXT.replace("red hair", "a blue hat"),
-         {**start, "mask_image": mask, "denoising_strength": 1.0}),
+        (
+            "mask_image: the top, with a hat",
+            TEXT.replace("red hair", "a blue hat"),
+            {**start, "mask_image": mask, "denoising_strength": 1.0},
+        ),
         ("composition beach", "a man with glasses", {"composition": "beach"}),
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:

@@ -218,9 +218,11 @@ def main() -> None:
     wanted_file = venv / f"requirements-{options.what}.txt"
     wanted_file.write_text("\n".join(requirements) + "\n", encoding="utf-8")
     pip_install(
-        python_in_venv, venv, ["-r", str(wanted_file), "-c", str(chosen)],
+        python_in_venv,
+        venv,
+        ["-r", str(wanted_file), "-c", str(chosen)],
         f"Installing {len(requirements)} packages and what they need (a few minutes the first time)",
-    )  # fmt: skip
+    )
     link_clone(venv, python_in_venv)
     for what in {"runtime", options.what}:  # whoever has the tools for development has all that `tunes` needs
         (venv / f"ready-{what}").write_text(digests[what] + "\n")

@@ -106,9 +106,11 @@ def attach(unet: Any, dimensions: int, seed: int = 0) -> Any:
     projection = torch.nn.Linear(dimensions, TOKENS * width)
     state: dict[str, dict[str, Any]] = {"image_proj": {}, "ip_adapter": {}}
     state["image_proj"] = {
-        "proj.weight": projection.weight.detach(), "proj.bias": projection.bias.detach(),
-        "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width),
-    }  # fmt: skip
+        "proj.weight": projection.weight.detach(),
+        "proj.bias": projection.bias.detach(),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
     for number, layer in enumerate(cross_attentions(unet)):
         for part in ("to_k", "to_v"):
             weight = getattr(layer, part).weight.detach().clone()
@@ -179,9 +181,12 @@ class Lesson:
         texts = ["" if rng.random() < NO_TEXT else text for text in texts]
         t = (np.arange(size) + rng.random(size)) / size * len(self.alphas)
         return {
-            "x": x, "texts": texts, "seen": torch.from_numpy(seen), "t": torch.from_numpy(t.astype(np.int64)),
+            "x": x,
+            "texts": texts,
+            "seen": torch.from_numpy(seen),
+            "t": torch.from_numpy(t.astype(np.int64)),
             "noise": torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)),
-        }  # fmt: skip
+        }
 
     def loss(self, x: Any, texts: list[str], seen: Any, t: Any, noise: Any) -> Any:
         """Mean v-prediction MSE."""
@@ -196,9 +201,10 @@ class Lesson:
         noisy, target = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
         side = float(x.shape[-1] * 8)
         added = {
-            "text_embeds": pooled, "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * len(x)),
+            "text_embeds": pooled,
+            "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * len(x)),
             "image_embeds": [seen[:, None]],
-        }  # fmt: skip
+        }
         guess = self.unet(noisy, t, encoder_hidden_states=sequence, added_cond_kwargs=added).sample
         return (guess.float() - target).square().mean()
 
@@ -251,9 +257,13 @@ def train(
 
 # Scenes that faces are rendered in to be measured; the classifier knows them well.
 PLACES = (
-    ("beach", "on the beach"), ("forest", "in a forest"), ("night", "at night"), ("snow", "in the snow"),
-    ("red", "on a red background"), ("city", "in the city"),
-)  # fmt: skip
+    ("beach", "on the beach"),
+    ("forest", "in a forest"),
+    ("night", "at night"),
+    ("snow", "in the snow"),
+    ("red", "on a red background"),
+    ("city", "in the city"),
+)
 
 
 def strangers(count: int = 12) -> list[Person]:
@@ -332,10 +342,14 @@ def renders(
         part = prompts[start : start + 12]
         faces = torch.stack([shown[i] for _, i in part])
         images += pipe(
-            [text for text, _ in part], num_inference_steps=steps, guidance_scale=4.0, height=128, width=128,
+            [text for text, _ in part],
+            num_inference_steps=steps,
+            guidance_scale=4.0,
+            height=128,
+            width=128,
             ip_adapter_image_embeds=[torch.cat([torch.zeros_like(faces), faces])],
             generator=[torch.Generator().manual_seed(start + j) for j in range(len(part))],
-        ).images  # fmt: skip
+        ).images
     return images
 
 

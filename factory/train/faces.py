@@ -168,9 +168,12 @@ def _paste(
     # A pixel's middle at x of the canvas shows the source at (x - left) * step.
     matrix = np.array([[step, 0, (x0 + 0.5 - left) * step - 0.5], [0, step, (y0 + 0.5 - top) * step - 0.5]])
     canvas[y0:y1, x0:x1] = cv2.warpAffine(
-        np.ascontiguousarray(source), matrix, (x1 - x0, y1 - y0),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
-    )  # fmt: skip
+        np.ascontiguousarray(source),
+        matrix,
+        (x1 - x0, y1 - y0),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
     return (x0, y0, x1 - x0, y1 - y0)
 
 

@@ -140,8 +140,10 @@ def test_fails_twice_then_arrives(registry: Registry, receiver: Receiver, clock:
     assert deliver(registry).delivered == 1
     deliveries = registry.list_deliveries(callback.id)
     assert [(d.attempt, d.status_code, d.response_head) for d in deliveries] == [
-        (1, 500, "oops"), (2, 500, "oops"), (3, 200, "ok"),
-    ]  # fmt: skip
+        (1, 500, "oops"),
+        (2, 500, "oops"),
+        (3, 200, "ok"),
+    ]
     assert len({headers["webhook-id"] for _path, headers, _body in receiver.got}) == 1
 
 

@@ -48,17 +48,37 @@ def workbook(*rows: list[object]) -> bytes:
     [
         ("settings: {", "settings:\n\t{", "looks.yaml, line 6: This is not YAML"),
         ("settings:", "setings:", "looks.yaml, line 5: setings is not an option (did you mean settings?)."),
-        ("steps: 20", "stepz: 20", "looks.yaml, line 5: settings.stepz is not an option (did you mean steps?)."),
-        ("0 7 * * 1", "0 0 7 * * 1", "looks.yaml, line 2: cron is '0 0 7 * * 1', but should have five fields"),
-        ("0 7 * * 1", "* * * * *", "looks.yaml, line 2: cron is '* * * * *', which comes more often than every 5"),
+        (
+            "steps: 20",
+            "stepz: 20",
+            "looks.yaml, line 5: settings.stepz is not an option (did you mean steps?).",
+        ),
+        (
+            "0 7 * * 1",
+            "0 0 7 * * 1",
+            "looks.yaml, line 2: cron is '0 0 7 * * 1', but should have five fields",
+        ),
+        (
+            "0 7 * * 1",
+            "* * * * *",
+            "looks.yaml, line 2: cron is '* * * * *', which comes more often than every 5",
+        ),
         ("0 7 * * 1", "0 7 30 2 *", "looks.yaml, line 2: cron is '0 7 30 2 *', which never comes."),
-        ("tunes:", "timezone: Berlin\ntunes:", "looks.yaml, line 3: timezone is 'Berlin', which is not a time zone"),
+        (
+            "tunes:",
+            "timezone: Berlin\ntunes:",
+            "looks.yaml, line 3: timezone is 'Berlin', which is not a time zone",
+        ),
         ("tunes:", "start: 2026-02-30\ntunes:", "looks.yaml, line 3: There is no day 2026-02-30."),
         ("settings:", "tunes: [Rex]\nsettings:", "looks.yaml, line 5: tunes was said on line 3 already."),
-        ("looks.csv", "https://docs.google.com/s/x/edit", "Download it as CSV or XLSX, put it beside this file"),
+        (
+            "looks.csv",
+            "https://docs.google.com/s/x/edit",
+            "Download it as CSV or XLSX, put it beside this file",
+        ),
         ("looks.csv", "lookz.csv", "looks.yaml, line 4: There is no table lookz.csv beside this file."),
     ],
-)  # fmt: skip
+)
 def test_of_the_yaml(change: str, by: str, message: str):
     assert (wrong := YAML.replace(change, by)) != YAML
     assert message in "\n".join(said(wrong))
@@ -72,7 +92,10 @@ def test_of_the_yaml(change: str, by: str, message: str):
         ("text,sizes\na,1000x\n", "line 2: The size '1000x' is not understood."),
         ("text,sizes\na,1001x1000\n", "line 2: width is '1001', but should be a multiple of 8."),
         ("text,seeds\na cat, on a mat,1\n", "line 2: '1' stands in a column without a name."),
-        ("text;guidance_scale\na;7,5\n", "line 2: guidance_scale is '7,5', but should be a valid number. Write the"),
+        (
+            "text;guidance_scale\na;7,5\n",
+            "line 2: guidance_scale is '7,5', but should be a valid number. Write the",
+        ),
         ("text,steps\n\u201ca cat, on a mat\u201d,20\n", "Put the text into straight double quotes"),
         ("text,prompt\na,b\n", "line 1: Two columns are called text."),
         ("text,seeds\na,1\n,2\n", "line 3: It has no text."),
@@ -85,7 +108,7 @@ def test_of_the_yaml(change: str, by: str, message: str):
         ("text,seeds\n", "line 1: There are no rows below the header."),
         ("", "looks.csv: No column is called text (or prompt)."),
     ],
-)  # fmt: skip
+)
 def test_of_the_table(table: str, message: str):
     assert message in "\n".join(said(table=table))
 
@@ -94,8 +117,11 @@ def test_of_a_workbook():
     yaml = YAML.replace("looks.csv", "looks.xlsx")
     rows = workbook(["text", "seeds"], ["#REF!", 1], ["a mug", "#N/A"], [None, 3], ["# not yet", 4])
     assert [one.partition(": ")[0] for one in said(yaml, rows)] == [
-        "looks.xlsx, line 2", "looks.xlsx, line 3", "looks.xlsx, line 3", "looks.xlsx, line 4",
-    ]  # fmt: skip
+        "looks.xlsx, line 2",
+        "looks.xlsx, line 3",
+        "looks.xlsx, line 3",
+        "looks.xlsx, line 4",
+    ]
     assert "The formula in the column text came to #REF!." in said(yaml, rows)[0]
     assert "merged cells count in their first row only" in said(yaml, rows)[-1]
     assert "This is not an XLSX workbook" in said(yaml, b"\xd0\xcf\x11\xe0 of 1997")[0]

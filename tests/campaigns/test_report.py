@@ -55,8 +55,14 @@ def test_a_report_shows_every_picture_and_every_reason(registry, store, tmp_path
 
     report = make_report(registry, store, campaign, "2026-02-23")
     assert report.numbers == {
-        "prompts": 6, "pictures": 4, "done": 4, "open": 0, "failed": 2, "kept": 0, "seconds": 10.0,
-    }  # fmt: skip
+        "prompts": 6,
+        "pictures": 4,
+        "done": 4,
+        "open": 0,
+        "failed": 2,
+        "kept": 0,
+        "seconds": 10.0,
+    }
     reasons = {one["reason"] for one in report.failures}
     assert reasons == {"The numbers were not finite. Lower the guidance.", f"{rule.message} {rule.remedy}"}
     rows = list(csv.DictReader(io.StringIO(store.read_text(report.csv_key).lstrip("\ufeff"))))

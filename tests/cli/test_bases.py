@@ -25,8 +25,12 @@ from tunes_dagster.families.pulling import (
 COMMIT = "a" * 40
 FILES = {
     "model_index.json": json.dumps(
-        {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
-         "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None]}
+        {
+            "_class_name": "StableDiffusionXLPipeline",
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "safety_checker": [None, None],
+        }
     ).encode(),
     "LICENSE.md": b"do no harm",
     "unet/config.json": b"{}",
@@ -37,7 +41,7 @@ FILES = {
     "vae_1_0/diffusion_pytorch_model.safetensors": b"old" * 100,
     "sd_xl.safetensors": b"w" * 9000,
     "unet/model.onnx": b"o" * 9000,
-}  # fmt: skip
+}
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -101,9 +105,16 @@ def hub() -> Iterator[HuggingFaceHub]:
 @pytest.fixture
 def entry() -> BaseModelEntry:
     return BaseModelEntry(
-        branch="acme", family="sdxl", repo_id="acme/base", licence="acme-1", native_size=1024, max_pixels=1 << 20,
-        memory_gb=14, embedded="tiny-sdxl", token="ohwx",
-    )  # fmt: skip
+        branch="acme",
+        family="sdxl",
+        repo_id="acme/base",
+        licence="acme-1",
+        native_size=1024,
+        max_pixels=1 << 20,
+        memory_gb=14,
+        embedded="tiny-sdxl",
+        token="ohwx",
+    )
 
 
 def test_a_pull_brings_what_the_pipeline_loads_under_plain_names(
@@ -119,9 +130,14 @@ def test_a_pull_brings_what_the_pipeline_loads_under_plain_names(
     assert (folder / "vae/diffusion_pytorch_model.safetensors").read_bytes() == b"z" * 100
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     assert names == {
-        "model_index.json", "LICENSE.md", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
-        "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "tunes-base.json",
-    }  # fmt: skip
+        "model_index.json",
+        "LICENSE.md",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "tunes-base.json",
+    }
     assert json.loads((folder / "tunes-base.json").read_text())["commit"] == COMMIT
     assert not list(tmp_path.glob("*.part"))
 
@@ -195,8 +211,14 @@ def test_what_ships_with_the_package_is_not_pulled(tmp_path: Path, entry: BaseMo
 
 
 def test_a_single_network_is_pulled_in_half_precision(tmp_path: Path) -> None:
-    names = ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
-             "diffusion_pytorch_model.bin", "README.md", "images/a.png")  # fmt: skip
+    names = (
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.fp16.safetensors",
+        "diffusion_pytorch_model.bin",
+        "README.md",
+        "images/a.png",
+    )
     found = [file.path for file in single_network([RemoteFile(name, 1) for name in names])]
     assert found == ["README.md", "config.json", "diffusion_pytorch_model.fp16.safetensors"]
     with pytest.raises(Failure, match="safetensors"):
@@ -225,11 +247,18 @@ class _Shelf:
 def test_ip_adapters_share_their_encoder_and_bring_nothing_else(tmp_path: Path) -> None:
     catalog = load_catalog("production")
     small, large = (catalog.auxiliary[f"face-adapter-{family}"] for family in ("sd15", "sdxl"))
-    shelf = _Shelf({
-        "README.md": 5, "models/image_encoder/config.json": 7, "models/image_encoder/model.safetensors": 90,
-        "models/image_encoder/pytorch_model.bin": 90, "sdxl_models/image_encoder/model.safetensors": 130,
-        small.weights: 20, small.weights.replace(".safetensors", ".bin"): 20, large.weights: 40,
-    })  # fmt: skip
+    shelf = _Shelf(
+        {
+            "README.md": 5,
+            "models/image_encoder/config.json": 7,
+            "models/image_encoder/model.safetensors": 90,
+            "models/image_encoder/pytorch_model.bin": 90,
+            "sdxl_models/image_encoder/model.safetensors": 130,
+            small.weights: 20,
+            small.weights.replace(".safetensors", ".bin"): 20,
+            large.weights: 40,
+        }
+    )
     folder = pull(plan_pull(small, tmp_path, shelf), shelf)
     assert small.installed(tmp_path) and not large.installed(tmp_path)
     assert sorted(shelf.fetched) == sorted(

@@ -50,9 +50,21 @@ def test_train_hands_in_what_flags_tune_yaml_and_set_say(
 ) -> None:
     (photos / "tune.yaml").write_text("name: man\ntoken: sks\ntraining: {rank: 8, steps: 50}\n")
     tune = hand_in(
-        tunes, photos, "--rank", "16", "--set", "training.learning_rate=0.001", "--set", "dataset.face_crop=true",
-        "--prompt", "a photo of sks woman", "--label", "order=7", "--title", "Anna",
-    )  # fmt: skip
+        tunes,
+        photos,
+        "--rank",
+        "16",
+        "--set",
+        "training.learning_rate=0.001",
+        "--set",
+        "dataset.face_crop=true",
+        "--prompt",
+        "a photo of sks woman",
+        "--label",
+        "order=7",
+        "--title",
+        "Anna",
+    )
     row = installation.registry.get_tune(tune["id"])
     assert (row.class_name, row.token, row.title, row.origin) == ("woman", "sks", "Anna", "cli")
     assert row.request["training"]["rank"] == 16

@@ -30,8 +30,15 @@ def play(installation: Installation) -> None:
     registry, store = installation.registry, installation.store
     tune = registry.list_tunes()[0]
     key = store.write_blob(png("green"), ".png")
-    item = TrainingItem(hash="ab" * 32, picture="ab" * 32, key=key, name="nova-1.png", kind="full",
-                        bucket=(64, 64), crop=(0, 0, 64, 64))  # fmt: skip
+    item = TrainingItem(
+        hash="ab" * 32,
+        picture="ab" * 32,
+        key=key,
+        name="nova-1.png",
+        kind="full",
+        bucket=(64, 64),
+        crop=(0, 0, 64, 64),
+    )
     TrainingSet(tune_id=tune.id, class_name="woman", resolution=64, seed=0, items=[item]).save(store)
     row = CaptionRow(
         name=item.name, caption="a photo of ohwx woman, green", source="captioner", hash=item.hash

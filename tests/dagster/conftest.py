@@ -40,9 +40,14 @@ class House:
         """Submit a tune on freshly drawn pictures."""
         folder = draw_pictures(self.home / "pictures" / title, pictures, seed=sum(map(ord, title)))
         request = TuneRequest.model_validate(
-            {"name": "mug", "title": title, "sources": {"folder": str(folder)},
-             "dataset": {"captioner": False}, **fields}
-        )  # fmt: skip
+            {
+                "name": "mug",
+                "title": title,
+                "sources": {"folder": str(folder)},
+                "dataset": {"captioner": False},
+                **fields,
+            }
+        )
         return submit_tune(
             self.registry, self.store, load_catalog(), self.settings, request, allow_folder=str(folder)
         )
@@ -55,11 +60,17 @@ class House:
 def _open_house(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     catalog = write_catalog(tmp_path / "catalog.yaml", base_folder)
     for name, value in {
-        "TUNES_HOME": str(tmp_path / "home"), "TUNES_CATALOG": str(catalog), "TUNES_DEVICE": "cpu",
-        "TUNES_COHORT_WAIT_SECONDS": "0", "TUNES_BATCH_WAIT_SECONDS": "0", "TUNES_HEARTBEAT_SECONDS": "0.2",
-        "TUNES_RETRY_BACKOFF": "[0, 0, 0]", "TUNES_DROP_SETTLE_SECONDS": "0",
-        "TUNES_REPORT_CHECKPOINTS": "1", "TUNES_REPORT_RENDERS": "2",
-    }.items():  # fmt: skip
+        "TUNES_HOME": str(tmp_path / "home"),
+        "TUNES_CATALOG": str(catalog),
+        "TUNES_DEVICE": "cpu",
+        "TUNES_COHORT_WAIT_SECONDS": "0",
+        "TUNES_BATCH_WAIT_SECONDS": "0",
+        "TUNES_HEARTBEAT_SECONDS": "0.2",
+        "TUNES_RETRY_BACKOFF": "[0, 0, 0]",
+        "TUNES_DROP_SETTLE_SECONDS": "0",
+        "TUNES_REPORT_CHECKPOINTS": "1",
+        "TUNES_REPORT_RENDERS": "2",
+    }.items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
     settings = get_settings()

@@ -54,8 +54,10 @@ def test_a_date_is_planned_rendered_and_reported_and_never_twice(house):
     date = house.registry.get_date(campaign.id, "2026-03-09")
     assert date.plan["new"] == 5 and date.status == "planned"
     assert checks(house, PLAN, "2026-03-09") == {
-        "file_is_valid": True, "cost_within_cap": True, "every_tune_is_usable": True,
-    }  # fmt: skip
+        "file_is_valid": True,
+        "cost_within_cap": True,
+        "every_tune_is_usable": True,
+    }
     assert house.registry.due_reports(["monday_looks"]) == [], "nothing is finished yet"
     drive(house.settings, lambda: ended(house, date.id), registry=house.registry, instance=house.instance)
     ((_, due),) = house.registry.due_reports(["monday_looks"])
@@ -73,8 +75,12 @@ def test_a_date_is_planned_rendered_and_reported_and_never_twice(house):
     assert len(links) > 7 and all((house.store.path(folder) / link).resolve().exists() for link in links)
     rows = list(csv.DictReader(io.StringIO(house.store.read_text(f"{folder}/pictures.csv").lstrip("\ufeff"))))
     assert [(row["prompt"], row["seed"]) for row in rows] == [
-        ("a red mug", "1"), ("a red mug", "2"), ("a blue mug", "1"), ("a blue mug", "2"), ("a plate", "7"),
-    ]  # fmt: skip
+        ("a red mug", "1"),
+        ("a red mug", "2"),
+        ("a blue mug", "1"),
+        ("a blue mug", "2"),
+        ("a plate", "7"),
+    ]
     assert all(len(row["recipe_hash"]) == 64 and float(row["seconds"]) > 0 for row in rows)
     assert len({row["recipe_hash"] for row in rows}) == 5
     assert all((house.store.path(folder) / row["file"]).resolve().exists() for row in rows)
@@ -100,9 +106,10 @@ def test_each_campaign_is_a_schedule_over_its_own_dates(paper_house):
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
     assert repository.get_schedule_def("campaign_quiet").default_status == dg.DefaultScheduleStatus.STOPPED
     context = dg.build_schedule_context(
-        instance=paper_house.instance, repository_def=repository,
+        instance=paper_house.instance,
+        repository_def=repository,
         scheduled_execution_time=datetime(2026, 3, 9, 6, 0, tzinfo=UTC),
-    )  # fmt: skip
+    )
     (request,) = schedule.evaluate_tick(context).run_requests
     assert request.partition_key == "2026-03-09" and request.run_key == f"{campaign.id}:2026-03-09"
     plan = repository.asset_graph.get(PLAN)
@@ -157,9 +164,16 @@ def test_files_that_break_in_the_store_break_their_campaign_alone(paper_house):
 
 def test_a_row_that_cannot_have_dates_shows_itself_and_the_location_loads():
     row = SimpleNamespace(
-        id="campaign_x", name="odd", cron="every day", timezone="Mars/Base", starts="2026-03-02", state="good",
-        problems={}, account_id="local", definition={},
-    )  # fmt: skip
+        id="campaign_x",
+        name="odd",
+        cron="every day",
+        timezone="Mars/Base",
+        starts="2026-03-02",
+        state="good",
+        problems={},
+        account_id="local",
+        definition={},
+    )
     defs = build_defs(campaigns=[row])
     dg.Definitions.validate_loadable(defs)
     key = campaigns_keys("odd")[0]
@@ -188,10 +202,19 @@ def test_many_campaigns_load_quickly(count):
     import time
 
     rows = [
-        SimpleNamespace(id=f"campaign_{i}", name=f"c{i}", cron="0 7 * * 1", timezone="UTC", starts="2026-03-02",
-                        state="good", problems={}, account_id="local", definition={})
+        SimpleNamespace(
+            id=f"campaign_{i}",
+            name=f"c{i}",
+            cron="0 7 * * 1",
+            timezone="UTC",
+            starts="2026-03-02",
+            state="good",
+            problems={},
+            account_id="local",
+            definition={},
+        )
         for i in range(count)
-    ]  # fmt: skip
+    ]
     began = time.process_time()
     dg.Definitions.validate_loadable(build_defs(campaigns=rows))
     assert time.process_time() - began < 3

@@ -60,8 +60,12 @@ def test_one_is_cancelled_one_kept_one_fails_one_joins_and_one_is_trained(house,
 
     status = {tune.title: house.status(tune.id) for tune in (good, bad, stopped, kept, late)}
     assert status == {
-        "good": "trained", "bad": "failed", "stopped": "cancelled", "kept": "trained", "late": "trained",
-    }  # fmt: skip
+        "good": "trained",
+        "bad": "failed",
+        "stopped": "cancelled",
+        "kept": "trained",
+        "late": "trained",
+    }
     (run,) = house.instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: launch.run_key}))
     assert run.status == dg.DagsterRunStatus.FAILURE
     # One run did it all, the joiner's part too.

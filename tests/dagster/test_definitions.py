@@ -61,49 +61,90 @@ def spec_of(asset: dg.AssetsDefinition) -> dict:
 
 GRAPH = {
     "source_images": {
-        "deps": [], "mapping": [], "partitions": "tunes", "group": "dataset",
-        "kinds": ["opencv", "pillow", "python"], "owners": ["team:data"], "pool": None,
+        "deps": [],
+        "mapping": [],
+        "partitions": "tunes",
+        "group": "dataset",
+        "kinds": ["opencv", "pillow", "python"],
+        "owners": ["team:data"],
+        "pool": None,
         "checks": ["enough_pictures!"],
     },
     "training_set": {
-        "deps": ["source_images"], "mapping": [], "partitions": "tunes", "group": "dataset",
-        "kinds": ["pillow", "python"], "owners": ["team:data"], "pool": None, "checks": ["no_leakage"],
+        "deps": ["source_images"],
+        "mapping": [],
+        "partitions": "tunes",
+        "group": "dataset",
+        "kinds": ["pillow", "python"],
+        "owners": ["team:data"],
+        "pool": None,
+        "checks": ["no_leakage"],
     },
     "captions": {
-        "deps": ["training_set"], "mapping": [], "partitions": "tunes", "group": "dataset",
-        "kinds": ["csv", "python", "transformers"], "owners": ["team:data"], "pool": None,
+        "deps": ["training_set"],
+        "mapping": [],
+        "partitions": "tunes",
+        "group": "dataset",
+        "kinds": ["csv", "python", "transformers"],
+        "owners": ["team:data"],
+        "pool": None,
         "checks": ["token_and_class"],
     },
     "lora": {
-        "deps": ["captions", "training_set"], "mapping": [], "partitions": "tunes", "group": "tune",
-        "kinds": ["diffusers", "pytorch", "safetensors"], "owners": ["team:training"], "pool": "gpu",
+        "deps": ["captions", "training_set"],
+        "mapping": [],
+        "partitions": "tunes",
+        "group": "tune",
+        "kinds": ["diffusers", "pytorch", "safetensors"],
+        "owners": ["team:training"],
+        "pool": "gpu",
         "checks": ["differs_from_base", "finite_weights", "loads_into_fresh_pipeline"],
     },
     "report_card": {
-        "deps": ["lora", "training_set"], "mapping": [], "partitions": "tunes", "group": "tune",
-        "kinds": ["diffusers", "html", "pytorch"], "owners": ["team:training"], "pool": "report",
+        "deps": ["lora", "training_set"],
+        "mapping": [],
+        "partitions": "tunes",
+        "group": "tune",
+        "kinds": ["diffusers", "html", "pytorch"],
+        "owners": ["team:training"],
+        "pool": "report",
         "checks": ["likeness_above_base"],
     },
     "renders": {
-        "deps": ["lora"], "mapping": ["AllPartitionMapping"], "partitions": "render_batches",
-        "group": "renders", "kinds": ["diffusers", "png", "pytorch"], "owners": ["team:rendering"],
-        "pool": "gpu", "checks": ["every_picture_is_there", "finite", "not_blank"],
+        "deps": ["lora"],
+        "mapping": ["AllPartitionMapping"],
+        "partitions": "render_batches",
+        "group": "renders",
+        "kinds": ["diffusers", "png", "pytorch"],
+        "owners": ["team:rendering"],
+        "pool": "gpu",
+        "checks": ["every_picture_is_there", "finite", "not_blank"],
     },
-}  # fmt: skip
+}
 
 
 CAMPAIGN = {
     "campaign_plan/looks": {
-        "deps": ["lora"], "mapping": ["AllPartitionMapping"], "partitions": None, "group": "campaigns",
-        "kinds": ["pandas", "python"], "owners": ["team:rendering"], "pool": None,
+        "deps": ["lora"],
+        "mapping": ["AllPartitionMapping"],
+        "partitions": None,
+        "group": "campaigns",
+        "kinds": ["pandas", "python"],
+        "owners": ["team:rendering"],
+        "pool": None,
         "checks": ["cost_within_cap!", "every_tune_is_usable", "file_is_valid"],
     },
     "campaign_report/looks": {
-        "deps": ["campaign_plan/looks", "renders"], "mapping": ["AllPartitionMapping"], "partitions": None,
-        "group": "campaigns", "kinds": ["csv", "html", "pillow"], "owners": ["team:rendering"], "pool": None,
+        "deps": ["campaign_plan/looks", "renders"],
+        "mapping": ["AllPartitionMapping"],
+        "partitions": None,
+        "group": "campaigns",
+        "kinds": ["csv", "html", "pillow"],
+        "owners": ["team:rendering"],
+        "pool": None,
         "checks": ["nothing_missing"],
     },
-}  # fmt: skip
+}
 
 
 def test_the_asset_graph_is_as_designed():
@@ -113,9 +154,16 @@ def test_the_asset_graph_is_as_designed():
 
 def test_a_campaign_adds_its_plan_and_its_report():
     row = Campaign(
-        id="campaign_1", name="looks", cron="0 7 * * 1", timezone="UTC", starts="2026-03-02", state="good",
-        account_id="local", definition={}, problems={},
-    )  # fmt: skip
+        id="campaign_1",
+        name="looks",
+        cron="0 7 * * 1",
+        timezone="UTC",
+        starts="2026-03-02",
+        state="good",
+        account_id="local",
+        definition={},
+        problems={},
+    )
     more = build_defs(campaigns=[row])
     found = {asset.key.to_user_string(): spec_of(asset) for asset in more.assets}
     assert found == {**GRAPH, **CAMPAIGN}
@@ -135,9 +183,15 @@ def test_everything_has_a_description():
 
 def test_sensors_and_schedules_run_by_default():
     assert {sensor.name for sensor in defs.sensors} == {
-        "new_datasets", "queued_tunes", "prepared_tunes", "trained_tunes", "queued_prompts",
-        "due_callbacks", "stuck_work", "finished_campaigns",
-    }  # fmt: skip
+        "new_datasets",
+        "queued_tunes",
+        "prepared_tunes",
+        "trained_tunes",
+        "queued_prompts",
+        "due_callbacks",
+        "stuck_work",
+        "finished_campaigns",
+    }
     assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in defs.sensors)
     assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in defs.schedules)
 

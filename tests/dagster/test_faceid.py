@@ -26,17 +26,27 @@ def add_adapter(house, base_folder, **differing):
     catalog = house.home.parent / "catalog.yaml"
     entries = yaml.safe_load(catalog.read_text())
     (branch,) = (name for name, fields in entries.items() if fields.get("family") == "sdxl")
-    fields = {"family": "ipadapter", "fits": branch, "repo_id": entry.repo_id, "weights": entry.weights,
-              "encoder": entry.encoder, "licence": "none", **differing}  # fmt: skip
+    fields = {
+        "family": "ipadapter",
+        "fits": branch,
+        "repo_id": entry.repo_id,
+        "weights": entry.weights,
+        "encoder": entry.encoder,
+        "licence": "none",
+        **differing,
+    }
     catalog.write_text(yaml.safe_dump({**entries, "random-faces": fields}))
 
 
 def test_a_faceid_tune_goes_from_a_picture_to_renders(house, base_folder):
     add_adapter(house, base_folder)
     tune = house.submit(
-        "ada", pictures=1, name="woman", training={"kind": "faceid"},
+        "ada",
+        pictures=1,
+        name="woman",
+        training={"kind": "faceid"},
         prompts=[{"text": "a photo of ohwx woman on the beach", "settings": {"seed": 5, "lora_scale": 0.7}}],
-    )  # fmt: skip
+    )
     assert tune.request["dataset"]["face_crop"]
     other = house.submit("bob")  # trains beside it
 

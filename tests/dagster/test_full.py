@@ -60,8 +60,12 @@ def test_a_full_tune_goes_from_pictures_to_renders_and_away(house):
     # What is taken away is a zip of the pipeline.
     with zipfile.ZipFile(io.BytesIO(b"".join(pieces(house.store, download_key(row.result))))) as archive:
         assert archive.testzip() is None
-        assert {"pipeline/model_index.json", "pipeline/README.md", "pipeline/text_encoder_2/model.safetensors",
-                "pipeline/unet/diffusion_pytorch_model.safetensors"} <= set(archive.namelist())  # fmt: skip
+        assert {
+            "pipeline/model_index.json",
+            "pipeline/README.md",
+            "pipeline/text_encoder_2/model.safetensors",
+            "pipeline/unet/diffusion_pytorch_model.safetensors",
+        } <= set(archive.namelist())
 
     same = again(house, full.id)
     drive_until(house, same.id, status=("trained", "failed"))

@@ -127,9 +127,11 @@ def old_run(
     run = create_run_for_test(instance, job_name=job, status=status)
     if asset:
         event = dg.DagsterEvent(
-            event_type_value="ASSET_MATERIALIZATION", job_name=job, step_key="x",
+            event_type_value="ASSET_MATERIALIZATION",
+            job_name=job,
+            step_key="x",
             event_specific_data=dg._core.events.StepMaterializationData(dg.AssetMaterialization(asset)),
-        )  # fmt: skip
+        )
         instance.report_dagster_event(event, run.run_id)
     return run.run_id
 

@@ -120,11 +120,15 @@ def test_a_tune_goes_from_pictures_to_renders(house):
     assert checks(house, TRAINING_SET, tune.id) == {"no_leakage": True}
     assert checks(house, CAPTIONS, tune.id) == {"token_and_class": True}
     assert checks(house, LORA, tune.id) == {
-        "finite_weights": True, "loads_into_fresh_pipeline": True, "differs_from_base": True,
-    }  # fmt: skip
+        "finite_weights": True,
+        "loads_into_fresh_pipeline": True,
+        "differs_from_base": True,
+    }
     assert checks(house, RENDERS, prompt.batch_id) == {
-        "every_picture_is_there": True, "not_blank": True, "finite": True,
-    }  # fmt: skip
+        "every_picture_is_there": True,
+        "not_blank": True,
+        "finite": True,
+    }
 
 
 def test_a_tune_whose_scoring_fails_is_published_all_the_same(house, monkeypatch):
@@ -165,11 +169,18 @@ def test_a_new_tune_starts_in_the_ui_and_trains_in_the_same_run(house):
         [SOURCE_IMAGES, TRAINING_SET, CAPTIONS, LORA],
         "my-mug",
         {
-            "source_images": {"config": {"name": "mug", "title": "Mine", "token": "zkqj", "folder": str(folder),
-                                         "dataset": {"captioner": False}}},
+            "source_images": {
+                "config": {
+                    "name": "mug",
+                    "title": "Mine",
+                    "token": "zkqj",
+                    "folder": str(folder),
+                    "dataset": {"captioner": False},
+                }
+            },
             "lora": {"config": {"steps": 6, "seed": 3}},
         },
-    )  # fmt: skip
+    )
     assert result.success, failure_text(result)
     row = house.registry.get_tune("my-mug")
     assert (row.title, row.token, row.origin, row.status) == ("Mine", "zkqj", "ui", "trained")

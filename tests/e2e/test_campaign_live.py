@@ -67,9 +67,10 @@ class Ui:
     def __init__(self, url: str) -> None:
         self.url = url
         self.schedule = {
-            "repositoryName": "__repository__", "repositoryLocationName": "tunes",
+            "repositoryName": "__repository__",
+            "repositoryLocationName": "tunes",
             "scheduleName": "campaign_live_looks",
-        }  # fmt: skip
+        }
 
     def ask(self, query: str, **variables: object) -> dict[str, Any]:
         answer = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=120)

@@ -78,15 +78,23 @@ def zipped(folder: Path) -> bytes:
 def settings(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """An installation with short waits."""
     for name, value in {
-        "DAGSTER_HOME": str(ROOT), "TUNES_DAGSTER_STORAGE": str(tmp_path / "dagster"),
-        "TUNES_HOME": str(tmp_path / "home"), "TUNES_DEVICE": "cpu", "OMP_NUM_THREADS": "1",
+        "DAGSTER_HOME": str(ROOT),
+        "TUNES_DAGSTER_STORAGE": str(tmp_path / "dagster"),
+        "TUNES_HOME": str(tmp_path / "home"),
+        "TUNES_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
         "TUNES_CATALOG": str(write_catalog(tmp_path / "catalog.yaml", base_folder)),
-        "TUNES_ALLOW_HOSTS": '["127.0.0.1"]', "TUNES_HEARTBEAT_SECONDS": "1",
-        "TUNES_LOST_AFTER_SECONDS": "60", "TUNES_RETRY_BACKOFF": "[0.5]", "TUNES_COHORT_WAIT_SECONDS": "0",
-        "TUNES_REPORT_CHECKPOINTS": "1", "TUNES_REPORT_RENDERS": "2",
-        "TUNES_BATCH_WAIT_SECONDS": "0", "TUNES_CALLBACK_BACKOFF": "[0.5, 0.5, 0.5]",
+        "TUNES_ALLOW_HOSTS": '["127.0.0.1"]',
+        "TUNES_HEARTBEAT_SECONDS": "1",
+        "TUNES_LOST_AFTER_SECONDS": "60",
+        "TUNES_RETRY_BACKOFF": "[0.5]",
+        "TUNES_COHORT_WAIT_SECONDS": "0",
+        "TUNES_REPORT_CHECKPOINTS": "1",
+        "TUNES_REPORT_RENDERS": "2",
+        "TUNES_BATCH_WAIT_SECONDS": "0",
+        "TUNES_CALLBACK_BACKOFF": "[0.5, 0.5, 0.5]",
         "DAGSTER_GRPC_TIMEOUT_SECONDS": "240",  # for machines that are busy with something else
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
     yield get_settings()
@@ -99,9 +107,17 @@ def daemon(settings: Settings, tmp_path: Path) -> Iterator[subprocess.Popen]:
     open_instance(settings).dispose()  # its tables are made once, not by two processes at a time
     with (tmp_path / "daemon.log").open("wb") as log:
         process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-w", str(ROOT / "workspace.yaml")],
-            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            [
+                str(Path(sys.executable).with_name("dagster-daemon")),
+                "run",
+                "-w",
+                str(ROOT / "workspace.yaml"),
+            ],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         yield process
         os.killpg(process.pid, signal.SIGINT)
         try:
@@ -171,17 +187,23 @@ def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(
     registry, store = open_registry(settings), Store(settings.resolved_store_url)
     request = TuneRequest.model_validate(
         {
-            "name": "mug", "title": "bob", "sources": {"archive_url": f"{world.url}/bob.zip"},
-            "dataset": {"captioner": False}, "training": {"steps": STEPS, "checkpoint_every": 10},
+            "name": "mug",
+            "title": "bob",
+            "sources": {"archive_url": f"{world.url}/bob.zip"},
+            "dataset": {"captioner": False},
+            "training": {"steps": STEPS, "checkpoint_every": 10},
             "prompts": [{"text": "a photo of ohwx mug on the beach", "settings": {"num_images": 2}}],
             "callback_url": f"{world.url}/ready",
         }
-    )  # fmt: skip
+    )
     tune = submit_tune(registry, store, load_catalog(), settings, request, origin="api")
     instance = open_instance(settings)
 
-    wait_for("the training", lambda: registry.get_tune(tune.id).step >= KILL_AT
-             and registry.get_tune(tune.id).phase == "training", log)  # fmt: skip
+    wait_for(
+        "the training",
+        lambda: registry.get_tune(tune.id).step >= KILL_AT and registry.get_tune(tune.id).phase == "training",
+        log,
+    )
     assert daemon_is_alive(instance)
     kill_training(registry, instance, tune.id)
 

@@ -91,14 +91,24 @@ def test_when_time_is_up_the_last_checkpoint_goes_out_with_what_was_seen(store, 
     keys = [saved(store, base, step) for step in (10, 20)]
     ticks = iter(range(0, 10_000, 40))
     some = score_tune(
-        subject_of(keys), base, Scorers(Eyes()), store, OPTIONS.model_copy(update={"seconds": 110.0}), Silent(),
+        subject_of(keys),
+        base,
+        Scorers(Eyes()),
+        store,
+        OPTIONS.model_copy(update={"seconds": 110.0}),
+        Silent(),
         clock=lambda: float(next(ticks)),
-    ).card  # fmt: skip
+    ).card
     assert [one.step for one in some.checkpoints] == [20] or some.failure
     none = score_tune(
-        subject_of(keys), base, Scorers(Eyes()), store, OPTIONS.model_copy(update={"seconds": 1.0}), Silent(),
+        subject_of(keys),
+        base,
+        Scorers(Eyes()),
+        store,
+        OPTIONS.model_copy(update={"seconds": 1.0}),
+        Silent(),
         clock=lambda: float(next(ticks)),
-    ).card  # fmt: skip
+    ).card
     assert (
         not none.scored
         and none.chosen_key == ""

@@ -31,11 +31,23 @@ def pictures():
 def random_clip(folder):
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "image_size": 32, "patch_size": 8}  # fmt: skip
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     tokenizer = AutoTokenizer.from_pretrained(weights_dir() / "scorer")
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -148,6 +160,8 @@ def test_an_operators_file_lies_over_the_shipped_one(tmp_path):
     )
     catalog = load_scorer_catalog(str(file))
     assert catalog.profiles["production"] == {
-        "likeness": "dinov2-base", "text": "clip-vit-large", "faces": "sface",
-    }  # fmt: skip
+        "likeness": "dinov2-base",
+        "text": "clip-vit-large",
+        "faces": "sface",
+    }
     assert str(catalog.entry("sface").location(tmp_path)) == "/models/sface.onnx"

@@ -19,13 +19,22 @@ def scores(step, **changed):
 def card_of(*checkpoints, **changed):
     chosen, why = verdicts.choose(checkpoints)
     values = {
-        "base": Scores(step=0, likeness=0.2, obedience=0.2, variety=0.7), "real_likeness": 0.9, "coherence": 0.6,
-        "class_group": "people", "group_votes": {"people": 1.0}, "class_votes": {"woman": 1.0}, "leak": 0.1,
-    }  # fmt: skip
+        "base": Scores(step=0, likeness=0.2, obedience=0.2, variety=0.7),
+        "real_likeness": 0.9,
+        "coherence": 0.6,
+        "class_group": "people",
+        "group_votes": {"people": 1.0},
+        "class_votes": {"woman": 1.0},
+        "leak": 0.1,
+    }
     card = Card(
-        tune_id="tune_1", called="ohwx woman", checkpoints=list(checkpoints), chosen_step=chosen.step, why=why,
+        tune_id="tune_1",
+        called="ohwx woman",
+        checkpoints=list(checkpoints),
+        chosen_step=chosen.step,
+        why=why,
         **{**values, **changed},
-    )  # fmt: skip
+    )
     card.verdicts = verdicts.judge(card, "woman")
     return card
 

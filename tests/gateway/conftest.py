@@ -114,9 +114,14 @@ def house(
     settings = get_settings()
     chosen = GatewayOptions.model_validate({"public_url": PUBLIC, **options})
     service = Service(
-        settings, chosen, Registry(settings.resolved_registry_url), Store(settings.resolved_store_url),
-        load_catalog(), load_prices(), signing_secret(settings, chosen),
-    )  # fmt: skip
+        settings,
+        chosen,
+        Registry(settings.resolved_registry_url),
+        Store(settings.resolved_store_url),
+        load_catalog(),
+        load_prices(),
+        signing_secret(settings, chosen),
+    )
     app = create_app(settings, chosen, service)
     yield House(
         settings, service, TestClient(app, base_url="http://testserver", raise_server_exceptions=False)

@@ -106,8 +106,9 @@ def test_ten_thousand_addresses(house: House) -> None:
 )
 def test_hostile_names(house: House, name: str) -> None:
     files = [("tune[images][]", (name, b"\x89PNG", "image/png"))]
-    answer = house.client.post("/tunes", data={"tune[title]": name or "t", "tune[name]": "man"}, files=files,
-                               headers=house.auth())  # fmt: skip
+    answer = house.client.post(
+        "/tunes", data={"tune[title]": name or "t", "tune[name]": "man"}, files=files, headers=house.auth()
+    )
     assert answer.status_code in (201, 400, 422) and "x-evil" not in answer.headers
     for key in house.store.list("tunes"):
         assert ".." not in key and "\n" not in key and len(key) < 300
@@ -191,8 +192,9 @@ def redis() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    server = subprocess.Popen(["redis-server", "--port", port, "--save", "", "--appendonly", "no"],
-                              stdout=subprocess.DEVNULL)  # fmt: skip
+    server = subprocess.Popen(
+        ["redis-server", "--port", port, "--save", "", "--appendonly", "no"], stdout=subprocess.DEVNULL
+    )
     for _ in range(100):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", int(port))) == 0:
@@ -211,15 +213,24 @@ def test_servers_share_their_counts(house: House, redis: str) -> None:
     from tunes_dagster.gateway.service import Service
 
     service = house.service
-    other = Service(service.settings, service.options, service.registry, service.store, service.catalog,
-                    service.prices, service.secret)  # fmt: skip
+    other = Service(
+        service.settings,
+        service.options,
+        service.registry,
+        service.store,
+        service.catalog,
+        service.prices,
+        service.secret,
+    )
     for one in (service, other):
         one.limiter = FixedWindowRateLimiter(storage_from_string(redis))
     second = TestClient(create_app(service.settings, service.options, other))
     house.key("slow")
     house.registry.open_wallet("slow", plan="free", requests_per_minute=3)
-    seen = [client.get("/v1/account/balance", headers=house.auth("slow"))
-            for client in (house.client, second, house.client, second)]  # fmt: skip
+    seen = [
+        client.get("/v1/account/balance", headers=house.auth("slow"))
+        for client in (house.client, second, house.client, second)
+    ]
     assert [one.status_code for one in seen] == [200, 200, 200, 429]
     assert [one.headers["x-ratelimit-remaining"] for one in seen] == ["2", "1", "0", "0"]
 
@@ -258,13 +269,28 @@ def test_every_endpoint_keeps_tenants_apart(house: House) -> None:
     own = {"title": "Secret", "prompts_per_class": {"man": [{"text": "x"}]}}
     pack = house.client.post("/packs", json={"pack": own}, headers=house.auth()).json()["slug"]
     house.registry.request_cancel(job)
-    ids = {"job_id": [job], "tune_id": [str(tune["id"]), job], "prompt_id": [str(prompt)], "pack_id": [pack],
-           "key": [job, uid, str(tune["id"]), str(prompt)], "generation_id": [str(prompt)], "request_id": [job],
-           "callback_id": [one.id for one in house.registry.list_account_callbacks("ann")] or ["cb_x"],
-           "form": ["kohya"]}  # fmt: skip
+    ids = {
+        "job_id": [job],
+        "tune_id": [str(tune["id"]), job],
+        "prompt_id": [str(prompt)],
+        "pack_id": [pack],
+        "key": [job, uid, str(tune["id"]), str(prompt)],
+        "generation_id": [str(prompt)],
+        "request_id": [job],
+        "callback_id": [one.id for one in house.registry.list_account_callbacks("ann")] or ["cb_x"],
+        "form": ["kohya"],
+    }
     bob = {**house.auth("bob"), "Ocp-Apim-Subscription-Key": house.key("bob")}
-    bodies = {"model_uid": uid, "request_uid": request, "tune_id": job, "request_id": job, "api_key": house.key("bob"),
-              "app_uid": "api", "prompt": "x", "captions": {}}  # fmt: skip
+    bodies = {
+        "model_uid": uid,
+        "request_uid": request,
+        "tune_id": job,
+        "request_id": job,
+        "api_key": house.key("bob"),
+        "app_uid": "api",
+        "prompt": "x",
+        "captions": {},
+    }
     secrets = (job, uid, request, "Natalie", "Secret", "ohwx woman")
     made_up = {name: _nobodys(values[0]) for name, values in ids.items()}
     walked = 0

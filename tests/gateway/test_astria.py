@@ -101,15 +101,32 @@ def test_a_lora_in_the_text_of_a_base(house: House) -> None:
 
 
 FORMS = [
-    [("tune[title]", "N"), ("tune[name]", "woman"), ("tune[branch]", "fast"), ("tune[callback]", ""),
-     ("tune[image_urls][]", URLS[0]), ("tune[image_urls][]", URLS[1]), ("tune[face_crop]", "true"),
-     ("tune[characteristics][eye_color]", "blue eyes"), ("tune[prompts_attributes][0][text]", "a"),
-     ("tune[prompts_attributes][0][num_images]", "2"), ("tune[prompts_attributes][1][text]", "b")],
-    [("tune[title]", "N"), ("tune[name]", "woman"), ("tune[branch]", "fast"),
-     ("tune[image_urls][0]", URLS[0]), ("tune[image_urls][1]", URLS[1]), ("tune[face_crop]", "1"),
-     ("tune[characteristics]", '{"eye_color":"blue eyes"}'), ("tune[prompts_attributes][][text]", "a"),
-     ("tune[prompts_attributes][][num_images]", "2"), ("tune[prompts_attributes][][text]", "b")],
-]  # fmt: skip
+    [
+        ("tune[title]", "N"),
+        ("tune[name]", "woman"),
+        ("tune[branch]", "fast"),
+        ("tune[callback]", ""),
+        ("tune[image_urls][]", URLS[0]),
+        ("tune[image_urls][]", URLS[1]),
+        ("tune[face_crop]", "true"),
+        ("tune[characteristics][eye_color]", "blue eyes"),
+        ("tune[prompts_attributes][0][text]", "a"),
+        ("tune[prompts_attributes][0][num_images]", "2"),
+        ("tune[prompts_attributes][1][text]", "b"),
+    ],
+    [
+        ("tune[title]", "N"),
+        ("tune[name]", "woman"),
+        ("tune[branch]", "fast"),
+        ("tune[image_urls][0]", URLS[0]),
+        ("tune[image_urls][1]", URLS[1]),
+        ("tune[face_crop]", "1"),
+        ("tune[characteristics]", '{"eye_color":"blue eyes"}'),
+        ("tune[prompts_attributes][][text]", "a"),
+        ("tune[prompts_attributes][][num_images]", "2"),
+        ("tune[prompts_attributes][][text]", "b"),
+    ],
+]
 
 
 @pytest.mark.parametrize("multipart", [False, True])
@@ -156,14 +173,17 @@ def test_nesting_that_contradicts_itself_is_refused(house: House) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"title": ""}, "title"), ({"name": None}, "name"), ({"branch": "flux"}, "branch"),
+        ({"title": ""}, "title"),
+        ({"name": None}, "name"),
+        ({"branch": "flux"}, "branch"),
         ({"image_urls": []}, "images"),
-        ({"base_tune_id": 99999}, "base_tune_id"), ({"training_face_correct": True}, "training_face_correct"),
+        ({"base_tune_id": 99999}, "base_tune_id"),
+        ({"training_face_correct": True}, "training_face_correct"),
         ({"model_type": "faceid", "branch": "flux1"}, "model_type"),
         ({"characteristics": "no json"}, "characteristics"),
         ({"prompts_attributes": [{"text": "a", "super_resolution": True}]}, "super_resolution"),
     ],
-)  # fmt: skip
+)
 def test_422_names_the_field(house: House, changes: dict, field: str) -> None:
     answer = house.client.post("/tunes", json={"tune": {**TUNE, **changes}}, headers=house.auth())
     assert answer.status_code == 422 and field in answer.json() and isinstance(answer.json()[field], list)
@@ -240,8 +260,10 @@ def test_titles_of_packs_are_idempotent_as_well(house: House) -> None:
         "image_urls": URLS,
         "prompts_callback": "https://app.example.com/x",
     }
-    made = [house.client.post("/p/corporate-headshots/tunes", json={"tune": fields}, headers=house.auth()).json()
-            for _ in range(2)]  # fmt: skip
+    made = [
+        house.client.post("/p/corporate-headshots/tunes", json={"tune": fields}, headers=house.auth()).json()
+        for _ in range(2)
+    ]
     assert made[0]["id"] == made[1]["id"] and len(house.registry.list_tunes(account_id="ann")) == 1
 
 
@@ -253,8 +275,16 @@ def test_headshots_starter_in_pack_mode(house: House) -> None:
     query = "user_id=3f2b-1&model_id=7&webhook_secret=s%2Bx=/[|]'%c3"
     train = f"https://app.example.com/astria/train-webhook?{query}"
     prompt = f"https://app.example.com/astria/prompt-webhook?{query}"
-    body = {"tune": {"title": "Natalie", "name": "woman", "callback": train, "characteristics": {},
-                     "prompt_attributes": {"callback": prompt}, "image_urls": URLS}}  # fmt: skip
+    body = {
+        "tune": {
+            "title": "Natalie",
+            "name": "woman",
+            "callback": train,
+            "characteristics": {},
+            "prompt_attributes": {"callback": prompt},
+            "image_urls": URLS,
+        }
+    }
     answer = house.client.post(f"/p/{slug}/tunes", json=body, headers=house.auth())
     assert answer.status_code == 201 and isinstance(answer.json()["id"], int)
     assert (
@@ -279,9 +309,15 @@ def test_headshots_starter_in_tune_mode(house: House) -> None:
     hook = "https://app.example.com/astria/prompt-webhook?user_id=1"
     prompts = [{"text": f"portrait of ohwx man {n}", "callback": hook, "num_images": 8} for n in range(2)]
     tune = create(
-        house, name="man", base_tune_id=690204, branch="sd15", token="ohwx", characteristics={},
-        callback="https://app.example.com/astria/train-webhook?user_id=1", prompts_attributes=prompts,
-    )  # fmt: skip
+        house,
+        name="man",
+        base_tune_id=690204,
+        branch="sd15",
+        token="ohwx",
+        characteristics={},
+        callback="https://app.example.com/astria/train-webhook?user_id=1",
+        prompts_attributes=prompts,
+    )
     assert tune["base_tune_id"] == 690204 and tune["token"] == "ohwx"
     house.finish_tune(house.registry.get_tune(tune["id"]))
     house.render_all()
@@ -351,9 +387,18 @@ def test_what_the_renderer_can_do_is_passed_on(house: House) -> None:
     tune = create(house)
     ready = house.finish_tune(house.registry.get_tune(tune["id"]))
     path = f"/tunes/{tune['id']}/prompts"
-    fields = {"text": "ohwx woman", "style": "cinematic", "film_grain": "1", "hires_fix": True, "num_images": 2,
-              "color_grading": "Ektar", "input_image_url": "https://example.com/a.png", "denoising_strength": 0.5,
-              "use_lpw": True, "backend_version": 1}  # fmt: skip
+    fields = {
+        "text": "ohwx woman",
+        "style": "cinematic",
+        "film_grain": "1",
+        "hires_fix": True,
+        "num_images": 2,
+        "color_grading": "Ektar",
+        "input_image_url": "https://example.com/a.png",
+        "denoising_strength": 0.5,
+        "use_lpw": True,
+        "backend_version": 1,
+    }
     made = house.client.post(path, json={"prompt": fields}, headers=house.auth()).json()
     settings = house.registry.get_prompt(made["id"]).settings
     assert settings["style"] == "Cinematic" and settings["film_grain"] and settings["hires_fix"], made
@@ -361,9 +406,11 @@ def test_what_the_renderer_can_do_is_passed_on(house: House) -> None:
     assert made["hires_fix"] is True and made["style"] == "cinematic" and made["use_lpw"] is True
     for wrong, field in (
         ({"controlnet": "ipadapter", "input_image_url": "https://example.com/a.png"}, "controlnet"),
-        ({"mask_image_url": "https://example.com/a.png"}, "mask_image"), ({"style": "Baroque"}, "style"),
-        ({"face_swap": True}, "face_swap"), ({"super_resolution": True}, "super_resolution"),
-    ):  # fmt: skip
+        ({"mask_image_url": "https://example.com/a.png"}, "mask_image"),
+        ({"style": "Baroque"}, "style"),
+        ({"face_swap": True}, "face_swap"),
+        ({"super_resolution": True}, "super_resolution"),
+    ):
         answer = house.client.post(path, json={"prompt": {"text": "x", **wrong}}, headers=house.auth())
         assert answer.status_code == 422 and field in answer.json(), answer.text
     house.render_all()

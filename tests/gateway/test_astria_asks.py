@@ -39,11 +39,14 @@ def test_prompts_by_origin_and_bases_by_type(house: House) -> None:
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"text": "ohwx woman --mask_prompt hair"}, "text"), ({"text": "x --tiled_upscale_v2"}, "text"),
-        ({"text": "x", "video_seconds": 5}, "video_seconds"), ({"text": "x", "video_model": "k"}, "video_model"),
-        ({"text": "x", "prompt_expansion": True}, "prompt_expansion"), ({"text": "x", "face_swap": "1"}, "face_swap"),
+        ({"text": "ohwx woman --mask_prompt hair"}, "text"),
+        ({"text": "x --tiled_upscale_v2"}, "text"),
+        ({"text": "x", "video_seconds": 5}, "video_seconds"),
+        ({"text": "x", "video_model": "k"}, "video_model"),
+        ({"text": "x", "prompt_expansion": True}, "prompt_expansion"),
+        ({"text": "x", "face_swap": "1"}, "face_swap"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_done_is_refused_by_name(house: House, fields: dict, name: str) -> None:
     answer = house.client.post("/tunes/690204/prompts", json={"prompt": fields}, headers=house.auth())
     assert answer.status_code == 422 and list(answer.json()) == [name], answer.text

@@ -120,8 +120,11 @@ def _request(chunks: list[bytes], kind: type[Body], **state: Any) -> Body:
 
 def test_a_large_body_is_never_whole_in_memory() -> None:
     piece = base64.b64encode(os.urandom(48 * 1024))
-    request = _request([b'{"image_data_url": "', *[piece] * 600, b'"}'],
-                       body_of(payloads=frozenset({"image_data_url"})), account="ann")  # fmt: skip
+    request = _request(
+        [b'{"image_data_url": "', *[piece] * 600, b'"}'],
+        body_of(payloads=frozenset({"image_data_url"})),
+        account="ann",
+    )
     tracemalloc.start()
     body = asyncio.run(request.body())
     whole = request.long_texts[json.loads(body)["image_data_url"]].tell()

@@ -39,34 +39,59 @@ VENDORS = Path(__file__).with_name("vendors")
 HOSTS = ("https://api.pixelapi.dev", "https://gateway.pixazo.ai", "https://pixu.ai", "https://api.astria.ai")
 # Sample → what stands on the page, and what the test puts there. {…} is known only when it runs.
 FILLED: dict[str, dict[str, str]] = {
-    "pixelapi.py": {"YOUR_API_KEY": "{key}", '"image{n}.jpg"': '"{pictures}/{n}.png"', "1000": "100",
-                    "time.sleep(30)": "time.sleep(0.5)", '"rank": 16': '"rank": 4'},
+    "pixelapi.py": {
+        "YOUR_API_KEY": "{key}",
+        '"image{n}.jpg"': '"{pictures}/{n}.png"',
+        "1000": "100",
+        "time.sleep(30)": "time.sleep(0.5)",
+        '"rank": 16': '"rank": 4',
+    },
     "pixelapi.sh": {"YOUR_API_KEY": "{key}"},
     "pixazo.sh": {"YOUR_SUBSCRIPTION_KEY": "{key}", "https://example.com": "{files}", "1500": "5"},
     "pixazo.py": {"YOUR_SUBSCRIPTION_KEY": "{key}", "https://example.com": "{files}", "1500": "5"},
     "pixazo.js": {"YOUR_SUBSCRIPTION_KEY": "{key}", "https://example.com": "{files}", "1500": "5"},
-    "pixu.sh": {"my_api_key": "{key}", "base64 encoded cropped face": "{face}", "https://my-site.com": "{files}"},
-    "pixu_portrait.sh": {"my_api_key": "{key}", "https://my-site.com": "{files}",
-                         "upose_de2d19bbb30703a45df8d0366ec49099": "{uid}"},
+    "pixu.sh": {
+        "my_api_key": "{key}",
+        "base64 encoded cropped face": "{face}",
+        "https://my-site.com": "{files}",
+    },
+    "pixu_portrait.sh": {
+        "my_api_key": "{key}",
+        "https://my-site.com": "{files}",
+        "upose_de2d19bbb30703a45df8d0366ec49099": "{uid}",
+    },
     # The mock branch, as the page's own comment suggests for tests; five steps instead of the branch's own.
-    "astria.sh": {"$API_KEY": "{key}", "=@": "=@{pictures}/", ".jpg": ".png",
-                  "https://optional-callback-url.com": "{files}", "-F tune[token]": "-F tune[steps]=5 -F tune[token]"},
+    "astria.sh": {
+        "$API_KEY": "{key}",
+        "=@": "=@{pictures}/",
+        ".jpg": ".png",
+        "https://optional-callback-url.com": "{files}",
+        "-F tune[token]": "-F tune[steps]=5 -F tune[token]",
+    },
     # Left out: the upscaling and face restoring weights, which do not ship.
     "astria_prompt.py": {
-        "YOUR_API_KEY": "{key}", "/tunes/1/": "/tunes/{tune}/", "https://optional-callback-url.com": "{files}",
-        '"prompt[super_resolution]": True,': "", '"prompt[face_correct]": True,': "",
+        "YOUR_API_KEY": "{key}",
+        "/tunes/1/": "/tunes/{tune}/",
+        "https://optional-callback-url.com": "{files}",
+        '"prompt[super_resolution]": True,': "",
+        '"prompt[face_correct]": True,': "",
     },
     "astria_prompt.js": {
-        "YOUR_API_KEY": "{key}", "/tunes/1/": "/tunes/{tune}/", "https://optional-callback-url.com": "{files}",
+        "YOUR_API_KEY": "{key}",
+        "/tunes/1/": "/tunes/{tune}/",
+        "https://optional-callback-url.com": "{files}",
         "formData.append('prompt[super_resolution]', 'true');": "",
         "formData.append('prompt[face_correct]', 'true');": "",
     },
     # The installation's pack of that name, and five steps.
     "astria_pack.js": {
-        "YOUR_API_KEY": "{key}", "/p/260/": "/p/corporate-headshots/", "name: 'man',": "name: 'man', steps: 5,",
-        "https://optional-callback-url.com": "{files}", "https://i.imgur.com/HLHBnl9.jpeg": "{files}/1.png",
+        "YOUR_API_KEY": "{key}",
+        "/p/260/": "/p/corporate-headshots/",
+        "name: 'man',": "name: 'man', steps: 5,",
+        "https://optional-callback-url.com": "{files}",
+        "https://i.imgur.com/HLHBnl9.jpeg": "{files}/1.png",
     },
-}  # fmt: skip
+}
 
 
 class Callers(http.server.BaseHTTPRequestHandler):
@@ -199,10 +224,14 @@ def running(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Iter
     catalog = write_catalog(folder / "catalog.yaml", base_folder)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "TUNES_HOME": str(folder / "home"), "TUNES_CATALOG": str(catalog), "TUNES_DEVICE": "cpu",
-            "TUNES_COHORT_WAIT_SECONDS": "0", "TUNES_BATCH_WAIT_SECONDS": "0", "TUNES_REPORT_CHECKPOINTS": "0",
+            "TUNES_HOME": str(folder / "home"),
+            "TUNES_CATALOG": str(catalog),
+            "TUNES_DEVICE": "cpu",
+            "TUNES_COHORT_WAIT_SECONDS": "0",
+            "TUNES_BATCH_WAIT_SECONDS": "0",
+            "TUNES_REPORT_CHECKPOINTS": "0",
             "TUNES_ALLOW_HOSTS": '["127.0.0.1"]',
-        }.items():  # fmt: skip
+        }.items():
             patch.setenv(name, value)
         patch.setitem(pixu._STEPS, 1, 5)  # of a face alone 300 are trained
         get_settings.cache_clear()
@@ -284,9 +313,18 @@ def test_astrias_samples_and_the_callbacks_of_the_headshots_application(running:
     prompts = [
         {"text": f"portrait of ohwx man {n}", "callback": hook["prompt"], "num_images": 2} for n in range(2)
     ]
-    body = {"title": "Natalie", "base_tune_id": 690204, "name": "man", "branch": "fast", "token": "ohwx", "steps": 5,
-            "image_urls": [f"{running.files}/{n}.png" for n in range(1, 5)], "callback": hook["train"],
-            "characteristics": {}, "prompts_attributes": prompts}  # fmt: skip
+    body = {
+        "title": "Natalie",
+        "base_tune_id": 690204,
+        "name": "man",
+        "branch": "fast",
+        "token": "ohwx",
+        "steps": 5,
+        "image_urls": [f"{running.files}/{n}.png" for n in range(1, 5)],
+        "callback": hook["train"],
+        "characteristics": {},
+        "prompts_attributes": prompts,
+    }
     assert running.client.post("/tunes", json={"tune": body}).status_code == 201
     running.work()
     running.work()

@@ -18,35 +18,69 @@ TUNE = '{"tune":{"title":"t","name":"man","image_urls":["https://example.com/x"]
 PROMPT = '{"prompt":{"text":"x",MORE}}'
 PACK = "/p/corporate-headshots/tunes"
 PATHS = [
-    f"/tunes/{DIGITS}", f"/prompts/{DIGITS}", f"/tunes/{DIGITS}/prompts", f"/p/{DIGITS}", f"/native/v1/tunes/{DIGITS}",
-    f"/tunes?before_id={10**30}", f"/prompts?before_id=-{10**30}", f"/prompts?offset={10**30}",
-    f"/prompts?limit={10**30}", "/tunes?title=%00", "/native/v1/tunes/%00", "/prompts?text=a%00b",
-    f"/prompts?pack_id={DIGITS}", "/prompts?liked=maybe&today=x&expand[]=x", f"/files/a/{DIGITS}/b/c",
+    f"/tunes/{DIGITS}",
+    f"/prompts/{DIGITS}",
+    f"/tunes/{DIGITS}/prompts",
+    f"/p/{DIGITS}",
+    f"/native/v1/tunes/{DIGITS}",
+    f"/tunes?before_id={10**30}",
+    f"/prompts?before_id=-{10**30}",
+    f"/prompts?offset={10**30}",
+    f"/prompts?limit={10**30}",
+    "/tunes?title=%00",
+    "/native/v1/tunes/%00",
+    "/prompts?text=a%00b",
+    f"/prompts?pack_id={DIGITS}",
+    "/prompts?liked=maybe&today=x&expand[]=x",
+    f"/files/a/{DIGITS}/b/c",
     "/files/x/1/%ff/z",
-]  # fmt: skip
+]
 BODIES = [
-    *[("/tunes/690204/prompts", PROMPT.replace("MORE", more)) for more in (
-        '"cfg_scale":NaN', '"cfg_scale":-Infinity', f'"seed":{DIGITS}', '"community":"\\ud800"', '"w":1e400',
-        '"community":{"a":NaN}', '"backend_version":1e400', '"community":' + "[" * 900 + "]" * 900,
-        '"pack_id":{"a":[1]}', '"community":"' + "x" * 5000 + '"')],
+    *[
+        ("/tunes/690204/prompts", PROMPT.replace("MORE", more))
+        for more in (
+            '"cfg_scale":NaN',
+            '"cfg_scale":-Infinity',
+            f'"seed":{DIGITS}',
+            '"community":"\\ud800"',
+            '"w":1e400',
+            '"community":{"a":NaN}',
+            '"backend_version":1e400',
+            '"community":' + "[" * 900 + "]" * 900,
+            '"pack_id":{"a":[1]}',
+            '"community":"' + "x" * 5000 + '"',
+        )
+    ],
     ("/tunes/690204/prompts", '{"prompt":{"text":"a\\u0000b"}}'),
-    *[("/tunes", TUNE.replace("MORE", more)) for more in (
-        '"characteristics":{"a":NaN}', '"characteristics":{"\\ud800":"\\udfff"}', f'"base_tune_id":{DIGITS}',
-        '"base_tune_id":' + "9" * 40, '"prompts_attributes":["x",1]', '"characteristics":{"a":{"b":[1e999]}}')],
+    *[
+        ("/tunes", TUNE.replace("MORE", more))
+        for more in (
+            '"characteristics":{"a":NaN}',
+            '"characteristics":{"\\ud800":"\\udfff"}',
+            f'"base_tune_id":{DIGITS}',
+            '"base_tune_id":' + "9" * 40,
+            '"prompts_attributes":["x",1]',
+            '"characteristics":{"a":{"b":[1e999]}}',
+        )
+    ],
     ("/tunes", '{"tune":{"title":"t","name":"man","image_urls":[null,1,{},"https://[::1/x"]}}'),
-    (PACK, '{"tune":{"tune_ids":[[1],{}],"prompt_ids":5}}'), (PACK, '{"tune":{"tune_ids":["\\u0000"]}}'),
+    (PACK, '{"tune":{"tune_ids":[[1],{}],"prompt_ids":5}}'),
+    (PACK, '{"tune":{"tune_ids":["\\u0000"]}}'),
     (PACK, TUNE.replace("MORE", '"prompt_ids":{"a":1},"prompts_callback":["x"]')),
     ("/packs", '{"pack":{"title":"\\u0000","prompts_per_class":{"\\u0000":[{"text":"x"}]}}}'),
-    ("/prompts/1/duplicate", f'{{"image_index":"{DIGITS}"}}'), ("/prompts/1/duplicate", '{"image_index":{"a":1}}'),
+    ("/prompts/1/duplicate", f'{{"image_index":"{DIGITS}"}}'),
+    ("/prompts/1/duplicate", '{"image_index":{"a":1}}'),
     ("/native/v1/callbacks/sample", '{"url":"https://exa mple.com/\\u0000"}'),
     ("/v1/tunes/train", '{"model":"sdxl","trigger_word":"ohwx","learning_rate":NaN}'),
     ("/v1/tunes/infer", '{"tune_id":"\\u0000","prompt":"x"}'),
-    ("/v1/image/generate", '{"prompt":"x\\u0000"}'), ("/v1/image/generate", '{"prompt":"x","guidance_scale":NaN}'),
-]  # fmt: skip
+    ("/v1/image/generate", '{"prompt":"x\\u0000"}'),
+    ("/v1/image/generate", '{"prompt":"x","guidance_scale":NaN}'),
+]
 FORMS = [
-    f"tune[prompts_attributes][{DIGITS}][text]=x&tune[title]=t", "tune[title]=a%00b&tune[name]=man",
+    f"tune[prompts_attributes][{DIGITS}][text]=x&tune[title]=t",
+    "tune[title]=a%00b&tune[name]=man",
     "tune[title]=t&tune[name]=man&tune[image_urls][]=https://example.com/x&tune[callback]=https://exa%00mple.com",
-]  # fmt: skip
+]
 
 
 def test_hostile_requests_are_refused_and_spoil_nothing(house: House) -> None:
@@ -86,8 +120,13 @@ def test_callers_learn_nothing_of_the_inside_of_a_bug(house: House) -> None:
         house.registry.fail(house.registry.claim("prepare", tune.id, "run").id, "run", error)
         said = house.client.get(f"/native/v1/tunes/{tune.id}/timeline", headers=house.auth()).text
         assert "Something went wrong on our side." in said
-        for path in (f"/native/v1/tunes/{tune.id}/timeline", f"/tunes/{tune.number}", "/prompts",
-                     f"/v1/tunes/{tune.id}", f"/v2/requests/status/{tune.id}"):  # fmt: skip
+        for path in (
+            f"/native/v1/tunes/{tune.id}/timeline",
+            f"/tunes/{tune.number}",
+            "/prompts",
+            f"/v1/tunes/{tune.id}",
+            f"/v2/requests/status/{tune.id}",
+        ):
             headers = {**house.auth(), "Ocp-Apim-Subscription-Key": house.key()}
             answer = house.client.get(path, headers=headers)
             for inside in ("KeyError", "secret", "Sizes", "traceback"):
@@ -116,8 +155,19 @@ def test_forms_are_not_decoded_by_whatever_codec_a_caller_names(house: House, ch
     assert answer.status_code == 400 and "charset" in answer.json()["error"]
 
 
-RANGES = ["bytes=-5", "bytes=100-", "bytes=0-999999999", "bytes=5-2", "bytes=a-b", "bytes=", "items=0-1", "bytes=-0",
-          f"bytes={DIGITS}-", "bytes=0-0", "bytes=" + ",".join(f"{n}-{n}" for n in range(2000))]  # fmt: skip
+RANGES = [
+    "bytes=-5",
+    "bytes=100-",
+    "bytes=0-999999999",
+    "bytes=5-2",
+    "bytes=a-b",
+    "bytes=",
+    "items=0-1",
+    "bytes=-0",
+    f"bytes={DIGITS}-",
+    "bytes=0-0",
+    "bytes=" + ",".join(f"{n}-{n}" for n in range(2000)),
+]
 
 
 @pytest.mark.parametrize("asked", RANGES, ids=[one[:20] for one in RANGES])
@@ -140,9 +190,11 @@ def test_signed_addresses_lead_nowhere_else(house: House) -> None:
     _, _, signature, until, packed, name = url.split("/")
     other = desk_for(house.service, "ann", "").url("registry.db", clock.now(), 1).split("/")
     for path in (
-        f"/files/{signature}/{until}/{other[4]}/{name}", f"/files/{signature}/{int(until) + 1}/{packed}/{name}",
-        f"/files/{signature[:-1]}/{until}/{packed}/{name}", f"/files/{signature}/{until}/{packed}%00/{name}",
-    ):  # fmt: skip
+        f"/files/{signature}/{until}/{other[4]}/{name}",
+        f"/files/{signature}/{int(until) + 1}/{packed}/{name}",
+        f"/files/{signature[:-1]}/{until}/{packed}/{name}",
+        f"/files/{signature}/{until}/{packed}%00/{name}",
+    ):
         assert house.client.get(path).status_code == 403, path
     assert house.client.get(f"/files/{signature}/{until}/{packed}/another-name").status_code == 200
     for key in ("../registry.db", "/etc/passwd", "a/../../registry.db"):  # should one ever be signed

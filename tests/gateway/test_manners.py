@@ -45,23 +45,35 @@ def test_two_tenants_never_see_each_other(house: House) -> None:
     bob = {**house.auth("bob"), "Ocp-Apim-Subscription-Key": house.key("bob")}
     trainer = "/flux-2-pro-text-to-image-trainer-712/v1/flux-2-pro-text-to-image-trainer-request-result"
     tries = [
-        ("GET", f"/v1/tunes/{job}", None), ("DELETE", f"/v1/tunes/{job.replace('tune_', 'lora_')}", None),
-        ("POST", "/v1/tunes/infer", {"tune_id": job, "prompt": "x"}), ("GET", f"/v1/image/{image}", None),
-        ("GET", f"/v1/tunes/{image.replace('gen_', 'inf_')}", None), ("POST", trainer, {"request_id": job}),
-        ("GET", f"/v2/requests/status/{job}", None), ("GET", f"/tunes/{tune}", None),
+        ("GET", f"/v1/tunes/{job}", None),
+        ("DELETE", f"/v1/tunes/{job.replace('tune_', 'lora_')}", None),
+        ("POST", "/v1/tunes/infer", {"tune_id": job, "prompt": "x"}),
+        ("GET", f"/v1/image/{image}", None),
+        ("GET", f"/v1/tunes/{image.replace('gen_', 'inf_')}", None),
+        ("POST", trainer, {"request_id": job}),
+        ("GET", f"/v2/requests/status/{job}", None),
+        ("GET", f"/tunes/{tune}", None),
         ("GET", f"/tunes/{tune}.json", None),
-        ("PATCH", f"/tunes/{tune}", {"tune": {"title": "mine"}}), ("DELETE", f"/tunes/{tune}", None),
-        ("GET", f"/tunes/{tune}/prompts", None), ("POST", f"/tunes/{tune}/prompts", {"prompt": {"text": "x"}}),
-        ("GET", f"/prompts/{prompt}", None), ("GET", f"/tunes/{tune}/prompts/{prompt}", None),
-        ("DELETE", f"/prompts/{prompt}", None), ("DELETE", f"/tunes/{tune}/prompts/{prompt}", None),
-        ("POST", f"/prompts/{prompt}/duplicate", {}), ("POST", f"/prompts/{prompt}/likes", None),
+        ("PATCH", f"/tunes/{tune}", {"tune": {"title": "mine"}}),
+        ("DELETE", f"/tunes/{tune}", None),
+        ("GET", f"/tunes/{tune}/prompts", None),
+        ("POST", f"/tunes/{tune}/prompts", {"prompt": {"text": "x"}}),
+        ("GET", f"/prompts/{prompt}", None),
+        ("GET", f"/tunes/{tune}/prompts/{prompt}", None),
+        ("DELETE", f"/prompts/{prompt}", None),
+        ("DELETE", f"/tunes/{tune}/prompts/{prompt}", None),
+        ("POST", f"/prompts/{prompt}/duplicate", {}),
+        ("POST", f"/prompts/{prompt}/likes", None),
         ("DELETE", f"/prompts/{prompt}/likes", None),
         ("POST", "/p/corporate-headshots/tunes", {"tune": {"tune_ids": [tune]}}),
-        ("GET", f"/native/v1/tunes/{tune}", None), ("GET", f"/native/v1/tunes/{uid}/timeline", None),
-        ("GET", f"/native/v1/prompts/{prompt}/timeline", None), ("POST", f"/native/v1/tunes/{job}/cancel", None),
-        ("GET", f"/native/v1/tunes/{job}/weights/kohya", None), ("GET", f"/native/v1/tunes/{job}/captions", None),
+        ("GET", f"/native/v1/tunes/{tune}", None),
+        ("GET", f"/native/v1/tunes/{uid}/timeline", None),
+        ("GET", f"/native/v1/prompts/{prompt}/timeline", None),
+        ("POST", f"/native/v1/tunes/{job}/cancel", None),
+        ("GET", f"/native/v1/tunes/{job}/weights/kohya", None),
+        ("GET", f"/native/v1/tunes/{job}/captions", None),
         ("PUT", f"/native/v1/tunes/{job}/captions", {"captions": {}}),
-    ]  # fmt: skip
+    ]
     for method, path, body in tries:
         answer = house.client.request(method, path, json=body, headers=bob)
         assert answer.status_code == 404, (method, path, answer.status_code, answer.text)

@@ -39,10 +39,16 @@ def _known(house: House) -> dict[str, list[str]]:
     prompt = str(house.client.get("/prompts", headers=house.auth()).json()[0]["id"])
     request = pixu_call(house, "txt2img_composition").json()["response"]
     return {
-        "job_id": [job], "tune_id": [tune, job, job.replace("tune_", "lora_"), "666678"], "prompt_id": [prompt],
-        "pack_id": ["corporate-headshots", "1"], "key": [tune, uid, job, prompt], "model_uid": [uid],
-        "request_uid": [request], "request_id": [job], "form": ["kohya"],
-    }  # fmt: skip
+        "job_id": [job],
+        "tune_id": [tune, job, job.replace("tune_", "lora_"), "666678"],
+        "prompt_id": [prompt],
+        "pack_id": ["corporate-headshots", "1"],
+        "key": [tune, uid, job, prompt],
+        "model_uid": [uid],
+        "request_uid": [request],
+        "request_id": [job],
+        "form": ["kohya"],
+    }
 
 
 def _operations(house: House, name: str) -> Iterator[Any]:
@@ -76,9 +82,13 @@ def _hammer(house: House, name: str, examples: int) -> None:
             strategy = operation.as_strategy(generation_mode=mode)
 
             @settings(
-                max_examples=examples, deadline=None, derandomize=True, database=None,
-                phases=[Phase.generate], suppress_health_check=list(HealthCheck),
-            )  # fmt: skip
+                max_examples=examples,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
             @given(strategy)
             def run(case: Any) -> None:
                 for parameter, values in known.items():

@@ -112,9 +112,11 @@ def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
 
 
 def test_a_request_can_be_followed_into_its_runs(
-    house: House, pictures: Callable[[int], list], lines: Callable[[], list[dict[str, Any]]],
+    house: House,
+    pictures: Callable[[int], list],
+    lines: Callable[[], list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("tunes_dagster.assets.attempt.set_up_logging", lambda *_: None)
     opened = train(house)
     job = opened["job_id"]

@@ -124,11 +124,15 @@ def test_a_job_whose_pictures_never_come_returns_its_credits(house: House) -> No
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"steps": 99}, "steps"), ({"steps": 5001}, "steps"), ({"rank": 3}, "rank"), ({"model": "sd3"}, "model"),
-        ({"trigger_word": "two words"}, "trigger_word"), ({"webhook_url": "http://169.254.169.254/"}, "metadata"),
+        ({"steps": 99}, "steps"),
+        ({"steps": 5001}, "steps"),
+        ({"rank": 3}, "rank"),
+        ({"model": "sd3"}, "model"),
+        ({"trigger_word": "two words"}, "trigger_word"),
+        ({"webhook_url": "http://169.254.169.254/"}, "metadata"),
         ({"webhook_url": "ftp://example.com"}, "http"),
     ],
-)  # fmt: skip
+)
 def test_wrong_values_are_refused_by_name(house: House, changes: dict, word: str) -> None:
     answer = house.client.post("/v1/tunes/train", json={**TRAIN, **changes}, headers=house.auth())
     assert answer.status_code == 422 and word in answer.json()["detail"]
@@ -167,8 +171,11 @@ def test_what_cannot_be_rendered_yet_is_refused_by_name(house: House) -> None:
         assert answer.status_code == 422 and model in answer.json()["detail"]
     known = house.client.get("/v1/models", headers=house.auth()).json()["models"]
     assert {m["id"]: m["status"] for m in known} == {
-        "sdxl": "available", "flux-schnell": "available", "upscale-4x": "unavailable", "cogvideo-2b": "unavailable",
-    }  # fmt: skip
+        "sdxl": "available",
+        "flux-schnell": "available",
+        "upscale-4x": "unavailable",
+        "cogvideo-2b": "unavailable",
+    }
 
 
 def test_a_failed_picture_costs_nothing(house: House) -> None:

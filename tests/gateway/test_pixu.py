@@ -29,8 +29,14 @@ def test_a_model_and_its_portrait(house: House) -> None:
     assert re.fullmatch(r"upose_[0-9a-f]{32}", uid)
     (tune,) = house.registry.list_tunes(account_id="ann")
     house.finish_tune(tune)
-    asked = {"model_uid": uid, "model_weight": 0.9, "positive": "smiling", "negative": "(big hands)",
-             "resolution": "512,768", "callback_url": "https://caller.example.com/done?request_uid="}  # fmt: skip
+    asked = {
+        "model_uid": uid,
+        "model_weight": 0.9,
+        "positive": "smiling",
+        "negative": "(big hands)",
+        "resolution": "512,768",
+        "callback_url": "https://caller.example.com/done?request_uid=",
+    }
     request = call(house, "txt2img_strict_portrait", **asked).json()["response"]
     assert re.fullmatch(r"[0-9a-f]{40}", request)
     house.render_all()
@@ -104,6 +110,9 @@ def test_height_baseline_and_composition_reach_the_renderer(house: House) -> Non
 def test_the_pages_own_backslashes_are_understood(house: House) -> None:
     lines = [f'{{"api_key":"{house.key()}",', '"app_uid":"api",', '"model_weight":1.0,', '"positive":"x"']
     body = " \\\n".join([*lines, "}"])
-    answer = house.client.post("/pixu/api/txt2img_strict_portrait", content=body.encode(),
-                               headers={"Content-Type": "application/json"})  # fmt: skip
+    answer = house.client.post(
+        "/pixu/api/txt2img_strict_portrait",
+        content=body.encode(),
+        headers={"Content-Type": "application/json"},
+    )
     assert answer.status_code == 200, answer.text

@@ -43,8 +43,11 @@ def test_lists_filters_and_the_ledger(elsewhere: House) -> None:
     (prompt,) = house.client.get("/prompts", headers=house.auth()).json()
     second = house.client.post(f"/prompts/{prompt['id']}/duplicate", json={}, headers=house.auth()).json()
     house.client.post(f"/prompts/{prompt['id']}/likes", headers=house.auth())
-    for query, found in (("orig_prompt_id=" + str(prompt["id"]), [second["id"]]), ("liked=true", [prompt["id"]]),
-                         ("text=ohwx", [second["id"], prompt["id"]])):  # fmt: skip
+    for query, found in (
+        ("orig_prompt_id=" + str(prompt["id"]), [second["id"]]),
+        ("liked=true", [prompt["id"]]),
+        ("text=ohwx", [second["id"], prompt["id"]]),
+    ):
         rows = house.client.get(f"/tunes/{tune['id']}/prompts?{query}", headers=house.auth()).json()
         assert [row["id"] for row in rows] == found, query
     assert house.client.get("/native/v1/health").json()["status"] == "ok"

@@ -35,10 +35,13 @@ def finish(house: House, number: int) -> None:
 
 def test_no_model_type_means_a_checkpoint_where_the_base_allows_it(house: House) -> None:
     wanted = {
-        ("sd15", None): ("checkpoint", None), ("sd15", "lora"): ("lora", None),
-        ("flux1", None): ("lora", "trained as lora"), ("flux1", "checkpoint"): ("checkpoint", None),
-        ("sdxl1", None): ("pti", "trained as pti"), ("fast", None): ("lora", "trained as lora"),
-    }  # fmt: skip
+        ("sd15", None): ("checkpoint", None),
+        ("sd15", "lora"): ("lora", None),
+        ("flux1", None): ("lora", "trained as lora"),
+        ("flux1", "checkpoint"): ("checkpoint", None),
+        ("sdxl1", None): ("pti", "trained as pti"),
+        ("fast", None): ("lora", "trained as lora"),
+    }
     for (branch, asked), (kind, said) in wanted.items():
         shown = create(
             house, branch=branch, title=f"{branch} {asked}", **({"model_type": asked} if asked else {})

@@ -63,10 +63,17 @@ def refused(data: bytes, tmp_path: Path, limits: ArchiveLimits | None = None) ->
 
 @pytest.mark.parametrize(
     "pack",
-    [zipped, lambda f: zipped(f, zipfile.ZIP_STORED), lambda f: zipped(f, zipfile.ZIP_BZIP2), tarred,
-     lambda f: gzip.compress(tarred(f)), lambda f: bz2.compress(tarred(f)), lambda f: lzma.compress(tarred(f))],
+    [
+        zipped,
+        lambda f: zipped(f, zipfile.ZIP_STORED),
+        lambda f: zipped(f, zipfile.ZIP_BZIP2),
+        tarred,
+        lambda f: gzip.compress(tarred(f)),
+        lambda f: bz2.compress(tarred(f)),
+        lambda f: lzma.compress(tarred(f)),
+    ],
     ids=["zip", "stored", "zip-bz2", "tar", "tar.gz", "tar.bz2", "tar.xz"],
-)  # fmt: skip
+)
 def test_every_kind_gives_its_files(pack: Callable[[dict[str, bytes]], bytes], tmp_path: Path) -> None:
     junk = {"__MACOSX/._a.png": b"x", ".DS_Store": b"x", "folder/Thumbs.db": b"x"}
     assert read(pack({**FILES, **junk}), tmp_path) == FILES
@@ -167,10 +174,17 @@ def test_an_xz_that_wants_too_much_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "why"),
-    [(b"Rar!\x1a\x07", "a rar archive"), (b"7z\xbc\xaf\x27\x1c", "a 7z archive"), (b"hello", "neither a zip nor a tar"),
-     (b"", "neither"), (gzip.compress(b"hello"), "damaged"), (zipped(FILES)[:-30], "damaged"),
-     (gzip.compress(tarred(FILES))[:-40], "damaged"), (lzma.compress(tarred(FILES))[:-300], "damaged")],
-)  # fmt: skip
+    [
+        (b"Rar!\x1a\x07", "a rar archive"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+        (b"hello", "neither a zip nor a tar"),
+        (b"", "neither"),
+        (gzip.compress(b"hello"), "damaged"),
+        (zipped(FILES)[:-30], "damaged"),
+        (gzip.compress(tarred(FILES))[:-40], "damaged"),
+        (lzma.compress(tarred(FILES))[:-300], "damaged"),
+    ],
+)
 def test_what_is_no_readable_archive(data: bytes, why: str, tmp_path: Path) -> None:
     assert why in refused(data, tmp_path)
 

@@ -55,10 +55,16 @@ class Heard(Silent):
 
 def prepared(store: Store, number: int = 6, **options: object) -> tuple[Manifest, TrainingSet]:
     pictures = [
-        seen(n, key=store.write_blob(png(n), ".png"), width=96, height=80, faces=[],
-             caption="a red mug" if n == 1 else None)
+        seen(
+            n,
+            key=store.write_blob(png(n), ".png"),
+            width=96,
+            height=80,
+            faces=[],
+            caption="a red mug" if n == 1 else None,
+        )
         for n in range(number)
-    ]  # fmt: skip
+    ]
     manifest = manifest_of(pictures)
     return manifest, build(manifest, store, resolution=64, **options)
 
@@ -80,11 +86,13 @@ def test_precedence(store: Store) -> None:
     edit_caption("tune_1", "3.png", "from a person", store)
     table = write(store, Parrot(), captions={"2.png": "from the request", "3.png": "from the request"})
     assert told(table) == {
-        "0.png": ("ohwx mug on a table", "captioner"), "1.png": ("a red ohwx mug", "sidecar"),
+        "0.png": ("ohwx mug on a table", "captioner"),
+        "1.png": ("a red ohwx mug", "sidecar"),
         "2.png": ("a photo of ohwx mug, from the request", "request"),
         "3.png": ("a photo of ohwx mug, from a person", "edit"),
-        "4.png": ("ohwx mug on a table", "captioner"), "5.png": ("ohwx mug on a table", "captioner"),
-    }  # fmt: skip
+        "4.png": ("ohwx mug on a table", "captioner"),
+        "5.png": ("ohwx mug on a table", "captioner"),
+    }
     assert told(write(store, None))["0.png"] == ("a photo of ohwx mug", "template")
 
 
@@ -217,13 +225,18 @@ def test_held_out_pictures_and_face_crops_have_captions(store: Store) -> None:
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
-        ("a woman on a beach", "ohwx woman on a beach"), ("ohwx on a beach", "ohwx woman on a beach"),
-        ("OHWX Woman, smiling", "ohwx woman, smiling"), ("[trigger] on a beach", "ohwx woman on a beach"),
-        ("a photo of ohwx woman", "a photo of ohwx woman"), ("on a beach", "a photo of ohwx woman, on a beach"),
-        ("the girl and a dog", "ohwx woman and a dog"), ("womanly", "a photo of ohwx woman, womanly"),
-        ("", "a photo of ohwx woman"), ("ohwx, a tall woman", "ohwx, a tall woman"),
+        ("a woman on a beach", "ohwx woman on a beach"),
+        ("ohwx on a beach", "ohwx woman on a beach"),
+        ("OHWX Woman, smiling", "ohwx woman, smiling"),
+        ("[trigger] on a beach", "ohwx woman on a beach"),
+        ("a photo of ohwx woman", "a photo of ohwx woman"),
+        ("on a beach", "a photo of ohwx woman, on a beach"),
+        ("the girl and a dog", "ohwx woman and a dog"),
+        ("womanly", "a photo of ohwx woman, womanly"),
+        ("", "a photo of ohwx woman"),
+        ("ohwx, a tall woman", "ohwx, a tall woman"),
     ],
-)  # fmt: skip
+)
 def test_token_and_class_are_put_where_one_would_expect_them(caption: str, expected: str) -> None:
     assert with_subject(caption, "ohwx", "woman") == expected
 
@@ -255,19 +268,36 @@ def test_tables_as_spreadsheets_save_them() -> None:
 @pytest.mark.parametrize(
     ("class_name", "said", "kept"),
     [
-        ("woman", "a photo of a smiling tan-skinned woman with long green hair on the beach",
-         "a photo of a smiling woman on the beach"),
-        ("woman", "a woman with long hair and a white shirt posing for a picture",
-         "a woman with a white shirt posing for a picture"),
-        ("woman", "a photo of a bald man with a red heart on the cheek at night", "a photo of a man at night"),
-        ("woman", "a woman with a bob, with a red heart on the cheek and in a white shirt in the city",
-         "a woman in a white shirt in the city"),
-        ("woman", "a photo of a brown rabbit in front of a red wall", "a photo of woman in front of a red wall"),
+        (
+            "woman",
+            "a photo of a smiling tan-skinned woman with long green hair on the beach",
+            "a photo of a smiling woman on the beach",
+        ),
+        (
+            "woman",
+            "a woman with long hair and a white shirt posing for a picture",
+            "a woman with a white shirt posing for a picture",
+        ),
+        (
+            "woman",
+            "a photo of a bald man with a red heart on the cheek at night",
+            "a photo of a man at night",
+        ),
+        (
+            "woman",
+            "a woman with a bob, with a red heart on the cheek and in a white shirt in the city",
+            "a woman in a white shirt in the city",
+        ),
+        (
+            "woman",
+            "a photo of a brown rabbit in front of a red wall",
+            "a photo of woman in front of a red wall",
+        ),
         ("woman", "on the beach", "on the beach"),
         ("mug", "a red striped mug with a blue background", "a mug with a blue background"),
         ("dog", "an orange dog on a red carpet, with blue eyes", "a dog on a red carpet"),
     ],
-)  # fmt: skip
+)
 def test_captions_are_left_with_what_changes(class_name: str, said: str, kept: str) -> None:
     assert what_varies([said], class_name)[0] == [kept]
 

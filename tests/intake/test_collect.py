@@ -74,15 +74,25 @@ def fill(folder: Path, files: dict[str, bytes]) -> Path:
 def dataset() -> dict[str, bytes]:
     """Pictures as people have them, with captions and faults among them."""
     return {
-        "1.png": png(1), "2.jpg": encoded(photo(2), "JPEG", quality=92), "3.webp": encoded(photo(3), "WEBP"),
-        "deep/4.gif": encoded(photo(4), "GIF"), "5.heic": _heic(5), "no-suffix": png(6),
-        "copy of 1.bmp": encoded(photo(1), "BMP"), "near 2.jpg": encoded(photo(2).resize((72, 60)), "JPEG"),
-        "tiny.png": png(7, 40, 30), "blank.png": encoded(Image.new("RGB", (90, 90), "grey")),
+        "1.png": png(1),
+        "2.jpg": encoded(photo(2), "JPEG", quality=92),
+        "3.webp": encoded(photo(3), "WEBP"),
+        "deep/4.gif": encoded(photo(4), "GIF"),
+        "5.heic": _heic(5),
+        "no-suffix": png(6),
+        "copy of 1.bmp": encoded(photo(1), "BMP"),
+        "near 2.jpg": encoded(photo(2).resize((72, 60)), "JPEG"),
+        "tiny.png": png(7, 40, 30),
+        "blank.png": encoded(Image.new("RGB", (90, 90), "grey")),
         "blurred.png": encoded(photo(8, 200, 200).filter(ImageFilter.GaussianBlur(5))),
-        "broken.png": png(9)[:300], "fake.jpg": b"<html>", "1.txt": "ein Krug – rot".encode("cp1252"),
+        "broken.png": png(9)[:300],
+        "fake.jpg": b"<html>",
+        "1.txt": "ein Krug – rot".encode("cp1252"),
         "metadata.jsonl": b'{"file_name": "deep/4.gif", "text": "a mug on grass"}',
-        "README.txt": b"x", "notes.pdf": b"%PDF-", ".DS_Store": b"x",
-    }  # fmt: skip
+        "README.txt": b"x",
+        "notes.pdf": b"%PDF-",
+        ".DS_Store": b"x",
+    }
 
 
 def _heic(number: int) -> bytes:
@@ -93,13 +103,20 @@ def _heic(number: int) -> bytes:
 
 
 EXPECTED = {
-    "1.png": ("accepted", []), "2.jpg": ("accepted", []), "3.webp": ("accepted", []), "deep/4.gif": ("accepted", []),
-    "5.heic": ("accepted", []), "no-suffix": ("accepted", []),
-    "copy of 1.bmp": ("rejected", [Finding.EXACT_DUPLICATE]), "near 2.jpg": ("rejected", [Finding.NEAR_DUPLICATE]),
-    "tiny.png": ("rejected", [Finding.TOO_SMALL]), "blank.png": ("rejected", [Finding.BLANK]),
-    "blurred.png": ("warned", [Finding.BLURRED]), "broken.png": ("rejected", [Finding.UNREADABLE]),
+    "1.png": ("accepted", []),
+    "2.jpg": ("accepted", []),
+    "3.webp": ("accepted", []),
+    "deep/4.gif": ("accepted", []),
+    "5.heic": ("accepted", []),
+    "no-suffix": ("accepted", []),
+    "copy of 1.bmp": ("rejected", [Finding.EXACT_DUPLICATE]),
+    "near 2.jpg": ("rejected", [Finding.NEAR_DUPLICATE]),
+    "tiny.png": ("rejected", [Finding.TOO_SMALL]),
+    "blank.png": ("rejected", [Finding.BLANK]),
+    "blurred.png": ("warned", [Finding.BLURRED]),
+    "broken.png": ("rejected", [Finding.UNREADABLE]),
     "fake.jpg": ("rejected", [Finding.UNREADABLE]),
-}  # fmt: skip
+}
 MIN_SIDE = {"dataset": {"min_side": 60}}
 
 
@@ -148,8 +165,16 @@ def test_urls_one_of_them_bad(server: ScriptedServer, store: Store, fetcher: Fet
     urls = [*(server.url(p) for p in paths), "http://169.254.169.254/latest/meta-data", "file:///etc/passwd"]
     manifest = collect(request({"image_urls": urls}), store, fetcher)
     assert [r.verdict for r in manifest.rows] == [
-        "accepted", "rejected", "accepted", "rejected", "accepted", "accepted", "accepted", "rejected", "rejected",
-    ]  # fmt: skip
+        "accepted",
+        "rejected",
+        "accepted",
+        "rejected",
+        "accepted",
+        "accepted",
+        "accepted",
+        "rejected",
+        "rejected",
+    ]
     assert "404" in manifest.rows[1].reason
     assert "web page" in manifest.rows[3].reason
     assert {r.findings[0] for r in manifest.rows if r.findings} == {Finding.REFUSED}
@@ -204,9 +229,10 @@ def test_a_second_run_reads_nothing_again(
     server.routes["/c.png"] = png(3)
     folder = fill(tmp_path / "photos", {"d.png": png(4)})
     sources = {
-        "archive_url": server.url("/p.zip"), "image_urls": [server.url("/c.png"), server.url("/e.png")],
+        "archive_url": server.url("/p.zip"),
+        "image_urls": [server.url("/c.png"), server.url("/e.png")],
         "folder": str(folder),
-    }  # fmt: skip
+    }
     detector = CountingDetector()
     first = collect(request(sources), store, fetcher, detector=detector)
     assert [r.verdict for r in first.rows] == ["accepted"] * 3 + ["rejected"] + ["accepted"]
@@ -338,10 +364,17 @@ def test_the_same_from_and_to_s3(s3: dict[str, Any], tmp_path: Path, fetcher: Fe
 
 
 def test_masks_beside_pictures_are_no_pictures(tmp_path: Path, store: Store, fetcher: Fetcher) -> None:
-    files = {"1.jpg": encoded(photo(1), "JPEG", quality=92), "1.mask.png": png(11), "b/2.png": png(2),
-             "b/2-mask.png": png(12), "face-mask.png": png(3)}  # fmt: skip
+    files = {
+        "1.jpg": encoded(photo(1), "JPEG", quality=92),
+        "1.mask.png": png(11),
+        "b/2.png": png(2),
+        "b/2-mask.png": png(12),
+        "face-mask.png": png(3),
+    }
     folder = fill(tmp_path / "photos", files)
     manifest = collect(request({"folder": str(folder)}), store, fetcher)
     assert {row.name: row.mask_key is not None for row in manifest.rows} == {
-        "1.jpg": True, "b/2.png": True, "face-mask.png": False,
-    }  # fmt: skip
+        "1.jpg": True,
+        "b/2.png": True,
+        "face-mask.png": False,
+    }

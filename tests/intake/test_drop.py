@@ -121,10 +121,15 @@ def test_a_drop_prefix_on_s3(s3: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("woman", ("woman", "woman", "")), ("red-mug.tar.gz", ("red-mug", "mug", "")),
-     ("Anna_2024 [tok] woman", ("Anna_2024 woman", "woman", "tok")), ("2024-05", ("2024-05", "subject", "")),
-     ("Köchin", ("Köchin", "köchin", "")), ("[x]", ("[x]", "subject", "x"))],
-)  # fmt: skip
+    [
+        ("woman", ("woman", "woman", "")),
+        ("red-mug.tar.gz", ("red-mug", "mug", "")),
+        ("Anna_2024 [tok] woman", ("Anna_2024 woman", "woman", "tok")),
+        ("2024-05", ("2024-05", "subject", "")),
+        ("Köchin", ("Köchin", "köchin", "")),
+        ("[x]", ("[x]", "subject", "x")),
+    ],
+)
 def test_what_a_name_says(name: str, words: tuple[str, str, str]) -> None:
     assert words_of(name) == words
 
@@ -132,13 +137,18 @@ def test_what_a_name_says(name: str, words: tuple[str, str, str]) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("name: [", "line 1, column"), ("- a", "holds no options"), ("name: woman\nstepz: 3", "stepz"),
+        ("name: [", "line 1, column"),
+        ("- a", "holds no options"),
+        ("name: woman\nstepz: 3", "stepz"),
         ("training: {stepz: 3}\nname: x", "training.stepz.*did you mean steps"),
-        ("name: x\ntraining: {rank: 1000}", "training.rank"), ("token: x", "name"),
-        ("a: &a [x]\nb: [*a, *a]", "aliases are not allowed"), ("name: !!python/object:os.system x", "not YAML"),
-        ("name: x\nprompts: [{text: ''}]", "prompts"), ("", "name"),
+        ("name: x\ntraining: {rank: 1000}", "training.rank"),
+        ("token: x", "name"),
+        ("a: &a [x]\nb: [*a, *a]", "aliases are not allowed"),
+        ("name: !!python/object:os.system x", "not YAML"),
+        ("name: x\nprompts: [{text: ''}]", "prompts"),
+        ("", "name"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_in_tune_yaml_are_named(text: str, why: str) -> None:
     with pytest.raises(Failure, match=why) as caught:
         parse_tune_yaml(text.encode(), "anna/tune.yaml")

@@ -16,21 +16,45 @@ from tunes_dagster.intake.guard import Guard, GuardedBackend, guarded_client, re
 @pytest.mark.parametrize(
     ("address", "word"),
     [
-        ("127.0.0.1", "loopback"), ("127.8.9.1", "loopback"), ("::1", "loopback"), ("0.0.0.0", "unspecified"),
-        ("::", "unspecified"), ("10.0.0.1", "private"), ("172.16.0.1", "private"), ("172.31.255.255", "private"),
-        ("192.168.1.1", "private"), ("fc00::1", "private"), ("fdab::1", "private"), ("fec0::1", "private"),
-        ("169.254.169.254", "link-local (cloud metadata)"), ("fe80::1", "link-local"),
-        ("fe80::1%eth0", "link-local"), ("100.64.0.1", "carrier-grade NAT"),
-        ("100.100.100.200", "carrier-grade NAT"), ("168.63.129.16", "cloud metadata"),
-        ("fd00:ec2::254", "cloud metadata"), ("192.0.0.192", "reserved"), ("224.0.0.1", "multicast"),
-        ("239.255.255.250", "multicast"), ("ff02::1", "multicast"), ("255.255.255.255", "reserved"),
-        ("240.0.0.1", "reserved"), ("198.18.0.1", "reserved"), ("2001:db8::1", "reserved"),
-        ("::ffff:127.0.0.1", "loopback"), ("::ffff:169.254.169.254", "link-local (cloud metadata)"),
-        ("::127.0.0.1", "loopback"), ("64:ff9b::10.0.0.1", "private"), ("64:ff9b:1::1", "local NAT64"),
-        ("2002:7f00:1::", "loopback"), ("2001:0:1::1", "Teredo tunnel"),
-        ("2a00:1450::5efe:10.0.0.1", "private"), ("not-an-address", "not an address"), ("", "not an address"),
+        ("127.0.0.1", "loopback"),
+        ("127.8.9.1", "loopback"),
+        ("::1", "loopback"),
+        ("0.0.0.0", "unspecified"),
+        ("::", "unspecified"),
+        ("10.0.0.1", "private"),
+        ("172.16.0.1", "private"),
+        ("172.31.255.255", "private"),
+        ("192.168.1.1", "private"),
+        ("fc00::1", "private"),
+        ("fdab::1", "private"),
+        ("fec0::1", "private"),
+        ("169.254.169.254", "link-local (cloud metadata)"),
+        ("fe80::1", "link-local"),
+        ("fe80::1%eth0", "link-local"),
+        ("100.64.0.1", "carrier-grade NAT"),
+        ("100.100.100.200", "carrier-grade NAT"),
+        ("168.63.129.16", "cloud metadata"),
+        ("fd00:ec2::254", "cloud metadata"),
+        ("192.0.0.192", "reserved"),
+        ("224.0.0.1", "multicast"),
+        ("239.255.255.250", "multicast"),
+        ("ff02::1", "multicast"),
+        ("255.255.255.255", "reserved"),
+        ("240.0.0.1", "reserved"),
+        ("198.18.0.1", "reserved"),
+        ("2001:db8::1", "reserved"),
+        ("::ffff:127.0.0.1", "loopback"),
+        ("::ffff:169.254.169.254", "link-local (cloud metadata)"),
+        ("::127.0.0.1", "loopback"),
+        ("64:ff9b::10.0.0.1", "private"),
+        ("64:ff9b:1::1", "local NAT64"),
+        ("2002:7f00:1::", "loopback"),
+        ("2001:0:1::1", "Teredo tunnel"),
+        ("2a00:1450::5efe:10.0.0.1", "private"),
+        ("not-an-address", "not an address"),
+        ("", "not an address"),
     ],
-)  # fmt: skip
+)
 def test_inside_addresses_are_named(address: str, word: str) -> None:
     assert refused_address(address) == word
 
@@ -62,9 +86,21 @@ def test_no_address_passes_that_python_calls_inside(address: ipaddress.IPv6Addre
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc/passwd", "ftp://example.com/a", "gopher://example.com", "javascript:alert(1)", "data:,x",
-     "http:///nohost", "//example.com/a", "", "http://[::1", "http://127.0.0.1/", "http://[::ffff:10.0.0.1]/", "http://0177.0.0.1/"],
-)  # fmt: skip
+    [
+        "file:///etc/passwd",
+        "ftp://example.com/a",
+        "gopher://example.com",
+        "javascript:alert(1)",
+        "data:,x",
+        "http:///nohost",
+        "//example.com/a",
+        "",
+        "http://[::1",
+        "http://127.0.0.1/",
+        "http://[::ffff:10.0.0.1]/",
+        "http://0177.0.0.1/",
+    ],
+)
 def test_urls_that_are_refused_by_their_form(url: str) -> None:
     with pytest.raises(Failure) as caught:
         Guard().check_url(url)

@@ -16,10 +16,17 @@ def seen(number: int, **changes: object) -> Examined:
     """A picture that nothing is wrong with, unlike any other number."""
     prints = fingerprint(photo(number))
     fields = {
-        "name": f"{number}.png", "hash": f"{number:064d}", "pixels_hash": f"p{number}", "key": f"blobs/{number}.png",
-        "width": 640, "height": 480, "sharpness": 0.8, "phash": prints.phash, "colours": prints.colours,
+        "name": f"{number}.png",
+        "hash": f"{number:064d}",
+        "pixels_hash": f"p{number}",
+        "key": f"blobs/{number}.png",
+        "width": 640,
+        "height": 480,
+        "sharpness": 0.8,
+        "phash": prints.phash,
+        "colours": prints.colours,
         "faces": [FACE],
-    }  # fmt: skip
+    }
     return Examined.model_validate({**fields, **changes})
 
 
@@ -41,13 +48,22 @@ def test_a_clean_set_passes_without_a_word() -> None:
         ({"sharpness": 0.2}, Finding.BLURRED, "warned", "0.20"),
         ({"faces": []}, Finding.NO_FACE, "warned", "No face"),
         ({"faces": [FACE, FACE, FACE]}, Finding.SEVERAL_FACES, "warned", "3 faces"),
-        ({"failure": "picture_unreadable", "failure_reason": "Cut off.", "failure_remedy": "Again."},
-         Finding.UNREADABLE, "rejected", "Cut off"),
-        ({"failure": "source_unreachable", "failure_reason": "Gone."}, Finding.UNREACHABLE, "rejected", "Gone"),
+        (
+            {"failure": "picture_unreadable", "failure_reason": "Cut off.", "failure_remedy": "Again."},
+            Finding.UNREADABLE,
+            "rejected",
+            "Cut off",
+        ),
+        (
+            {"failure": "source_unreachable", "failure_reason": "Gone."},
+            Finding.UNREACHABLE,
+            "rejected",
+            "Gone",
+        ),
         ({"failure": "source_refused", "failure_reason": "Inside."}, Finding.REFUSED, "rejected", "Inside"),
         ({"failure": "archive_refused", "failure_reason": "Bomb."}, Finding.REFUSED, "rejected", "Bomb"),
     ],
-)  # fmt: skip
+)
 def test_each_planted_fault_is_found_and_only_there(
     changes: dict, finding: Finding, verdict: str, words: str
 ) -> None:

@@ -24,11 +24,17 @@ def _far(first: Image.Image, second: Image.Image) -> float:
 @pytest.mark.parametrize(
     ("kind", "options", "tolerance"),
     [
-        ("PNG", {}, 0), ("BMP", {}, 0), ("TIFF", {"compression": "tiff_lzw"}, 0), ("JPEG", {"quality": 95}, 8),
-        ("WEBP", {"lossless": True}, 0), ("WEBP", {"quality": 90}, 8), ("AVIF", {"quality": 95}, 8),
-        ("HEIF", {"quality": 95}, 8), ("GIF", {}, 16),
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("JPEG", {"quality": 95}, 8),
+        ("WEBP", {"lossless": True}, 0),
+        ("WEBP", {"quality": 90}, 8),
+        ("AVIF", {"quality": 95}, 8),
+        ("HEIF", {"quality": 95}, 8),
+        ("GIF", {}, 16),
     ],
-)  # fmt: skip
+)
 def test_the_formats_that_people_have(kind: str, options: dict, tolerance: float) -> None:
     import pillow_heif
 
@@ -44,10 +50,14 @@ def test_the_formats_that_people_have(kind: str, options: dict, tolerance: float
 def test_exif_rotation(orientation: int, kind: str) -> None:
     upright = photo(4)
     undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
-    }  # fmt: skip
+    }
     stored = upright.transpose(undo[orientation]) if orientation in undo else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -175,13 +185,17 @@ def test_picture_bombs_are_refused_by_their_header(size: tuple[int, int]) -> Non
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"", "empty"), (b"hello", "not a picture"), (b"%PDF-1.4", "not a picture"),
+        (b"", "empty"),
+        (b"hello", "not a picture"),
+        (b"%PDF-1.4", "not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-        (png(1)[:400], "cut off|damaged"), (encoded(photo(1), "JPEG")[:900], "cut off"),
-        (encoded(photo(1), "WEBP")[:200], "damaged|cut off|not a picture"), (b"GIF89a", "not a picture|damaged"),
+        (png(1)[:400], "cut off|damaged"),
+        (encoded(photo(1), "JPEG")[:900], "cut off"),
+        (encoded(photo(1), "WEBP")[:200], "damaged|cut off|not a picture"),
+        (b"GIF89a", "not a picture|damaged"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_says_why(data: bytes, why: str) -> None:
     with pytest.raises(Failure, match=why) as caught:
         decode(data, "a.png")

@@ -12,12 +12,18 @@ from tunes_dagster.intake.sidecars import MAX_CAPTION, Sidecars, decode_text, is
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [
-        ("a woman on a beach", "ascii"), ("eine Frau am Fluß, fröhlich", "utf-8"), ("ein Café", "utf-8-sig"),
-        ("une femme à la plage, été", "cp1252"), ("café", "latin-1"), ("a woman – “smiling”", "cp1252"),
-        ("женщина на пляже", "utf-16"), ("фото женщины на пляже в городе", "cp1251"),
-        ("海辺の女性の写真", "shift_jis"), ("女人在海滩上", "utf-16-le"),
+        ("a woman on a beach", "ascii"),
+        ("eine Frau am Fluß, fröhlich", "utf-8"),
+        ("ein Café", "utf-8-sig"),
+        ("une femme à la plage, été", "cp1252"),
+        ("café", "latin-1"),
+        ("a woman – “smiling”", "cp1252"),
+        ("женщина на пляже", "utf-16"),
+        ("фото женщины на пляже в городе", "cp1251"),
+        ("海辺の女性の写真", "shift_jis"),
+        ("女人在海滩上", "utf-16-le"),
     ],
-)  # fmt: skip
+)
 def test_text_in_any_encoding(text: str, encoding: str) -> None:
     data = text.encode(encoding)
     if encoding == "utf-16-le":
@@ -62,8 +68,11 @@ def test_tables_as_people_write_them(table: str) -> None:
         beside = Sidecars()
         beside.add(name, table.encode("utf-16"))
         assert [beside.caption_for(n) for n in ("A.jpg", "sub/b.jpg", "other/b.jpg", "c.jpg")] == [
-            "one", "two", "two", None,
-        ]  # fmt: skip
+            "one",
+            "two",
+            "two",
+            None,
+        ]
         assert beside.notes == []
 
 

@@ -46,9 +46,16 @@ def build(
     **options: object,
 ) -> TrainingSet:
     return build_training_set(
-        "tune_1", manifest, DatasetOptions.model_validate(options), resolution, class_name, store, NoDetector(),
-        seed, Silent(),
-    )  # fmt: skip
+        "tune_1",
+        manifest,
+        DatasetOptions.model_validate(options),
+        resolution,
+        class_name,
+        store,
+        NoDetector(),
+        seed,
+        Silent(),
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -96,9 +103,20 @@ def test_common_photos_at_sdxl_size() -> None:
 
 @pytest.mark.parametrize(
     ("pictures", "asked", "held_out"),
-    [(1, None, 0), (4, None, 0), (5, None, 1), (8, None, 1), (15, None, 1), (16, None, 2), (100, None, 12),
-     (8, 0, 0), (8, 3, 3), (3, 10, 2), (1, 1, 0)],
-)  # fmt: skip
+    [
+        (1, None, 0),
+        (4, None, 0),
+        (5, None, 1),
+        (8, None, 1),
+        (15, None, 1),
+        (16, None, 2),
+        (100, None, 12),
+        (8, 0, 0),
+        (8, 3, 3),
+        (3, 10, 2),
+        (1, 1, 0),
+    ],
+)
 def test_how_many_are_held_out(pictures: int, asked: int | None, held_out: int) -> None:
     assert number_held_out(pictures, asked) == held_out
 
@@ -301,9 +319,17 @@ def test_faces_are_restored_before_training(tmp_path: Path) -> None:
     with_face = seen(1).model_copy(update={"key": key, "faces": [(10, 10, 20, 20)]})
     without = seen(2).model_copy(update={"key": key, "faces": []})
     built = build_training_set(
-        "tune_1", manifest_of([with_face, without]), DatasetOptions(face_correct=True), 512, "woman", store,
-        NoDetector(), 0, Silent(), Bright(),
-    )  # fmt: skip
+        "tune_1",
+        manifest_of([with_face, without]),
+        DatasetOptions(face_correct=True),
+        512,
+        "woman",
+        store,
+        NoDetector(),
+        0,
+        Silent(),
+        Bright(),
+    )
     first, second = built.items
     assert first.key != key and second.key == key
     assert first.picture == with_face.hash  # the picture is still the one that came in

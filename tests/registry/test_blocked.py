@@ -19,9 +19,12 @@ def test_a_blocked_prompt_gets_its_credits_back(tmp_path, migrated_file):
     registry.add_account("ann")
     registry.open_wallet("ann", plan="free", requests_per_minute=20, monthly_grant=0, sign_up_grant=10_000)
     prompt = registry.add_prompt(
-        prompt_request(), branch="tiny-sdxl", account_id="ann", origin="api",
+        prompt_request(),
+        branch="tiny-sdxl",
+        account_id="ann",
+        origin="api",
         also=lambda session, row: reserve(session, "ann", row.id, 4_000, registry.now()),
-    )  # fmt: skip
+    )
     assert registry.get_wallet("ann").available == 6_000
     [batch] = registry.make_batches(registry.now() + timedelta(seconds=10))
     work = registry.claim("render", batch.id, "run")

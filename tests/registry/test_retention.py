@@ -98,9 +98,15 @@ def test_a_tune_goes_with_everything_made_of_it_and_nothing_of_others(
     gone = before - everything(store)
     assert erased.count == len(gone) and erased.bytes > 0
     assert dict(erased.files) == {
-        "renders": 2, "sheets": 4, "pictures": 1, "caches": 3, "source files": 1, "training sets": 1, "captions": 1,
+        "renders": 2,
+        "sheets": 4,
+        "pictures": 1,
+        "caches": 3,
+        "source files": 1,
+        "training sets": 1,
+        "captions": 1,
         "weights": 1,
-    }  # fmt: skip
+    }
     assert erased.left == ["1 pictures that other tunes were made from as well"]
     kept = everything(store)
     assert others.images[0] in kept and shown.images[0] in gone and mixed.images[0] in gone

@@ -27,14 +27,24 @@ class Door:
         (base / "model_index.json").write_text("{}")
         common = {"family": "sdxl", "licence": "apache-2.0", "memory_gb": 1, "token": "ohwx"}
         tiny = BaseModelEntry(
-            branch="tiny", repo_id=str(base), native_size=128, max_pixels=65536, embedded="tiny",
-            training={"rank": 16, "steps": 400}, rendering={"steps": 20, "guidance_scale": 4.0, "scheduler": "euler"},
+            branch="tiny",
+            repo_id=str(base),
+            native_size=128,
+            max_pixels=65536,
+            embedded="tiny",
+            training={"rank": 16, "steps": 400},
+            rendering={"steps": 20, "guidance_scale": 4.0, "scheduler": "euler"},
             **common,
-        )  # fmt: skip
+        )
         big = BaseModelEntry(
-            branch="sdxl1", aliases=["sdxl"], repo_id="org/big", native_size=1024, max_pixels=2**20, embedded="tiny",
+            branch="sdxl1",
+            aliases=["sdxl"],
+            repo_id="org/big",
+            native_size=1024,
+            max_pixels=2**20,
+            embedded="tiny",
             **common,
-        )  # fmt: skip
+        )
         self.entries = {"tiny": tiny, "sdxl1": big}
         self.catalog = Catalog(self.entries)
         self.registry, self.store = registry, Store(folder / "store")
@@ -45,8 +55,14 @@ class Door:
     def tune(self, allow_folder: str | None = None, tune_id: str | None = None, **fields: object) -> Tune:
         request = TuneRequest.model_validate({"name": "dog", **fields})
         return submit_tune(
-            self.registry, self.store, self.catalog, self.settings, request, allow_folder=allow_folder, tune_id=tune_id
-        )  # fmt: skip
+            self.registry,
+            self.store,
+            self.catalog,
+            self.settings,
+            request,
+            allow_folder=allow_folder,
+            tune_id=tune_id,
+        )
 
     def prompt(self, text: str = "a photo of ohwx dog", **fields: object) -> Prompt:
         request = PromptRequest.model_validate({"text": text, **fields})
@@ -149,8 +165,11 @@ def test_a_tune_is_continued_in_its_own_shape_on_its_own_base(door: Door) -> Non
     assert second.request["training"]["base_tune_id"] == first.id
     assert second.recipe["training"]["rank"] == 8 and second.recipe["training"]["targets"] == "all"
     assert second.recipe["continues"] == {
-        "tune_id": first.id, "branch": "tiny", "weights_key": first.result["weights_key"], "recipe_hash": "",
-    }  # fmt: skip
+        "tune_id": first.id,
+        "branch": "tiny",
+        "weights_key": first.result["weights_key"],
+        "recipe_hash": "",
+    }
 
 
 def test_what_cannot_be_continued_is_refused(door: Door) -> None:
@@ -165,9 +184,13 @@ def test_what_cannot_be_continued_is_refused(door: Door) -> None:
     refused(FailureCode.CONFLICT, door.tune, training={"base_tune_id": waiting.id})
     with pytest.raises(Failure) as error:
         submit_tune(
-            door.registry, door.store, door.catalog, door.settings,
-            TuneRequest.model_validate({"name": "dog", **training()}), account_id="somebody-else",
-        )  # fmt: skip
+            door.registry,
+            door.store,
+            door.catalog,
+            door.settings,
+            TuneRequest.model_validate({"name": "dog", **training()}),
+            account_id="somebody-else",
+        )
     assert error.value.code == FailureCode.UNKNOWN_TUNE
     door.registry.delete_tune(first.id)
     refused(FailureCode.UNKNOWN_TUNE, door.tune, **training())

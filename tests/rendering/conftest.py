@@ -11,9 +11,16 @@ from tunes_dagster.families.catalog import BaseModelEntry
 
 def entry(folder, repo_id=None) -> BaseModelEntry:
     return BaseModelEntry(
-        branch="random", family="sdxl", repo_id=repo_id or str(folder), licence="none", native_size=64,
-        max_pixels=128 * 128, memory_gb=1, embedded="random", token="ohwx",
-    )  # fmt: skip
+        branch="random",
+        family="sdxl",
+        repo_id=repo_id or str(folder),
+        licence="none",
+        native_size=64,
+        max_pixels=128 * 128,
+        memory_gb=1,
+        embedded="random",
+        token="ohwx",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -33,10 +33,14 @@ def settings(seed, guidance, negative="", **more):
 
 def jobs(**more):
     return [
-        RenderJob(f"prompt_{i}", text, settings(seed, guidance, negative, **more),
-                  [(f"tunes/{name}.safetensors", scale) for name, scale in uses.items()])
+        RenderJob(
+            f"prompt_{i}",
+            text,
+            settings(seed, guidance, negative, **more),
+            [(f"tunes/{name}.safetensors", scale) for name, scale in uses.items()],
+        )
         for i, (text, negative, seed, guidance, uses) in enumerate(PROMPTS)
-    ]  # fmt: skip
+    ]
 
 
 def picture(store, image):
@@ -71,9 +75,14 @@ def stock_picture(pipeline, loras, prompt, scheduler, width=64, height=64, steps
         pipeline.set_adapters(list(uses), list(uses.values()))
     try:
         return pipeline(
-            text, negative_prompt=negative or None, guidance_scale=guidance, num_inference_steps=steps,
-            width=width, height=height, generator=torch.Generator("cpu").manual_seed(seed),
-        ).images[0]  # fmt: skip
+            text,
+            negative_prompt=negative or None,
+            guidance_scale=guidance,
+            num_inference_steps=steps,
+            width=width,
+            height=height,
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]
     finally:
         if uses:
             pipeline.unload_lora_weights()

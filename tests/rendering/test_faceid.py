@@ -51,9 +51,16 @@ def open_sd15(tmp_path_factory):
 
     folder = make_random_sd15(tmp_path_factory.mktemp("bases") / "random-sd15")
     entry = BaseModelEntry(
-        branch="random15", family="sd15", repo_id=str(folder), licence="none", native_size=64,
-        max_pixels=128 * 128, memory_gb=1, embedded="random15", token="ohwx",
-    )  # fmt: skip
+        branch="random15",
+        family="sd15",
+        repo_id=str(folder),
+        licence="none",
+        native_size=64,
+        max_pixels=128 * 128,
+        memory_gb=1,
+        embedded="random15",
+        token="ohwx",
+    )
     return load_family(entry, folder)
 
 
@@ -77,18 +84,25 @@ def stock_picture(pipeline, folder, text, seed, guidance, faces):
     if faces:
         count = len(faces)
         pipeline.load_ip_adapter(
-            str(folder), subfolder=[""] * count, weight_name=["adapter.safetensors"] * count,
+            str(folder),
+            subfolder=[""] * count,
+            weight_name=["adapter.safetensors"] * count,
             image_encoder_folder=None,
-        )  # fmt: skip
+        )
         pipeline.set_ip_adapter_scale([scale for *_, scale in faces])
         shown = [(nothing.expand_as(embeds), embeds) for _, embeds, nothing, _ in faces]
         guided = guidance > 1
         more = {"ip_adapter_image_embeds": [torch.stack(pair if guided else pair[1:]) for pair in shown]}
     try:
         return pipeline(
-            text, guidance_scale=guidance, num_inference_steps=4, width=64, height=64,
-            generator=torch.Generator("cpu").manual_seed(seed), **more,
-        ).images[0]  # fmt: skip
+            text,
+            guidance_scale=guidance,
+            num_inference_steps=4,
+            width=64,
+            height=64,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            **more,
+        ).images[0]
     finally:
         if faces:
             pipeline.unload_ip_adapter()
@@ -176,10 +190,14 @@ def make_unet():
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        block_out_channels=(8, 16), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), layers_per_block=1,
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=16, norm_num_groups=4,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        layers_per_block=1,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        norm_num_groups=4,
         attention_head_dim=4,
-    )  # fmt: skip
+    )
 
 
 def test_tags_and_tunes_become_faces():
@@ -188,8 +206,12 @@ def test_tags_and_tunes_become_faces():
     made = make_job("p", "a photo of ohwx woman", settings(1, lora_scale=0.6), tune=ada)
     assert made.text == "a photo of a woman" and not made.warnings
     assert made.faces == [("ada.safetensors", 0.6, "tune_ada")] and made.loras == []
-    both = make_job("p", "ohwx man <faceid:7:0.4> <lora:fern:0.9>", settings(1),
-                    find_tune={"7": ada, "fern": fern}.__getitem__)  # fmt: skip
+    both = make_job(
+        "p",
+        "ohwx man <faceid:7:0.4> <lora:fern:0.9>",
+        settings(1),
+        find_tune={"7": ada, "fern": fern}.__getitem__,
+    )
     # The token is the LoRA's, too.
     assert both.text == "ohwx man" and both.faces == [("ada.safetensors", 0.4, "tune_ada")]
     assert both.loras == [("fern.safetensors", 0.9, "tune_fern")]

@@ -59,9 +59,11 @@ def job(number, prompt, **more):
     values = {"steps": STEPS, "width": WIDTH, "height": HEIGHT} | more
     settings = RenderSettings(seed=seed, guidance_scale=guidance, negative_prompt=negative, **values)
     return RenderJob(
-        f"prompt_{number}", text, settings,
+        f"prompt_{number}",
+        text,
+        settings,
         [(f"tunes/{name}.safetensors", scale) for name, scale in uses.items()],
-    )  # fmt: skip
+    )
 
 
 def stock_picture(case, prompt):
@@ -80,9 +82,12 @@ def stock_picture(case, prompt):
         pipeline.set_adapters(list(uses), list(uses.values()))
     try:
         return pipeline(
-            **arguments, num_inference_steps=STEPS,
-            width=WIDTH, height=HEIGHT, generator=torch.Generator("cpu").manual_seed(seed),
-        ).images[0]  # fmt: skip
+            **arguments,
+            num_inference_steps=STEPS,
+            width=WIDTH,
+            height=HEIGHT,
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]
     finally:
         if uses:
             pipeline.unload_lora_weights()
@@ -110,9 +115,13 @@ def test_samples_of_training_are_the_stock_pipeline_too(case):
     noise = torch.randn(1, *base.latent_shape(WIDTH, HEIGHT), generator=torch.Generator("cpu").manual_seed(5))
     ours = base.decode(base.sample(base.encode_text(["a red mug"]), noise, WIDTH, HEIGHT, STEPS, 4.0))
     stock = pipeline(
-        **kind.call("a red mug", "", 4.0), num_inference_steps=STEPS, width=WIDTH, height=HEIGHT,
-        generator=torch.Generator("cpu").manual_seed(5), output_type="pt",
-    ).images  # fmt: skip
+        **kind.call("a red mug", "", 4.0),
+        num_inference_steps=STEPS,
+        width=WIDTH,
+        height=HEIGHT,
+        generator=torch.Generator("cpu").manual_seed(5),
+        output_type="pt",
+    ).images
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-3)
 
 
@@ -134,9 +143,12 @@ def test_another_sampler_of_a_flow_is_the_stock_one(dev, tmp_path):
     prompt = ("a red mug", "", 9, 3.0, {})
     [result] = render([job(1, prompt, scheduler="dpm++2m")], base, store, "out", Silent())
     expected = pipeline(
-        **CASES["flux-dev"].call("a red mug", "", 3.0), num_inference_steps=STEPS, width=WIDTH, height=HEIGHT,
+        **CASES["flux-dev"].call("a red mug", "", 3.0),
+        num_inference_steps=STEPS,
+        width=WIDTH,
+        height=HEIGHT,
         generator=torch.Generator("cpu").manual_seed(9),
-    ).images[0]  # fmt: skip
+    ).images[0]
     assert psnr(picture(store, result.images[0]), expected) > 55
     [plain] = render([job(1, prompt)], base, store, "plain", Silent())
     assert psnr(picture(store, plain.images[0]), expected) < 50, "the samplers are too alike to tell"

@@ -116,8 +116,11 @@ def test_a_controlnet_steers_as_in_the_stock_pipeline(base, store, loras, given,
 
 
 def test_a_picture_that_is_not_there_fails_its_prompt_only(base, store, given):
-    batch = [job("gone", input_image="blobs/aa/gone.png"), job("none", input_image=given(scene()), controlnet="canny"),
-             job("good")]  # fmt: skip
+    batch = [
+        job("gone", input_image="blobs/aa/gone.png"),
+        job("none", input_image=given(scene()), controlnet="canny"),
+        job("good"),
+    ]
     gone, none, good = render(batch, base, store, "out", Silent())
     assert "no longer in the store" in gone.failure.message and none.failure.code == "base_not_installed"
     assert good.failure is None

@@ -54,21 +54,31 @@ def test_what_is_known_of_a_base_is_what_its_loaded_network_says(branch):
     from tunes_dagster.families.unet import UnetBase
 
     entry, sizes = load_catalog("production").entries[branch], known_sizes()[branch]
-    heads = {"flux1-dev": 24, "flux1-schnell": 24, "flux2-dev": 48, "flux2-klein-4b": 24, "flux2-klein-base-4b": 24,
-             "flux2-klein-9b": 32, "flux2-klein-base-9b": 32}  # fmt: skip
+    heads = {
+        "flux1-dev": 24,
+        "flux1-schnell": 24,
+        "flux2-dev": 48,
+        "flux2-klein-4b": 24,
+        "flux2-klein-base-4b": 24,
+        "flux2-klein-9b": 32,
+        "flux2-klein-base-9b": 32,
+    }
     if entry.family in ("sd15", "sdxl"):
         config = SimpleNamespace(block_out_channels=(320, 640, 1280))
         loaded = SimpleNamespace(
-            denoiser=SimpleNamespace(config=config), dtype=torch.bfloat16,
+            denoiser=SimpleNamespace(config=config),
+            dtype=torch.bfloat16,
             latent_shape=lambda width, height: (4, height // 8, width // 8),
-        )  # fmt: skip
+        )
         said = UnetBase.forward_bytes(loaded, 1024, 768)
     else:
         config = SimpleNamespace(num_attention_heads=heads[branch], attention_head_dim=128)
         loaded = SimpleNamespace(
-            denoiser=SimpleNamespace(config=config), dtype=torch.bfloat16, max_sequence_length=512,
+            denoiser=SimpleNamespace(config=config),
+            dtype=torch.bfloat16,
+            max_sequence_length=512,
             tokens=lambda width, height: width // 16 * (height // 16),
-        )  # fmt: skip
+        )
         said = FlowBase.forward_bytes(loaded, 1024, 768)
     assert sizes.forward_bytes(1024, 768) == pytest.approx(said)
 

@@ -40,8 +40,10 @@ def test_a_given_picture_is_made_four_times_as_large(upscaler, tmp_path):
     store = Store(tmp_path)
     key = store.write_blob(png.png_bytes(scene(20, 13)), ".png")
     base = {"seed": 1, "steps": 2, "guidance_scale": 1.0, "width": 64, "height": 64}
-    jobs = [RenderJob("good", "", RenderSettings(**base, input_image=key)),
-            RenderJob("gone", "", RenderSettings(**base, input_image="blobs/aa/gone.png"))]  # fmt: skip
+    jobs = [
+        RenderJob("good", "", RenderSettings(**base, input_image=key)),
+        RenderJob("gone", "", RenderSettings(**base, input_image="blobs/aa/gone.png")),
+    ]
     good, gone = run(entry_of("upscale-4x", "upscale", upscaler), upscaler, jobs, store)
     picture = Image.open(io.BytesIO(store.read_bytes(good.images[0].key)))
     assert picture.size == (80, 52) and good.images[0].width == 80

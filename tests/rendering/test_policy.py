@@ -36,11 +36,15 @@ def job(name, text):
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("a man with a GUN", "weapons"), ("a machine  gun", "weapons"), ("gunther in the snow", None),
-        ("a photo of jose muller", "names"), ("model X-123 on a table", "codes"),
-        ("g\u200bun", "weapons"), ("a mug", None),
+        ("a man with a GUN", "weapons"),
+        ("a machine  gun", "weapons"),
+        ("gunther in the snow", None),
+        ("a photo of jose muller", "names"),
+        ("model X-123 on a table", "codes"),
+        ("g\u200bun", "weapons"),
+        ("a mug", None),
     ],
-)  # fmt: skip
+)
 def test_rules_fire_on_whole_words_without_case_and_accents(rules, text, rule):
     found = fired(text, rules)
     assert (found.name if found else None) == rule

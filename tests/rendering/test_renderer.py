@@ -191,9 +191,13 @@ def test_progress_counts_steps_of_pictures_across_shapes(base, store):
 
 def test_the_file_tells_how_it_was_made(base, store):
     one = RenderJob(
-        "p", "a photo of ohwx man", settings(negative_prompt="dark", seed=9), [(*FERN, "tune_fern")],
-        recipe={"base_asked": "sdxl"}, warnings=["careful"],
-    )  # fmt: skip
+        "p",
+        "a photo of ohwx man",
+        settings(negative_prompt="dark", seed=9),
+        [(*FERN, "tune_fern")],
+        recipe={"base_asked": "sdxl"},
+        warnings=["careful"],
+    )
     [result] = render([one], base, store, "batches/b/1", Silent())
     [image] = result.images
     recipe = png.read_recipe(store.read_bytes(image.key))

@@ -132,11 +132,18 @@ def test_templates_know_the_tune_and_those_in_tags(place):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"mask_image": "x"}, {"controlnet": "canny"}, {"denoising_strength": 0.5}, {"controlnet_txt2img": True},
-        {"style": "Baroque"}, {"color_grading": "Kodak"}, {"aspect_ratio": "7:3"}, {"denoising_strength": 1.5},
-        {"face_height": 2}, {"num_frames": 0},
+        {"mask_image": "x"},
+        {"controlnet": "canny"},
+        {"denoising_strength": 0.5},
+        {"controlnet_txt2img": True},
+        {"style": "Baroque"},
+        {"color_grading": "Kodak"},
+        {"aspect_ratio": "7:3"},
+        {"denoising_strength": 1.5},
+        {"face_height": 2},
+        {"num_frames": 0},
     ],
-)  # fmt: skip
+)
 def test_limits_stand_on_the_settings(wrong):
     with pytest.raises(ValidationError):
         RenderSettings(**wrong)

@@ -50,9 +50,14 @@ def test_weights_move_the_words_they_stand_at(base):
 
 
 def test_weights_and_the_end_of_long_prompts_are_seen(base, store):
-    batch = [job("plain", "a red mug"), job("same", r"a (red:1.0) mug"), job("weighted", "a (red:1.8) mug"),
-             job("green", LONG.format("green")), job("blue", LONG.format("blue")),
-             job("negative", "a red mug", LONG.format("green"))]  # fmt: skip
+    batch = [
+        job("plain", "a red mug"),
+        job("same", r"a (red:1.0) mug"),
+        job("weighted", "a (red:1.8) mug"),
+        job("green", LONG.format("green")),
+        job("blue", LONG.format("blue")),
+        job("negative", "a red mug", LONG.format("green")),
+    ]
     plain, same, weighted, green, blue, negative = pictures(
         store, render(batch, base, store, "out", Silent())
     )

@@ -43,9 +43,12 @@ def _stable_diffusion(text: str, negative: str, scale: float) -> dict[str, Any]:
 
 def _true_guidance(text: str, negative: str, scale: float) -> dict[str, Any]:
     return {
-        "prompt": text, "negative_prompt": negative, "true_cfg_scale": scale, "guidance_scale": 1.0,
+        "prompt": text,
+        "negative_prompt": negative,
+        "true_cfg_scale": scale,
+        "guidance_scale": 1.0,
         "max_sequence_length": TOKENS,
-    }  # fmt: skip
+    }
 
 
 def _embedded_guidance(text: str, negative: str, scale: float) -> dict[str, Any]:
@@ -57,29 +60,48 @@ CASES = {
     "sd15": Case("sd15", "StableDiffusionPipeline", make_random_sd15, _stable_diffusion, negatives=True),
     "sdxl": Case("sdxl", "StableDiffusionXLPipeline", make_random_sdxl, _stable_diffusion, negatives=True),
     "flux": Case(
-        "flux", "FluxPipeline", make_random_flux, _true_guidance, {"shift": 1.5},
-        _SHORT | {"guidance": "classifier-free"}, negatives=True,
+        "flux",
+        "FluxPipeline",
+        make_random_flux,
+        _true_guidance,
+        {"shift": 1.5},
+        _SHORT | {"guidance": "classifier-free"},
+        negatives=True,
     ),
     "flux-dev": Case(
-        "flux", "FluxPipeline", make_random_flux, _embedded_guidance,
-        {"guidance_embeds": True, "dynamic_shift": True}, _SHORT,
+        "flux",
+        "FluxPipeline",
+        make_random_flux,
+        _embedded_guidance,
+        {"guidance_embeds": True, "dynamic_shift": True},
+        _SHORT,
     ),
     "flux-schnell": Case("flux", "FluxPipeline", make_random_flux, _embedded_guidance, {}, _SHORT),
     "flux2-dev": Case("flux2", "Flux2Pipeline", make_random_flux2, _embedded_guidance, {}, _SHORT),
     "flux2-klein": Case(
         "flux2", "Flux2KleinPipeline", make_random_klein, _embedded_guidance, {"distilled": True}, _SHORT
     ),
-    "flux2-klein-base": Case("flux2", "Flux2KleinPipeline", make_random_klein, _embedded_guidance, {}, _SHORT),
-}  # fmt: skip
+    "flux2-klein-base": Case(
+        "flux2", "Flux2KleinPipeline", make_random_klein, _embedded_guidance, {}, _SHORT
+    ),
+}
 
 
 def entry_of(name: str, folder: Path) -> BaseModelEntry:
     """Return a catalog entry for a case that lies in a folder."""
     case = CASES[name]
     return BaseModelEntry(
-        branch=f"random-{name}", family=case.family, repo_id=str(folder), licence="none", native_size=64,
-        max_pixels=128 * 128, memory_gb=1, embedded=f"random-{name}", token="ohwx", **case.entry,
-    )  # fmt: skip
+        branch=f"random-{name}",
+        family=case.family,
+        repo_id=str(folder),
+        licence="none",
+        native_size=64,
+        max_pixels=128 * 128,
+        memory_gb=1,
+        embedded=f"random-{name}",
+        token="ohwx",
+        **case.entry,
+    )
 
 
 def make_base(name: str, folder: Path, dtype: str = "float32"):

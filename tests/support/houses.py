@@ -9,8 +9,16 @@ import yaml
 from PIL import Image, ImageDraw
 
 # Enough to train, resume and render through, in a second or two.
-QUICK = {"steps": 12, "rank": 4, "batch_size": 1, "resolution": 64, "prior_prompts": 2, "warmup_steps": 2,
-         "checkpoint_every": 4, "targets": "attention"}  # fmt: skip
+QUICK = {
+    "steps": 12,
+    "rank": 4,
+    "batch_size": 1,
+    "resolution": 64,
+    "prior_prompts": 2,
+    "warmup_steps": 2,
+    "checkpoint_every": 4,
+    "targets": "attention",
+}
 
 
 def write_catalog(path: Path, base_folder: Path) -> Path:
@@ -21,20 +29,31 @@ def write_catalog(path: Path, base_folder: Path) -> Path:
         base_folder: A base of the SDXL class, or a folder that only looks like one where nothing is loaded.
     """
     common = {
-        "licence": "none", "native_size": 64, "max_pixels": 65536, "memory_gb": 1, "token": "ohwx",
+        "licence": "none",
+        "native_size": 64,
+        "max_pixels": 65536,
+        "memory_gb": 1,
+        "token": "ohwx",
         "training": {**QUICK, "learning_rate": 0.001, "min_snr_gamma": 0, "prior_weight": 1.0},
         "rendering": {"steps": 3, "guidance_scale": 2.0, "width": 64, "height": 64, "scheduler": "euler"},
-    }  # fmt: skip
+    }
     entries = {
         "tiny-sdxl": {
-            **common, "family": "sdxl", "repo_id": str(base_folder), "embedded": "tiny-sdxl",
+            **common,
+            "family": "sdxl",
+            "repo_id": str(base_folder),
+            "embedded": "tiny-sdxl",
             "aliases": ["tiny", "fast", "embedded"],
         },
         "tiny-flux": {
-            **common, "family": "flux", "repo_id": str(_flux_beside(base_folder)), "embedded": "tiny-flux",
-            "guidance": "classifier-free", "max_sequence_length": 48,
+            **common,
+            "family": "flux",
+            "repo_id": str(_flux_beside(base_folder)),
+            "embedded": "tiny-flux",
+            "guidance": "classifier-free",
+            "max_sequence_length": 48,
         },
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump(entries))
     return path
 

@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 _RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 _UNET_ENDS = {
-    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-}  # fmt: skip
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+}
 
 
 def _unet_name(key: str, each: int) -> str:
@@ -77,7 +84,9 @@ def write_sd15(pipeline: Any, path: Path) -> Path:
 
 
 _FLUX2_ENDS = {
-    "x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear",
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "proj_out": "final_layer.linear",
     "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
     "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
     "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
@@ -85,15 +94,21 @@ _FLUX2_ENDS = {
     "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
     "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
     "single_stream_modulation.linear": "single_stream_modulation.lin",
-}  # fmt: skip
+}
 _FLUX2_DOUBLE = {
-    "attn.to_out.0": "img_attn.proj", "ff.linear_in": "img_mlp.0", "ff.linear_out": "img_mlp.2",
-    "attn.to_add_out": "txt_attn.proj", "ff_context.linear_in": "txt_mlp.0", "ff_context.linear_out": "txt_mlp.2",
-}  # fmt: skip
+    "attn.to_out.0": "img_attn.proj",
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+}
 _FLUX2_NORMS = {
-    "attn.norm_q": "img_attn.norm.query_norm", "attn.norm_k": "img_attn.norm.key_norm",
-    "attn.norm_added_q": "txt_attn.norm.query_norm", "attn.norm_added_k": "txt_attn.norm.key_norm",
-}  # fmt: skip
+    "attn.norm_q": "img_attn.norm.query_norm",
+    "attn.norm_k": "img_attn.norm.key_norm",
+    "attn.norm_added_q": "txt_attn.norm.query_norm",
+    "attn.norm_added_k": "txt_attn.norm.key_norm",
+}
 
 
 def write_flux2(transformer: Any, path: Path) -> Path:
@@ -102,8 +117,11 @@ def write_flux2(transformer: Any, path: Path) -> Path:
     from safetensors.torch import save_file
 
     state = dict(transformer.state_dict())
-    tensors = {f"{theirs}.weight": state[f"{ours}.weight"] for ours, theirs in _FLUX2_ENDS.items()
-               if f"{ours}.weight" in state}  # fmt: skip
+    tensors = {
+        f"{theirs}.weight": state[f"{ours}.weight"]
+        for ours, theirs in _FLUX2_ENDS.items()
+        if f"{ours}.weight" in state
+    }
     scale, shift = state["norm_out.linear.weight"].chunk(2)
     tensors["final_layer.adaLN_modulation.1.weight"] = torch.cat([shift, scale])
     for i in range(transformer.config.num_layers):

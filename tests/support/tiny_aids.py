@@ -49,26 +49,52 @@ def make_random_upscaler(folder: Path, seed: int = 0) -> Path:
         tokenizer = byte_tokenizer()
         text = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                num_attention_heads=2, max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=77,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.eos_token_id,
             )
-        )  # fmt: skip
+        )
         unet = UNet2DConditionModel(
-            sample_size=16, in_channels=7, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-            norm_num_groups=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=4, cross_attention_dim=16,
-            num_class_embeds=100, use_linear_projection=True,
-        )  # fmt: skip
+            sample_size=16,
+            in_channels=7,
+            out_channels=4,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=4,
+            cross_attention_dim=16,
+            num_class_embeds=100,
+            use_linear_projection=True,
+        )
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64,
-            scaling_factor=0.6, mid_block_add_attention=False, force_upcast=False,
-        )  # fmt: skip
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+            scaling_factor=0.6,
+            mid_block_add_attention=False,
+            force_upcast=False,
+        )
         pipeline = StableDiffusionUpscalePipeline(
-            vae=vae, text_encoder=loud(text), tokenizer=tokenizer, unet=unet, low_res_scheduler=DDPMScheduler(),
-            scheduler=DDIMScheduler(prediction_type="v_prediction"), max_noise_level=50,
-        )  # fmt: skip
+            vae=vae,
+            text_encoder=loud(text),
+            tokenizer=tokenizer,
+            unet=unet,
+            low_res_scheduler=DDPMScheduler(),
+            scheduler=DDIMScheduler(prediction_type="v_prediction"),
+            max_noise_level=50,
+        )
     pipeline.save_pretrained(folder)
     return folder
 
@@ -88,21 +114,43 @@ def make_random_video(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         transformer = CogVideoXTransformer3DModel(
-            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
-            text_embed_dim=32, num_layers=1, sample_width=8, sample_height=8, sample_frames=9, patch_size=2,
-            temporal_compression_ratio=4, max_text_seq_length=16,
-        )  # fmt: skip
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=2,
+            text_embed_dim=32,
+            num_layers=1,
+            sample_width=8,
+            sample_height=8,
+            sample_frames=9,
+            patch_size=2,
+            temporal_compression_ratio=4,
+            max_text_seq_length=16,
+        )
         vae = AutoencoderKLCogVideoX(
-            in_channels=3, out_channels=3, down_block_types=("CogVideoXDownBlock3D",) * 4,
-            up_block_types=("CogVideoXUpBlock3D",) * 4, block_out_channels=(8, 8, 8, 8), latent_channels=4,
-            layers_per_block=1, norm_num_groups=2, temporal_compression_ratio=4,
-        )  # fmt: skip
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(8, 8, 8, 8),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            temporal_compression_ratio=4,
+        )
         t5 = T5EncoderModel(
             T5Config(
-                vocab_size=len(letters), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2,
-                feed_forward_proj="gated-gelu", is_encoder_decoder=False,
+                vocab_size=len(letters),
+                d_model=32,
+                d_kv=16,
+                d_ff=64,
+                num_layers=1,
+                num_heads=2,
+                feed_forward_proj="gated-gelu",
+                is_encoder_decoder=False,
             )
-        )  # fmt: skip
+        )
         pipeline = CogVideoXPipeline(
             tokenizer=letters,
             text_encoder=t5,

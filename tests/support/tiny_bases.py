@@ -22,10 +22,14 @@ def _text_encoders(tokenizer):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     common = {
-        "vocab_size": len(tokenizer), "num_hidden_layers": 2, "num_attention_heads": 2,
-        "max_position_embeddings": 77, "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
     one = CLIPTextModel(CLIPTextConfig(hidden_size=16, intermediate_size=32, projection_dim=16, **common))
     two = CLIPTextModelWithProjection(
         CLIPTextConfig(hidden_size=32, intermediate_size=64, projection_dim=32, **common)
@@ -43,18 +47,27 @@ def _unet(latent_channels: int, **differing):
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=8, in_channels=latent_channels, out_channels=latent_channels,
-        block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
+        sample_size=8,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **differing,
-    )  # fmt: skip
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **differing,
+    )
 
 
 _XL = {
-    "attention_head_dim": (2, 4), "transformer_layers_per_block": (1, 2), "use_linear_projection": True,
-    "cross_attention_dim": 48, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+    "attention_head_dim": (2, 4),
+    "transformer_layers_per_block": (1, 2),
+    "use_linear_projection": True,
+    "cross_attention_dim": 48,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 6 * 8 + 32,
-}  # fmt: skip
+}
 
 
 def tiny_vae(latent_channels: int, **differing):
@@ -62,11 +75,18 @@ def tiny_vae(latent_channels: int, **differing):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 16, 16), layers_per_block=1, latent_channels=latent_channels,
-        norm_num_groups=4, sample_size=64, scaling_factor=0.6, mid_block_add_attention=False,
-        force_upcast=False, **differing,
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        sample_size=64,
+        scaling_factor=0.6,
+        mid_block_add_attention=False,
+        force_upcast=False,
+        **differing,
+    )
 
 
 def make_random_sdxl(
@@ -89,14 +109,22 @@ def make_random_sdxl(
         tokenizer = byte_tokenizer()
         one, two = _text_encoders(tokenizer)
         pipeline = StableDiffusionXLPipeline(
-            vae=tiny_vae(latent_channels), unet=_unet(latent_channels, **_XL), text_encoder=one, text_encoder_2=two,
-            tokenizer=tokenizer, tokenizer_2=byte_tokenizer(),
+            vae=tiny_vae(latent_channels),
+            unet=_unet(latent_channels, **_XL),
+            text_encoder=one,
+            text_encoder_2=two,
+            tokenizer=tokenizer,
+            tokenizer_2=byte_tokenizer(),
             scheduler=EulerDiscreteScheduler(
-                beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-                prediction_type=prediction_type, timestep_spacing="leading", steps_offset=1,
+                beta_schedule="scaled_linear",
+                beta_start=0.00085,
+                beta_end=0.012,
+                prediction_type=prediction_type,
+                timestep_spacing="leading",
+                steps_offset=1,
             ),
             add_watermarker=False,
-        )  # fmt: skip
+        )
     pipeline.save_pretrained(folder)
     return Path(folder)
 
@@ -118,12 +146,22 @@ def make_random_sd15(folder: Path, prediction_type: str = "epsilon", seed: int =
         tokenizer = byte_tokenizer()
         encoder, _ = _text_encoders(tokenizer)
         pipeline = StableDiffusionPipeline(
-            vae=tiny_vae(4), unet=_unet(4, attention_head_dim=4, cross_attention_dim=16), text_encoder=encoder,
-            tokenizer=tokenizer, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+            vae=tiny_vae(4),
+            unet=_unet(4, attention_head_dim=4, cross_attention_dim=16),
+            text_encoder=encoder,
+            tokenizer=tokenizer,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
             scheduler=PNDMScheduler(
-                beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True,
-                prediction_type=prediction_type, set_alpha_to_one=False, steps_offset=1,
+                beta_schedule="scaled_linear",
+                beta_start=0.00085,
+                beta_end=0.012,
+                skip_prk_steps=True,
+                prediction_type=prediction_type,
+                set_alpha_to_one=False,
+                steps_offset=1,
             ),
-        )  # fmt: skip
+        )
     pipeline.save_pretrained(folder)
     return Path(folder)

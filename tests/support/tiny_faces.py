@@ -18,9 +18,14 @@ def make_random_eyes(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = CLIPVisionConfig(
-            hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=32,
-            patch_size=8, projection_dim=EMBEDDING,
-        )  # fmt: skip
+            hidden_size=HIDDEN,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            projection_dim=EMBEDDING,
+        )
         model = CLIPVisionModelWithProjection(config)
         for weight in model.parameters():  # a fresh CLIP says nearly the same of every picture
             if weight.ndim > 1:
@@ -52,9 +57,11 @@ def make_random_adapter(
         else:
             linear = torch.nn.Linear(EMBEDDING, 4 * width)
             projection = {
-                "proj.weight": linear.weight.detach(), "proj.bias": linear.bias.detach(),
-                "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width),
-            }  # fmt: skip
+                "proj.weight": linear.weight.detach(),
+                "proj.bias": linear.bias.detach(),
+                "norm.weight": torch.ones(width),
+                "norm.bias": torch.zeros(width),
+            }
         state = {f"image_proj.{name}": value for name, value in projection.items()}
         for number, layer in enumerate(cross_attentions(unet)):
             shape = layer.to_k.weight.shape
@@ -64,9 +71,14 @@ def make_random_adapter(
     save_file(state, folder / "adapter.safetensors")
     make_random_eyes(folder / "eyes")
     return AuxiliaryEntry(
-        branch=branch, family="ipadapter", fits=fits, repo_id=str(folder), weights="adapter.safetensors",
-        encoder="eyes", licence="none",
-    )  # fmt: skip
+        branch=branch,
+        family="ipadapter",
+        fits=fits,
+        repo_id=str(folder),
+        weights="adapter.safetensors",
+        encoder="eyes",
+        licence="none",
+    )
 
 
 def _published(name: str) -> str:
@@ -75,9 +87,14 @@ def _published(name: str) -> str:
         return name
     _, layer, rest = name.split(".", 2)
     for ours, theirs in (
-        ("ln0", "0.norm1"), ("ln1", "0.norm2"), ("attn.to_out.0", "0.to_out"), ("attn.", "0."), ("ff.0", "1.0"),
-        ("ff.1.net.0.proj", "1.1"), ("ff.1.net.2", "1.3"),
-    ):  # fmt: skip
+        ("ln0", "0.norm1"),
+        ("ln1", "0.norm2"),
+        ("attn.to_out.0", "0.to_out"),
+        ("attn.", "0."),
+        ("ff.0", "1.0"),
+        ("ff.1.net.0.proj", "1.1"),
+        ("ff.1.net.2", "1.3"),
+    ):
         if rest.startswith(ours):
             return f"layers.{layer}.{theirs}{rest[len(ours) :]}"
     raise ValueError(name)

@@ -16,9 +16,17 @@ def walk(work, steps, until):
     net = torch.nn.Linear(3, 1)
     said: list[str] = []
     course = Course(
-        "line", work, Budget(steps=steps), net, torch.optim.AdamW(net.parameters()), 0.1,
-        warmup=2, ema=Ema(net), remark=lambda: "straight", log=said.append,
-    )  # fmt: skip
+        "line",
+        work,
+        Budget(steps=steps),
+        net,
+        torch.optim.AdamW(net.parameters()),
+        0.1,
+        warmup=2,
+        ema=Ema(net),
+        remark=lambda: "straight",
+        log=said.append,
+    )
     for step in course:
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
         course.descend((net(x) - x.sum(1, keepdim=True)).square().mean())

@@ -153,8 +153,11 @@ def test_the_ip_adapter_shows_people_it_never_saw_and_keeps_the_scene():
         with torch.inference_mode():
             shown.append(embed(scorer.model, to_batch(pictures[:1])))
         known.append(scorer.embed_images(pictures[1:]))
-    prompts = [(f"a photo of a {kind} {where}", i) for i, (_, kind) in enumerate(people)
-               for where in ("on the beach", "on a red background")]  # fmt: skip
+    prompts = [
+        (f"a photo of a {kind} {where}", i)
+        for i, (_, kind) in enumerate(people)
+        for where in ("on the beach", "on a red background")
+    ]
     likeness, scenes = {}, {}
     for scale in (0.0, 1.0):
         images = renders(pipe, prompts, shown, scale, steps=10)

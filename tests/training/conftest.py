@@ -93,10 +93,19 @@ def make_job(store: Store) -> Callable[..., TuneJob]:
             for i in range(pictures)
         ]
         chosen = {
-            "steps": 4, "rank": 4, "learning_rate": 1e-2, "warmup_steps": 1, "batch_size": 2,
-            "targets": "all", "prior_weight": 1.0, "prior_prompts": 2, "min_snr_gamma": 5.0,
-            "resolution": 64, "caption_dropout": 0.2, "seed": hash_of(name),
-        }  # fmt: skip
+            "steps": 4,
+            "rank": 4,
+            "learning_rate": 1e-2,
+            "warmup_steps": 1,
+            "batch_size": 2,
+            "targets": "all",
+            "prior_weight": 1.0,
+            "prior_prompts": 2,
+            "min_snr_gamma": 5.0,
+            "resolution": 64,
+            "caption_dropout": 0.2,
+            "seed": hash_of(name),
+        }
         return TuneJob(
             tune_id=f"tune_{name}",
             options=TrainingOptions(**{**chosen, **options}),

@@ -23,12 +23,25 @@ def make_killable(attempt: str, keys: list[str], report: Silent) -> TuneJob:
     return TuneJob(
         "tune_k",
         TrainingOptions(
-            steps=60, rank=4, learning_rate=1e-2, warmup_steps=2, batch_size=2, targets="all",
-            prior_weight=1.0, prior_prompts=2, checkpoint_every=4, seed=5, min_snr_gamma=0.0,
+            steps=60,
+            rank=4,
+            learning_rate=1e-2,
+            warmup_steps=2,
+            batch_size=2,
+            targets="all",
+            prior_weight=1.0,
+            prior_prompts=2,
+            checkpoint_every=4,
+            seed=5,
+            min_snr_gamma=0.0,
         ),
         [TrainExample(key, "a photo of ohwx woman", (64, 64)) for key in keys],
-        "ohwx", "woman", f"tunes/tune_k/lora/{attempt}", report, resume_from="tunes/tune_k/lora",
-    )  # fmt: skip
+        "ohwx",
+        "woman",
+        f"tunes/tune_k/lora/{attempt}",
+        report,
+        resume_from="tunes/tune_k/lora",
+    )
 
 
 if __name__ == "__main__":

@@ -15,10 +15,15 @@ from tunes_dagster.training.loop import train
 
 # What differs between the members; ranks are padded to the largest one.
 MEMBERS: list[dict] = [
-    {"rank": 4}, {"rank": 8, "alpha": 4.0}, {"rank": 4, "learning_rate": 2e-3, "ema_decay": 0.9},
-    {"rank": 6, "max_grad_norm": 0.01}, {"rank": 4, "batch_size": 2}, {"rank": 4, "caption_dropout": 0.5},
-    {"rank": 5, "weight_decay": 0.1}, {"rank": 4, "lr_schedule": "linear"},
-]  # fmt: skip
+    {"rank": 4},
+    {"rank": 8, "alpha": 4.0},
+    {"rank": 4, "learning_rate": 2e-3, "ema_decay": 0.9},
+    {"rank": 6, "max_grad_norm": 0.01},
+    {"rank": 4, "batch_size": 2},
+    {"rank": 4, "caption_dropout": 0.5},
+    {"rank": 5, "weight_decay": 0.1},
+    {"rank": 4, "lr_schedule": "linear"},
+]
 
 
 # One per class of denoiser; the others of a family differ in what they are told, not in what is trained.
@@ -39,9 +44,16 @@ def member(make_job):
 
     def make(name: str, **options):
         chosen = {
-            "steps": 20, "rank": 4, "learning_rate": 1e-3, "batch_size": 1, "targets": "attention",
-            "prior_weight": 0.0, "min_snr_gamma": 0.0, "checkpoint_every": 100, "pictures": 2,
-        }  # fmt: skip
+            "steps": 20,
+            "rank": 4,
+            "learning_rate": 1e-3,
+            "batch_size": 1,
+            "targets": "attention",
+            "prior_weight": 0.0,
+            "min_snr_gamma": 0.0,
+            "checkpoint_every": 100,
+            "pictures": 2,
+        }
         return make_job(name, **{**chosen, **options})
 
     return make

@@ -126,8 +126,10 @@ def test_a_style_keeps_the_looks_of_many_things(make_job):
     texts = prior.own_texts(["a dog, in ohwx ink style"], "ohwx", "ink style", 0)
     assert {"a dog", prior.NO_TEXT} < set(texts) and not any("ohwx" in text for text in texts)
     assert samples.sample_prompts("ohwx", "ink style") == [
-        "a dog in ohwx ink style", "a dog on the beach in ohwx ink style", "a dog on the beach",
-    ]  # fmt: skip
+        "a dog in ohwx ink style",
+        "a dog on the beach in ohwx ink style",
+        "a dog on the beach",
+    ]
     assert samples.sample_prompts("ohwx", "mug")[1] == "a photo of ohwx mug on the beach"
 
 

@@ -80,9 +80,15 @@ def reference_loss(name, base, pixels, text, noise, posterior, uniform):
     guidance = torch.ones(1) if transformer.config.guidance_embeds else None
     with torch.no_grad():
         said = transformer(
-            hidden_states=mixed, timestep=sigma.view(1), guidance=guidance, encoder_hidden_states=hidden,
-            txt_ids=text_ids, img_ids=ids, return_dict=False, **known,
-        )[0]  # fmt: skip
+            hidden_states=mixed,
+            timestep=sigma.view(1),
+            guidance=guidance,
+            encoder_hidden_states=hidden,
+            txt_ids=text_ids,
+            img_ids=ids,
+            return_dict=False,
+            **known,
+        )[0]
     return (said - (tokens_of_noise - tokens)).square().mean()
 
 
@@ -129,9 +135,10 @@ def test_sd15_loss_is_that_of_the_reference(tmp_path, prediction):
     with torch.no_grad():
         said = pipe.unet(scheduler.add_noise(clean, noise, timestep), timestep, hidden).sample
         ours = base.predict(
-            base.add_noise(clean, noise, timestep), timestep,
+            base.add_noise(clean, noise, timestep),
+            timestep,
             base.with_size(base.encode_text([PROMPT]), 64, 64),
-        )  # fmt: skip
+        )
     aim = noise if prediction == "epsilon" else scheduler.get_velocity(clean, noise, timestep)
     expected = (said - aim).square().mean()
     loss = (ours - base.target(clean, noise, timestep)).square().mean()
@@ -260,9 +267,12 @@ def test_both_layouts_render_elsewhere_what_our_renderer_renders(bases, store, m
             with store.local(key) as path:
                 pipeline.load_lora_weights(load_file(path))
         picture = pipeline(
-            **CASES[name].call(PROMPT, "", 3.0), num_inference_steps=3, width=64, height=64,
+            **CASES[name].call(PROMPT, "", 3.0),
+            num_inference_steps=3,
+            width=64,
+            height=64,
             generator=torch.Generator("cpu").manual_seed(3),
-        ).images[0]  # fmt: skip
+        ).images[0]
         pictures[key] = np.asarray(picture, np.float64)
         if key is not None:
             pipeline.unload_lora_weights()
@@ -328,10 +338,16 @@ def test_the_planner_counts_the_layers_that_are_adapted(branch):
         if branch == "flux1-dev":
             family, model = FluxBase, FluxTransformer2DModel(guidance_embeds=True)
         else:
-            family, model = Flux2Base, Flux2Transformer2DModel(
-                num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680,
-                guidance_embeds=False,
-            )  # fmt: skip
+            family, model = (
+                Flux2Base,
+                Flux2Transformer2DModel(
+                    num_layers=5,
+                    num_single_layers=20,
+                    num_attention_heads=24,
+                    joint_attention_dim=7680,
+                    guidance_embeds=False,
+                ),
+            )
     base = family.__new__(family)
     base.denoiser = model
     modules = dict(model.named_modules())

@@ -50,9 +50,11 @@ def test_prediction_is_the_unet_called_as_the_pipeline_calls_it(base):
     ids = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
     with torch.no_grad():
         reference = pipeline.unet(
-            noisy, timesteps, encoder_hidden_states=hidden,
+            noisy,
+            timesteps,
+            encoder_hidden_states=hidden,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": ids},
-        ).sample  # fmt: skip
+        ).sample
         ours = base.predict(noisy, timesteps, base.with_size(base.encode_text(texts), 64, 64))
     torch.testing.assert_close(ours, reference)
 
@@ -62,9 +64,14 @@ def test_sampling_is_what_the_stock_pipeline_renders(base):
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     ours = base.decode(base.sample(base.encode_text(["a red mug"]), noise, 64, 64, 3, 4.0))
     stock = pipeline(
-        "a red mug", num_inference_steps=3, guidance_scale=4.0, height=64, width=64,
-        generator=torch.Generator().manual_seed(3), output_type="pt",
-    ).images  # fmt: skip
+        "a red mug",
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        height=64,
+        width=64,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pt",
+    ).images
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-4)
 
 

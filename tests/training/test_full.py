@@ -99,8 +99,12 @@ def test_it_resumes_exactly_and_only_the_newest_checkpoint_keeps_the_optimizer(b
     options = {**FULL, "steps": 6, "checkpoint_every": 2, **more}
     (whole,) = trained(base, store, make_job("one", **options))
     kept = [key.rpartition("/")[2] for key in store.list("tunes/tune_one/lora/1/checkpoints")]
-    assert kept == ["step-000002.safetensors", "step-000004.safetensors",
-                    "step-000006.safetensors", "step-000006.state.safetensors"]  # fmt: skip
+    assert kept == [
+        "step-000002.safetensors",
+        "step-000004.safetensors",
+        "step-000006.safetensors",
+        "step-000006.state.safetensors",
+    ]
     result = resumed(base, store, make_job, 4, **options)
     first, second = weights(store, whole), weights(store, result)
     assert all(torch.equal(first[name], second[name]) for name in first)

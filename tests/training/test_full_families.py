@@ -50,9 +50,12 @@ def pictures(base, store, *uses) -> list[np.ndarray]:
 def stock_picture(name: str, pipeline) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline(
-        **CASES[name].call(PROMPT, "", 3.0), num_inference_steps=3, width=64, height=64,
+        **CASES[name].call(PROMPT, "", 3.0),
+        num_inference_steps=3,
+        width=64,
+        height=64,
         generator=torch.Generator("cpu").manual_seed(3),
-    )  # fmt: skip
+    )
     return np.asarray(made.images[0], np.float64)
 
 
@@ -88,8 +91,10 @@ def test_the_strength_of_a_full_tune_lies_between_base_and_tune_and_several_add_
     base = bases("sdxl")
     source = torch.Generator().manual_seed(0)
     own = copied(base)
-    moved = [{name: value + 0.02 * torch.randn(value.shape, generator=source) for name, value in own.items()}
-             for _ in range(2)]  # fmt: skip
+    moved = [
+        {name: value + 0.02 * torch.randn(value.shape, generator=source) for name, value in own.items()}
+        for _ in range(2)
+    ]
     half = {name: own[name] + 0.5 * (moved[0][name] - own[name]) for name in own}
     sums = {
         name: own[name] + 0.5 * (moved[0][name] - own[name]) - 0.3 * (moved[1][name] - own[name])
@@ -97,9 +102,15 @@ def test_the_strength_of_a_full_tune_lies_between_base_and_tune_and_several_add_
     }
     keys = [write_tensors(store, f"{i}.safetensors", one, {}) for i, one in enumerate([*moved, half, sums])]
     seen = pictures(
-        base, store, [(keys[0], 0.5)], [(keys[2], 1.0)], [(keys[0], 0.5), (keys[1], -0.3)], [(keys[3], 1.0)],
-        [(keys[0], 0.0)], [],
-    )  # fmt: skip
+        base,
+        store,
+        [(keys[0], 0.5)],
+        [(keys[2], 1.0)],
+        [(keys[0], 0.5), (keys[1], -0.3)],
+        [(keys[3], 1.0)],
+        [(keys[0], 0.0)],
+        [],
+    )
     assert psnr(seen[0], seen[1]) > 60 and psnr(seen[2], seen[3]) > 60 and psnr(seen[4], seen[5]) > 60
     assert psnr(seen[0], seen[5]) < 45 and psnr(seen[0], seen[2]) < 45
 

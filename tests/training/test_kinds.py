@@ -86,8 +86,10 @@ def test_eight_bit_moments_come_back_as_they_were_and_train_alone(base, make_job
     weights, row, optimizer = fresh()
     blocks = torch.rand(-(-row.numel() // 256))
     optimizer.state[row] = {
-        "step": 7, "state1": torch.randint(0, 255, row.shape, dtype=torch.uint8), "absmax1": blocks,
-    }  # fmt: skip
+        "step": 7,
+        "state1": torch.randint(0, 255, row.shape, dtype=torch.uint8),
+        "absmax1": blocks,
+    }
     kept, before = weights.state(0), dict(optimizer.state[row])
     weights.close()
     weights, row, optimizer = fresh()
@@ -136,8 +138,10 @@ def test_a_dora_trains_resumes_and_renders_alike_in_stock_diffusers(base, store,
     state = weights(store, whole)
     magnitudes = split_magnitudes(state)
     assert len(magnitudes) == len(split_state(state)) > 4
-    before = {name: torch.linalg.vector_norm(base.denoiser.get_submodule(name).weight.flatten(1), dim=1)
-              for name in magnitudes}  # fmt: skip
+    before = {
+        name: torch.linalg.vector_norm(base.denoiser.get_submodule(name).weight.flatten(1), dim=1)
+        for name in magnitudes
+    }
     assert all((magnitudes[name].flatten() - before[name]).abs().max() > 1e-4 for name in magnitudes)
     seen = verify.verify(Files(whole.weights_key, whole.kohya_key), "a photo of ohwx woman", base, store)
     assert seen.passed and seen.kohya_difference is None, seen
@@ -187,9 +191,11 @@ def test_a_dora_learns_what_peft_learns(base64, store, make_job):
             )
     unet.double()
     stock = unet(
-        noisy, moments, encoder_hidden_states=text["hidden"],
+        noisy,
+        moments,
+        encoder_hidden_states=text["hidden"],
         added_cond_kwargs={"text_embeds": text["pooled"], "time_ids": text["time_ids"]},
-    ).sample  # fmt: skip
+    ).sample
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-7)
     stock.square().sum().backward()
     for name in mine:
@@ -254,9 +260,14 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
     fresh = base.load_fresh_pipeline()
     with verify._loaded(fresh, result.weights_key, store):
         stock = fresh(
-            prompt="a photo of ohwx woman", num_inference_steps=3, guidance_scale=2.0, height=128, width=128,
-            generator=torch.Generator("cpu").manual_seed(5), output_type="np",
-        ).images[0]  # fmt: skip
+            prompt="a photo of ohwx woman",
+            num_inference_steps=3,
+            guidance_scale=2.0,
+            height=128,
+            width=128,
+            generator=torch.Generator("cpu").manual_seed(5),
+            output_type="np",
+        ).images[0]
     assert abs(ours - stock).max() < 0.02
     other = TuneWeights("tune_x", result.weights_key, "ohwx", "woman")
     both = render_job(

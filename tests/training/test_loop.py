@@ -72,9 +72,14 @@ def reference_train(job, base, store) -> dict[str, torch.Tensor]:
         size = base.latent_shape(*bucket)
         prior_rows = options.batch_size if prepared.prior_set else 0
         draws = order.draw(
-            options.seed, step, len(indices), size, options.caption_dropout, prior_rows,
+            options.seed,
+            step,
+            len(indices),
+            size,
+            options.caption_dropout,
+            prior_rows,
             len(prepared.prior_set or []),
-        )  # fmt: skip
+        )
         loss = 0
         for row, i in enumerate(indices):
             _, inside = prepared.position[i]
@@ -195,9 +200,12 @@ def test_sigkill_at_any_moment_loses_at_most_an_interval(base, base_folder: Path
     root = Path(__file__).parents[2]
     killed = subprocess.Popen(
         [sys.executable, "-m", "tests.training.killable", str(base_folder), str(store.root), *keys],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=root,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     at = random.randint(5, 50)
     assert killed.stdout is not None
     for line in killed.stdout:

@@ -157,13 +157,18 @@ def test_sizes_are_those_of_the_real_models():
 
     with init_empty_weights():
         unet = UNet2DConditionModel(
-            sample_size=128, block_out_channels=(320, 640, 1280), cross_attention_dim=2048,
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            cross_attention_dim=2048,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=(5, 10, 20), transformer_layers_per_block=(1, 2, 10), use_linear_projection=True,
-            addition_embed_type="text_time", addition_time_embed_dim=256,
+            attention_head_dim=(5, 10, 20),
+            transformer_layers_per_block=(1, 2, 10),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
-        )  # fmt: skip
+        )
     total, _ = calculate_maximum_sizes(unet)
     assert total / 4 / 1e9 == pytest.approx(known_sizes()["sdxl1"].denoiser, rel=1e-3)
 

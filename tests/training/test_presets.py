@@ -15,9 +15,16 @@ from tunes_dagster.training.jobs import TrainExample, TuneJob
 
 @pytest.mark.parametrize(
     ("preset", "pictures", "steps"),
-    [(None, 4, 400), (None, 2, 300), (None, 100, 4000), ("flux-lora-focus", 4, 400),
-     ("flux-lora-portrait", 4, 300), ("flux-lora-portrait", 20, 540), ("flux-lora-fast", 13, 351)],
-)  # fmt: skip
+    [
+        (None, 4, 400),
+        (None, 2, 300),
+        (None, 100, 4000),
+        ("flux-lora-focus", 4, 400),
+        ("flux-lora-portrait", 4, 300),
+        ("flux-lora-portrait", 20, 540),
+        ("flux-lora-fast", 13, 351),
+    ],
+)
 def test_steps_are_counted_from_the_pictures(preset, pictures, steps):
     options = complete(TrainingOptions(preset=preset), {"batch_size": 1, "learning_rate": 1e-4}, 1024)
     items = [TrainExample(f"blobs/{i}.png", "", (64, 64)) for i in range(pictures)]
@@ -69,9 +76,11 @@ def refused(request: dict, base: str = "sdxl1", settings: Settings | None = None
     entry = catalog.resolve(base)
     with pytest.raises(Failure) as error:
         checks.check_tune(
-            TuneRequest.model_validate({"name": "woman", **request}), entry, catalog.real(entry),
+            TuneRequest.model_validate({"name": "woman", **request}),
+            entry,
+            catalog.real(entry),
             settings or Settings(device="cpu"),
-        )  # fmt: skip
+        )
     assert error.value.code == FailureCode.INVALID_REQUEST
     return error.value.message
 
@@ -90,10 +99,13 @@ def refused(request: dict, base: str = "sdxl1", settings: Settings | None = None
         ({"dataset": {"face_correct": True}}, "sdxl1", "dataset.face_correct needs the package gfpgan"),
         ({"name": "ink style", "dataset": {"face_crop": True}}, "sdxl1", "a style ('ink style') has none"),
         ({"name": "mug", "training": {"kind": "faceid"}}, "sdxl1", "'mug' is not known as a person"),
-        ({"dataset": {"one_picture": True}, "sources": {"image_urls": ["http://a/1", "http://a/2"]}}, "sdxl1",
-         "2 pictures were handed in"),
+        (
+            {"dataset": {"one_picture": True}, "sources": {"image_urls": ["http://a/1", "http://a/2"]}},
+            "sdxl1",
+            "2 pictures were handed in",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_base_or_a_machine_cannot_do_is_refused_by_name(request_, base, said):
     assert said in refused(request_, base)
 

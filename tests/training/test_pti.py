@@ -151,8 +151,10 @@ def test_a_second_attempt_takes_the_words_it_has_and_resumes_exactly(base, store
 
 
 def test_two_tunes_of_one_token_have_words_of_their_own(base):
-    width = {name: encoder.get_input_embeddings().weight.shape[1]
-             for name, (_, encoder) in base.word_encoders().items()}  # fmt: skip
+    width = {
+        name: encoder.get_input_embeddings().weight.shape[1]
+        for name, (_, encoder) in base.word_encoders().items()
+    }
     fingerprint = base.fingerprint("text")
     first = {name: torch.full((1, size), 0.1) for name, size in width.items()}
     second = {name: torch.full((1, size), -0.1) for name, size in width.items()}
@@ -205,17 +207,23 @@ def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_documented_snip
     assert pictures[0] != pictures[1]
     for i, result in enumerate(results):
         (alone,) = render([job(f"prompt_{i}", result)], base, store, f"out/{i}", Recorder())
-        first, second = (np.asarray(Image.open(io.BytesIO(data))).astype(int)
-                         for data in (pictures[i], store.read_bytes(alone.images[0].key)))  # fmt: skip
+        first, second = (
+            np.asarray(Image.open(io.BytesIO(data))).astype(int)
+            for data in (pictures[i], store.read_bytes(alone.images[0].key))
+        )
         assert abs(first - second).max() <= 1
     fresh = stock_pipeline(family, base.folder)
     end_as_released(fresh)
 
     def stock():
         return fresh(
-            **CASES[family].call("a photo of ohwx woman", "", 2.0), num_inference_steps=3, height=64, width=64,
-            generator=torch.Generator("cpu").manual_seed(5), output_type="np",
-        ).images[0]  # fmt: skip
+            **CASES[family].call("a photo of ohwx woman", "", 2.0),
+            num_inference_steps=3,
+            height=64,
+            width=64,
+            generator=torch.Generator("cpu").manual_seed(5),
+            output_type="np",
+        ).images[0]
 
     plain = stock()
     with (

@@ -112,9 +112,14 @@ def send(client: httpx.Client, sending: Sending, seconds: float) -> Outcome:
     try:
         timeout = httpx.Timeout(seconds)
         with client.stream(
-            sending.method, sending.url, content=body, headers=headers, timeout=timeout,
-            follow_redirects=False, extensions={"target": request_target(sending.url)},
-        ) as answer:  # fmt: skip
+            sending.method,
+            sending.url,
+            content=body,
+            headers=headers,
+            timeout=timeout,
+            follow_redirects=False,
+            extensions={"target": request_target(sending.url)},
+        ) as answer:
             head = b""
             for chunk in answer.iter_raw(HEAD_BYTES):
                 head += chunk

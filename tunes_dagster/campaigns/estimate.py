@@ -114,12 +114,18 @@ class Estimate:
     def as_dict(self) -> dict[str, Any]:
         """Return it for the plan's row and for JSON."""
         return {
-            "prompts": self.prompts, "pictures": self.pictures, "new_prompts": self.new_prompts,
-            "new_pictures": self.new_pictures, "batches": self.batches, "batch_sizes": self.rooms,
-            "cost_usd": self.dollars, "prices": self.prices,
+            "prompts": self.prompts,
+            "pictures": self.pictures,
+            "new_prompts": self.new_prompts,
+            "new_pictures": self.new_pictures,
+            "batches": self.batches,
+            "batch_sizes": self.rooms,
+            "cost_usd": self.dollars,
+            "prices": self.prices,
             "seconds": None if self.seconds is None else round(self.seconds, 1),
-            "seconds_from": self.sources, "pictures_by_tune": self.by_tune,
-        }  # fmt: skip
+            "seconds_from": self.sources,
+            "pictures_by_tune": self.by_tune,
+        }
 
 
 def speed_of(branch: str, batches: Iterable[Batch]) -> Speed | None:

@@ -110,9 +110,13 @@ def expand(
     if total > MAX_PROMPTS:
         largest = max(good, key=lambda row: row["combinations"])
         done.problems.append(
-            Problem(table.label, largest["line"], f"It expands to {total:,} prompts; {MAX_PROMPTS:,} is the most.",
-                    f"This row alone is {largest['combinations']:,}. Split the campaign, or list fewer values.")
-        )  # fmt: skip
+            Problem(
+                table.label,
+                largest["line"],
+                f"It expands to {total:,} prompts; {MAX_PROMPTS:,} is the most.",
+                f"This row alone is {largest['combinations']:,}. Split the campaign, or list fewer values.",
+            )
+        )
     elif good:
         _collect(file, table, _combined(good), {s.id: s for s in known.values()}, date, done)
     done.problems.sort()
@@ -127,14 +131,23 @@ def _check_columns(file: CampaignFile, table: Table, done: Expansion) -> None:
             close = difflib.get_close_matches(column, [*KNOWN, *used], n=1)
             hint = f"Did you mean {close[0]}? Otherwise use" if close else "Use"
             done.problems.append(
-                Problem(table.label, table.header, f"The column {column} is no setting, and no text uses it.",
-                        f"{hint} it as {{{{{column}}}}} in a text, or remove it.")
-            )  # fmt: skip
+                Problem(
+                    table.label,
+                    table.header,
+                    f"The column {column} is no setting, and no text uses it.",
+                    f"{hint} it as {{{{{column}}}}} in a text, or remove it.",
+                )
+            )
 
 
 def _prepared(
-    file: CampaignFile, table: Table, row: Row, selected: list[Subject], known: dict[str, Subject], done: Expansion
-) -> dict[str, Any] | None:  # fmt: skip
+    file: CampaignFile,
+    table: Table,
+    row: Row,
+    selected: list[Subject],
+    known: dict[str, Subject],
+    done: Expansion,
+) -> dict[str, Any] | None:
     """Return a row's lists of values, or None when it has mistakes."""
     before = len(done.problems)
 
@@ -158,10 +171,17 @@ def _prepared(
         return None
     lengths = [len(tunes), len(sizes), len(seeds), *(len(values) for values in variables.values())]
     return {
-        "line": row.line, "template": text, "tune": [one.id if one else None for one in tunes], "size": sizes,
-        "seed": seeds, "variables": variables, "settings": checked, "base": row.cells.get("base"),
-        "label": row.cells.get("label"), "combinations": prod(lengths),
-    }  # fmt: skip
+        "line": row.line,
+        "template": text,
+        "tune": [one.id if one else None for one in tunes],
+        "size": sizes,
+        "seed": seeds,
+        "variables": variables,
+        "settings": checked,
+        "base": row.cells.get("base"),
+        "label": row.cells.get("label"),
+        "combinations": prod(lengths),
+    }
 
 
 def _check_braces(file: CampaignFile, row: Row, text: str, wrong: Any) -> None:
@@ -254,14 +274,18 @@ def _variables(
             one.title if one else "the plain base" for one in tunes if one is None or name not in one.words
         ]
         if lacking == ["the plain base"] and name in OF_TUNE:
-            wrong(f"{{{{{name}}}}} is what a tune says of itself, and this row is rendered without one.",
-                  "Name tunes in the YAML or in a column `tunes`, or write the words out.")  # fmt: skip
+            wrong(
+                f"{{{{{name}}}}} is what a tune says of itself, and this row is rendered without one.",
+                "Name tunes in the YAML or in a column `tunes`, or write the words out.",
+            )
         elif lacking:
             close = difflib.get_close_matches(name, [*row.cells, *shared, *OF_TUNE], n=1)
             hint = f"Did you mean {{{{{close[0]}}}}}? Otherwise fill" if close else "Fill"
             of = ", ".join(dict.fromkeys(lacking))
-            wrong(f"{{{{{name}}}}} has no value for {of}.",
-                  f"{hint} in a column {name}, or name it below `variables:` in the YAML.")  # fmt: skip
+            wrong(
+                f"{{{{{name}}}}} has no value for {of}.",
+                f"{hint} in a column {name}, or name it below `variables:` in the YAML.",
+            )
     return found
 
 
@@ -309,10 +333,12 @@ def _combined(rows: list[dict[str, Any]]) -> pandas.DataFrame:
 
     names = list(dict.fromkeys(name for row in rows for name in row["variables"]))
     plain = [
-        {**{k: v for k, v in row.items() if k != "variables"},
-         **{f"var {name}": row["variables"].get(name, [None]) for name in names}}
+        {
+            **{k: v for k, v in row.items() if k != "variables"},
+            **{f"var {name}": row["variables"].get(name, [None]) for name in names},
+        }
         for row in rows
-    ]  # fmt: skip
+    ]
     frame = pandas.DataFrame(plain)
     for column in ["tune", *(f"var {name}" for name in names), "size", "seed"]:
         frame = frame.explode(column, ignore_index=True)
@@ -342,17 +368,29 @@ def _collect(
         mark = repr((row["tune"], text, sorted(settings.items()), row["seed"]))
         if mark in seen:
             done.problems.append(
-                Problem(table.label, row["line"], f"It asks again for what line {seen[mark]} asks for.",
-                        "It is rendered once. Give it another seed for another picture.", "warning")
-            )  # fmt: skip
+                Problem(
+                    table.label,
+                    row["line"],
+                    f"It asks again for what line {seen[mark]} asks for.",
+                    "It is rendered once. Give it another seed for another picture.",
+                    "warning",
+                )
+            )
             continue
         seen[mark] = row["line"]
         seed = row["seed"] if isinstance(row["seed"], int) else settings.get("seed")
         settings["seed"] = drawn_seed(file.id, day, mark) if seed is None else int(seed)
         done.items.append(
-            Item(row["line"], tune.id if tune else None, row["template"], text, used, settings,
-                 (row["base"] if isinstance(row["base"], str) else None) or file.base)
-        )  # fmt: skip
+            Item(
+                row["line"],
+                tune.id if tune else None,
+                row["template"],
+                text,
+                used,
+                settings,
+                (row["base"] if isinstance(row["base"], str) else None) or file.base,
+            )
+        )
 
 
 def filled(

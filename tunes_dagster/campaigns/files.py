@@ -217,9 +217,11 @@ def _load(source: Source, parsed: Parsed) -> Problem | None:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or "it cannot be read"
         return Problem(
-            source.label, mark.line + 1 if mark else 0, f"This is not YAML: {what}.",
+            source.label,
+            mark.line + 1 if mark else 0,
+            f"This is not YAML: {what}.",
             "A colon, a quote or the indentation is wrong there or just above.",
-        )  # fmt: skip
+        )
     except (Failure, RecursionError, ValueError) as error:
         said = error.message if isinstance(error, Failure) else str(error)
         return Problem(source.label, 0, said, "See docs/campaigns.md for an example.")
@@ -234,9 +236,13 @@ def _note_lines(node: Any, place: str, label: str, parsed: Parsed) -> None:
             line = key.start_mark.line + 1
             if here in parsed.lines:
                 parsed.problems.append(
-                    Problem(label, line, f"{here} was said on line {parsed.lines[here]} already.",
-                            "Only one of them can count: remove the other.")
-                )  # fmt: skip
+                    Problem(
+                        label,
+                        line,
+                        f"{here} was said on line {parsed.lines[here]} already.",
+                        "Only one of them can count: remove the other.",
+                    )
+                )
             parsed.lines[here] = line
             _note_lines(value, here, label, parsed)
     elif isinstance(node, yaml.SequenceNode):

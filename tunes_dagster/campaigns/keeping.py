@@ -137,9 +137,13 @@ class Keeper:
         drawn = self.sketch(source, date, True) if date else self.check(source, lenient=True)
         if drawn.parsed.file is not None and drawn.parsed.file.id != campaign.name:
             drawn.problems.append(
-                Problem(source.label, drawn.parsed.line("name"), f"The name is {drawn.parsed.file.name!r} now.",
-                        f"Write {campaign.name}, or add it as a campaign of its own.")
-            )  # fmt: skip
+                Problem(
+                    source.label,
+                    drawn.parsed.line("name"),
+                    f"The name is {drawn.parsed.file.name!r} now.",
+                    f"Write {campaign.name}, or add it as a campaign of its own.",
+                )
+            )
         if errors(drawn.problems):
             return self._broken(campaign, errors(drawn.problems)), None
         fields = _fields(source, drawn)
@@ -176,12 +180,13 @@ class Keeper:
                 FailureCode.INVALID_REQUEST,
                 f"The campaign {campaign.name} has had no date yet; it starts {campaign.starts}.",
                 "Give it an earlier `start:`, or wait.",
-            )  # fmt: skip
+            )
         close = [key for key in known if key.startswith(str(word)[:7])] or known[-5:]
         raise Failure(
-            FailureCode.INVALID_REQUEST, f"{word!r} is no date of the campaign {campaign.name}.",
+            FailureCode.INVALID_REQUEST,
+            f"{word!r} is no date of the campaign {campaign.name}.",
             f"Its dates are for example {', '.join(close[-5:])}.",
-        )  # fmt: skip
+        )
 
     def plan(self, campaign: Campaign, date: str, retry_failed: bool = True) -> tuple[CampaignDate, Sketch]:
         """Plan a date: queue what is missing.
@@ -200,16 +205,22 @@ class Keeper:
         if drawn.over_cap:
             self.registry.refuse_date(campaign, date, summary, drawn.over_cap)
             raise Failure(
-                FailureCode.OUT_OF_CREDITS, f"{campaign.name}, {date}: {drawn.over_cap}",
+                FailureCode.OUT_OF_CREDITS,
+                f"{campaign.name}, {date}: {drawn.over_cap}",
                 "Raise cost_cap in its file, or ask for less.",
-            )  # fmt: skip
+            )
         key = f"campaigns/{campaign.name}/{date.replace(':', '')}/plan.csv"
         self.store.write_bytes(key, plan_csv(drawn))
         waits = ", ".join(f"{title} ({status})" for title, status in drawn.waits.items())
         row = self.registry.plan_date(
-            campaign, date, drawn.planned, summary, plan_key=key, retry_failed=retry_failed,
+            campaign,
+            date,
+            drawn.planned,
+            summary,
+            plan_key=key,
+            retry_failed=retry_failed,
             message=f"Waits for {waits}." if waits else "",
-        )  # fmt: skip
+        )
         return row, drawn
 
 
@@ -218,10 +229,14 @@ def _fields(source: Source, drawn: Sketch) -> dict[str, Any]:
     file = drawn.file
     name = table_name(file)
     return {
-        "account_id": file.account, "cron": file.cron, "timezone": file.timezone, "version": _version(source, name),
+        "account_id": file.account,
+        "cron": file.cron,
+        "timezone": file.timezone,
+        "version": _version(source, name),
         "definition": file.model_dump(mode="json", exclude={"prompts"} if name is None else None),
-        "state": "good", "problems": {},
-    }  # fmt: skip
+        "state": "good",
+        "problems": {},
+    }
 
 
 def _version(source: Source, table: str | None) -> str:
@@ -237,12 +252,19 @@ def plan_csv(drawn: Sketch) -> bytes:
 
     rows = [
         {
-            "line": one.line, "tune": drawn.tunes[one.tune_id].title if one.tune_id else "", "base": one.base,
-            "text": one.request.text, "seed": one.request.settings.seed, "pictures": one.request.settings.num_images,
-            "width": one.request.settings.width, "height": one.request.settings.height,
-            "steps": one.request.settings.steps, **one.variables, "there already": one.recipe_hash in drawn.known,
+            "line": one.line,
+            "tune": drawn.tunes[one.tune_id].title if one.tune_id else "",
+            "base": one.base,
+            "text": one.request.text,
+            "seed": one.request.settings.seed,
+            "pictures": one.request.settings.num_images,
+            "width": one.request.settings.width,
+            "height": one.request.settings.height,
+            "steps": one.request.settings.steps,
+            **one.variables,
+            "there already": one.recipe_hash in drawn.known,
             "recipe_hash": one.recipe_hash,
         }
         for one in drawn.planned
-    ]  # fmt: skip
+    ]
     return pandas.DataFrame(rows).to_csv(index=False).encode()

@@ -152,9 +152,14 @@ def _subjects(
         tune = _find(registry, word, file.account)
         if tune is None:
             drawn.problems.append(
-                Problem(source.label, parsed.line(f"tunes.{index}"), f"There is no tune {word!r}.",
-                        "`tunes list` shows the known ones.", level)
-            )  # fmt: skip
+                Problem(
+                    source.label,
+                    parsed.line(f"tunes.{index}"),
+                    f"There is no tune {word!r}.",
+                    "`tunes list` shows the known ones.",
+                    level,
+                )
+            )
         elif tune.id in chosen:
             drawn.problems.append(
                 Problem(
@@ -171,9 +176,14 @@ def _subjects(
         if not labelled:
             place = "labels" if file.labels else "tag"
             drawn.problems.append(
-                Problem(source.label, parsed.line(place), "No tune has these labels now.",
-                        "Give them at training: tunes train … --label team=shoes.", "warning")
-            )  # fmt: skip
+                Problem(
+                    source.label,
+                    parsed.line(place),
+                    "No tune has these labels now.",
+                    "Give them at training: tunes train … --label team=shoes.",
+                    "warning",
+                )
+            )
     named: dict[str, Tune] = {}
     for word in named_tunes([drawn.table]):
         tune = _find(registry, word, file.account)
@@ -203,9 +213,11 @@ def _fits(file: CampaignFile, tune: Tune) -> bool:
 def _subject(tune: Tune) -> Subject:
     facts = {**(tune.labels or {}), **((tune.request or {}).get("characteristics") or {})}
     own = {
-        "subject": f"{tune.token} {tune.class_name}", "token": tune.token, "class": tune.class_name,
+        "subject": f"{tune.token} {tune.class_name}",
+        "token": tune.token,
+        "class": tune.class_name,
         "title": tune.title,
-    }  # fmt: skip
+    }
     words = {**{spelled(str(name)): str(value) for name, value in facts.items()}, **own}
     problem = ""
     if tune.status in _ENDED:
@@ -241,8 +253,14 @@ def _complete(
         count = sum(one.tune == drawn.tunes[tune_id].title for one in drawn.left_out)
         if count:
             drawn.problems.append(
-                Problem(label, 0, f"{count} prompts are left out: {why}", "Make it again, or take it out.", "warning")
-            )  # fmt: skip
+                Problem(
+                    label,
+                    0,
+                    f"{count} prompts are left out: {why}",
+                    "Make it again, or take it out.",
+                    "warning",
+                )
+            )
 
 
 class _Completer:
@@ -265,17 +283,23 @@ class _Completer:
 
         tune = self.drawn.tunes[item.tune_id] if item.tune_id else None
         asked = PromptRequest(
-            text=item.text, tune=item.tune_id, base=None if tune else item.base,
+            text=item.text,
+            tune=item.tune_id,
+            base=None if tune else item.base,
             settings=RenderSettings.model_validate(item.settings),
-        )  # fmt: skip
+        )
         complete, entry, base = completed_prompt(self.catalog, self.settings, asked, tune)
         tunes = {one.id: one for one in ([tune] if tune else []) + self._in_text(item.text)}
         ready = [one for one in tunes.values() if one.status == "ready"]
         weights = {one.id: key for one in ready if (key := (one.result or {}).get("weights_key"))}
         decided = {
-            "text": complete.text, "settings": complete.settings.model_dump(mode="json"), "branch": entry.branch,
-            "repo_id": entry.repo_id, "revision": entry.revision, "tunes": list(tunes),
-        }  # fmt: skip
+            "text": complete.text,
+            "settings": complete.settings.model_dump(mode="json"),
+            "branch": entry.branch,
+            "repo_id": entry.repo_id,
+            "revision": entry.revision,
+            "tunes": list(tunes),
+        }
         family = self.catalog.resolve(base)
         price = self.costing.micro(family.family, family.branch) * complete.settings.num_images
         return Planned(
@@ -313,4 +337,4 @@ def plan_summary(drawn: Sketch) -> dict[str, Any]:
             for one in drawn.left_out[:1000]
         ],
         "warnings": [str(one) for one in drawn.problems if one.level == "warning"][:100],
-    }  # fmt: skip
+    }

@@ -34,8 +34,10 @@ _CELL = 320
 # Prompts with longer names stand beside rows, where there is room, instead of above columns.
 _SHORT = 24
 _WHY_NOT_YET = {
-    "waiting": "It waits for its tune.", "queued": "It waits to be rendered.", "rendering": "It is being rendered.",
-}  # fmt: skip
+    "waiting": "It waits for its tune.",
+    "queued": "It waits to be rendered.",
+    "rendering": "It is being rendered.",
+}
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,10 @@ def make_report(registry: Registry, store: Store, campaign: Campaign, date: str)
     row = registry.get_date(campaign.id, date)
     if row is None or row.planned_at is None:
         raise Failure(
-            FailureCode.INVALID_REQUEST, f"The campaign {campaign.name} was not planned for {date}.",
+            FailureCode.INVALID_REQUEST,
+            f"The campaign {campaign.name} was not planned for {date}.",
             f"Plan it: tunes campaign backfill {campaign.name} {date}",
-        )  # fmt: skip
+        )
     pairs = registry.date_prompts(row.id)
     batches = registry.batches_by_id({prompt.batch_id for _link, prompt in pairs if prompt.batch_id})
     titles = {**row.plan.get("tunes", {})}
@@ -166,15 +169,27 @@ def table_of(lines: Sequence[Line], left_out: Sequence[dict[str, Any]], folder: 
 
     rows = [
         {
-            "line": line.link.line, "tune": line.tune, "prompt": line.prompt.text, **line.link.variables,
-            "seed": line.seed, "width": line.prompt.settings.get("width"), "height": line.prompt.settings.get("height"),
-            "steps": line.prompt.settings.get("steps"), "base": line.prompt.branch, "status": line.prompt.status,
-            "file": relative(line.key, f"{folder}/pictures.csv") if line.key else None, "seconds": line.seconds,
-            "recipe_hash": line.recipe_hash, "kept": line.link.kept, "reason": line.reason or None,
-            "prompt_id": line.prompt.id, "tune_id": line.prompt.tune_id, "batch_id": line.prompt.batch_id,
+            "line": line.link.line,
+            "tune": line.tune,
+            "prompt": line.prompt.text,
+            **line.link.variables,
+            "seed": line.seed,
+            "width": line.prompt.settings.get("width"),
+            "height": line.prompt.settings.get("height"),
+            "steps": line.prompt.settings.get("steps"),
+            "base": line.prompt.branch,
+            "status": line.prompt.status,
+            "file": relative(line.key, f"{folder}/pictures.csv") if line.key else None,
+            "seconds": line.seconds,
+            "recipe_hash": line.recipe_hash,
+            "kept": line.link.kept,
+            "reason": line.reason or None,
+            "prompt_id": line.prompt.id,
+            "tune_id": line.prompt.tune_id,
+            "batch_id": line.prompt.batch_id,
         }
         for line in lines
-    ]  # fmt: skip
+    ]
     rows += [
         {
             "line": one["line"],
@@ -369,9 +384,15 @@ class _Writer:
         return rows + left
 
     def _sections(
-        self, numbers: dict[str, Any], sheet_key: str, by_tune: dict[str, str], by_prompt: dict[str, str], csv_key: str,
-        parquet_key: str | None, failures: list[dict[str, Any]],
-    ) -> list[Section]:  # fmt: skip
+        self,
+        numbers: dict[str, Any],
+        sheet_key: str,
+        by_tune: dict[str, str],
+        by_prompt: dict[str, str],
+        csv_key: str,
+        parquet_key: str | None,
+        failures: list[dict[str, Any]],
+    ) -> list[Section]:
         def path(key: str) -> str:
             return relative(key, self.page_key)
 
@@ -383,9 +404,11 @@ class _Writer:
         facts = {
             "pictures": f"{numbers['pictures']:,} of {numbers['prompts']:,} prompts",
             "kept from before": numbers["kept"] or "",
-            "failed": numbers["failed"] or "", "not rendered yet": numbers["open"] or "",
-            "render time": f"{numbers['seconds']:,.0f} s", "cost": f"${float(self.row.plan.get('cost_usd') or 0):,.2f}",
-        }  # fmt: skip
+            "failed": numbers["failed"] or "",
+            "not rendered yet": numbers["open"] or "",
+            "render time": f"{numbers['seconds']:,.0f} s",
+            "cost": f"${float(self.row.plan.get('cost_usd') or 0):,.2f}",
+        }
         sections = [Section(facts=facts, links=tables), Section("Overview", wide=path(sheet_key))]
         if failures:
             said = {

@@ -22,14 +22,30 @@ MAX_BYTES = 64 * 1024 * 1024
 
 # What people call the columns, in the spelling of `spelled`.
 COLUMNS = {
-    "text": "text", "prompt": "text", "prompts": "text", "prompt_text": "text",
-    "tune": "tunes", "tunes": "tunes", "model": "tunes", "subject": "tunes",
-    "size": "sizes", "sizes": "sizes",
-    "seed": "seeds", "seeds": "seeds",
-    "images": "num_images", "pictures": "num_images", "number": "num_images", "num_images": "num_images",
-    "negative": "negative_prompt", "guidance": "guidance_scale", "cfg": "guidance_scale", "sampler": "scheduler",
-    "base": "base", "label": "label", "name": "label",
-}  # fmt: skip
+    "text": "text",
+    "prompt": "text",
+    "prompts": "text",
+    "prompt_text": "text",
+    "tune": "tunes",
+    "tunes": "tunes",
+    "model": "tunes",
+    "subject": "tunes",
+    "size": "sizes",
+    "sizes": "sizes",
+    "seed": "seeds",
+    "seeds": "seeds",
+    "images": "num_images",
+    "pictures": "num_images",
+    "number": "num_images",
+    "num_images": "num_images",
+    "negative": "negative_prompt",
+    "guidance": "guidance_scale",
+    "cfg": "guidance_scale",
+    "sampler": "scheduler",
+    "base": "base",
+    "label": "label",
+    "name": "label",
+}
 _FORMULA_FAILED = re.compile(r"^#(REF!|N/A|NAME\?|VALUE!|DIV/0!|NULL!|NUM!|ERROR!|SPILL!)$")
 SETTINGS = frozenset(RenderSettings.model_fields) - {"seed"}
 KNOWN = frozenset(COLUMNS.values()) | SETTINGS
@@ -175,9 +191,13 @@ def _from_grid(name: str, grid: list[tuple[int, list[str]]], problems: list[Prob
     found = next((i for i, (_line, cells) in enumerate(grid[:20]) if _is_header(cells)), None)
     if found is None:
         table.problems.append(
-            Problem(name, grid[0][0] if grid else 0, "No column is called text (or prompt).",
-                    "The first row names the columns: text, tunes, sizes, seeds, and one per variable.")
-        )  # fmt: skip
+            Problem(
+                name,
+                grid[0][0] if grid else 0,
+                "No column is called text (or prompt).",
+                "The first row names the columns: text, tunes, sizes, seeds, and one per variable.",
+            )
+        )
         return table
     table.header, header = grid[found]
     names = [_column(cell) for cell in header]
@@ -198,9 +218,13 @@ def _from_grid(name: str, grid: list[tuple[int, list[str]]], problems: list[Prob
         ]
         if stray:
             table.problems.append(
-                Problem(name, line, f"{stray[0][:60]!r} stands in a column without a name.",
-                        "Name the column, or put text with the delimiter in it into double quotes.")
-            )  # fmt: skip
+                Problem(
+                    name,
+                    line,
+                    f"{stray[0][:60]!r} stands in a column without a name.",
+                    "Name the column, or put text with the delimiter in it into double quotes.",
+                )
+            )
         if filled:
             table.rows.append(Row(line, filled))
     if len(table.rows) > MAX_ROWS:

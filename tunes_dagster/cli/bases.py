@@ -47,8 +47,10 @@ def list_bases(
         rows.append((entry.branch, words, entry.family, f"{entry.native_size}²", licence, installed, used))
     table(["base", "also called", "family", "size#", "licence", "weights", "trains on"], rows)
     if catalog.profile == "embedded":
-        say("[dim]The profile `embedded` trains on the shipped tiny base. Real ones: tunes bases pull NAME, then "
-            "TUNES_PROFILE=production.[/]")  # fmt: skip
+        say(
+            "[dim]The profile `embedded` trains on the shipped tiny base. Real ones: tunes bases pull NAME, then "
+            "TUNES_PROFILE=production.[/]"
+        )
 
 
 @app.command()

@@ -120,8 +120,10 @@ def _say_sketch(drawn: Sketch) -> None:
     for planned in drawn.planned[:3]:
         tune = drawn.tunes[planned.tune_id].title if planned.tune_id else "plain base"
         settings = planned.request.settings
-        say(f"  [dim]line {planned.line}: {escape(tune)}: {escape(planned.request.text[:90])}, "
-            f"{settings.width}×{settings.height}, seed {settings.seed}[/]")  # fmt: skip
+        say(
+            f"  [dim]line {planned.line}: {escape(tune)}: {escape(planned.request.text[:90])}, "
+            f"{settings.width}×{settings.height}, seed {settings.seed}[/]"
+        )
     if len(drawn.planned) > 3:
         say(f"  [dim]… and {len(drawn.planned) - 3:,} more prompts[/]")
     if drawn.over_cap:
@@ -181,12 +183,21 @@ def list_campaigns(as_json: AsJson = False) -> None:
     table(
         ["name", "state", "cron", "time zone", "next", "newest date", "stands", "prompts#"],
         [
-            [escape(row.name), "[red]broken[/]" if row.state == "broken" else "good", row.cron, row.timezone,
-             f"{tick_after(row.cron, row.timezone, now()):%Y-%m-%d %H:%M}",
-             *([date.date, date.status, date.plan.get("prompts", "")] if (date := newest[row.name]) else ["", "", ""])]
+            [
+                escape(row.name),
+                "[red]broken[/]" if row.state == "broken" else "good",
+                row.cron,
+                row.timezone,
+                f"{tick_after(row.cron, row.timezone, now()):%Y-%m-%d %H:%M}",
+                *(
+                    [date.date, date.status, date.plan.get("prompts", "")]
+                    if (date := newest[row.name])
+                    else ["", "", ""]
+                ),
+            ]
             for row in rows
         ],
-    )  # fmt: skip
+    )
     for row in rows:
         if row.state == "broken":
             _say_problems(_problems(row))
@@ -200,10 +211,17 @@ def _problems(row: Campaign) -> list[Problem]:
 
 def _campaign_as_dict(row: Campaign, date: CampaignDate | None) -> dict[str, Any]:
     return {
-        "name": row.name, "id": row.id, "state": row.state, "cron": row.cron, "timezone": row.timezone,
-        "starts": row.starts, "version": row.version, "problems": row.problems.get("problems", []),
-        "newest_date": date.date if date else None, "status": date.status if date else None,
-    }  # fmt: skip
+        "name": row.name,
+        "id": row.id,
+        "state": row.state,
+        "cron": row.cron,
+        "timezone": row.timezone,
+        "starts": row.starts,
+        "version": row.version,
+        "problems": row.problems.get("problems", []),
+        "newest_date": date.date if date else None,
+        "status": date.status if date else None,
+    }
 
 
 @app.command()
@@ -217,12 +235,17 @@ def show(name: Name, date: Date = None, as_json: AsJson = False) -> None:
     if date is not None and not chosen:
         keeper_of(installation).date_of(row, date)
         raise Failure(
-            FailureCode.INVALID_REQUEST, f"{row.name} was not planned for {date}.",
+            FailureCode.INVALID_REQUEST,
+            f"{row.name} was not planned for {date}.",
             f"Plan it: tunes campaign backfill {row.name} {date}",
-        )  # fmt: skip
+        )
     if as_json:
-        emit_json({**_campaign_as_dict(row, dates[0] if dates else None),
-                   "dates": [_date_as_dict(installation, one) for one in chosen]})  # fmt: skip
+        emit_json(
+            {
+                **_campaign_as_dict(row, dates[0] if dates else None),
+                "dates": [_date_as_dict(installation, one) for one in chosen],
+            }
+        )
         return
     say(
         f"[bold]{escape(row.name)}[/]  {row.cron} {row.timezone}  {'[red]broken[/]' if row.state == 'broken' else ''}"
@@ -236,10 +259,15 @@ def show(name: Name, date: Date = None, as_json: AsJson = False) -> None:
 
 def _date_as_dict(installation: Installation, date: CampaignDate) -> dict[str, Any]:
     return {
-        "date": date.date, "status": date.status, "message": date.message, "plan": date.plan, "result": date.result,
-        "prompts": installation.registry.date_counts(date.id), "planned_at": date.planned_at,
+        "date": date.date,
+        "status": date.status,
+        "message": date.message,
+        "plan": date.plan,
+        "result": date.result,
+        "prompts": installation.registry.date_counts(date.id),
+        "planned_at": date.planned_at,
         "report": installation.store.url(date.report_key) if date.report_key else None,
-    }  # fmt: skip
+    }
 
 
 def _say_date(installation: Installation, row: Campaign, date: CampaignDate, full: bool) -> None:
@@ -276,9 +304,10 @@ def rerun(name: Name, date: Date = None, wait: Wait = True) -> int:
     planned = installation.registry.get_date(row.id, key)
     if planned is None or planned.planned_at is None:
         raise Failure(
-            FailureCode.INVALID_REQUEST, f"{row.name} was not rendered on {key} yet: there is nothing to repeat.",
+            FailureCode.INVALID_REQUEST,
+            f"{row.name} was not rendered on {key} yet: there is nothing to repeat.",
             f"Render it: tunes campaign run {row.name} {key}",
-        )  # fmt: skip
+        )
     return _render_dates(name, [key], wait)
 
 

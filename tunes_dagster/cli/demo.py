@@ -40,16 +40,17 @@ def demo(
     started = time.monotonic()
     installation = Installation()
     registry, store, catalog, settings = (
-        installation.registry, installation.store, installation.catalog, installation.settings,
-    )  # fmt: skip
+        installation.registry,
+        installation.store,
+        installation.catalog,
+        installation.settings,
+    )
     _say_what_comes(installation, SUBJECTS[subject].description)
     show = library.prepare(settings.resolved_home / "demo" / folder_name(subject, base), subject, base)
     if steps is not None:
         show.request.training.steps = steps
     folder = show.request.sources.folder
-    tune = submit_tune(
-        registry, store, catalog, settings, show.request, origin="demo", allow_folder=folder
-    )  # fmt: skip
+    tune = submit_tune(registry, store, catalog, settings, show.request, origin="demo", allow_folder=folder)
     show.tune_id = tune.id
     show.plain_ids = [submit_prompt(registry, catalog, settings, one, origin="demo").id for one in show.plain]
     follow(installation, tunes=[tune.id], prompts=show.plain_ids)

@@ -165,18 +165,24 @@ def _page(demo: Demo, tune: Any, registry: Registry, store: Store, after: dict[s
     training = {k.replace("_", " "): v for k, v in (tune.recipe or {}).get("training", {}).items()}
     files = {k.removesuffix("_key"): store.url(v) for k, v in result.items() if k.endswith("_key") and v}
     sections = [
-        Section("Before and after", "Same prompt, same seed, same base model; only the tune differs.",
-                wide="before-after.png"),
+        Section(
+            "Before and after",
+            "Same prompt, same seed, same base model; only the tune differs.",
+            wide="before-after.png",
+        ),
         Section("With the tune", figures=renders),
-        Section("What it was trained on", "The captions lie beside the pictures and name the place, not the person.",
-                figures=_training_figures(demo.folder, tune.id, store)),
+        Section(
+            "What it was trained on",
+            "The captions lie beside the pictures and name the place, not the person.",
+            figures=_training_figures(demo.folder, tune.id, store),
+        ),
         Section("Samples while it learned", wide=samples) if samples else Section(),
         Section("Loss", wide=curve) if curve else Section(),
         Section("Recipe", facts={**training, "recipe hash": tune.recipe_hash}),
         Section("Timeline", facts=timeline),
         Section("Files", facts=files),
         Section("Try next", facts=dict(next_commands(tune))),
-    ]  # fmt: skip
+    ]
     subtitle = f"Tune {tune.number}: {tune.token} {tune.class_name} on {tune.branch}, {tune.status}."
     return page(tune.title, subtitle, sections, "Each render carries its whole recipe inside the PNG.")
 

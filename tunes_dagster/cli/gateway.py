@@ -196,11 +196,17 @@ def list_keys(
     table(
         ["key", "account", "looks like", "name", "made", "state"],
         [
-            (row.id, row.account_id, escape(row.hint), escape(row.name), ago(row.created_at),
-             "revoked" if row.revoked_at else f"until {row.expires_at:%Y-%m-%d}" if row.expires_at else "")
+            (
+                row.id,
+                row.account_id,
+                escape(row.hint),
+                escape(row.name),
+                ago(row.created_at),
+                "revoked" if row.revoked_at else f"until {row.expires_at:%Y-%m-%d}" if row.expires_at else "",
+            )
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 @keys.command("revoke")

@@ -75,12 +75,17 @@ def train(
     is handed over. What is given on the command line wins over tune.yaml.
     """
     said = {
-        "name": name, "token": token, "title": title, "base": base, "callback_url": callback_url,
+        "name": name,
+        "token": token,
+        "title": title,
+        "base": base,
+        "callback_url": callback_url,
         "sources": {"archive_url": url, "image_urls": image_url},
         "prompts": [{"text": text} for text in prompt or []],
         "labels": _labels(label or []),
-        "training": training, "dataset": dataset,
-    }  # fmt: skip
+        "training": training,
+        "dataset": dataset,
+    }
     installation = Installation()
     request, allowed = build_request(
         installation, folder, config, merged(_given(said), assignments(set_ or []))
@@ -220,8 +225,10 @@ def _say_what_came_out(installation: Installation, tune: Any) -> None:
     for row in installation.registry.list_prompts(tune_id=tune.id):
         for key in row.images or []:
             say(f"  {'picture':<22} {escape(installation.store.url(key))}")
-    say(f'Next: [bold]tunes render "{escape(example_prompt(tune.token, tune.class_name, "on the beach"))}" '
-        f"--tune {tune.number}[/]")  # fmt: skip
+    say(
+        f'Next: [bold]tunes render "{escape(example_prompt(tune.token, tune.class_name, "on the beach"))}" '
+        f"--tune {tune.number}[/]"
+    )
 
 
 @takes(settings=RenderSettings)
@@ -312,9 +319,13 @@ def _check_all(installation: Installation, requests: list[PromptRequest]) -> Non
     for request in requests:
         tune = registry.get_tune(request.tune) if request.tune else None
         completed_prompt(
-            installation.catalog, installation.settings, request, tune, registry=registry,
+            installation.catalog,
+            installation.settings,
+            request,
+            tune,
+            registry=registry,
             store=installation.store,
-        )  # fmt: skip
+        )
 
 
 def pictures_of(installation: Installation, prompt: Any, out: Path | None = None) -> list[str]:

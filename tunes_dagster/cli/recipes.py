@@ -69,9 +69,14 @@ def rerun(
     installation = Installation()
     registry = installation.registry
     row = hand_in(
-        registry, installation.store, installation.catalog, installation.settings, registry.get_tune(tune),
-        training_changes(set_ or []), title,
-    )  # fmt: skip
+        registry,
+        installation.store,
+        installation.catalog,
+        installation.settings,
+        registry.get_tune(tune),
+        training_changes(set_ or []),
+        title,
+    )
     if wait:
         from tunes_dagster.cli.following import follow
 

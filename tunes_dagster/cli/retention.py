@@ -41,9 +41,10 @@ def delete(
     registry = installation.registry
     if (tune is None) == (person is None and account is None):
         raise Failure(
-            FailureCode.INVALID_REQUEST, "What is to be deleted was not said, or twice.",
+            FailureCode.INVALID_REQUEST,
+            "What is to be deleted was not said, or twice.",
             "Name a tune, or a person (--person LABEL), or an account (--account ID).",
-        )  # fmt: skip
+        )
     if tune is not None:
         rows, rule = [registry.get_tune(tune)], ""
     elif person is not None:
@@ -176,12 +177,17 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for pr
     table(
         ["account", "tunes", "pictures", "auto-extend", "warning", "told"],
         [
-            [escape(row.id), _said(row.keep_tunes_hours), _said(row.keep_outputs_hours),
-             "yes" if row.auto_extend else "no", f"{row.warn_hours:g} h before",
-             escape(row.expiry_callback_url or "the callers")]
+            [
+                escape(row.id),
+                _said(row.keep_tunes_hours),
+                _said(row.keep_outputs_hours),
+                "yes" if row.auto_extend else "no",
+                f"{row.warn_hours:g} h before",
+                escape(row.expiry_callback_url or "the callers"),
+            ]
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 @app.command()
@@ -224,8 +230,14 @@ def log(
     table(
         ["when", "what", "id", "why", "files#", "size#"],
         [
-            [ago(row.at), f"{row.kind} {escape(row.label)}", row.subject_id, f"{row.reason} {escape(row.rule)}".strip(),
-             row.files, megabytes(row.bytes)]
+            [
+                ago(row.at),
+                f"{row.kind} {escape(row.label)}",
+                row.subject_id,
+                f"{row.reason} {escape(row.rule)}".strip(),
+                row.files,
+                megabytes(row.bytes),
+            ]
             for row in rows
         ],
-    )  # fmt: skip
+    )

@@ -35,8 +35,10 @@ def dev(
             "Elsewhere: dagster dev -m tunes_dagster.definitions",
         )
     if not _loopback(host):
-        say(f"[yellow]The UI has no login: whoever reaches {escape(host)} can run and delete everything "
-            "(docs/dagster.md).[/]")  # fmt: skip
+        say(
+            f"[yellow]The UI has no login: whoever reaches {escape(host)} can run and delete everything "
+            "(docs/dagster.md).[/]"
+        )
     settings = installation.settings
     Path(settings.resolved_drop_folder).mkdir(parents=True, exist_ok=True)
     from tunes_dagster.pipeline.inprocess import open_instance

@@ -171,13 +171,31 @@ class TrainingOptions(Strict):
 
 
 Style = Literal[
-    "Cinematic", "Animated", "Digital Art", "Photographic", "Fantasy art", "Neonpunk", "Enhance", "Comic book",
-    "Lowpoly", "Line art",
-]  # fmt: skip
+    "Cinematic",
+    "Animated",
+    "Digital Art",
+    "Photographic",
+    "Fantasy art",
+    "Neonpunk",
+    "Enhance",
+    "Comic book",
+    "Lowpoly",
+    "Line art",
+]
 ColorGrading = Literal["Film Velvia", "Film Portra", "Ektar"]
 AspectRatio = Literal[
-    "1:1", "16:9", "9:16", "21:9", "9:21", "3:2", "2:3", "5:4", "4:5", "4:3", "3:4",
-]  # fmt: skip
+    "1:1",
+    "16:9",
+    "9:16",
+    "21:9",
+    "9:21",
+    "3:2",
+    "2:3",
+    "5:4",
+    "4:5",
+    "4:3",
+    "3:4",
+]
 ControlName = Literal["canny", "lineart", "tile", "depth", "pose", "hed", "mlsd", "segroom"]
 # A picture inside a setting: 64 MB as base64.
 _PICTURE_TEXT = 90_000_000

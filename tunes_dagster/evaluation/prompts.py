@@ -12,17 +12,38 @@ from tunes_dagster.intake.faces import is_person
 from tunes_dagster.intake.subject import is_style
 
 # Details of both kinds that pictures of a subject seldom show already, in words that every base knows.
-_PLACES = ("on the beach", "in a forest", "in the snow", "at night", "in the city", "in the mountains",
-           "in the desert", "in a meadow")  # fmt: skip
+_PLACES = (
+    "on the beach",
+    "in a forest",
+    "in the snow",
+    "at night",
+    "in the city",
+    "in the mountains",
+    "in the desert",
+    "in a meadow",
+)
 _CLOTHES = ("wearing sunglasses", "wearing a red hat", "wearing a blue shirt", "wearing a black top hat")
 _PERSON_SCENES = (
-    _PLACES[0], _CLOTHES[0], _PLACES[1], _CLOTHES[1], _PLACES[2], _CLOTHES[2], *_PLACES[3:], _CLOTHES[3],
-)  # fmt: skip
+    _PLACES[0],
+    _CLOTHES[0],
+    _PLACES[1],
+    _CLOTHES[1],
+    _PLACES[2],
+    _CLOTHES[2],
+    *_PLACES[3:],
+    _CLOTHES[3],
+)
 # Words around a class word; several of them together name it better than one.
 _AROUND = (
-    "a photo of a {}", "a photo of a {} on the beach", "a photo of a {} in a forest", "a photo of a {} in the city",
-    "a photo of a {} on a white background", "a photo of a red {}", "a photo of a blue {}", "a photo of a white {}",
-)  # fmt: skip
+    "a photo of a {}",
+    "a photo of a {} on the beach",
+    "a photo of a {} in a forest",
+    "a photo of a {} in the city",
+    "a photo of a {} on a white background",
+    "a photo of a red {}",
+    "a photo of a blue {}",
+    "a photo of a white {}",
+)
 # A style is shown on things that its pictures may never have shown.
 _STYLE_SUBJECTS = ("a dog", "a house", "a woman", "a mug", "a car", "a tree", "a cat", "a man")
 
@@ -69,7 +90,7 @@ def card_prompts(token: str, class_name: str, count: int, seed: int = 0) -> list
                 f"a photo of {article} {name} {scene}",
                 seed + i,
                 elsewhere=scene in _PLACES,
-            )  # fmt: skip
+            )
         )
     return asked
 

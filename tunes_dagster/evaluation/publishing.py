@@ -59,9 +59,14 @@ def publish_checkpoint(
     }
     trained = checkpoint_key.rpartition("/checkpoints/")[0]
     files = write_layouts(
-        store, f"{trained}/step-{step:06d}", weights_key.rpartition("/")[2].removesuffix(".safetensors"), base,
-        state, {**header, **changed}, storage_dtype(base),
-    )  # fmt: skip
+        store,
+        f"{trained}/step-{step:06d}",
+        weights_key.rpartition("/")[2].removesuffix(".safetensors"),
+        base,
+        state,
+        {**header, **changed},
+        storage_dtype(base),
+    )
     if files.pipeline_key:
         card = store.read_text(f"{weights_key.rsplit('/', 2)[0]}/README.md")
         steps = f"| steps | {json.loads(header[_RECIPE])['steps_done']} |"

@@ -201,9 +201,12 @@ class DinoScorer:
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
         """See `Scorer`."""
         return _embedded(
-            images, self._pixels, lambda pixels: self._model(pixel_values=pixels).pooler_output,
-            self._device, int(self._model.config.hidden_size),
-        )  # fmt: skip
+            images,
+            self._pixels,
+            lambda pixels: self._model(pixel_values=pixels).pooler_output,
+            self._device,
+            int(self._model.config.hidden_size),
+        )
 
 
 class SfaceScorer:

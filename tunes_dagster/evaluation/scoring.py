@@ -213,9 +213,12 @@ class _Scoring:
         self._began = clock()
         self.painter = Painter(base, options, self._check)
         self.card = Card(
-            tune_id=subject.tune_id, called=subject.called, options=options, scorers=scorers.names(),
+            tune_id=subject.tune_id,
+            called=subject.called,
+            options=options,
+            scorers=scorers.names(),
             training_pictures=len(subject.training),
-        )  # fmt: skip
+        )
         self.prompts = card_prompts(subject.token, subject.class_name, options.renders, options.seed)
         self.done = Scored(self.card, self.prompts)
         self._seeds = [one.seed for one in self.prompts]
@@ -349,12 +352,13 @@ class _Scoring:
         rows = self.scorers.likeness.embed_images(pictures)
         near, _ = measures.nearest(rows, self._training)
         scores = Scores(
-            step=step, key=key,
+            step=step,
+            key=key,
             likeness=measures.likeness(rows, self._reference),
             variety=measures.variety(rows),
             nearest=float(near.mean()),
             copied=self._copied(pictures),
-        )  # fmt: skip
+        )
         if card.base is not None:
             scores.learned = measures.learned(scores.likeness, card.base.likeness, card.real_likeness or 1.0)
         if card.real_variety:
@@ -425,7 +429,10 @@ def failed_card(subject_id: str, called: str, options: CardOptions, error: Excep
     """Return the card of a tune whose scoring failed; its last checkpoint is published."""
     said = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
     return Card(
-        tune_id=subject_id, called=called, options=options, failure=said[:500],
+        tune_id=subject_id,
+        called=called,
+        options=options,
+        failure=said[:500],
         why="The last checkpoint is published: scoring failed.",
         unmeasured=[f"Scoring failed: {said[:500]}"],
-    )  # fmt: skip
+    )

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 _COLUMNS = 8
 _TONES: dict[str, Tone] = {"good": "good", "weak": "warn", "bad": "bad", "unscored": "plain"}
 _CURVES = {
-    "learned": ("likeness", "#2662ba"), "obeyed": ("obedience", "#1e8449"),
-    "varied": ("variety", "#c96f00"), "copied": ("copies", "#ba2d2d"),
-}  # fmt: skip
+    "learned": ("likeness", "#2662ba"),
+    "obeyed": ("obedience", "#1e8449"),
+    "varied": ("variety", "#c96f00"),
+    "copied": ("copies", "#ba2d2d"),
+}
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,13 @@ def before_after(scored: Scored, training: Sequence[Image], held_out: Sequence[I
         for one in scored.prompts[:columns]
     ]
     return contact_sheet(
-        rows, title=f"{title}: {card.called}", subtitle=card.line, row_labels=labels, column_labels=scenes,
+        rows,
+        title=f"{title}: {card.called}",
+        subtitle=card.line,
+        row_labels=labels,
+        column_labels=scenes,
         footer=f"The same prompt and the same noise in each column. {card.why}",
-    )  # fmt: skip
+    )
 
 
 def score_figure(card: Card, title: str) -> Any:
@@ -127,9 +133,16 @@ def score_figure(card: Card, title: str) -> Any:
             axes.plot(steps, values, color=colour, marker="o", ms=5, lw=2, label=label)
     axes.axvline(card.chosen_step, color=plots._SOFT, lw=1, ls=":")
     axes.annotate(
-        "published", (card.chosen_step, 0), xycoords=("data", "axes fraction"), xytext=(-4, 12),
-        textcoords="offset points", ha="right", va="bottom", fontsize=9, color=plots._SOFT,
-    )  # fmt: skip
+        "published",
+        (card.chosen_step, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4, 12),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=9,
+        color=plots._SOFT,
+    )
     axes.set_xlabel("step", color=plots._SOFT)
     axes.set_ylim(-0.05, max(1.2, axes.get_ylim()[1]) + 0.2)
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=plots._INK, pad=12)
@@ -174,13 +187,21 @@ def _measured(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _page(card: Card, title: str, page_key: str, keys: dict[str, str]) -> str:
-    sections = [Section("Verdict", card.why, table=[
-        {
-            "verdict": one.code.replace("_", " "), "what was seen": one.sentence, "what to do": one.remedy,
-            "tone": _TONES[one.tone],
-        }
-        for one in card.verdicts
-    ])]  # fmt: skip
+    sections = [
+        Section(
+            "Verdict",
+            card.why,
+            table=[
+                {
+                    "verdict": one.code.replace("_", " "),
+                    "what was seen": one.sentence,
+                    "what to do": one.remedy,
+                    "tone": _TONES[one.tone],
+                }
+                for one in card.verdicts
+            ],
+        )
+    ]
     if card.unmeasured:
         sections.append(Section("Not measured", " ".join(card.unmeasured)))
     if "sheet_key" in keys:
@@ -195,19 +216,24 @@ def _page(card: Card, title: str, page_key: str, keys: dict[str, str]) -> str:
                 wide=relative(keys["curve_key"], page_key) if "curve_key" in keys else "",
             )
         )
-    sections.append(Section("How it was measured", facts={
-        "likeness measured against": f"{card.reference_pictures} {card.reference} "
-        f"picture{'' if card.reference_pictures == 1 else 's'}",
-        "training pictures": card.training_pictures,
-        "likeness of real pictures": _rounded(card.real_likeness),
-        "variety of real pictures": _rounded(card.real_variety),
-        "coherence of the pictures": _rounded(card.coherence),
-        "leak": _rounded(card.leak),
-        "class word that fits": {k: f"{v:.0%}" for k, v in card.class_votes.items()},
-        "scorers": card.scorers,
-        "renders of each": card.options.renders,
-        "first seed": card.options.seed,
-        "seconds": card.seconds,
-        "failure": card.failure,
-    }))  # fmt: skip
+    sections.append(
+        Section(
+            "How it was measured",
+            facts={
+                "likeness measured against": f"{card.reference_pictures} {card.reference} "
+                f"picture{'' if card.reference_pictures == 1 else 's'}",
+                "training pictures": card.training_pictures,
+                "likeness of real pictures": _rounded(card.real_likeness),
+                "variety of real pictures": _rounded(card.real_variety),
+                "coherence of the pictures": _rounded(card.coherence),
+                "leak": _rounded(card.leak),
+                "class word that fits": {k: f"{v:.0%}" for k, v in card.class_votes.items()},
+                "scorers": card.scorers,
+                "renders of each": card.options.renders,
+                "first seed": card.options.seed,
+                "seconds": card.seconds,
+                "failure": card.failure,
+            },
+        )
+    )
     return page(f"Report card of {title}", f"{card.called}. {card.line}", sections)

@@ -80,23 +80,25 @@ def _about_pictures(card: Card, class_name: str) -> list[Verdict]:
         named = card.class_votes[best] >= _NAMED
         found.append(
             Verdict(
-                code="wrong_class", tone="bad",
+                code="wrong_class",
+                tone="bad",
                 sentence=f"The pictures do not look like a {class_name}: {card.group_votes[card.class_group]:.0%} of "
                 f"them fit a word for {card.class_group}" + (f", most fit {best!r}." if named else "."),
                 remedy="Train again with the word for what the pictures show as the class name.",
             )
-        )  # fmt: skip
+        )
     if card.coherence is not None and card.coherence < INCOHERENT and not is_style(class_name):
         who = "people" if is_person(class_name) else "subjects"
         found.append(
             Verdict(
-                code="mixed_subjects", tone="bad",
+                code="mixed_subjects",
+                tone="bad",
                 sentence=f"The pictures seem to show different {who}: they are hardly more alike than any "
                 f"pictures of a {class_name} (coherence {card.coherence:.2f}, one subject has at least "
                 f"{INCOHERENT:g}).",
                 remedy="Make one tune per subject, with pictures of that one only.",
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -109,17 +111,21 @@ def _about_likeness(card: Card, chosen: Scores) -> list[Verdict]:
     if learned < NOT_LEARNED:
         return [
             Verdict(
-                code="not_learned", tone="bad", sentence=f"The subject was not learned: {numbers}.",
+                code="not_learned",
+                tone="bad",
+                sentence=f"The subject was not learned: {numbers}.",
                 remedy="Train for more steps or with a higher learning rate, and look at the pictures' verdicts.",
             )
-        ]  # fmt: skip
+        ]
     if learned < BARELY_LEARNED:
         return [
             Verdict(
-                code="barely_learned", tone="weak", sentence=f"The subject was learned in part: {numbers}.",
+                code="barely_learned",
+                tone="weak",
+                sentence=f"The subject was learned in part: {numbers}.",
                 remedy="Train for more steps, or give more and sharper pictures.",
             )
-        ]  # fmt: skip
+        ]
     return [Verdict(code="learned", tone="good", sentence=f"The subject was learned: {numbers}.")]
 
 
@@ -136,25 +142,29 @@ def _about_losses(card: Card, chosen: Scores, what: str) -> list[Verdict]:
     if reasons:
         found.append(
             Verdict(
-                code="overtrained", tone="bad", sentence=f"The tune is overtrained: {', and '.join(reasons)}.",
+                code="overtrained",
+                tone="bad",
+                sentence=f"The tune is overtrained: {', and '.join(reasons)}.",
                 remedy="Train for fewer steps or with a lower learning rate, leave prior preservation on, and "
                 "caption what is in the pictures beside the subject.",
             )
-        )  # fmt: skip
+        )
     elif chosen.obeyed is not None and chosen.obeyed < LESS_OBEDIENT:
         found.append(
             Verdict(
-                code="less_obedient", tone="weak",
+                code="less_obedient",
+                tone="weak",
                 sentence=f"Prompts are obeyed less than before: {chosen.obeyed:.0%} of what the base does.",
                 remedy="Render with a lora_scale of 0.8, or train for fewer steps.",
             )
-        )  # fmt: skip
+        )
     if card.leak is not None and card.leak > LEAKS:
         found.append(
             Verdict(
-                code="leaks", tone="weak",
+                code="leaks",
+                tone="weak",
                 sentence=f"The {what} appears without its token too: {card.leak:.0%} of the likeness gained.",
                 remedy="Raise prior_weight, or name in the captions what else the pictures show.",
             )
-        )  # fmt: skip
+        )
     return found

@@ -153,11 +153,15 @@ class FluxBase(FlowBase):
         packed = noisy.reshape(rows, channels, height // 2, 2, width // 2, 2)
         packed = packed.permute(0, 2, 4, 1, 3, 5).reshape(rows, -1, channels * 4)
         said = self.denoiser(
-            packed, timestep=timesteps / self.train_timesteps, guidance=conditioning.get("guidance"),
-            pooled_projections=conditioning["pooled"], encoder_hidden_states=conditioning["hidden"],
+            packed,
+            timestep=timesteps / self.train_timesteps,
+            guidance=conditioning.get("guidance"),
+            pooled_projections=conditioning["pooled"],
+            encoder_hidden_states=conditioning["hidden"],
             txt_ids=self.positions("text", conditioning["hidden"].shape[1]),
-            img_ids=self.positions("picture", height // 2, width // 2), return_dict=False,
-        )[0]  # fmt: skip
+            img_ids=self.positions("picture", height // 2, width // 2),
+            return_dict=False,
+        )[0]
         said = said.reshape(rows, height // 2, width // 2, channels, 2, 2)
         return said.permute(0, 3, 1, 4, 2, 5).reshape(noisy.shape)
 
@@ -181,10 +185,13 @@ class FluxBase(FlowBase):
         config = self._pipeline.scheduler.config
         return float(
             calculate_shift(
-                tokens, config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096),
-                config.get("base_shift", 0.5), config.get("max_shift", 1.15),
+                tokens,
+                config.get("base_image_seq_len", 256),
+                config.get("max_image_seq_len", 4096),
+                config.get("base_shift", 0.5),
+                config.get("max_shift", 1.15),
             )
-        )  # fmt: skip
+        )
 
     def kohya_layout(self, adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See `LoadedBase.kohya_layout`.

@@ -94,8 +94,10 @@ class Flux2Base(FlowBase):
     def stock_arguments(self, text: str, negative: str, guidance: float) -> dict[str, Any]:
         """See `LoadedBase.stock_arguments`; klein takes a negative prompt as embeddings only."""
         arguments = {
-            "prompt": text, "guidance_scale": guidance, "max_sequence_length": self.max_sequence_length,
-        }  # fmt: skip
+            "prompt": text,
+            "guidance_scale": guidance,
+            "max_sequence_length": self.max_sequence_length,
+        }
         if negative and self.is_klein and self.is_guided(guidance):
             arguments["negative_prompt_embeds"] = self.encode_text([negative])["hidden"]
         return arguments
@@ -161,11 +163,14 @@ class Flux2Base(FlowBase):
     ) -> torch.Tensor:
         """See `LoadedBase.predict`."""
         said = self.denoiser(
-            noisy.flatten(2).transpose(1, 2), timestep=timesteps / self.train_timesteps,
-            guidance=conditioning.get("guidance"), encoder_hidden_states=conditioning["hidden"],
+            noisy.flatten(2).transpose(1, 2),
+            timestep=timesteps / self.train_timesteps,
+            guidance=conditioning.get("guidance"),
+            encoder_hidden_states=conditioning["hidden"],
             txt_ids=self.positions("text", conditioning["hidden"].shape[1]),
-            img_ids=self.positions("picture", *noisy.shape[2:]), return_dict=False,
-        )[0]  # fmt: skip
+            img_ids=self.positions("picture", *noisy.shape[2:]),
+            return_dict=False,
+        )[0]
         return said.transpose(1, 2).reshape(noisy.shape)
 
     def _picture_positions(self, rows: int, columns: int) -> torch.Tensor:

@@ -166,9 +166,12 @@ def load_pipeline_around(
         )
     with named(kind.__name__, folder):
         denoiser = model.from_single_file(
-            str(folder), config=entry.components, subfolder=part, torch_dtype=dtype,
+            str(folder),
+            config=entry.components,
+            subfolder=part,
+            torch_dtype=dtype,
             quantization_config=_packing(dtype),
-        )  # fmt: skip
+        )
         return kind.from_pretrained(entry.components, dtype=dtype, **{part: denoiser}, **arguments)
 
 

@@ -26,11 +26,28 @@ FULL_LEARNING_RATE = 0.05
 _ADAPTER = ("rank", "alpha", "rslora", "dora", "targets", "export_scale")
 _TOKENS = ("token_vectors", "token_steps", "token_learning_rate")
 _LOOP = (
-    "preset", "steps", "steps_per_picture", "min_steps", "optimizer", "learning_rate", "lr_schedule", "warmup_steps",
-    "batch_size", "caption_dropout", "min_snr_gamma", "prior_weight", "prior_prompts", "prior_batch_size",
-    "max_grad_norm", "weight_decay", "ema_decay", "checkpoint_every", "mask_floor", "gradient_checkpointing",
+    "preset",
+    "steps",
+    "steps_per_picture",
+    "min_steps",
+    "optimizer",
+    "learning_rate",
+    "lr_schedule",
+    "warmup_steps",
+    "batch_size",
+    "caption_dropout",
+    "min_snr_gamma",
+    "prior_weight",
+    "prior_prompts",
+    "prior_batch_size",
+    "max_grad_norm",
+    "weight_decay",
+    "ema_decay",
+    "checkpoint_every",
+    "mask_floor",
+    "gradient_checkpointing",
     "base_tune_id",
-)  # fmt: skip
+)
 MEANINGLESS: dict[str, tuple[str, ...]] = {
     "lora": _TOKENS,
     "pti": ("dora", "base_tune_id"),

@@ -74,6 +74,10 @@ class Sd15Base(UnetBase):
     ) -> torch.Tensor:
         """See `LoadedBase.predict`."""
         return self.denoiser(
-            noisy, timesteps, encoder_hidden_states=conditioning["hidden"], return_dict=False,
-            added_cond_kwargs=self.shown(conditioning) or None, **self.steering(conditioning),
-        )[0]  # fmt: skip
+            noisy,
+            timesteps,
+            encoder_hidden_states=conditioning["hidden"],
+            return_dict=False,
+            added_cond_kwargs=self.shown(conditioning) or None,
+            **self.steering(conditioning),
+        )[0]

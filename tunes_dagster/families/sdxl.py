@@ -113,9 +113,15 @@ class SdxlBase(UnetBase):
     ) -> torch.Tensor:
         """See `LoadedBase.predict`."""
         added = {
-            "text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"], **self.shown(conditioning),
-        }  # fmt: skip
+            "text_embeds": conditioning["pooled"],
+            "time_ids": conditioning["time_ids"],
+            **self.shown(conditioning),
+        }
         return self.denoiser(
-            noisy, timesteps, encoder_hidden_states=conditioning["hidden"], added_cond_kwargs=added,
-            return_dict=False, **self.steering(conditioning),
-        )[0]  # fmt: skip
+            noisy,
+            timesteps,
+            encoder_hidden_states=conditioning["hidden"],
+            added_cond_kwargs=added,
+            return_dict=False,
+            **self.steering(conditioning),
+        )[0]

@@ -60,9 +60,14 @@ def create_app(
     chosen = options or (service.options if service else GatewayOptions())
     opened = service or open_service(settings, chosen)
     app = FastAPI(
-        title="tunes-dagster", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None,
-        openapi_url=None, strict_content_type=False,
-    )  # fmt: skip
+        title="tunes-dagster",
+        version=__version__,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        strict_content_type=False,
+    )
     app.state.service = opened
     mounted: list[tuple[Dialect, str]] = []
     app.include_router(files.router)

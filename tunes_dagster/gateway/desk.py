@@ -91,10 +91,16 @@ class Desk:
         try:
             self.check_trainable(request.base)
             tune = submit_tune(
-                self.registry, service.store, service.catalog, service.settings, self._uploaded(request, chosen),
-                account_id=self.account_id, origin="api", tune_id=chosen,
+                self.registry,
+                service.store,
+                service.catalog,
+                service.settings,
+                self._uploaded(request, chosen),
+                account_id=self.account_id,
+                origin="api",
+                tune_id=chosen,
                 also=self._keeper(view, prompt_views),
-            )  # fmt: skip
+            )
         except (Failure, Problem):
             service.store.delete_prefix(f"tunes/{chosen}")
             raise
@@ -166,12 +172,20 @@ class Desk:
         minutes = self.service.options.upload_token_minutes
         session.add(
             ApiObject(
-                id=subject_id, account_id=self.account_id, dialect=view.dialect, public_id=view.public_id,
-                asked=self._asked(view), events=list(view.events), on_unknown=view.on_unknown, base_url=self.base_url,
-                group_id=view.group_id, upload_hash=token_hash(token) if token else None,
-                upload_expires_at=now + timedelta(minutes=minutes) if token else None, created_at=now,
+                id=subject_id,
+                account_id=self.account_id,
+                dialect=view.dialect,
+                public_id=view.public_id,
+                asked=self._asked(view),
+                events=list(view.events),
+                on_unknown=view.on_unknown,
+                base_url=self.base_url,
+                group_id=view.group_id,
+                upload_hash=token_hash(token) if token else None,
+                upload_expires_at=now + timedelta(minutes=minutes) if token else None,
+                created_at=now,
             )
-        )  # fmt: skip
+        )
         reserve(session, self.account_id, subject_id, view.price, now)
 
     def _asked(self, view: View) -> dict[str, Any]:
@@ -197,9 +211,15 @@ class Desk:
         if request.tune is None:
             self.check_trainable(request.base or DEFAULT_BASE, tuned=False)
         return submit_prompt(
-            self.registry, service.catalog, service.settings, self.with_own_tunes(request),
-            account_id=self.account_id, origin="api", store=service.store, also=also,
-        )  # fmt: skip
+            self.registry,
+            service.catalog,
+            service.settings,
+            self.with_own_tunes(request),
+            account_id=self.account_id,
+            origin="api",
+            store=service.store,
+            also=also,
+        )
 
     def is_long(self, text: str) -> bool:
         """Whether a text stands for one that is too long to be kept in memory: a picture or an archive."""
@@ -294,10 +314,16 @@ class Desk:
             self.check_trainable(request.base)
             try:
                 submit_tune(
-                    self.registry, service.store, service.catalog, service.settings,
-                    self._uploaded(request, chosen), account_id=self.account_id, origin="api", tune_id=chosen,
+                    self.registry,
+                    service.store,
+                    service.catalog,
+                    service.settings,
+                    self._uploaded(request, chosen),
+                    account_id=self.account_id,
+                    origin="api",
+                    tune_id=chosen,
                     also=self._keeper(view, prompt_views, rehearse=True),
-                )  # fmt: skip
+                )
             finally:
                 service.store.delete_prefix(f"tunes/{chosen}")
 

@@ -231,8 +231,12 @@ async def _once(request: Body, inner: Callable[[Request], Awaitable[Response]]) 
             headers = {"Idempotent-Replayed": "true"}
             return Response(first.answer or "", first.status_code, headers, media_type="application/json")
         if asyncio.get_running_loop().time() > deadline:
-            raise Problem(409, "The first request with this Idempotency-Key is still being answered",
-                          headers={"Retry-After": "5"}, code="idempotency_busy")  # fmt: skip
+            raise Problem(
+                409,
+                "The first request with this Idempotency-Key is still being answered",
+                headers={"Retry-After": "5"},
+                code="idempotency_busy",
+            )
         await asyncio.sleep(0.1)
     try:
         response = await inner(request)

@@ -18,11 +18,18 @@ from tunes_dagster.gateway.dialect import Dialect, Form
 
 _SCHEMAS = "#/components/schemas/"
 _SAID = {
-    400: "The body cannot be read, or a value is out of place", 401: "No valid key", 402: "Out of credits",
-    403: "Not allowed", 404: "Not there, or somebody else's", 408: "The body came too slowly",
-    409: "In conflict with what is there", 413: "Too large", 422: "A field is refused, by name",
-    429: "Too many requests", 503: "The store or registry does not answer",
-}  # fmt: skip
+    400: "The body cannot be read, or a value is out of place",
+    401: "No valid key",
+    402: "Out of credits",
+    403: "Not allowed",
+    404: "Not there, or somebody else's",
+    408: "The body came too slowly",
+    409: "In conflict with what is there",
+    413: "Too large",
+    422: "A field is refused, by name",
+    429: "Too many requests",
+    503: "The store or registry does not answer",
+}
 
 
 @lru_cache(maxsize=8)

@@ -36,9 +36,12 @@ class Meters:
             registry=self.all,
         )
         self._seconds = Histogram(
-            "tunes_http_request_duration_seconds", "From the request's first byte to the answer's last.",
-            ("dialect", "route"), buckets=_BUCKETS, registry=self.all,
-        )  # fmt: skip
+            "tunes_http_request_duration_seconds",
+            "From the request's first byte to the answer's last.",
+            ("dialect", "route"),
+            buckets=_BUCKETS,
+            registry=self.all,
+        )
         if figures is not None:
             self.all.register(Stock(figures))
 

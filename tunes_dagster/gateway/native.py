@@ -34,11 +34,24 @@ def _error(problem: Problem) -> tuple[int, Any]:
 KEYS = header_key("authorization", "x-api-key", "ocp-apim-subscription-key")
 router = APIRouter(route_class=manners("native", _error, KEYS))
 DIALECT = Dialect(
-    "native", "tunes-dagster", router, "tk_", _error, ("/native/v1",),
-    problem={"type": "object", "required": ["error"], "properties": {"error": {
-        "type": "object", "required": ["code", "message"],
-        "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}}},
-)  # fmt: skip
+    "native",
+    "tunes-dagster",
+    router,
+    "tk_",
+    _error,
+    ("/native/v1",),
+    problem={
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["code", "message"],
+                "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+            }
+        },
+    },
+)
 
 Mine = Depends(desk)
 # The daemon looks for work every few seconds.
@@ -116,13 +129,25 @@ def metrics(request: Request) -> Response:
 def tune_facts(tune: Tune) -> dict[str, Any]:
     """Return what the owner of a tune may know about it."""
     return {
-        "id": tune.id, "number": tune.number, "title": tune.title, "name": tune.class_name, "token": tune.token,
-        "base": tune.base, "trained_on": tune.branch, "status": tune.status, "phase": tune.phase,
-        "message": told_outside(tune.message), **_steps(tune),
-        "seconds_left": tune.seconds_left, "cancel": tune.cancel, "recipe_hash": tune.recipe_hash,
-        "failure": failure_facts(tune), "created_at": iso(tune.created_at),
-        "started_at": iso(tune.started_at), "ready_at": iso(tune.ready_at),
-    }  # fmt: skip
+        "id": tune.id,
+        "number": tune.number,
+        "title": tune.title,
+        "name": tune.class_name,
+        "token": tune.token,
+        "base": tune.base,
+        "trained_on": tune.branch,
+        "status": tune.status,
+        "phase": tune.phase,
+        "message": told_outside(tune.message),
+        **_steps(tune),
+        "seconds_left": tune.seconds_left,
+        "cancel": tune.cancel,
+        "recipe_hash": tune.recipe_hash,
+        "failure": failure_facts(tune),
+        "created_at": iso(tune.created_at),
+        "started_at": iso(tune.started_at),
+        "ready_at": iso(tune.ready_at),
+    }
 
 
 def _steps(tune: Tune) -> dict[str, int | None]:
@@ -165,11 +190,19 @@ def prompt_timeline(key: str, mine: Desk = Mine) -> dict[str, Any]:
 def prompt_facts(mine: Desk, row: Prompt) -> dict[str, Any]:
     """Return what the owner of a prompt may know about it."""
     return {
-        "id": row.id, "number": row.number, "tune_id": row.tune_id, "base": row.base, "text": row.text,
-        "settings": row.settings, "status": row.status, "images": mine.images(row), "result": row.result,
-        "failure": failure_facts(row), "created_at": iso(row.created_at),
+        "id": row.id,
+        "number": row.number,
+        "tune_id": row.tune_id,
+        "base": row.base,
+        "text": row.text,
+        "settings": row.settings,
+        "status": row.status,
+        "images": mine.images(row),
+        "result": row.result,
+        "failure": failure_facts(row),
+        "created_at": iso(row.created_at),
         "done_at": iso(row.done_at),
-    }  # fmt: skip
+    }
 
 
 def _phases(mine: Desk, subject_id: str) -> list[dict[str, Any]]:
@@ -272,17 +305,27 @@ def account(mine: Desk = Mine) -> dict[str, Any]:
         for entry, moved in mine.registry.ledger(mine.account_id)
     ]
     return {
-        "account": mine.account_id, "plan": wallet.plan, "available_usd": wallet.available / 1e6,
-        "reserved_usd": wallet.reserved / 1e6, "requests_per_minute": wallet.requests_per_minute,
-        "tunes": mine.registry.count_open(mine.account_id), "ledger": entries,
-    }  # fmt: skip
+        "account": mine.account_id,
+        "plan": wallet.plan,
+        "available_usd": wallet.available / 1e6,
+        "reserved_usd": wallet.reserved / 1e6,
+        "requests_per_minute": wallet.requests_per_minute,
+        "tunes": mine.registry.count_open(mine.account_id),
+        "ledger": entries,
+    }
 
 
 def _callback_facts(row: Callback) -> dict[str, Any]:
     return {
-        "id": row.id, "event": row.event, "of": row.subject_id, "url": row.url, "state": row.state,
-        "attempts": row.attempts, "next_attempt_at": iso(row.next_attempt_at), "delivered_at": iso(row.delivered_at),
-    }  # fmt: skip
+        "id": row.id,
+        "event": row.event,
+        "of": row.subject_id,
+        "url": row.url,
+        "state": row.state,
+        "attempts": row.attempts,
+        "next_attempt_at": iso(row.next_attempt_at),
+        "delivered_at": iso(row.delivered_at),
+    }
 
 
 def _own_callback(mine: Desk, callback_id: str) -> Callback:
@@ -303,10 +346,15 @@ def callback_log(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Show every attempt at a callback with what the receiver answered."""
     row = _own_callback(mine, callback_id)
     attempts = [
-        {"attempt": one.attempt, "at": iso(one.started_at), "status": one.status_code, "error": one.error,
-         "answer": one.response_head}
+        {
+            "attempt": one.attempt,
+            "at": iso(one.started_at),
+            "status": one.status_code,
+            "error": one.error,
+            "answer": one.response_head,
+        }
         for one in mine.registry.list_deliveries(row.id)
-    ]  # fmt: skip
+    ]
     return {**_callback_facts(row), "deliveries": attempts}
 
 

@@ -192,9 +192,14 @@ def service_around(registry: Registry) -> Service:
         settings, options = get_settings(), GatewayOptions()
         store = Store(settings.resolved_store_url, settings.store_options)
         found = Service(
-            settings, options, registry, store, load_catalog(settings.profile), load_prices(options.prices),
+            settings,
+            options,
+            registry,
+            store,
+            load_catalog(settings.profile),
+            load_prices(options.prices),
             signing_secret(settings, options),
-        )  # fmt: skip
+        )
         _around[registry.url] = found
     return found
 

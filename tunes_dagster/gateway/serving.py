@@ -49,6 +49,12 @@ def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     uvicorn.run(
-        app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=20, server_header=False,
-    )  # fmt: skip
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=20,
+        server_header=False,
+    )

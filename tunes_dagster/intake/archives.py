@@ -65,9 +65,15 @@ def archive_kind(head: bytes) -> str | None:
         `zip`, `gzip`, `bzip2`, `xz`, `tar`, or a kind that is known but not read: `7z`, `rar`, `zstd`.
     """
     starts = {
-        b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\x1f\x8b": "gzip", b"BZh": "bzip2",
-        b"\xfd7zXZ\x00": "xz", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "zstd",
-    }  # fmt: skip
+        b"PK\x03\x04": "zip",
+        b"PK\x05\x06": "zip",
+        b"\x1f\x8b": "gzip",
+        b"BZh": "bzip2",
+        b"\xfd7zXZ\x00": "xz",
+        b"7z\xbc\xaf\x27\x1c": "7z",
+        b"Rar!": "rar",
+        b"\x28\xb5\x2f\xfd": "zstd",
+    }
     for start, kind in starts.items():
         if head.startswith(start):
             return kind

@@ -15,8 +15,15 @@ from tunes_dagster.core.store import Store
 
 MAX_PAYLOAD = 64 * 1024 * 1024
 _DATA_URI = re.compile(r"^\s*data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<options>(?:;[^,;]+)*),", re.IGNORECASE)
-_SUFFIX = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/heic": ".heic",
-           "image/avif": ".avif", "image/gif": ".gif", "application/zip": ".zip"}  # fmt: skip
+_SUFFIX = {
+    "image/jpeg": ".jpg",
+    "image/png": ".png",
+    "image/webp": ".webp",
+    "image/heic": ".heic",
+    "image/avif": ".avif",
+    "image/gif": ".gif",
+    "application/zip": ".zip",
+}
 # The URL-safe alphabet is taken as well.
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _PIECE = 1 << 20

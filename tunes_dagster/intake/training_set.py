@@ -211,9 +211,13 @@ def _variations_of(
     for one in variations(row.width, row.height, full.bucket, resolution, class_name, faces):
         seen = f"{row.hash}:{one.bucket}:{one.crop}:{one.mirrored}:{one.tone}"
         update = {
-            "hash": hashlib.sha256(seen.encode()).hexdigest(), "name": f"{row.name} ({one.name})",
-            "bucket": one.bucket, "crop": one.crop, "mirrored": one.mirrored, "tone": one.tone,
-        }  # fmt: skip
+            "hash": hashlib.sha256(seen.encode()).hexdigest(),
+            "name": f"{row.name} ({one.name})",
+            "bucket": one.bucket,
+            "crop": one.crop,
+            "mirrored": one.mirrored,
+            "tone": one.tone,
+        }
         made.append(full.model_copy(update=update))
     return made
 

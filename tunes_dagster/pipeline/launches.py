@@ -20,9 +20,12 @@ RUN_KEY_TAG = "dagster/run_key"
 ORIGIN_TAG = "tunes/origin"
 
 JOB_OF_KIND = {
-    "prepare": "prepare_tune", "train": "train_cohort", "embed": "embed_faces", "finish": "finish_tune",
+    "prepare": "prepare_tune",
+    "train": "train_cohort",
+    "embed": "embed_faces",
+    "finish": "finish_tune",
     "render": "render_batch",
-}  # fmt: skip
+}
 
 # A tune that somebody waits for goes before the next one's training.
 _PRIORITY = {"render": "3", "finish": "2", "embed": "2", "prepare": "1", "train": "0"}

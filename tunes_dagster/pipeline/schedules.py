@@ -33,9 +33,10 @@ def campaign_schedule(campaign: Campaign) -> dg.ScheduleDefinition:
         if key is None:
             return dg.SkipReason(f"The campaign {campaign.name} starts on {campaign.starts}.")
         return dg.RunRequest(
-            run_key=f"{campaign.id}:{key}", partition_key=key,
+            run_key=f"{campaign.id}:{key}",
+            partition_key=key,
             tags={"tunes/campaign": campaign.name, "tunes/date": key, "tunes/origin": "schedule"},
-        )  # fmt: skip
+        )
 
     active = bool(campaign.definition.get("active", True))
     broken = " BROKEN: see the problems of its plan." if campaign.state == "broken" else ""

@@ -35,9 +35,14 @@ class AccountQueries(Database):
         secret = prefix + secrets.token_hex(20)
         ends = None if days is None else self.now() + timedelta(days=days)
         row = ApiKey(
-            id=new_id("key"), account_id=account_id, hash=key_hash(secret), name=name,
-            hint=f"{secret[: len(prefix) + 4]}…{secret[-4:]}", created_at=self.now(), expires_at=ends,
-        )  # fmt: skip
+            id=new_id("key"),
+            account_id=account_id,
+            hash=key_hash(secret),
+            name=name,
+            hint=f"{secret[: len(prefix) + 4]}…{secret[-4:]}",
+            created_at=self.now(),
+            expires_at=ends,
+        )
         with self.writing() as session:
             if session.get(Account, account_id) is None:
                 raise Failure(FailureCode.INVALID_REQUEST, f"There is no account {account_id!r}.")

@@ -176,10 +176,15 @@ class CampaignQueries(Database):
             for part in _chunks(links):
                 session.execute(insert(CampaignPrompt), part)
             said = [
-                {"subject_id": one.id, "at": now, "phase": one.status, "data": {"origin": ORIGIN},
-                 "message": f"Planned by {campaign.name}, {date}."}
+                {
+                    "subject_id": one.id,
+                    "at": now,
+                    "phase": one.status,
+                    "data": {"origin": ORIGIN},
+                    "message": f"Planned by {campaign.name}, {date}.",
+                }
                 for one in fresh
-            ]  # fmt: skip
+            ]
             for part in _chunks(said):
                 session.execute(insert(Event), part)
             prices = {link["prompt_id"]: one.price for link, one in zip(links, planned, strict=True)}
@@ -229,9 +234,11 @@ class CampaignQueries(Database):
     def waited_for(self, date_id: str) -> list[Tune]:
         """Return the tunes that prompts of a date wait for."""
         waiting = exists().where(
-            CampaignPrompt.date_id == date_id, CampaignPrompt.prompt_id == Prompt.id,
-            Prompt.tune_id == Tune.id, Prompt.status == "waiting",
-        )  # fmt: skip
+            CampaignPrompt.date_id == date_id,
+            CampaignPrompt.prompt_id == Prompt.id,
+            Prompt.tune_id == Tune.id,
+            Prompt.status == "waiting",
+        )
         with self.reading() as session:
             return list(session.scalars(select(Tune).where(waiting).order_by(Tune.number)))
 
@@ -247,9 +254,10 @@ class CampaignQueries(Database):
         """
         now = now or self.now()
         still = exists().where(
-            CampaignPrompt.date_id == CampaignDate.id, CampaignPrompt.prompt_id == Prompt.id,
+            CampaignPrompt.date_id == CampaignDate.id,
+            CampaignPrompt.prompt_id == Prompt.id,
             Prompt.status.in_(OPEN_PROMPT),
-        )  # fmt: skip
+        )
         patient = now - REPORT_PATIENCE
         query = (
             select(CampaignDate)
@@ -320,9 +328,17 @@ def _open_date(session: Session, campaign: Campaign, date: str, now: datetime) -
     row = session.scalars(query.with_for_update()).first()
     if row is None:
         row = CampaignDate(
-            id=new_id("date"), campaign_id=campaign.id, date=date, version=campaign.version, status="",
-            plan={}, result={}, report_attempt=0, created_at=now, updated_at=now,
-        )  # fmt: skip
+            id=new_id("date"),
+            campaign_id=campaign.id,
+            date=date,
+            version=campaign.version,
+            status="",
+            plan={},
+            result={},
+            report_attempt=0,
+            created_at=now,
+            updated_at=now,
+        )
         session.add(row)
         session.flush()
     return row
@@ -382,9 +398,17 @@ def _rows_of(
             prompt_id = row.id
         kept = bool(old and old.stands) and before.get(prompt_id, True)
         links.append(
-            {"date_id": date_id, "item": item, "campaign_id": campaign.id, "prompt_id": prompt_id, "line": one.line,
-             "recipe_hash": one.recipe_hash, "variables": one.variables, "kept": kept}
-        )  # fmt: skip
+            {
+                "date_id": date_id,
+                "item": item,
+                "campaign_id": campaign.id,
+                "prompt_id": prompt_id,
+                "line": one.line,
+                "recipe_hash": one.recipe_hash,
+                "variables": one.variables,
+                "kept": kept,
+            }
+        )
     return fresh, links
 
 

@@ -217,12 +217,18 @@ class GroupQueries(Database):
         place = func.row_number().over(partition_by=(Prompt.account_id, campaign), order_by=Prompt.number)
         waiting = (
             select(
-                Prompt.id, Prompt.account_id, Prompt.queued_at, Prompt.branch, Prompt.shape, campaign,
-                Prompt.settings["num_images"].as_integer().label("pictures"), place.label("place"),
+                Prompt.id,
+                Prompt.account_id,
+                Prompt.queued_at,
+                Prompt.branch,
+                Prompt.shape,
+                campaign,
+                Prompt.settings["num_images"].as_integer().label("pictures"),
+                place.label("place"),
             )
             .where(Prompt.status == "queued", Prompt.batch_id.is_(None))
             .subquery()
-        )  # fmt: skip
+        )
         query = (
             select(waiting).where(waiting.c.place <= LANE_AHEAD).order_by(waiting.c.place).limit(LOOK_AHEAD)
         )

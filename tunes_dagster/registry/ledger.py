@@ -102,10 +102,14 @@ def reserve(session: Session, account_id: str, subject_id: str, amount: int, now
     wallet.grant_left -= from_grant
     session.add(
         Reservation(
-            subject_id=subject_id, account_id=account_id, amount=amount, from_grant=from_grant,
-            month=wallet.grant_month, created_at=now,
+            subject_id=subject_id,
+            account_id=account_id,
+            amount=amount,
+            from_grant=from_grant,
+            month=wallet.grant_month,
+            created_at=now,
         )
-    )  # fmt: skip
+    )
     if amount:
         post(session, wallet, "reserve", {"account": -amount, "reserved": amount}, now, subject_id)
     return wallet
@@ -130,10 +134,14 @@ def reserve_many(
         wallet.grant_left -= from_grant
         session.add(
             Reservation(
-                subject_id=subject_id, account_id=account_id, amount=amount, from_grant=from_grant,
-                month=wallet.grant_month, created_at=now,
+                subject_id=subject_id,
+                account_id=account_id,
+                amount=amount,
+                from_grant=from_grant,
+                month=wallet.grant_month,
+                created_at=now,
             )
-        )  # fmt: skip
+        )
     if total:
         post(session, wallet, "reserve", {"account": -total, "reserved": total}, now, memo=memo)
     return wallet
@@ -193,9 +201,16 @@ class LedgerQueries(Database):
             fresh = wallet is None
             if wallet is None:
                 wallet = Wallet(
-                    account_id=account_id, plan=plan, requests_per_minute=requests_per_minute,
-                    monthly_grant=monthly_grant, available=0, reserved=0, grant_left=0, grant_month="", options={},
-                )  # fmt: skip
+                    account_id=account_id,
+                    plan=plan,
+                    requests_per_minute=requests_per_minute,
+                    monthly_grant=monthly_grant,
+                    available=0,
+                    reserved=0,
+                    grant_left=0,
+                    grant_month="",
+                    options={},
+                )
                 session.add(wallet)
                 session.flush()
             turn_month(session, wallet, now)
@@ -206,8 +221,14 @@ class LedgerQueries(Database):
             wallet.plan, wallet.requests_per_minute = plan, requests_per_minute
             wallet.monthly_grant, wallet.email = monthly_grant, email or wallet.email or ""
             if fresh and sign_up_grant:
-                post(session, wallet, "grant", {"grants": -sign_up_grant, "account": sign_up_grant}, now,
-                     memo="sign-up")  # fmt: skip
+                post(
+                    session,
+                    wallet,
+                    "grant",
+                    {"grants": -sign_up_grant, "account": sign_up_grant},
+                    now,
+                    memo="sign-up",
+                )
             return wallet
 
     def get_wallet(self, account_id: str) -> Wallet:

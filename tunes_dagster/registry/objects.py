@@ -275,9 +275,17 @@ class ObjectQueries(Database):
         """Owe a callback that no state change caused (a sample), in the form of a dialect."""
         now = self.now()
         row = Callback(
-            id=new_id("cb"), account_id=account_id, event=event, subject_id=subject_id, url=url, body=body,
-            form=form, on_unknown=on_unknown, next_attempt_at=now, created_at=now,
-        )  # fmt: skip
+            id=new_id("cb"),
+            account_id=account_id,
+            event=event,
+            subject_id=subject_id,
+            url=url,
+            body=body,
+            form=form,
+            on_unknown=on_unknown,
+            next_attempt_at=now,
+            created_at=now,
+        )
         with self.writing() as session:
             session.add(row)
         return row
@@ -291,9 +299,12 @@ class ObjectQueries(Database):
     def add_group(self, account_id: str, dialect: str, callback_url: str) -> ApiGroup:
         """Make a group of prompts; they name it in their `ApiObject`."""
         row = ApiGroup(
-            id=new_id("group"), account_id=account_id, dialect=dialect, callback_url=callback_url,
+            id=new_id("group"),
+            account_id=account_id,
+            dialect=dialect,
+            callback_url=callback_url,
             created_at=self.now(),
-        )  # fmt: skip
+        )
         with self.writing() as session:
             session.add(row)
         return row

@@ -238,11 +238,13 @@ def _tunes(session: Session, account: Account, until: datetime, limit: int) -> l
     )
     return [
         Expiring(
-            row, max(filter(None, (row.ready_at + period if row.ready_at else None, row.kept_until))), hours,
+            row,
+            max(filter(None, (row.ready_at + period if row.ready_at else None, row.kept_until))),
+            hours,
             account.auto_extend if row.auto_extend is None else row.auto_extend,
         )
         for row in session.scalars(query)
-    ]  # fmt: skip
+    ]
 
 
 def _prompts(session: Session, account: Account, until: datetime, limit: int) -> list[Expiring]:
@@ -259,11 +261,13 @@ def _prompts(session: Session, account: Account, until: datetime, limit: int) ->
     )
     return [
         Expiring(
-            row, max(filter(None, (row.done_at + period if row.done_at else None, row.kept_until))), hours,
+            row,
+            max(filter(None, (row.done_at + period if row.done_at else None, row.kept_until))),
+            hours,
             account.auto_extend,
         )
         for row in session.scalars(query)
-    ]  # fmt: skip
+    ]
 
 
 def _tell_account(session: Session, account_id: str, some: Sequence[Expiring], now: datetime) -> None:
@@ -272,15 +276,22 @@ def _tell_account(session: Session, account_id: str, some: Sequence[Expiring], n
         return
     named = [{"id": one.row.id, "kind": one.kind, "expires_at": iso(one.at)} for one in some[:_NAMED]]
     body = {
-        "type": "retention.expiring", "timestamp": iso(now),
+        "type": "retention.expiring",
+        "timestamp": iso(now),
         "data": {"account": account_id, "count": len(some), "expiring": named},
-    }  # fmt: skip
+    }
     session.add(
         Callback(
-            id=new_id("cb"), account_id=account_id, event="retention.expiring", subject_id=account_id,
-            url=account.expiry_callback_url, body=body, next_attempt_at=now, created_at=now,
+            id=new_id("cb"),
+            account_id=account_id,
+            event="retention.expiring",
+            subject_id=account_id,
+            url=account.expiry_callback_url,
+            body=body,
+            next_attempt_at=now,
+            created_at=now,
         )
-    )  # fmt: skip
+    )
 
 
 def _forget(date: CampaignDate, tune_id: str, title: str) -> str:

@@ -197,11 +197,18 @@ def group_ended(session: Session, prompt: Prompt, now: datetime) -> None:
         return
     session.add(
         Callback(
-            id=new_id("cb"), account_id=group.account_id, event="prompts.done", subject_id=group.id,
-            url=group.callback_url, body={"type": "prompts.done", "data": {"group": group.id}},
-            form=group.dialect, on_unknown=seen.on_unknown, next_attempt_at=now, created_at=now,
+            id=new_id("cb"),
+            account_id=group.account_id,
+            event="prompts.done",
+            subject_id=group.id,
+            url=group.callback_url,
+            body={"type": "prompts.done", "data": {"group": group.id}},
+            form=group.dialect,
+            on_unknown=seen.on_unknown,
+            next_attempt_at=now,
+            created_at=now,
         )
-    )  # fmt: skip
+    )
 
 
 def _share_delivered(prompt: Prompt) -> float:

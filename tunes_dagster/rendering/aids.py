@@ -142,6 +142,10 @@ def make_aids(catalog: Catalog, settings: Settings) -> Aids:
         Failure: `INVALID_REQUEST` when its content rules cannot be read.
     """
     return Aids(
-        catalog, settings.bases_folder, load_rules(settings), settings.allow_hosts,
-        settings.safety_checker, settings.face_detector,
-    )  # fmt: skip
+        catalog,
+        settings.bases_folder,
+        load_rules(settings),
+        settings.allow_hosts,
+        settings.safety_checker,
+        settings.face_detector,
+    )

@@ -152,10 +152,12 @@ def batch_page(
             details = " · ".join([f"seed {image.seed}", *own[job.prompt_id]])
             figures.append(
                 Figure(
-                    relative(image.poster or image.key, page_key), job.text,
-                    f"{details} · {warning}" if warning else details, "warn" if warning else "",
+                    relative(image.poster or image.key, page_key),
+                    job.text,
+                    f"{details} · {warning}" if warning else details,
+                    "warn" if warning else "",
                 )
-            )  # fmt: skip
+            )
         if result.failure:
             problems[result.prompt_id] = (
                 f"{job.text} — {result.failure.message} {result.failure.remedy}".strip()

@@ -58,8 +58,11 @@ class Checker:
             Failure: Why it cannot be rendered.
         """
         settings = job.settings
-        unset = [name for name in ("seed", "steps", "guidance_scale", "width", "height")
-                 if getattr(settings, name) is None]  # fmt: skip
+        unset = [
+            name
+            for name in ("seed", "steps", "guidance_scale", "width", "height")
+            if getattr(settings, name) is None
+        ]
         if unset:
             raise Failure(
                 FailureCode.INVALID_REQUEST,
@@ -81,9 +84,16 @@ class Checker:
         chunks = chunk_count(self.base, text, negative if guided else "")
         shape = Shape(width, height, settings.steps, scheduler, guided, chunks)
         plain = Picture(
-            index, 0, settings.seed, shape, settings.guidance_scale, text, negative, -1,
+            index,
+            0,
+            settings.seed,
+            shape,
+            settings.guidance_scale,
+            text,
+            negative,
+            -1,
             faces=self.face_shelf.faces(faces),
-        )  # fmt: skip
+        )
         return self.inputs.given(plain, settings, self.base)
 
     def _words(self, job: RenderJob) -> tuple[str, str]:

@@ -92,9 +92,13 @@ class Control:
                 {"text_embeds": rows["pooled"], "time_ids": rows["time_ids"]} if "time_ids" in rows else None
             )
             down, mid = self.network(
-                noisy, moments, encoder_hidden_states=rows["hidden"], controlnet_cond=seen,
-                added_cond_kwargs=added, return_dict=False,
-            )  # fmt: skip
+                noisy,
+                moments,
+                encoder_hidden_states=rows["hidden"],
+                controlnet_cond=seen,
+                added_cond_kwargs=added,
+                return_dict=False,
+            )
             named = {f"control.{i}": one * scales for i, one in enumerate(down)}
             return {**named, "control.mid": mid * scales}
 

@@ -125,12 +125,15 @@ class FaceShelf:
         adapter = self.adapter
         return [
             {
-                "id": use.id or use.key, "sha256": self._files[use.key].sha256, "scale": use.scale,
-                "adapter": adapter.branch, "adapter_sha256": adapter.sha256,
+                "id": use.id or use.key,
+                "sha256": self._files[use.key].sha256,
+                "scale": use.scale,
+                "adapter": adapter.branch,
+                "adapter_sha256": adapter.sha256,
                 "recipe_hash": self._files[use.key].recipe_hash,
             }
             for use in uses
-        ]  # fmt: skip
+        ]
 
 
 @contextmanager

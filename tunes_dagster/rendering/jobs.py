@@ -155,9 +155,11 @@ def make_job(
         said = said if one.token in learned else without_token(said, one.token, one.class_name)
     warnings = [missing_token(said, one.token, one.class_name) for one, _ in others]
     return RenderJob(
-        prompt_id, said, settings,
+        prompt_id,
+        said,
+        settings,
         [LoraUse(one.key, scale, one.id) for one, scale in others],
         recipe or {},
         [warning for warning in warnings if warning],
         [FaceUse(one.key, scale, one.id) for one, scale in faces],
-    )  # fmt: skip
+    )

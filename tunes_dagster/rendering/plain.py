@@ -65,10 +65,15 @@ class PictureMaker:
             )
         return [
             self._upscaler.enlarge(
-                image, order.text, order.seed, steps=settings.steps, guidance=settings.guidance_scale,
-                negative=order.negative, on_step=on_step,
+                image,
+                order.text,
+                order.seed,
+                steps=settings.steps,
+                guidance=settings.guidance_scale,
+                negative=order.negative,
+                on_step=on_step,
             )
-        ]  # fmt: skip
+        ]
 
 
 class ClipMaker:
@@ -100,12 +105,18 @@ class ClipMaker:
         settings = order.settings
         with torch.inference_mode():
             made = self._pipeline(
-                prompt=order.text, negative_prompt=order.negative or None, height=settings.height,
-                width=settings.width, num_frames=settings.num_frames, num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance_scale, callback_on_step_end=stepped,
+                prompt=order.text,
+                negative_prompt=order.negative or None,
+                height=settings.height,
+                width=settings.width,
+                num_frames=settings.num_frames,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance_scale,
+                callback_on_step_end=stepped,
                 max_sequence_length=self._pipeline.transformer.config.max_text_seq_length,
-                generator=torch.Generator("cpu").manual_seed(order.seed), output_type="np",
-            ).frames[0]  # fmt: skip
+                generator=torch.Generator("cpu").manual_seed(order.seed),
+                output_type="np",
+            ).frames[0]
         frames = np.asarray(made)
         if not np.isfinite(frames).all():
             raise Failure(
@@ -190,8 +201,10 @@ def render_plain(
     facts = {
         "kind": "clip" if entry.family == "video" else "upscale",
         "base": {"branch": entry.branch, "repo_id": entry.repo_id, "revision": entry.revision},
-        "libraries": library_versions(), "device": str(device), "dtype": str(dtype).removeprefix("torch."),
-    }  # fmt: skip
+        "libraries": library_versions(),
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     results: list[RenderResult] = []
     for job in batch:
         if results:
@@ -202,9 +215,14 @@ def render_plain(
 
 
 def _one(
-    job: RenderJob, maker: PictureMaker | ClipMaker, facts: dict[str, Any], store: Store, prefix: str,
-    report: Reporter, aids: Aids,
-) -> RenderResult:  # fmt: skip
+    job: RenderJob,
+    maker: PictureMaker | ClipMaker,
+    facts: dict[str, Any],
+    store: Store,
+    prefix: str,
+    report: Reporter,
+    aids: Aids,
+) -> RenderResult:
     images: list[RenderedImage] = []
     try:
         text, negative = dressed(job.text, job.settings)
@@ -226,10 +244,16 @@ def _kept(
 ) -> RenderedImage:
     settings, first = order.settings, frames[0]
     deciding = {
-        **facts, "prompt": order.text, "negative_prompt": order.negative, "seed": order.seed,
-        "steps": settings.steps, "guidance_scale": settings.guidance_scale, "width": first.width,
-        "height": first.height, **optional_settings(settings),
-    }  # fmt: skip
+        **facts,
+        "prompt": order.text,
+        "negative_prompt": order.negative,
+        "seed": order.seed,
+        "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "width": first.width,
+        "height": first.height,
+        **optional_settings(settings),
+    }
     recipe = {**order.job.recipe, **deciding, "recipe_hash": recipe_hash(deciding)}
     stem = f"{prefix}/{order.job.prompt_id}-{order.seed}"
     poster = key = png.save_png(store, f"{stem}.png", first, recipe)
@@ -238,6 +262,14 @@ def _kept(
         data = mp4_bytes(frames, settings.fps or 8)
         key = store.write_bytes(f"{stem}.mp4", data)
     return RenderedImage(
-        key, order.seed, first.width, first.height, first.size, len(data), hashlib.sha256(data).hexdigest(),
-        recipe["recipe_hash"], round(float(np.asarray(first).reshape(-1, 3).std(axis=0).max()), 3), poster,
-    )  # fmt: skip
+        key,
+        order.seed,
+        first.width,
+        first.height,
+        first.size,
+        len(data),
+        hashlib.sha256(data).hexdigest(),
+        recipe["recipe_hash"],
+        round(float(np.asarray(first).reshape(-1, 3).std(axis=0).max()), 3),
+        poster,
+    )

@@ -18,10 +18,25 @@ if TYPE_CHECKING:
 
 # Settings that change a picture only when they are used; recipes of pictures without them stay as they are.
 _OPTIONAL = (
-    "style", "color_grading", "film_grain", "input_image", "mask_image", "denoising_strength", "controlnet",
-    "controlnet_conditioning_scale", "controlnet_txt2img", "super_resolution", "hires_fix", "inpaint_faces",
-    "face_correct", "face_height", "composition", "random_face", "num_frames", "fps",
-)  # fmt: skip
+    "style",
+    "color_grading",
+    "film_grain",
+    "input_image",
+    "mask_image",
+    "denoising_strength",
+    "controlnet",
+    "controlnet_conditioning_scale",
+    "controlnet_txt2img",
+    "super_resolution",
+    "hires_fix",
+    "inpaint_faces",
+    "face_correct",
+    "face_height",
+    "composition",
+    "random_face",
+    "num_frames",
+    "fps",
+)
 
 
 def optional_settings(settings: RenderSettings) -> dict[str, Any]:

@@ -347,7 +347,7 @@ class _Batch:
                     "scale": use.scale,
                     **({"kind": "checkpoint"} if self.shelf.is_whole(use) else {}),
                     **({"recipe_hash": known} if (known := self.shelf.recipe_hash(use)) else {}),
-                }  # fmt: skip
+                }
                 for use in self.combinations[picture.job]
             ],
             **({"faces": self.face_shelf.described(faces)} if (faces := self.faces[picture.job]) else {}),

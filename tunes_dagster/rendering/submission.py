@@ -27,8 +27,17 @@ from tunes_dagster.rendering.styles import dressed, find_composition
 _WEIGHTED = ("sd15", "sdxl")
 # Of a clip only this much can be chosen; of an enlarged picture even less.
 _OF_CLIPS = {
-    "seed", "steps", "guidance_scale", "negative_prompt", "width", "height", "num_frames", "fps", "num_images", "style",
-}  # fmt: skip
+    "seed",
+    "steps",
+    "guidance_scale",
+    "negative_prompt",
+    "width",
+    "height",
+    "num_frames",
+    "fps",
+    "num_images",
+    "style",
+}
 _OF_UPSCALING = {"seed", "steps", "guidance_scale", "negative_prompt", "input_image", "num_images"}
 _FRAME_SETTINGS = ("num_frames", "fps")
 

@@ -58,9 +58,13 @@ class Treated:
 def is_wanted(settings: RenderSettings) -> bool:
     """Whether a picture needs the model again after it was decoded."""
     return bool(
-        settings.hires_fix or settings.super_resolution or settings.inpaint_faces or settings.face_correct
-        or settings.face_height or settings.mask_image
-    )  # fmt: skip
+        settings.hires_fix
+        or settings.super_resolution
+        or settings.inpaint_faces
+        or settings.face_correct
+        or settings.face_height
+        or settings.mask_image
+    )
 
 
 @dataclass
@@ -210,9 +214,14 @@ class Treatments:
             )
 
     def paint(
-        self, picture: Picture, image: Image.Image, width: int, height: int, strength: float,
+        self,
+        picture: Picture,
+        image: Image.Image,
+        width: int,
+        height: int,
+        strength: float,
         mask: np.ndarray | None = None,
-    ) -> Image.Image:  # fmt: skip
+    ) -> Image.Image:
         """Return an image painted again by the base, at a size, with the picture's tune, text and seed.
 
         Args:

@@ -45,9 +45,16 @@ class Upscaler:
         self._pipeline, self._tile = pipeline.to(device), tile
 
     def enlarge(
-        self, image: Image.Image, text: str, seed: int, *, steps: int = 30, guidance: float = 4.0, negative: str = "",
+        self,
+        image: Image.Image,
+        text: str,
+        seed: int,
+        *,
+        steps: int = 30,
+        guidance: float = 4.0,
+        negative: str = "",
         on_step: Callable[[], None] = lambda: None,
-    ) -> Image.Image:  # fmt: skip
+    ) -> Image.Image:
         """Return a picture four times as wide and high.
 
         Args:
@@ -75,10 +82,15 @@ class Upscaler:
             padded = _padded(part)
             with torch.inference_mode():
                 made = self._pipeline(
-                    text, image=padded, num_inference_steps=steps, guidance_scale=guidance,
-                    negative_prompt=negative or None, noise_level=_NOISE_LEVEL,
-                    generator=torch.Generator("cpu").manual_seed(seed), callback=stepped,
-                ).images[0]  # fmt: skip
+                    text,
+                    image=padded,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    negative_prompt=negative or None,
+                    noise_level=_NOISE_LEVEL,
+                    generator=torch.Generator("cpu").manual_seed(seed),
+                    callback=stepped,
+                ).images[0]
             large = np.asarray(made, np.float32)[: part.height * FACTOR, : part.width * FACTOR]
             weight = feather(part.width * FACTOR, part.height * FACTOR, _OVERLAP * FACTOR // 2)
             rows = slice(top * FACTOR, top * FACTOR + large.shape[0])

@@ -150,10 +150,13 @@ def render_launches(
     alone = registry.waiting_campaign_batches()
     fits = Rooms(registry, settings)
     registry.make_batches(
-        now, settings.batch_wait_seconds, settings.max_batch_prompts, room,
+        now,
+        settings.batch_wait_seconds,
+        settings.max_batch_prompts,
+        room,
         max_pictures=lambda branch, shape: fits.room(branch, shape).pictures,
         campaign_limit=max(0, WAITING_CAMPAIGN_RUNS - len(alone)),
-    )  # fmt: skip
+    )
     launches = _take_queued(registry, "render", limit, now)
     if launches:
         alone = registry.waiting_campaign_batches()

@@ -86,9 +86,10 @@ def tunes_of_person(registry: Registry, label: str, account_id: str | None = Non
     ]
     if not found:
         raise Failure(
-            FailureCode.UNKNOWN_TUNE, f"No tune has the label {name}={value}.",
+            FailureCode.UNKNOWN_TUNE,
+            f"No tune has the label {name}={value}.",
             f"Tunes get labels at training: tunes train … --label {name}={value}",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -123,9 +124,16 @@ def erase_tunes(
             plans = registry.forget_words(tune.id, [prompt.id for prompt in prompts])
             _remove(store, plans, "plans", done)
         record = {
-            "account_id": tune.account_id, "kind": "tune", "subject_id": tune.id, "reason": reason, "rule": rule,
-            "label": "" if forget else tune.title, "files": done.count, "bytes": done.bytes, "what": done.what(),
-        }  # fmt: skip
+            "account_id": tune.account_id,
+            "kind": "tune",
+            "subject_id": tune.id,
+            "reason": reason,
+            "rule": rule,
+            "label": "" if forget else tune.title,
+            "files": done.count,
+            "bytes": done.bytes,
+            "what": done.what(),
+        }
         registry.record_deletions([record])
         total.files += done.files
         total.bytes += done.bytes

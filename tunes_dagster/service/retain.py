@@ -87,10 +87,21 @@ def retain(registry: Registry, store: Store, now: datetime) -> Retained:
         before = {one.row.id: list(one.row.images or []) for one in prompts}
         _add(done.erased, erase_outputs(registry, store, [one.row for one in prompts]))
         registry.record_deletions(
-            [{"account_id": one.row.account_id, "kind": "prompt", "subject_id": one.row.id, "label": one.row.text[:80],
-              "reason": "expired", "rule": f"outputs are kept {one.hours:g} h", "files": len(before[one.row.id]),
-              "bytes": 0, "what": {"renders": len(before[one.row.id])}} for one in prompts]
-        )  # fmt: skip
+            [
+                {
+                    "account_id": one.row.account_id,
+                    "kind": "prompt",
+                    "subject_id": one.row.id,
+                    "label": one.row.text[:80],
+                    "reason": "expired",
+                    "rule": f"outputs are kept {one.hours:g} h",
+                    "files": len(before[one.row.id]),
+                    "bytes": 0,
+                    "what": {"renders": len(before[one.row.id])},
+                }
+                for one in prompts
+            ]
+        )
         done.outputs = len(prompts)
     return done
 

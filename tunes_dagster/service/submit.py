@@ -177,12 +177,15 @@ def completed_prompt(
         asked = request.base or DEFAULT_BASE
         entry = catalog.usable(asked, settings.bases_folder)
     complete = _complete_prompt(
-        request, entry, catalog, settings,
+        request,
+        entry,
+        catalog,
+        settings,
         asked=asked,
         characteristics=dict((tune.request or {}).get("characteristics") or {}) if tune is not None else {},
         find=None if registry is None else _tune_finder(registry, entry, account_id),
         store=store,
-    )  # fmt: skip
+    )
     return complete, entry, asked
 
 

@@ -187,8 +187,10 @@ def _peaks(answer: np.ndarray, threshold: float) -> np.ndarray:
     around = np.pad(certain, 1)
     near = [
         around[y : y + certain.shape[0], x : x + certain.shape[1]]
-        for y in range(3) for x in range(3) if (y, x) != (1, 1)
-    ]  # fmt: skip
+        for y in range(3)
+        for x in range(3)
+        if (y, x) != (1, 1)
+    ]
     ys, xs = np.nonzero((certain >= np.max(near, axis=0)) & (certain >= threshold))
     rows = np.empty((len(ys), 5))
     rows[:, 0] = certain[ys, xs]

@@ -27,9 +27,16 @@ from tunes_dagster.training.layers import LowRankLinear, Route, Routing, Stacked
 from tunes_dagster.training.names import MAGNITUDE, split_magnitudes, split_state
 
 __all__ = [
-    "AdapterBank", "LowRankLinear", "Route", "StackedLora", "attach", "attached", "base_layer_names",
-    "split_magnitudes", "split_state",
-]  # fmt: skip
+    "AdapterBank",
+    "LowRankLinear",
+    "Route",
+    "StackedLora",
+    "attach",
+    "attached",
+    "base_layer_names",
+    "split_magnitudes",
+    "split_state",
+]
 
 # Parts of the buffer start at multiples of this many numbers, so that kernels can use vector loads.
 _ALIGNMENT = 64

@@ -115,8 +115,12 @@ def _largest(entry: BaseModelEntry) -> int:
 def _subject_problems(request: TuneRequest) -> Iterator[str]:
     dataset, name = request.dataset, request.name
     if is_style(name):
-        faces = {"face_crop": dataset.face_crop, "require_face": dataset.require_face,
-                 "face_correct": dataset.face_correct, "mask": dataset.mask == "face"}  # fmt: skip
+        faces = {
+            "face_crop": dataset.face_crop,
+            "require_face": dataset.require_face,
+            "face_correct": dataset.face_correct,
+            "mask": dataset.mask == "face",
+        }
         for option, wanted in faces.items():
             if wanted:
                 yield f"dataset.{option} looks for a face, but a style ({name!r}) has none"

@@ -181,12 +181,19 @@ def _card(
     """Return the model card, in the form the Hugging Face hub reads."""
     options, entry = job.options, base.entry
     shown = {
-        "kind": options.kind, "steps": steps, "rank": options.rank, "alpha": options.alpha or options.rank,
-        "learning rate": options.learning_rate, "schedule": options.lr_schedule,
-        "optimizer": options.optimizer, "batch size": options.batch_size, "targets": options.targets,
+        "kind": options.kind,
+        "steps": steps,
+        "rank": options.rank,
+        "alpha": options.alpha or options.rank,
+        "learning rate": options.learning_rate,
+        "schedule": options.lr_schedule,
+        "optimizer": options.optimizer,
+        "batch size": options.batch_size,
+        "targets": options.targets,
         "prior weight": options.prior_weight,
-        "caption dropout": options.caption_dropout, "seed": options.seed,
-    }  # fmt: skip
+        "caption dropout": options.caption_dropout,
+        "seed": options.seed,
+    }
     table = "\n".join(f"| {key} | {value} |" for key, value in shown.items() if value is not None)
     seen = "style" if is_style(job.class_name) else "subject"
     what, tags = ("A full fine-tune", "") if files.pipeline_key else ("A LoRA", "lora, ")

@@ -138,11 +138,23 @@ def make(
         f"{job.out_prefix}/README.md", _card(job, base, entry, key, len(chosen), name)
     )
     return TuneResult(
-        tune_id=job.tune_id, weights_key=key, kohya_key="", card_key=card_key, loss_curve=[], steps=0,
-        seconds=time.monotonic() - began, checkpoints=[], recipe=recipe, recipe_hash=name,
-        figures={"pictures_looked_at": len(chosen), "faces": chosen[0].is_face, "bytes": store.size(key),
-                 "ip_adapter": entry.branch},
-    )  # fmt: skip
+        tune_id=job.tune_id,
+        weights_key=key,
+        kohya_key="",
+        card_key=card_key,
+        loss_curve=[],
+        steps=0,
+        seconds=time.monotonic() - began,
+        checkpoints=[],
+        recipe=recipe,
+        recipe_hash=name,
+        figures={
+            "pictures_looked_at": len(chosen),
+            "faces": chosen[0].is_face,
+            "bytes": store.size(key),
+            "ip_adapter": entry.branch,
+        },
+    )
 
 
 def _recipe(
@@ -159,21 +171,34 @@ def _recipe(
 
     return {
         **job.recipe,
-        "base": base.branch, "class_name": job.class_name, "token": job.token, "training": {"kind": "faceid"},
+        "base": base.branch,
+        "class_name": job.class_name,
+        "token": job.token,
+        "training": {"kind": "faceid"},
         "pictures": [{"key": one.key, "crop": one.crop, "bucket": list(one.bucket)} for one in chosen],
         "ip_adapter": {
-            "branch": entry.branch, "repo_id": entry.repo_id, "revision": entry.revision, "sha256": adapter.sha256,
+            "branch": entry.branch,
+            "repo_id": entry.repo_id,
+            "revision": entry.revision,
+            "sha256": adapter.sha256,
         },
         "version": tunes_dagster.__version__,
         "libraries": {name: version(name) for name in ("torch", "transformers", "pillow")},
-        "device": "cpu", "dtype": "float32",
-    }  # fmt: skip
+        "device": "cpu",
+        "dtype": "float32",
+    }
 
 
 def _write(
-    store: Store, job: TuneJob, base: BaseModelEntry, entry: AuxiliaryEntry, embeds: Tensor, nothing: Tensor,
-    recipe: dict[str, Any], name: str,
-) -> str:  # fmt: skip
+    store: Store,
+    job: TuneJob,
+    base: BaseModelEntry,
+    entry: AuxiliaryEntry,
+    embeds: Tensor,
+    nothing: Tensor,
+    recipe: dict[str, Any],
+    name: str,
+) -> str:
     import torch
 
     from tunes_dagster.training.files import write_tensors

@@ -93,9 +93,13 @@ class MemoryPlan:
         """Return it as plain values, for recipes and metadata."""
         rounded = {name: round(value, 2) for name, value in self.parts_gib.items()}
         return {
-            **asdict(self.choice), "precision": self.precision, "cohort": self.cohort,
-            "device_gib": round(self.device_gib, 1), "needed_gib": round(self.needed_gib, 1), "parts_gib": rounded,
-        }  # fmt: skip
+            **asdict(self.choice),
+            "precision": self.precision,
+            "cohort": self.cohort,
+            "device_gib": round(self.device_gib, 1),
+            "needed_gib": round(self.needed_gib, 1),
+            "parts_gib": rounded,
+        }
 
     def sentence(self) -> str:
         """Return it in one sentence for logs."""

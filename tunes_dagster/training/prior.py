@@ -39,17 +39,45 @@ _PEOPLE = frozenset(
     ["woman", "man", "person", "girl", "boy", "lady", "guy", "child", "kid", "people", "face"]
 )
 _PLACES = (
-    "on the beach", "in a forest", "in the mountains", "at night", "in the snow", "in the desert", "in the city",
-    "in a meadow", "on a red background", "on a blue background", "on a green background",
-    "on a yellow background", "on a white background", "on a black background", "on a purple background",
-    "on a pink background", "on an orange background", "on a gray background", "on a brown background",
-)  # fmt: skip
+    "on the beach",
+    "in a forest",
+    "in the mountains",
+    "at night",
+    "in the snow",
+    "in the desert",
+    "in the city",
+    "in a meadow",
+    "on a red background",
+    "on a blue background",
+    "on a green background",
+    "on a yellow background",
+    "on a white background",
+    "on a black background",
+    "on a purple background",
+    "on a pink background",
+    "on an orange background",
+    "on a gray background",
+    "on a brown background",
+)
 _PERSON_DETAILS = (
-    "with black hair", "with long brown hair", "with short blond hair", "with curly red hair", "with gray hair",
-    "wearing glasses", "wearing sunglasses", "wearing a red hat", "wearing a blue cap", "wearing a black top hat",
-    "wearing a green beanie", "in a red shirt", "in a blue shirt", "in a striped yellow shirt", "in a black shirt",
-    "smiling", "with blue eyes",
-)  # fmt: skip
+    "with black hair",
+    "with long brown hair",
+    "with short blond hair",
+    "with curly red hair",
+    "with gray hair",
+    "wearing glasses",
+    "wearing sunglasses",
+    "wearing a red hat",
+    "wearing a blue cap",
+    "wearing a black top hat",
+    "wearing a green beanie",
+    "in a red shirt",
+    "in a blue shirt",
+    "in a striped yellow shirt",
+    "in a black shirt",
+    "smiling",
+    "with blue eyes",
+)
 _COLOURS = ("red", "blue", "black", "white", "yellow", "brown", "gray", "green")
 _OTHERS = ("woman", "man", "person", "dog", "cat", "mug", "car", "ball", "chair", "bottle", "backpack")
 

@@ -131,9 +131,17 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
         + (f"Prior predictions: {'from the cache' if hit else 'computed'}." if wants_prior else "No prior.")
     )
     return PreparedTune(
-        job, means, stds, position, prior_set, texts, job.data_hash(base.fingerprint()), figures, started,
+        job,
+        means,
+        stds,
+        position,
+        prior_set,
+        texts,
+        job.data_hash(base.fingerprint()),
+        figures,
+        started,
         masks=masks_by_bucket(job.items, means, options.mask_floor, store),
-    )  # fmt: skip
+    )
 
 
 def _exported(store: Store, key: str) -> dict[str, Tensor]:
@@ -238,9 +246,14 @@ class TuneRun:
         inside = torch.tensor([self.prepared.position[i][1] for i in indices])
         mean, std = self.prepared.means[bucket][inside], self.prepared.stds[bucket][inside]
         draws = order.draw(
-            self.options.seed, self.step, len(indices), mean.shape[1:], self.options.caption_dropout,
-            self.prior_rows, len(self.prior_set) if self.prior_set else 0,
-        )  # fmt: skip
+            self.options.seed,
+            self.step,
+            len(indices),
+            mean.shape[1:],
+            self.options.caption_dropout,
+            self.prior_rows,
+            len(self.prior_set) if self.prior_set else 0,
+        )
         texts = self.captions[torch.tensor(indices)]
         masks = self.prepared.masks
         return StepRows(

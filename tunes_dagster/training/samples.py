@@ -122,8 +122,12 @@ def _row(prompt: str, seed: int, states: Sequence[dict], base: LoadedBase) -> li
             bank.assign(some * 2 if base.is_guided(guidance) else some)
             latents = base.sample(
                 {name: value.expand(len(some), *value.shape[1:]) for name, value in text.items()},
-                noise.expand(len(some), -1, -1, -1), side, side, steps, guidance,
-            )  # fmt: skip
+                noise.expand(len(some), -1, -1, -1),
+                side,
+                side,
+                steps,
+                guidance,
+            )
             images += [_picture(pixels) for pixels in base.decode(latents.to(base.dtype))]
     return images
 

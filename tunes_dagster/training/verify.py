@@ -209,6 +209,10 @@ def _picture(pipeline: Any, prompt: str, base: LoadedBase, seed: int) -> np.ndar
 
     side = min(base.entry.native_size, base.native_side)
     return pipeline(
-        **base.stock_arguments(prompt, "", _GUIDANCE), num_inference_steps=_STEPS, height=side, width=side,
-        generator=torch.Generator("cpu").manual_seed(seed), output_type="np",
-    ).images[0]  # fmt: skip
+        **base.stock_arguments(prompt, "", _GUIDANCE),
+        num_inference_steps=_STEPS,
+        height=side,
+        width=side,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        output_type="np",
+    ).images[0]

@@ -22,9 +22,16 @@ from tunes_dagster.training.files import read_header, write_tensors
 from tunes_dagster.training.jobs import said
 
 __all__ = [
-    "add_words", "load", "pool_at_the_end", "register", "said", "save", "speaking", "spreads",
+    "add_words",
+    "load",
+    "pool_at_the_end",
+    "register",
+    "said",
+    "save",
+    "speaking",
+    "spreads",
     "words_for",
-]  # fmt: skip
+]
 
 # How released CLIP configurations call the end of a text, which they number 49407.
 _WRONG_END = 2

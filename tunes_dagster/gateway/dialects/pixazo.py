@@ -35,9 +35,15 @@ _WORDS = {
     500: "An unexpected error occurred, please try again later",
 }
 _STATUS = {
-    "awaiting_images": "IN_QUEUE", "queued": "IN_QUEUE", "preparing": "PROCESSING", "prepared": "PROCESSING",
-    "training": "PROCESSING", "trained": "PROCESSING", "finishing": "PROCESSING", "ready": "COMPLETED",
-}  # fmt: skip
+    "awaiting_images": "IN_QUEUE",
+    "queued": "IN_QUEUE",
+    "preparing": "PROCESSING",
+    "prepared": "PROCESSING",
+    "training": "PROCESSING",
+    "trained": "PROCESSING",
+    "finishing": "PROCESSING",
+    "ready": "COMPLETED",
+}
 
 
 def error(problem: Problem) -> tuple[int, Any]:
@@ -62,13 +68,19 @@ KEYS = header_key("ocp-apim-subscription-key")
 BODY = body_of(payloads=frozenset({"image_data_url"}))
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["trainer"])
 DIALECT = Dialect(
-    NAME, "Pixazo FLUX.2 trainer", router, "pz_", error, ("/flux-2-pro", "/v2/requests"),
+    NAME,
+    "Pixazo FLUX.2 trainer",
+    router,
+    "pz_",
+    error,
+    ("/flux-2-pro", "/v2/requests"),
     codes=(400, 401, 402, 403, 404, 408, 409, 413, 429, 503),
     problem={
-        "type": "object", "required": ["error"],
+        "type": "object",
+        "required": ["error"],
         "properties": {"error": {"type": "string"}, "detail": {"type": "string"}},
     },
-)  # fmt: skip
+)
 Mine = Depends(desk)
 
 

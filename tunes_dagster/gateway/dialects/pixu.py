@@ -72,9 +72,14 @@ class PixuBody(Body):
 
 router = APIRouter(prefix="/pixu/api", route_class=manners(NAME, error, find_key, PixuBody), tags=["pixu"])
 DIALECT = Dialect(
-    NAME, "Pixu", router, "px_", error, ("/pixu/",),
+    NAME,
+    "Pixu",
+    router,
+    "px_",
+    error,
+    ("/pixu/",),
     problem={"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
-)  # fmt: skip
+)
 Mine = Depends(desk)
 
 
@@ -165,9 +170,14 @@ def create_model_from_url(body: CreateModelFromUrl, mine: Desk = Mine) -> dict[s
 def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources) -> dict[str, Any]:
     uid = "upose_" + secrets.token_hex(16)
     request = TuneRequest(
-        name="person", title=body.name or uid, base=_BASE, sources=sources, dataset=DatasetOptions(one_picture=True),
-        training=TrainingOptions(steps=_STEPS[body.baseline]), callback_url=body.callback_url,
-    )  # fmt: skip
+        name="person",
+        title=body.name or uid,
+        base=_BASE,
+        sources=sources,
+        dataset=DatasetOptions(one_picture=True),
+        training=TrainingOptions(steps=_STEPS[body.baseline]),
+        callback_url=body.callback_url,
+    )
     asked = {"height": body.height, "baseline": body.baseline}
     view = View(NAME, asked, _events(mine, "tune"), uid, on_unknown="hold", price=mine.price(NAME, "model"))
     if body.dry_run:
@@ -197,17 +207,26 @@ def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, An
     asked = seen.asked if seen else {}
     width, height = (int(side) for side in body.resolution.split(","))
     settings = RenderSettings(
-        num_images=body.num_images, width=width, height=height, negative_prompt=body.negative,
-        lora_scale=body.model_weight, composition=composition, random_face=tune is None,
-        face_height=asked.get("height"), baseline=_BASELINES.get(asked.get("baseline")),
-    )  # fmt: skip
+        num_images=body.num_images,
+        width=width,
+        height=height,
+        negative_prompt=body.negative,
+        lora_scale=body.model_weight,
+        composition=composition,
+        random_face=tune is None,
+        face_height=asked.get("height"),
+        baseline=_BASELINES.get(asked.get("baseline")),
+    )
     subject = f"{tune.token} {tune.class_name}" if tune else "a person"
     opening = "portrait of {}" if composition is None else "{}"
     text = ", ".join(part for part in (opening.format(subject), body.positive.strip()) if part)
     request = PromptRequest(
-        text=text, tune=tune.id if tune else None, base=None if tune else _BASE, settings=settings,
+        text=text,
+        tune=tune.id if tune else None,
+        base=None if tune else _BASE,
+        settings=settings,
         callback_url=body.callback_url,
-    )  # fmt: skip
+    )
     uid = secrets.token_hex(20)
     price = mine.price(NAME, "image") * body.num_images
     view = View(NAME, {}, _events(mine, "prompt"), uid, on_unknown="hold", price=price)

@@ -29,16 +29,30 @@ _PATHS = ("/tunes", "/prompts", "/packs", "/p/", "/gallery", "/images", "/users"
 _TUNE = Form("tune", TuneFields, ("tune[images][]",))
 _PROMPT = Form("prompt", PromptFields)
 DIALECT = Dialect(
-    "astria", "Astria", router, "sd_", error, _PATHS, start=packs.seed,
+    "astria",
+    "Astria",
+    router,
+    "sd_",
+    error,
+    _PATHS,
+    start=packs.seed,
     codes=(400, 401, 404, 408, 409, 422, 429, 503),
-    problem={"type": "object", "additionalProperties": {"anyOf": [
-        {"type": "string"}, {"type": "array", "items": {"type": "string"}}]}},
-    forms={
-        "POST /tunes": _TUNE, "PATCH /tunes/{tune_id}": _TUNE, "POST /p/{pack_id}/tunes": _TUNE,
-        "POST /tunes/{tune_id}/prompts": _PROMPT, "POST /prompts/{prompt_id}/duplicate": _PROMPT,
-        "POST /packs": Form("pack", packs.PackFields), "POST /images/inspect": Form(files=("file",)),
+    problem={
+        "type": "object",
+        "additionalProperties": {
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+        },
     },
-)  # fmt: skip
+    forms={
+        "POST /tunes": _TUNE,
+        "PATCH /tunes/{tune_id}": _TUNE,
+        "POST /p/{pack_id}/tunes": _TUNE,
+        "POST /tunes/{tune_id}/prompts": _PROMPT,
+        "POST /prompts/{prompt_id}/duplicate": _PROMPT,
+        "POST /packs": Form("pack", packs.PackFields),
+        "POST /images/inspect": Form(files=("file",)),
+    },
+)
 
 
 def callback(registry: Registry, sending: Sending) -> Sending:

@@ -89,28 +89,44 @@ def tune_order(
     options = mine.caller.options
     face_crop = fields.face_crop if fields.face_crop is not None else bool(options.get("face_crop", False))
     kind, said = kind_of(mine, fields, base)
-    training = TrainingOptions.model_validate({
-        "kind": kind, "steps": fields.steps, "base_tune_id": str(base.tune.id) if base.tune else None,
-        # The mock branch takes what a client for another base sends, and means nothing by it.
-        "preset": fields.preset if base.branch != "fast" else None,
-    })  # fmt: skip
+    training = TrainingOptions.model_validate(
+        {
+            "kind": kind,
+            "steps": fields.steps,
+            "base_tune_id": str(base.tune.id) if base.tune else None,
+            # The mock branch takes what a client for another base sends, and means nothing by it.
+            "preset": fields.preset if base.branch != "fast" else None,
+        }
+    )
     prompts = [
         prompt_order(mine, one, base, fields.characteristics, group_id) for one in fields.prompts_attributes
     ]
     for _request, view in prompts:
         view.asked.update(own_tune=True, tune_id=None)
     request = TuneRequest(
-        name=fields.name, title=fields.title, token=fields.token or entry.token, base=base.word,
+        name=fields.name,
+        title=fields.title,
+        token=fields.token or entry.token,
+        base=base.word,
         sources=Sources(image_urls=fields.image_urls),
         dataset=DatasetOptions(face_crop=face_crop, face_correct=fields.training_face_correct),
-        training=training, characteristics=_words(fields.characteristics),
-        prompts=[request for request, _view in prompts], callback_url=fields.callback,
-    )  # fmt: skip
+        training=training,
+        characteristics=_words(fields.characteristics),
+        prompts=[request for request, _view in prompts],
+        callback_url=fields.callback,
+    )
     asked = {
-        "base_tune_id": base.number, "branch": base.branch, "model_type": fields.model_type, "steps": fields.steps,
-        "args": said, "face_crop": face_crop, "training_face_correct": fields.training_face_correct,
-        "auto_extend": fields.auto_extend, "characteristics": fields.characteristics, "preset": fields.preset,
-    }  # fmt: skip
+        "base_tune_id": base.number,
+        "branch": base.branch,
+        "model_type": fields.model_type,
+        "steps": fields.steps,
+        "args": said,
+        "face_crop": face_crop,
+        "training_face_correct": fields.training_face_correct,
+        "auto_extend": fields.auto_extend,
+        "characteristics": fields.characteristics,
+        "preset": fields.preset,
+    }
     price = 0 if base.branch == "fast" else mine.price(NAME, "tune")
     events = ["tune.ready", *(["tune.failed", "tune.cancelled"] if options.get("failure_callbacks") else [])]
     view = View(NAME, asked, events, on_unknown=_CAREFUL, price=price)
@@ -173,16 +189,23 @@ def pictures_of(mine: Desk, fields: PromptFields) -> dict[str, str | None]:
             continue
         if given is not None and not isinstance(given, str):
             raise invalid(name, "is neither a file nor an address")
-        values = [mine.picture(word, value) for word, value in
-                  [(name, given), *((other, getattr(fields, other)) for other in others)]]  # fmt: skip
+        values = [
+            mine.picture(word, value)
+            for word, value in [(name, given), *((other, getattr(fields, other)) for other in others)]
+        ]
         found[name] = next((value for value in values if value), None)
     return found
 
 
 def prompt_order(
-    mine: Desk, fields: PromptFields, base: Base, characteristics: dict[str, Any], group_id: str | None = None,
-    tune: Tune | None = None, start: dict[str, str | None] | None = None,
-) -> tuple[PromptRequest, View]:  # fmt: skip
+    mine: Desk,
+    fields: PromptFields,
+    base: Base,
+    characteristics: dict[str, Any],
+    group_id: str | None = None,
+    tune: Tune | None = None,
+    start: dict[str, str | None] | None = None,
+) -> tuple[PromptRequest, View]:
     """Return the canonical request of a prompt and how it will be shown.
 
     Args:
@@ -200,18 +223,30 @@ def prompt_order(
     _check_base(fields, base)
     entry = mine.entry(base.word)
     width, height = size_of(fields, entry.native_size)
-    settings = _settings({
-        "num_images": fields.num_images, "seed": fields.seed, "steps": fields.steps or None, "width": width,
-        "height": height, "guidance_scale": fields.cfg_scale, "negative_prompt": fields.negative_prompt or "",
-        "scheduler": _scheduler(fields.scheduler or mine.caller.options.get("scheduler")),
-        "lora_scale": 1.0 if fields.lora_scale is None else fields.lora_scale,
-        **{name: getattr(fields, name) for name in SWITCHES}, "style": fields.style,
-        "color_grading": fields.color_grading, "controlnet": fields.controlnet,
-        "denoising_strength": None if fields.controlnet_txt2img else fields.denoising_strength,
-        **({} if fields.controlnet_conditioning_scale is None
-           else {"controlnet_conditioning_scale": fields.controlnet_conditioning_scale}),
-        **(start or pictures_of(mine, fields)),
-    })  # fmt: skip
+    settings = _settings(
+        {
+            "num_images": fields.num_images,
+            "seed": fields.seed,
+            "steps": fields.steps or None,
+            "width": width,
+            "height": height,
+            "guidance_scale": fields.cfg_scale,
+            "negative_prompt": fields.negative_prompt or "",
+            "scheduler": _scheduler(fields.scheduler or mine.caller.options.get("scheduler")),
+            "lora_scale": 1.0 if fields.lora_scale is None else fields.lora_scale,
+            **{name: getattr(fields, name) for name in SWITCHES},
+            "style": fields.style,
+            "color_grading": fields.color_grading,
+            "controlnet": fields.controlnet,
+            "denoising_strength": None if fields.controlnet_txt2img else fields.denoising_strength,
+            **(
+                {}
+                if fields.controlnet_conditioning_scale is None
+                else {"controlnet_conditioning_scale": fields.controlnet_conditioning_scale}
+            ),
+            **(start or pictures_of(mine, fields)),
+        }
+    )
     text = filled_in(fields.text, characteristics)
     if not text.strip():
         raise invalid("text", "can't be blank")

@@ -69,8 +69,14 @@ def seed(registry: Registry) -> None:
             rows = [
                 {"class": name, "text": text} for name, texts in pack["prompts"].items() for text in texts
             ]
-            registry.add_pack(slug, pack["title"], account_id=None, public=True, prompts=_numbered(rows),
-                              fields={"base_tune_id": pack["base_tune_id"], "model_type": "lora"})  # fmt: skip
+            registry.add_pack(
+                slug,
+                pack["title"],
+                account_id=None,
+                public=True,
+                prompts=_numbered(rows),
+                fields={"base_tune_id": pack["base_tune_id"], "model_type": "lora"},
+            )
 
 
 def _numbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -91,12 +97,20 @@ def _cost(mine: Desk, rows: list[dict[str, Any]]) -> int:
 
 def _item(mine: Desk, pack: Pack) -> dict[str, Any]:
     return {
-        "id": pack.number, "base_tune_id": pack.fields.get("base_tune_id"), "user_id": None, "slug": pack.slug,
-        "title": pack.title, "token": pack.fields.get("token"), "created_at": iso(pack.created_at),
-        "updated_at": iso(pack.updated_at), "multiplier": 1, "model_type": pack.fields.get("model_type"),
-        "public_at": iso(pack.public_at), "cover_url": pack.fields.get("cover_url"),
+        "id": pack.number,
+        "base_tune_id": pack.fields.get("base_tune_id"),
+        "user_id": None,
+        "slug": pack.slug,
+        "title": pack.title,
+        "token": pack.fields.get("token"),
+        "created_at": iso(pack.created_at),
+        "updated_at": iso(pack.updated_at),
+        "multiplier": 1,
+        "model_type": pack.fields.get("model_type"),
+        "public_at": iso(pack.public_at),
+        "cover_url": pack.fields.get("cover_url"),
         "cost_mc_hash": {name: _cost(mine, rows) for name, rows in _by_class(pack).items()},
-    }  # fmt: skip
+    }
 
 
 @router.get("/packs")
@@ -131,17 +145,26 @@ def retrieve(pack_id: str, mine: Desk = Mine) -> dict[str, Any]:
     pack = find_pack(mine, pack_id)
     classes = _by_class(pack)
     return {
-        "id": pack.number, "slug": pack.slug, "title": pack.title, "cover_url": pack.fields.get("cover_url"),
-        "created_at": iso(pack.created_at), "updated_at": iso(pack.updated_at), "public_at": iso(pack.public_at),
-        "unlisted_at": None, "logo": None,
+        "id": pack.number,
+        "slug": pack.slug,
+        "title": pack.title,
+        "cover_url": pack.fields.get("cover_url"),
+        "created_at": iso(pack.created_at),
+        "updated_at": iso(pack.updated_at),
+        "public_at": iso(pack.public_at),
+        "unlisted_at": None,
+        "logo": None,
         "costs": {
-            name: {"cost": _cost(mine, rows), "num_images": sum(int(row.get("num_images") or 1) for row in rows)}
+            name: {
+                "cost": _cost(mine, rows),
+                "num_images": sum(int(row.get("num_images") or 1) for row in rows),
+            }
             for name, rows in classes.items()
         },
         "prompts_per_class": {
             name: [{"id": row["id"], "images": []} for row in rows] for name, rows in classes.items()
         },
-    }  # fmt: skip
+    }
 
 
 @router.post("/packs", status_code=201)

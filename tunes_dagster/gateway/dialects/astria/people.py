@@ -27,8 +27,19 @@ _FETCH_SECONDS = 10.0
 _LOW_SIDE = 256
 _BLURRY = 0.12
 # What only a person or a trained classifier can say is never claimed.
-_UNKNOWN = ("body_type", "ethnicity", "age", "glasses", "eye_color", "hair_color", "hair_length", "hair_style",
-            "facial_hair", "is_bald", "headcover")  # fmt: skip
+_UNKNOWN = (
+    "body_type",
+    "ethnicity",
+    "age",
+    "glasses",
+    "eye_color",
+    "hair_color",
+    "hair_length",
+    "hair_style",
+    "facial_hair",
+    "is_bald",
+    "headcover",
+)
 _UNSEEN = (
     "funny_face",
     "wearing_sunglasses",

@@ -170,11 +170,18 @@ def gallery(
     if model_type not in (None, "", "null", "checkpoint"):
         return []
     rows = [
-        {"id": key, "title": title, "name": "base", "branch": shown, "model_type": None, "base_tune_id": None,
-         "url": f"{mine.base_url}/tunes/{key}.json"}
+        {
+            "id": key,
+            "title": title,
+            "name": "base",
+            "branch": shown,
+            "model_type": None,
+            "base_tune_id": None,
+            "url": f"{mine.base_url}/tunes/{key}.json",
+        }
         for key, (_word, title, shown) in GALLERY.items()
         if branch in (None, shown)
-    ]  # fmt: skip
+    ]
     return rows[:limit]
 
 
@@ -204,8 +211,16 @@ def _update(mine: Desk, tune_id: str, body: dict[str, Any]) -> dict[str, Any]:
         )
     asked = seen.asked if seen else {}
     fields: TuneFields = understood(
-        TuneFields, {"title": tune.title, "name": tune.class_name, "characteristics": asked.get("characteristics"),
-                     "auto_extend": asked.get("auto_extend", False), **given}, ())  # fmt: skip
+        TuneFields,
+        {
+            "title": tune.title,
+            "name": tune.class_name,
+            "characteristics": asked.get("characteristics"),
+            "auto_extend": asked.get("auto_extend", False),
+            **given,
+        },
+        (),
+    )
     if "auto_extend" in given:
         mine.registry.keep_tune(tune.id, auto_extend=fields.auto_extend)
     mine.registry.rename_tune(tune.id, title=fields.title, class_name=fields.name)

@@ -30,15 +30,24 @@ MC = 10
 DAYS = 30
 # What a branch trains on; `base_tune_id` numbers are aliases in the catalog.
 BRANCHES = {"sd15": "realistic-vision", "sdxl1": "sdxl1", "flux1": "flux1-dev", "fast": "fast"}
-GALLERY = {690204: ("realistic-vision", "Realistic Vision v5.1", "sd15"), 666678: ("sdxl1", "SDXL 1.0", "sdxl1"),
-           1504944: ("flux1-dev", "Flux1.dev", "flux1")}  # fmt: skip
+GALLERY = {
+    690204: ("realistic-vision", "Realistic Vision v5.1", "sd15"),
+    666678: ("sdxl1", "SDXL 1.0", "sdxl1"),
+    1504944: ("flux1-dev", "Flux1.dev", "flux1"),
+}
 _SHAPES = {"portrait": (2, 3), "landscape": (3, 2)}
 _RATIOS = ("1:1", "16:9", "9:16", "21:9", "9:21", "3:2", "2:3", "5:4", "4:5", "4:3", "3:4")
 
 # Fields of a prompt that ask for what nothing here can do; each is refused by name when it is set.
 UNSUPPORTED_PROMPT = (
-    "face_swap", "prompt_expansion", "theme", "video_model", "video_prompt", "image_references", "multi",
-)  # fmt: skip
+    "face_swap",
+    "prompt_expansion",
+    "theme",
+    "video_model",
+    "video_prompt",
+    "image_references",
+    "multi",
+)
 UNSUPPORTED_TUNE: tuple[str, ...] = ()
 # Fields that only say how, and whose value is given back as it was.
 _KEPT = (
@@ -68,8 +77,13 @@ _PLAIN = ("style", "color_grading", "controlnet", "denoising_strength", "control
 
 
 # What the library calls a field where the name is another one here.
-_OURS = {"dataset.face_correct": "training_face_correct", "training.kind": "model_type", "guidance_scale": "cfg_scale",
-         "width": "w", "height": "h"}  # fmt: skip
+_OURS = {
+    "dataset.face_correct": "training_face_correct",
+    "training.kind": "model_type",
+    "guidance_scale": "cfg_scale",
+    "width": "w",
+    "height": "h",
+}
 
 
 def error(problem: Problem) -> tuple[int, Any]:
@@ -203,8 +217,10 @@ def understood(model: type[Any], fields: dict[str, Any], unsupported: tuple[str,
         parsed = model.model_validate({k: v for k, v in fields.items() if v is not None})
     except ValidationError as wrong:
         found = of_pydantic(list(wrong.errors()))  # type: ignore[arg-type]
-        problems |= {name: ["can't be blank" if "required" in one else one for one in said]
-                     for name, said in found.fields.items()}  # fmt: skip
+        problems |= {
+            name: ["can't be blank" if "required" in one else one for one in said]
+            for name, said in found.fields.items()
+        }
     if problems:
         message = ", ".join(f"{name} {said[0]}" for name, said in problems.items())
         raise Problem(422, message, problems, code="invalid")
@@ -239,21 +255,35 @@ def tune_object(mine: Desk, tune: Tune, seen: ApiObject | None) -> dict[str, Any
     sources = tune.request.get("sources", {})
     uploads = [mine.url(one, tune.created_at, DAYS * 24.0) for one in sources.get("uploads", [])]
     return {
-        "id": tune.number, "title": tune.title, "name": tune.class_name, "is_api": tune.origin == "api",
-        "token": tune.token, "base_tune_id": asked.get("base_tune_id"), "args": asked.get("args"),
-        "steps": tune.total_steps or asked.get("steps"), "face_crop": bool(asked.get("face_crop")),
-        "training_face_correct": bool(asked.get("training_face_correct")), "ckpt_url": weights,
+        "id": tune.number,
+        "title": tune.title,
+        "name": tune.class_name,
+        "is_api": tune.origin == "api",
+        "token": tune.token,
+        "base_tune_id": asked.get("base_tune_id"),
+        "args": asked.get("args"),
+        "steps": tune.total_steps or asked.get("steps"),
+        "face_crop": bool(asked.get("face_crop")),
+        "training_face_correct": bool(asked.get("training_face_correct")),
+        "ckpt_url": weights,
         "ckpt_urls": [weights] if weights else [],
-        "eta": iso(_eta(mine, tune)), "callback": tune.callback_url, "trained_at": iso(trained),
+        "eta": iso(_eta(mine, tune)),
+        "callback": tune.callback_url,
+        "trained_at": iso(trained),
         "started_training_at": iso(tune.started_at),
-        "expires_at": iso(trained + timedelta(days=DAYS)) if trained and not asked.get("auto_extend") else None,
-        "created_at": iso(tune.created_at), "updated_at": iso(tune.updated_at), "branch": asked.get("branch"),
-        "model_type": asked.get("model_type"), "auto_extend": bool(asked.get("auto_extend")),
+        "expires_at": iso(trained + timedelta(days=DAYS))
+        if trained and not asked.get("auto_extend")
+        else None,
+        "created_at": iso(tune.created_at),
+        "updated_at": iso(tune.updated_at),
+        "branch": asked.get("branch"),
+        "model_type": asked.get("model_type"),
+        "auto_extend": bool(asked.get("auto_extend")),
         "characteristics": asked.get("characteristics") or {},
         "url": f"{mine.base_url}/tunes/{tune.number}.json",
         "orig_images": [*sources.get("image_urls", []), *uploads],
         **_ended_badly(tune),
-    }  # fmt: skip
+    }
 
 
 def _ended_badly(tune: Tune) -> dict[str, str]:
@@ -281,22 +311,34 @@ def prompt_object(
     guidance = asked.get("cfg_scale")
     kept = {name: asked.get(name) for name in _KEPT}
     return {
-        "id": prompt.number, "callback": prompt.callback_url, "text": asked.get("text") or prompt.text,
+        "id": prompt.number,
+        "callback": prompt.callback_url,
+        "text": asked.get("text") or prompt.text,
         "negative_prompt": settings.get("negative_prompt") or None,
-        "cfg_scale": None if guidance is None else str(float(guidance)), "steps": asked.get("steps"),
-        "seed": settings.get("seed"), "ar": asked.get("ar") or "1:1", "num_images": settings.get("num_images"),
-        **{name: bool(settings.get(name)) for name in SWITCHES}, **{name: asked.get(name) for name in _PLAIN},
-        "aspect_ratio": asked.get("aspect_ratio"), "resolution": asked.get("resolution"),
-        "scheduler": asked.get("scheduler"), "w": asked.get("w"), "h": asked.get("h"), **kept,
+        "cfg_scale": None if guidance is None else str(float(guidance)),
+        "steps": asked.get("steps"),
+        "seed": settings.get("seed"),
+        "ar": asked.get("ar") or "1:1",
+        "num_images": settings.get("num_images"),
+        **{name: bool(settings.get(name)) for name in SWITCHES},
+        **{name: asked.get(name) for name in _PLAIN},
+        "aspect_ratio": asked.get("aspect_ratio"),
+        "resolution": asked.get("resolution"),
+        "scheduler": asked.get("scheduler"),
+        "w": asked.get("w"),
+        "h": asked.get("h"),
+        **kept,
         "trained_at": iso(prompt.done_at) if prompt.status == "done" else None,
-        "started_training_at": iso(prompt.started_at), "created_at": iso(prompt.created_at),
-        "updated_at": iso(prompt.updated_at), "tune_id": tune_id,
+        "started_training_at": iso(prompt.started_at),
+        "created_at": iso(prompt.created_at),
+        "updated_at": iso(prompt.updated_at),
+        "tune_id": tune_id,
         "liked": seen is not None and seen.liked_at is not None,
         "cost_mc": asked.get("cost_mc", 0),
         "user_error": _user_error(prompt),
         "url": f"{mine.base_url}/tunes/{tune_id}/prompts/{prompt.number}.json",
         "images": mine.images(prompt, DAYS * 24.0),
-    }  # fmt: skip
+    }
 
 
 def check_kept(fields: Mapping[str, Any]) -> None:
@@ -319,8 +361,21 @@ def _user_error(prompt: Prompt) -> str | None:
 def kept_fields(fields: PromptFields) -> dict[str, Any]:
     """Return what a prompt object has to give back beside the canonical settings."""
     check_kept(fields.model_extra or {})
-    names = ("text", "cfg_scale", "steps", "ar", "aspect_ratio", "resolution", "scheduler", "w", "h", *SWITCHES,
-             *_PLAIN, "input_image_url", "mask_image_url")  # fmt: skip
+    names = (
+        "text",
+        "cfg_scale",
+        "steps",
+        "ar",
+        "aspect_ratio",
+        "resolution",
+        "scheduler",
+        "w",
+        "h",
+        *SWITCHES,
+        *_PLAIN,
+        "input_image_url",
+        "mask_image_url",
+    )
     asked = {name: getattr(fields, name) for name in names}
     extra = fields.model_extra or {}
     return {**asked, **{name: extra[name] for name in _KEPT if name in extra}}
@@ -328,9 +383,22 @@ def kept_fields(fields: PromptFields) -> dict[str, Any]:
 
 def unknown_fields(*models: Loose) -> dict[str, str]:
     """Return the header that names fields which mean nothing here."""
-    known = {*_KEPT, *UNSUPPORTED_PROMPT, *UNSUPPORTED_TUNE, "images", "dry_run", "prompt_attributes", "image_index",
-             "input_image", "mask_image",
-             "prompts_callback", "tune_ids", "prompt_ids", "tune_id", "is_api"}  # fmt: skip
+    known = {
+        *_KEPT,
+        *UNSUPPORTED_PROMPT,
+        *UNSUPPORTED_TUNE,
+        "images",
+        "dry_run",
+        "prompt_attributes",
+        "image_index",
+        "input_image",
+        "mask_image",
+        "prompts_callback",
+        "tune_ids",
+        "prompt_ids",
+        "tune_id",
+        "is_api",
+    }
     extra = sorted({name for one in models for name in (one.model_extra or {})} - known)
     named = ", ".join("".join(c for c in name if c.isascii() and c.isprintable())[:40] for name in extra[:20])
     return {"X-Tunes-Warnings": f"unknown fields: {named}"} if named else {}

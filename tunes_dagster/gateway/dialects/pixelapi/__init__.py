@@ -19,10 +19,15 @@ router = APIRouter()
 router.include_router(images.router)
 router.include_router(tunes.router)
 DIALECT = Dialect(
-    "pixelapi", "PixelAPI", router, "pk_live_", error, ("/v1/",),
+    "pixelapi",
+    "PixelAPI",
+    router,
+    "pk_live_",
+    error,
+    ("/v1/",),
     problem={"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}},
     forms={"POST /v1/tunes/{job_id}/upload": Form(files=("images",))},
-)  # fmt: skip
+)
 
 
 def callback(registry: Registry, sending: Sending) -> Sending:

@@ -64,8 +64,11 @@ def generate(
         return mine.rehearse_prompt(request, view)
     prompt = mine.accept_prompt(request, view)
     answer = {
-        "generation_id": _public(prompt), "status": "queued", "model": body.model, "credits_used": credits(price),
-    }  # fmt: skip
+        "generation_id": _public(prompt),
+        "status": "queued",
+        "model": body.model,
+        "credits_used": credits(price),
+    }
     if kind == "text-to-image" and (settings.width, settings.height) != (body.width, body.height):
         answer |= {"width": settings.width, "height": settings.height}
     return answer
@@ -95,9 +98,14 @@ def _settings(mine: Desk, body: GenerateBody, kind: str) -> tuple[RenderSettings
     negative = body.negative_prompt if body.model == "sdxl" else ""
     left = ["negative_prompt is for sdxl"] if body.negative_prompt and not negative else []
     return RenderSettings(
-        seed=body.seed, steps=body.steps, guidance_scale=guidance, negative_prompt=negative,
-        width=even(body.width), height=even(body.height), input_image=image,
-    ), left  # fmt: skip
+        seed=body.seed,
+        steps=body.steps,
+        guidance_scale=guidance,
+        negative_prompt=negative,
+        width=even(body.width),
+        height=even(body.height),
+        input_image=image,
+    ), left
 
 
 def _public(prompt: Prompt) -> str:

@@ -89,9 +89,15 @@ def asks_dry_run(body: Loose, query: bool) -> bool:
 def tune_status(status: str) -> str:
     """Return the word for a tune's status."""
     words = {
-        "awaiting_images": "awaiting_images", "queued": "queued", "preparing": "queued", "prepared": "queued",
-        "training": "training", "trained": "training", "finishing": "training", "ready": "completed",
-    }  # fmt: skip
+        "awaiting_images": "awaiting_images",
+        "queued": "queued",
+        "preparing": "queued",
+        "prepared": "queued",
+        "training": "training",
+        "trained": "training",
+        "finishing": "training",
+        "ready": "completed",
+    }
     return words.get(status, "failed")
 
 
