@@ -301,8 +301,11 @@ def render_jobs(
     for prompt in prompts:
         try:
             settings = merged(RenderSettings.model_validate(prompt.settings), changes)
-            tune = weights_of(registry.get_tune(prompt.tune_id)) if prompt.tune_id else None
+            row = registry.get_tune(prompt.tune_id) if prompt.tune_id else None
+            tune = weights_of(row) if row else None
             used = {tune.id: tune.key} if tune else {}
+            # The base itself stands in every recipe; where the tune was made on another one, its sibling, so does that.
+            said = {"trained_on": row.branch} if row and row.branch != prompt.branch else {}
 
             def find(name: str, used: dict[str, str] = used) -> TuneWeights:
                 found = weights_of(registry.get_tune(name))
@@ -316,7 +319,7 @@ def render_jobs(
                     settings,
                     tune=tune,
                     find_tune=find,
-                    recipe={"asked_base": prompt.base, "prompt_id": prompt.id},
+                    recipe={"asked_base": prompt.base, "prompt_id": prompt.id, **said},
                 )
             )
             writer.uses(prompt.id, used)

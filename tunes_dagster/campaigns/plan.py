@@ -288,7 +288,9 @@ class _Completer:
             base=None if tune else item.base,
             settings=RenderSettings.model_validate(item.settings),
         )
-        complete, entry, base = completed_prompt(self.catalog, self.settings, asked, tune)
+        complete, entry, base = completed_prompt(
+            self.catalog, self.settings, asked, tune, kinds_from=self.registry
+        )
         tunes = {one.id: one for one in ([tune] if tune else []) + self._in_text(item.text)}
         ready = [one for one in tunes.values() if one.status == "ready"]
         weights = {one.id: key for one in ready if (key := (one.result or {}).get("weights_key"))}

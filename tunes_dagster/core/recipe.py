@@ -232,6 +232,8 @@ class RenderSettings(Strict):
         baseline: `fast` two thirds of the base's steps; `thorough` half as many again, with hires_fix.
         composition: Stored template that the prompt's text is put into; name, id, or `random`.
         random_face: Describe a random person, decided by the seed, where no tune is named.
+        renders_on: Render tunes on the few-step sibling of their base: true asks for it, false for the base itself;
+            None leaves it to the catalog.
         num_frames: Pictures of a clip; for video bases only.
         fps: Pictures per second of a clip; for video bases only.
     """
@@ -263,6 +265,7 @@ class RenderSettings(Strict):
     baseline: Literal["fast", "thorough"] | None = None
     composition: str | None = Field(default=None, min_length=1, max_length=80)
     random_face: bool = False
+    renders_on: bool | None = None
     num_frames: int | None = Field(default=None, ge=1, le=161)
     fps: int | None = Field(default=None, ge=1, le=60)
 

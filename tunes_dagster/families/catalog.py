@@ -41,6 +41,8 @@ class BaseModelEntry(Strict):
         memory_gb: Accelerator memory that LoRA training at native size needs.
         download_gb: Size of the download.
         embedded: Branch of the shipped base that stands in for it.
+        renders_on: Branch of its sibling with few steps, on which tunes of this base can be rendered.
+        renders_on_by_default: Whether prompts that say nothing of it are rendered there; else only those that ask.
         components: Where the rest comes from when `repo_id` is a single-file checkpoint: a folder or hub id in
             diffusers layout, whose configurations (and, for FLUX, VAE and text encoders) are used.
         guidance: How a guidance scale acts; None lets the model's own configuration decide.
@@ -63,6 +65,8 @@ class BaseModelEntry(Strict):
     memory_gb: float
     download_gb: float = 0.0
     embedded: str
+    renders_on: str | None = None
+    renders_on_by_default: bool = True
     token: str
     components: str | None = None
     guidance: Literal["classifier-free", "distilled", "none"] | None = None
@@ -176,6 +180,30 @@ class Catalog:
         """Return the entry whose weights are really used for `entry` under this profile."""
         embedded = self.profile == "embedded" and not isinstance(entry, AuxiliaryEntry)
         return self.entries[entry.embedded] if embedded else entry
+
+    def sibling(self, entry: BaseModelEntry) -> BaseModelEntry | None:
+        """Return the base with few steps on which tunes of `entry` can be rendered, or None.
+
+        Raises:
+            Failure: `UNKNOWN_BASE` when the catalog has no such entry, or one of another family: an adapter would not
+                fit it.
+        """
+        if entry.renders_on is None:
+            return None
+        found = self.real(self.resolve(entry.renders_on))
+        if found.family != entry.family:
+            raise Failure(
+                FailureCode.UNKNOWN_BASE,
+                f"The catalog renders tunes of {entry.branch!r} ({entry.family}) on {found.branch!r}, which is of the "
+                f"family {found.family}.",
+                "The operator should correct `renders_on` in the entry: a sibling has the same layers.",
+            )
+        return None if found.branch == entry.branch else found
+
+    def fits(self, entry: BaseModelEntry, word: str) -> bool:
+        """Return whether tunes of `entry` can be rendered on the base that a word means: itself, or its sibling."""
+        sibling, found = self.sibling(entry), self.real(self.resolve(word)).branch
+        return found == entry.branch or (sibling is not None and found == sibling.branch)
 
     def control(self, name: str, family: str) -> AuxiliaryEntry | None:
         """Return the ControlNet that a setting asks for on bases of a family, or None."""

@@ -266,7 +266,12 @@ class Desk:
             _tag, tune, scale = tunes[0]
             self._check_base(request.base, tune)
             settings = request.settings.model_copy(update={"lora_scale": scale})
-            change = {"text": text, "tune": tune.id, "base": None, "settings": settings}
+            change = {
+                "text": text,
+                "tune": tune.id,
+                "base": self._sibling(request.base, tune),
+                "settings": settings,
+            }
             return request.model_copy(update=change)
         for _tag, tune, _scale in tunes:
             self._check_base(request.base, tune)
@@ -293,9 +298,15 @@ class Desk:
             found = rows[0]
         return found[0]
 
+    def _sibling(self, base: str | None, tune: Tune) -> str | None:
+        """Return the base that was named when it is not the tune's own: it fits, so it is that one's sibling."""
+        catalog = self.service.catalog
+        own = base is None or catalog.real(catalog.resolve(base)).branch == tune.branch
+        return None if own else base
+
     def _check_base(self, base: str | None, tune: Tune) -> None:
         catalog = self.service.catalog
-        if base is not None and catalog.real(catalog.resolve(base)).branch != tune.branch:
+        if base is not None and not catalog.fits(catalog.resolve(tune.branch), base):
             raise invalid(
                 "text", f"names the tune {tune.number}, which was made on {tune.branch}, not on {base}"
             )

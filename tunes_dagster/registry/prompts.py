@@ -47,6 +47,11 @@ def new_prompt(
     )
 
 
+def said_of_sibling(branch: str, home: str) -> str:
+    """Return what the timeline adds for a prompt that renders on another base than its tune was made on."""
+    return "" if branch == home else f" It renders on {branch}, the few-step sibling of {home}."
+
+
 class PromptQueries(Database):
     """Everything about prompts but their batches."""
 
@@ -87,7 +92,8 @@ class PromptQueries(Database):
             session.add(prompt)
             if also is not None:
                 also(session, prompt)
-            note(session, prompt.id, prompt.status, "The prompt was accepted.", now, origin=origin)
+            accepted = f"The prompt was accepted.{said_of_sibling(branch, tune.branch) if tune else ''}"
+            note(session, prompt.id, prompt.status, accepted, now, origin=origin)
         return prompt
 
     def _tune_for_prompt(self, session: Session, tune_id: str) -> Tune:

@@ -13,7 +13,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import row_number
 from tunes_dagster.core.recipe import TuneRequest, recipe_hash
 from tunes_dagster.registry.pages import newest
-from tunes_dagster.registry.prompts import PromptQueries, new_prompt
+from tunes_dagster.registry.prompts import PromptQueries, new_prompt, said_of_sibling
 from tunes_dagster.registry.tables import Prompt, Tune
 from tunes_dagster.registry.transitions import lock_tune, note, open_work, show
 from tunes_dagster.registry.work import owned
@@ -28,6 +28,7 @@ class TuneQueries(PromptQueries):
         *,
         id: str,
         branch: str,
+        prompt_branches: Sequence[str] = (),
         recipe: dict[str, Any],
         account_id: str = "local",
         origin: str,
@@ -40,6 +41,7 @@ class TuneQueries(PromptQueries):
             request: Complete; see `submit.submit_tune`, which every interface goes through.
             id: Id of the tune and its partition key.
             branch: The catalog's entry that is really used.
+            prompt_branches: For each of the request's prompts the entry that renders it; none means `branch`.
             recipe: Everything known now that decides the result.
             account_id: Who asks.
             origin: cli, api, drop, ui, demo.
@@ -74,11 +76,16 @@ class TuneQueries(PromptQueries):
                 session.add(tune)
                 session.flush()
                 prompts = []
-                for asked in request.prompts:
-                    row = new_prompt(asked, account_id, tune.base, branch, origin, "waiting", now)
+                branches = prompt_branches or [branch] * len(request.prompts)
+                for asked, rendered_on in zip(request.prompts, branches, strict=True):
+                    row = new_prompt(asked, account_id, tune.base, rendered_on, origin, "waiting", now)
                     row.tune_id = tune.id
                     prompts.append(row)
                     session.add(row)
+                    if said := said_of_sibling(rendered_on, branch):
+                        note(
+                            session, row.id, row.status, f"The prompt was accepted.{said}", now, origin=origin
+                        )
                 if also is not None:
                     also(session, tune, prompts)
                 if status == "queued":

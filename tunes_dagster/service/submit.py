@@ -17,6 +17,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.rendering.tagged import kinds_named, tune_finder
 from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
@@ -79,14 +80,15 @@ def submit_tune(
     chosen = check_id(tune_id) if tune_id else new_id("tune")
     _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
-    find = _tune_finder(registry, entry, account_id)
-    prompts = [
+    find = tune_finder(registry, catalog, entry, account_id)
+    completed = [
         _complete_prompt(
-            one, entry, catalog, settings, own=request, asked=request.base, find=find, store=store
+            one, entry, catalog, settings, own=request, asked=request.base, find=find, store=store,
+            kinds=[request.training.kind, *kinds_named(one.text, registry)],
         )
         for one in request.prompts
-    ]
-    complete = request.model_copy(update={"prompts": prompts})
+    ]  # fmt: skip
+    complete = request.model_copy(update={"prompts": [prompt for prompt, _ in completed]})
     recipe = make_recipe(complete, entry, continues)
     if registry.has_tune(chosen):
         raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
@@ -97,6 +99,7 @@ def submit_tune(
         complete,
         id=chosen,
         branch=entry.branch,
+        prompt_branches=[base.branch for _, base in completed],
         recipe=recipe,
         account_id=account_id,
         origin=origin,
@@ -153,6 +156,7 @@ def completed_prompt(
     tune: Tune | None,
     *,
     registry: Registry | None = None,
+    kinds_from: Registry | None = None,
     account_id: str = "local",
     store: Store | None = None,
 ) -> tuple[PromptRequest, BaseModelEntry, str]:
@@ -164,6 +168,7 @@ def completed_prompt(
         request: As handed in.
         tune: That it names.
         registry: Where tunes are looked up that tags in the text name; None leaves them unchecked.
+        kinds_from: Where their kinds are looked up when they are left unchecked.
         account_id: Whose tunes those may be.
         store: Where base64 pictures go; nothing else is written. None opens the operator's when there is one.
 
@@ -171,19 +176,23 @@ def completed_prompt(
         Failure: As `submit_prompt`.
     """
     if tune is not None:
-        entry = catalog.usable(tune.branch, settings.bases_folder)
+        home = catalog.usable(tune.branch, settings.bases_folder)
         asked = request.base or tune.base
     else:
         asked = request.base or DEFAULT_BASE
-        entry = catalog.usable(asked, settings.bases_folder)
-    complete = _complete_prompt(
+        home = catalog.usable(asked, settings.bases_folder)
+    complete, entry = _complete_prompt(
         request,
-        entry,
+        home,
         catalog,
         settings,
         asked=asked,
+        kinds=[
+            *([tune.kind] if tune is not None else []),
+            *kinds_named(request.text, kinds_from or registry),
+        ],
         characteristics=dict((tune.request or {}).get("characteristics") or {}) if tune is not None else {},
-        find=None if registry is None else _tune_finder(registry, entry, account_id),
+        find=None if registry is None else tune_finder(registry, catalog, home, account_id),
         store=store,
     )
     return complete, entry, asked
@@ -343,29 +352,32 @@ def _check_sources(
 
 def _complete_prompt(
     request: PromptRequest,
-    entry: BaseModelEntry,
+    home: BaseModelEntry,
     catalog: Catalog,
     settings: Settings,
     *,
     own: TuneRequest | None = None,
     asked: str = "",
+    kinds: Sequence[str] = (),
     characteristics: dict[str, str] | None = None,
     find: Callable[[str, str], Mapping[str, str]] | None = None,
     store: Store | None = None,
-) -> PromptRequest:
-    """Return the prompt with its settings checked and filled from the base that renders it, and with a seed.
+) -> tuple[PromptRequest, BaseModelEntry]:
+    """Return the prompt with its settings checked and filled from the base that renders it, with a seed; and the base.
 
     Args:
         request: As handed in.
-        entry: The base that is really used.
+        home: The base that its tunes were made on.
         catalog: Says what the prompt's own base means.
         settings: The operator's.
         own: The request of its tune, when it came inside that; then it may name no other.
         asked: The base by the caller's word.
+        kinds: Of the tunes that it uses.
         characteristics: Of its tune.
         find: See `PromptContext`.
         store: See `PromptContext`.
     """
+    from tunes_dagster.rendering.siblings import rendering_base
     from tunes_dagster.rendering.submission import PromptContext, complete_prompt
 
     if own is not None and request.tune is not None:
@@ -374,52 +386,15 @@ def _complete_prompt(
             f"The prompt {request.text[:60]!r} names the tune {request.tune!r}, but it is part of a new tune.",
             "Leave `tune` out here, or submit the prompt by itself.",
         )
-    if request.base is not None and catalog.real(catalog.resolve(request.base)).branch != entry.branch:
+    entry = rendering_base(request, home, kinds, catalog, settings)
+    if request.base is not None and not catalog.fits(home, request.base):
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The prompt asks for the base {request.base!r}, but its tune was made on {entry.branch!r}.",
-            "Leave `base` out: a tune only fits the base it was made on.",
+            f"The prompt asks for the base {request.base!r}, but its tune was made on {home.branch!r}.",
+            "Leave `base` out: a tune only fits the base it was made on, and that one's sibling if it has one.",
         )
     check_callback_url(request.callback_url, settings)
     named = catalog.resolve(asked) if asked else entry
     known = own.characteristics if own is not None else characteristics or {}
-    return complete_prompt(request, PromptContext(named, entry, catalog, settings, store, known, find))
-
-
-def _tune_finder(
-    registry: Registry, entry: BaseModelEntry, account_id: str
-) -> Callable[[str, str], Mapping[str, str]]:
-    """Return what looks up the tunes that tags (`lora`, `faceid`) name, and returns their characteristics.
-
-    It raises `UNKNOWN_TUNE` for tunes of others (the operator's own account sees all), `CONFLICT` for one that is
-    not ready, `INVALID_REQUEST` for one of another base or kind.
-    """
-    from tunes_dagster.rendering.prompts import tag_of
-
-    def find(name: str, tag: str) -> Mapping[str, str]:
-        tune = registry.get_tune(name)
-        if tune.account_id != account_id and account_id != "local":
-            raise Failure(
-                FailureCode.UNKNOWN_TUNE, f"There is no tune {name!r}.", f"Check the tag <{tag}:…>."
-            )
-        if tag != (right := tag_of(tune.kind)):
-            raise Failure(
-                FailureCode.INVALID_REQUEST,
-                f"The tune {name!r} is of the kind {tune.kind!r}, which is not used as <{tag}:…>.",
-                f"Write <{right}:{name}:1>.",
-            )
-        if tune.branch != entry.branch:
-            raise Failure(
-                FailureCode.INVALID_REQUEST,
-                f"The tune {name!r} was made on {tune.branch!r}, but the prompt renders on {entry.branch!r}.",
-                "Name tunes of one base in a prompt.",
-            )
-        if tune.status != "ready":
-            raise Failure(
-                FailureCode.CONFLICT,
-                f"The tune {name!r} cannot be used: it is {tune.status}.",
-                "Wait until it is ready.",
-            )
-        return dict(tune.request.get("characteristics") or {})
-
-    return find
+    context = PromptContext(named, entry, catalog, settings, store, known, find)
+    return complete_prompt(request, context), entry
