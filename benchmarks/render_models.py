@@ -99,7 +99,7 @@ def _vae(tiny: bool, channels: int, **more: Any) -> Any:
         latent_channels=channels,
         norm_num_groups=4 if tiny else 32,
         sample_size=1024,
-        force_upcast=False,
+        force_upcast=True,
         **more,
     )
 

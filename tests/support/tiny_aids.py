@@ -84,7 +84,7 @@ def make_random_upscaler(folder: Path, seed: int = 0) -> Path:
             sample_size=64,
             scaling_factor=0.6,
             mid_block_add_attention=False,
-            force_upcast=False,
+            force_upcast=True,
         )
         pipeline = StableDiffusionUpscalePipeline(
             vae=vae,

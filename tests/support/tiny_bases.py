@@ -84,7 +84,7 @@ def tiny_vae(latent_channels: int, **differing):
         sample_size=64,
         scaling_factor=0.6,
         mid_block_add_attention=False,
-        force_upcast=False,
+        force_upcast=True,
         **differing,
     )
 

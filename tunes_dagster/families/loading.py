@@ -129,14 +129,66 @@ def load_pipeline(kind: Any, entry: BaseModelEntry, folder: str | Path, dtype: A
             arguments["quantization_config"] = PipelineQuantizationConfig(
                 quant_mapping={"transformer": packing}
             )
-        return kind.from_pretrained(str(folder), revision=revision, dtype=dtype, **arguments)
+        return from_folder(kind, folder, dtype, revision=revision, **arguments)
+
+
+def from_folder(kind: Any, folder: str | Path, dtype: Any, **arguments: Any) -> Any:
+    """Return `kind.from_pretrained` of a folder or hub id, its VAE as `with_able_vae` has it.
+
+    Args:
+        kind: A diffusers pipeline class.
+        folder: Local diffusers folder, or hub id.
+        dtype: Of all other weights.
+        arguments: Handed on to diffusers.
+    """
+    import torch
+
+    # The VAE's weights are read in float32, so that none of their digits are lost where it stays in float32.
+    precisions = {"vae": torch.float32, "default": dtype} if dtype in _half() else dtype
+    return with_able_vae(kind.from_pretrained(str(folder), dtype=precisions, **arguments), dtype)
 
 
 def _from_file(
     kind: Any, entry: BaseModelEntry, folder: str | Path, dtype: Any, arguments: dict[str, Any]
 ) -> Any:
     config = {} if entry.components is None else {"config": entry.components}
-    return kind.from_single_file(str(folder), torch_dtype=dtype, **config, **arguments)
+    return with_able_vae(kind.from_single_file(str(folder), torch_dtype=dtype, **config, **arguments), dtype)
+
+
+def _half() -> tuple[torch.dtype, ...]:
+    import torch
+
+    return torch.float16, torch.bfloat16
+
+
+def with_able_vae(pipeline: Any, dtype: torch.dtype) -> Any:
+    """Have a pipeline's VAE compute in float32 in half precision if its configuration asks for it; return it.
+
+    `force_upcast`, which released VAEs have, says that float16 overflows, and bfloat16 leaves eight bits to a colour.
+    Stock pipelines turn to float32 for float16 alone, and feed their VAE whatever the denoiser computes in. So the
+    VAE itself takes any input here: every pipeline over it, stock or ours, may encode and decode.
+
+    Args:
+        pipeline: Of diffusers, just loaded.
+        dtype: Of its other networks.
+    """
+    import torch
+
+    vae = pipeline.vae
+    able = torch.float32 if dtype in _half() and vae.config.get("force_upcast") else dtype
+    if vae.dtype != able:
+        torch.nn.Module.to(vae, able)  # diffusers' own warns of layers to be kept in float32, and names none
+    if able != dtype:
+        for name in ("encoder", "quant_conv", "post_quant_conv", "decoder"):
+            if (part := getattr(vae, name, None)) is not None:
+                part.register_forward_pre_hook(_cast)
+    return pipeline
+
+
+def _cast(part: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a network's inputs in the precision of its weights."""
+    first, *others = inputs
+    return first.to(next(part.parameters()).dtype), *others
 
 
 def load_pipeline_around(
@@ -172,7 +224,7 @@ def load_pipeline_around(
             torch_dtype=dtype,
             quantization_config=_packing(dtype),
         )
-        return kind.from_pretrained(entry.components, dtype=dtype, **{part: denoiser}, **arguments)
+        return from_folder(kind, entry.components, dtype, **{part: denoiser}, **arguments)
 
 
 @contextmanager

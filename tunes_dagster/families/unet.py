@@ -79,9 +79,6 @@ class UnetBase(LoadedBase):
 
         pipeline = load_pipeline(cls.pipeline_class(), entry, folder, dtype, **cls.load_arguments)
         settle(pipeline, device)
-        # The original SDXL VAE overflows in half precision; its config says so.
-        if pipeline.vae.config.force_upcast and dtype in (torch.float16, torch.bfloat16):
-            pipeline.vae.to(torch.float32)
         # Convolutions and the transformers' permuted views of their outputs are both faster this way round.
         pipeline.unet.to(memory_format=torch.channels_last)
         return cls(entry, folder, pipeline)
@@ -95,10 +92,7 @@ class UnetBase(LoadedBase):
         pipeline = load_pipeline(
             self.pipeline_class(), self.entry, self.folder, self.dtype, **self.load_arguments
         )
-        settle(pipeline, self.device)
-        if pipeline.vae.dtype != self._pipeline.vae.dtype:
-            pipeline.vae.to(self._pipeline.vae.dtype)
-        return pipeline
+        return settle(pipeline, self.device)
 
     def stock_arguments(self, text: str, negative: str, guidance: float) -> dict[str, Any]:
         """See `LoadedBase.stock_arguments`."""

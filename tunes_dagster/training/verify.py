@@ -138,14 +138,10 @@ def load_exported(folder: Path, base: LoadedBase) -> Any:
     """Load an exported pipeline as stock diffusers does, on a base's device and in its precision."""
     from diffusers import DiffusionPipeline
 
-    from tunes_dagster.families.loading import settle
+    from tunes_dagster.families.loading import from_folder, settle
 
     arguments = getattr(base, "load_arguments", {})
-    pipeline = settle(DiffusionPipeline.from_pretrained(folder, dtype=base.dtype, **arguments), base.device)
-    wanted = base.pipeline().vae.dtype
-    if pipeline.vae.dtype != wanted:
-        pipeline.vae.to(wanted)
-    return pipeline
+    return settle(from_folder(DiffusionPipeline, folder, base.dtype, **arguments), base.device)
 
 
 def read_weights(path: Any) -> dict[str, Any]:
