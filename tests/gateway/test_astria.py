@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.gateway.conftest import PUBLIC, House
-from tunes_dagster.callbacks.deliver import request_target
 from tunes_dagster.callbacks.forms import in_form
+from tunes_dagster.core.urls import parse_url
 from tunes_dagster.gateway.nesting import nested
 
 URLS = [f"https://example.com/{n}.jpg" for n in range(4)]
@@ -295,7 +295,7 @@ def test_headshots_starter_in_pack_mode(house: House) -> None:
     house.render_all()
     sent = told(house)
     assert [one.url for one in sent] == [train, prompt, prompt]
-    assert request_target(sent[0].url) == f"/astria/train-webhook?{query}".encode()
+    assert parse_url(sent[0].url).target == f"/astria/train-webhook?{query}"
     assert sent[0].body["tune"]["id"] == answer.json()["id"] and sent[0].body["tune"]["trained_at"]
     for one in sent[1:]:
         assert one.method == "POST" and len(one.body["prompt"]["images"]) == 1

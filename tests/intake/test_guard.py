@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.intake.conftest import ScriptedServer
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.intake.guard import Guard, GuardedBackend, guarded_client, refused_address, show_url
+from tunes_dagster.core.urls import show_url
+from tunes_dagster.intake.guard import Guard, GuardedBackend, guarded_client, refused_address
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,29 @@
 """Delivers the callbacks that are due: concurrently, inside a budget, each attempt recorded before it is sent.
 
-A receiver that hangs costs nobody else: hosts take turns, have few requests in the air each, and one that does
-not answer is left alone until the next tick.
+A receiver that hangs costs nobody else: accounts take turns and each gets at most half of what is free, a receiver has
+few requests in the air, and one that does not answer is left alone until the next tick. What became due meanwhile is
+taken up while a tick waits. A row that cannot be sent is dead with a reason, alone.
 """
 
 from __future__ import annotations
 
 import logging
-import string
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+
+from sqlalchemy.exc import DBAPIError
 
 from tunes_dagster.callbacks.forms import in_form
 from tunes_dagster.callbacks.signing import wire_form
+from tunes_dagster.callbacks.turns import Turns
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.urls import parse_url
 
 if TYPE_CHECKING:
     import httpx
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEAD_BYTES = 500
-WORKERS = 16
-PER_HOST = 4
+# An account alone gets half of them.
+WORKERS = 32
+# How often a tick that waits for somebody looks for what became due meanwhile.
+LOOK_SECONDS = 1.0
 # A lease outlives the tick that took it by this much, for senders that are slow to record an outcome.
 LEASE_SLACK_SECONDS = 30.0
 
@@ -82,7 +86,7 @@ def _retry_after(answer: httpx.Response) -> float | None:
         return float(given)
     try:
         moment = parsedate_to_datetime(given)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
     return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - clock.now()).total_seconds())
 
@@ -103,134 +107,112 @@ def send(client: httpx.Client, sending: Sending, seconds: float) -> Outcome:
     Args:
         client: Goes through the guard of `intake.guard`.
         sending: From `OutboxQueries.begin_delivery`.
-        seconds: Time for the whole attempt.
+        seconds: Time for the whole attempt, from the lookup of the name to the last byte.
     """
     import httpx
 
+    from tunes_dagster.intake.streams import Deadline, DeadlinePassed
+
     body, headers = wire_form(sending, clock.now())
-    deadline = time.monotonic() + seconds
     try:
-        timeout = httpx.Timeout(seconds)
-        with client.stream(
-            sending.method,
-            sending.url,
-            content=body,
-            headers=headers,
-            timeout=timeout,
-            follow_redirects=False,
-            extensions={"target": request_target(sending.url)},
-        ) as answer:
-            head = b""
-            for chunk in answer.iter_raw(HEAD_BYTES):
-                head += chunk
-                if len(head) >= HEAD_BYTES or time.monotonic() > deadline:
-                    break
-            text = head[:HEAD_BYTES].decode("utf-8", "replace").replace("\x00", "\ufffd")
-            return _judge(answer, text)
+        where = parse_url(sending.url).request()
+        with (
+            Deadline(seconds),
+            client.stream(
+                sending.method,
+                content=body,
+                headers=headers,
+                timeout=seconds,
+                follow_redirects=False,
+                **where,
+            ) as answer,
+        ):
+            return _judge(answer, _head(answer))
     except Failure as refused:
         return Outcome(error=str(refused), final=True)
-    except httpx.TimeoutException as error:
-        return Outcome(error=f"No answer within {seconds:.0f} s ({type(error).__name__}).", unreachable=True)
+    except (httpx.TimeoutException, DeadlinePassed) as error:
+        said = f"No answer within {seconds:.0f} s: it took more than that time ({type(error).__name__})."
+        return Outcome(error=said, unreachable=True)
     except httpx.TransportError as error:
         return Outcome(error=f"{type(error).__name__}: {error}"[:500], unreachable=True)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        return Outcome(
-            error=f"{type(error).__name__}: {error}"[:500], final=isinstance(error, httpx.InvalidURL)
-        )
+        return Outcome(error=f"{type(error).__name__}: {error}"[:500])
 
 
-def request_target(url: str) -> bytes:
-    """Return the path and query of a URL byte for byte as the caller wrote them; httpx would normalise them."""
-    parts = urlsplit(url)
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return quote(target, safe=string.punctuation).encode("ascii")
+def _head(answer: httpx.Response) -> str:
+    """Return the beginning of an answer's body for the log, or what came of it: the status has been said already."""
+    import httpx
 
+    from tunes_dagster.intake.streams import DeadlinePassed
 
-@dataclass
-class _Turns:
-    """Hands out leased callbacks, hosts in turns; guarded by one lock."""
-
-    budget_ends: float
-    queues: dict[str, deque[tuple[str, str]]] = field(default_factory=dict)
-    in_air: Counter[str] = field(default_factory=Counter)
-    silent: set[str] = field(default_factory=set)
-    changed: threading.Condition = field(default_factory=threading.Condition)
-
-    def add(self, lease_id: str, urls: Iterable[tuple[str, str]]) -> None:
-        for callback_id, url in urls:
-            host = urlsplit(url).netloc.lower()
-            self.queues.setdefault(host, deque()).append((callback_id, lease_id))
-
-    def take(self) -> tuple[str, str, str] | None:
-        """Return (host, callback, lease), waiting for a turn; None when nothing is left to start."""
-        with self.changed:
-            while time.monotonic() < self.budget_ends:
-                waiting = [host for host, queue in self.queues.items() if queue and host not in self.silent]
-                if not waiting:
-                    return None
-                for host in waiting:
-                    if self.in_air[host] < PER_HOST:
-                        self.in_air[host] += 1
-                        queue = self.queues.pop(host)
-                        self.queues[host] = queue  # to the end of the line
-                        return host, *queue.popleft()
-                self.changed.wait(0.2)
-            return None
-
-    def give_back(self, host: str, silent: bool) -> None:
-        with self.changed:
-            self.in_air[host] -= 1
-            if silent:
-                self.silent.add(host)
-            self.changed.notify_all()
-
-    def rest(self) -> list[tuple[str, str]]:
-        """Return (callback, lease) of everything that was not started."""
-        with self.changed:
-            left = [entry for queue in self.queues.values() for entry in queue]
-            self.queues.clear()
-            return left
+    head = b""
+    try:
+        for chunk in answer.iter_raw(HEAD_BYTES):
+            head += chunk
+            if len(head) >= HEAD_BYTES:
+                break
+    except (httpx.HTTPError, DeadlinePassed):
+        log.debug("The answer's body was not complete.")
+    return head[:HEAD_BYTES].decode("utf-8", "replace").replace("\x00", "\ufffd")
 
 
 class _Senders:
-    """A few threads that send what `_Turns` hands out, and abandon what outlives the budget."""
+    """A few threads that send what `Turns` hands out, and abandon what outlives the budget."""
 
-    def __init__(self, registry: Registry, client: httpx.Client, turns: _Turns, timeout: float) -> None:
+    def __init__(self, registry: Registry, client: httpx.Client, turns: Turns, timeout: float) -> None:
         self.registry, self.client, self.turns, self.timeout = registry, client, turns, timeout
         self.report = DeliveryReport()
         self.flying: dict[str, Sending] = {}
         self.lock = threading.Lock()
         self.abandoned = False
 
-    def run(self, workers: int) -> None:
+    def run(self, lease_seconds: float) -> None:
         threads = [
             # Daemon threads: one that hangs in a dead receiver's answer must not keep the process.
             threading.Thread(target=self._work, name=f"callbacks-{i}", daemon=True)
-            for i in range(workers)
+            for i in range(self.turns.workers)
         ]
         for thread in threads:
             thread.start()
+        while (left := self.turns.budget_ends - time.monotonic()) > 0:
+            if self.turns.idle(min(LOOK_SECONDS, left)):
+                break
+            try:
+                self.turns.add(*self.registry.lease_callbacks(lease_seconds))
+            except DBAPIError:
+                log.exception("What became due meanwhile is left for the next tick.")
+        self.turns.close()
         for thread in threads:
             thread.join(max(0.0, self.turns.budget_ends + 1.0 - time.monotonic()))
         with self.lock:
             self.abandoned = True
             late = list(self.flying.values())
         for sending in late:
-            self._record(sending, Outcome(error="No complete answer within the time of one tick."))
+            self._record_safely(sending, Outcome(error="No complete answer within the time of one tick."))
 
     def _work(self) -> None:
         while (turn := self.turns.take()) is not None:
-            host, callback_id, lease_id = turn
+            receiver, callback_id, lease_id = turn
             outcome = None
             try:
                 outcome = self._deliver(callback_id, lease_id)
             except Exception:
                 log.exception("The callback %s could not be handled.", callback_id)
             finally:
-                self.turns.give_back(host, silent=outcome is not None and outcome.unreachable)
+                self.turns.give_back(receiver, silent=outcome is not None and outcome.unreachable)
 
     def _deliver(self, callback_id: str, lease_id: str) -> Outcome | None:
-        sending = self.registry.begin_delivery(callback_id, lease_id)
+        try:
+            sending = self.registry.begin_delivery(callback_id, lease_id)
+        except DBAPIError:
+            raise  # the database's trouble, not the row's: it is due again when its lease ends
+        except Exception as error:
+            log.exception("The callback %s could not be read.", callback_id)
+            said = f"Its row could not be read: {type(error).__name__}: {error}"
+            self.registry.bury_callback(callback_id, lease_id, _plain(said) or "")
+            with self.lock:
+                self.report.dead += 1
+            return None
         if sending is None:
             with self.lock:
                 self.report.held += self.registry.get_callback(callback_id).state == "held"
@@ -251,12 +233,18 @@ class _Senders:
             self._record(sending, outcome)
         return outcome
 
+    def _record_safely(self, sending: Sending, outcome: Outcome) -> None:
+        try:
+            self._record(sending, outcome)
+        except Exception:  # it stays on record as of unknown outcome
+            log.exception("What came of the callback %s could not be recorded.", sending.callback_id)
+
     def _record(self, sending: Sending, outcome: Outcome) -> None:
         callback = self.registry.end_delivery(
             sending.delivery_id,
             status_code=outcome.status_code,
-            error=outcome.error,
-            response_head=outcome.response_head,
+            error=_plain(outcome.error),
+            response_head=_plain(outcome.response_head),
             retry_after=outcome.retry_after,
             final=outcome.final,
         )
@@ -264,6 +252,13 @@ class _Senders:
             self.report.delivered += outcome.delivered
             self.report.dead += callback.state == "dead"
             self.report.failed += callback.state == "pending"
+
+
+def _plain(text: str | None) -> str | None:
+    """Return a text as every database takes it."""
+    if text is None:
+        return None
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\ufffd")[:2000]
 
 
 def deliver_due(
@@ -285,23 +280,25 @@ def deliver_due(
         timeout_seconds: For one attempt.
         workers: Attempts in the air at most.
     """
-    lease_id, urls = registry.lease_callbacks(budget_seconds + timeout_seconds + LEASE_SLACK_SECONDS)
-    if not urls:
+    lease_seconds = budget_seconds + timeout_seconds + LEASE_SLACK_SECONDS
+    lease_id, leased = registry.lease_callbacks(lease_seconds)
+    if not leased:
         return DeliveryReport()
     client = http
     if client is None:
         from tunes_dagster.intake.guard import Guard, guarded_client
 
-        client = guarded_client(Guard(allow_hosts), timeout=timeout_seconds)
-    turns = _Turns(time.monotonic() + budget_seconds)
-    turns.add(lease_id, urls.items())
+        client = guarded_client(Guard(allow_hosts), timeout=timeout_seconds, max_connections=workers)
+    turns = Turns(time.monotonic() + budget_seconds, workers)
+    turns.add(lease_id, leased)
     senders = _Senders(registry, client, turns, timeout_seconds)
     try:
-        senders.run(min(workers, len(urls)))
+        senders.run(lease_seconds)
     finally:
-        rest = [callback_id for callback_id, _lease in turns.rest()]
-        registry.release_lease(lease_id, rest)
+        turns.close()
+        for lease, rest in turns.rest().items():
+            registry.release_lease(lease, rest)
+            senders.report.left += len(rest)
         if http is None:
             client.close()
-    senders.report.left = len(rest)
     return senders.report

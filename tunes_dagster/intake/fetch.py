@@ -2,7 +2,7 @@
 
 A download streams to a file under limits of size, time and kind, through the guard's addresses only, follows
 redirects by hand so that each hop is checked, retries what may pass, and resumes with Range where the server
-says that the content is still the same.
+says that the content is still the same. Its deadline holds in every phase, see `streams.Deadline`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import httpx
 import tenacity
 
-from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.intake.guard import Guard, Resolver, guarded_client, show_url
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.urls import Url, parse_url, show_url
+from tunes_dagster.intake.guard import Guard, Resolver, guarded_client
 from tunes_dagster.intake.parallel import completed
+from tunes_dagster.intake.streams import Deadline, DeadlinePassed
 
 Kind = Literal["picture", "archive"]
 
@@ -62,7 +63,6 @@ class _Part:
     validator: str | None = None
     have: int = 0
     name: str = ""
-    started: float = field(default_factory=time.monotonic)
 
     def restart(self) -> None:
         """Forget the content."""
@@ -86,7 +86,8 @@ class Fetcher:
         max_bytes: Largest archive.
         max_picture_bytes: Largest picture; 64 MB holds a 16-bit PNG of 10 megapixels.
         timeout: Seconds to connect, and of silence while reading.
-        total_seconds: Seconds one download may take, retries included.
+        total_seconds: Seconds one download may take, from the lookup of the name to the last byte, redirects, waits
+            and further tries included.
         attempts: Tries per download.
         concurrency: Downloads at a time.
         max_redirects: Hops per try.
@@ -143,7 +144,8 @@ class Fetcher:
 
         Raises:
             Failure: `SOURCE_REFUSED` for what will not get better (inside addresses, too large, not found,
-                a web page), `SOURCE_UNREACHABLE` when every try failed.
+                a web page), `SOURCE_UNREACHABLE` when every try failed, `TIMED_OUT` after `total_seconds`.
+            Cancelled: Soon after `stop` was set.
         """
         part = _Part(path=path.with_name(path.name + ".part"))
         part.restart()
@@ -154,28 +156,33 @@ class Fetcher:
             asked = error.after if isinstance(error, _TryAgain) else None
             return min(asked, 30.0) if asked is not None else waiter(state)
 
-        def sleep(seconds: float) -> None:
-            if stop is None:
-                time.sleep(seconds)
-            elif stop.wait(seconds):
-                raise Cancelled()
-
+        deadline = Deadline(self.total_seconds, stop)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((httpx.TransportError, _TryAgain)),
-            stop=tenacity.stop_after_attempt(self.attempts) | tenacity.stop_after_delay(self.total_seconds),
+            stop=tenacity.stop_after_attempt(self.attempts) | tenacity.stop_before_delay(self.total_seconds),
             wait=wait_for,
-            sleep=sleep,
+            sleep=deadline.sleep,
             reraise=True,
         )
         try:
-            retrying(self._attempt, url, part, kind, stop)
+            with deadline:
+                retrying(self._attempt, url, part, kind, deadline)
         except (httpx.TransportError, _TryAgain) as error:
             part.restart()
+            tries = retrying.statistics.get("attempt_number", 1)
             raise Failure(
                 FailureCode.SOURCE_UNREACHABLE,
-                f"{show_url(url)} could not be fetched after {self.attempts} tries: {_words(error)}.",
+                f"{show_url(url)} could not be fetched after {tries} {'try' if tries == 1 else 'tries'}: "
+                f"{_words(error)}.",
                 "Check that the address opens in a browser without signing in, then try again.",
             ) from error
+        except DeadlinePassed:
+            part.restart()
+            raise Failure(
+                FailureCode.TIMED_OUT,
+                f"{show_url(url)} took longer than {self.total_seconds:g} s.",
+                "Offer the file from a faster place, or hand it over as an upload.",
+            ) from None
         except BaseException:
             part.restart()
             raise
@@ -202,7 +209,7 @@ class Fetcher:
         for (index, _), result in completed(one, enumerate(urls), self.concurrency):
             yield index, result
 
-    def _attempt(self, url: str, part: _Part, kind: Kind, stop: threading.Event | None) -> None:
+    def _attempt(self, url: str, part: _Part, kind: Kind, deadline: Deadline) -> None:
         limit = self.max_bytes if kind == "archive" else self.max_picture_bytes
         at = self.guard.check_url(url)
         for _ in range(self.max_redirects + 1):
@@ -211,18 +218,20 @@ class Fetcher:
                 headers |= {"Range": f"bytes={part.have}-", "If-Range": part.validator}
             elif part.have:
                 part.restart()
-            request = self._client.build_request("GET", at, headers=headers)
+            request = self._client.build_request("GET", headers=headers, **at.request())
             with closing(_send(self._client, request, url)) as answer:
                 if answer.status_code in _REDIRECTS and "location" in answer.headers:
-                    at = self.guard.check_url(str(at.join(answer.headers["location"])))
+                    at = self._redirected(at, answer.headers["location"])
                     continue
-                self._take(answer, part, limit, url, stop)
+                self._take(answer, part, limit, url, deadline)
                 return
         raise _refusal(url, f"redirects more than {self.max_redirects} times", "Give the final address.")
 
-    def _take(
-        self, answer: httpx.Response, part: _Part, limit: int, url: str, stop: threading.Event | None
-    ) -> None:
+    def _redirected(self, at: Url, location: str) -> Url:
+        """Return where a redirect leads, checked like the address that was given."""
+        return self.guard.check_url(at.joined(location).text)
+
+    def _take(self, answer: httpx.Response, part: _Part, limit: int, url: str, deadline: Deadline) -> None:
         """Check an answer and append its content to the part."""
         _check_status(answer, part, url)
         resumed = answer.status_code == 206
@@ -232,8 +241,8 @@ class Fetcher:
         _check_kind(answer, url)
         part.name = part.name or _name_given(answer)
         said = answer.headers.get("content-length", "")
-        announced = int(said) if said.isdigit() else 0
-        if part.have + announced > limit:
+        announced = int(said) if said.isdecimal() and len(said) < 19 else 0
+        if part.have + announced > limit or len(said) > 18:
             raise _too_large(url, limit)
         with part.path.open("ab") as file:
             for chunk in answer.iter_raw():  # as it comes: a fixed size would wait for a dripping server
@@ -241,24 +250,15 @@ class Fetcher:
                 if part.have > limit:
                     raise _too_large(url, limit)
                 file.write(chunk)
-                if stop is not None and stop.is_set():
-                    raise Cancelled()
-                if time.monotonic() - part.started > self.total_seconds:
-                    raise Failure(
-                        FailureCode.TIMED_OUT,
-                        f"{show_url(url)} took longer than {self.total_seconds:g} s.",
-                        "Offer the file from a faster place, or hand it over as an upload.",
-                    )
+                deadline.left()
         if part.have == 0:
             raise _TryAgain("the answer was empty")
 
 
 def _send(client: httpx.Client, request: httpx.Request, url: str) -> httpx.Response:
-    """Send a request for streaming; a malformed address becomes a refusal."""
+    """Send a request for streaming; a redirect to a malformed address becomes a refusal."""
     try:
         return client.send(request, stream=True)
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise _refusal(url, f"is not a URL ({error})", "Use an http(s) URL.") from None
     except httpx.RemoteProtocolError as error:
         if "location header" not in str(error):  # httpx reads the target of redirects it does not follow
             raise
@@ -271,13 +271,14 @@ def _check_status(answer: httpx.Response, part: _Part, url: str) -> None:
         part.restart()
         raise _TryAgain("the file changed while it was fetched")
     if status == 206:
-        match = re.match(r"bytes (\d+)-", answer.headers.get("content-range", ""))
+        match = re.match(r"bytes ([0-9]{1,18})-", answer.headers.get("content-range", ""))
         if not (part.have and match and int(match[1]) == part.have):
             part.restart()
             raise _TryAgain("the server sent another range than asked for")
     elif status in _PASSING:
         after = answer.headers.get("retry-after", "")
-        raise _TryAgain(f"the server answered {status}", float(after) if after.isdigit() else None)
+        wait = float(after) if after.isdecimal() and len(after) < 9 else None
+        raise _TryAgain(f"the server answered {status}", wait)
     elif status != 200:
         raise _refusal(
             url,
@@ -305,7 +306,8 @@ def _validator(answer: httpx.Response) -> str | None:
     if answer.headers.get("accept-ranges", "").lower() == "none":
         return None
     tag = answer.headers.get("etag", "")
-    return tag if tag and not tag.startswith("W/") else answer.headers.get("last-modified")
+    found = tag if tag and not tag.startswith("W/") else answer.headers.get("last-modified")
+    return found if found and found.isascii() else None
 
 
 def _name_given(answer: httpx.Response) -> str:
@@ -313,15 +315,18 @@ def _name_given(answer: httpx.Response) -> str:
     match = re.search(r"filename\*=(?:[\w-]+'[\w-]*')([^;]+)", said) or re.search(
         r'filename="?([^";]+)', said
     )
-    return Path(unquote(match[1]).replace("\\", "/")).name.strip()[:200] if match else ""
+    return _plain_name(match[1]) if match else ""
 
 
 def _name_in(url: str) -> str:
-    try:
-        path = urlsplit(url).path
-    except ValueError:
-        path = ""
-    return Path(unquote(path)).name.strip()[:200] or "download"
+    path = parse_url(url).target.partition("?")[0]
+    return _plain_name(path) or "download"
+
+
+def _plain_name(path: str) -> str:
+    """Return the last part of a path as a name: decoded, without what no file's name has."""
+    name = re.split(r"[/\\]", unquote(path).rstrip("/\\"))[-1]
+    return re.sub(r"[\x00-\x1f\x7f]", "", name).strip()[:200]
 
 
 def _sha256(path: Path) -> str:

@@ -8,18 +8,20 @@ Datasets, pictures and callbacks all go through it. Proxies from the environment
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpcore
 import httpx
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.urls import DEFAULT_PORTS, Url, parse_url
+from tunes_dagster.intake.streams import Backend, in_time
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Takes a host name and a port, returns the addresses as text; raises OSError when there are none."""
@@ -60,6 +62,8 @@ _REFUSED: tuple[tuple[IPv4Network | IPv6Network, str], ...] = tuple(
         ("5f00::/16", "reserved"),
     )
 )
+# Names that mean this machine everywhere (RFC 6761), and as distributions write them into `/etc/hosts`.
+_LOCAL = re.compile(r"(?:^|\.)(?:localhost[46]?(?:\.localdomain[46]?)?|ip6-l(?:ocalhost|oopback))$")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")
 
@@ -110,19 +114,6 @@ def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
-def show_url(url: str) -> str:
-    """Return a URL for messages and manifests: without credentials and query, which may be secrets."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return url[:80]
-    host = f"[{host}]" if ":" in host else host
-    shown = urlunsplit((parts.scheme, host + port, parts.path, "…" if parts.query else "", ""))
-    return shown if len(shown) <= 300 else shown[:299] + "…"
-
-
 class Guard:
     """Decides which hosts may be reached.
 
@@ -141,38 +132,36 @@ class Guard:
         name = host.lower().rstrip(".").strip("[]")
         return bool({name, f"{name}:{port}"} & self.allow_hosts)
 
-    def check_url(self, url: str) -> httpx.URL:
-        """Return the parsed URL when its form allows a request; addresses are checked on connecting.
+    def check_url(self, url: str) -> Url:
+        """Return the parsed URL when its form allows a request; addresses of names are checked on connecting.
 
         Raises:
-            Failure: `SOURCE_REFUSED` for other schemes, missing hosts and addresses written as numbers.
+            Failure: `SOURCE_REFUSED`, see `urls.parse_url`; and for hosts that lead inside by what they are called.
         """
-        try:
-            parsed = httpx.URL(url)
-        except (httpx.InvalidURL, ValueError, TypeError) as error:
-            raise _refused(url, f"is not a URL ({error})") from None
-        if parsed.scheme not in ("http", "https"):
-            raise _refused(url, f"has the scheme {parsed.scheme!r}; only http and https are fetched")
-        if not parsed.host:
-            raise _refused(url, "names no host")
-        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+        parsed = parse_url(url)
+        if self.allowed_by_name(parsed.host, parsed.port):
+            return parsed
         try:
             ipaddress.ip_address(parsed.host)
         except ValueError:
+            if _LOCAL.search(parsed.host.rstrip(".")):
+                self._refuse(parsed.host, "loopback")
             return parsed
-        if not self.allowed_by_name(parsed.host, port):
-            self._check_addresses(parsed.host, [parsed.host])
+        self._check_addresses(parsed.host, [parsed.host])
         return parsed
 
-    def addresses(self, host: str, port: int) -> list[str]:
+    def addresses(self, host: str, port: int, seconds: float | None = None) -> list[str]:
         """Resolve a host and return its addresses when every one of them may be reached.
 
         Raises:
             Failure: `SOURCE_REFUSED` when any address leads inside.
             httpcore.ConnectError: When the name does not resolve.
+            httpcore.ConnectTimeout: When it does not within so many seconds.
         """
         try:
-            found = list(self.resolver(host.strip("[]"), port))
+            found = list(in_time(lambda: self.resolver(host.strip("[]"), port), seconds))
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"{host} does not resolve in time") from error
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(f"{host} does not resolve: {error}") from error
         if not found:
@@ -185,17 +174,14 @@ class Guard:
         for address in addresses:
             word = refused_address(address)
             if word:
-                raise Failure(
-                    FailureCode.SOURCE_REFUSED,
-                    f"The host {host!r} leads to an address that is not public: {word}.",
-                    f"Use a public address, or let the operator add {host!r} to TUNES_ALLOW_HOSTS.",
-                )
+                self._refuse(host, word)
 
-
-def _refused(url: str, why: str) -> Failure:
-    return Failure(
-        FailureCode.SOURCE_REFUSED, f"The address {show_url(str(url))!r} {why}.", "Use an http(s) URL."
-    )
+    def _refuse(self, host: str, word: str) -> None:
+        raise Failure(
+            FailureCode.SOURCE_REFUSED,
+            f"The host {host!r} leads to an address that is not public: {word}.",
+            f"Use a public address, or let the operator add {host!r} to TUNES_ALLOW_HOSTS.",
+        )
 
 
 class GuardedBackend(httpcore.NetworkBackend):
@@ -203,7 +189,7 @@ class GuardedBackend(httpcore.NetworkBackend):
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
-        self._backend = httpcore.SyncBackend()
+        self._backend: httpcore.NetworkBackend = Backend()
 
     def connect_tcp(
         self,
@@ -215,7 +201,7 @@ class GuardedBackend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         """Resolve, check all, connect to the first checked address that answers."""
         last: Exception | None = None
-        for address in self.guard.addresses(host, port):
+        for address in self.guard.addresses(host, port, timeout):
             try:
                 return self._backend.connect_tcp(
                     address,
@@ -257,10 +243,25 @@ class GuardedTransport(httpx.HTTPTransport):
         """Check the form of the URL, then send.
 
         Raises:
-            Failure: `SOURCE_REFUSED`, see `Guard`.
+            Failure: `SOURCE_REFUSED`, see `Guard`; and when httpx would go elsewhere than what was checked.
         """
-        self.guard.check_url(str(request.url))
+        checked = self.guard.check_url(str(request.url))
+        if (checked.host, checked.port) != (_host_of(request.url), _port_of(request.url)):
+            raise Failure(
+                FailureCode.SOURCE_REFUSED,
+                f"The address {checked.shown!r} can be read in two ways.",
+                "Use an http(s) URL.",
+            )
         return super().handle_request(request)
+
+
+def _host_of(url: httpx.URL) -> str:
+    host = url.raw_host.decode("ascii")
+    return str(ipaddress.IPv6Address(host)) if ":" in host else host
+
+
+def _port_of(url: httpx.URL) -> int:
+    return url.port or DEFAULT_PORTS[url.scheme]
 
 
 def guarded_client(
@@ -270,13 +271,13 @@ def guarded_client(
 
     Args:
         guard: Decides which hosts may be reached.
-        timeout: Seconds to connect, and between two reads or writes.
+        timeout: Seconds to connect, and between two reads or writes; the whole is for `streams.Deadline` to bound.
         max_connections: Open connections at most.
         user_agent: Sent with every request.
     """
     return httpx.Client(
         transport=GuardedTransport(guard, max_connections=max_connections),
-        timeout=httpx.Timeout(timeout, pool=None),
+        timeout=httpx.Timeout(timeout),
         follow_redirects=False,
         trust_env=False,
         headers={"User-Agent": user_agent},

@@ -13,10 +13,10 @@ from typing import Any
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import Sources
 from tunes_dagster.core.store import Store
+from tunes_dagster.core.urls import show_url
 from tunes_dagster.intake.archives import archive_kind
 from tunes_dagster.intake.fetch import MB, Fetcher, Kind
 from tunes_dagster.intake.folders import FolderFile, list_files, open_folder
-from tunes_dagster.intake.guard import show_url
 from tunes_dagster.intake.payloads import check_upload_key, decode_payload
 from tunes_dagster.intake.pictures import SUFFIXES
 from tunes_dagster.intake.sidecars import Sidecars, is_sidecar

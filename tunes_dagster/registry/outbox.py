@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import exists, or_, select, update
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
+from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Account, Callback, Delivery
 
+# Rows that are looked at to let accounts take turns.
+_LINES = 20_000
 UNKNOWN_OUTCOME = "The sender ended before the answer was recorded: it is not known whether this arrived."
 
 
@@ -48,40 +51,51 @@ class Sending:
     method: str = "POST"
 
 
+@dataclass(frozen=True)
+class Leased:
+    """A callback under a lease: whose it is and where it goes, by which senders take turns."""
+
+    account_id: str
+    url: str
+
+
 class OutboxQueries(Database):
     """Leases, attempts, outcomes, replay."""
 
-    def lease_callbacks(self, lease_seconds: float, limit: int = 500) -> tuple[str, dict[str, str]]:
-        """Take due callbacks for a while, so that no other sender takes them.
+    def lease_callbacks(self, lease_seconds: float, limit: int = 500) -> tuple[str, dict[str, Leased]]:
+        """Take due callbacks for a while, so that no other sender takes them; accounts take turns.
 
         Returns:
-            The lease, and the addresses of the callbacks under it by their ids, longest due first.
+            The lease, and the callbacks under it by their ids: everybody's longest due first, then everybody's second.
         """
         now, lease_id = self.now(), new_id("lease")
         due = (
-            select(Callback.id)
-            .where(
-                Callback.state == "pending",
-                Callback.next_attempt_at <= now,
-                or_(Callback.lease_until.is_(None), Callback.lease_until < now),
-            )
-            .order_by(Callback.next_attempt_at)
-            .limit(limit)
+            Callback.state == "pending",
+            Callback.next_attempt_at <= now,
+            or_(Callback.lease_until.is_(None), Callback.lease_until < now),
         )
         with self.reading() as session:  # most ticks find nothing and need no write lock
-            if session.scalars(due.limit(1)).first() is None:
-                return lease_id, {}
+            ids = _in_turns(session, due, limit)
+        if not ids:
+            return lease_id, {}
         with self.writing() as session:
-            ids = list(session.scalars(due.with_for_update(skip_locked=True)))
+            # By their ids alone, and looked at here: SQLite would rather walk through all that are due.
+            rows = select(Callback.id, Callback.next_attempt_at, Callback.lease_until)
+            rows = rows.where(Callback.id.in_(ids), Callback.state == "pending")
+            free = [
+                key
+                for key, moment, until in session.execute(rows.with_for_update(skip_locked=True))
+                if moment is not None and moment <= now and (until is None or until < now)
+            ]
             leased = (
                 update(Callback)
-                .where(Callback.id.in_(ids))
+                .where(Callback.id.in_(free))
                 .values(lease_id=lease_id, lease_until=now + timedelta(seconds=lease_seconds))
-                .returning(Callback.id, Callback.url)
+                .returning(Callback.id, Callback.account_id, Callback.url)
                 .execution_options(synchronize_session=False)
             )
-            urls = {row[0]: row[1] for row in session.execute(leased)} if ids else {}
-        return lease_id, {callback_id: urls[callback_id] for callback_id in ids}
+            taken = {row[0]: Leased(row[1], row[2]) for row in session.execute(leased)}
+        return lease_id, {callback_id: taken[callback_id] for callback_id in ids if callback_id in taken}
 
     def begin_delivery(self, callback_id: str, lease_id: str) -> Sending | None:
         """Record an attempt before it is sent.
@@ -164,6 +178,35 @@ class OutboxQueries(Database):
                 row.lease_id = row.lease_until = None
             return row
 
+    def bury_callback(self, callback_id: str, lease_id: str, reason: str) -> None:
+        """Give up a callback that cannot even be read as a row, with an attempt that says why."""
+        now = self.now()
+        with self.writing() as session:
+            buried = (
+                update(Callback)
+                .where(Callback.id == callback_id, Callback.lease_id == lease_id, Callback.state == "pending")
+                .values(
+                    state="dead",
+                    next_attempt_at=None,
+                    attempts=Callback.attempts + 1,
+                    lease_id=None,
+                    lease_until=None,
+                )
+                .returning(Callback.attempts)
+                .execution_options(synchronize_session=False)
+            )
+            if (attempt := session.scalars(buried).first()) is not None:
+                session.add(
+                    Delivery(
+                        id=new_id("dlv"),
+                        callback_id=callback_id,
+                        attempt=attempt,
+                        started_at=now,
+                        finished_at=now,
+                        error=reason,
+                    )
+                )
+
     def release_lease(self, lease_id: str, callback_ids: Sequence[str]) -> None:
         """Give back callbacks of a lease that were not tried; one that is in the air keeps its lease."""
         flying = exists().where(
@@ -245,3 +288,22 @@ class OutboxQueries(Database):
             row.state, row.next_attempt_at, row.attempts_before = "pending", self.now(), row.attempts
             row.lease_id = row.lease_until = None
             return row
+
+
+def _in_turns(session: Session, due: Sequence[ColumnElement[bool]], limit: int) -> list[str]:
+    """Return the ids of due callbacks: everybody's longest due first, then everybody's second, and so on.
+
+    The accounts are found by jumping from one to the next in the index: a backlog of one of them costs nothing.
+    """
+    pending = select(func.min(Callback.account_id)).where(Callback.state == "pending")
+    found = pending.cte("found", recursive=True)
+    following = pending.where(Callback.account_id > found.c[0]).scalar_subquery()
+    found = found.union_all(select(following).where(found.c[0].is_not(None)))
+    accounts = [one for one in session.scalars(select(found.c[0])) if one is not None]
+    lines: list[tuple[int, datetime, str]] = []
+    most = max(1, _LINES // max(1, len(accounts)))
+    for account in accounts:
+        line = select(Callback.id, Callback.next_attempt_at).where(Callback.account_id == account, *due)
+        line = line.order_by(Callback.next_attempt_at).limit(min(limit, most))
+        lines += [(turn, moment, key) for turn, (key, moment) in enumerate(session.execute(line))]
+    return [key for _turn, _moment, key in sorted(lines)[:limit]]

@@ -310,6 +310,7 @@ class Callback(Table):
     __tablename__ = "callbacks"
     __table_args__ = (
         Index("ix_callbacks_due", "state", "next_attempt_at"),
+        Index("ix_callbacks_turns", "state", "account_id", "next_attempt_at"),
         Index("ix_callbacks_subject", "subject_id"),
         Index("ix_callbacks_state", "state", "id"),
     )
