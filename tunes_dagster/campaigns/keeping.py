@@ -20,12 +20,17 @@ from tunes_dagster.campaigns.plan import Sketch, plan_summary, sketch
 from tunes_dagster.campaigns.problems import Problem, as_failure, errors
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.registry.campaigns import TunesEnded
 
 if TYPE_CHECKING:
     from tunes_dagster.core.settings import Settings
     from tunes_dagster.core.store import Store
     from tunes_dagster.families.catalog import Catalog
     from tunes_dagster.registry import Campaign, CampaignDate, Registry
+
+
+# How often a plan is drawn again because a tune of it ended meanwhile; each time another one has to end.
+_REDRAWN = 5
 
 
 @dataclass
@@ -195,6 +200,14 @@ class Keeper:
             Failure: `INVALID_REQUEST` when its files are broken or it would cost more than its cap, and
                 `OUT_OF_CREDITS`; nothing is queued then.
         """
+        for _ in range(_REDRAWN):
+            try:
+                return self._plan(campaign, date, retry_failed)
+            except TunesEnded:
+                continue  # drawn again, the plan leaves its prompts out
+        return self._plan(campaign, date, retry_failed)
+
+    def _plan(self, campaign: Campaign, date: str, retry_failed: bool) -> tuple[CampaignDate, Sketch]:
         campaign, drawn = self._read(campaign, date)
         if drawn is None:
             problems = [Problem(**one) for one in campaign.problems["problems"]]

@@ -246,11 +246,17 @@ def _complete(
             drawn.left_out.append(LeftOut(item.line, title, item.text, gone[item.tune_id]))
             continue
         try:
-            drawn.planned.append(completer.planned(item))
+            planned = completer.planned(item)
         except Failure as failure:
             drawn.problems.append(Problem(label, item.line, failure.message, failure.remedy))
-    for tune_id, why in gone.items():
-        count = sum(one.tune == drawn.tunes[tune_id].title for one in drawn.left_out)
+            continue
+        if lost := completer.lost(item.text):
+            drawn.left_out.append(LeftOut(item.line, lost.title, item.text, _subject(lost).problem))
+            gone[lost.id] = _subject(lost).problem
+        else:
+            drawn.planned.append(planned)
+    for why in dict.fromkeys(gone.values()):
+        count = sum(one.reason == why for one in drawn.left_out)
         if count:
             drawn.problems.append(
                 Problem(
@@ -314,7 +320,12 @@ class _Completer:
             item.tune_id,
             weights,
             price,
+            tuple(tunes),
         )
+
+    def lost(self, text: str) -> Tune | None:
+        """Return a tune that a text names and that can no longer be rendered with, or None."""
+        return next((tune for tune in self._in_text(text) if tune.status in _ENDED), None)
 
     def _in_text(self, text: str) -> list[Tune]:
         """Return the tunes that `<lora:NAME:weight>` in a text names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -120,6 +121,10 @@ def grant(
     memo: Annotated[str, typer.Option(help="Why, for the books.")] = "",
 ) -> None:
     """Give an account credits that do not expire."""
+    if not math.isfinite(usd):
+        raise Failure(
+            FailureCode.INVALID_REQUEST, f"{usd} is no amount of dollars.", "Write for example 12.50."
+        )
     wallet = Installation().registry.adjust_wallet(account, round(usd * 1e6), memo)
     say(f"{escape(account)} has ${wallet.available / 1e6:g}.")
 

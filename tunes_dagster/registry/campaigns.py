@@ -19,7 +19,7 @@ from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.ledger import reserve_many
 from tunes_dagster.registry.prompts import new_prompt
 from tunes_dagster.registry.tables import Batch, Event, Prompt, Tune
-from tunes_dagster.registry.transitions import OPEN_PROMPT, prompt_ended
+from tunes_dagster.registry.transitions import LOST_TUNE, OPEN_PROMPT, prompt_ended
 
 ORIGIN = "campaign"
 # A report that was asked for and did not come is asked for again, so many times.
@@ -43,6 +43,7 @@ class Planned:
         tune_id: None on the plain base.
         weights: Weights it would be rendered with now, by tune; those of a tune that is not ready are missing.
         price: Micro-dollars.
+        named: Ids of every tune that it needs: its own, and those that its text names.
     """
 
     line: int
@@ -54,6 +55,18 @@ class Planned:
     tune_id: str | None
     weights: dict[str, str]
     price: int = 0
+    named: tuple[str, ...] = ()
+
+
+class TunesEnded(Failure):
+    """A plan that was drawn while a tune of it ended: drawn again, it leaves that tune's prompts out."""
+
+    def __init__(self, titles: list[str]) -> None:
+        super().__init__(
+            FailureCode.CONFLICT,
+            f"The tunes {', '.join(titles)} failed, were cancelled or deleted while the date was planned.",
+            "Plan the date again.",
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +130,7 @@ class CampaignQueries(Database):
             waiting = select(Prompt).where(
                 Prompt.status.in_(("waiting", "queued")), Prompt.batch_id.is_(None), linked
             )
-            rows = list(session.scalars(waiting.with_for_update()))
+            rows = list(session.scalars(waiting.order_by(Prompt.number).with_for_update()))
             for row in rows:
                 prompt_ended(session, row, "cancelled", now, gone)
             return len(rows)
@@ -156,15 +169,16 @@ class CampaignQueries(Database):
         what the plan no longer wants and nobody has begun is cancelled.
 
         Raises:
-            Failure: `OUT_OF_CREDITS`; nothing is queued then.
+            TunesEnded: When a tune that the plan counts on has failed or gone since it was drawn.
+            Failure: `OUT_OF_CREDITS`; nothing is queued then, neither way.
         """
         now = self.now()
         with self.writing() as session:
             row = _open_date(session, campaign, date, now)
+            ready = _ready_tunes(session, planned)
             known = _known(session, campaign.id, planned)
             if not retry_failed:
                 known = {k: Known(v.prompt_id, v.status, True) for k, v in known.items()}
-            ready = _ready_tunes(session, planned)
             earlier = select(CampaignPrompt.prompt_id, CampaignPrompt.kept).where(
                 CampaignPrompt.date_id == row.id
             )
@@ -189,8 +203,9 @@ class CampaignQueries(Database):
                 session.execute(insert(Event), part)
             prices = {link["prompt_id"]: one.price for link, one in zip(links, planned, strict=True)}
             costs = {one.id: prices[one.id] for one in fresh}
-            reserve_many(session, campaign.account_id, costs, now, f"{campaign.name} {date}")
+            # Before the prices: prompts are locked before wallets, and what these held can be spent again.
             _drop_unwanted(session, row.id, before.keys() - {link["prompt_id"] for link in links}, now)
+            reserve_many(session, campaign.account_id, costs, now, f"{campaign.name} {date}")
             kept = len(links) - len(fresh)
             row.plan = {**plan, "new": len(fresh), "kept": kept}
             row.version, row.plan_key, row.message = campaign.version, plan_key, message
@@ -367,11 +382,24 @@ def _known(session: Session, campaign_id: str, planned: Sequence[Planned]) -> di
 
 
 def _ready_tunes(session: Session, planned: Sequence[Planned]) -> set[str]:
-    ids = list({one.tune_id for one in planned if one.tune_id})
+    """Lock every tune that a plan needs, whatever its status, and return those that are ready.
+
+    Locked without a filter: a row that another transaction is changing would fall out of a filter once that
+    commits, and its prompts would wait for a tune that has ended.
+
+    Raises:
+        TunesEnded: When one of them has ended without being ready.
+    """
+    ids = sorted({tune_id for one in planned for tune_id in (one.tune_id, *one.named) if tune_id})
     ready: set[str] = set()
+    ended: list[str] = []
     for part in _chunks(ids):
-        query = select(Tune.id).where(Tune.id.in_(part), Tune.status == "ready").with_for_update(read=True)
-        ready |= set(session.scalars(query))
+        query = select(Tune.id, Tune.title, Tune.status).where(Tune.id.in_(part)).order_by(Tune.id)
+        for tune_id, title, status in session.execute(query.with_for_update(read=True)).all():
+            ready |= {tune_id} if status == "ready" else set()
+            ended += [title] if status in LOST_TUNE else []
+    if ended:
+        raise TunesEnded(ended)
     return ready
 
 
@@ -415,13 +443,15 @@ def _rows_of(
 def _drop_unwanted(session: Session, date_id: str, prompt_ids: set[str], now: datetime) -> None:
     """Cancel prompts that a new plan of a date no longer wants, unless they have begun or another date wants them."""
     changed = Failure(FailureCode.CANCELLED, "The campaign was changed and no longer asks for it.")
+    elsewhere = exists().where(CampaignPrompt.prompt_id == Prompt.id, CampaignPrompt.date_id != date_id)
+    rows: list[Prompt] = []
     for part in _chunks(sorted(prompt_ids)):
-        elsewhere = exists().where(CampaignPrompt.prompt_id == Prompt.id, CampaignPrompt.date_id != date_id)
         query = select(Prompt).where(
             Prompt.id.in_(part),
             Prompt.status.in_(("waiting", "queued")),
             Prompt.batch_id.is_(None),
             ~elsewhere,
         )
-        for row in session.scalars(query.with_for_update()):
-            prompt_ended(session, row, "cancelled", now, changed)
+        rows += session.scalars(query.order_by(Prompt.number).with_for_update())
+    for row in rows:
+        prompt_ended(session, row, "cancelled", now, changed)

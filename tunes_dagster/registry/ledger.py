@@ -8,7 +8,7 @@ one-row reads under a lock; a test compares them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -16,8 +16,13 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.api_tables import LedgerEntry, LedgerPosting, Reservation, Wallet
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.tables import Account
 
 MICRO = 1_000_000
+# Most that one movement may carry, in micro-dollars: far above any, and far below what a column holds.
+MOST = 10**15
+# What the entry of a sign-up grant is called; it is no month's.
+SIGN_UP = "sign-up"
 
 
 def post(
@@ -40,8 +45,8 @@ def post(
         subject_id: Tune or prompt.
         memo: For people.
     """
-    if sum(postings.values()) != 0:
-        raise ValueError(f"The postings {postings} do not sum to zero.")
+    if sum(postings.values()) != 0 or any(type(n) is not int for n in postings.values()):
+        raise ValueError(f"The postings {postings} are not whole numbers that sum to zero.")
     entry = LedgerEntry(account_id=wallet.account_id, at=now, kind=kind, subject_id=subject_id, memo=memo)
     session.add(entry)
     session.flush()
@@ -72,12 +77,32 @@ def turn_month(session: Session, wallet: Wallet, now: datetime) -> None:
     wallet.grant_left, wallet.grant_month = wallet.monthly_grant, month
 
 
+def granted_in_month(session: Session, wallet: Wallet) -> int:
+    """Return what the wallet's month has brought so far by its plans, the sign-up grant not counted."""
+    year, month = (int(part) for part in wallet.grant_month.split("-"))
+    query = (
+        select(func.sum(LedgerPosting.amount))
+        .join(LedgerEntry, LedgerEntry.id == LedgerPosting.entry_id)
+        .where(
+            LedgerEntry.account_id == wallet.account_id,
+            LedgerEntry.kind == "grant",
+            LedgerEntry.memo != SIGN_UP,
+            LedgerEntry.at >= datetime(year, month, 1, tzinfo=UTC),
+            LedgerPosting.book == "account",
+        )
+    )
+    return int(session.scalar(query) or 0)
+
+
 def check_affordable(wallet: Wallet, amount: int) -> None:
     """Refuse a price that a wallet cannot pay.
 
     Raises:
         Failure: `OUT_OF_CREDITS`.
+        ValueError: For a price below zero, which would add to the wallet.
     """
+    if amount < 0:
+        raise ValueError(f"A price of {amount} micro-dollars would add credits.")
     if amount > wallet.available:
         raise Failure(
             FailureCode.OUT_OF_CREDITS,
@@ -128,6 +153,7 @@ def reserve_many(
         return wallet
     turn_month(session, wallet, now)
     total = sum(prices.values())
+    check_affordable(wallet, min(prices.values()))
     check_affordable(wallet, total)
     for subject_id, amount in prices.items():
         from_grant = min(amount, wallet.grant_left)
@@ -194,9 +220,13 @@ class LedgerQueries(Database):
         sign_up_grant: int = 0,
         email: str = "",
     ) -> Wallet:
-        """Give an account a wallet, or change the plan of the one it has; the sign-up grant comes once."""
+        """Give an account a wallet, or change the plan of the one it has; the sign-up grant comes once.
+
+        A month brings what the best of its plans grants, however often the plan changes in it.
+        """
         now = self.now()
         with self.writing() as session:
+            session.get(Account, account_id, with_for_update=True)  # of two first openers, one waits
             wallet = lock_wallet(session, account_id)
             fresh = wallet is None
             if wallet is None:
@@ -214,7 +244,7 @@ class LedgerQueries(Database):
                 session.add(wallet)
                 session.flush()
             turn_month(session, wallet, now)
-            more = monthly_grant - wallet.monthly_grant
+            more = monthly_grant - granted_in_month(session, wallet)
             if more > 0:  # a better plan counts from this month on
                 post(session, wallet, "grant", {"grants": -more, "account": more}, now, memo=plan)
                 wallet.grant_left += more
@@ -227,7 +257,7 @@ class LedgerQueries(Database):
                     "grant",
                     {"grants": -sign_up_grant, "account": sign_up_grant},
                     now,
-                    memo="sign-up",
+                    memo=SIGN_UP,
                 )
             return wallet
 
@@ -256,6 +286,12 @@ class LedgerQueries(Database):
         Raises:
             Failure: `INVALID_REQUEST`, `OUT_OF_CREDITS`.
         """
+        if abs(amount) > MOST:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"${amount / MICRO:g} at a time are too much.",
+                f"Move at most ${MOST // MICRO:,} at a time.",
+            )
         now = self.now()
         with self.writing() as session:
             wallet = lock_wallet(session, account_id)

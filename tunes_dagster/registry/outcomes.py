@@ -19,6 +19,7 @@ from tunes_dagster.registry.transitions import (
     back_to_waiting,
     batch_ended,
     close_work,
+    follow_tune,
     lock_batch,
     lock_subject,
     lock_tune,
@@ -317,6 +318,27 @@ class OutcomeQueries(WorkQueries):
                 prompt_ended(session, prompt, "cancelled", now, gone)
             tune.updated_at = now
             return tune
+
+    def end_stranded(self, limit: int = 1000) -> int:
+        """Let prompts that wait for a tune which has ended follow it; returns how many there were.
+
+        Every end of a tune takes its prompts along, so there are none; registries written by earlier versions
+        hold some that were planned while their tune ended.
+        """
+        stranded = (
+            select(Prompt.tune_id)
+            .join(Tune, Tune.id == Prompt.tune_id)
+            .where(Prompt.status == "waiting", Tune.status.in_(ENDED_TUNE))
+            .distinct()
+            .limit(limit)
+        )
+        with self.reading() as session:
+            ids = sorted(one for one in session.scalars(stranded) if one)
+        count = 0
+        for tune_id in ids:
+            with self.writing() as session:
+                count += follow_tune(session, lock_tune(session, tune_id), self.now())
+        return count
 
     def cancel_prompt(self, prompt_id: str) -> Prompt:
         """Cancel a prompt; one that is being rendered is left out of its run's answer.

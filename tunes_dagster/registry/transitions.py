@@ -29,7 +29,8 @@ DONE = {"prepare": "prepared", "train": "trained", "finish": "ready"}
 NEXT = {"prepare": "train", "train": "finish"}
 
 OPEN_WORK = ("queued", "submitted", "running")
-ENDED_TUNE = ("ready", "failed", "cancelled", "deleted")
+LOST_TUNE = ("failed", "cancelled", "deleted")
+ENDED_TUNE = ("ready", *LOST_TUNE)
 OPEN_PROMPT = ("waiting", "queued", "rendering")
 
 
@@ -222,8 +223,7 @@ def tune_ready(session: Session, tune: Tune, now: datetime, notify: bool) -> Non
     show(tune, "", "")
     write_failure(tune, None)
     close_reservation(session, tune.id, now, 1.0)
-    for prompt in open_prompts(session, Prompt.tune_id == tune.id, Prompt.status == "waiting"):
-        prompt.status, prompt.queued_at, prompt.updated_at = "queued", now, now
+    follow_tune(session, tune, now)
     note(session, tune.id, "ready", "The tune is ready.", now)
     if notify:
         owe(session, tune, "tune.ready", now)
@@ -238,9 +238,7 @@ def tune_failed(session: Session, tune: Tune, failure: Failure, now: datetime, n
     note(session, tune.id, "failed", str(failure), now)
     if notify:
         owe(session, tune, "tune.failed", now)
-    why = Failure(failure.code, f"Its tune failed: {failure.message}", failure.remedy)
-    for prompt in open_prompts(session, Prompt.tune_id == tune.id, Prompt.status == "waiting"):
-        prompt_ended(session, prompt, "failed", now, why)
+    follow_tune(session, tune, now)
 
 
 def tune_cancelled(session: Session, tune: Tune, now: datetime, notify: bool) -> None:
@@ -255,8 +253,30 @@ def tune_cancelled(session: Session, tune: Tune, now: datetime, notify: bool) ->
     tune.updated_at = now
     show(tune, "", "")
     close_reservation(session, tune.id, now, 0.0)
-    for prompt in open_prompts(session, Prompt.tune_id == tune.id, Prompt.status == "waiting"):
-        prompt_ended(session, prompt, "cancelled", now, failure)
+    follow_tune(session, tune, now)
+
+
+def follow_tune(session: Session, tune: Tune, now: datetime) -> int:
+    """Bring the prompts that wait for a tune where its end leads them; returns how many waited.
+
+    A tune that is still in the making keeps them waiting.
+    """
+    if tune.status not in ENDED_TUNE:
+        return 0
+    waiting = open_prompts(session, Prompt.tune_id == tune.id, Prompt.status == "waiting")
+    code = FailureCode(tune.failure_code or FailureCode.INTERNAL)
+    why = {
+        "failed": Failure(code, f"Its tune failed: {tune.failure_message}", tune.failure_remedy or ""),
+        "cancelled": Failure(FailureCode.CANCELLED, "The tune was cancelled on request."),
+        "deleted": Failure(FailureCode.CANCELLED, "Its tune was deleted."),
+    }
+    for prompt in waiting:
+        if tune.status == "ready":
+            prompt.status, prompt.queued_at, prompt.updated_at = "queued", now, now
+        else:
+            end = "failed" if tune.status == "failed" else "cancelled"
+            prompt_ended(session, prompt, end, now, why[tune.status])
+    return len(waiting)
 
 
 def batch_ended(

@@ -215,6 +215,8 @@ def find_stuck(
 ) -> list[Stuck]:
     """Give up attempts whose run is gone: requeue them (next attempt) or fail them with a reason.
 
+    Prompts that still wait for a tune which has ended follow it.
+
     Args:
         registry: Where the rows lie.
         now: The time.
@@ -226,6 +228,7 @@ def find_stuck(
         launch_grace_seconds: Time that a tick may take to create the runs of the rows it took.
         limit: Most rows to look at.
     """
+    registry.end_stranded()
     answers: dict[str, bool | None] = {}
     stuck = []
     for work in registry.active_work(limit):

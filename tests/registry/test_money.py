@@ -1,0 +1,226 @@
+"""Credits on both databases: no way to get more than was granted, none to keep what was not paid for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from tests.support.registry import Clock, add_tune, make_ready, prompt_request, render_settings
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import PromptRequest
+from tunes_dagster.registry import Campaign, Prompt, Registry, Tune
+from tunes_dagster.registry.campaigns import Planned
+from tunes_dagster.registry.ledger import post, reserve, reserve_many
+
+PRICE = 2_000
+
+
+def wealthy(registry: Registry, available: int = 1_000_000) -> Registry:
+    """Give Ann credits that do not expire."""
+    registry.add_account("ann")
+    registry.open_wallet("ann", plan="house", requests_per_minute=60)
+    registry.adjust_wallet("ann", available)
+    return registry
+
+
+def books(registry: Registry, account: str = "ann") -> tuple[int, int]:
+    """Return what can be spent and what is held, having seen that the ledger agrees."""
+    wallet, postings = registry.get_wallet(account), registry.books(account)
+    assert sum(postings.values()) == 0
+    assert (wallet.available, wallet.reserved) == (postings.get("account", 0), postings.get("reserved", 0))
+    assert min(wallet.available, wallet.reserved, wallet.grant_left) >= 0
+    return wallet.available, wallet.reserved
+
+
+def plan(registry: Registry, name: str, monthly: int) -> int:
+    """Move Ann to a plan and return what she can spend."""
+    registry.open_wallet("ann", plan=name, requests_per_minute=60, monthly_grant=monthly, sign_up_grant=7)
+    return books(registry)[0]
+
+
+def test_changing_plans_brings_a_month_no_more_than_its_best_plan(registry: Registry, clock: Clock) -> None:
+    registry.add_account("ann")
+    assert plan(registry, "pro", 600) == 607
+    for name, monthly in (("free", 0), ("pro", 600), ("starter", 150), ("pro", 600), ("pro", 600)):
+        assert plan(registry, name, monthly) == 607, name
+    assert [plan(registry, *one) for one in (("scale", 2500), ("free", 0), ("scale", 2500))] == [2507] * 3
+    clock.forward(31 * 86_400)
+    assert books(registry)[0] == 2507  # the new month's grant in place of the old one's
+    assert plan(registry, "free", 0) == 2507 and plan(registry, "scale", 2500) == 2507
+    clock.forward(31 * 86_400)
+    assert plan(registry, "free", 0) == 2507  # the month began on the old plan
+    clock.forward(31 * 86_400)
+    assert books(registry)[0] == 7
+
+
+def test_changing_plans_mints_nothing_through_what_is_held(registry: Registry) -> None:
+    registry.add_account("ann")
+    plan(registry, "pro", 600)
+    tune = held(registry, price=600)
+    plan(registry, "free", 0)
+    registry.request_cancel(tune.id)
+    assert plan(registry, "pro", 600) == 607
+
+
+def test_two_first_openers_make_one_wallet(registry: Registry) -> None:
+    registry.add_account("ann")
+    with ThreadPoolExecutor(6) as pool:
+        seen = list(pool.map(lambda _: plan(registry, "free", 100), range(6)))
+    assert set(seen) == {107}
+
+
+@pytest.mark.parametrize("amount", [10**16, -(10**16), 2**63])
+def test_amounts_that_no_column_holds_are_refused(registry: Registry, amount: int) -> None:
+    wealthy(registry)
+    with pytest.raises(Failure) as refused:
+        registry.adjust_wallet("ann", amount)
+    assert refused.value.code == FailureCode.INVALID_REQUEST and books(registry) == (1_000_000, 0)
+
+
+def test_a_price_below_zero_or_of_parts_adds_nothing(registry: Registry) -> None:
+    wealthy(registry)
+    now = registry.now()
+    tries: list[Callable[[Session], Any]] = [
+        lambda session: reserve(session, "ann", "tune_x", -5, now),
+        lambda session: reserve_many(session, "ann", {"a": 10, "b": -5}, now, ""),
+        lambda session: post(
+            session, registry.get_wallet("ann"), "adjust", {"account": 0.5, "grants": -0.5}, now
+        ),  # type: ignore[dict-item]
+    ]
+    for attempt in tries:
+        with pytest.raises(ValueError), registry.writing() as session:
+            attempt(session)
+    assert books(registry) == (1_000_000, 0)
+
+
+def held(registry: Registry, price: int = 100_000, **changes: Any) -> Tune:
+    """Accept a tune of Ann's at a price."""
+    tune = add_tune(registry, account_id="ann", **changes)
+    with registry.writing() as session:
+        reserve(session, "ann", tune.id, price, registry.now())
+    return tune
+
+
+# Campaign dates that name tunes which end while the date is planned
+
+
+def _campaign(registry: Registry) -> Campaign:
+    return registry.put_campaign(
+        "looks",
+        account_id="ann",
+        cron="0 7 * * 1",
+        timezone="UTC",
+        starts="2026-03-02",
+        file="x",
+        version="v",
+    )
+
+
+def _planned(tune: Tune, number: int, *named: str) -> Planned:
+    request = PromptRequest(text="a photo", tune=tune.id, settings=render_settings(seed=number))
+    return Planned(
+        number,
+        f"hash {tune.id} {number}",
+        {},
+        request,
+        "tiny-sdxl",
+        "sdxl",
+        tune.id,
+        {},
+        PRICE,
+        (tune.id, *named),
+    )
+
+
+def _end(registry: Registry, tune: Tune, how: str) -> None:
+    if how == "deleted":
+        registry.delete_tune(tune.id)
+    elif how == "cancelled":
+        registry.request_cancel(tune.id)
+    else:
+        work = registry.claim("prepare", tune.id, "run")
+        registry.fail(work.id, "run", Failure(FailureCode.TOO_FEW_PICTURES, "None."))
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled", "deleted"])
+@pytest.mark.parametrize("in_text", [False, True])
+def test_a_date_never_waits_for_a_tune_that_ended_while_it_was_drawn(
+    registry: Registry, how: str, in_text: bool
+) -> None:
+    wealthy(registry)
+    lost, good = held(registry, 0, title="lost"), held(registry, 0, title="good")
+    make_ready(registry, good)
+    planned = [_planned(good, 1, *([lost.id] if in_text else [])), _planned(good if in_text else lost, 2)]
+    _end(registry, lost, how)
+    with pytest.raises(Failure, match="lost") as refused:
+        registry.plan_date(_campaign(registry), "2026-03-09", planned, {})
+    assert refused.value.code == FailureCode.CONFLICT
+    assert registry.list_prompts() == [] and books(registry) == (1_000_000, 0)
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled", "deleted"])
+def test_dates_planned_while_their_tunes_end_all_come_to_an_end(registry: Registry, how: str) -> None:
+    """Planners and ends of tunes start together, 12 times; on PostgreSQL each order happens."""
+    wealthy(registry)
+    campaign = _campaign(registry)
+    tunes = [held(registry, 0) for _ in range(12)]
+    for number, tune in enumerate(tunes):
+        both = threading.Barrier(2)
+
+        def plan_it(both: threading.Barrier = both, tune: Tune = tune, number: int = number) -> None:
+            both.wait(10)
+            try:
+                registry.plan_date(campaign, f"date {number}", [_planned(tune, n) for n in range(5)], {})
+            except Failure as failure:
+                assert failure.code == FailureCode.CONFLICT
+
+        def end_it(both: threading.Barrier = both, tune: Tune = tune) -> None:
+            both.wait(10)
+            _end(registry, tune, how)
+
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(plan_it), pool.submit(end_it)]:
+                done.result()
+    left = [one.status for one in registry.list_prompts(limit=1000) if one.status in ("waiting", "queued")]
+    assert left == [] and books(registry) == (1_000_000, 0)
+
+
+def test_prompts_that_an_earlier_version_left_waiting_follow_their_tune(registry: Registry) -> None:
+    wealthy(registry)
+    rows = {}
+    for how in ("failed", "cancelled", "deleted", "ready", "open"):
+        tune = held(registry, 0, title=how)
+        prompt = waiting(registry, tune)
+        rows[how] = prompt.id
+        if how == "ready":
+            make_ready(registry, tune)
+        elif how != "open":
+            _end(registry, tune, how)
+    with registry.writing() as session:  # as a date was planned while they ended
+        for id in rows.values():
+            row = session.query(Prompt).filter(Prompt.id == id).one()
+            row.status, row.done_at, row.queued_at = "waiting", None, None
+    assert registry.end_stranded() == 4 and registry.end_stranded() == 0
+    assert {how: registry.get_prompt(id).status for how, id in rows.items()} == {
+        "failed": "failed",
+        "cancelled": "cancelled",
+        "deleted": "cancelled",
+        "ready": "queued",
+        "open": "waiting",
+    }
+
+
+def waiting(registry: Registry, tune: Tune, **changes: Any) -> Prompt:
+    """Accept a prompt of Ann's on a tune, at its price."""
+
+    def also(session: Session, prompt: Prompt) -> None:
+        reserve(session, "ann", prompt.id, PRICE * prompt.settings["num_images"], registry.now())
+
+    return registry.add_prompt(
+        prompt_request(**changes), branch="tiny-sdxl", tune_id=tune.id, account_id="ann", also=also
+    )
