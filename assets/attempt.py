@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import dagster as dg
@@ -120,8 +121,17 @@ def own(context: Context, registry: Registry, work: Work, pulse: Pulse, many: bo
         request_id=registry.request_id(work.subject_id),
     )
     lines.say("started")
-    report = Tee([RunLog(context.log, label), member, lines])
+    report = Tee([RunLog(context.log, label, percent=partial(_percent, registry, work)), member, lines])
     return Attempt(registry, work, context.run_id, report, member, lines)
+
+
+def _percent(registry: Registry, work: Work) -> float | None:
+    """Return how far all of a tune or batch is; None when the registry cannot say."""
+    try:
+        batch = registry.get_batch(work.subject_id) if work.kind == "render" else None
+        return batch.progress if batch is not None else registry.get_tune(work.subject_id).progress
+    except Exception:  # a line of the log without it is good enough, and the work must not end for it
+        return None
 
 
 @contextmanager

@@ -280,14 +280,14 @@ def weights_of(tune: Tune) -> TuneWeights:
     """Return what the renderer needs to know of a tune.
 
     Raises:
-        Failure: `WEIGHTS_UNUSABLE` when it has no weights yet.
+        Failure: `WEIGHTS_UNUSABLE` when it is not ready, whatever weights it has: nobody paid for them.
     """
     key = tune.result.get("weights_key")
-    if not key:
+    if not key or tune.status != "ready":
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
-            f"The tune {tune.title!r} has no weights: it is {tune.status}.",
-            "Wait until it is ready, or materialize its `lora`.",
+            f"The tune {tune.title!r} cannot be rendered with: it is {tune.status}.",
+            "Wait until it is ready, or materialize what failed of it again.",
         )
     known = (tune.request or {}).get("characteristics") or {}
     return TuneWeights(tune.id, key, tune.token, tune.class_name, known, tune.kind)

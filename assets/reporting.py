@@ -26,9 +26,14 @@ class RunLog:
     """Writes phases, notes and, now and then, a step with the time left to the log of the run."""
 
     def __init__(
-        self, log: logging.Logger, prefix: str = "", clock: Callable[[], float] = time.monotonic
+        self,
+        log: logging.Logger,
+        prefix: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        percent: Callable[[], float | None] | None = None,
     ) -> None:
         self._log = log
+        self._percent = percent
         self._prefix = f"{prefix}: " if prefix else ""
         self._clock = clock
         self._eta = Eta(clock)
@@ -51,7 +56,9 @@ class RunLog:
         self._last_line = moment
         eta = f", {format_seconds(left)} left" if left is not None and done < total else ""
         values = f" ({format_numbers(numbers)})" if numbers else ""
-        self._log.info(f"{self._prefix}{self._phase} {done}/{total}{eta}{values}")
+        share = self._percent() if self._percent is not None else None
+        whole = f", {share:.0f} % of all" if share else ""
+        self._log.info(f"{self._prefix}{self._phase} {done}/{total}{eta}{whole}{values}")
 
     def note(self, message: str) -> None:
         """Log a line."""

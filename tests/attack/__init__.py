@@ -1,0 +1,1 @@
+"""What strangers and mistakes do to an installation: each file plays one kind of fault."""

@@ -69,7 +69,7 @@ def test_training_here_shows_phases_and_what_to_do_next(
     driven(lambda ids, prompts: walk(installation, ids[0]))
     said = tunes("train", str(photos), "--name", "woman")
     assert said.code == 0, said.err
-    assert "woman: training · 7/20 · loss 0.12 · 1 min 5 s left" in said.out
+    assert "woman: 30 % · training · 7/20 · loss 0.12 · 1 min 5 s left" in said.out
     assert "woman: ready" in said.out
     assert 'Next: tunes render "a photo of ohwx woman' in said.out
 

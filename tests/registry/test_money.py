@@ -224,3 +224,198 @@ def waiting(registry: Registry, tune: Tune, **changes: Any) -> Prompt:
     return registry.add_prompt(
         prompt_request(**changes), branch="tiny-sdxl", tune_id=tune.id, account_id="ann", also=also
     )
+
+
+# What a tune or prompt owes that its caller gave up
+
+
+def _run_to(registry: Registry, tune: Tune, status: str, step: int = 0) -> None:
+    """Play the pipeline until a tune has a status; of a training of 100 steps so many are done."""
+    order = {
+        "prepare": ("queued", "preparing"),
+        "train": ("prepared", "training"),
+        "finish": ("trained", "finishing"),
+    }
+    for kind, (before, during) in order.items():
+        if status == before:
+            return
+        work = registry.claim(kind, tune.id, "run")
+        if status == during:
+            if kind == "train":
+                registry.progress(work.id, "run", phase="training", step=step, total=100)
+            return
+        registry.finish(work.id, "run", result={"weights_key": "w"} if kind == "train" else None)
+
+
+@pytest.mark.parametrize(
+    ("status", "step", "charged"),
+    [
+        ("awaiting_images", 0, 0),
+        ("queued", 0, 0),
+        ("preparing", 0, 0),
+        ("prepared", 0, 0),
+        ("training", 0, 0),
+        ("training", 37, 37_000),
+        ("training", 100, 100_000),
+        ("trained", 0, 100_000),
+        ("finishing", 0, 100_000),
+    ],
+)
+@pytest.mark.parametrize("how", ["cancelled", "deleted"])
+def test_what_was_computed_for_a_tune_is_paid_when_its_caller_gives_it_up(
+    registry: Registry, status: str, step: int, charged: int, how: str
+) -> None:
+    wealthy(registry)
+    tune = held(registry, status="awaiting_images" if status == "awaiting_images" else "queued")
+    if status != "awaiting_images":
+        _run_to(registry, tune, status, step)
+    prompt = waiting(registry, tune, num_images=4)
+    if how == "deleted":
+        registry.delete_tune(tune.id, by_caller=True)
+    else:
+        registry.request_cancel(tune.id, by_caller=True)
+    paid = 1_000_000 - charged
+    assert books(registry)[0] in (
+        paid,
+        paid - 4 * PRICE,
+    )  # a run that holds the tune lets its prompts go later
+    for work in registry.work_of(tune.id):
+        if work.state == "running":  # and finishes although it was asked to stop
+            registry.finish(work.id, "run")
+    assert registry.get_tune(tune.id).status == how and registry.get_prompt(prompt.id).status == "cancelled"
+    assert books(registry) == (paid, 0) and registry.books("ann").get("revenue", 0) == charged
+
+
+def test_a_lost_attempt_does_not_make_giving_up_cheaper(registry: Registry, clock: Clock) -> None:
+    wealthy(registry)
+    tune = held(registry)
+    _run_to(registry, tune, "training", 80)
+    (work,) = registry.work_of(tune.id, "train")
+    registry.requeue_lost(work.id, "Gone.")
+    assert registry.get_tune(tune.id).step == 0
+    registry.request_cancel(tune.id, by_caller=True)
+    assert books(registry) == (920_000, 0)
+
+
+def test_whoever_cancelled_cannot_have_it_kept_for_what_was_settled(registry: Registry) -> None:
+    wealthy(registry)
+    tune = held(registry)
+    _run_to(registry, tune, "training", 10)
+    registry.request_cancel(tune.id, by_caller=True)
+    assert registry.request_cancel(tune.id, keep=True, by_caller=True).cancel == "cancel"
+    (work,) = registry.work_of(tune.id, "train")
+    registry.finish(work.id, "run")
+    assert registry.get_tune(tune.id).status == "cancelled" and books(registry) == (990_000, 0)
+
+
+def test_stopping_to_keep_costs_the_whole_price_and_only_once(registry: Registry) -> None:
+    wealthy(registry)
+    tune = held(registry)
+    _run_to(registry, tune, "training", 10)
+    registry.request_cancel(tune.id, keep=True, by_caller=True)
+    (work,) = registry.work_of(tune.id, "train")
+    registry.finish(work.id, "run")
+    for kind in ("finish",):
+        registry.finish(registry.claim(kind, tune.id, "run").id, "run")
+    assert registry.get_tune(tune.id).status == "ready" and books(registry) == (900_000, 0)
+    registry.delete_tune(tune.id, by_caller=True)
+    assert books(registry) == (900_000, 0)
+
+
+@pytest.mark.parametrize("status", ["training", "trained", "finishing"])
+def test_what_the_operator_stops_or_what_fails_costs_nothing(registry: Registry, status: str) -> None:
+    wealthy(registry)
+    stopped, failed = held(registry), held(registry)
+    for tune in (stopped, failed):
+        _run_to(registry, tune, status, 90)
+    registry.request_cancel(stopped.id)
+    if status == "trained":
+        registry.claim("finish", failed.id, "run")
+    (work,) = (one for one in registry.work_of(failed.id) if one.state == "running")
+    registry.fail(work.id, "run", Failure(FailureCode.WEIGHTS_UNUSABLE, "Not finite."))
+    assert registry.get_tune(failed.id).status == "failed" and books(registry) == (1_000_000, 0)
+
+
+@pytest.mark.parametrize(("by_caller", "charged"), [(True, 3_000), (False, 0)])
+def test_a_prompt_given_up_while_it_is_rendered_owes_what_was_rendered(
+    registry: Registry, by_caller: bool, charged: int
+) -> None:
+    wealthy(registry)
+    tune = make_ready(registry, held(registry, 0))
+    gone, stays = waiting(registry, tune, num_images=2), waiting(registry, tune, num_images=2)
+    (batch,) = registry.make_batches(wait_seconds=0)
+    work = registry.claim("render", batch.id, "run")
+    registry.progress(work.id, "run", phase="rendering", step=3, total=4)
+    registry.cancel_prompt(gone.id, by_caller=by_caller)
+    for prompt in (gone, stays):
+        registry.prompt_done(prompt.id, work.id, "run", ["a.png", "b.png"])
+    registry.finish(work.id, "run")
+    registry.cancel_prompt(gone.id, by_caller=by_caller)
+    assert registry.get_prompt(gone.id).images == []
+    assert books(registry) == (1_000_000 - charged - 2 * PRICE, 0)
+
+
+# One number that says how far a tune is
+
+
+def test_progress_never_falls_and_ends_at_a_hundred(registry: Registry, clock: Clock) -> None:
+    tune = add_tune(registry)
+    seen = [registry.get_tune(tune.id).progress]
+
+    def look() -> None:
+        seen.append(registry.get_tune(tune.id).progress)
+
+    phases = {
+        "prepare": ["fetching", "checking", "checking", "captioning"],
+        "train": ["loading", "encoding", "encoding", "training", "packaging", "evaluating", "evaluating"],
+        "finish": ["evaluating", "evaluating", "packaging"],
+    }
+    for kind, names in phases.items():
+        for attempt in (1, 2):
+            work = registry.claim(kind, tune.id, f"run {attempt}")
+            for name in names:
+                for step in (0, 5, 10):
+                    clock.forward(3)
+                    registry.progress(work.id, f"run {attempt}", phase=name, step=step, total=10)
+                    look()
+            if attempt == 1:
+                registry.requeue_lost(work.id, "Gone.")
+                look()
+        registry.finish(work.id, "run 2")
+        look()
+    assert seen == sorted(seen) and seen[0] == 0 and seen[-2] < 100 and seen[-1] == 100
+    assert len(set(seen)) > 15, "it moves"
+
+
+def test_progress_is_weighed_by_what_phases_took_here(registry: Registry, clock: Clock) -> None:
+    def make(seconds: dict[str, float]) -> list[float]:
+        tune, seen = add_tune(registry), []
+        for kind, phase in (("prepare", "fetching"), ("train", "training"), ("finish", "evaluating")):
+            work = registry.claim(kind, tune.id, "run")
+            registry.progress(work.id, "run", phase=phase)
+            clock.forward(seconds[phase])
+            seen.append(registry.get_tune(tune.id).progress)
+            registry.finish(work.id, "run", result={"steps": 300})
+        return seen
+
+    usual = make({"fetching": 100, "training": 10, "evaluating": 10})
+    clock.forward(120)
+    after = make({"fetching": 100, "training": 10, "evaluating": 10})
+    assert usual[1] < 20 and after[1] > 60, "fetching takes longest here"
+
+
+def test_a_batch_shows_how_far_it_is_and_does_not_fall_back(registry: Registry) -> None:
+    tune = make_ready(registry, add_tune(registry))
+    registry.add_prompt(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
+    (batch,) = registry.make_batches(wait_seconds=0)
+    seen = []
+    for attempt in ("a", "b"):
+        work = registry.claim("render", batch.id, attempt)
+        for phase, step in (("loading", 0), ("rendering", 1), ("rendering", 3)):
+            registry.progress(work.id, attempt, phase=phase, step=step, total=4)
+            seen.append(registry.get_batch(batch.id).progress)
+        if attempt == "a":
+            registry.requeue_lost(work.id, "Gone.")
+    registry.finish(work.id, "b")
+    seen.append(registry.get_batch(batch.id).progress)
+    assert seen == sorted(seen) and 0 < seen[1] < seen[2] < 100 == seen[-1]

@@ -25,6 +25,7 @@ def tune_as_dict(tune: Any) -> dict[str, Any]:
         "status": tune.status,
         "phase": tune.phase,
         "message": tune.message,
+        "progress": round(tune.progress, 1),
         "step": tune.step,
         "total_steps": tune.total_steps,
         "seconds_left": tune.seconds_left,
@@ -67,12 +68,12 @@ def prompt_as_dict(prompt: Any) -> dict[str, Any]:
 
 
 def progress_of(tune: Any) -> str:
-    """Return how far a tune is in a few words: `training 120/400, 40 s left`."""
+    """Return how far a tune is in a few words: `37 %, training 120/400, 40 s left`."""
     if tune.status in ("ready", "cancelled", "deleted"):
         return ""
     if tune.status == "failed":
         return tune.failure_message or ""
-    words = tune.phase or ""
+    words = f"{tune.progress:.0f} %, {tune.phase}" if tune.phase and tune.progress else tune.phase or ""
     if tune.total_steps and tune.step:
         words += f" {tune.step}/{tune.total_steps}"
     if tune.seconds_left is not None:

@@ -40,6 +40,7 @@ class Line:
         step: Done so far.
         total: Of so many; 0 when that is not known.
         seconds_left: Estimate for this phase; None when there is none yet.
+        percent: How far all of it is.
         over: Whether nothing more will happen.
     """
 
@@ -50,11 +51,13 @@ class Line:
     step: int = 0
     total: int = 0
     seconds_left: float | None = None
+    percent: float = 0.0
     over: bool = False
 
     def text(self) -> str:
         """Return the line as words, for logs."""
-        parts = [self.phase or self.status]
+        share = f"{self.percent:.0f} % · " if self.percent and not self.over else ""
+        parts = [f"{share}{self.phase or self.status}"]
         if self.total and not self.over:
             parts.append(f"{self.step}/{self.total}")
         if self.message:
@@ -128,6 +131,7 @@ class Watch:
             batch.step or 0,
             batch.total_steps or 0,
             batch.seconds_left,
+            batch.progress,
         )
 
 
@@ -142,12 +146,13 @@ def tune_line(tune: Any) -> Line:
         0 if tune.phase == "queued" else tune.step or 0,
         0 if tune.phase == "queued" else tune.total_steps or 0,
         None if tune.phase == "queued" else tune.seconds_left,
+        tune.progress,
         over,
     )
 
 
 def display(lines: Sequence[Line]) -> RenderableType:
-    """Return the moving display: one row per line, with a bar where the number of steps is known."""
+    """Return the moving display: one row per line, with a bar over all phases once the first one moves."""
     from rich.progress_bar import ProgressBar
     from rich.spinner import Spinner
     from rich.table import Table
@@ -155,12 +160,11 @@ def display(lines: Sequence[Line]) -> RenderableType:
 
     grid = Table.grid(padding=(0, 1))
     for line in lines:
-        done = line.over or (line.total and line.step >= line.total)
         bar: RenderableType = ""
-        if line.total and not line.over:
-            bar = ProgressBar(total=line.total, completed=line.step, width=28)
+        if line.percent and not line.over:
+            bar = ProgressBar(total=100, completed=line.percent, width=28)
         elif not line.over:
-            bar = Spinner("dots") if not done else ""
+            bar = Spinner("dots")
         left = (
             f"{format_seconds(line.seconds_left)} left"
             if line.seconds_left is not None and not line.over

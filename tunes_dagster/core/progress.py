@@ -22,6 +22,7 @@ class Phase(StrEnum):
     CAPTIONING = "captioning"
     LOADING = "loading"
     ENCODING = "encoding"
+    WORDS = "words"
     TRAINING = "training"
     EVALUATING = "evaluating"
     PACKAGING = "packaging"

@@ -433,6 +433,13 @@ class Desk:
         """Return the URLs of a prompt's pictures."""
         return [self.url(key, prompt.done_at, hours) for key in prompt.images or []]
 
+    def progress(self, prompt: Prompt) -> float:
+        """Return how far a prompt is, in percent: as far as the batch that it is rendered in."""
+        if prompt.status == "done":
+            return 100.0
+        batch = self.registry.get_batch(prompt.batch_id) if prompt.batch_id else None
+        return round(batch.progress, 1) if batch is not None else 0.0
+
     # Ending
 
     def delete_tune(self, tune: Tune) -> None:
@@ -443,13 +450,13 @@ class Desk:
         """
         from tunes_dagster.service.erase import erase_tunes
 
-        gone = self.registry.delete_tune(tune.id)
+        gone = self.registry.delete_tune(tune.id, by_caller=True)
         self.service.later(erase_tunes, self.registry, self.service.store, [gone], rule="asked over HTTP")
 
     def delete_prompt(self, prompt: Prompt) -> None:
         """Cancel a prompt that is open, and take its pictures away."""
         if prompt.status in ("waiting", "queued", "rendering"):
-            self.registry.cancel_prompt(prompt.id)
+            self.registry.cancel_prompt(prompt.id, by_caller=True)
         from tunes_dagster.service.erase import erase_outputs
 
         self.registry.hide_prompt(prompt.id)

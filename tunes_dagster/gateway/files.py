@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.store import Store
-from tunes_dagster.service.download import pieces, zipped_folder
+from tunes_dagster.service.download import holds_weights, pieces, zipped_folder
 
 PREFIX = "/files"
 PRESIGNED_SECONDS = 3600
@@ -71,6 +71,9 @@ def serve(request: Request, signature: str, expires: str, packed: str, name: str
     if key is None:
         return JSONResponse({"detail": "This address is not valid, or not any more."}, 403)
     try:
+        owner = holds_weights(key)
+        if owner is not None and service.registry.get_tune(owner).status != "ready":
+            raise FileNotFoundError(key)
         return answer(service.store, key)
     except (FileNotFoundError, Failure):
         return JSONResponse({"detail": "This file is gone."}, 404)

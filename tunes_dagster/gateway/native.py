@@ -22,7 +22,7 @@ from tunes_dagster.gateway.problems import Problem, not_found
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Callback, Prompt, Tune
 from tunes_dagster.rendering.styles import compositions
-from tunes_dagster.service.download import download_key
+from tunes_dagster.service.download import served_key
 from tunes_dagster.service.submit import check_callback_url
 
 
@@ -140,6 +140,7 @@ def tune_facts(tune: Tune) -> dict[str, Any]:
         "phase": tune.phase,
         "message": told_outside(tune.message),
         **_steps(tune),
+        "progress": round(tune.progress, 1),
         "seconds_left": tune.seconds_left,
         "cancel": tune.cancel,
         "recipe_hash": tune.recipe_hash,
@@ -241,18 +242,18 @@ def _last_sample(mine: Desk, tune: Tune) -> str | None:
 
 @router.post("/tunes/{key}/cancel")
 def cancel(key: str, body: CancelBody | None = None, mine: Desk = Mine) -> dict[str, Any]:
-    """Stop a tune; with `keep` it becomes ready with what it learned so far."""
+    """Stop a tune, which costs the part of its training that was done; with `keep` it becomes ready, at its price."""
     row, _seen = mine.tune(key)
-    return tune_facts(mine.registry.request_cancel(row.id, keep=body.keep if body else False))
+    keep = body.keep if body else False
+    return tune_facts(mine.registry.request_cancel(row.id, keep=keep, by_caller=True))
 
 
 @router.get("/tunes/{key}/weights/{form}")
 def weights(key: str, form: str, mine: Desk = Mine) -> Response:
     """Deliver the weights as `diffusers` or `kohya` safetensors; a whole model as the zip of its diffusers folder."""
     row, _seen = mine.tune(key)
-    kept = {"diffusers": download_key(row.result), "kohya": (row.result or {}).get("kohya_key")}
-    stored = kept.get(form)
-    if not stored:
+    stored = served_key(row, form)
+    if stored is None:
         raise not_found("Weights")
     try:
         return answer(mine.service.store, stored)

@@ -9,6 +9,7 @@ from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.registry.settling import settle
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
     DONE,
@@ -101,6 +102,8 @@ class OutcomeQueries(WorkQueries):
         self, session: Session, work: Work, tune: Tune, continue_: bool | None, notify: bool, now: datetime
     ) -> None:
         tune.updated_at = now
+        if tune.status != "ready":
+            self.note_progress(session, work, tune, "", 1.0)
         if tune.cancel == "cancel" or tune.status == "deleted":
             work.state = "cancelled"
             tune_cancelled(session, tune, now, notify)
@@ -248,13 +251,14 @@ class OutcomeQueries(WorkQueries):
         else:
             tune_failed(session, subject, failure, now, notify)
 
-    def request_cancel(self, tune_id: str, keep: bool = False) -> Tune:
+    def request_cancel(self, tune_id: str, keep: bool = False, by_caller: bool = False) -> Tune:
         """Ask for a tune to be stopped: at once when nothing runs, else through the flag that runs poll.
 
         Args:
             tune_id: The tune.
             keep: Stop training but keep what was learned so far; before training begins there is nothing
-                to keep, and after it nothing to stop.
+                to keep, and after it nothing to stop. Too late for a tune that was cancelled already.
+            by_caller: Its account asks, and not the operator: it owes what was computed, see `settling.py`.
 
         Raises:
             Failure: `UNKNOWN_TUNE`, or `CONFLICT` when the tune has ended already.
@@ -262,7 +266,7 @@ class OutcomeQueries(WorkQueries):
         now = self.now()
         with self.writing() as session:
             tune = lock_tune(session, tune_id)
-            if tune.status == "cancelled":
+            if tune.status == "cancelled" or tune.cancel == "cancel":
                 return tune
             if tune.status in ENDED_TUNE:
                 raise Failure(
@@ -270,10 +274,10 @@ class OutcomeQueries(WorkQueries):
                     f"The tune {tune_id} is {tune.status}: nothing is left to cancel.",
                     "`tunes delete` removes a tune with its files.",
                 )
-            self._stop(session, tune, keep, now)
+            self._stop(session, tune, keep, now, by_caller)
             return tune
 
-    def _stop(self, session: Session, tune: Tune, keep: bool, now: datetime) -> None:
+    def _stop(self, session: Session, tune: Tune, keep: bool, now: datetime, by_caller: bool) -> None:
         query = select(Work).where(Work.subject_id == tune.id, Work.state.in_(OPEN_WORK)).with_for_update()
         work = session.scalars(query.execution_options(populate_existing=True)).first()
         tune.updated_at = now
@@ -282,6 +286,8 @@ class OutcomeQueries(WorkQueries):
         # Training that started once may have a checkpoint: its next run sees the flag and exports it.
         keep = keep and work is not None and work.kind == "train" and work.started_at is not None
         tune.cancel = "keep" if keep else "cancel"
+        if not keep:  # settled now: what a run still computes until it sees the flag is not the caller's
+            settle(session, tune, now, tune.computed if by_caller else 0.0)
         note(
             session,
             tune.id,
@@ -297,8 +303,12 @@ class OutcomeQueries(WorkQueries):
             self._cohort_done(session, work.cohort_id, now)
         tune_cancelled(session, tune, now, notify=True)
 
-    def delete_tune(self, tune_id: str) -> Tune:
+    def delete_tune(self, tune_id: str, by_caller: bool = False) -> Tune:
         """Mark a tune as deleted and stop what is under way; its files are the caller's to remove.
+
+        Args:
+            tune_id: The tune.
+            by_caller: As in `request_cancel`.
 
         Returns:
             The tune; deleting it twice is fine.
@@ -312,7 +322,7 @@ class OutcomeQueries(WorkQueries):
             tune.status, tune.deleted_at = "deleted", now
             note(session, tune.id, "deleted", "The tune was deleted.", now)
             if not ended:
-                self._stop(session, tune, False, now)
+                self._stop(session, tune, False, now, by_caller)
             gone = Failure(FailureCode.CANCELLED, "Its tune was deleted.")
             for prompt in open_prompts(session, Prompt.tune_id == tune_id, Prompt.status != "rendering"):
                 prompt_ended(session, prompt, "cancelled", now, gone)
@@ -340,8 +350,12 @@ class OutcomeQueries(WorkQueries):
                 count += follow_tune(session, lock_tune(session, tune_id), self.now())
         return count
 
-    def cancel_prompt(self, prompt_id: str) -> Prompt:
+    def cancel_prompt(self, prompt_id: str, by_caller: bool = False) -> Prompt:
         """Cancel a prompt; one that is being rendered is left out of its run's answer.
+
+        Args:
+            prompt_id: The prompt.
+            by_caller: Its account asks, and not the operator: it owes what was computed, see `settling.py`.
 
         Raises:
             Failure: `INVALID_REQUEST` for an unknown prompt, `CONFLICT` when it has ended already.
@@ -357,9 +371,10 @@ class OutcomeQueries(WorkQueries):
                 return prompt
             if prompt.status not in OPEN_PROMPT:
                 raise Failure(FailureCode.CONFLICT, f"The prompt {prompt_id} is {prompt.status} already.")
+            computed = batch.computed if by_caller and batch is not None else 0.0
             prompt.cancel = "cancel"
             failure = Failure(FailureCode.CANCELLED, "The prompt was cancelled on request.")
-            prompt_ended(session, prompt, "cancelled", now, failure)
+            prompt_ended(session, prompt, "cancelled", now, failure, given_up=computed)
             session.flush()
             if batch is not None:
                 self._drop_empty_batch(session, batch, now)

@@ -105,6 +105,8 @@ class Tune(Table):
         status: awaiting_images, queued, preparing, prepared, training, trained, finishing, ready, failed,
             cancelled, deleted.
         cancel: '' | 'cancel' | 'keep' (stop training, keep what was learned).
+        progress: Percent over all phases; never falls while the tune is made. See `core/pace.py`.
+        computed: Part of its training that was computed, 0 to 1; a repeated attempt does not take it back.
         origin: The door it came through: cli, api, drop, ui, demo.
         auto_extend: Overrides the account's choice.
         kept_until: It does not expire before this, whatever the account's rule says.
@@ -135,6 +137,8 @@ class Tune(Table):
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int | None]
     seconds_left: Mapped[float | None]
+    progress: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    computed: Mapped[float] = mapped_column(default=0.0, server_default="0")
     request: Mapped[dict[str, Any]]
     recipe: Mapped[dict[str, Any]]
     recipe_hash: Mapped[str]
@@ -221,7 +225,12 @@ class Prompt(Table):
 
 
 class Batch(Table):
-    """Prompts of one base and shape that one run renders; status queued, rendering, done, failed, cancelled."""
+    """Prompts of one base and shape that one run renders; status queued, rendering, done, failed, cancelled.
+
+    Attributes:
+        progress: Percent over all phases; never falls. See `core/pace.py`.
+        computed: Part of its rendering that was computed, 0 to 1.
+    """
 
     __tablename__ = "batches"
     __table_args__ = (Index("ix_batches_created", "created_at"),)
@@ -235,6 +244,8 @@ class Batch(Table):
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int | None]
     seconds_left: Mapped[float | None]
+    progress: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    computed: Mapped[float] = mapped_column(default=0.0, server_default="0")
     result: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]
     done_at: Mapped[datetime | None]

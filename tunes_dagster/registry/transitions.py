@@ -19,7 +19,7 @@ from tunes_dagster.callbacks.bodies import prompt_body, tune_body
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.api_tables import ApiGroup, ApiObject
-from tunes_dagster.registry.ledger import close_reservation
+from tunes_dagster.registry.settling import settle
 from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Tune, Work
 
 # What a tune is called while its work of a kind waits, runs, and is done.
@@ -166,11 +166,22 @@ def prompt_ended(
     now: datetime,
     failure: Failure | None = None,
     notify: bool = True,
+    given_up: float = 0.0,
 ) -> None:
-    """End a prompt as `done`, `failed`, `blocked` or `cancelled`, and owe its callback."""
+    """End a prompt as `done`, `failed`, `blocked` or `cancelled`, and owe its callback.
+
+    Args:
+        session: The transaction.
+        prompt: Locked.
+        status: That it ends in.
+        now: The time.
+        failure: Why it has no pictures.
+        notify: Owe the callback.
+        given_up: Part of it that was computed when its caller gave it up; see `settling.py`.
+    """
     prompt.status, prompt.done_at, prompt.updated_at = status, now, now
     write_failure(prompt, failure)
-    close_reservation(session, prompt.id, now, _share_delivered(prompt) if status == "done" else 0.0)
+    settle(session, prompt, now, given_up)
     event = {"done": "prompt.done", "cancelled": "prompt.cancelled"}.get(status, "prompt.failed")
     if notify:
         owe(session, prompt, event, now)
@@ -212,17 +223,12 @@ def group_ended(session: Session, prompt: Prompt, now: datetime) -> None:
     )
 
 
-def _share_delivered(prompt: Prompt) -> float:
-    """Return which part of the pictures that were asked for is there."""
-    return len(prompt.images or []) / max(1, int(prompt.settings.get("num_images") or 1))
-
-
 def tune_ready(session: Session, tune: Tune, now: datetime, notify: bool) -> None:
     """Make a tune ready: its waiting prompts become renderable and its caller is told."""
-    tune.status, tune.ready_at, tune.updated_at = "ready", now, now
+    tune.status, tune.ready_at, tune.updated_at, tune.progress = "ready", now, now, 100.0
     show(tune, "", "")
     write_failure(tune, None)
-    close_reservation(session, tune.id, now, 1.0)
+    settle(session, tune, now)
     follow_tune(session, tune, now)
     note(session, tune.id, "ready", "The tune is ready.", now)
     if notify:
@@ -234,7 +240,7 @@ def tune_failed(session: Session, tune: Tune, failure: Failure, now: datetime, n
     tune.status, tune.updated_at = "failed", now
     show(tune, "", "")
     write_failure(tune, failure)
-    close_reservation(session, tune.id, now, 0.0)
+    settle(session, tune, now)
     note(session, tune.id, "failed", str(failure), now)
     if notify:
         owe(session, tune, "tune.failed", now)
@@ -252,7 +258,7 @@ def tune_cancelled(session: Session, tune: Tune, now: datetime, notify: bool) ->
             owe(session, tune, "tune.cancelled", now)
     tune.updated_at = now
     show(tune, "", "")
-    close_reservation(session, tune.id, now, 0.0)
+    settle(session, tune, now)
     follow_tune(session, tune, now)
 
 
@@ -290,6 +296,8 @@ def batch_ended(
 ) -> None:
     """End a batch; prompts of it that are still open end as `left`, for the reason given."""
     batch.status, batch.done_at = status, now
+    if status == "done":
+        batch.progress = 100.0
     show(batch, "", "")
     for prompt in open_prompts(session, Prompt.batch_id == batch.id):
         prompt_ended(session, prompt, left, now, failure, notify)

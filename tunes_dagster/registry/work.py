@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import Select, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.pace import PaceQueries
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
 from tunes_dagster.registry.transitions import (
+    LOST_TUNE,
     OPEN_PROMPT,
     OPEN_WORK,
     RUNNING,
@@ -70,7 +72,7 @@ def owned(session: Session, work_id: str, run_id: str) -> tuple[Work, Tune | Bat
     return work, subject
 
 
-class WorkQueries(Database):
+class WorkQueries(PaceQueries):
     """Queue, submit, claim, heartbeat, progress."""
 
     def get_work(self, work_id: str) -> Work:
@@ -292,8 +294,10 @@ class WorkQueries(Database):
             if found is None or found.state != "running" or found.run_id != run_id:
                 raise lost(found, work_id, run_id)
             subject: type[Tune] | type[Batch] = Batch if found.kind == "render" else Tune
-            before = session.scalar(select(subject.phase).where(subject.id == found.subject_id))
-            values = {
+            about: Select[Any] = select(subject).where(subject.id == found.subject_id)
+            row: Tune | Batch = session.scalars(about).one()
+            before = row.phase
+            values: dict[str, Any] = {
                 "phase": phase,
                 "message": message,
                 "step": step,
@@ -302,6 +306,8 @@ class WorkQueries(Database):
             }
             if subject is Tune:
                 values["updated_at"] = now
+            if row.status != "ready":
+                values |= self.advanced(session, found.kind, row, phase, step / total if total else 0.0)
             session.execute(update(subject).where(subject.id == found.subject_id).values(**values))
             if before != phase:
                 note(session, found.subject_id, phase, message, now, attempt=found.attempt)
@@ -396,10 +402,13 @@ def subject_reopened(session: Session, subject: Tune | Batch, now: datetime) -> 
             prompt.status, prompt.done_at, prompt.updated_at = "queued", None, now
             write_failure(prompt, None)
         subject.done_at = None
+        subject.progress = subject.computed = 0.0
         return
     subject.cancel = ""
     if subject.status != "ready":
         write_failure(subject, None)
+    if subject.status in LOST_TUNE:  # it begins anew
+        subject.progress = subject.computed = 0.0
 
 
 def start(session: Session, work: Work, subject: Tune | Batch, run_id: str, now: datetime) -> None:

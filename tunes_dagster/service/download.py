@@ -11,12 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from tunes_dagster.core.store import Store
 
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Tune
+
 _PIECE = 1 << 20
+# What is shown of a tune while it is made: samples, curves, cards and tables.
+_LOOKED_AT = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".json", ".csv", ".html", ".md", ".txt")
 # So that the same folder makes the same zip.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -31,6 +36,29 @@ def download_key(result: Mapping[str, Any] | None) -> str | None:
     if known.get("pipeline_key"):
         return f"{known['pipeline_key']}.zip"
     return known.get("weights_key")
+
+
+def served_key(tune: Tune, form: str = "diffusers") -> str | None:
+    """Return the key of what the owner of a tune may take away over the network, or None: only ready tunes are served.
+
+    One that was cancelled or failed while it was finished has weights too; nobody paid for them.
+
+    Args:
+        tune: Whose weights.
+        form: `diffusers` or `kohya`.
+    """
+    if tune.status != "ready":
+        return None
+    kept = {"diffusers": download_key(tune.result), "kohya": (tune.result or {}).get("kohya_key")}
+    return kept.get(form) or None
+
+
+def holds_weights(key: str) -> str | None:
+    """Return the id of the tune whose weights a key may hold; None for pictures, tables and what was handed in."""
+    parts = PurePosixPath(key).parts
+    if len(parts) < 3 or parts[0] != "tunes" or parts[2] == "uploads":
+        return None
+    return None if PurePosixPath(key).suffix.lower() in _LOOKED_AT else parts[1]
 
 
 def zipped_folder(store: Store, key: str) -> str | None:

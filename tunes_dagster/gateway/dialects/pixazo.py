@@ -21,6 +21,7 @@ from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import Problem, invalid, not_found
 from tunes_dagster.registry import Registry, Tune
 from tunes_dagster.registry.outbox import Sending
+from tunes_dagster.service.download import served_key
 
 NAME = "pixazo"
 _BASE = "flux2-dev"
@@ -191,14 +192,10 @@ def _described(mine: Desk, tune: Tune) -> dict[str, Any]:
         answer["error"] = told_outside(tune.failure_message) or "The job was cancelled."
         return answer
     if word != "COMPLETED":
-        total = tune.total_steps or 0
-        return answer | {
-            "message": told_outside(tune.message),
-            "progress": round(100 * tune.step / total, 1) if total else 0.0,
-        }
+        return answer | {"message": told_outside(tune.message), "progress": round(tune.progress, 1)}
     hours = mine.service.options.weights_url_hours
-    results = tune.result or {}
-    weights = mine.url(results["weights_key"], tune.ready_at, hours) if results.get("weights_key") else None
+    stored = served_key(tune)
+    weights = mine.url(stored, tune.ready_at, hours) if stored else None
     key = f"tunes/{tune.id}/lora/config.json"
     if not mine.service.store.exists(key):
         mine.service.store.write_json(key, tune.recipe)

@@ -241,7 +241,11 @@ def results(body: Results, mine: Desk = Mine) -> dict[str, Any]:
     """Report a request and its pictures."""
     prompt, _seen = mine.prompt(body.request_uid, "request_uid")
     words = {"waiting": "queued", "queued": "queued", "rendering": "processing", "done": "completed"}
-    answer: dict[str, Any] = {"status": words.get(prompt.status, "failed"), "images": mine.images(prompt)}
+    answer: dict[str, Any] = {
+        "status": words.get(prompt.status, "failed"),
+        "progress": mine.progress(prompt),
+        "images": mine.images(prompt),
+    }
     if prompt.failure_message:
         answer["error"] = told_outside(prompt.failure_message)
     return {"response": answer}

@@ -19,7 +19,7 @@ from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import header_key
 from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
 from tunes_dagster.registry import ApiObject, Prompt, Tune
-from tunes_dagster.service.download import download_key
+from tunes_dagster.service.download import served_key
 
 NAME = "astria"
 KEYS = header_key("authorization")
@@ -250,8 +250,8 @@ def tune_object(mine: Desk, tune: Tune, seen: ApiObject | None) -> dict[str, Any
     """Return a tune as Astria shows it."""
     asked = seen.asked if seen else {}
     trained = tune.ready_at
-    key = download_key(tune.result)
-    weights = mine.url(key, trained, DAYS * 24.0) if trained and key else None
+    key = served_key(tune)
+    weights = mine.url(key, trained, DAYS * 24.0) if key else None
     sources = tune.request.get("sources", {})
     uploads = [mine.url(one, tune.created_at, DAYS * 24.0) for one in sources.get("uploads", [])]
     return {
@@ -268,6 +268,7 @@ def tune_object(mine: Desk, tune: Tune, seen: ApiObject | None) -> dict[str, Any
         "ckpt_url": weights,
         "ckpt_urls": [weights] if weights else [],
         "eta": iso(_eta(mine, tune)),
+        "progress": round(tune.progress, 1),
         "callback": tune.callback_url,
         "trained_at": iso(trained),
         "started_training_at": iso(tune.started_at),

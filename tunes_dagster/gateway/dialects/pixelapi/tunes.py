@@ -40,6 +40,7 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
 from tunes_dagster.gateway.problems import Problem, invalid, not_found
 from tunes_dagster.gateway.uploads import files_of, keep_files, read_form
 from tunes_dagster.registry import Prompt, Tune
+from tunes_dagster.service.download import served_key
 
 router = APIRouter(prefix="/v1/tunes", route_class=manners(NAME, error, KEYS), tags=["tunes"])
 Mine = Depends(desk)
@@ -156,7 +157,7 @@ def models(mine: Desk = Mine) -> list[dict[str, Any]]:
 
 
 def _megabytes(mine: Desk, tune: Tune) -> float:
-    key = (tune.result or {}).get("weights_key")
+    key = served_key(tune)
     try:
         return round(mine.service.store.size(key) / 1e6, 1) if key else 0.0
     except FileNotFoundError:
@@ -229,7 +230,7 @@ def status(job_id: str, mine: Desk = Mine) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "job_id": tune.id,
         "status": word,
-        "progress": _progress(tune),
+        "progress": round(tune.progress, 1),
         "created_at": iso(tune.created_at),
         "completed_at": iso(tune.ready_at),
     }
@@ -243,25 +244,13 @@ def status(job_id: str, mine: Desk = Mine) -> dict[str, Any]:
     return answer
 
 
-def _progress(tune: Tune) -> float:
-    """Return percent: preparation is the first 5, finishing the last 5."""
-    if tune.status == "ready":
-        return 100.0
-    if tune.status in ("trained", "finishing"):
-        return 95.0
-    if tune.status in ("prepared", "training"):
-        done = tune.step / tune.total_steps if tune.status == "training" and tune.total_steps else 0.0
-        return round(5.0 + 90.0 * min(1.0, done), 1)
-    return 0.0
-
-
 def infer_status(mine: Desk, prompt: Prompt) -> dict[str, Any]:
     """Return the status of a render job with its pictures."""
     images = [] if expired(prompt.done_at) else mine.images(prompt, HOURS)
     answer: dict[str, Any] = {
         "job_id": "inf_" + prompt.id.removeprefix("prompt_"),
         "status": prompt_status(prompt.status),
-        "progress": 100.0 if prompt.status == "done" else 0.0,
+        "progress": mine.progress(prompt),
         "created_at": iso(prompt.created_at),
         "completed_at": iso(prompt.done_at) if prompt.status == "done" else None,
         "images": images,

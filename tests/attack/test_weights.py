@@ -1,0 +1,91 @@
+"""Weights leave the house only when their tune is ready, whichever road is tried."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from tests.gateway.conftest import House, empty_registry, house, options  # noqa: F401 - fixtures
+from tests.gateway.test_astria import create as astria_tune
+from tests.gateway.test_pixazo import submit as pixazo_tune
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.gateway.files import file_url
+from tunes_dagster.registry import Tune
+
+
+def trained(house: House, tune: Tune) -> Tune:  # noqa: F811
+    """Play the pipeline until the weights lie in the store."""
+    for kind in ("prepare", "train"):
+        work = house.registry.claim(kind, tune.id, "run")
+        key = house.store.write_bytes(f"tunes/{tune.id}/lora/1/w.safetensors", b"w" * 5000)
+        made = {"weights_key": key, "kohya_key": key} if kind == "train" else None
+        house.registry.finish(work.id, "run", result=made)
+    return house.registry.get_tune(tune.id)
+
+
+def _roads(house: House, tune: Tune) -> list[str]:  # noqa: F811
+    """Return every address that would lead to a tune's weights, those that nobody was told included."""
+    until = clock.now() + timedelta(hours=1)
+    key = tune.result["weights_key"]
+    told = [
+        house.client.get(f"/tunes/{tune.number}", headers=house.auth()).json()["ckpt_url"],
+        *_pixazo(house, tune),
+    ]
+    return [
+        f"/native/v1/tunes/{tune.id}/weights/diffusers",
+        f"/native/v1/tunes/{tune.id}/weights/kohya",
+        file_url(house.service.secret, "", key, until),
+        *(url.removeprefix("https://tunes.example.com") for url in told if url),
+    ]
+
+
+def _pixazo(house: House, tune: Tune) -> list[str]:  # noqa: F811
+    headers = {"Ocp-Apim-Subscription-Key": house.key()}
+    said = house.client.get(f"/v2/requests/status/{tune.id}", headers=headers).json()
+    return [
+        (said.get("diffusers_lora_file") or {}).get("url"),
+        *(said.get("output") or {}).get("media_url", []),
+    ]
+
+
+@pytest.mark.parametrize("end", ["nothing", "cancel", "cancel while finishing", "finishing fails", "delete"])
+@pytest.mark.parametrize("door", ["astria", "pixazo"])
+def test_weights_of_a_tune_that_is_not_ready_are_served_nowhere(house: House, end: str, door: str) -> None:  # noqa: F811
+    if door == "astria":
+        row = house.registry.get_tune(astria_tune(house)["id"])
+    else:
+        row = house.registry.get_tune(
+            pixazo_tune(house, image_data_url="https://example.com/x.zip").json()["request_id"]
+        )
+    tune = trained(house, row)
+    finishing = house.registry.claim("finish", tune.id, "run") if "finish" in end else None
+    if end.startswith("cancel"):
+        house.client.post(f"/native/v1/tunes/{tune.id}/cancel", headers=house.auth())
+    elif end == "delete":
+        house.registry.delete_tune(tune.id)
+    if finishing is not None and end == "finishing fails":
+        house.registry.fail(finishing.id, "run", Failure(FailureCode.WEIGHTS_UNUSABLE, "Not finite."))
+    elif finishing is not None:
+        house.registry.finish(finishing.id, "run")
+    if end == "delete":
+        roads = [
+            file_url(house.service.secret, "", tune.result["weights_key"], clock.now() + timedelta(hours=1))
+        ]
+    else:
+        roads = _roads(house, tune)
+    assert house.store.exists(tune.result["weights_key"])
+    for road in roads:
+        answer = house.client.get(road, headers=house.auth())
+        assert answer.status_code == 404 and b"wwww" not in answer.content, road
+
+
+def test_weights_of_a_ready_tune_are_served_on_every_road(house: House) -> None:  # noqa: F811
+    tune = house.registry.get_tune(astria_tune(house)["id"])
+    trained(house, tune)
+    house.registry.finish(house.registry.claim("finish", tune.id, "run").id, "run")
+    roads = _roads(house, house.registry.get_tune(tune.id))
+    assert len(roads) == 6
+    for road in roads:
+        assert house.client.get(road, headers=house.auth()).content == b"w" * 5000, road
