@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.gateway.conftest import House, empty_registry, house, options  # noqa: F401 - fixtures
+from tests.gateway.conftest import House
 from tests.gateway.test_astria import create as astria_tune
 from tests.gateway.test_pixazo import submit as pixazo_tune
 from tunes_dagster.core import clock
@@ -15,7 +15,7 @@ from tunes_dagster.gateway.files import file_url
 from tunes_dagster.registry import Tune
 
 
-def trained(house: House, tune: Tune) -> Tune:  # noqa: F811
+def trained(house: House, tune: Tune) -> Tune:
     """Play the pipeline until the weights lie in the store."""
     for kind in ("prepare", "train"):
         work = house.registry.claim(kind, tune.id, "run")
@@ -25,7 +25,7 @@ def trained(house: House, tune: Tune) -> Tune:  # noqa: F811
     return house.registry.get_tune(tune.id)
 
 
-def _roads(house: House, tune: Tune) -> list[str]:  # noqa: F811
+def _roads(house: House, tune: Tune) -> list[str]:
     """Return every address that would lead to a tune's weights, those that nobody was told included."""
     until = clock.now() + timedelta(hours=1)
     key = tune.result["weights_key"]
@@ -41,7 +41,7 @@ def _roads(house: House, tune: Tune) -> list[str]:  # noqa: F811
     ]
 
 
-def _pixazo(house: House, tune: Tune) -> list[str]:  # noqa: F811
+def _pixazo(house: House, tune: Tune) -> list[str]:
     headers = {"Ocp-Apim-Subscription-Key": house.key()}
     said = house.client.get(f"/v2/requests/status/{tune.id}", headers=headers).json()
     return [
@@ -52,7 +52,7 @@ def _pixazo(house: House, tune: Tune) -> list[str]:  # noqa: F811
 
 @pytest.mark.parametrize("end", ["nothing", "cancel", "cancel while finishing", "finishing fails", "delete"])
 @pytest.mark.parametrize("door", ["astria", "pixazo"])
-def test_weights_of_a_tune_that_is_not_ready_are_served_nowhere(house: House, end: str, door: str) -> None:  # noqa: F811
+def test_weights_of_a_tune_that_is_not_ready_are_served_nowhere(house: House, end: str, door: str) -> None:
     if door == "astria":
         row = house.registry.get_tune(astria_tune(house)["id"])
     else:
@@ -81,7 +81,7 @@ def test_weights_of_a_tune_that_is_not_ready_are_served_nowhere(house: House, en
         assert answer.status_code == 404 and b"wwww" not in answer.content, road
 
 
-def test_weights_of_a_ready_tune_are_served_on_every_road(house: House) -> None:  # noqa: F811
+def test_weights_of_a_ready_tune_are_served_on_every_road(house: House) -> None:
     tune = house.registry.get_tune(astria_tune(house)["id"])
     trained(house, tune)
     house.registry.finish(house.registry.claim("finish", tune.id, "run").id, "run")

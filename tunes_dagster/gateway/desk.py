@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import IO, Any, NoReturn
 
 from sqlalchemy.orm import Session
@@ -23,7 +24,9 @@ from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.files import file_url
 from tunes_dagster.gateway.problems import Problem, invalid, not_found, of_failure
+from tunes_dagster.gateway.rehearsal import Rehearsed, is_rehearsing
 from tunes_dagster.gateway.service import Caller, Service
+from tunes_dagster.gateway.uploads import keep_files
 from tunes_dagster.intake.payloads import Base64File, upload_key
 from tunes_dagster.registry import ApiObject, Prompt, Tune, Wallet
 from tunes_dagster.registry.ledger import reserve
@@ -63,6 +66,8 @@ class Desk:
         self.base_url = base_url
         self.registry = service.registry
         self.request = request
+        self.headers: dict[str, str] = {}
+        """What the answer carries beside its body, also that of a rehearsal."""
         self.unclaimed: list[str] = []
         """Keys of pictures that were kept for what is not accepted yet."""
 
@@ -74,7 +79,7 @@ class Desk:
         view: View,
         prompt_views: Sequence[View] = (),
         *,
-        tune_id: str | None = None,
+        files: Sequence[UploadFile] = (),
     ) -> Tune:
         """Accept a tune with the prompts inside it; nothing is kept when anything is refused.
 
@@ -82,14 +87,20 @@ class Desk:
             request: Canonical.
             view: Of the tune.
             prompt_views: Of its prompts, in their order.
-            tune_id: Made beforehand when uploads already lie under it.
+            files: Pictures that came along.
+
+        Raises:
+            Rehearsed: In place of accepting, when the call is a rehearsal.
         """
         from tunes_dagster.service.submit import submit_tune
 
-        chosen = tune_id or new_id("tune")
-        service = self.service
+        if is_rehearsing(self.request):
+            raise Rehearsed(self._rehearsed_tune(request, view, prompt_views))
+        chosen, service = new_id("tune"), self.service
         try:
             self.check_trainable(request.base)
+            if files:
+                request = _with_uploads(request, keep_files(service.store, chosen, files))
             tune = submit_tune(
                 self.registry,
                 service.store,
@@ -194,10 +205,21 @@ class Desk:
         return {**view.asked, "request_id": known} if known else view.asked
 
     def accept_prompt(self, request: PromptRequest, view: View) -> Prompt:
-        """Accept a prompt on one of the account's tunes or on a plain base."""
-        prompt = self._prompt(request, view)
-        self._accepted(prompt.id)
-        return prompt
+        """Accept a prompt on one of the account's tunes or on a plain base; see `accept_prompts`."""
+        return self.accept_prompts([(request, view)])[0]
+
+    def accept_prompts(self, orders: Sequence[tuple[PromptRequest, View]]) -> list[Prompt]:
+        """Accept prompts.
+
+        Raises:
+            Rehearsed: In place of accepting, when the call is a rehearsal.
+        """
+        if is_rehearsing(self.request):
+            raise Rehearsed(self._rehearsed_prompts(orders))
+        prompts = [self._prompt(request, view) for request, view in orders]
+        for prompt in prompts:
+            self._accepted(prompt.id)
+        return prompts
 
     def _prompt(self, request: PromptRequest, view: View, rehearse: bool = False) -> Prompt:
         from tunes_dagster.service.submit import DEFAULT_BASE, submit_prompt
@@ -313,8 +335,8 @@ class Desk:
 
     # Trying
 
-    def rehearse_tune(
-        self, request: TuneRequest, view: View, prompt_views: Sequence[View] = ()
+    def _rehearsed_tune(
+        self, request: TuneRequest, view: View, prompt_views: Sequence[View]
     ) -> dict[str, Any]:
         """Return what accepting a tune would cost and take, and why it would be refused; keeps nothing."""
         from tunes_dagster.service.submit import submit_tune
@@ -340,34 +362,39 @@ class Desk:
 
         price = view.price + sum(one.price for one in prompt_views)
         callbacks = [request.callback_url, *(prompt.callback_url for prompt in request.prompts)]
-        return self._report(attempt, price, self.estimated_seconds(request.base), callbacks)
+        return self._report([attempt], price, self.estimated_seconds(request.base), callbacks)
 
-    def rehearse_prompt(self, request: PromptRequest, view: View) -> dict[str, Any]:
-        """The same for a prompt."""
-        seconds = 2.0 * request.settings.num_images
-        return self._report(
-            lambda: self._prompt(request, view, rehearse=True), view.price, seconds, [request.callback_url]
-        )
+    def _rehearsed_prompts(self, orders: Sequence[tuple[PromptRequest, View]]) -> dict[str, Any]:
+        """The same for prompts."""
+        attempts = [partial(self._prompt, request, view, rehearse=True) for request, view in orders]
+        seconds = 2.0 * sum(request.settings.num_images for request, _view in orders)
+        callbacks = [request.callback_url for request, _view in orders]
+        return self._report(attempts, sum(view.price for _request, view in orders), seconds, callbacks)
 
     def _report(
-        self, attempt: Callable[[], Any], price: int, seconds: float, callbacks: Sequence[str | None]
+        self,
+        attempts: Sequence[Callable[[], Any]],
+        price: int,
+        seconds: float,
+        callbacks: Sequence[str | None],
     ) -> dict[str, Any]:
-        refused: list[str] = []
-        try:
-            attempt()
-        except _Rehearsal:
-            pass
-        except Failure as failure:
-            refused.append(of_failure(failure).message)
-        except Problem as problem:
-            refused.append(problem.message)
+        refused: dict[str, None] = {}
+        for attempt in attempts:
+            try:
+                attempt()
+            except _Rehearsal:
+                pass
+            except Failure as failure:
+                refused[of_failure(failure).message] = None
+            except Problem as problem:
+                refused[problem.message] = None
         urls = list(dict.fromkeys(url for url in callbacks if url))[:3]
         return {
             "dry_run": True,
             "price_usd": price / 1_000_000,
             "available_usd": self.wallet().available / 1_000_000,
             "estimated_minutes": round(seconds / 60, 1),
-            "would_be_refused": refused,
+            "would_be_refused": list(refused),
             "callbacks": self._tried(urls),
         }
 
@@ -461,6 +488,11 @@ class Desk:
 
         self.registry.hide_prompt(prompt.id)
         self.service.later(erase_outputs, self.registry, self.service.store, [prompt])
+
+
+def _with_uploads(request: TuneRequest, keys: Sequence[str]) -> TuneRequest:
+    sources = request.sources.model_copy(update={"uploads": [*request.sources.uploads, *keys]})
+    return request.model_copy(update={"sources": sources})
 
 
 def refuse(name: str, why: str) -> NoReturn:

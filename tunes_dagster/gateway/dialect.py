@@ -1,7 +1,8 @@
 """What a dialect is, and the route class that gives each of them the same manners: who asks, how often, whether again.
 
-The class runs around every endpoint of a dialect: it finds the caller's key, counts the request, answers a repeated
-`Idempotency-Key` with the first answer, and words whatever goes wrong in the dialect's own error form.
+The class runs around every endpoint of a dialect: it finds the caller's key, counts the request, decides whether it is
+a rehearsal, answers a repeated `Idempotency-Key` with the first answer, and words whatever goes wrong in the dialect's
+own error form.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from tunes_dagster.core.failures import Failure
+from tunes_dagster.gateway import rehearsal
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.problems import Problem, of_failure, of_pydantic
@@ -126,19 +128,47 @@ def base_url(request: Request) -> str:
     return (service.options.public_url or str(request.base_url)).rstrip("/")
 
 
-def manners(name: str, error: ErrorForm, find_key: KeyFinder, kind: type[Body] = Body) -> type[APIRoute]:
-    """Return the route class of a dialect, which says by `kind` what its bodies may hold."""
+def manners(
+    name: str,
+    error: ErrorForm,
+    find_key: KeyFinder,
+    kind: type[Body] = Body,
+    shown: Callable[[dict[str, Any]], Any] = dict,
+) -> type[APIRoute]:
+    """Return the route class of a dialect.
+
+    Args:
+        name: The dialect's.
+        error: Words a problem.
+        find_key: Finds the caller's key.
+        kind: Says what its bodies may hold.
+        shown: The form in which the dialect answers a rehearsal.
+    """
 
     class Route(APIRoute):
+        def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:
+            rehearsal.documented(endpoint, more)
+            super().__init__(path, endpoint, **more)
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             inner = super().get_route_handler()
+            endpoint = self.endpoint
 
             async def handle(plain: Request) -> Response:
                 request = kind(plain.scope, plain.receive)
                 request.state.dialect = name
                 try:
                     await _admit(request, find_key)
-                    response = await _once(request, inner)
+                    if request.method in _CHANGES and await rehearsal.is_rehearsal(request):
+                        rehearsal.refuse_unless(endpoint)
+                        request.state.rehearsal = (
+                            True  # it keeps nothing, so it uses no Idempotency-Key either
+                        )
+                        response = await inner(request)
+                    else:
+                        response = await _once(request, inner)
+                except rehearsal.Rehearsed as tried:
+                    response = JSONResponse(shown(tried.report))
                 except Exception as problem:
                     response = _refusal(request, problem, error)
                 finally:
@@ -146,6 +176,9 @@ def manners(name: str, error: ErrorForm, find_key: KeyFinder, kind: type[Body] =
                 rate = getattr(request.state, "rate", None)
                 if rate is not None:
                     response.headers.update(rate.headers)
+                mine: Desk | None = getattr(request.state, "desk", None)
+                if mine is not None:
+                    response.headers.update(mine.headers)
                 return response
 
             return handle
@@ -218,8 +251,6 @@ async def _once(request: Body, inner: Callable[[Request], Awaitable[Response]]) 
         raise Problem(400, "Idempotency-Key is longer than 255 characters", code="invalid")
     registry, account = mine.service.registry, mine.account_id
     digest, fields = await _fingerprint(request)
-    if _is_rehearsal(request, fields):  # it keeps nothing, so it does not use the key up either
-        return await inner(request)
     deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
     while True:
         first = await run_in_threadpool(registry.begin_idempotent, account, key, digest, fields)
@@ -247,11 +278,6 @@ async def _once(request: Body, inner: Callable[[Request], Awaitable[Response]]) 
     body = bytes(getattr(response, "body", b"") or b"").decode("utf-8")
     await run_in_threadpool(registry.end_idempotent, account, key, kept, body)
     return response
-
-
-def _is_rehearsal(request: Request, fields: Mapping[str, Any]) -> bool:
-    named = [value for name, value in fields.items() if name.partition("#")[0] == "dry_run"]
-    return any(str(one).lower() in ("true", "1") for one in (request.query_params.get("dry_run"), *named))
 
 
 async def _fingerprint(request: Body) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import base64
 import binascii
 from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tunes_dagster.core.failures import told_outside
@@ -19,6 +19,7 @@ from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import Problem, invalid, not_found
+from tunes_dagster.gateway.rehearsal import rehearsable
 from tunes_dagster.registry import Registry, Tune
 from tunes_dagster.registry.outbox import Sending
 from tunes_dagster.service.download import served_key
@@ -139,9 +140,8 @@ def sources_of(text: str, long: bool = False) -> Sources:
 
 
 @router.post(_PATH)
-def submit(
-    body: TrainerRequest, response: Response, dry_run: bool = False, mine: Desk = Mine
-) -> dict[str, Any]:
+@rehearsable
+def submit(body: TrainerRequest, mine: Desk = Mine) -> dict[str, Any]:
     """Queue a training job."""
     request = TuneRequest(
         name="subject",
@@ -155,11 +155,9 @@ def submit(
     view = View(NAME, {"steps": body.steps}, price=mine.price(NAME, "train"))
     extra = sorted(name for name in (body.model_extra or {}) if name != "dry_run" and name.isidentifier())
     if extra:
-        response.headers["X-Tunes-Warnings"] = (
+        mine.headers["X-Tunes-Warnings"] = (
             "unknown fields: " + ", ".join(extra[:20]).encode("ascii", "replace").decode()
         )
-    if dry_run or (body.model_extra or {}).get("dry_run") is True:
-        return mine.rehearse_tune(request, view)
     tune = mine.accept_tune(request, view)
     return {
         "status": "IN_QUEUE",

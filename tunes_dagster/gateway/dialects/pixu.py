@@ -9,10 +9,10 @@ import json
 import re
 import secrets
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from tunes_dagster.core.failures import told_outside
 from tunes_dagster.core.recipe import (
@@ -27,6 +27,7 @@ from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import Dialect, desk, manners
 from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.gateway.rehearsal import rehearsable, truth
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.outbox import Sending
 from tunes_dagster.rendering.styles import compositions
@@ -58,6 +59,10 @@ async def find_key(request: Request) -> str:
     return key if isinstance(key, str) else ""
 
 
+def _wrapped(report: dict[str, Any]) -> dict[str, Any]:
+    return {"response": report}
+
+
 class PixuBody(Body):
     """A request whose body is repaired: the vendor's curl samples end the lines of their JSON with backslashes."""
 
@@ -70,7 +75,9 @@ class PixuBody(Body):
         return _CONTINUED.sub(b"\\1\n", raw) if _CONTINUED.search(raw) else raw
 
 
-router = APIRouter(prefix="/pixu/api", route_class=manners(NAME, error, find_key, PixuBody), tags=["pixu"])
+router = APIRouter(
+    prefix="/pixu/api", route_class=manners(NAME, error, find_key, PixuBody, _wrapped), tags=["pixu"]
+)
 DIALECT = Dialect(
     NAME,
     "Pixu",
@@ -91,7 +98,7 @@ class Call(BaseModel):
     api_key: str
     app_uid: str = "api"
     callback_url: str | None = Field(default=None, max_length=4000)
-    dry_run: bool = False
+    dry_run: Annotated[bool, BeforeValidator(truth)] = False
 
     @field_validator("app_uid")
     @classmethod
@@ -156,12 +163,14 @@ def _events(mine: Desk, subject: str) -> tuple[str, ...]:
 
 
 @router.post("/create_model")
+@rehearsable
 def create_model(body: CreateModel, mine: Desk = Mine) -> dict[str, Any]:
     """Make a model of the face in one picture that came along."""
     return _create(mine, body, Sources(images_base64=[body.face_base64]))
 
 
 @router.post("/create_model_from_url")
+@rehearsable
 def create_model_from_url(body: CreateModelFromUrl, mine: Desk = Mine) -> dict[str, Any]:
     """The same from a picture at a URL, which is fetched later."""
     return _create(mine, body, Sources(image_urls=[body.url]))
@@ -180,19 +189,19 @@ def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources
     )
     asked = {"height": body.height, "baseline": body.baseline}
     view = View(NAME, asked, _events(mine, "tune"), uid, on_unknown="hold", price=mine.price(NAME, "model"))
-    if body.dry_run:
-        return {"response": mine.rehearse_tune(request, view)}
     mine.accept_tune(request, view)
     return {"response": {"modelUid": uid}}
 
 
 @router.post("/txt2img_strict_portrait")
+@rehearsable
 def strict_portrait(body: Portrait, mine: Desk = Mine) -> dict[str, Any]:
     """Render a portrait; without `model_uid` of a random person."""
     return _render(mine, body, None)
 
 
 @router.post("/txt2img_composition")
+@rehearsable
 def composition(body: Composition, mine: Desk = Mine) -> dict[str, Any]:
     """Render a stored composition; without `comp_uid` any of them."""
     known = {one.id for one in compositions().values()} | set(compositions())
@@ -230,8 +239,6 @@ def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, An
     uid = secrets.token_hex(20)
     price = mine.price(NAME, "image") * body.num_images
     view = View(NAME, {}, _events(mine, "prompt"), uid, on_unknown="hold", price=price)
-    if body.dry_run:
-        return {"response": mine.rehearse_prompt(request, view)}
     mine.accept_prompt(request, view)
     return {"response": uid}
 

@@ -23,7 +23,6 @@ from tunes_dagster.gateway.dialects.astria.tunes import (
     made_tune,
     number,
     read_tune_fields,
-    wants_dry_run,
 )
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
@@ -40,6 +39,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 )
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.gateway.rehearsal import is_rehearsing, rehearsable
 from tunes_dagster.registry import Pack, Registry, Tune
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["packs"])
@@ -198,13 +198,13 @@ def _create(mine: Desk, given: dict[str, Any]) -> Response:
 
 @router.post("/p/{pack_id}/tunes", status_code=201)
 @router.post("/p/{pack_id}/tunes.json", status_code=201, include_in_schema=False)
+@rehearsable
 async def tune_from_pack(pack_id: str, request: Body, mine: Desk = Mine) -> Response:
     """Make a tune and the pack's prompts for its class; with `tune_ids` the prompts alone."""
-    body = await read_body(request)
-    return await run_in_threadpool(_from_pack, mine, pack_id, body, wants_dry_run(request, body))
+    return await run_in_threadpool(_from_pack, mine, pack_id, await read_body(request))
 
 
-def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any], dry_run: bool) -> Response:
+def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any]) -> Response:
     pack = find_pack(mine, pack_id)
     given = fields_of(body, "tune")
     overrides = given.pop("prompt_attributes", None) or {}
@@ -224,11 +224,10 @@ def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any], dry_run: bool) ->
     )
     token = fields.token or mine.entry(base_of(mine, fields.branch, fields.base_tune_id).word).token
     _fill(fields, token)
-    headers = unknown_fields(fields)
-    if (known := known_by_title(mine, fields, headers)) is not None:
+    mine.headers.update(unknown_fields(fields))
+    if (known := known_by_title(mine, fields)) is not None:
         return known
-    group = _group(mine, prompts_callback) if not dry_run else None
-    return made_tune(mine, fields, files, headers, dry_run, group)
+    return made_tune(mine, fields, files, _group(mine, prompts_callback))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -242,6 +241,8 @@ def _group(mine: Desk, callback: Any) -> str | None:
     from tunes_dagster.service.submit import check_callback_url
 
     check_callback_url(str(callback), mine.service.settings)
+    if is_rehearsing(mine.request):
+        return None
     return mine.registry.add_group(mine.account_id, NAME, str(callback)).id
 
 
@@ -281,8 +282,7 @@ def _prompts_only(
         base = Base(tune.base, asked.get("branch") or "sd15", asked.get("base_tune_id"))
         for row in _prompts(pack, tune.class_name, overrides, wanted):
             orders.append(_order(mine, row, tune, base, asked.get("characteristics") or {}, group))
-    for request, view in orders:
-        mine.accept_prompt(request, view)
+    mine.accept_prompts(orders)
     return JSONResponse({"status": 201, "message": "Prompts created", "tune_ids": ids}, 201)
 
 

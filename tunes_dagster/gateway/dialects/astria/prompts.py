@@ -15,7 +15,7 @@ from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.orders import Base, prompt_order
-from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, BeforeId, number, wants_dry_run
+from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, BeforeId, number
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
     GALLERY,
@@ -31,6 +31,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 )
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.gateway.rehearsal import rehearsable
 from tunes_dagster.registry import ApiObject, Prompt, Tune
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["prompts"])
@@ -97,15 +98,15 @@ def _number(prompt: Prompt, seen: ApiObject | None, numbers: dict[str, int]) -> 
 
 @router.post("/tunes/{tune_id}/prompts", status_code=201)
 @router.post("/tunes/{tune_id}/prompts.json", status_code=201, include_in_schema=False)
+@rehearsable
 async def create(tune_id: str, request: Body, mine: Desk = Mine) -> Response:
     """Render with a tune, or with a base and the LoRAs in the text."""
-    body = await read_body(request)
-    fields = fields_of(body, "prompt")
-    return await run_in_threadpool(_create, mine, tune_id, fields, wants_dry_run(request, body))
+    fields = fields_of(await read_body(request), "prompt")
+    return await run_in_threadpool(_create, mine, tune_id, fields)
 
 
 def _create(
-    mine: Desk, tune_id: str, given: dict[str, Any], dry_run: bool, start: dict[str, str | None] | None = None
+    mine: Desk, tune_id: str, given: dict[str, Any], start: dict[str, str | None] | None = None
 ) -> Response:
     base, tune, characteristics = base_or_tune(mine, tune_id)
     fields: PromptFields = understood(PromptFields, given, UNSUPPORTED_PROMPT)
@@ -114,12 +115,10 @@ def _create(
         request = request.model_copy(update={"base": base.word})
     else:
         view.asked["own_tune"] = True
-    headers = unknown_fields(fields)
-    if dry_run:
-        return JSONResponse(mine.rehearse_prompt(request, view), 200, headers)
+    mine.headers.update(unknown_fields(fields))
     prompt = mine.accept_prompt(request, view)
     shown = prompt_object(mine, *mine.prompt(prompt.id), tune.number if tune else base.number)
-    return JSONResponse(shown, 201, headers)
+    return JSONResponse(shown, 201)
 
 
 def _listed(
@@ -210,13 +209,13 @@ def delete_of_tune(tune_id: str, prompt_id: str, mine: Desk = Mine) -> dict[str,
 
 
 @router.post("/prompts/{prompt_id}/duplicate", status_code=201)
+@rehearsable
 async def duplicate(prompt_id: str, request: Body, mine: Desk = Mine) -> Response:
     """Render a prompt again, with some fields changed."""
-    body = await read_body(request)
-    return await run_in_threadpool(_duplicate, mine, prompt_id, body, wants_dry_run(request, body))
+    return await run_in_threadpool(_duplicate, mine, prompt_id, await read_body(request))
 
 
-def _duplicate(mine: Desk, prompt_id: str, body: dict[str, Any], dry_run: bool) -> Response:
+def _duplicate(mine: Desk, prompt_id: str, body: dict[str, Any]) -> Response:
     prompt, seen, shown = find_prompt(mine, prompt_id)
     asked = seen.asked if seen else {}
     old = {name: prompt.settings.get(name) for name in _COPIED}
@@ -232,7 +231,7 @@ def _duplicate(mine: Desk, prompt_id: str, body: dict[str, Any], dry_run: bool) 
     if index not in (None, ""):
         start = {"input_image": _picture(prompt, index), "mask_image": None}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return _create(mine, str(shown), chosen, dry_run, start if any(start.values()) else None)
+    return _create(mine, str(shown), chosen, start if any(start.values()) else None)
 
 
 def _picture(prompt: Prompt, index: Any) -> str:

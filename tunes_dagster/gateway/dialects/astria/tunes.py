@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
-from tunes_dagster.core.ids import new_id
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
@@ -28,7 +27,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 )
 from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
 from tunes_dagster.gateway.problems import Problem
-from tunes_dagster.gateway.uploads import keep_files
+from tunes_dagster.gateway.rehearsal import rehearsable
 from tunes_dagster.registry import ApiObject, Tune
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["tunes"])
@@ -81,52 +80,35 @@ class _Anything:
         """Only what cannot be done is looked for."""
 
 
-def wants_dry_run(request: Body, body: dict[str, Any]) -> bool:
-    """Whether a request only wants to know its price."""
-    return str(request.query_params.get("dry_run", body.get("dry_run", ""))).lower() in ("true", "1")
-
-
 @router.post("/tunes", status_code=201)
 @router.post("/tunes.json", status_code=201, include_in_schema=False)
+@rehearsable
 async def create(request: Body, mine: Desk = Mine) -> Response:
     """Make a tune, with prompts that are rendered once it is ready."""
-    body = await read_body(request)
-    return await run_in_threadpool(_create, mine, body, wants_dry_run(request, body))
+    return await run_in_threadpool(_create, mine, await read_body(request))
 
 
-def _create(mine: Desk, body: dict[str, Any], dry_run: bool) -> Response:
+def _create(mine: Desk, body: dict[str, Any]) -> Response:
     fields, files = read_tune_fields(body)
-    headers = unknown_fields(fields, *fields.prompts_attributes)
-    return known_by_title(mine, fields, headers) or made_tune(mine, fields, files, headers, dry_run)
+    mine.headers.update(unknown_fields(fields, *fields.prompts_attributes))
+    return known_by_title(mine, fields) or made_tune(mine, fields, files)
 
 
-def known_by_title(mine: Desk, fields: TuneFields, headers: dict[str, str]) -> Response | None:
+def known_by_title(mine: Desk, fields: TuneFields) -> Response | None:
     """Answer with the tune of the same title, for accounts that asked for that."""
     if not mine.caller.options.get("title_idempotency"):
         return None
     same = mine.registry.page_tunes(mine.account_id, limit=1, title=fields.title)
-    return JSONResponse(tune_object(mine, *same[0]), 201, headers) if same else None
+    return JSONResponse(tune_object(mine, *same[0]), 201) if same else None
 
 
-def made_tune(
-    mine: Desk,
-    fields: TuneFields,
-    files: list[Any],
-    headers: dict[str, str],
-    dry_run: bool,
-    group: str | None = None,
-) -> Response:
+def made_tune(mine: Desk, fields: TuneFields, files: list[Any], group: str | None = None) -> Response:
     """Accept a tune and answer with it."""
     order, view, prompt_views = tune_order(mine, fields, len(files), group)
-    if dry_run:
-        return JSONResponse(mine.rehearse_tune(order, view, prompt_views), 200, headers)
-    tune_id = new_id("tune")
-    if files:
-        order.sources.uploads = keep_files(mine.service.store, tune_id, files)
-    tune = mine.accept_tune(order, view, prompt_views, tune_id=tune_id)
+    tune = mine.accept_tune(order, view, prompt_views, files=files)
     if fields.auto_extend:
         mine.registry.keep_tune(tune.id, auto_extend=True)
-    return JSONResponse(tune_object(mine, *mine.tune(tune.id)), 201, headers)
+    return JSONResponse(tune_object(mine, *mine.tune(tune.id)), 201)
 
 
 @router.get("/tunes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query
 
 from tunes_dagster.core.clock import iso
 from tunes_dagster.core.failures import Failure, told_outside
@@ -19,7 +19,6 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     KEYS,
     NAME,
     GenerateBody,
-    asks_dry_run,
     credits,
     error,
     even,
@@ -28,6 +27,7 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     unknown_fields,
 )
 from tunes_dagster.gateway.problems import invalid
+from tunes_dagster.gateway.rehearsal import rehearsable
 from tunes_dagster.registry import ApiObject, Prompt, Reservation
 
 router = APIRouter(prefix="/v1", route_class=manners(NAME, error, KEYS, BODY), tags=["images"])
@@ -43,9 +43,8 @@ _MODELS: dict[str, tuple[str, tuple[int, int], str]] = {
 
 
 @router.post("/image/generate")
-def generate(
-    body: GenerateBody, response: Response, dry_run: bool = False, mine: Desk = Mine
-) -> dict[str, Any]:
+@rehearsable
+def generate(body: GenerateBody, mine: Desk = Mine) -> dict[str, Any]:
     """Render one picture on a plain base."""
     if body.model not in _MODELS:
         raise invalid("model", f"is {body.model!r}; known are {', '.join(_MODELS)}")
@@ -59,9 +58,7 @@ def generate(
     request = PromptRequest(text=body.prompt, base=base, settings=settings)
     price = mine.price(NAME, item)
     view = View(NAME, {"kind": "image", "model": body.model}, price=price)
-    response.headers.update(unknown_fields(body, *warned))
-    if asks_dry_run(body, dry_run):
-        return mine.rehearse_prompt(request, view)
+    mine.headers.update(unknown_fields(body, *warned))
     prompt = mine.accept_prompt(request, view)
     answer = {
         "generation_id": _public(prompt),

@@ -7,7 +7,7 @@ import secrets
 from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster.callbacks.bodies import failure_facts
@@ -26,7 +26,6 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     SOUGHT_PICTURES,
     InferBody,
     TrainBody,
-    asks_dry_run,
     credits,
     error,
     even,
@@ -38,6 +37,7 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     whole,
 )
 from tunes_dagster.gateway.problems import Problem, invalid, not_found
+from tunes_dagster.gateway.rehearsal import in_form, refuse_unless, rehearsable, truth
 from tunes_dagster.gateway.uploads import files_of, keep_files, read_form
 from tunes_dagster.registry import Prompt, Tune
 from tunes_dagster.service.download import served_key
@@ -72,7 +72,8 @@ def config(request: Request) -> dict[str, Any]:
 
 
 @router.post("/train")
-def train(body: TrainBody, response: Response, dry_run: bool = False, mine: Desk = Mine) -> dict[str, Any]:
+@rehearsable
+def train(body: TrainBody, mine: Desk = Mine) -> dict[str, Any]:
     """Open a training job, which waits for its pictures."""
     low, high = SOUGHT_PICTURES
     request = TuneRequest(
@@ -87,9 +88,7 @@ def train(body: TrainBody, response: Response, dry_run: bool = False, mine: Desk
     price = mine.price(NAME, f"train_{body.model}")
     token = secrets.token_urlsafe(24)
     view = View(NAME, {"model": body.model}, _EVENTS, upload_token=token, price=price)
-    response.headers.update(unknown_fields(body))
-    if asks_dry_run(body, dry_run):
-        return mine.rehearse_tune(request, view)
+    mine.headers.update(unknown_fields(body))
     tune = mine.accept_tune(request, view)
     return {
         "job_id": tune.id,
@@ -103,7 +102,8 @@ def train(body: TrainBody, response: Response, dry_run: bool = False, mine: Desk
 
 
 @router.post("/infer")
-def infer(body: InferBody, response: Response, dry_run: bool = False, mine: Desk = Mine) -> dict[str, Any]:
+@rehearsable
+def infer(body: InferBody, mine: Desk = Mine) -> dict[str, Any]:
     """Render pictures with a tune, which may still be in training."""
     tune, seen = mine.tune(own_id(body.tune_id), "Tune")
     made_on = (seen.asked.get("model") if seen else None) or ("flux" if "flux" in tune.base else "sdxl")
@@ -124,9 +124,7 @@ def infer(body: InferBody, response: Response, dry_run: bool = False, mine: Desk
     request = PromptRequest(text=body.prompt, tune=tune.id, settings=settings)
     price = mine.price(NAME, item) * body.num_images
     view = View(NAME, {"kind": "infer", "model": body.model or made_on}, price=price)
-    response.headers.update(unknown_fields(body, *left))
-    if asks_dry_run(body, dry_run):
-        return mine.rehearse_prompt(request, view)
+    mine.headers.update(unknown_fields(body, *left))
     prompt = mine.accept_prompt(request, view)
     answer: dict[str, Any] = {
         "job_id": "inf_" + prompt.id.removeprefix("prompt_"),
@@ -180,6 +178,9 @@ async def upload(job_id: str, request: Body, token: str = "") -> dict[str, Any]:
     wallet = await run_in_threadpool(service.registry.get_wallet, seen.account_id)
     form = await read_form(request, wallet.options)
     try:
+        for value in in_form(form):
+            if truth(value):
+                refuse_unless(upload)
         files = files_of(form, "images", "images[]")
         low, high = SOUGHT_PICTURES
         if not low <= len(files) <= high:

@@ -81,11 +81,6 @@ def unknown_fields(body: Loose, *left: str) -> dict[str, str]:
     return {"X-Tunes-Warnings": "; ".join(said)} if said else {}
 
 
-def asks_dry_run(body: Loose, query: bool) -> bool:
-    """Whether the request only wants to know its price."""
-    return query or (body.model_extra or {}).get("dry_run") in (True, "true", "1", 1)
-
-
 def tune_status(status: str) -> str:
     """Return the word for a tune's status."""
     words = {
