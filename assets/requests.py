@@ -140,5 +140,5 @@ def training_options(tune: Tune, changes: dict[str, Any], entry: BaseModelEntry)
         entry: Of its base, whose defaults are asked for anew when the kind is changed.
     """
     kind = {name: value for name, value in changes.items() if name == "kind"}
-    before = changed(tune.recipe["training"], kind, entry) | {"kind": tune.kind}
+    before = changed(tune.recipe["training"], kind, entry.training_options) | {"kind": tune.kind}
     return merged(TrainingOptions.model_validate(before), changes)

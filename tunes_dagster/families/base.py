@@ -1,40 +1,35 @@
 """The contract of a model family: everything the training loop and the renderer ever ask of a base model.
 
-A family is one file beside this one with one subclass of `LoadedBase`. Conditioning travels as a dict of
-tensors whose first dimension is the row, so that callers stack, cache and index it without knowing its parts.
+A family is one file beside this one (or in an installed package) with one subclass of `LoadedBase` and one
+`FamilySpec`. Conditioning travels as a dict of tensors whose first dimension is the row, so that callers stack, cache
+and index it without knowing its parts. The keys that callers do know are named below; a family may add its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.specs import Guidance, spec_of
 
 if TYPE_CHECKING:
     import torch
 
+    from tunes_dagster.families.catalog import BaseModelEntry
+
 Conditioning = dict[str, "torch.Tensor"]
 Targets = Literal["attention", "attention+mlp", "all"]
-Guidance = Literal["classifier-free", "distilled", "none"]
 
-_FAMILIES = {
-    "sd15": ("tunes_dagster.families.sd15", "Sd15Base"),
-    "sdxl": ("tunes_dagster.families.sdxl", "SdxlBase"),
-    "flux": ("tunes_dagster.families.flux", "FluxBase"),
-    "flux2": ("tunes_dagster.families.flux2", "Flux2Base"),
-}
-
-
-def known_families() -> tuple[str, ...]:
-    """Return the families that have a trainer and renderer here."""
-    return tuple(_FAMILIES)
+# Keys of a conditioning that callers outside a family read or write.
+HIDDEN: Final = "hidden"  # the texts' hidden states, [rows, tokens, d]
+POOLED: Final = "pooled"  # one vector a text, [rows, d], where the family has one
+TIME_IDS: Final = "time_ids"  # what an SDXL-class denoiser is told about size, [rows, 6]
+CONTROL: Final = "control."  # a ControlNet's residuals: control.0, control.1, …, control.mid
+FACE: Final = "face."  # the pictures that an IP-Adapter is shown: face.0, face.1, …
 
 
 class Latents(NamedTuple):
@@ -129,6 +124,13 @@ class LoadedBase(ABC):
     def word_encoders(self) -> dict[str, tuple[Any, Any]]:
         """Return {name of the vectors in files: (tokenizer, text encoder)} of pivotal tuning; empty if not offered."""
         return {}
+
+    def clip_encoders(self) -> list[tuple[Any, Any, int]]:
+        """Return (tokenizer, encoder, hidden layer) for weighted and long texts; empty where neither is understood.
+
+        The layer counts from the end, as in `hidden_states`; 0 is the last one after the final norm.
+        """
+        return []
 
     def text_left_out(self, text: str) -> str:
         """Return the end of a prompt that the text encoders do not see; empty when they see all of it."""
@@ -330,15 +332,8 @@ def load_family(
     """
     import torch
 
-    if entry.family not in _FAMILIES:
-        raise Failure(
-            FailureCode.UNKNOWN_BASE,
-            f"There is no trainer for the family {entry.family!r} of the base {entry.branch!r}.",
-            f"Choose a base of the families {', '.join(_FAMILIES)}.",
-        )
+    family = spec_of(entry.family).base_class
     place = torch.device(device)
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    module, name = _FAMILIES[entry.family]
-    family: type[LoadedBase] = getattr(importlib.import_module(module), name)
     return family.load(entry, folder, place, getattr(torch, dtype) if isinstance(dtype, str) else dtype)

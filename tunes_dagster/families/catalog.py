@@ -11,16 +11,20 @@ import difflib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import RenderSettings, Strict, TrainingOptions
+from tunes_dagster.families.presets import complete
+from tunes_dagster.families.specs import Guidance, families, spec_of
 
 # How the name of a single-file checkpoint ends.
 SINGLE_FILES = (".safetensors", ".ckpt", ".sft")
+# What a model is that no tune is made on.
+AUXILIARY = ("upscale", "video", "controlnet", "safety", "ipadapter")
 # Where `embedded:NAME` lies.
 SHIPPED = Path(__file__).parent.parent / "tiny" / "weights"
 
@@ -30,7 +34,7 @@ class BaseModelEntry(Strict):
 
     Attributes:
         branch: Its name in the catalog.
-        family: Trainer family.
+        family: A name of `families.specs.families()`, or of `AUXILIARY` for what no tune is made on.
         aliases: Other words that mean it.
         repo_id: Hub repository, file in one (`owner/name/file.safetensors`), local folder or file, or `embedded:NAME`.
         revision: Commit on the hub.
@@ -54,7 +58,7 @@ class BaseModelEntry(Strict):
     """
 
     branch: str
-    family: Literal["sd15", "sdxl", "flux", "flux2", "upscale", "video", "controlnet", "safety", "ipadapter"]
+    family: str
     aliases: list[str] = Field(default_factory=list)
     repo_id: str
     revision: str | None = None
@@ -69,17 +73,35 @@ class BaseModelEntry(Strict):
     renders_on_by_default: bool = True
     token: str
     components: str | None = None
-    guidance: Literal["classifier-free", "distilled", "none"] | None = None
+    guidance: Guidance | None = None
     max_sequence_length: int | None = Field(default=None, ge=1, le=1024)
     training: dict[str, Any] = Field(default_factory=dict)
     full_learning_rate: float | None = Field(default=None, gt=0, le=0.1)
     rendering: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("family")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in families() and value not in AUXILIARY:
+            known = ", ".join((*families(), *AUXILIARY))
+            raise ValueError(f"{value!r} is no model family; there are {known}, and what packages add")
+        return value
+
     def training_options(self, asked: TrainingOptions) -> TrainingOptions:
         """Return what was asked, completed by its preset and kind and then with this base's defaults."""
-        from tunes_dagster.families.presets import complete
-
         return complete(asked, self.training, self.native_size, self.full_learning_rate)
+
+    @property
+    def acting_guidance(self) -> Guidance:
+        """How a guidance scale acts here as far as can be said before loading; only `classifier-free` has negatives."""
+        if self.guidance is not None:
+            return self.guidance
+        return "classifier-free" if self.family in AUXILIARY else spec_of(self.family).guidance
+
+    @property
+    def default_guidance(self) -> float:
+        """The guidance scale of a prompt where neither it nor `rendering` names one."""
+        return 7.5 if self.family in AUXILIARY else spec_of(self.family).default_guidance
 
     def render_settings(self, asked: RenderSettings) -> RenderSettings:
         """Return what was asked, completed with this base's defaults."""
@@ -106,9 +128,6 @@ class BaseModelEntry(Strict):
         """Whether the weights lie where they are looked for: a folder in diffusers layout, or a single file."""
         place = self.location(bases_folder)
         return place.is_file() or (place / "model_index.json").is_file()
-
-
-AUXILIARY = ("upscale", "video", "controlnet", "safety", "ipadapter")
 
 
 class AuxiliaryEntry(BaseModelEntry):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tunes_dagster.families.base import Conditioning, Latents, Targets
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.flow import FlowBase, fused, kohya_entry, load_transformer_pipeline
+from tunes_dagster.families.specs import FamilySpec
 
 if TYPE_CHECKING:
     import torch
@@ -246,3 +247,20 @@ def _joined(
     if b.shape[0] < outputs:
         b = torch.cat([b, b.new_zeros(outputs - b.shape[0], b.shape[1])])
     return kohya_entry(theirs, a, b)
+
+
+SPEC = FamilySpec(
+    name="flux",
+    title="FLUX.1",
+    base_class=FluxBase,
+    kinds=("lora", "pti", "checkpoint"),
+    prediction="flow",
+    guidance="distilled",
+    weighted_text=False,
+    controlnets=False,
+    ip_adapter=False,
+    dora=False,
+    quantize=("int8", "nf4"),
+    sizes_like="flux1-dev",
+    default_guidance=3.5,
+)

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.families.base import Conditioning, Guidance, Latents, Targets
+from tunes_dagster.families.base import Conditioning, Latents, Targets
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.flow import FlowBase, fused, kohya_entry, load_transformer_pipeline
 from tunes_dagster.families.loading import is_single_file, named
+from tunes_dagster.families.specs import FamilySpec, Guidance
 
 if TYPE_CHECKING:
     import torch
@@ -222,3 +223,20 @@ def _source(entry: BaseModelEntry, folder: str | Path) -> tuple[str, str | None]
     if is_single_file(folder):
         return entry.components or str(folder), None
     return str(folder), None if Path(folder).exists() else entry.revision
+
+
+SPEC = FamilySpec(
+    name="flux2",
+    title="FLUX.2",
+    base_class=Flux2Base,
+    kinds=("lora", "checkpoint"),
+    prediction="flow",
+    guidance="distilled",
+    weighted_text=False,
+    controlnets=False,
+    ip_adapter=False,
+    dora=False,
+    quantize=("int8", "nf4"),
+    sizes_like="flux2-klein-4b",
+    default_guidance=4.0,
+)

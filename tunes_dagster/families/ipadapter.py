@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.families.specs import families, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
-
-# Families whose denoiser diffusers gives IP-Adapter processors that take embeddings row by row.
-FAMILIES = ("sd15", "sdxl")
 
 
 def adapter_for(catalog: Catalog | None, base: BaseModelEntry, bases_folder: Path) -> AuxiliaryEntry:
@@ -38,7 +36,8 @@ def adapter_for(catalog: Catalog | None, base: BaseModelEntry, bases_folder: Pat
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"Faces (faceid) cannot be shown to {base.branch!r}: the catalog has no IP-Adapter for it.",
-            "Use a base of the families sd15 or sdxl, or add an entry to the operator's catalog file.",
+            f"Use a base of the families {in_words(s for s in families().values() if s.ip_adapter)}, "
+            "or add an entry to the operator's catalog file.",
         )
     if not entry.installed(bases_folder):
         raise Failure(

@@ -6,18 +6,15 @@ The presets stand in `presets.yaml`, each number beside its reason. Nothing here
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import Field
 
 from tunes_dagster.core.recipe import Strict, TrainingOptions
-
-if TYPE_CHECKING:
-    from tunes_dagster.families.catalog import BaseModelEntry
 
 # A base's learning rate is that of adapters, whose B starts at zero; all weights of a trained model want about a
 # twentieth (5e-6 where LoRA takes 1e-4, as in diffusers' DreamBooth examples for either).
@@ -107,7 +104,11 @@ def complete(
     return asked.filled({name: v for name, v in chosen.items() if name not in MEANINGLESS[asked.kind]})
 
 
-def changed(before: Mapping[str, Any], changes: Mapping[str, Any], entry: BaseModelEntry) -> dict[str, Any]:
+def changed(
+    before: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    completed: Callable[[TrainingOptions], TrainingOptions],
+) -> dict[str, Any]:
     """Return completed options with changes; what the defaults of another kind had filled in is open again.
 
     A learning rate for adapters would ruin a whole network, and a rank means nothing to it.
@@ -115,12 +116,12 @@ def changed(before: Mapping[str, Any], changes: Mapping[str, Any], entry: BaseMo
     Args:
         before: All options of a tune, completed.
         changes: Those that are to differ.
-        entry: Of its base.
+        completed: Completes options with the defaults of its base.
     """
     kept = dict(before)
     if changes.get("kind", before["kind"]) != before["kind"]:
         same = {name: before[name] for name in ("kind", "preset", "optimizer")}
-        filled = entry.training_options(TrainingOptions.model_validate(same)).model_dump()
+        filled = completed(TrainingOptions.model_validate(same)).model_dump()
         fields = TrainingOptions.model_fields
         kept = {
             name: None if fields[name].default is None and value == filled[name] else value

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.families.base import Conditioning
+from tunes_dagster.families.specs import FamilySpec
 from tunes_dagster.families.unet import UnetBase
 
 if TYPE_CHECKING:
@@ -81,3 +82,20 @@ class Sd15Base(UnetBase):
             added_cond_kwargs=self.shown(conditioning) or None,
             **self.steering(conditioning),
         )[0]
+
+
+SPEC = FamilySpec(
+    name="sd15",
+    title="Stable Diffusion 1.x",
+    base_class=Sd15Base,
+    kinds=("lora", "pti", "checkpoint", "faceid"),
+    prediction="noise",
+    guidance="classifier-free",
+    weighted_text=True,
+    controlnets=True,
+    ip_adapter=True,
+    dora=True,
+    quantize=(),
+    sizes_like="realistic-vision",
+    default_guidance=7.5,
+)

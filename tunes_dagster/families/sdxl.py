@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.families.base import Conditioning
 from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.specs import FamilySpec
 from tunes_dagster.families.unet import UnetBase
 
 if TYPE_CHECKING:
@@ -125,3 +126,20 @@ class SdxlBase(UnetBase):
             return_dict=False,
             **self.steering(conditioning),
         )[0]
+
+
+SPEC = FamilySpec(
+    name="sdxl",
+    title="Stable Diffusion XL",
+    base_class=SdxlBase,
+    kinds=("lora", "pti", "checkpoint", "faceid"),
+    prediction="noise",
+    guidance="classifier-free",
+    weighted_text=True,
+    controlnets=True,
+    ip_adapter=True,
+    dora=True,
+    quantize=(),
+    sizes_like="sdxl1",
+    default_guidance=7.5,
+)

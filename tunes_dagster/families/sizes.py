@@ -14,9 +14,8 @@ import yaml
 
 from tunes_dagster.core.recipe import Strict, TrainingOptions
 from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.specs import spec_of
 
-# A base of unknown make is taken to be like the best known one of its family, scaled by its parameters.
-_LIKE = {"sd15": "realistic-vision", "sdxl": "sdxl1", "flux": "flux1-dev", "flux2": "flux2-klein-4b"}
 _BILLION = 1e9
 
 
@@ -88,7 +87,8 @@ def sizes_of(entry: BaseModelEntry, folder: Path | None = None) -> Sizes:
     """
     if entry.branch in known_sizes():
         return known_sizes()[entry.branch]
-    like = known_sizes()[_LIKE[entry.family]]
+    # A base of unknown make is taken to be like the best known one of its family, scaled by its parameters.
+    like = known_sizes()[spec_of(entry.family).sizes_like]
     counts = _counted(folder) if folder is not None and folder.is_dir() else {}
     if "denoiser" not in counts:
         return like

@@ -153,16 +153,16 @@ class Desk:
         Raises:
             Problem: 422, naming the base.
         """
-        from tunes_dagster.families.base import known_families
+        from tunes_dagster.families.specs import families
 
-        catalog, families = self.service.catalog, known_families()
+        catalog = self.service.catalog
         entry = catalog.real(catalog.resolve(base))
-        if entry.family not in families:
+        if entry.family not in families():
             from tunes_dagster.families.catalog import AUXILIARY
 
             if entry.family in AUXILIARY and not tuned:
                 return
-            known = ", ".join(one.branch for one in catalog.entries.values() if one.family in families)
+            known = ", ".join(one.branch for one in catalog.entries.values() if one.family in families())
             raise invalid("base", f"{entry.branch} cannot be used on this server yet; use one of {known}")
 
     def _keeper(

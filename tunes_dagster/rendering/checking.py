@@ -13,7 +13,7 @@ from tunes_dagster.rendering.prompts import has_weights, parse_prompt, without_w
 from tunes_dagster.rendering.schedulers import check_scheduler, samplers_of
 from tunes_dagster.rendering.sizes import rendered_size
 from tunes_dagster.rendering.styles import dressed
-from tunes_dagster.rendering.texts import chunk_count, clip_encoders
+from tunes_dagster.rendering.texts import chunk_count
 
 if TYPE_CHECKING:
     from tunes_dagster.families.base import LoadedBase
@@ -107,7 +107,7 @@ class Checker:
             )
         text, negative = dressed(parsed.text, job.settings)
         policy.check_text(text, self.aids.rules)
-        if not clip_encoders(self.base):
+        if not self.base.clip_encoders():
             if has_weights(text):
                 raise Failure(
                     FailureCode.INVALID_REQUEST,
@@ -135,7 +135,7 @@ class Checker:
 
     def _left_out(self, text: str, negative: str) -> list[str]:
         """Return a warning for each text that is longer than the text encoders read."""
-        if clip_encoders(self.base):
+        if self.base.clip_encoders():
             return []  # they read texts of any length, in chunks
         texts = {"prompt": text, "negative prompt": negative}
         ends = {what: self.base.text_left_out(words) for what, words in texts.items() if words}

@@ -28,7 +28,6 @@ MOST_AT_ONCE_ELSEWHERE = 32
 # Forwards of one run: enough to be worth a model load, few enough that whoever comes next does not wait long.
 FORWARDS = 16
 _GIB = 2**30
-_GIVEN_BY = {"sd15": "classifier-free", "sdxl": "classifier-free"}
 
 
 @dataclass(frozen=True)
@@ -99,15 +98,10 @@ def plan_room(
     width, height, guidance = _read(shape, entry)
     weights = (sizes.denoiser + sizes.text + sizes.vae) * 1e9 * machine.itemsize
     free = max(0.0, machine.usable_gib * _GIB - weights)
-    rows = 2 if _is_guided(entry, guidance) else 1
+    rows = 2 if guidance > 1 and entry.acting_guidance == "classifier-free" else 1
     picture = rows * sizes.forward_bytes(*rendered_size(entry, width, height), machine.itemsize)
     at_once = pictures_that_fit(free, picture, most_at_once(machine.kind))
     return Room(at_once, max(1, min(max_pictures, at_once * FORWARDS)), machine.gib, source)
-
-
-def _is_guided(entry: BaseModelEntry, guidance: float) -> bool:
-    """Whether a picture takes two rows; where only the model's own configuration says it, the catalog is believed."""
-    return guidance > 1 and (entry.guidance or _GIVEN_BY.get(entry.family)) == "classifier-free"
 
 
 def _read(shape: str, entry: BaseModelEntry) -> tuple[int, int, float]:

@@ -18,13 +18,12 @@ from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import AUXILIARY, AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.families.ipadapter import adapter_for
+from tunes_dagster.families.specs import spec_of
 from tunes_dagster.rendering.inputs import keep_picture
 from tunes_dagster.rendering.prompts import has_weights, named_tunes, parse_prompt
 from tunes_dagster.rendering.sizes import MULTIPLE, fit_area
 from tunes_dagster.rendering.styles import dressed, find_composition
 
-# Whose text encoders take weights of words. The others were trained on plain sentences.
-_WEIGHTED = ("sd15", "sdxl")
 # Of a clip only this much can be chosen; of an enlarged picture even less.
 _OF_CLIPS = {
     "seed",
@@ -115,7 +114,7 @@ def _check_text(text: str, filled: RenderSettings, context: PromptContext) -> No
     bare = parse_prompt(text, known).text
     weighted = has_weights(bare) or has_weights(filled.negative_prompt)
     for entry in (context.asked, context.entry):
-        if weighted and entry.family not in _WEIGHTED:
+        if weighted and entry.family not in AUXILIARY and not spec_of(entry.family).weighted_text:
             raise _refused(
                 f"Weighted text is not understood by {entry.branch!r}: its encoder was trained on plain sentences",
                 "Say it in words, or write \\( and \\) for parentheses.",
@@ -144,7 +143,8 @@ def _filled(asked: RenderSettings, entry: BaseModelEntry) -> RenderSettings:
     values["seed"] = secrets.randbelow(2**32) if values["seed"] is None else values["seed"]
     values["scheduler"] = check_scheduler(values["scheduler"])
     values["steps"] = values["steps"] or 30
-    values["guidance_scale"] = 7.5 if values["guidance_scale"] is None else values["guidance_scale"]
+    if values["guidance_scale"] is None:
+        values["guidance_scale"] = entry.default_guidance
     values["width"], values["height"] = _size(asked, native)
     return RenderSettings.model_validate(values)
 
@@ -181,23 +181,16 @@ def _family_problems(settings: RenderSettings, context: PromptContext) -> list[s
     """Return a sentence for each setting that the base's family does not have."""
     problems = []
     for entry in {one.branch: one for one in (context.asked, context.entry)}.values():
-        if settings.negative_prompt.strip() and guidance_of(entry) != "classifier-free":
+        if settings.negative_prompt.strip() and entry.acting_guidance != "classifier-free":
             problems.append(
                 f"negative_prompt is not understood by {entry.branch!r}, which was distilled to do without one"
             )
     family = context.entry.family
-    if settings.controlnet and family in ("flux", "flux2"):
+    if settings.controlnet and family not in AUXILIARY and not spec_of(family).controlnets:
         problems.append(f"controlnet: there is none for the family {family}")
     if settings.mask_image and settings.face_height:
         problems.append("face_height chooses the framing, which mask_image fixes")
     return problems
-
-
-def guidance_of(entry: BaseModelEntry) -> str:
-    """Return how a guidance scale acts on a base, by its catalog entry: only `classifier-free` has negatives."""
-    if entry.guidance is not None:
-        return entry.guidance
-    return "distilled" if entry.family in ("flux", "flux2") else "classifier-free"
 
 
 def _size_problems(settings: RenderSettings, entry: BaseModelEntry) -> list[str]:

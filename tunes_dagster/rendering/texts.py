@@ -27,22 +27,13 @@ _KEPT = 1024
 
 def chunk_count(base: LoadedBase, *texts: str) -> int:
     """Return in how many chunks texts are encoded; 1 where the encoder reads no more than one."""
-    encoders = clip_encoders(base)
+    encoders = base.clip_encoders()
     most = 1
     for tokenizer, _, _ in encoders:
         room = tokenizer.model_max_length - 2
         for text in texts:
             most = max(most, -(-len(_tokens(tokenizer, text)) // room))
     return most
-
-
-def clip_encoders(base: LoadedBase) -> list[tuple[Any, Any, int]]:
-    """Return (tokenizer, encoder, hidden layer) of a base whose text encoders are CLIP's, else nothing.
-
-    The layer counts from the end, as in `hidden_states`; 0 is the last one after the final norm.
-    """
-    found = getattr(base, "clip_encoders", None)
-    return [] if found is None else list(found())
 
 
 class TextCache:
@@ -55,7 +46,7 @@ class TextCache:
 
     def __init__(self, base: LoadedBase, rows: int = 16) -> None:
         self._base, self._rows = base, rows
-        self._weighs = bool(clip_encoders(base))
+        self._weighs = bool(base.clip_encoders())
         known: OrderedDict[tuple[str, int], Conditioning] = OrderedDict()
         self._known = base.__dict__.setdefault("_rendered_texts", known)
 
@@ -132,7 +123,7 @@ def encode_weighted(base: LoadedBase, text: str, chunks: int) -> Conditioning:
     pieces = weighted(text) if text else []
     hidden, pooled = [], None
     with torch.no_grad():
-        for tokenizer, encoder, layer in clip_encoders(base):
+        for tokenizer, encoder, layer in base.clip_encoders():
             ids, weights = _chunked(tokenizer, pieces, chunks)
             said = encoder(ids.to(base.device), output_hidden_states=True)
             states = said.last_hidden_state if layer == 0 else said.hidden_states[layer]

@@ -94,7 +94,11 @@ def _options(tune: Tune, changes: Mapping[str, Any], entry: BaseModelEntry) -> T
             f"{refused[0]} cannot be changed for a tune that is trained again: its dataset was made for the old one.",
             "Hand the pictures in anew with `tunes train`.",
         )
-    return checked(TrainingOptions, changed(tune.recipe["training"], changes, entry), "The training options")
+    return checked(
+        TrainingOptions,
+        changed(tune.recipe["training"], changes, entry.training_options),
+        "The training options",
+    )
 
 
 def _take_over(store: Store, tune: Tune, chosen: str) -> None:

@@ -16,18 +16,9 @@ from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.presets import MEANINGLESS, presets
+from tunes_dagster.families.specs import families, in_words, spec_of
 from tunes_dagster.intake.faces import is_person
 from tunes_dagster.intake.subject import is_style
-
-# What can be made on the bases of each family.
-KINDS: dict[str, tuple[str, ...]] = {
-    "sd15": ("lora", "pti", "checkpoint", "faceid"),
-    "sdxl": ("lora", "pti", "checkpoint", "faceid"),
-    "flux": ("lora", "pti", "checkpoint"),
-    "flux2": ("lora", "checkpoint"),
-}
-# Families that learn by flow matching have no signal-to-noise weighting of this kind.
-_FLOW = ("flux", "flux2")
 
 
 def check_tune(
@@ -79,7 +70,8 @@ def given(options: TrainingOptions, names: Iterable[str]) -> list[str]:
 
 def _kind_problems(options: TrainingOptions, asked: BaseModelEntry, used: BaseModelEntry) -> Iterator[str]:
     # What a stand-in can do beyond the real base would be refused as soon as that is installed.
-    kinds = [kind for kind in KINDS[asked.family] if kind in KINDS[used.family]]
+    able = spec_of(used.family).kinds
+    kinds = [kind for kind in spec_of(asked.family).kinds if kind in able]
     if options.kind not in kinds:
         yield (
             f"training.kind is {options.kind!r}, but on {asked.branch} (family {asked.family}) it should be one of: "
@@ -91,16 +83,20 @@ def _kind_problems(options: TrainingOptions, asked: BaseModelEntry, used: BaseMo
 
 
 def _family_problems(options: TrainingOptions, asked: BaseModelEntry) -> Iterator[str]:
-    if options.preset and asked.family not in (families := presets()[options.preset].families):
+    if options.preset and asked.family not in (fitting := presets()[options.preset].families):
         yield (
-            f"training.preset {options.preset!r} is for the families {' and '.join(families)}, but {asked.branch} "
+            f"training.preset {options.preset!r} is for the families {' and '.join(fitting)}, but {asked.branch} "
             f"is of the family {asked.family}"
         )
-    if asked.family in _FLOW and options.dora:
-        yield f"training.dora is for the families sd15 and sdxl, but {asked.branch} is of the family {asked.family}"
-    if asked.family not in _FLOW and options.quantize in ("int8", "nf4"):
-        yield f"training.quantize is for the families flux and flux2, but {asked.branch} is of {asked.family}"
-    if asked.family in _FLOW and options.min_snr_gamma:
+    spec = spec_of(asked.family)
+    if options.dora and not spec.dora:
+        able = in_words(one for one in families().values() if one.dora)
+        yield f"training.dora is for the families {able}, but {asked.branch} is of the family {spec.name}"
+    if options.quantize in ("int8", "nf4") and options.quantize not in spec.quantize:
+        able = in_words(one for one in families().values() if options.quantize in one.quantize)
+        yield f"training.quantize is for the families {able}, but {asked.branch} is of the family {spec.name}"
+    # A signal-to-noise weighting of this kind means nothing to flow matching.
+    if spec.prediction == "flow" and options.min_snr_gamma:
         yield f"training.min_snr_gamma should be 0 or left out on {asked.branch}, which learns by flow matching"
     if options.resolution is not None and options.resolution > _largest(asked):
         yield (

@@ -139,11 +139,12 @@ def kind_of(mine: Desk, fields: TuneFields, base: Base) -> tuple[Any, str | None
     Raises:
         Problem: 422 for `faceid` where it cannot be made.
     """
-    from tunes_dagster.training.checks import KINDS
+    from tunes_dagster.families.specs import families
 
     asked = fields.model_type or "checkpoint"
     named = mine.entry(base.word)
-    able = set(KINDS.get(named.family, ())) & set(KINDS.get(mine.service.catalog.real(named).family, ()))
+    kinds = {name: set(spec.kinds) for name, spec in families().items()}
+    able = kinds.get(named.family, set()) & kinds.get(mine.service.catalog.real(named).family, set())
     if asked == "faceid":
         if asked not in able:
             raise invalid("model_type", f"faceid is made on sd15 and sdxl1, not on {base.branch}")
