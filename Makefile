@@ -46,7 +46,7 @@ check: setup-dev  ## the quick tests only (PYTEST_ARGS="tests/cli")
 	@$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not proof" $(PYTEST_ARGS)
 
 lint: setup-dev  ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: setup-dev  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -1,0 +1,220 @@
+"""The rules between rooms: who may import whom, and what is said in one place only. `ruff` holds the rest of them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "tunes_dagster"
+# Every room and the rooms that it may use. A room that is not named here has no place in the house yet.
+MAY_USE = {
+    "core": set(),
+    "registry": {"core", "callbacks"},  # callbacks: the form of a body, fixed when it becomes owed
+    "tiny": {"core"},
+    "intake": {"core", "tiny"},
+    "callbacks": {
+        "core",
+        "registry",
+        "intake",
+        "gateway",
+    },  # intake: the guard; gateway: a dialect's own form
+    "families": {"core", "training", "rendering"},  # names of layers, and the samplers
+    "training": {"core", "families", "intake", "rendering"},  # rendering: the sheet of samples
+    "rendering": {"core", "families", "intake", "training", "registry"},
+    "evaluation": {"core", "families", "intake", "training", "rendering", "tiny"},
+    "service": {"core", "families", "intake", "registry", "training", "rendering", "evaluation", "callbacks"},
+    "campaigns": {
+        "core",
+        "families",
+        "intake",
+        "registry",
+        "rendering",
+        "service",
+        "gateway",
+    },  # gateway: prices
+    "gateway": {"core", "families", "intake", "registry", "training", "rendering", "service", "callbacks"},
+    "resources": {"core", "families", "intake", "registry", "callbacks", "evaluation", "training", "tiny"},
+    "assets": {
+        "core",
+        "families",
+        "intake",
+        "registry",
+        "training",
+        "rendering",
+        "evaluation",
+        "service",
+        "campaigns",
+        "callbacks",
+        "resources",
+        "pipeline",
+        "tiny",
+    },
+    "pipeline": {
+        "core",
+        "families",
+        "intake",
+        "registry",
+        "rendering",
+        "service",
+        "campaigns",
+        "callbacks",
+        "resources",
+        "assets",
+        "definitions",
+    },
+    "definitions": {"pipeline"},
+    "cli": {
+        "core",
+        "families",
+        "intake",
+        "registry",
+        "training",
+        "rendering",
+        "evaluation",
+        "service",
+        "campaigns",
+        "callbacks",
+        "gateway",
+        "pipeline",
+        "assets",
+        "resources",
+        "tiny",
+    },
+}
+# Words that are a family's name and something else as well: the branches and sizes of dialects and demonstrations.
+SAYS_OTHERWISE = {
+    "tunes_dagster/core/recipe.py": "the default base's alias",
+    "tunes_dagster/cli/plan.py": "the same",
+    "tunes_dagster/cli/demo.py": "the demonstration's two bases",
+    "tunes_dagster/cli/demonstration.py": "the same",
+    "tunes_dagster/tiny/__init__.py": "folders of the shipped models",
+}
+
+
+def modules() -> Iterator[tuple[str, str, ast.Module]]:
+    """Yield (room, path from the root, syntax tree) of every module of the package."""
+    folders = [PACKAGE, ROOT / "assets", ROOT / "resources"]
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            inside = path.relative_to(folder).parts
+            room = folder.name if folder is not PACKAGE else inside[0].removesuffix(".py")
+            if room != "__init__":
+                yield room, path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def used(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield (line, room) of what a module imports when it runs, at its top and inside functions."""
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in node.body
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "tunes_dagster":
+            names = [alias.name for alias in node.names if not alias.name.startswith("__")]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = (
+                [node.module.removeprefix("tunes_dagster.")]
+                if node.module.startswith("tunes_dagster.")
+                else []
+            )
+        elif isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+            names = [
+                name.removeprefix("tunes_dagster.") for name in found if name.startswith("tunes_dagster.")
+            ]
+        else:
+            names = []
+        for name in names:
+            yield node.lineno, name.split(".")[0]
+
+
+def test_every_room_uses_only_the_rooms_below_it():
+    wrong = [
+        f"{path}:{line} uses {other}"
+        for room, path, tree in modules()
+        for line, other in used(tree)
+        if other != room and other not in MAY_USE.get(room, set())
+    ]
+    assert not wrong, wrong
+
+
+def test_families_are_named_in_their_own_room_and_in_the_words_of_dialects_only():
+    from tunes_dagster.families.specs import families
+
+    names = set(families())
+    wrong = [
+        f"{path}:{node.lineno} says {node.value!r}"
+        for room, path, tree in modules()
+        if room != "families" and "/dialects/" not in path and path not in SAYS_OTHERWISE
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert not wrong, wrong
+
+
+def test_assets_and_resources_have_one_name():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in ("tunes_dagster", "assets", "resources", "tests", "benchmarks", "scripts", "factory")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and node.level == 0
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+        if name.split(".")[0] in ("assets", "resources")
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "rule"),
+    [
+        ("tunes_dagster/core/new.py", "import dagster", "TID251"),
+        ("tunes_dagster/gateway/new.py", "from dagster import asset", "TID251"),
+        ("tunes_dagster/families/new.py", "import torch", "TID253"),
+        ("assets/new.py", "from diffusers import DiffusionPipeline", "TID253"),
+        ("tunes_dagster/cli/new.py", "from resources.state import StoreResource", "TID251"),
+    ],
+)
+def test_ruff_refuses_what_the_rules_forbid(path, line, rule):
+    checked = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "--stdin-filename", str(ROOT / path), "-"],
+        input=f'"""New."""\n\n{line}\n',
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert rule in checked.stdout, checked.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # seconds where the linters ran before, minutes where they did not
+def test_a_wrong_call_into_assets_fails_the_type_checker(tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "from tunes_dagster.assets.names import NOT_THERE\nfrom tunes_dagster.assets.cohort import nor_this\n"
+        "from tunes_dagster.resources.state import StoreResource\nStoreResource().opne()\n"
+    )
+    seen = subprocess.run(
+        [sys.executable, "-m", "mypy", "--follow-imports=silent", str(wrong)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert seen.stdout.count("[attr-defined]") == 3, seen.stdout
