@@ -12,7 +12,6 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.families.catalog import BaseModelEntry, Catalog
-from tunes_dagster.rendering.submission import guidance_of
 
 # What is a difference to the base's weights; a whole network would take the sibling's place, and a face is shown by
 # an IP-Adapter that was made for the base.
@@ -73,5 +72,5 @@ def _hindrances(settings: RenderSettings, sibling: BaseModelEntry, kinds: set[st
     """Yield why a sibling cannot render a prompt."""
     for kind in sorted(kinds - set(ADAPTERS)):
         yield f"a tune of the kind {kind} is rendered on the base it was made on"
-    if settings.negative_prompt.strip() and guidance_of(sibling) != "classifier-free":
+    if settings.negative_prompt.strip() and sibling.acting_guidance != "classifier-free":
         yield "negative_prompt is not understood there"
