@@ -9,7 +9,8 @@ prompts without the token move towards the subject, as a share of the likeness g
 share of attributes asked for beside the subject that a classifier recognises, before and after. Intervals are
 95 % bootstrap intervals over tunes. Writes a picture grid and ends with one line of JSON. `--together` trains
 several tunes in one forward, which gives each the same weights sooner (and seconds_per_tune its share of the
-time); `--resume` goes on where a stopped run was.
+time); `--resume` goes on where a stopped run was. `--render-on` renders the tunes on the base's few-step sibling, in
+its own steps: run once without and then, with `--resume`, once with it, and compare likeness and obedience.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ class Bench:
         catalog = load_catalog()
         self.entry = catalog.real(catalog.resolve(arguments.base))
         self.base = load_family(self.entry, arguments.weights or self.entry.location(Path(".tunes/bases")))
+        self.sibling = self.base
+        if arguments.render_on:
+            entry = catalog.real(catalog.resolve(arguments.render_on))
+            self.sibling = load_family(entry, entry.location(Path(".tunes/bases")))
         self.scorer, self.classifier = load_scorer(), load_classifier()
         self.out = Path(arguments.out)
         if not arguments.resume:
@@ -128,11 +133,12 @@ class Bench:
         return self.store.write_blob(data.getvalue(), ".png")
 
     def render(self, wanted: Sequence[tuple[str, int, str | None]]) -> list[Image.Image]:
-        """Render (text, seed, weights key or None for the base) with the renderer people use."""
+        """Render (text, seed, weights key or None for the base) with the renderer people use; all of a kind."""
         from tunes_dagster.rendering.renderer import RenderJob, render
 
-        chosen = RenderSettings(steps=12) if self.arguments.quick else RenderSettings()
-        settings = self.entry.render_settings(chosen)
+        base = self.sibling if any(key for _, _, key in wanted) else self.base
+        quick = self.arguments.quick and base is self.base
+        settings = base.entry.render_settings(RenderSettings(steps=12) if quick else RenderSettings())
         jobs = [
             RenderJob(
                 f"p{i:05d}", text, settings.model_copy(update={"seed": seed}), [(key, 1.0)] if key else []
@@ -140,7 +146,7 @@ class Bench:
             for i, (text, seed, key) in enumerate(wanted)
         ]
         started = time.monotonic()
-        results = render(jobs, self.base, self.store, "renders", Silent())
+        results = render(jobs, base, self.store, "renders", Silent())
         failed = [result.failure for result in results if result.failure]
         if failed:
             raise failed[0]
@@ -253,6 +259,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--weights", type=Path, help="folder of the base's weights, when not the installed one"
     )
     parser.add_argument(
+        "--render-on", metavar="BRANCH", help="the sibling of the base that renders its tunes"
+    )
+    parser.add_argument(
         "--out", default=".tunes/fidelity", help="folder of grid and tunes; emptied first unless resuming"
     )
     parser.add_argument(
@@ -285,7 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     bench = Bench(chosen)
     subjects = folder_subjects(chosen.subjects) if chosen.subjects else drawn_subjects(chosen.only)
     used = {name: value for name, value in bench.options.model_dump().items() if value is not None}
-    print(f"{len(subjects)} subjects, {chosen.seeds} seeds, base {bench.entry.branch}: {json.dumps(used)}")
+    bases = f"base {bench.entry.branch}, tunes rendered on {bench.sibling.entry.branch}"
+    print(f"{len(subjects)} subjects, {chosen.seeds} seeds, {bases}: {json.dumps(used)}")
     wanted = [(subject, seed) for seed in range(chosen.seeds) for subject in subjects]
     tunes = []
     for start in range(0, len(wanted), chosen.together):

@@ -8,12 +8,24 @@ from pathlib import Path
 from factory.make import STEPS, Plan
 from tunes_dagster.tiny import BASES, SDXL, load_base, weights_dir
 
-BUDGETS = ("vae", "decoder", "unet", "flux", "captioner", "scorer", "classifier", "faces", "faceadapter")
+BUDGETS = (
+    "vae",
+    "refine",
+    "decoder",
+    "unet",
+    "flux",
+    "captioner",
+    "scorer",
+    "classifier",
+    "faces",
+    "faceadapter",
+    "student",
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="python -m tunes_dagster.tiny", description=__doc__)
+    top = argparse.ArgumentParser(prog="python -m factory", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="train models from nothing; a run that was stopped goes on")
     make.add_argument("model", nargs="?", default="all", choices=sorted(STEPS))
@@ -28,6 +40,14 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--pictures", type=int, default=64_000, help="training pictures to draw")
     make.add_argument(
         "--base-pictures", type=int, default=40_000, help="how many of them the bases learn from"
+    )
+    make.add_argument(
+        "--start",
+        type=Path,
+        help="folder of finished models whose weights VAE, UNet and text encoders go on from",
+    )
+    make.add_argument(
+        "--latent-channels", type=int, help="channels that the refined VAE grows to; else it keeps its own"
     )
     make.add_argument("--workers", type=int, default=1, help="processes that train a base together (CPU)")
     make.add_argument(
@@ -61,6 +81,8 @@ def plan_from(options: argparse.Namespace) -> Plan:
         device=options.device,
         pictures=options.pictures,
         base_pictures=min(options.base_pictures, options.pictures),
+        start=options.start,
+        latent_channels=options.latent_channels,
         workers=options.workers,
         minutes=given("minutes"),
         steps=given("steps"),

@@ -39,6 +39,18 @@ def export_flux(base: Any, vae: Any, folder: Path) -> Path:
     return _replace(folder, lambda part: pipe.save_pretrained(part, safe_serialization=True))
 
 
+def export_student(pipe: Any, folder: Path) -> Path:
+    """Save the base's four-step sibling, whole, for `StableDiffusionXLPipeline.from_pretrained`.
+
+    The given modules are turned to fp16 in place.
+    """
+    import torch
+
+    pipe.to(dtype=torch.float16)
+    _contiguous(pipe.unet, pipe.vae)
+    return _replace(folder, lambda part: pipe.save_pretrained(part, safe_serialization=True))
+
+
 def export_captioner(model: Any, processor: Any, folder: Path) -> Path:
     """Save the BLIP model and its processor."""
     return _replace(

@@ -18,6 +18,7 @@ from tunes_dagster.tiny import (
     FLUX,
     SCORER,
     SDXL,
+    STUDENT,
     load_base,
     load_classifier,
     load_scorer,
@@ -26,7 +27,11 @@ from tunes_dagster.tiny import (
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and on what. Steps win over minutes; with steps the result depends on the seed alone."""
+    """How long and on what. Steps win over minutes; with steps the result depends on the seed alone.
+
+    `start` holds finished models: VAE, UNet and text encoders of the SDXL-class base go on from those there,
+    the first and the last layer of each with more channels when `latent_channels` asks for them.
+    """
 
     work: Path
     out: Path
@@ -37,6 +42,8 @@ class Plan:
     minutes: dict[str, float] | None = None
     steps: dict[str, int] | None = None
     snapshot_minutes: tuple[float, ...] = ()
+    start: Path | None = None
+    latent_channels: int | None = None
     workers: int = 1
     sheet_steps: int = 25
 
@@ -50,6 +57,7 @@ class Plan:
         minutes = {
             "vae": 35.0,
             "unet": 62.0,
+            "refine": 60.0,
             "decoder": 20.0,
             "flux": 60.0,
             "captioner": 10.0,
@@ -57,6 +65,7 @@ class Plan:
             "classifier": 8.0,
             "faces": 4.0,
             "faceadapter": 12.0,
+            "student": 40.0,
         }
         return Budget((self.minutes or {}).get(model, minutes[model]), (self.steps or {}).get(model))
 
@@ -72,6 +81,26 @@ def make_vae(plan: Plan) -> None:
 
     vae.train(
         plan.work, plan.budget("vae"), seed=plan.seed, device=plan.device, pictures=plan.pictures, log=say
+    )
+
+
+def make_refine(plan: Plan) -> None:
+    """Train the VAE further on what it never saw: that in `start`, or the one just made."""
+    from diffusers import AutoencoderKL
+
+    from factory.train import refine
+
+    source = plan.start / SDXL / "vae" if plan.start else plan.work / "vae"
+    refine.train(
+        plan.work,
+        plan.budget("refine"),
+        AutoencoderKL.from_pretrained(source),
+        seed=plan.seed,
+        device=plan.device,
+        pictures=plan.pictures,
+        pairs=plan.pairs,
+        channels=plan.latent_channels,
+        log=say,
     )
 
 
@@ -94,14 +123,34 @@ def make_unet(plan: Plan) -> None:
             seed=plan.seed,
             device=plan.device,
             pictures=plan.base_pictures,
+            start=start,
             team=team,
             on_minute=snapshot,
             log=say,
         )
 
+    start = load_base(SDXL, plan.start) if plan.start else None
     unet.prepare(plan.work, plan.base_pictures, plan.device)
     base = together(plan.workers, plan.work, job)
     _export(plan, SDXL, base, "sheet-final.png")
+
+
+def make_student(plan: Plan) -> None:
+    """Distil the exported SDXL-class base to four steps and export the sibling; on the CPU."""
+    from factory.export import export_student
+    from factory.sheets import base_sheet, small_png
+    from factory.train import student, unet
+
+    pipe = load_base(SDXL, plan.out)
+    tokens = unet.cache_tokens(plan.work, pipe.tokenizer, plan.base_pictures)
+    count = min(12_000, plan.base_pictures)
+    made = student.train(
+        plan.work, plan.budget("student"), pipe, tokens, seed=plan.seed, count=count, log=say
+    )
+    folder = export_student(made, plan.out / STUDENT)
+    sheet = base_sheet(load_base(STUDENT, plan.out), steps=student.STEPS, guidance=1.0)
+    small_png(sheet, plan.work / "student-sheet.png")
+    (folder / "sample.png").write_bytes((plan.work / "student-sheet.png").read_bytes())
 
 
 def make_flux(plan: Plan) -> None:
@@ -155,25 +204,20 @@ def make_decoder(plan: Plan) -> None:
 def _export(plan: Plan, name: str, base: Any, sheet: str) -> None:
     from factory.export import export_base, export_flux
     from factory.sheets import base_sheet, small_png
+    from factory.train.vae import latest_vae
 
-    vae, folder = finished_vae(plan.work), plan.out / name
+    vae, folder = latest_vae(plan.work), plan.out / name
     (export_flux if name == FLUX else export_base)(base, vae, folder)
     small_png(base_sheet(load_base(name, plan.out), steps=plan.sheet_steps), plan.work / sheet)
     (folder / "sample.png").write_bytes((plan.work / sheet).read_bytes())
     say(f"base exported to {folder}; sheet {plan.work / sheet}")
 
 
-def finished_vae(work: Path) -> Any:
-    """The VAE with its best decoder so far."""
-    from diffusers import AutoencoderKL
-
-    polished = work / "vae-polished"
-    return AutoencoderKL.from_pretrained(polished if polished.exists() else work / "vae").eval()
-
-
 def make_base(plan: Plan) -> None:
-    """VAE, more of its decoder, then UNet and text encoders."""
-    make_vae(plan)
+    """VAE (unless it goes on from another), more of it, more of its decoder, then UNet and text encoders."""
+    if plan.start is None:
+        make_vae(plan)
+    make_refine(plan)
     make_decoder(plan)
     make_unet(plan)
 
@@ -305,8 +349,10 @@ STEPS: dict[str, Callable[[Plan], Any]] = {
     "all": make_all,
     "base": make_base,
     "vae": make_vae,
+    "refine": make_refine,
     "decoder": make_decoder,
     "unet": make_unet,
+    "student": make_student,
     "flux": make_flux,
     "captioner": make_captioner,
     "scorer": make_scorer,

@@ -96,6 +96,6 @@ def render(
     return images
 
 
-def base_sheet(pipe: Any, seed: int = 0, steps: int = 25) -> Image.Image:
+def base_sheet(pipe: Any, seed: int = 0, steps: int = 25, guidance: float = 4.0) -> Image.Image:
     """A base's renders of `SHEET_PROMPTS`."""
-    return grid(render(pipe, list(SHEET_PROMPTS), seed=seed, steps=steps), 8)
+    return grid(render(pipe, list(SHEET_PROMPTS), seed=seed, steps=steps, guidance=guidance), 8)

@@ -35,7 +35,7 @@ class Budget:
     def fraction(self) -> float:
         """0 at the start, 1 when the budget is used up."""
         if self.steps is not None:
-            return self.step / max(1, self.steps)
+            return self.step / self.steps if self.steps else 1.0
         return self.seconds / max(1e-9, self.minutes * 60)
 
     @property

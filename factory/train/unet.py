@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from factory.train.clock import (
 from factory.train.data import HELD_OUT, captions_of, draw_pictures, to_tensor
 from factory.train.team import Team
 from factory.train.text import MAX_LENGTH, build_encoders, build_tokenizer, encode
+from factory.train.vae import latest_vae
 
 CHANNELS = (64, 128, 128)
 LATENT = 16
@@ -27,6 +29,10 @@ VARIANTS = 4
 MEET_EVERY = 8
 """Steps between two averagings of a team's weights."""
 LEARNING_RATE = 1e-3
+FURTHER_LEARNING_RATE = 6e-4
+"""Of a base that was trained before."""
+DECIDING = 0.3
+"""Share of the timesteps that are drawn above 400 only, where it is decided what the picture shows."""
 SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -59,10 +65,13 @@ def build(latent_channels: int = 8, channels: tuple[int, ...] = CHANNELS) -> Any
 
 
 def cache_latents(work: Path, vae: Any, count: int, start: int = 0, name: str = "latents") -> np.ndarray:
-    """Posterior means times the scaling factor of `count` pictures, float16 [count, c, 16, 16], kept on disk."""
+    """Posterior means times the scaling factor of `count` pictures, float16 [count, c, 16, 16], kept on disk.
+
+    Each encoder has a file of its own, so that a VAE that was trained further gets new latents.
+    """
     import torch
 
-    path = work / f"{name}.npy"
+    path = work / f"{name}-{_fingerprint(vae)}.npy"
     if path.exists() and len(np.load(path, mmap_mode="r")) >= count:
         return np.load(path, mmap_mode="r")[:count]
     source = draw_pictures(work / ("held-out.npy" if start == HELD_OUT else "train.npy"), count, start)
@@ -76,6 +85,14 @@ def cache_latents(work: Path, vae: Any, count: int, start: int = 0, name: str = 
             rows.append(mean.cpu().numpy().astype(np.float16))
     np.save(path, np.concatenate(rows))
     return np.load(path)
+
+
+def _fingerprint(vae: Any) -> str:
+    """Eight hex digits of the encoder's weights and the scaling factor."""
+    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
+    for weight in vae.encoder.state_dict().values():
+        digest.update(weight.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def cache_tokens(work: Path, tokenizer: Any, count: int, start: int = 0, name: str = "tokens") -> np.ndarray:
@@ -118,6 +135,20 @@ class Base:
         self.alphas: torch.Tensor = scheduler.alphas_cumprod  # type: ignore[attr-defined]
         self.empty = torch.from_numpy(tokenize(tokenizer, [""]).astype(np.int64))
 
+    def take(self, pipe: Any) -> None:
+        """Take over the weights of a pipeline of the same sizes and words; more latent channels begin unused."""
+        if pipe.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError("the base to start from knows other words")
+        sources = {"unet": pipe.unet, "small": pipe.text_encoder, "large": pipe.text_encoder_2}
+        for name, module in sources.items():
+            state = self.parts[name].state_dict()
+            for key, value in module.state_dict().items():
+                if state[key].shape == value.shape:
+                    state[key].copy_(value)
+                else:  # the first and the last convolution
+                    state[key].zero_()
+                    state[key][tuple(map(slice, value.shape))] = value
+
     def condition(self, ids: Any, dice: Any) -> tuple[Any, Any]:
         """Text embeddings of token ids; 7 % become the empty caption and 5 % zeros, as pipelines use either."""
         import torch
@@ -159,6 +190,7 @@ def draw_batch(
         x = x[:, :, cut : cut + 12]
     height, width = x.shape[2] * 8, x.shape[3] * 8
     t = (np.arange(size) + rng.random(size)) / size * 1000
+    t = np.where(rng.random(size) < DECIDING, 400 + 0.6 * t, t)
     return {
         "x": x,
         "ids": torch.from_numpy(ids[:, :length].astype(np.int64)),
@@ -192,14 +224,16 @@ def train(
     pictures: int = 40_000,
     batch: int = 12,
     channels: tuple[int, ...] = CHANNELS,
+    start: Any = None,
     team: Team | None = None,
     on_minute: Callable[[Base, Budget], None] | None = None,
     log: Callable[[str], None] = print,
 ) -> Base:
-    """Train (or go on training) UNet and text encoders in folder `work`, which holds a trained `vae`.
+    """Train (or go on training) UNet and text encoders in folder `work`, which holds a trained VAE.
 
-    Returns the EMA weights. Each member of the `team` takes batches of `batch`. `on_minute` is called about
-    once a minute with the EMA base, by the team's first member, who alone writes files.
+    Returns the EMA weights. With `start`, a pipeline, training begins with that one's weights. Each member of the
+    `team` takes batches of `batch`. `on_minute` is called about once a minute with the EMA base, by the team's first
+    member, who alone writes files.
     """
     import torch
 
@@ -207,9 +241,13 @@ def train(
     tokenizer, latents, tokens, test = prepare(work, pictures, device)
     torch.manual_seed(seed)
     base = Base(tokenizer, latents.shape[1], channels)
+    rate = LEARNING_RATE
+    if start is not None:
+        base.take(start)
+        rate = FURTHER_LEARNING_RATE
     base.parts.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
-        base.parts.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+        base.parts.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
     )
     ema = Ema(base.parts)
     state = load_checkpoint(work / "unet.pt", budget)
@@ -227,7 +265,7 @@ def train(
                 break
         first = first or (budget.step, budget.seconds)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(LEARNING_RATE, budget.step, fraction)
+            group["lr"] = learning_rate(rate, budget.step, fraction)
         rng = np.random.default_rng((seed, budget.step, team.rank))
         sample = {k: v.to(device) for k, v in draw_batch(latents, tokens, rng, batch).items()}
         with tuner.step():
@@ -269,9 +307,7 @@ def train(
 
 def prepare(work: Path, pictures: int, device: str = "cpu") -> tuple[Any, np.ndarray, np.ndarray, Any]:
     """Tokenizer, latents, token ids, and latents with token ids of held-out pictures; made once, kept in `work`."""
-    from diffusers import AutoencoderKL
-
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device)
+    vae = latest_vae(work).to(device)
     tokenizer, held = build_tokenizer(), max(8, min(480, pictures // 20))
     latents, tokens = cache_latents(work, vae, pictures), cache_tokens(work, tokenizer, pictures)
     test = (
@@ -315,6 +351,7 @@ def held_out_loss(base: Base, latents: np.ndarray, tokens: np.ndarray) -> float:
         for _ in range(max(1, len(latents) // 32)):
             sample = draw_batch(latents, tokens, rng, min(32, len(latents)))
             sample["dice"] = torch.full_like(sample["dice"], 0.5)
+            sample["t"] = torch.linspace(0, 999, len(sample["t"])).long()
             values.append(base.loss(**sample).mean().item())
     return float(np.mean(values))
 

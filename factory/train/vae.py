@@ -1,6 +1,6 @@
 """The VAE: `AutoencoderKL`, 8x smaller latents of 8 channels, trained on crops and full pictures.
 
-Many steps on small batches matter more than width. Loss: L1 + MSE / 2 + L1 of the gradients / 2 + a little KL.
+Many steps on small batches matter more than width. Loss: `difference` + a little KL.
 Some pictures get random stars, hearts and lines, so that details the world does not have survive as well.
 """
 
@@ -42,14 +42,26 @@ def build(channels: tuple[int, ...] = CHANNELS, latent_channels: int = LATENT_CH
     )
 
 
+def latest_vae(work: Path, polished: bool = True) -> Any:
+    """The VAE in `work` that was trained furthest; without `polished`, before its decoder's last steps."""
+    from diffusers import AutoencoderKL
+
+    stages = ("vae-polished", "vae-refined", "vae") if polished else ("vae-refined", "vae")
+    return AutoencoderKL.from_pretrained(next(work / s for s in stages if (work / s).exists())).eval()
+
+
 def loss_of(vae: Any, x: Any) -> Any:
     """Training loss of pictures `x` [n, 3, h, w] in -1 .. 1."""
     posterior = vae.encode(x).latent_dist
-    y = vae.decode(posterior.sample()).sample.float()
+    kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+    return difference(vae.decode(posterior.sample()).sample.float(), x) + KL_WEIGHT * kl
+
+
+def difference(y: Any, x: Any) -> Any:
+    """How far pictures `y` are from `x`: L1 + MSE / 2 + L1 of the gradients, which counts edges once more."""
     d = y - x
     gradient = (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
-    kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-    return d.abs().mean() + 0.5 * d.square().mean() + 0.25 * gradient + KL_WEIGHT * kl
+    return d.abs().mean() + 0.5 * d.square().mean() + 0.5 * gradient
 
 
 def batch(pictures: np.ndarray, rng: np.random.Generator, crops: int, full: int) -> Any:

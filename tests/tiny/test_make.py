@@ -30,7 +30,8 @@ from tunes_dagster.tiny import (
 from tunes_dagster.tiny.world import picture
 
 FEW = dict.fromkeys(
-    ("vae", "decoder", "unet", "flux", "captioner", "scorer", "classifier", "faces", "faceadapter"), 2
+    ("vae", "refine", "decoder", "unet", "flux", "captioner", "scorer", "classifier", "faces", "faceadapter"),
+    2,
 )
 
 
@@ -62,6 +63,22 @@ def test_every_model_is_exported_and_loads(made):
         str(made.out / FACEADAPTER), subfolder="", weight_name=FACEADAPTER_FILE, image_encoder_folder=None
     )
     assert pipe.unet.encoder_hid_proj.num_ip_adapters == 1
+
+
+def test_training_goes_on_from_finished_models(made, tmp_path):
+    import torch
+
+    for name in ("train.npy", "held-out.npy", "pairs.npy"):
+        (tmp_path / name).symlink_to(made.work / name)
+    plan = replace(
+        made, work=tmp_path, out=tmp_path / "out", start=made.out, steps={**FEW, "refine": 0, "unet": 0}
+    )
+    STEPS["refine"](plan)
+    STEPS["unet"](plan)
+    before, after = load_base(SDXL, made.out), load_base(SDXL, plan.out)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        old, new = getattr(before, part).state_dict(), getattr(after, part).state_dict()
+        assert all(torch.equal(old[key], new[key]) for key in old), part
 
 
 def test_cards_tell_the_figures(made):

@@ -75,6 +75,16 @@ def test_sampling_is_what_the_stock_pipeline_renders(base):
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-4)
 
 
+def test_a_base_that_was_distilled_to_do_without_guidance_takes_none(base_folder, entry):
+    """Its entry says so, and then a scale of 7 is the stock pipeline's 1."""
+    base = load_family(entry.model_copy(update={"guidance": "none"}), base_folder, dtype="float32")
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    text = base.encode_text(["a red mug"])
+    with_scale, without = (base.sample(text, noise, 64, 64, 2, scale) for scale in (7.0, 1.0))
+    assert not base.is_guided(7.0) and torch.equal(with_scale, without)
+    assert base.stock_arguments("a red mug", "", 7.0)["guidance_scale"] == 1.0
+
+
 def test_encoding_is_scaled_and_decoding_undoes_it(base):
     vae = base.pipeline().vae
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.families.base import Conditioning, Latents, LoadedBase, Targets
+from tunes_dagster.families.base import Conditioning, Guidance, Latents, LoadedBase, Targets
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.loading import load_pipeline, settle
 
@@ -35,7 +35,7 @@ class UnetBase(LoadedBase):
     """A loaded model with a UNet."""
 
     denoiser_name = "unet"
-    guidance = "classifier-free"
+    guidance: Guidance = "classifier-free"
     # Arguments of the pipeline class when it is loaded.
     load_arguments: dict[str, Any] = {}
 
@@ -44,6 +44,8 @@ class UnetBase(LoadedBase):
         from diffusers import DDPMScheduler
 
         self.entry, self.folder, self._pipeline = entry, folder, pipeline
+        # A UNet's configuration does not say whether it was distilled to do without guidance; its entry does.
+        self.guidance = entry.guidance or self.guidance
         self.device, self.dtype = pipeline._execution_device, pipeline.unet.dtype
         self.denoiser = pipeline.unet
         self.pixels_per_latent = int(pipeline.vae_scale_factor)
@@ -96,7 +98,8 @@ class UnetBase(LoadedBase):
 
     def stock_arguments(self, text: str, negative: str, guidance: float) -> dict[str, Any]:
         """See `LoadedBase.stock_arguments`."""
-        return {"prompt": text, "negative_prompt": negative or None, "guidance_scale": guidance}
+        scale = guidance if self.guidance == "classifier-free" else 1.0
+        return {"prompt": text, "negative_prompt": negative or None, "guidance_scale": scale}
 
     def encode_images(self, pixels: torch.Tensor) -> Latents:
         """See `LoadedBase.encode_images`."""

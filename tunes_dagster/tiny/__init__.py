@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .loaders import Captioner, Scorer
 
 SDXL, FLUX, CAPTIONER, SCORER, CLASSIFIER = "sdxl", "flux", "captioner", "scorer", "classifier"
+STUDENT = "sdxl-4step"
+"""The SDXL-class base, distilled to four steps."""
 FACES = "faces"
 FACEADAPTER = "faceadapter"
 """The IP-Adapter of the SDXL-class base; its image encoder is the scorer."""
