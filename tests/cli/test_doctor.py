@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from tests.cli.conftest import Tunes
+from tests.support.registry import add_tune
 from tunes_dagster.cli.checkup import examine
+from tunes_dagster.cli.installation import Installation
 from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.registry import Work
 
 AREAS = {
     "software",
@@ -19,6 +23,7 @@ AREAS = {
     "bases",
     "helpers",
     "registry",
+    "the past",
     "store",
     "dagster",
     "drop folder",
@@ -63,3 +68,20 @@ def test_production_without_an_accelerator_is_a_problem(dagster_home: None, tmp_
     settings = Settings(home=tmp_path / "home", profile="production", device="cpu")
     says = [finding.says for finding in examine(settings) if finding.level == "problem"]
     assert any("no accelerator" in one for one in says)
+
+
+def test_what_the_past_left_behind_is_named_and_mended(
+    tunes: Tunes, installation: Installation, dagster_home: None
+) -> None:
+    registry = installation.registry
+    tune = add_tune(registry)
+    with registry.writing() as session:  # a tick of an earlier version lost it
+        session.execute(update(Work).where(Work.subject_id == tune.id).values(state="cancelled"))
+    report = json.loads(tunes("doctor", "--json").out)
+    (past,) = [finding for finding in report["findings"] if finding["area"] == "the past"]
+    assert past["level"] == "note" and "tune 1 (queued)" in past["says"] and "--mend" in past["remedy"]
+    assert report["ready"] and "mended" not in report
+    assert "1 tunes and prompts were put back" in tunes("doctor", "--mend").out
+    (work,) = registry.work_of(tune.id)
+    assert work.state == "queued"
+    assert json.loads(tunes("doctor", "--mend", "--json").out)["mended"] == {"queued": 0, "settled": 0}

@@ -57,6 +57,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("bases", _bases),
         ("helpers", _helpers),
         ("registry", _registry),
+        ("the past", _past),
         ("store", _store),
         ("dagster", _dagster),
         ("drop folder", _drop_folder),
@@ -175,6 +176,17 @@ def _registry(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "registry", "note", f"{dead} callbacks were given up.", "See `tunes callbacks list --state dead`."
         )
+
+
+def _past(settings: Settings) -> Iterator[Finding]:
+    """Say what faults of earlier versions left behind in the rows."""
+    from tunes_dagster.registry import open_registry
+
+    faults = open_registry(settings).audit()
+    for fault in faults:
+        yield Finding("the past", "note", fault.says, fault.remedy)
+    if not faults:
+        yield Finding("the past", "ok", "Nothing is left of the faults of earlier versions.")
 
 
 def _store(settings: Settings) -> Iterator[Finding]:

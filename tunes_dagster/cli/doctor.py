@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -14,12 +15,26 @@ _MARKS = {"ok": "[green]✓[/]", "note": "[yellow]·[/]", "problem": "[red]✗[/
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    mend: Annotated[
+        bool,
+        typer.Option(
+            "--mend", help="First queue again what nobody works on, and settle what is held for nothing."
+        ),
+    ] = False,
 ) -> int:
-    """Say what this machine has, and what would stop a run. Ends with code 1 if something would."""
+    """Say what this machine has, what would stop a run, and what earlier faults left behind.
+
+    Ends with code 1 if something would stop a run.
+    """
     from tunes_dagster.cli.checkup import Finding, examine, summary
 
     installation = Installation()
     set_dagster_home(installation.settings)
+    mended = installation.registry.mend() if mend else None
+    if mended is not None and not as_json:
+        say(
+            f"{mended.queued} tunes and prompts were put back into the queue, {mended.settled} reservations settled.\n"
+        )
     findings: list[Finding] = []
     area = ""
     for finding in examine(installation.settings):
@@ -33,7 +48,7 @@ def doctor(
             say(f"{'':<15}[dim]{escape(finding.remedy)}[/]")
     result = summary(findings)
     if as_json:
-        emit_json(result)
+        emit_json({**result, **({} if mended is None else {"mended": asdict(mended)})})
     elif result["ready"]:
         say("\nNothing would stop a run. Try: [bold]tunes demo[/]")
     else:

@@ -15,6 +15,7 @@ from tunes_dagster.registry.figures import FigureQueries
 from tunes_dagster.registry.groups import GroupQueries
 from tunes_dagster.registry.journal import JournalQueries
 from tunes_dagster.registry.ledger import LedgerQueries
+from tunes_dagster.registry.mending import MendingQueries
 from tunes_dagster.registry.objects import ObjectQueries
 from tunes_dagster.registry.outbox import OutboxQueries, Sending
 from tunes_dagster.registry.outcomes import OutcomeQueries
@@ -46,6 +47,7 @@ class Registry(
     LedgerQueries,
     ObjectQueries,
     FigureQueries,
+    MendingQueries,
 ):
     """All queries over one database; see `engine.Database` for how it is opened."""
 

@@ -1,0 +1,100 @@
+"""Sets right what `audit.py` finds and nobody has to decide on: work that nobody will do, credits held for nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from tunes_dagster.registry.api_tables import Reservation
+from tunes_dagster.registry.audit import AuditQueries, idle_rows
+from tunes_dagster.registry.ledger import close_reservation
+from tunes_dagster.registry.settling import settle
+from tunes_dagster.registry.tables import Prompt, Tune, Work
+from tunes_dagster.registry.transitions import (
+    ENDED_TUNE,
+    OPEN_PROMPT,
+    OPEN_WORK,
+    RUNNING,
+    WAITING,
+    note,
+    open_work,
+    tune_cancelled,
+)
+
+_BACK = "Nobody was working on it: it was put back into the queue."
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What was set right.
+
+    Attributes:
+        queued: Tunes and prompts that were put back into the queue, or ended as was asked for.
+        settled: Reservations that were closed.
+    """
+
+    queued: int
+    settled: int
+
+
+class MendingQueries(AuditQueries):
+    """Sets right what needs no decision."""
+
+    def mend(self) -> Mended:
+        """Queue again what nobody works on, and settle what is held for nothing; twice changes nothing more."""
+        with self.reading() as session:
+            idle = [subject_id for _account, subject_id, _said in idle_rows(session)]
+            held = session.scalars(select(Reservation.subject_id).where(Reservation.state == "open")).all()
+        queued = sum(self._queue_prompt(one) or self._queue_tune(one) for one in idle)
+        return Mended(queued, sum(self._settle_ended(subject_id) for subject_id in held))
+
+    def _queue_tune(self, tune_id: str) -> int:
+        now = self.now()
+        with self.writing() as session:
+            tune = session.scalars(select(Tune).where(Tune.id == tune_id).with_for_update()).first()
+            busy = select(Work.id).where(Work.subject_id == tune_id, Work.state.in_(OPEN_WORK))
+            if (
+                tune is None
+                or tune.status in ("awaiting_images", *ENDED_TUNE)
+                or session.scalars(busy).first()
+            ):
+                return 0
+            if tune.cancel == "cancel":
+                tune_cancelled(session, tune, now, notify=True)
+                return 1
+            kinds = {status: kind for names in (WAITING, RUNNING) for kind, status in names.items()}
+            kind = kinds[tune.status]
+            open_work(session, kind, tune.id, tune.origin, now)
+            tune.status, tune.phase, tune.message, tune.updated_at = WAITING[kind], "queued", _BACK, now
+            note(session, tune.id, "queued", _BACK, now, kind=kind)
+            return 1
+
+    def _queue_prompt(self, prompt_id: str) -> int:
+        now = self.now()
+        with self.writing() as session:
+            prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id).with_for_update()).first()
+            if prompt is None or prompt.status not in OPEN_PROMPT or prompt.batch_id is None:
+                return 0
+            busy = select(Work.id).where(Work.subject_id == prompt.batch_id, Work.state.in_(OPEN_WORK))
+            if session.scalars(busy).first():
+                return 0
+            prompt.batch_id, prompt.status, prompt.queued_at, prompt.updated_at = None, "queued", now, now
+            note(session, prompt.id, "queued", _BACK, now)
+            return 1
+
+    def _settle_ended(self, subject_id: str) -> int:
+        now = self.now()
+        with self.writing() as session:
+            tune = session.scalars(select(Tune).where(Tune.id == subject_id).with_for_update()).first()
+            query = select(Prompt).where(Prompt.id == subject_id).with_for_update()
+            row = tune or session.scalars(query).first()
+            if row is None:
+                close_reservation(session, subject_id, now, 0.0)
+                return 1
+            if row.status not in (
+                ENDED_TUNE if isinstance(row, Tune) else ("done", "failed", "blocked", "cancelled")
+            ):
+                return 0
+            settle(session, row, now)
+            return 1
