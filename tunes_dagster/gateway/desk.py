@@ -404,7 +404,7 @@ class Desk:
             return []
         from tunes_dagster.gateway.trial import try_callback
 
-        with self.service.outward():
+        with self.service.outward(self.account_id):
             return [try_callback(url, self.service.settings.allow_hosts) for url in urls]
 
     def estimated_seconds(self, base: str) -> float:

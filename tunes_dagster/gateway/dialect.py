@@ -18,7 +18,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -26,6 +26,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.recipe import (
+    DatasetOptions,
+    PromptRequest,
+    RenderSettings,
+    Sources,
+    TrainingOptions,
+    TuneRequest,
+)
 from tunes_dagster.gateway import rehearsal
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
@@ -40,6 +48,12 @@ _CHANGES = ("POST", "PATCH", "PUT", "DELETE")
 # How long a repeated request waits for the first one's answer.
 _WAIT_SECONDS = 20.0
 _LONG = 200
+
+# What a dialect makes of its fields: where that is stricter than the dialect, the request is refused and not at fault.
+_CANONICAL = frozenset(
+    one.__name__
+    for one in (DatasetOptions, PromptRequest, RenderSettings, Sources, TrainingOptions, TuneRequest)
+)
 
 ErrorForm = Callable[[Problem], tuple[int, Any]]
 KeyFinder = Callable[[Request], Awaitable[str]]
@@ -207,6 +221,8 @@ def as_problem(raised: Exception) -> Problem:
         return Problem(400, "The body is nested too deeply", code="invalid")
     if isinstance(raised, RequestValidationError):
         return of_pydantic(list(raised.errors()))
+    if isinstance(raised, ValidationError) and raised.title in _CANONICAL:
+        return of_pydantic([dict(one) for one in raised.errors()])
     if isinstance(raised, ClientDisconnect):
         return Problem(400, "The connection was closed before the request was complete", code="broken_off")
     if isinstance(raised, HTTPException):

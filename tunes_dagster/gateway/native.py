@@ -370,6 +370,7 @@ def replay(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
 def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
     """Send a sample callback to an address, signed if the account signs, in the form of an API."""
     check_callback_url(body.url, mine.service.settings)
+    mine.service.hit_sample(mine.account_id)
     if body.dialect == "native":
         told: dict[str, Any] = {"type": "sample", "data": {"message": "This is a sample callback."}}
         return _callback_facts(

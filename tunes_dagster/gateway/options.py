@@ -40,6 +40,7 @@ class GatewayOptions(BaseSettings):
         upload_token_minutes: How long a job waits for its pictures.
         picture_url_hours: How long the URL of a render leads somewhere, unless its dialect promises another time.
         weights_url_hours: The same for weights.
+        samples_per_hour: Sample callbacks that an account may ask for.
         require_user_agent: Refuse requests whose User-Agent is empty or a library's default, as PixelAPI does.
         log_format: `json` for machines, `text` for people.
     """
@@ -58,6 +59,7 @@ class GatewayOptions(BaseSettings):
     upload_token_minutes: float = Field(default=60, gt=0)
     picture_url_hours: float = Field(default=720, gt=0)
     weights_url_hours: float = Field(default=720, gt=0)
+    samples_per_hour: int = Field(default=10, ge=1)
     require_user_agent: bool = False
     log_format: Literal["json", "text"] = "json"
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import storage_from_string
 from limits.strategies import FixedWindowRateLimiter
 
@@ -28,8 +28,10 @@ log = logging.getLogger("tunes.gateway")
 # A revoked key or changed plan counts after this long at the latest.
 KEY_CACHE_SECONDS = 5.0
 _CACHE_SIZE = 10_000
-# Requests that may wait for somebody else's server at a time; each keeps one of the server's 40 threads.
+# Requests that may wait for somebody else's server at a time, in all and of one account; each keeps one of the server's
+# 40 threads.
 _OUTWARD = 8
+_OUTWARD_EACH = 2
 # Lists show an expected end per row; how long tunes take changes slowly.
 _PACE_SECONDS = 10.0
 
@@ -86,22 +88,29 @@ class Service:
     def __post_init__(self) -> None:
         self._worker = ThreadPoolExecutor(1, "behind-the-answer")
         self._outward = threading.BoundedSemaphore(_OUTWARD)
+        self._outward_of: dict[str, threading.BoundedSemaphore] = {}
         self.limiter = FixedWindowRateLimiter(storage_from_string(self.options.rate_limit_store))
 
     @contextmanager
-    def outward(self) -> Iterator[None]:
+    def outward(self, account_id: str) -> Iterator[None]:
         """Hold one of the few places for requests that wait for somebody else's server.
 
         Raises:
-            Problem: 503 when all are taken: those who wait must not keep the others from being answered.
+            Problem: 503 when all are taken, or those of one account: who waits must not keep the others from being
+                answered.
         """
-        if not self._outward.acquire(blocking=False):
-            said = "Too many addresses are being looked at; try again in a few seconds"
-            raise Problem(503, said, headers={"Retry-After": "5"}, code="busy")
+        mine = self._outward_of.setdefault(account_id, threading.BoundedSemaphore(_OUTWARD_EACH))
+        if not mine.acquire(blocking=False):
+            raise _busy()
         try:
-            yield
+            if not self._outward.acquire(blocking=False):
+                raise _busy()
+            try:
+                yield
+            finally:
+                self._outward.release()
         finally:
-            self._outward.release()
+            mine.release()
 
     def later(self, work: Callable[..., object], *args: object, **more: object) -> None:
         """Do something behind the answer, one after another; what goes wrong is logged."""
@@ -169,6 +178,23 @@ class Service:
                 429, "Rate limit exceeded, please retry later", headers=headers, code="rate_limited"
             )
         return rate
+
+    def hit_sample(self, account_id: str) -> None:
+        """Count one sample callback: it costs nothing, and its receiver may be anybody.
+
+        Raises:
+            Problem: 429 when the account had as many as an hour allows.
+        """
+        item = RateLimitItemPerHour(self.options.samples_per_hour)
+        if not self.limiter.hit(item, "samples", account_id):
+            reset = self.limiter.get_window_stats(item, "samples", account_id).reset_time - time.time()
+            said = f"{self.options.samples_per_hour} sample callbacks an hour are sent; try again later"
+            raise Problem(429, said, headers={"Retry-After": str(max(1, round(reset)))}, code="rate_limited")
+
+
+def _busy() -> Problem:
+    said = "Too many addresses are being looked at; try again in a few seconds"
+    return Problem(503, said, headers={"Retry-After": "5"}, code="busy")
 
 
 def open_service(settings: Settings, options: GatewayOptions | None = None) -> Service:

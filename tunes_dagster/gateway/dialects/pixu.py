@@ -23,6 +23,7 @@ from tunes_dagster.core.recipe import (
     TrainingOptions,
     TuneRequest,
 )
+from tunes_dagster.core.urls import origin_of, parse_url
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk, View
 from tunes_dagster.gateway.dialect import Dialect, desk, manners
@@ -162,6 +163,21 @@ def _events(mine: Desk, subject: str) -> tuple[str, ...]:
     return ("tune.ready", "tune.failed", "tune.cancelled", "prompt.done", "prompt.failed", "prompt.cancelled")
 
 
+def _told(body: Call, uid: str) -> str | None:
+    """Return where the caller is told, once it is clear that the uid can stand at the end of it.
+
+    Raises:
+        Failure: `SOURCE_REFUSED` for what is no address.
+        Problem: 422 for one to which the uid would add something else than its end: to the host, or behind a `#`.
+    """
+    if body.callback_url is None:
+        return None
+    alone, whole = parse_url(body.callback_url), body.callback_url + uid
+    if origin_of(whole) != alone.origin or not parse_url(whole).target.endswith(uid):
+        raise invalid("callback_url", "has no path or query at whose end the uid can stand")
+    return body.callback_url
+
+
 @router.post("/create_model")
 @rehearsable
 def create_model(body: CreateModel, mine: Desk = Mine) -> dict[str, Any]:
@@ -185,7 +201,7 @@ def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources
         sources=sources,
         dataset=DatasetOptions(one_picture=True),
         training=TrainingOptions(steps=_STEPS[body.baseline]),
-        callback_url=body.callback_url,
+        callback_url=_told(body, uid),
     )
     asked = {"height": body.height, "baseline": body.baseline}
     view = View(NAME, asked, _events(mine, "tune"), uid, on_unknown="hold", price=mine.price(NAME, "model"))
@@ -229,14 +245,14 @@ def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, An
     subject = f"{tune.token} {tune.class_name}" if tune else "a person"
     opening = "portrait of {}" if composition is None else "{}"
     text = ", ".join(part for part in (opening.format(subject), body.positive.strip()) if part)
+    uid = secrets.token_hex(20)
     request = PromptRequest(
         text=text,
         tune=tune.id if tune else None,
         base=None if tune else _BASE,
         settings=settings,
-        callback_url=body.callback_url,
+        callback_url=_told(body, uid),
     )
-    uid = secrets.token_hex(20)
     price = mine.price(NAME, "image") * body.num_images
     view = View(NAME, {}, _events(mine, "prompt"), uid, on_unknown="hold", price=price)
     mine.accept_prompt(request, view)

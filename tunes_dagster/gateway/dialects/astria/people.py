@@ -74,7 +74,7 @@ def _inspect_at(mine: Desk, address: str, asked: str) -> dict[str, Any]:
 
     service = mine.service
     with (
-        service.outward(),
+        service.outward(mine.account_id),
         tempfile.TemporaryDirectory(prefix="tunes-inspect-") as folder,
         Fetcher(
             service.settings.allow_hosts,
