@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tunes_dagster
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.urls import show_url
 from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering.pictures import Picture
 
@@ -40,9 +41,12 @@ _OPTIONAL = (
 
 
 def optional_settings(settings: RenderSettings) -> dict[str, Any]:
-    """Return the settings that were used beyond those that every picture has."""
+    """Return the settings that were used beyond those that every picture has; pictures travel, signatures do not."""
     fields = RenderSettings.model_fields
     used = {name: getattr(settings, name) for name in _OPTIONAL}
+    for name in ("input_image", "mask_image"):
+        if str(used[name]).lower().startswith(("http://", "https://")):
+            used[name] = show_url(used[name])
     return {name: value for name, value in used.items() if value != fields[name].default}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from tunes_dagster.gateway.dialects.astria.tunes import (
 )
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
+    GALLERY,
     KEYS,
     MC,
     NAME,
+    SWITCHES,
     UNSUPPORTED_PROMPT,
     Loose,
     PromptFields,
@@ -36,6 +39,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     error,
     understood,
     unknown_fields,
+    warned,
 )
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
@@ -55,6 +59,32 @@ class PackFields(Loose):
     subtitle: str | None = None
     public: bool = False
     prompts_per_class: dict[str, list[PromptFields]] = {}
+
+
+# What of a prompt is handed to other accounts: how it is rendered. A field that is not named here is not shared.
+SHARED = (
+    "text",
+    "negative_prompt",
+    "num_images",
+    "seed",
+    "cfg_scale",
+    "steps",
+    "w",
+    "h",
+    "ar",
+    "aspect_ratio",
+    "resolution",
+    "scheduler",
+    "lora_scale",
+    *SWITCHES,
+    "style",
+    "color_grading",
+    "controlnet",
+    "controlnet_conditioning_scale",
+    "denoising_strength",
+)
+# What a pack keeps beside it for the account that made it, unless it is public: who is told, and what is shown.
+OWN = ("callback", "input_image_url", "mask_image_url")
 
 
 @lru_cache(maxsize=1)
@@ -83,11 +113,33 @@ def _numbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "id": position} for position, row in enumerate(rows, 1)]
 
 
-def _by_class(pack: Pack) -> dict[str, list[dict[str, Any]]]:
+def kept_of(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Return what of a prompt's fields a pack keeps or hands out."""
+    return {name: row[name] for name in fields if row.get(name) is not None}
+
+
+def _is_own(mine: Desk, pack: Pack) -> bool:
+    return pack.account_id == mine.account_id and pack.public_at is None
+
+
+def _by_class(mine: Desk, pack: Pack) -> dict[str, list[dict[str, Any]]]:
+    """Return the prompts of a pack by class, as this account may have them, whatever its row holds."""
+    fields = (*SHARED, *OWN) if _is_own(mine, pack) else SHARED
     found: dict[str, list[dict[str, Any]]] = {}
     for row in pack.prompts.get("rows", []):
-        found.setdefault(row["class"], []).append(row)
+        found.setdefault(row["class"], []).append({"id": row["id"], **kept_of(row, fields)})
     return found
+
+
+def _base_of(mine: Desk, pack: Pack) -> int | None:
+    """Return the `base_tune_id` of a pack; one of its author's own tunes means nothing to others."""
+    number = pack.fields.get("base_tune_id")
+    return number if number in GALLERY or pack.account_id == mine.account_id else None
+
+
+def _cover_of(mine: Desk, pack: Pack) -> str | None:
+    """Return the picture of a pack, which a browser fetches: not from where another account says."""
+    return pack.fields.get("cover_url") if pack.account_id in (None, mine.account_id) else None
 
 
 def _cost(mine: Desk, rows: list[dict[str, Any]]) -> int:
@@ -98,7 +150,7 @@ def _cost(mine: Desk, rows: list[dict[str, Any]]) -> int:
 def _item(mine: Desk, pack: Pack) -> dict[str, Any]:
     return {
         "id": pack.number,
-        "base_tune_id": pack.fields.get("base_tune_id"),
+        "base_tune_id": _base_of(mine, pack),
         "user_id": None,
         "slug": pack.slug,
         "title": pack.title,
@@ -108,8 +160,8 @@ def _item(mine: Desk, pack: Pack) -> dict[str, Any]:
         "multiplier": 1,
         "model_type": pack.fields.get("model_type"),
         "public_at": iso(pack.public_at),
-        "cover_url": pack.fields.get("cover_url"),
-        "cost_mc_hash": {name: _cost(mine, rows) for name, rows in _by_class(pack).items()},
+        "cover_url": _cover_of(mine, pack),
+        "cost_mc_hash": {name: _cost(mine, rows) for name, rows in _by_class(mine, pack).items()},
     }
 
 
@@ -143,12 +195,12 @@ def find_pack(mine: Desk, text: str) -> Pack:
 def retrieve(pack_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Describe a pack with its classes, costs and prompts."""
     pack = find_pack(mine, pack_id)
-    classes = _by_class(pack)
+    classes = _by_class(mine, pack)
     return {
         "id": pack.number,
         "slug": pack.slug,
         "title": pack.title,
-        "cover_url": pack.fields.get("cover_url"),
+        "cover_url": _cover_of(mine, pack),
         "created_at": iso(pack.created_at),
         "updated_at": iso(pack.updated_at),
         "public_at": iso(pack.public_at),
@@ -177,23 +229,47 @@ async def create(request: Body, mine: Desk = Mine) -> Response:
 
 def _create(mine: Desk, given: dict[str, Any]) -> Response:
     fields: PackFields = understood(PackFields, given, ())
-    rows = []
+    kept = SHARED if fields.public else (*SHARED, *OWN)
+    rows, left = [], set()
     for name, prompts in fields.prompts_per_class.items():
         for one in prompts:
             understood(PromptFields, one.model_dump(exclude_none=True), UNSUPPORTED_PROMPT)
-            rows.append({"class": name, **one.model_dump(exclude_none=True, exclude_unset=True)})
+            if fields.public:
+                _check_shareable(one.text)
+            asked = one.model_dump(exclude_none=True, exclude_unset=True)
+            rows.append({"class": name, **kept_of(asked, kept)})
+            left |= set(asked) - set(kept)
+    if fields.public and fields.base_tune_id not in (None, *GALLERY):
+        raise invalid("base_tune_id", "is not in the gallery: others cannot use a tune of yours")
     slug = re.sub(r"[^a-z0-9]+", "-", fields.title.lower()).strip("-")[:80] or "pack"
     slug = f"{slug}-{secrets.token_hex(3)}"
-    kept = {"base_tune_id": fields.base_tune_id, "model_type": fields.model_type, "subtitle": fields.subtitle}
+    facts = {
+        "base_tune_id": fields.base_tune_id,
+        "model_type": fields.model_type,
+        "subtitle": fields.subtitle,
+    }
     pack = mine.registry.add_pack(
         slug,
         fields.title,
         account_id=mine.account_id,
-        fields=kept,
+        fields=facts,
         prompts=_numbered(rows),
         public=fields.public,
     )
-    return JSONResponse(_item(mine, pack), 201, unknown_fields(fields))
+    return JSONResponse(_item(mine, pack), 201, warned(unknown_fields(fields), "not kept in a pack", left))
+
+
+def _check_shareable(text: str) -> None:
+    """Refuse a text of a public pack that names the author's own tunes.
+
+    Raises:
+        Problem: 422.
+    """
+    from tunes_dagster.rendering.prompts import split_tags
+
+    _text, loras, faces = split_tags(text)
+    if loras or faces:
+        raise invalid("prompts_per_class", f"names a tune of yours, which others cannot use: {text[:80]!r}")
 
 
 @router.post("/p/{pack_id}/tunes", status_code=201)
@@ -216,9 +292,9 @@ def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any]) -> Response:
     if tune_ids:
         return _prompts_only(mine, pack, _listed(tune_ids), overrides, wanted, prompts_callback)
     name = str(given.get("name") or "")
-    given["prompts_attributes"] = _prompts(pack, name, overrides, wanted)
+    given["prompts_attributes"] = _prompts(mine, pack, name, overrides, wanted)
     if given.get("base_tune_id") is None and given.get("branch") is None:
-        given["base_tune_id"] = pack.fields.get("base_tune_id")
+        given["base_tune_id"] = _base_of(mine, pack)
     fields, files = read_tune_fields(
         {"tune": given, **({"images": body["images"]} if "images" in body else {})}
     )
@@ -246,20 +322,20 @@ def _group(mine: Desk, callback: Any) -> str | None:
     return mine.registry.add_group(mine.account_id, NAME, str(callback)).id
 
 
-def _prompts(pack: Pack, name: str, overrides: dict[str, Any], wanted: set[str]) -> list[dict[str, Any]]:
+def _prompts(
+    mine: Desk, pack: Pack, name: str, overrides: dict[str, Any], wanted: set[str]
+) -> list[dict[str, Any]]:
     """Return the pack's prompts for a class, with the caller's own attributes over them.
 
     Raises:
         Problem: 422 for a class that the pack does not have.
     """
-    classes = _by_class(pack)
+    classes = _by_class(mine, pack)
     if name not in classes:
         raise invalid("name", f"is not included in the pack; it has {', '.join(classes) or 'no classes'}")
     rows = [row for row in classes[name] if not wanted or str(row["id"]) in wanted]
-    hidden = ("id", "class")
     return [
-        {**{k: v for k, v in row.items() if k not in hidden}, **overrides, "pack_id": pack.number}
-        for row in rows
+        {**{k: v for k, v in row.items() if k != "id"}, **overrides, "pack_id": pack.number} for row in rows
     ]
 
 
@@ -280,7 +356,7 @@ def _prompts_only(
         tune, seen = mine.tune(str(tune_id))
         asked = seen.asked if seen else {}
         base = Base(tune.base, asked.get("branch") or "sd15", asked.get("base_tune_id"))
-        for row in _prompts(pack, tune.class_name, overrides, wanted):
+        for row in _prompts(mine, pack, tune.class_name, overrides, wanted):
             orders.append(_order(mine, row, tune, base, asked.get("characteristics") or {}, group))
     mine.accept_prompts(orders)
     return JSONResponse({"status": 201, "message": "Prompts created", "tune_ids": ids}, 201)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -401,5 +401,16 @@ def unknown_fields(*models: Loose) -> dict[str, str]:
         "is_api",
     }
     extra = sorted({name for one in models for name in (one.model_extra or {})} - known)
-    named = ", ".join("".join(c for c in name if c.isascii() and c.isprintable())[:40] for name in extra[:20])
-    return {"X-Tunes-Warnings": f"unknown fields: {named}"} if named else {}
+    return warned({}, "unknown fields", extra)
+
+
+def warned(headers: dict[str, str], said: str, names: Collection[str]) -> dict[str, str]:
+    """Return the headers with one more warning, which names fields; unchanged when there are none."""
+    plain = ["".join(c for c in name if c.isascii() and c.isprintable())[:40] for name in sorted(names)[:20]]
+    named = ", ".join(one for one in plain if one)
+    before = headers.get("X-Tunes-Warnings")
+    return (
+        {**headers, "X-Tunes-Warnings": "; ".join(filter(None, (before, f"{said}: {named}")))}
+        if named
+        else headers
+    )
