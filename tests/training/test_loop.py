@@ -262,6 +262,25 @@ def test_divergence_cancel_and_broken_data_leave_the_others_alone(base64, store,
     assert all(not name.endswith(".base") for name, _ in base64.denoiser.named_modules())
 
 
+class Keep(Recorder):
+    """Has been asked to stop and keep since before its attempt began."""
+
+    def check_cancelled(self) -> None:
+        raise Cancelled(keep=True)
+
+
+def test_what_an_interrupted_attempt_learned_is_kept_by_the_next_one(base, store, make_job):
+    stopped = make_job(steps=6, report=Recorder(cancel_at=2))
+    assert isinstance(train([stopped], base, store)["tune_one"], Cancelled)
+    store.delete_prefix("cache")  # everything is encoded anew, with the wish standing all the while
+    again = make_job(steps=6, report=Keep())
+    again.resume_from, again.out_prefix = "tunes/tune_one/lora", "tunes/tune_one/lora/2"
+    kept = train([again], base, store)["tune_one"]
+    assert isinstance(kept, TuneResult) and kept.stopped and 2 <= kept.steps <= 3
+    nothing = make_job("two", report=Keep())
+    assert isinstance(train([nothing], base, store)["tune_two"], Cancelled), "there is nothing to keep"
+
+
 def test_the_second_tune_on_the_same_pictures_encodes_nothing(base, store, make_job, monkeypatch):
     first = train([make_job()], base, store)["tune_one"]
     before = weights(store, first)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from tunes_dagster.core.failures import Cancelled
+
 
 class Phase(StrEnum):
     """The phases of a tune and of a render, in the words every interface uses."""
@@ -87,6 +89,18 @@ class Tee:
         """Raise `Cancelled` when any reporter does."""
         for reporter in self.reporters:
             reporter.check_cancelled()
+
+
+class Keeping(Tee):
+    """Watches work that has something to keep: to stop and keep it comes by itself, so only a plain cancel ends it."""
+
+    def check_cancelled(self) -> None:
+        """Raise only when nothing is to be kept."""
+        try:
+            super().check_cancelled()
+        except Cancelled as cancelled:
+            if not cancelled.keep:
+                raise
 
 
 @dataclass

@@ -16,9 +16,10 @@ from functools import partial
 import torch
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.core.progress import Phase
+from tunes_dagster.core.progress import Keeping, Phase, Reporter
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
+from tunes_dagster.training import checkpoints
 from tunes_dagster.training.batches import Group, Plan, collate, make_groups, make_plan
 from tunes_dagster.training.jobs import TuneJob, TuneResult, learning_rate
 from tunes_dagster.training.kinds import Kind, kind_of
@@ -113,16 +114,28 @@ class _Session:
     def _prepare(self, jobs: Sequence[TuneJob]) -> list[PreparedTune]:
         prepared = []
         for job in jobs:
+            report, job.report = job.report, patient(job, self.store)
             try:
                 prepared.append(kind_of(job.options).prepare(job, self.base, self.store))
             except Exception as error:
                 self._done(job, _as_failure(error))
+            finally:
+                job.report = report
         return prepared
 
     def _done(self, job: TuneJob, outcome: Outcome) -> None:
         self.outcomes[job.tune_id] = outcome
         if self._on_finished is not None:
             self._on_finished(job.tune_id, outcome)
+
+
+def patient(job: TuneJob, store: Store) -> Reporter:
+    """Return who is told of the way to a tune's first step.
+
+    What an interrupted attempt has learned is kept on request once the tune is back where that one stopped.
+    """
+    resumes = job.resume_from is not None and checkpoints.find_newest(store, job.resume_from) is not None
+    return Keeping([job.report]) if resumes else job.report
 
 
 def _as_failure(error: Exception) -> Failure:
