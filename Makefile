@@ -45,8 +45,9 @@ test: setup-dev lint  ## lint, type-check and run the tests
 check: setup-dev  ## the quick tests only (PYTEST_ARGS="tests/cli")
 	@$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not proof" $(PYTEST_ARGS)
 
-lint: setup-dev  ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: setup-dev  ## ruff, its formatter, mypy, and whether Dagster can load everything
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy \
+		&& $(TEST_ENV) $(BIN)/dg check defs
 
 format: setup-dev  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -45,4 +45,7 @@ def build_defs(
     )
 
 
-defs = build_defs()
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What Dagster loads: nothing is opened before it asks."""
+    return build_defs()

@@ -17,21 +17,18 @@ from tunes_dagster.assets.cohort import train_cohort_members
 from tunes_dagster.assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
 from tunes_dagster.assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS, REPORT_CARD
 from tunes_dagster.core import clock
-from tunes_dagster.pipeline.partitions import render_batches, tunes
 from tunes_dagster.resources import CatalogResource, ComputeResource, RegistryResource, StoreResource
 from tunes_dagster.service.retain import retain
 
 prepare_tune = dg.define_asset_job(
     "prepare_tune",
     selection=dg.AssetSelection.assets(*PREPARE_ASSETS),
-    partitions_def=tunes,
     description="Fetches, checks and captions the pictures of one tune. Holds no GPU.",
 )
 
 render_batch = dg.define_asset_job(
     "render_batch",
     selection=dg.AssetSelection.assets(RENDERS),
-    partitions_def=render_batches,
     description="Renders the prompts of one batch: one base, one model load, tunes of any number.",
 )
 
@@ -39,7 +36,6 @@ render_batch = dg.define_asset_job(
 finish_tune = dg.define_asset_job(
     "finish_tune",
     selection=dg.AssetSelection.assets(REPORT_CARD),
-    partitions_def=tunes,
     description="Scores one trained tune, publishes the checkpoint that its report card chose, makes the tune ready.",
 )
 

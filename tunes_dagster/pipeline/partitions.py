@@ -16,9 +16,10 @@ RENDER_BATCHES = "render_batches"
 tunes = dg.DynamicPartitionsDefinition(name=TUNES)
 render_batches = dg.DynamicPartitionsDefinition(name=RENDER_BATCHES)
 
-# A batch may hold prompts of any tunes. Dagster would silently guess the identity between two dynamic sets, so
-# the edge says "all" and the metadata of each batch names the tunes it really used.
-loras_of_batch = dg.AllPartitionMapping()
+# A batch may hold prompts of any tunes, and its metadata names those that it really used. Between two dynamic sets
+# Dagster would silently guess the identity; "all" would paint every finished batch as unsynced when another tune
+# trains, and at 20,000 tunes cost 0.19 CPU seconds a materialization instead of 0.04. So the edge is drawn and empty.
+loras_of_batch = dg.SpecificPartitionsPartitionMapping([])
 
 
 def campaign_dates(cron: str, timezone: str, starts: str) -> dg.TimeWindowPartitionsDefinition:
