@@ -126,9 +126,10 @@ def forget_tunes(instance: dg.DagsterInstance, registry: Registry, tune_ids: Seq
                 alone = {member.subject_id for member in registry.cohort_members(work.cohort_id)} <= gone
                 for run in instance.get_runs(dg.RunsFilter(tags={"tunes/cohort": work.cohort_id})):
                     own[run.run_id] = alone
-    batches = {prompt.batch_id for prompt in registry.prompts_of_tunes(list(tune_ids), []) if prompt.batch_id}
-    for batch_id in sorted(batches):
-        alone = {prompt.tune_id for prompt in registry.list_prompts(batch_id=batch_id)} <= gone
+    shown = registry.prompts_of_tunes(list(tune_ids))
+    theirs = {prompt.id for prompt in shown}
+    for batch_id in sorted({prompt.batch_id for prompt in shown if prompt.batch_id}):
+        alone = {prompt.id for prompt in registry.list_prompts(batch_id=batch_id)} <= theirs
         for run in instance.get_runs(dg.RunsFilter(tags={"dagster/partition": batch_id})):
             own[run.run_id] = alone
     deleted = [run_id for run_id, alone in own.items() if alone]

@@ -16,12 +16,13 @@ from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.pipeline.partitions import loras_of_batch, render_batches
-from tunes_dagster.registry import Batch, Prompt, Registry, Tune, Work
+from tunes_dagster.registry import Batch, Prompt, Registry, Work
 from tunes_dagster.registry.groups import CAMPAIGN
 from tunes_dagster.rendering.aids import make_aids
-from tunes_dagster.rendering.jobs import RenderJob, RenderResult, TuneWeights, make_job
+from tunes_dagster.rendering.jobs import RenderJob, RenderResult, make_job
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.run import run_batch
+from tunes_dagster.rendering.using import used_by
 from tunes_dagster.resources import CatalogResource, ComputeResource, Device, RegistryResource, StoreResource
 
 RENDERS_CONFIG = mirror(RenderSettings, "RendersConfig")
@@ -276,53 +277,24 @@ def nothing_left(
     )
 
 
-def weights_of(tune: Tune) -> TuneWeights:
-    """Return what the renderer needs to know of a tune.
-
-    Raises:
-        Failure: `WEIGHTS_UNUSABLE` when it is not ready, whatever weights it has: nobody paid for them.
-    """
-    key = tune.result.get("weights_key")
-    if not key or tune.status != "ready":
-        raise Failure(
-            FailureCode.WEIGHTS_UNUSABLE,
-            f"The tune {tune.title!r} cannot be rendered with: it is {tune.status}.",
-            "Wait until it is ready, or materialize what failed of it again.",
-        )
-    known = (tune.request or {}).get("characteristics") or {}
-    return TuneWeights(tune.id, key, tune.token, tune.class_name, known, tune.kind)
-
-
 def render_jobs(
     registry: Registry, prompts: list[Prompt], changes: dict[str, Any], writer: PromptWriter
 ) -> list[RenderJob]:
     """Return the jobs of the prompts that can be rendered; the others are recorded as failed."""
     jobs = []
+    uses = registry.uses_of([prompt.id for prompt in prompts])
+    tunes = registry.tunes_by_id({use.tune_id for some in uses.values() for use in some if use.tune_id})
     for prompt in prompts:
         try:
             settings = merged(RenderSettings.model_validate(prompt.settings), changes)
-            row = registry.get_tune(prompt.tune_id) if prompt.tune_id else None
-            tune = weights_of(row) if row else None
-            used = {tune.id: tune.key} if tune else {}
+            own, tagged = used_by(prompt, uses.get(prompt.id, []), tunes)
             # The base itself stands in every recipe; where the tune was made on another one, its sibling, so does that.
-            said = {"trained_on": row.branch} if row and row.branch != prompt.branch else {}
-
-            def find(name: str, used: dict[str, str] = used) -> TuneWeights:
-                found = weights_of(registry.get_tune(name))
-                used[found.id] = found.key
-                return found
-
-            jobs.append(
-                make_job(
-                    prompt.id,
-                    prompt.text,
-                    settings,
-                    tune=tune,
-                    find_tune=find,
-                    recipe={"asked_base": prompt.base, "prompt_id": prompt.id, **said},
-                )
-            )
-            writer.uses(prompt.id, used)
+            home = tunes[own.id].branch if own else prompt.branch
+            said = {"trained_on": home} if home != prompt.branch else {}
+            recipe = {"asked_base": prompt.base, "prompt_id": prompt.id, **said}
+            jobs.append(make_job(prompt.id, prompt.text, settings, tune=own, tagged=tagged, recipe=recipe))
+            used = [*([own] if own else []), *(tag.tune for tag in tagged)]
+            writer.uses(prompt.id, {one.id: one.key for one in used})
         except Failure as failure:
             writer.refuse(prompt.id, failure)
     return jobs

@@ -39,6 +39,9 @@ class SourceImagesConfig(dg.Config):
         default_factory=dict,
         description="What is known of the subject (hair: brown), for {{hair}} in prompts.",
     )
+    account: str = Field(
+        default="local", description="Whose tune a new one is; what it names is looked up there."
+    )
     prompts: list[str] = Field(default_factory=list, description="Rendered as soon as the tune is ready.")
     callback_url: str | None = Field(default=None, description="Told when the tune is ready or has failed.")
     dataset: DatasetConfig = Field(
@@ -48,7 +51,7 @@ class SourceImagesConfig(dg.Config):
 
 def _changes(config: SourceImagesConfig) -> dict[str, Any]:
     """Return the fields of a `TuneRequest` that were filled in."""
-    changes = filled_in(config, "archive_url", "image_urls", "folder", "prompts", "dataset")
+    changes = filled_in(config, "account", "archive_url", "image_urls", "folder", "prompts", "dataset")
     sources = {k: v for k in ("archive_url", "image_urls", "folder") if (v := getattr(config, k))}
     if sources:
         changes["sources"] = sources
@@ -65,7 +68,7 @@ def require_tune(registry: Registry, tune_id: str) -> Tune:
     Raises:
         Failure: `UNKNOWN_TUNE` with the way to start one.
     """
-    if not registry.has_tune(tune_id):  # a title or number is no partition key
+    if not registry.has_tune(tune_id):
         raise Failure(
             FailureCode.UNKNOWN_TUNE,
             f"The registry has no tune {tune_id!r}: the partition exists, but nobody has asked for this tune.",
@@ -97,6 +100,7 @@ def tune_of_partition(
         catalog,
         get_settings(),
         request,
+        account_id=registry.get_account(config.account).id,
         origin="ui",
         tune_id=tune_id,
         allow_folder=request.sources.folder,

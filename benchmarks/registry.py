@@ -204,8 +204,8 @@ def calls(registry: Registry, tunes: int, prompts: int) -> dict[str, Callable[[]
 
     return {
         "get_tune_by_id": lambda: registry.get_tune(middle),
-        "get_tune_by_number": lambda: registry.get_tune(tunes // 2),
-        "get_tune_by_title": lambda: registry.get_tune(f"Rex {tunes // 2}"),
+        "get_tune_by_number": lambda: registry.tune_named("local", tunes // 2),
+        "get_tune_by_title": lambda: registry.tune_named("local", f"Rex {tunes // 2}"),
         "list_tunes": lambda: registry.list_tunes(),
         "list_tunes_deep": lambda: registry.list_tunes(before=tunes // 2),
         "list_tunes_failed": lambda: registry.list_tunes("failed"),

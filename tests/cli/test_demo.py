@@ -92,7 +92,7 @@ def test_the_demo_ends_with_a_sheet_a_page_and_the_next_command(
     assert "page/loss.png" in page
     for source in __import__("re").findall(r'src="([^"]+)"', page):
         assert (folder / source).is_file(), source
-    row = installation.registry.get_tune(1)
+    row = installation.registry.tune_named("local", 1)
     assert (row.origin, row.request["sources"]["folder"]) == ("demo", str(folder / "pictures"))
     prompts = installation.registry.list_prompts()
     assert len(prompts) == 12
@@ -107,7 +107,7 @@ def test_the_demo_runs_on_either_base_each_in_its_own_folder(
 ) -> None:
     said = tunes("demo", "--base", "flux", "--steps", "7")
     assert said.code == 0, said.err
-    row = installation.registry.get_tune(1)
+    row = installation.registry.tune_named("local", 1)
     assert (row.branch, row.request["training"]["steps"]) == ("tiny-flux", 7)
     plain = [prompt for prompt in installation.registry.list_prompts() if not prompt.tune_id]
     assert {prompt.base for prompt in plain} == {"tiny-flux"}

@@ -120,7 +120,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(
     assert "tunes resume 1" in said.out
     driven(lambda ids, prompts: walk(installation, ids[0]))
     assert tunes("resume").code == 0
-    assert installation.registry.get_tune(1).status == "ready"
+    assert installation.registry.tune_named("local", 1).status == "ready"
     assert "Nothing is waiting" in tunes("resume").out
 
 
@@ -142,7 +142,7 @@ def test_render_prints_and_copies_the_pictures(
     assert said.code == 0, said.err
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00001-0.png", "00002-0.png"]
     assert str(tmp_path / "out" / "00001-0.png") in said.out
-    assert registry.get_prompt(1).settings["seed"] == 5
+    assert registry.list_prompts()[-1].settings["seed"] == 5
 
 
 def test_the_moving_display_draws_every_state() -> None:

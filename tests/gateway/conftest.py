@@ -57,6 +57,10 @@ class House:
     def auth(self, account: str = "ann", **more: int) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key(account, **more)}"}
 
+    def tune(self, number: int, account: str = "ann") -> Tune:
+        """Return a tune as its account names it."""
+        return self.registry.tune_named(account, number, deleted=True)
+
     def finish_tune(self, tune: Tune) -> Tune:
         """Play the pipeline to a ready tune with weights in the store."""
         for kind in ("prepare", "train", "finish"):

@@ -317,7 +317,4 @@ def test_every_endpoint_keeps_tenants_apart(house: House) -> None:
                 nobody = house.client.request(method, path.format(**made_up), json=body, headers=bob)
                 assert answer.status_code == nobody.status_code, (method, path, "tells what exists")
     assert walked > 50
-    assert (
-        house.registry.get_tune(tune["id"]).deleted_at is None
-        and house.registry.get_tune(job).deleted_at is None
-    )
+    assert house.tune(tune["id"]).deleted_at is None and house.registry.get_tune(job).deleted_at is None

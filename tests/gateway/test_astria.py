@@ -59,7 +59,7 @@ def test_a_tune_and_its_prompts(house: House) -> None:
     )
     assert made["images"] == [] and made["trained_at"] is None and made["num_images"] == 2
 
-    house.finish_tune(house.registry.get_tune(tune["id"]))
+    house.finish_tune(house.tune(tune["id"]))
     house.render_all()
     for suffix in ("", ".json"):
         done = house.client.get(f"{path}/{made['id']}{suffix}", headers=house.auth()).json()
@@ -142,7 +142,7 @@ def test_all_nestings_parse_alike(house: House, form: list, multipart: bool) -> 
         kind = {"Content-Type": "application/x-www-form-urlencoded"}
         answer = house.client.post("/tunes", content=urlencode(form), headers={**house.auth(), **kind})
     assert answer.status_code == 201, answer.text
-    row = house.registry.get_tune(answer.json()["id"])
+    row = house.tune(answer.json()["id"])
     assert row.request["sources"]["image_urls"] == URLS[:2] and row.request["dataset"]["face_crop"]
     assert row.callback_url is None and answer.json()["characteristics"] == {"eye_color": "blue eyes"}
     prompts = sorted(house.registry.list_prompts(tune_id=row.id), key=lambda p: p.number)
@@ -154,7 +154,7 @@ def test_uploaded_files(house: House) -> None:
     data = {"tune[title]": "N", "tune[name]": "man"}
     answer = house.client.post("/tunes", data=data, files=files, headers=house.auth())
     assert answer.status_code == 201, answer.text
-    row = house.registry.get_tune(answer.json()["id"])
+    row = house.tune(answer.json()["id"])
     assert len(row.request["sources"]["uploads"]) == 3 and row.status == "queued"
     assert row.base == "realistic-vision" and row.token == "sks"  # what Astria trains without a branch
     assert house.client.get(urlsplit(answer.json()["orig_images"][0]).path).status_code == 200
@@ -192,9 +192,9 @@ def test_422_names_the_field(house: House, changes: dict, field: str) -> None:
 def test_a_faceid_tune_is_named_by_its_own_tag(house: House) -> None:
     tune = create(house, model_type="faceid", branch="fast")
     assert tune["model_type"] == "faceid" and tune["args"] is None
-    row = house.finish_tune(house.registry.get_tune(tune["id"]))
+    row = house.finish_tune(house.tune(tune["id"]))
     assert row.kind == "faceid"
-    other = house.finish_tune(house.registry.get_tune(create(house, title="LoRA", model_type="lora")["id"]))
+    other = house.finish_tune(house.tune(create(house, title="LoRA", model_type="lora")["id"]))
     assert house.client.get(f"/tunes/{tune['id']}", headers=house.auth()).json()["trained_at"]
 
     def ask(text: str) -> tuple[int, dict]:
@@ -291,7 +291,7 @@ def test_headshots_starter_in_pack_mode(house: House) -> None:
         house.client.post(f"/p/{slug}/tunes", json=body, headers=house.auth()).json()["id"]
         != answer.json()["id"]
     )
-    house.finish_tune(house.registry.get_tune(answer.json()["id"]))
+    house.finish_tune(house.tune(answer.json()["id"]))
     house.render_all()
     sent = told(house)
     assert [one.url for one in sent] == [train, prompt, prompt]
@@ -319,7 +319,7 @@ def test_headshots_starter_in_tune_mode(house: House) -> None:
         prompts_attributes=prompts,
     )
     assert tune["base_tune_id"] == 690204 and tune["token"] == "ohwx"
-    house.finish_tune(house.registry.get_tune(tune["id"]))
+    house.finish_tune(house.tune(tune["id"]))
     house.render_all()
     sent = told(house)
     assert [sorted(one.body) for one in sent] == [["tune"], ["prompt"], ["prompt"]]
@@ -330,20 +330,20 @@ def test_headshots_starter_in_tune_mode(house: House) -> None:
 def test_no_callback_for_a_failure_unless_the_account_wants_it(house: House) -> None:
     hook = "https://app.example.com/train-webhook"
     first = create(house, callback=hook)
-    house.registry.request_cancel(house.registry.get_tune(first["id"]).id)
+    house.registry.request_cancel(house.tune(first["id"]).id)
     assert told(house) == []
     shown = house.client.get(f"/tunes/{first['id']}", headers=house.auth()).json()
     assert shown["error"] and shown["trained_at"] is None
     house.registry.set_options("ann", failure_callbacks=True)
     house.service._seen.clear()
     second = create(house, callback=hook)
-    house.registry.request_cancel(house.registry.get_tune(second["id"]).id)
+    house.registry.request_cancel(house.tune(second["id"]).id)
     assert told(house)[0].body["tune"]["error"]
 
 
 def test_a_group_of_prompts_is_told_of_once(house: House) -> None:
     tune = create(house)
-    house.finish_tune(house.registry.get_tune(tune["id"]))
+    house.finish_tune(house.tune(tune["id"]))
     body = {"tune": {"tune_ids": [tune["id"]], "prompts_callback": "https://app.example.com/all"}}
     answer = house.client.post("/p/corporate-headshots/tunes", json=body, headers=house.auth())
     assert answer.status_code == 201 and answer.json()["message"] == "Prompts created"
@@ -385,7 +385,7 @@ def test_inspect_answers_in_strings_and_booleans(house: House) -> None:
 
 def test_what_the_renderer_can_do_is_passed_on(house: House) -> None:
     tune = create(house)
-    ready = house.finish_tune(house.registry.get_tune(tune["id"]))
+    ready = house.finish_tune(house.tune(tune["id"]))
     path = f"/tunes/{tune['id']}/prompts"
     fields = {
         "text": "ohwx woman",
@@ -440,8 +440,8 @@ def test_a_prompt_is_updated_and_a_tune_continued(house: House) -> None:
     assert refused.status_code == 422 and "text" in refused.json()
     early = {"tune": {**TUNE, "branch": "", "base_tune_id": tune["id"]}}
     assert house.client.post("/tunes", json=early, headers=house.auth()).status_code == 422
-    house.finish_tune(house.registry.get_tune(tune["id"]))
+    house.finish_tune(house.tune(tune["id"]))
     more = create(house, branch="", base_tune_id=tune["id"], auto_extend=True)
-    row = house.registry.get_tune(more["id"])
-    assert row.recipe["continues"]["tune_id"] == house.registry.get_tune(tune["id"]).id and row.auto_extend
+    row = house.tune(more["id"])
+    assert row.recipe["continues"]["tune_id"] == house.tune(tune["id"]).id and row.auto_extend
     assert more["base_tune_id"] == tune["id"]

@@ -64,7 +64,7 @@ def test_what_cannot_be_done_is_refused_by_name(house: House, fields: dict, name
 
 def test_a_group_of_which_nothing_came_is_not_told_as_a_success(house: House) -> None:
     tune = create(house)
-    house.finish_tune(house.registry.get_tune(tune["id"]))
+    house.finish_tune(house.tune(tune["id"]))
     body = {"tune": {"tune_ids": [tune["id"]], "prompts_callback": "https://app.example.com/all"}}
     house.client.post("/p/corporate-headshots/tunes", json=body, headers=house.auth())
     house.render_all(fail=True)

@@ -113,7 +113,7 @@ def test_callers_learn_nothing_of_the_inside_of_a_bug(house: House) -> None:
     house.key()
     house.registry.set_options("ann", failure_callbacks=True)
     shown = create(house, callback=hook, prompts_attributes=[{"text": "ohwx woman", "callback": hook}])
-    tune = house.registry.get_tune(shown["id"])
+    tune = house.tune(shown["id"])
     error = KeyError("/srv/secret/path of 'Sizes'")
     for attempt in range(3):
         assert house.registry.get_tune(tune.id).status == "queued" and attempt < 3

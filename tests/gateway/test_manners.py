@@ -85,10 +85,7 @@ def test_two_tenants_never_see_each_other(house: House) -> None:
     fields = {"title": "t", "name": "man", "base_tune_id": tune, "image_urls": ["https://example.com/x"]}
     base = house.client.post("/tunes", json={"tune": fields}, headers=bob)
     assert base.status_code == 422
-    assert (
-        house.registry.get_tune(tune).title == "Natalie"
-        and house.registry.get_tune(job).status == "awaiting_images"
-    )
+    assert house.tune(tune).title == "Natalie" and house.registry.get_tune(job).status == "awaiting_images"
 
 
 @pytest.mark.parametrize(

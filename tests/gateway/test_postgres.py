@@ -54,10 +54,10 @@ def test_lists_filters_and_the_ledger(elsewhere: House) -> None:
     assert house.client.get("/native/v1/account", headers=house.auth()).json()["ledger"]
     for kind, result in (("prepare", None), ("train", {"steps": 300, "seconds": 61.5}), ("finish", None)):
         house.registry.finish(
-            house.registry.claim(kind, house.registry.get_tune(tune["id"]).id, "run").id, "run", result=result
+            house.registry.claim(kind, house.tune(tune["id"]).id, "run").id, "run", result=result
         )
     text = house.client.get("/native/v1/metrics").text
-    branch = house.registry.get_tune(tune["id"]).branch
+    branch = house.tune(tune["id"]).branch
     assert f'tunes_training_seconds_total{{base="{branch}"}} 61.5' in text, text
     assert house.client.get("/tunes?branch=fast", headers=house.auth()).json()[0]["id"] == tune["id"]
     for path, body in BODIES:  # what SQLite would keep, PostgreSQL cannot

@@ -19,7 +19,7 @@ def _public(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def finish(house: House, number: int) -> None:
     """Play the pipeline to a ready full tune."""
-    tune = house.registry.get_tune(number)
+    tune = house.tune(number)
     folder = f"tunes/{tune.id}/lora/1/pipeline"
     house.store.write_text(f"{folder}/model_index.json", "{}")
     weights = house.store.write_bytes(
@@ -46,7 +46,7 @@ def test_no_model_type_means_a_checkpoint_where_the_base_allows_it(house: House)
         shown = create(
             house, branch=branch, title=f"{branch} {asked}", **({"model_type": asked} if asked else {})
         )
-        assert (house.registry.get_tune(shown["id"]).kind, shown["args"]) == (kind, said), (branch, asked)
+        assert (house.tune(shown["id"]).kind, shown["args"]) == (kind, said), (branch, asked)
         assert shown["model_type"] == asked
 
 
@@ -66,7 +66,7 @@ def test_a_whole_model_is_downloaded_as_one_zip_and_continued_by_its_own_kind(ho
     assert house.client.get(f"{native}/kohya", headers=house.auth()).status_code == 404
 
     more = create(house, branch="", base_tune_id=tune["id"], title="more")
-    row = house.registry.get_tune(more["id"])
+    row = house.tune(more["id"])
     assert row.kind == "checkpoint" and row.recipe["continues"]["weights_key"].endswith("model.safetensors")
     body = {
         "tune": {**TUNE, "branch": "", "base_tune_id": tune["id"], "model_type": "lora", "title": "a LoRA"}

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.registry import Registry
+from tunes_dagster.registry import Registry, Use
 
 
 def test_a_tune_goes_from_queued_to_ready(registry: Registry) -> None:
@@ -41,14 +41,47 @@ def test_a_tune_goes_from_queued_to_ready(registry: Registry) -> None:
 def test_found_by_id_number_and_newest_title(registry: Registry) -> None:
     first, second = add_tune(registry, title="Rex"), add_tune(registry, title="Rex")
     assert (first.number, second.number) == (1, 2)
-    assert registry.get_tune(1).id == first.id
-    assert registry.get_tune("2").id == second.id
-    assert registry.get_tune("Rex").id == second.id
+    titled_like_a_number = add_tune(registry, title="1")
+
+    def meant(word: str | int, **more: bool) -> str:
+        return registry.tune_named("local", word, **more).id
+
+    assert meant(1) == meant(" 1 ") == first.id and meant("2") == meant(second.id) == second.id
+    assert meant("3") == titled_like_a_number.id and meant("Rex") == second.id
     registry.delete_tune(second.id)
-    assert registry.get_tune("Rex").id == first.id
-    with pytest.raises(Failure) as error:
-        registry.get_tune("Fifi")
-    assert error.value.code == FailureCode.UNKNOWN_TUNE
+    assert meant("Rex") == first.id and meant("2", deleted=True) == second.id
+    for word in ("Fifi", "2", second.id):
+        with pytest.raises(Failure) as error:
+            meant(word)
+        assert error.value.code == FailureCode.UNKNOWN_TUNE
+    registry.delete_tune(first.id)
+    assert meant("1") == titled_like_a_number.id, "no live tune has that number any more"
+    for word in ("1", "Rex"):
+        with pytest.raises(Failure):
+            registry.get_tune(word)
+
+
+def test_words_mean_nothing_in_another_account(registry: Registry) -> None:
+    registry.add_account("ann"), registry.add_account("ben")
+    hers = add_tune(registry, account_id="ann", title="style")
+    his = add_tune(registry, account_id="ben", title="style")
+    newest = add_tune(registry, account_id="ann", title="style")
+    also_his = add_tune(registry, account_id="ben", title=str(hers.number))
+    assert registry.tune_named("ben", "style").id == his.id
+    assert registry.tune_named("ann", "style").id == newest.id
+    assert registry.tune_named("ben", hers.number).id == also_his.id
+    said = set()
+    for word in (hers.id, newest.id, newest.number, "nobody"):
+        with pytest.raises(Failure) as error:
+            registry.tune_named("ben", word)
+        said.add(str(error.value).replace(str(word), "WORD"))
+    assert len(said) == 1, "somebody else's tune answers like none"
+    with pytest.raises(Failure):
+        registry.add_prompt(prompt_request(), branch="tiny-sdxl", account_id="ben", tune_id=hers.id)
+    with pytest.raises(Failure):
+        tags = [Use(hers.id, "lora", "style", 1.0)]
+        registry.add_prompt(prompt_request(), branch="tiny-sdxl", account_id="ben", tags=tags)
+    assert registry.list_prompts() == []
 
 
 def test_lists_page_by_number(registry: Registry) -> None:
@@ -112,7 +145,7 @@ def test_prompts_for_a_ready_tune_are_queued_at_once(registry: Registry) -> None
     tune = make_ready(registry, add_tune(registry))
     prompt = registry.add_prompt(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
     assert prompt.status == "queued" and prompt.base == tune.base
-    assert registry.get_prompt(prompt.id).number == prompt.number == registry.get_prompt(1).number
+    assert registry.get_prompt(prompt.id).number == prompt.number == 1
 
 
 def test_finish_twice_by_the_same_run_changes_nothing(registry: Registry) -> None:

@@ -16,7 +16,7 @@ from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import load_catalog
-from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.registry import Prompt, Registry, Tune, Use
 from tunes_dagster.registry.campaign_tables import CampaignPrompt
 from tunes_dagster.service.erase import erase_tunes, tunes_of_person
 from tunes_dagster.service.retain import retain
@@ -45,9 +45,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     server.stop()
 
 
-def rendered(registry: Registry, store: Store, tune: Tune, text: str = "a photo of ohwx dog") -> Prompt:
+def rendered(registry: Registry, store: Store, tune: Tune, *tags: Use) -> Prompt:
     """Return a prompt of a tune with a picture, and the sheet of its batch."""
-    prompt = registry.add_prompt(prompt_request(text, callback_url=HOOK), branch="tiny-sdxl", tune_id=tune.id)
+    text = " ".join(["a photo of ohwx dog", *(f"<lora:{use.word}:{use.scale}>" for use in tags)])
+    prompt = registry.add_prompt(
+        prompt_request(text, callback_url=HOOK),
+        branch="tiny-sdxl",
+        tune_id=tune.id,
+        tags=tags,
+        account_id=tune.account_id,
+    )
     (batch,) = registry.make_batches(wait_seconds=0)
     work = registry.claim("render", batch.id, "run")
     key = store.write_bytes(f"batches/{batch.id}/1/{prompt.id}-1.png", b"picture")
@@ -91,10 +98,12 @@ def test_a_tune_goes_with_everything_made_of_it_and_nothing_of_others(
     made_of(store, mine, b"shared", b"own", caption="anna at home")
     made_of(store, other, b"shared", caption="a dog at home")
     shown, others = rendered(registry, store, mine), rendered(registry, store, other)
-    mixed = rendered(registry, store, other, f"a photo of ohwx dog <lora:{mine.title}:0.5>")
+    mixed = rendered(registry, store, other, Use(mine.id, "lora", mine.title, 0.5))
     before = everything(store)
 
-    erased = erase_tunes(registry, store, tunes_of_person(registry, "anna"), rule="person anna", forget=True)
+    erased = erase_tunes(
+        registry, store, tunes_of_person(registry, "anna", "local"), rule="person anna", forget=True
+    )
     gone = before - everything(store)
     assert erased.count == len(gone) and erased.bytes > 0
     assert dict(erased.files) == {
@@ -119,8 +128,11 @@ def test_a_tune_goes_with_everything_made_of_it_and_nothing_of_others(
     (record,) = registry.list_deletions()
     assert (record.subject_id, record.reason, record.rule) == (mine.id, "asked", "person anna")
     assert record.label == "" and record.files == erased.count and record.what["weights"] == 1
-    with pytest.raises(Failure, match="No tune has the label person=anna"):
-        tunes_of_person(registry, "anna")
+    assert [use.word for use in registry.uses_of([mixed.id])[mixed.id]] == ["", ""], (
+        "titles are forgotten too"
+    )
+    with pytest.raises(Failure, match="has the label person=anna"):
+        tunes_of_person(registry, "anna", "local")
 
 
 @pytest.mark.parametrize("store", ["folder"], indirect=True)

@@ -118,10 +118,8 @@ def test_a_plan_looks_kinds_up_without_refusing(siblings: Door) -> None:
     """Campaigns are planned before the tunes that their texts name are ready."""
     siblings.tune(base="tiny", title="later", training={"kind": "checkpoint"})
     asked = PromptRequest(text="a <lora:later:1> dog", base="tiny")
-    _, entry, _ = completed_prompt(
-        siblings.catalog, siblings.settings, asked, None, kinds_from=siblings.registry
-    )
-    assert entry.branch == "tiny"
+    completed = completed_prompt(siblings.registry, siblings.catalog, siblings.settings, asked, None)
+    assert completed.entry.branch == "tiny"
 
 
 def test_siblings_of_the_shipped_catalog_exist() -> None:

@@ -16,7 +16,7 @@ from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.rendering.aids import Aids
-from tunes_dagster.rendering.jobs import TuneWeights, make_job
+from tunes_dagster.rendering.jobs import Tagged, TuneWeights, make_job
 from tunes_dagster.rendering.png import read_recipe
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training.faceid import ADAPTER_FIELD, EMBEDS, NOTHING
@@ -210,7 +210,7 @@ def test_tags_and_tunes_become_faces():
         "p",
         "ohwx man <faceid:7:0.4> <lora:fern:0.9>",
         settings(1),
-        find_tune={"7": ada, "fern": fern}.__getitem__,
+        tagged=[Tagged("fern", fern, 0.9), Tagged("7", ada, 0.4)],
     )
     # The token is the LoRA's, too.
     assert both.text == "ohwx man" and both.faces == [("ada.safetensors", 0.4, "tune_ada")]

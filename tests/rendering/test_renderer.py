@@ -13,7 +13,7 @@ from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Phase, Silent
 from tunes_dagster.core.recipe import RenderSettings, recipe_hash
 from tunes_dagster.rendering import denoise, png
-from tunes_dagster.rendering.jobs import RenderJob, TuneWeights, make_job
+from tunes_dagster.rendering.jobs import RenderJob, Tagged, TuneWeights, make_job
 from tunes_dagster.rendering.renderer import render
 
 FERN = ("tunes/fern.safetensors", 1.0)
@@ -243,17 +243,24 @@ def test_every_public_scheduler_renders_a_picture(base, store):
 def test_jobs_are_made_of_rows_and_tags():
     fern = TuneWeights("tune_fern", "fern.safetensors", "ohwx", "man")
     duo = TuneWeights("tune_duo", "duo.safetensors", "zkqj", "woman")
-    found = {"Fern": fern, "duo": duo}.__getitem__
+    tagged = [Tagged("duo", duo, 0.5)]
     made = make_job(
-        "p", "ohwx man and a woman <lora:duo:0.5>", settings(lora_scale=0.9), tune=fern, find_tune=found
+        "p", "ohwx man and a woman <lora:duo:0.5>", settings(lora_scale=0.9), tune=fern, tagged=tagged
     )
     assert made.text == "ohwx man and a woman"
     assert made.loras == [("fern.safetensors", 0.9, "tune_fern"), ("duo.safetensors", 0.5, "tune_duo")]
     assert made.warnings == [
         "The prompt does not name the tune's token 'zkqj'; write 'zkqj woman' to show the subject."
     ]
-    same = make_job("p", "ohwx man <lora:Fern:0.3>", settings(), tune=fern, find_tune=found)
+    same = make_job(
+        "p", "ohwx man <lora:Fern:0.3>", settings(), tune=fern, tagged=[Tagged("Fern", fern, 0.3)]
+    )
     assert same.loras == [("fern.safetensors", 0.3, "tune_fern")]
+    twice = [Tagged("Fern", fern, 0.3), Tagged("7", fern, 0.4)]
+    text = "ohwx man <lora:Fern:0.3> <lora:7:0.4>"
+    assert make_job("p", text, settings(), tagged=twice).loras == [("fern.safetensors", 0.7, "tune_fern")]
+    with pytest.raises(Failure, match="'7' in the prompt means was never settled"):
+        make_job("p", text, settings(), tagged=twice[:1])
 
 
 def test_half_precision_shows_the_same_picture(base_folder, base, store):

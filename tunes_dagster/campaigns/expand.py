@@ -102,7 +102,8 @@ def expand(
     """
     done = Expansion(problems=list(table.problems))
     _check_columns(file, table, done)
-    known = {name.lower(): one for one in [*others, *selected] for name in one.names}
+    # A number wins over a title that looks like one, and an id over both.
+    known = {one.names[which].lower(): one for which in (2, 1, 0) for one in [*others, *selected]}
     rows = [_prepared(file, table, row, list(selected), known, done) for row in table.rows]
     # A campaign whose labels no tune has yet renders nothing, rather than everything without a tune.
     good = [row for row in rows if row is not None and row["tune"]]

@@ -6,7 +6,6 @@ queues what is missing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,16 +15,15 @@ from tunes_dagster.campaigns.expand import Item, Subject, expand, named_tunes
 from tunes_dagster.campaigns.files import CampaignFile, Parsed, Source, parse
 from tunes_dagster.campaigns.problems import Problem, errors
 from tunes_dagster.campaigns.tables import Table, read_table, spelled
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, recipe_hash
-from tunes_dagster.registry.campaigns import Planned
+from tunes_dagster.registry.campaigns import Planned, taken
 
 if TYPE_CHECKING:
     from tunes_dagster.core.settings import Settings
     from tunes_dagster.families.catalog import Catalog
     from tunes_dagster.registry import Registry, Tune
 
-_LORA = re.compile(r"<\s*lora\s*:\s*([^:<>]+)", re.IGNORECASE)
 _ENDED = {"failed": "failed", "cancelled": "was cancelled", "deleted": "was deleted"}
 
 
@@ -38,12 +36,14 @@ class LeftOut:
         tune: Title of the tune.
         text: Of the prompt.
         reason: Why.
+        tune_id: Of the tune; None for a prompt on a plain base.
     """
 
     line: int
     tune: str
     text: str
     reason: str
+    tune_id: str | None
 
 
 @dataclass
@@ -107,7 +107,7 @@ def sketch(
         catalog: Holds the bases.
         settings: The operator's.
         costing: The operator's prices.
-        lenient: A tune that the YAML names and that is gone is only a warning: the others go on.
+        lenient: A tune that is named and that is gone is only a warning: the others go on.
     """
     parsed = parse(source)
     drawn = Sketch(parsed, problems=list(parsed.problems))
@@ -120,13 +120,8 @@ def sketch(
         return drawn
     expansion = expand(parsed.file, drawn.table, selected, others, date)
     drawn.problems += expansion.problems
-    _complete(drawn, expansion.items, registry, catalog, settings, costing)
+    _complete(drawn, expansion.items, registry, catalog, settings, costing, lenient)
     drawn.problems = sorted(set(drawn.problems))
-    drawn.waits = {
-        tune.title: tune.status
-        for tune_id in {one.tune_id for one in drawn.planned if one.tune_id}
-        if (tune := drawn.tunes[tune_id]).status != "ready"
-    }
     campaign = next((row for row in registry.list_campaigns() if row.name == parsed.file.id), None)
     if campaign is not None:
         known = registry.known_prompts(campaign.id, drawn.planned)
@@ -146,6 +141,10 @@ def _subjects(
         registry.get_account(file.account)
     except Failure as failure:
         drawn.problems.append(Problem(source.label, parsed.line("account"), failure.message, failure.remedy))
+        return [], []
+    if registry.campaign_owner(file.id) not in (None, file.account):
+        said = taken(file.id)
+        drawn.problems.append(Problem(source.label, parsed.line("name"), said.message, said.remedy))
         return [], []
     chosen: dict[str, Tune] = {}
     for index, word in enumerate(file.tunes):
@@ -195,10 +194,9 @@ def _subjects(
 
 def _find(registry: Registry, word: str, account: str) -> Tune | None:
     try:
-        tune = registry.get_tune(word)
+        return registry.tune_named(account, word, deleted=True)
     except Failure:
         return None
-    return tune if tune.account_id == account else None
 
 
 def _fits(file: CampaignFile, tune: Tune) -> bool:
@@ -234,6 +232,7 @@ def _complete(
     catalog: Catalog,
     settings: Settings,
     costing: Costing,
+    lenient: bool,
 ) -> None:
     """Turn items into complete prompts; what is wrong with one is said once per line."""
     assert drawn.table is not None
@@ -243,19 +242,17 @@ def _complete(
     for item in items:
         if item.tune_id in gone:
             title = drawn.tunes[item.tune_id].title
-            drawn.left_out.append(LeftOut(item.line, title, item.text, gone[item.tune_id]))
+            drawn.left_out.append(LeftOut(item.line, title, item.text, gone[item.tune_id], item.tune_id))
             continue
         try:
-            planned = completer.planned(item)
+            drawn.planned.append(completer.planned(item))
         except Failure as failure:
-            drawn.problems.append(Problem(label, item.line, failure.message, failure.remedy))
-            continue
-        if lost := completer.lost(item.text):
-            drawn.left_out.append(LeftOut(item.line, lost.title, item.text, _subject(lost).problem))
-            gone[lost.id] = _subject(lost).problem
-        else:
-            drawn.planned.append(planned)
-    for why in dict.fromkeys(gone.values()):
+            if not lenient or failure.code not in (FailureCode.UNKNOWN_TUNE, FailureCode.CONFLICT):
+                drawn.problems.append(Problem(label, item.line, failure.message, failure.remedy))
+                continue
+            title = drawn.tunes[item.tune_id].title if item.tune_id else ""
+            drawn.left_out.append(LeftOut(item.line, title, item.text, failure.message, item.tune_id))
+    for why in dict.fromkeys(one.reason for one in drawn.left_out):
         count = sum(one.reason == why for one in drawn.left_out)
         if count:
             drawn.problems.append(
@@ -277,7 +274,7 @@ class _Completer:
     ) -> None:
         self.drawn, self.registry, self.catalog = drawn, registry, catalog
         self.settings, self.costing = settings, costing
-        self.loras: dict[str, Tune] = {}
+        self.seen: dict[str, Tune] = {}
 
     def planned(self, item: Item) -> Planned:
         """Return an item as a complete prompt.
@@ -294,11 +291,20 @@ class _Completer:
             base=None if tune else item.base,
             settings=RenderSettings.model_validate(item.settings),
         )
-        complete, entry, base = completed_prompt(
-            self.catalog, self.settings, asked, tune, kinds_from=self.registry
+        completed = completed_prompt(
+            self.registry,
+            self.catalog,
+            self.settings,
+            asked,
+            tune,
+            account_id=self.drawn.file.account,
+            seen=self.seen,
         )
-        tunes = {one.id: one for one in ([tune] if tune else []) + self._in_text(item.text)}
+        complete, entry, base = completed.request, completed.entry, completed.asked
+        named = [*([tune] if tune else []), *(self.seen[use.word] for use in completed.tags)]
+        tunes = {one.id: one for one in named}
         ready = [one for one in tunes.values() if one.status == "ready"]
+        self.drawn.waits |= {one.title: one.status for one in tunes.values() if one.status != "ready"}
         weights = {one.id: key for one in ready if (key := (one.result or {}).get("weights_key"))}
         decided = {
             "text": complete.text,
@@ -320,22 +326,8 @@ class _Completer:
             item.tune_id,
             weights,
             price,
-            tuple(tunes),
+            completed.tags,
         )
-
-    def lost(self, text: str) -> Tune | None:
-        """Return a tune that a text names and that can no longer be rendered with, or None."""
-        return next((tune for tune in self._in_text(text) if tune.status in _ENDED), None)
-
-    def _in_text(self, text: str) -> list[Tune]:
-        """Return the tunes that `<lora:NAME:weight>` in a text names."""
-        found = []
-        for name in _LORA.findall(text):
-            word = name.strip()
-            if word not in self.loras:
-                self.loras[word] = self.registry.get_tune(word)
-            found.append(self.loras[word])
-        return found
 
 
 def plan_summary(drawn: Sketch) -> dict[str, Any]:
@@ -346,7 +338,13 @@ def plan_summary(drawn: Sketch) -> dict[str, Any]:
         "tunes": {tune.id: tune.title for tune in drawn.tunes.values()},
         "waits_for": drawn.waits,
         "left_out": [
-            {"line": one.line, "tune": one.tune, "text": one.text, "reason": one.reason}
+            {
+                "line": one.line,
+                "tune": one.tune,
+                "text": one.text,
+                "reason": one.reason,
+                "tune_id": one.tune_id,
+            }
             for one in drawn.left_out[:1000]
         ],
         "warnings": [str(one) for one in drawn.problems if one.level == "warning"][:100],

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tunes_dagster.cli.flags import Account, Which, called
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, say, table
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -18,16 +19,17 @@ from tunes_dagster.core.failures import Failure, FailureCode
 app = typer.Typer(
     no_args_is_help=True, help="Look at and change the texts that go with the training pictures."
 )
-Which = Annotated[str, typer.Argument(help="Tune by number, id or title.")]
 
 
 @app.command()
 def show(
-    tune: Which, as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False
+    tune: Which,
+    account: Account = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show the captions, and where each comes from."""
     installation = Installation()
-    row, captions = _load(installation, tune)
+    row, captions = _load(installation, account, tune)
     if as_json:
         emit_json(
             [
@@ -48,23 +50,24 @@ def set_caption(
     tune: Which,
     picture: Annotated[str, typer.Argument(help="File name of the picture, or the start of its hash.")],
     caption: Annotated[str, typer.Argument(help="The text; token and class are added when it lacks them.")],
+    account: Account = "local",
 ) -> None:
     """Change one caption."""
     from tunes_dagster.intake.captions import edit_caption
 
     installation = Installation()
-    row, before = _load(installation, tune)
+    row, before = _load(installation, account, tune)
     after = edit_caption(row.id, picture, caption, installation.store)
     _say_next(row, before, after)
 
 
 @app.command()
-def edit(tune: Which) -> None:
+def edit(tune: Which, account: Account = "local") -> None:
     """Open the table in your editor ($VISUAL, $EDITOR) and keep what you change."""
     from tunes_dagster.intake.captions import set_captions
 
     installation = Installation()
-    row, before = _load(installation, tune)
+    row, before = _load(installation, account, tune)
     old = before.texts()
     edited = {
         key: text for key, text in _edited(installation, row).items() if key in old and old[key] != text
@@ -96,15 +99,15 @@ def _key(tune_id: str) -> str:
     return f"tunes/{tune_id}/captions/captions.csv"
 
 
-def _load(installation: Installation, tune: str) -> tuple[Any, Any]:
+def _load(installation: Installation, account: str, tune: str) -> tuple[Any, Any]:
     from tunes_dagster.intake.captions import CaptionTable
 
-    row = installation.registry.get_tune(tune)
+    row = installation.registry.tune_named(account, tune)
     if not installation.store.exists(_key(row.id)):
         raise Failure(
             FailureCode.CONFLICT,
             f"Tune {row.number} has no captions yet; it is {row.status}.",
-            f"They are written while its pictures are prepared: tunes status {row.number} --watch",
+            f"They are written while its pictures are prepared: tunes status {called(row)} --watch",
         )
     return row, CaptionTable.load(installation.store, row.id)
 

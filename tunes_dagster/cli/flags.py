@@ -17,6 +17,14 @@ from pydantic import BaseModel
 
 from tunes_dagster.core.failures import Failure, FailureCode
 
+Account = Annotated[str, typer.Option("--account", help="Account whose tunes are meant.")]
+Which = Annotated[str, typer.Argument(help="Tune by number, id or title.")]
+
+
+def called(tune: Any) -> str:
+    """Return how commands name a tune: its number, and its account where that is not the default."""
+    return f"{tune.number}" if tune.account_id == "local" else f"{tune.number} --account {tune.account_id}"
+
 
 def takes(**groups: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command one flag per option of some models.

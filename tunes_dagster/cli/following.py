@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tunes_dagster.cli.flags import called
 from tunes_dagster.cli.installation import Installation, set_dagster_home
 from tunes_dagster.cli.output import noise_to, say
 from tunes_dagster.cli.watching import Watch, show_while
@@ -78,10 +79,10 @@ def _say_how_to_go_on(registry: Any, tunes: Sequence[str], prompts: Sequence[str
         say("\nThe prompts stay queued. Go on with: [bold]tunes resume[/]")
     for tune in map(registry.get_tune, tunes):
         if by_daemon:
-            say(f"\nThe work goes on. Look again with: [bold]tunes status {tune.number} --watch[/]")
+            say(f"\nThe work goes on. Look again with: [bold]tunes status {called(tune)} --watch[/]")
         else:
             say(
-                f"\nWhat was done is kept. Go on from the last checkpoint with: [bold]tunes resume {tune.number}[/]"
+                f"\nWhat was done is kept. Go on from the last checkpoint with: [bold]tunes resume {called(tune)}[/]"
             )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunes_dagster.cli.flags import assignments, merged, takes
+from tunes_dagster.cli.flags import Account, assignments, called, merged, takes
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -63,6 +63,7 @@ def train(
     label: Label = None,
     config: Config = None,
     set_: Set = None,
+    account: Account = "local",
     wait: Wait = True,
     as_json: AsJson = False,
     *,
@@ -90,7 +91,7 @@ def train(
     request, allowed = build_request(
         installation, folder, config, merged(_given(said), assignments(set_ or []))
     )
-    tune = _submit(installation, request, allowed)
+    tune = _submit(installation, request, allowed, account)
     if not as_json:
         subject = escape(f"{tune.token} {tune.class_name}")
         say(f"Tune [bold]{tune.number}[/] ({tune.id}): {escape(tune.title)}, {subject}")
@@ -100,7 +101,7 @@ def train(
         follow(installation, tunes=[tune.id], stderr=as_json)
     elif not as_json:
         say(
-            f"Handed in. It starts when the daemon runs (`tunes dev`) or with: [bold]tunes resume {tune.number}[/]"
+            f"Handed in. It starts when the daemon runs (`tunes dev`) or with: [bold]tunes resume {called(tune)}[/]"
         )
     tune = installation.registry.get_tune(tune.id)
     if as_json:
@@ -197,7 +198,7 @@ def _upload(installation: Installation, file: Path) -> str:
 
 
 def _submit(
-    installation: Installation, request: TuneRequest, allowed: str | None, origin: str = "cli"
+    installation: Installation, request: TuneRequest, allowed: str | None, account: str, origin: str = "cli"
 ) -> Any:
     from tunes_dagster.service.submit import submit_tune
 
@@ -207,6 +208,7 @@ def _submit(
         installation.catalog,
         installation.settings,
         request,
+        account_id=installation.registry.get_account(account).id,
         origin=origin,
         allow_folder=allowed,
     )
@@ -227,7 +229,7 @@ def _say_what_came_out(installation: Installation, tune: Any) -> None:
             say(f"  {'picture':<22} {escape(installation.store.url(key))}")
     say(
         f'Next: [bold]tunes render "{escape(example_prompt(tune.token, tune.class_name, "on the beach"))}" '
-        f"--tune {tune.number}[/]"
+        f"--tune {called(tune)}[/]"
     )
 
 
@@ -240,6 +242,7 @@ def render(
     base: Base = None,
     out: Annotated[Path | None, typer.Option(help="Copy the pictures into this folder as well.")] = None,
     callback_url: CallbackUrl = None,
+    account: Account = "local",
     wait: Wait = True,
     as_json: AsJson = False,
     *,
@@ -257,11 +260,17 @@ def render(
     settings = with_files(settings)
     common = {"tune": tune, "base": base, "callback_url": callback_url, "settings": settings}
     requests = [checked(PromptRequest, {"text": one, **common}, "The prompt") for one in text]
+    whose = installation.registry.get_account(account).id
     if len(requests) > 1:
-        _check_all(installation, requests)
+        _check_all(installation, requests, whose)
     rows = [
         submit_prompt(
-            installation.registry, installation.catalog, installation.settings, request, origin="cli"
+            installation.registry,
+            installation.catalog,
+            installation.settings,
+            request,
+            account_id=whose,
+            origin="cli",
         )
         for request in requests
     ]
@@ -311,19 +320,20 @@ def _looks_like_a_file(value: str) -> bool:
     return "." in value and ":" not in value and len(value) < 1000 and not in_store
 
 
-def _check_all(installation: Installation, requests: list[PromptRequest]) -> None:
+def _check_all(installation: Installation, requests: list[PromptRequest], account_id: str) -> None:
     """Refuse all of several prompts when one is wrong, instead of leaving those before it in the queue."""
     from tunes_dagster.service.submit import completed_prompt
 
     registry = installation.registry
     for request in requests:
-        tune = registry.get_tune(request.tune) if request.tune else None
+        tune = registry.tune_named(account_id, request.tune) if request.tune else None
         completed_prompt(
+            registry,
             installation.catalog,
             installation.settings,
             request,
             tune,
-            registry=registry,
+            account_id=account_id,
             store=installation.store,
         )
 
@@ -346,6 +356,7 @@ def resume(
     tune: Annotated[
         str | None, typer.Argument(help="Tune by number, id or title. Default: all unfinished ones.")
     ] = None,
+    account: Account = "local",
 ) -> None:
     """Go on with work that was interrupted or only handed in, from its last checkpoint."""
     from tunes_dagster.cli.following import follow
@@ -353,9 +364,10 @@ def resume(
 
     installation = Installation()
     registry = installation.registry
-    open_tunes = [row for row in registry.list_tunes(limit=1000) if row.status not in TUNE_OVER]
-    chosen = [registry.get_tune(tune)] if tune else open_tunes
-    prompts = [] if tune else registry.list_prompts(status="queued", limit=1000)
+    whose = registry.get_account(account).id
+    open_tunes = registry.list_tunes(limit=1000, account_id=whose)
+    chosen = [registry.tune_named(whose, tune)] if tune else open_tunes
+    prompts = [] if tune else registry.list_prompts(status="queued", limit=1000, account_id=whose)
     chosen = [row for row in chosen if row.status not in TUNE_OVER]
     if not chosen and not prompts:
         say("Nothing is waiting.")

@@ -6,16 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from tunes_dagster.cli.flags import assignments
+from tunes_dagster.cli.flags import Account, Which, assignments
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, say
-from tunes_dagster.cli.tunes import AsJson, Which
+from tunes_dagster.cli.tunes import AsJson
 from tunes_dagster.core.failures import Failure, FailureCode
 
 
 def diff(
     first: Which,
     second: Annotated[str, typer.Argument(help="The other tune.")],
+    account: Account = "local",
     as_json: AsJson = False,
 ) -> None:
     """Show what differs between two tunes: base, settings, pictures, captions, versions."""
@@ -25,7 +26,7 @@ def diff(
     from tunes_dagster.service.compare import differences
 
     installation = Installation()
-    rows = [installation.registry.get_tune(name) for name in (first, second)]
+    rows = [installation.registry.tune_named(account, name) for name in (first, second)]
     found = differences(rows[0], rows[1], installation.store)
     if as_json:
         emit_json([asdict(one) for one in found])
@@ -56,6 +57,7 @@ def rerun(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Stay until it is done, or only hand it in.")
     ] = True,
+    account: Account = "local",
     as_json: AsJson = False,
 ) -> None:
     """Train a tune again, with its pictures and settings and with its captions as they are now.
@@ -73,7 +75,7 @@ def rerun(
         installation.store,
         installation.catalog,
         installation.settings,
-        registry.get_tune(tune),
+        registry.tune_named(account, tune),
         training_changes(set_ or []),
         title,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunes_dagster.cli.flags import Account, Which
 from tunes_dagster.cli.installation import Installation, set_dagster_home
 from tunes_dagster.cli.output import ago, emit_json, escape, megabytes, say, table
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -30,7 +31,10 @@ def delete(
         Word, typer.Option(help="All tunes with the label person=LABEL; or NAME=VALUE of another label.")
     ] = None,
     account: Annotated[
-        Word, typer.Option(help="All tunes of an account; with --person, only that account's.")
+        Word,
+        typer.Option(
+            help="Whose tune or person is meant (local when left out); alone: all tunes of an account."
+        ),
     ] = None,
     yes: Yes = False,
 ) -> None:
@@ -39,19 +43,19 @@ def delete(
 
     installation = Installation()
     registry = installation.registry
-    if (tune is None) == (person is None and account is None):
+    if (tune is not None and person is not None) or tune is person is account is None:
         raise Failure(
             FailureCode.INVALID_REQUEST,
             "What is to be deleted was not said, or twice.",
             "Name a tune, or a person (--person LABEL), or an account (--account ID).",
         )
+    whose = registry.get_account(account or "local").id
     if tune is not None:
-        rows, rule = [registry.get_tune(tune)], ""
+        rows, rule = [registry.tune_named(whose, tune, deleted=True)], ""
     elif person is not None:
-        rows, rule = tunes_of_person(registry, person, account), f"person {person}"
+        rows, rule = tunes_of_person(registry, person, whose), f"person {person}"
     else:
-        registry.get_account(str(account))
-        rows, rule = registry.list_tunes(limit=1_000_000, account_id=account), f"account {account}"
+        rows, rule = registry.list_tunes(limit=1_000_000, account_id=whose), f"account {whose}"
     if not yes:
         names = ", ".join(f"{row.number} ({row.title})" for row in rows[:10])
         typer.confirm(
@@ -84,16 +88,17 @@ def _forget_in_dagster(installation: Installation, tune_ids: list[str]) -> str:
 
 
 def keep(
-    tune: Annotated[str, typer.Argument(help="Tune by number, id or title.")],
+    tune: Which,
     for_: Annotated[Word, typer.Option("--for", help="Keep it so long from now: 24h, 30d, 8w.")] = None,
     auto_extend: Annotated[
         bool | None,
         typer.Option("--auto-extend/--no-auto-extend", help="Extend it whenever it would expire."),
     ] = None,
+    account: Account = "local",
 ) -> None:
     """Keep a tune longer than its account's rule says."""
     registry = Installation().registry
-    row = registry.get_tune(tune)
+    row = registry.tune_named(account, tune)
     if for_ is None and auto_extend is None:
         raise Failure(
             FailureCode.INVALID_REQUEST, "How long was not said.", "Add --for 30d, or --auto-extend."

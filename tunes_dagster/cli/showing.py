@@ -17,6 +17,7 @@ def tune_as_dict(tune: Any) -> dict[str, Any]:
     return {
         "id": tune.id,
         "number": tune.number,
+        "account": tune.account_id,
         "title": tune.title,
         "name": tune.class_name,
         "token": tune.token,
@@ -53,6 +54,7 @@ def prompt_as_dict(prompt: Any) -> dict[str, Any]:
     return {
         "id": prompt.id,
         "number": prompt.number,
+        "account": prompt.account_id,
         "text": prompt.text,
         "tune": prompt.tune_id,
         "base": prompt.base,
@@ -83,9 +85,11 @@ def progress_of(tune: Any) -> str:
 
 def say_tunes(tunes: list[Any]) -> None:
     """Print tunes as a table."""
+    several = len({tune.account_id for tune in tunes}) > 1
     rows = [
         (
             tune.number,
+            *([escape(tune.account_id)] if several else []),
             escape(tune.title),
             escape(f"{tune.token} {tune.class_name}"),
             tune.base if tune.base == tune.branch else f"{tune.base} ({tune.branch})",
@@ -95,7 +99,8 @@ def say_tunes(tunes: list[Any]) -> None:
         )
         for tune in tunes
     ]
-    table(["tune#", "title", "subject", "base", "status", "", "made"], rows)
+    whose = ["account"] if several else []
+    table(["tune#", *whose, "title", "subject", "base", "status", "", "made"], rows)
 
 
 def say_prompts(prompts: list[Any]) -> None:

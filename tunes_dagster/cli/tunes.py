@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tunes_dagster.cli.flags import Account, Which, called
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say, styled
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from tunes_dagster.registry import Registry, Tune
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Which = Annotated[str, typer.Argument(help="Tune by number, id or title.")]
 
 
 def list_tunes(
@@ -26,27 +26,31 @@ def list_tunes(
     limit: Annotated[int, typer.Option(help="At most so many, newest first.")] = 20,
     prompts: Annotated[bool, typer.Option("--prompts", help="List prompts instead of tunes.")] = False,
     tune: Annotated[str | None, typer.Option(help="With --prompts: only those of this tune.")] = None,
+    account: Account = "local",
+    everybody: Annotated[bool, typer.Option("--all-accounts", help="Those of every account.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List tunes, newest first."""
     from tunes_dagster.cli.showing import prompt_as_dict, say_prompts, say_tunes, tune_as_dict
 
     registry = Installation().registry
+    whose = None if everybody else registry.get_account(account).id
     if prompts:
-        tune_id = registry.get_tune(tune).id if tune else None
-        rows = registry.list_prompts(tune_id=tune_id, status=status, limit=limit)
+        tune_id = registry.tune_named(account, tune, deleted=True).id if tune else None
+        rows = registry.list_prompts(tune_id=tune_id, status=status, limit=limit, account_id=whose)
         if as_json:
             emit_json([prompt_as_dict(row) for row in rows])
         else:
             say_prompts(rows)
         return
-    found = registry.list_tunes(status=status, limit=limit)
+    found = registry.list_tunes(status=status, limit=limit, account_id=whose)
     if as_json:
         emit_json([tune_as_dict(row) for row in found])
     elif found:
         say_tunes(found)
-    elif status and registry.count_tunes():
-        say(f"No tune is {escape(status)}.")
+    elif registry.count_tunes():
+        of = "" if everybody else f" of the account {account}"
+        say(escape(f"No tune{of} is {status}." if status else f"There is no tune{of}."))
     else:
         say(
             "No tunes yet. Make one: [bold]tunes demo[/], or [bold]tunes train ./photos --name woman --token ohwx[/]"
@@ -58,6 +62,7 @@ def status(
         str | None, typer.Argument(help="Tune by number, id or title. Default: everything open.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until it is done.")] = False,
+    account: Account = "local",
     as_json: AsJson = False,
 ) -> None:
     """Say where tunes stand: phase, step, time left, timeline, files."""
@@ -65,9 +70,9 @@ def status(
 
     registry = Installation().registry
     if tune is None:
-        _overall(registry, watch, as_json)
+        _overall(registry, account, watch, as_json)
         return
-    row = registry.get_tune(tune)
+    row = registry.tune_named(account, tune, deleted=True)
     if watch:
         _watch(registry, [row.id])
         row = registry.get_tune(row.id)
@@ -78,11 +83,11 @@ def status(
     say_tune(row, registry.events(row.id), rows)
 
 
-def _overall(registry: Registry, watch: bool, as_json: bool) -> None:
+def _overall(registry: Registry, account: str, watch: bool, as_json: bool) -> None:
     from tunes_dagster.cli.showing import say_tunes, tune_as_dict
     from tunes_dagster.cli.watching import TUNE_OVER
 
-    rows = registry.list_tunes(limit=200)
+    rows = registry.list_tunes(limit=200, account_id=registry.get_account(account).id)
     busy = [row for row in rows if row.status not in TUNE_OVER]
     if watch and busy:
         _watch(registry, [row.id for row in busy])
@@ -113,10 +118,11 @@ def cancel(
             "--keep", help="Stop training here and make the tune ready with what it learned so far."
         ),
     ] = False,
+    account: Account = "local",
 ) -> None:
     """Stop a tune. Its checkpoints are kept; tunes that train in the same run go on."""
     registry = Installation().registry
-    row = registry.get_tune(tune)
+    row = registry.tune_named(account, tune)
     registry.request_cancel(row.id, keep=keep)
     after = registry.get_tune(row.id)
     if after.status == "cancelled":
@@ -124,7 +130,7 @@ def cancel(
     else:
         what = "stops and becomes ready with what it learned" if keep else "stops"
         say(
-            f"Tune {row.number} is {styled(after.status)} and {what} at its next step. See: tunes status {row.number}"
+            f"Tune {row.number} is {styled(after.status)} and {what} at its next step. See: tunes status {called(row)}"
         )
 
 
@@ -137,13 +143,14 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="File or folder to write to. Default: exports/ in the home folder.")
     ] = None,
+    account: Account = "local",
 ) -> None:
     """Write a tune's weights as one file that other programs load.
 
     A LoRA is a safetensors file; a whole model (kind checkpoint) is the zip of a diffusers folder.
     """
     installation = Installation()
-    row = installation.registry.get_tune(tune)
+    row = installation.registry.tune_named(account, tune)
     result = row.result or {}
     if format == "kohya" and result.get("weights_key") and not result.get("kohya_key"):
         kind = "a whole model" if result.get("pipeline_key") else "a DoRA"
@@ -157,7 +164,7 @@ def export(
         raise Failure(
             FailureCode.CONFLICT,
             f"Tune {row.number} has no weights yet; it is {row.status}.",
-            f"Look at it with: tunes status {row.number}",
+            f"Look at it with: tunes status {called(row)}",
         )
     target, ending = out or installation.settings.resolved_home / "exports", PurePosixPath(key).suffix
     if target.suffix != ending:

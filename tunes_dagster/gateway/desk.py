@@ -7,7 +7,7 @@ Whatever is accepted becomes its row, its price and its view for the caller in o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -40,7 +40,11 @@ GUESS_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class View:
-    """How the caller will see what is accepted; the fields are those of `registry.ApiObject`."""
+    """How the caller will see what is accepted; the fields are those of `registry.ApiObject`.
+
+    Attributes:
+        meant: Word → id of tunes that are settled already; see `submit_prompt`.
+    """
 
     dialect: str
     asked: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +54,7 @@ class View:
     group_id: str | None = None
     upload_token: str | None = None
     price: int = 0
+    meant: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Rehearsal(Exception):
@@ -232,14 +237,16 @@ class Desk:
         service = self.service
         if request.tune is None:
             self.check_trainable(request.base or DEFAULT_BASE, tuned=False)
+        request, meant = self._on_its_tune(request, dict(view.meant))
         return submit_prompt(
             self.registry,
             service.catalog,
             service.settings,
-            self.with_own_tunes(request),
+            request,
             account_id=self.account_id,
             origin="api",
             store=service.store,
+            meant=meant,
             also=also,
         )
 
@@ -269,69 +276,41 @@ class Desk:
         self.unclaimed.append(key)
         return self.service.store.write_stream(key, content)
 
-    def with_own_tunes(self, request: PromptRequest) -> PromptRequest:
-        """Return the prompt with the LoRAs and faces in its text replaced by the account's own tunes.
+    def _on_its_tune(
+        self, request: PromptRequest, meant: dict[str, str]
+    ) -> tuple[PromptRequest, dict[str, str]]:
+        """Return a prompt on a plain base with a single tag as one on the tune that this names.
 
-        A single one on a plain base becomes the prompt's tune, which may still be in the making.
+        Then it may wait for the tune, as a prompt below the tune's own address does; several have to be ready.
+
+        Returns:
+            The prompt, and what its words mean.
 
         Raises:
-            Problem: 422 for tunes that are not the account's, not ready, of another kind, or made on another base.
+            Problem: 422 for a tune that is not the account's, of another kind, or made on another base.
         """
-        from tunes_dagster.rendering.prompts import split_tags
+        from tunes_dagster.rendering.prompts import split_tags, tag_of
+        from tunes_dagster.service.naming import named_tune
 
         text, loras, faces = split_tags(request.text)
         named = [("lora", *one) for one in loras] + [("faceid", *one) for one in faces]
-        if not named:
-            return request
-        tunes = [(tag, self._named(name, tag), scale) for tag, name, scale in named]
-        if request.tune is None and len(tunes) == 1:
-            _tag, tune, scale = tunes[0]
-            self._check_base(request.base, tune)
-            settings = request.settings.model_copy(update={"lora_scale": scale})
-            change = {
-                "text": text,
-                "tune": tune.id,
-                "base": self._sibling(request.base, tune),
-                "settings": settings,
-            }
-            return request.model_copy(update=change)
-        for _tag, tune, _scale in tunes:
-            self._check_base(request.base, tune)
-            if tune.status != "ready":
-                raise invalid("text", f"names the tune {tune.number}, which is not trained yet")
-        tags = " ".join(f"<{tag}:{tune.id}:{scale:g}>" for tag, tune, scale in tunes)
-        return request.model_copy(update={"text": f"{text} {tags}"})
-
-    def _named(self, name: str, tag: str) -> Tune:
-        """Return the account's tune that a tag names."""
-        from tunes_dagster.rendering.prompts import tag_of
-
-        tune = self._own_tune(name)
+        if request.tune is not None or len(named) != 1:
+            return request, meant
+        tag, word, scale = named[0]
+        try:
+            tune = named_tune(self.registry, self.account_id, word, meant)
+        except Failure:
+            raise invalid("text", f"names the tune {word!r}, which does not exist") from None
         if tag != (right := tag_of(tune.kind)):
-            raise invalid("text", f"names the tune {tune.number} as <{tag}:…>; it is used as <{right}:…>")
-        return tune
-
-    def _own_tune(self, name: str) -> Tune:
-        found = self.registry.find_tune(self.account_id, name)
-        if found is None:
-            rows = self.registry.page_tunes(self.account_id, limit=1, title=name)
-            if not rows:
-                raise invalid("text", f"names the tune {name!r}, which does not exist")
-            found = rows[0]
-        return found[0]
-
-    def _sibling(self, base: str | None, tune: Tune) -> str | None:
-        """Return the base that was named when it is not the tune's own: it fits, so it is that one's sibling."""
-        catalog = self.service.catalog
-        own = base is None or catalog.real(catalog.resolve(base)).branch == tune.branch
-        return None if own else base
-
-    def _check_base(self, base: str | None, tune: Tune) -> None:
-        catalog = self.service.catalog
+            raise invalid("text", f"names the tune {word!r} as <{tag}:…>; it is used as <{right}:…>")
+        catalog, base = self.service.catalog, request.base
         if base is not None and not catalog.fits(catalog.resolve(tune.branch), base):
-            raise invalid(
-                "text", f"names the tune {tune.number}, which was made on {tune.branch}, not on {base}"
-            )
+            raise invalid("text", f"names the tune {word!r}, which was made on {tune.branch}, not on {base}")
+        # A base that fits and is not the tune's own is that one's sibling.
+        own = base is None or catalog.real(catalog.resolve(base)).branch == tune.branch
+        settings = request.settings.model_copy(update={"lora_scale": scale})
+        change = {"text": text, "tune": word, "base": None if own else base, "settings": settings}
+        return request.model_copy(update=change), {**meant, word: tune.id}
 
     # Trying
 

@@ -58,11 +58,13 @@ def of_failure(failure: Failure) -> Problem:
     status = _STATUS.get(failure.code, 422)
     message = told_outside(failure.message)
     text = f"{message} {failure.remedy}".strip()
+    if named := (failure.details or {}).get("field"):  # what is wrong is a word in a body, not the address
+        return Problem(422, text, {str(named): [message]}, code=failure.code.value)
     fields: dict[str, list[str]] = {}
     told = (failure.details or {}).get("problems") or [message]
     for sentence in told if status == 422 else ():
-        if named := _FIELD.match(str(sentence)):
-            fields.setdefault(named.group(1), []).append(str(sentence)[named.end() :].strip(" :"))
+        if found := _FIELD.match(str(sentence)):
+            fields.setdefault(found.group(1), []).append(str(sentence)[found.end() :].strip(" :"))
     return Problem(status, text, fields, code=failure.code.value)
 
 

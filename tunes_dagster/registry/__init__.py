@@ -33,6 +33,7 @@ from tunes_dagster.registry.tables import (
     Work,
 )
 from tunes_dagster.registry.tunes import TuneQueries
+from tunes_dagster.registry.uses import DoubtfulUse, PromptTune, Use, UseQueries
 
 
 class Registry(
@@ -48,6 +49,7 @@ class Registry(
     ObjectQueries,
     FigureQueries,
     MendingQueries,
+    UseQueries,
 ):
     """All queries over one database; see `engine.Database` for how it is opened."""
 
@@ -74,14 +76,17 @@ __all__ = [
     "Cohort",
     "Deletion",
     "Delivery",
+    "DoubtfulUse",
     "Drop",
     "Event",
     "Pack",
     "Prompt",
+    "PromptTune",
     "Registry",
     "Reservation",
     "Sending",
     "Tune",
+    "Use",
     "Wallet",
     "Work",
     "open_registry",

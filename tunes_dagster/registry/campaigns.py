@@ -20,6 +20,7 @@ from tunes_dagster.registry.ledger import reserve_many
 from tunes_dagster.registry.prompts import new_prompt
 from tunes_dagster.registry.tables import Batch, Event, Prompt, Tune
 from tunes_dagster.registry.transitions import LOST_TUNE, OPEN_PROMPT, prompt_ended
+from tunes_dagster.registry.uses import PromptTune, Use, own_use, write_uses
 
 ORIGIN = "campaign"
 # A report that was asked for and did not come is asked for again, so many times.
@@ -41,6 +42,7 @@ class Planned:
         branch: The catalog's entry that renders it.
         base: The base as asked.
         tune_id: None on the plain base.
+        tags: The tunes that tags in its text name.
         weights: Weights it would be rendered with now, by tune; those of a tune that is not ready are missing.
         price: Micro-dollars.
         named: Ids of every tune that it needs: its own, and those that its text names.
@@ -55,7 +57,12 @@ class Planned:
     tune_id: str | None
     weights: dict[str, str]
     price: int = 0
-    named: tuple[str, ...] = ()
+    tags: tuple[Use, ...] = ()
+
+    @property
+    def uses(self) -> list[Use]:
+        """All the tunes that it will be rendered with."""
+        return [*own_use(self.tune_id), *self.tags]
 
 
 class TunesEnded(Failure):
@@ -78,21 +85,41 @@ class Known:
     stands: bool
 
 
+def taken(name: str) -> Failure:
+    """Return the refusal of a campaign that is called like one of another account, also one that was removed."""
+    return Failure(
+        FailureCode.CONFLICT,
+        f"The name {name!r} is taken by a campaign of another account.",
+        "Names are one installation's: choose another one.",
+    )
+
+
 class CampaignQueries(Database):
     """Everything about campaigns."""
 
     def put_campaign(self, name: str, **fields: Any) -> Campaign:
-        """Add a campaign, or replace the fields of the one of that name; a removed one comes back."""
+        """Add a campaign, or replace the fields of the one of that name; a removed one comes back.
+
+        Raises:
+            Failure: `CONFLICT` when the name is another account's: its dates and pictures are not this one's.
+        """
         now = self.now()
         with self.writing() as session:
             row = session.scalars(select(Campaign).where(Campaign.name == name).with_for_update()).first()
             if row is None:
                 row = Campaign(id=new_id("campaign"), name=name, created_at=now, state="good", problems={})
                 session.add(row)
+            elif fields.get("account_id", row.account_id) != row.account_id:
+                raise taken(name)
             for field, value in fields.items():
                 setattr(row, field, value)
             row.updated_at, row.removed_at = now, None
             return row
+
+    def campaign_owner(self, name: str) -> str | None:
+        """Return the account whose campaign has a name, also one that was removed; None when nobody's has."""
+        with self.reading() as session:
+            return session.scalar(select(Campaign.account_id).where(Campaign.name == name))
 
     def list_campaigns(self) -> list[Campaign]:
         """Return the campaigns that were not removed, by name."""
@@ -186,6 +213,8 @@ class CampaignQueries(Database):
             fresh, links = _rows_of(campaign, row.id, planned, known, ready, before, now)
             session.add_all(fresh)
             session.flush()
+            used = {link["prompt_id"]: one.uses for link, one in zip(links, planned, strict=True)}
+            write_uses(session, {one.id: used[one.id] for one in fresh})
             session.execute(delete(CampaignPrompt).where(CampaignPrompt.date_id == row.id))
             for part in _chunks(links):
                 session.execute(insert(CampaignPrompt), part)
@@ -251,8 +280,10 @@ class CampaignQueries(Database):
         waiting = exists().where(
             CampaignPrompt.date_id == date_id,
             CampaignPrompt.prompt_id == Prompt.id,
-            Prompt.tune_id == Tune.id,
+            PromptTune.prompt_id == Prompt.id,
+            PromptTune.tune_id == Tune.id,
             Prompt.status == "waiting",
+            Tune.status != "ready",
         )
         with self.reading() as session:
             return list(session.scalars(select(Tune).where(waiting).order_by(Tune.number)))
@@ -390,7 +421,7 @@ def _ready_tunes(session: Session, planned: Sequence[Planned]) -> set[str]:
     Raises:
         TunesEnded: When one of them has ended without being ready.
     """
-    ids = sorted({tune_id for one in planned for tune_id in (one.tune_id, *one.named) if tune_id})
+    ids = sorted({use.tune_id for one in planned for use in one.uses})
     ready: set[str] = set()
     ended: list[str] = []
     for part in _chunks(ids):
@@ -419,9 +450,10 @@ def _rows_of(
         if old is not None and old.stands:
             prompt_id = old.prompt_id
         else:
-            status = "queued" if one.tune_id is None or one.tune_id in ready else "waiting"
-            row = new_prompt(one.request, campaign.account_id, one.base, one.branch, ORIGIN, status, now)
-            row.tune_id = one.tune_id
+            status = "queued" if ready.issuperset(use.tune_id for use in one.uses) else "waiting"
+            row = new_prompt(
+                one.request, campaign.account_id, one.base, one.branch, ORIGIN, status, now, one.tune_id
+            )
             fresh.append(row)
             prompt_id = row.id
         kept = bool(old and old.stands) and before.get(prompt_id, True)

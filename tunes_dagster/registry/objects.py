@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, String, cast, func, or_, select
+from sqlalchemy import Select, String, and_, cast, func, or_, select
 from sqlalchemy.orm.attributes import flag_modified
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id, row_number
 from tunes_dagster.registry.api_tables import ApiGroup, ApiObject, Pack
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.prompts import unknown_tune
 from tunes_dagster.registry.tables import Callback, Event, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import lock_tune, note, open_work, show, tune_cancelled
 
@@ -30,6 +31,32 @@ class ObjectQueries(Database):
         """Return an account's prompt by id, number or public id; deleted ones are not found."""
         query = select(Prompt, ApiObject).outerjoin(ApiObject, ApiObject.id == Prompt.id)
         return self._first(query.where(Prompt.account_id == account_id, _not_deleted()), Prompt, str(key))
+
+    def tune_named(self, account_id: str, word: str | int, *, deleted: bool = False) -> Tune:
+        """Return the tune that a person of an account means by a word: its id, number, public id or title.
+
+        Of several with one title the newest is meant.
+
+        Args:
+            account_id: Whose tunes may be meant.
+            word: As written.
+            deleted: Tunes that were deleted may be meant too, by id or number, when no live one is.
+
+        Raises:
+            Failure: `UNKNOWN_TUNE`.
+        """
+        text = str(word).strip()
+        seen = select(ApiObject.id).where(ApiObject.account_id == account_id, ApiObject.public_id == text)
+        exact = [Tune.id == text, Tune.number == row_number(text), Tune.id.in_(seen)]
+        live = Tune.deleted_at.is_(None)
+        meant = [and_(one, live) for one in (*exact, Tune.title == text)] + (exact if deleted else [])
+        query = select(Tune).where(Tune.account_id == account_id).order_by(Tune.number.desc()).limit(1)
+        with self.reading() as session:
+            # One after the other: an exact id wins, and a number over a title that looks like one.
+            for one in meant:
+                if (tune := session.scalars(query.where(one)).first()) is not None:
+                    return tune
+        raise unknown_tune(account_id, text)
 
     def _first(self, query: Select[Any], table: Any, word: str) -> Any:
         if (number := row_number(word)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
@@ -14,6 +14,7 @@ from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
     DONE,
     ENDED_TUNE,
+    LOST_TUNE,
     NEXT,
     OPEN_PROMPT,
     OPEN_WORK,
@@ -35,6 +36,7 @@ from tunes_dagster.registry.transitions import (
     tune_failed,
     tune_ready,
 )
+from tunes_dagster.registry.uses import PromptTune, used_and_not_ready, used_with
 from tunes_dagster.registry.work import WorkQueries, owned
 
 # Submissions in a row that may vanish without a run before the work fails: with the default backoff about a
@@ -324,7 +326,7 @@ class OutcomeQueries(WorkQueries):
             if not ended:
                 self._stop(session, tune, False, now, by_caller)
             gone = Failure(FailureCode.CANCELLED, "Its tune was deleted.")
-            for prompt in open_prompts(session, Prompt.tune_id == tune_id, Prompt.status != "rendering"):
+            for prompt in open_prompts(session, used_with([tune_id]), Prompt.status != "rendering"):
                 prompt_ended(session, prompt, "cancelled", now, gone)
             tune.updated_at = now
             return tune
@@ -336,9 +338,10 @@ class OutcomeQueries(WorkQueries):
         hold some that were planned while their tune ended.
         """
         stranded = (
-            select(Prompt.tune_id)
-            .join(Tune, Tune.id == Prompt.tune_id)
-            .where(Prompt.status == "waiting", Tune.status.in_(ENDED_TUNE))
+            select(PromptTune.tune_id)
+            .join(Prompt, Prompt.id == PromptTune.prompt_id)
+            .join(Tune, Tune.id == PromptTune.tune_id)
+            .where(Prompt.status == "waiting", or_(Tune.status.in_(LOST_TUNE), ~used_and_not_ready()))
             .distinct()
             .limit(limit)
         )

@@ -10,12 +10,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.ids import new_id, row_number
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.tables import Prompt, Tune, Work
 from tunes_dagster.registry.transitions import OPEN_PROMPT, lock_tune, note, prompt_ended
+from tunes_dagster.registry.uses import Use, own_use, write_uses
 from tunes_dagster.registry.work import owned
 
 
@@ -26,13 +27,21 @@ def shape_of(settings: dict[str, Any]) -> str:
 
 
 def new_prompt(
-    request: PromptRequest, account_id: str, base: str, branch: str, origin: str, status: str, now: datetime
+    request: PromptRequest,
+    account_id: str,
+    base: str,
+    branch: str,
+    origin: str,
+    status: str,
+    now: datetime,
+    tune_id: str | None = None,
 ) -> Prompt:
-    """Return a prompt row that is not in the database yet."""
+    """Return a prompt row that is not in the database yet; what it uses is written beside it (`uses.write_uses`)."""
     settings = request.settings.model_dump(mode="json")
     return Prompt(
         id=new_id("prompt"),
         account_id=account_id,
+        tune_id=tune_id,
         base=base,
         branch=branch,
         text=request.text,
@@ -52,6 +61,36 @@ def said_of_sibling(branch: str, home: str) -> str:
     return "" if branch == home else f" It renders on {branch}, the few-step sibling of {home}."
 
 
+def unknown_tune(account_id: str, word: str) -> Failure:
+    """Return what is said of a word that means no tune of an account, whatever it means to others."""
+    return Failure(
+        FailureCode.UNKNOWN_TUNE,
+        f"There is no tune {word!r} in the account {account_id!r}.",
+        "A tune is named by its id, number or title; `tunes list --account NAME` shows those of an account.",
+    )
+
+
+def lock_used(session: Session, account_id: str, uses: Sequence[Use]) -> dict[str, Tune]:
+    """Return the tunes that prompts are going to use, locked in the order of their ids.
+
+    Raises:
+        Failure: `UNKNOWN_TUNE` when one of them was deleted, or is another account's; `CONFLICT` when one has failed
+            or was cancelled.
+    """
+    locked = {tune_id: lock_tune(session, tune_id) for tune_id in sorted({use.tune_id for use in uses})}
+    for use in uses:
+        tune = locked[use.tune_id]
+        if tune.status == "deleted" or tune.account_id != account_id:
+            raise unknown_tune(account_id, use.word)
+        if tune.status in ("failed", "cancelled"):
+            raise Failure(
+                FailureCode.CONFLICT,
+                f"The tune {tune.id} is {tune.status}: it cannot render.",
+                "Make a new tune, or materialize its failed asset again.",
+            )
+    return locked
+
+
 class PromptQueries(Database):
     """Everything about prompts but their batches."""
 
@@ -62,65 +101,54 @@ class PromptQueries(Database):
         branch: str,
         base: str | None = None,
         tune_id: str | None = None,
+        tags: Sequence[Use] = (),
         account_id: str = "local",
         origin: str = "cli",
         also: Callable[[Session, Prompt], None] | None = None,
     ) -> Prompt:
-        """Accept a prompt: queued when it can be rendered, waiting while its tune is made.
+        """Accept a prompt: queued when it can be rendered, waiting while a tune that it uses is made.
 
         Args:
             request: With settings filled and the seed fixed; see `submit.submit_prompt`.
             branch: The catalog's entry that is really used.
             base: The base as asked; None takes the tune's, or `branch`.
             tune_id: Id of the tune, or None for the plain base.
+            tags: The tunes that tags in its text name.
             account_id: Who asks.
             origin: cli, api, drop, ui, demo.
             also: What else belongs into the same transaction; raising there accepts nothing.
 
         Raises:
-            Failure: `UNKNOWN_TUNE`, or `CONFLICT` when the tune has failed or was cancelled.
+            Failure: As `lock_used`.
         """
         now = self.now()
+        uses = [*own_use(tune_id, request.tune), *tags]
         with self.writing() as session:
-            tune = self._tune_for_prompt(session, tune_id) if tune_id else None
-            waits = tune is not None and tune.status != "ready"
+            locked = lock_used(session, account_id, uses)
+            tune = locked[tune_id] if tune_id else None
+            waits = any(one.status != "ready" for one in locked.values())
             named = base or (tune.base if tune else branch)
-            prompt = new_prompt(
-                request, account_id, named, branch, origin, "waiting" if waits else "queued", now
-            )
-            prompt.tune_id = tune.id if tune else None
+            status = "waiting" if waits else "queued"
+            prompt = new_prompt(request, account_id, named, branch, origin, status, now, tune_id)
             session.add(prompt)
+            session.flush()
+            write_uses(session, {prompt.id: uses})
             if also is not None:
                 also(session, prompt)
             accepted = f"The prompt was accepted.{said_of_sibling(branch, tune.branch) if tune else ''}"
             note(session, prompt.id, prompt.status, accepted, now, origin=origin)
         return prompt
 
-    def _tune_for_prompt(self, session: Session, tune_id: str) -> Tune:
-        tune = lock_tune(session, tune_id)
-        if tune.status == "deleted":
-            raise Failure(FailureCode.UNKNOWN_TUNE, f"The tune {tune_id} was deleted.", "Make a new one.")
-        if tune.status in ("failed", "cancelled"):
-            raise Failure(
-                FailureCode.CONFLICT,
-                f"The tune {tune_id} is {tune.status}: it cannot render.",
-                "Make a new tune, or materialize its failed asset again.",
-            )
-        return tune
-
-    def get_prompt(self, key: str | int) -> Prompt:
-        """Return a prompt by id or number.
+    def get_prompt(self, prompt_id: str) -> Prompt:
+        """Return a prompt by its exact id; what a caller's word means is `find_prompt`'s to say.
 
         Raises:
             Failure: `INVALID_REQUEST` when there is none.
         """
-        word = str(key).strip()
         with self.reading() as session:
-            prompt = session.scalars(select(Prompt).where(Prompt.id == word)).first()
-            if prompt is None and (number := row_number(word)) is not None:
-                prompt = session.get(Prompt, number)
+            prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id)).first()
         if prompt is None:
-            raise Failure(FailureCode.INVALID_REQUEST, f"There is no prompt {word!r}.", "Check its id.")
+            raise Failure(FailureCode.INVALID_REQUEST, f"There is no prompt {prompt_id!r}.", "Check its id.")
         return prompt
 
     def list_prompts(

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.clock import iso
 from tunes_dagster.core.ids import new_id
-from tunes_dagster.registry.campaign_tables import CampaignDate, CampaignPrompt, Deletion
+from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Account, Callback, Prompt, Tune
 from tunes_dagster.registry.transitions import lock_tune, note, owe
+from tunes_dagster.registry.uses import PromptTune
 
 RULES = ("keep_tunes_hours", "keep_outputs_hours", "auto_extend", "warn_hours", "expiry_callback_url")
 # Ids that one callback of an account names; the rest is counted.
@@ -119,26 +120,6 @@ class RetentionQueries(Database):
             row.kept_until, row.warned_at = now + timedelta(hours=one.hours), None
             note(session, row.id, "extended", f"It is kept until {iso(row.kept_until)}.", now)
 
-    def prompts_of_tunes(self, tune_ids: Sequence[str], names: Sequence[str]) -> list[Prompt]:
-        """Return the prompts that were rendered with any of some tunes: as their tune, or by a tag in the text.
-
-        Args:
-            tune_ids: Ids.
-            names: Every word by which a tag may name them: ids, numbers, titles.
-        """
-        wanted = {name.strip().lower() for name in names}
-        with self.reading() as session:
-            found = list(
-                session.scalars(select(Prompt).where(Prompt.tune_id.in_(tune_ids)).order_by(Prompt.number))
-            )
-            tagged = session.scalars(
-                select(Prompt)
-                .where(Prompt.text.like("%<lora%") | Prompt.text.like("%<faceid%"))
-                .order_by(Prompt.number)
-            )
-            found += [one for one in tagged if one.tune_id not in tune_ids and wanted & set(_tags(one.text))]
-        return found
-
     def outputs_gone(self, prompt_ids: Sequence[str]) -> None:
         """Note that the pictures of prompts were deleted."""
         now = self.now()
@@ -173,11 +154,11 @@ class RetentionQueries(Database):
                 session.execute(update(Prompt).where(Prompt.id.in_(some)).values(text=""))
                 linked = update(CampaignPrompt).where(CampaignPrompt.prompt_id.in_(some))
                 session.execute(linked.values(variables={}))
-            return [
-                key
-                for date in session.scalars(select(CampaignDate))
-                if (key := _forget(date, tune_id, title))
-            ]
+                session.execute(update(PromptTune).where(PromptTune.prompt_id.in_(some)).values(word=""))
+            session.execute(update(PromptTune).where(PromptTune.tune_id == tune_id).values(word=""))
+            own = select(Campaign.id).where(Campaign.account_id == tune.account_id)
+            dates = select(CampaignDate).where(CampaignDate.campaign_id.in_(own))
+            return [key for date in session.scalars(dates) if (key := _forget(date, tune_id, title))]
 
     def dates_showing(self, prompt_ids: Sequence[str]) -> list[CampaignDate]:
         """Return the campaign dates whose report shows any of some prompts."""
@@ -214,14 +195,6 @@ class RetentionQueries(Database):
             query = query.where(Deletion.account_id == account_id)
         with self.reading() as session:
             return list(session.scalars(query))
-
-
-def _tags(text: str) -> list[str]:
-    """Return the names in the `<lora:NAME:weight>` and `<faceid:…>` tags of a text, in lower case."""
-    import re
-
-    found = re.findall(r"<\s*(?:lora|faceid)\s*:\s*([^:<>]+)", text, re.IGNORECASE)
-    return [name.strip().lower() for name in found]
 
 
 def _tunes(session: Session, account: Account, until: datetime, limit: int) -> list[Expiring]:
@@ -297,7 +270,12 @@ def _tell_account(session: Session, account_id: str, some: Sequence[Expiring], n
 def _forget(date: CampaignDate, tune_id: str, title: str) -> str:
     """Take a tune out of the plan of a campaign's date; returns the key of the plan's table if it was in it."""
     tunes, left_out = dict(date.plan.get("tunes", {})), list(date.plan.get("left_out", []))
-    others = [one for one in left_out if one.get("tune") != title]
+    # Plans of before named what they left out by its title alone.
+    others = [
+        one
+        for one in left_out
+        if (one["tune_id"] != tune_id if "tune_id" in one else one.get("tune") != title)
+    ]
     known = tunes.pop(tune_id, None) is not None
     if not known and len(others) == len(left_out):
         return ""

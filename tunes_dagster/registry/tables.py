@@ -118,7 +118,7 @@ class Tune(Table):
         Index("ix_tunes_status", "status", "number"),
         Index("ix_tunes_account", "account_id", "number"),
         Index("ix_tunes_deleted", "deleted_at", "number"),
-        Index("ix_tunes_title", "title", "number"),
+        Index("ix_tunes_title", "account_id", "title", "number"),
         Index("ix_tunes_ready", "account_id", "ready_at"),
         {"sqlite_autoincrement": True},
     )

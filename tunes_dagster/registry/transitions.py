@@ -21,6 +21,7 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.api_tables import ApiGroup, ApiObject
 from tunes_dagster.registry.settling import settle
 from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Tune, Work
+from tunes_dagster.registry.uses import used_and_not_ready, used_with
 
 # What a tune is called while its work of a kind waits, runs, and is done.
 WAITING = {"prepare": "queued", "train": "prepared", "finish": "trained"}
@@ -265,11 +266,13 @@ def tune_cancelled(session: Session, tune: Tune, now: datetime, notify: bool) ->
 def follow_tune(session: Session, tune: Tune, now: datetime) -> int:
     """Bring the prompts that wait for a tune where its end leads them; returns how many waited.
 
-    A tune that is still in the making keeps them waiting.
+    A tune that is still in the making keeps them waiting, and so does another one that they use.
     """
     if tune.status not in ENDED_TUNE:
         return 0
-    waiting = open_prompts(session, Prompt.tune_id == tune.id, Prompt.status == "waiting")
+    session.flush()
+    ready = [~used_and_not_ready()] if tune.status == "ready" else []
+    waiting = open_prompts(session, used_with([tune.id]), Prompt.status == "waiting", *ready)
     code = FailureCode(tune.failure_code or FailureCode.INTERNAL)
     why = {
         "failed": Failure(code, f"Its tune failed: {tune.failure_message}", tune.failure_remedy or ""),

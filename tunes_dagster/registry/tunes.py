@@ -10,12 +10,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.ids import row_number
 from tunes_dagster.core.recipe import TuneRequest, recipe_hash
 from tunes_dagster.registry.pages import newest
-from tunes_dagster.registry.prompts import PromptQueries, new_prompt, said_of_sibling
+from tunes_dagster.registry.prompts import PromptQueries, lock_used, new_prompt, said_of_sibling
 from tunes_dagster.registry.tables import Prompt, Tune
 from tunes_dagster.registry.transitions import lock_tune, note, open_work, show
+from tunes_dagster.registry.uses import Use, own_use, write_uses
 from tunes_dagster.registry.work import owned
 
 
@@ -33,6 +33,7 @@ class TuneQueries(PromptQueries):
         account_id: str = "local",
         origin: str,
         status: str = "queued",
+        tags: Sequence[Sequence[Use]] = (),
         also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
     ) -> Tune:
         """Accept a tune: its row, its prompts (waiting), its first work, and a line in the timeline.
@@ -46,10 +47,11 @@ class TuneQueries(PromptQueries):
             account_id: Who asks.
             origin: cli, api, drop, ui, demo.
             status: `queued`, or `awaiting_images` for a tune whose pictures come later.
+            tags: By prompt, the tunes that tags in its text name; empty when none does.
             also: What else belongs into the same transaction; raising there accepts nothing.
 
         Raises:
-            Failure: `CONFLICT` when the id is taken.
+            Failure: `CONFLICT` when the id is taken, and for tags as `lock_used`.
         """
         now = self.now()
         tune = Tune(
@@ -73,19 +75,22 @@ class TuneQueries(PromptQueries):
         show(tune, "queued", "Waiting for pictures." if status == "awaiting_images" else "Waiting to start.")
         try:
             with self.writing() as session:
+                lock_used(session, account_id, [use for some in tags for use in some])
                 session.add(tune)
                 session.flush()
-                prompts = []
                 branches = prompt_branches or [branch] * len(request.prompts)
-                for asked, rendered_on in zip(request.prompts, branches, strict=True):
-                    row = new_prompt(asked, account_id, tune.base, rendered_on, origin, "waiting", now)
-                    row.tune_id = tune.id
-                    prompts.append(row)
-                    session.add(row)
-                    if said := said_of_sibling(rendered_on, branch):
-                        note(
-                            session, row.id, row.status, f"The prompt was accepted.{said}", now, origin=origin
-                        )
+                prompts = [
+                    new_prompt(asked, account_id, tune.base, rendered_on, origin, "waiting", now, tune.id)
+                    for asked, rendered_on in zip(request.prompts, branches, strict=True)
+                ]
+                session.add_all(prompts)
+                session.flush()
+                tagged = zip(prompts, tags or [()] * len(prompts), strict=True)
+                write_uses(session, {row.id: [*own_use(tune.id), *some] for row, some in tagged})
+                for row in prompts:
+                    if said := said_of_sibling(row.branch, branch):
+                        said = f"The prompt was accepted.{said}"
+                        note(session, row.id, row.status, said, now, origin=origin)
                 if also is not None:
                     also(session, tune, prompts)
                 if status == "queued":
@@ -110,26 +115,16 @@ class TuneQueries(PromptQueries):
                 open_work(session, "prepare", tune.id, tune.origin, now)
             return tune
 
-    def get_tune(self, key: str | int) -> Tune:
-        """Return a tune by id, number, or title (the newest live one of that title).
+    def get_tune(self, tune_id: str) -> Tune:
+        """Return a tune by its exact id, for code that holds one; what a person's word means is `tune_named`'s to say.
 
         Raises:
             Failure: `UNKNOWN_TUNE`.
         """
-        word = str(key).strip()
         with self.reading() as session:
-            tune = session.scalars(select(Tune).where(Tune.id == word)).first()
-            if tune is None and (number := row_number(word)) is not None:
-                tune = session.get(Tune, number)
-            if tune is None:
-                query = select(Tune).where(Tune.title == word, Tune.deleted_at.is_(None))
-                tune = session.scalars(query.order_by(Tune.number.desc()).limit(1)).first()
+            tune = session.scalars(select(Tune).where(Tune.id == tune_id)).first()
         if tune is None:
-            raise Failure(
-                FailureCode.UNKNOWN_TUNE,
-                f"There is no tune {word!r}.",
-                "`tunes list` shows the known ones; a tune is named by its id, number or title.",
-            )
+            raise Failure(FailureCode.UNKNOWN_TUNE, f"There is no tune {tune_id!r}.", "Check its id.")
         return tune
 
     def has_tune(self, tune_id: str) -> bool:

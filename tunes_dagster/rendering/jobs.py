@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering.faceid import FaceUse
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.prompts import (
     ParsedPrompt,
     missing_token,
-    named_tunes,
     parse_prompt,
     without_token,
 )
@@ -38,6 +37,21 @@ class TuneWeights:
     class_name: str = ""
     characteristics: Mapping[str, str] = field(default_factory=dict, hash=False)
     kind: str = "lora"
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A tune that a tag in a prompt's text names.
+
+    Attributes:
+        word: As the tag says it.
+        tune: That is meant.
+        scale: Its strength.
+    """
+
+    word: str
+    tune: TuneWeights
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -120,33 +134,33 @@ def make_job(
     settings: RenderSettings,
     *,
     tune: TuneWeights | None = None,
-    find_tune: Callable[[str], TuneWeights] | None = None,
+    tagged: Sequence[Tagged] = (),
     recipe: dict[str, Any] | None = None,
 ) -> RenderJob:
-    """Turn a prompt row into a job: take LoRA tags out of the text, look up what they name, fill in templates.
+    """Turn a prompt row into a job: take the tags out of the text, and fill in templates.
 
     Args:
         prompt_id: Id of the row.
-        text: As written, with `<lora:ID:weight>` and `<faceid:ID:weight>` tags.
+        text: As written, with its tags; which tunes they mean was settled when it was accepted.
         settings: Filled.
         tune: The prompt's own tune, applied at `settings.lora_scale` unless a tag gives it another weight.
-        find_tune: Returns the tune that a tag names, by id, number or title; raises `UNKNOWN_TUNE`.
+        tagged: What its tags mean.
         recipe: See `RenderJob.recipe`.
 
     Raises:
-        Failure: `INVALID_REQUEST` for what `parse_prompt` refuses, and what `find_tune` raises.
+        Failure: `INVALID_REQUEST` for what `parse_prompt` refuses, and for a tag of which nobody knows what it means.
     """
-    named = [*named_tunes(text), *named_tunes(text, "faceid")]
-    weights = {name: find_tune(name) if find_tune else TuneWeights(name, name) for name in named}
     known: dict[str, str] = {}
-    for one in reversed([*([tune] if tune else []), *weights.values()]):
+    for one in reversed([*([tune] if tune else []), *(tag.tune for tag in tagged)]):
         known.update(one.characteristics)
     parsed = parse_prompt(text, known) if text else ParsedPrompt("")
+    _check_known(parsed, tagged)
     chosen: dict[str, tuple[TuneWeights, float]] = {}
+    for tag in tagged:  # one tune may go by several words
+        before = chosen[tag.tune.id][1] if tag.tune.id in chosen else 0.0
+        chosen[tag.tune.id] = (tag.tune, before + tag.scale)
     if tune is not None:
-        chosen[tune.id] = (tune, settings.lora_scale)
-    for name, scale in (*parsed.loras, *parsed.faces):
-        chosen[weights[name].id] = (weights[name], scale)
+        chosen = {tune.id: (tune, settings.lora_scale), **chosen}
     faces = [pair for pair in chosen.values() if pair[0].kind == "faceid"]
     others = [pair for pair in chosen.values() if pair[0].kind != "faceid"]
     learned = {one.token for one, _ in others}
@@ -163,3 +177,15 @@ def make_job(
         [warning for warning in warnings if warning],
         [FaceUse(one.key, scale, one.id) for one, scale in faces],
     )
+
+
+def _check_known(parsed: ParsedPrompt, tagged: Sequence[Tagged]) -> None:
+    """Refuse to leave a tag out, as if it had not been written."""
+    settled = {tag.word for tag in tagged}
+    for word, _scale in (*parsed.loras, *parsed.faces):
+        if word not in settled:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"Which tune {word!r} in the prompt means was never settled.",
+                "Submit the prompt again.",
+            )

@@ -71,8 +71,8 @@ class _Traces:
     uploads: set[str]
 
 
-def tunes_of_person(registry: Registry, label: str, account_id: str | None = None) -> list[Tune]:
-    """Return the tunes that are labelled as a person's: `person=LABEL`, or `NAME=VALUE` of any other label.
+def tunes_of_person(registry: Registry, label: str, account_id: str) -> list[Tune]:
+    """Return an account's tunes that are labelled as a person's: `person=LABEL`, or `NAME=VALUE` of another label.
 
     Raises:
         Failure: `UNKNOWN_TUNE` when there is none.
@@ -87,7 +87,7 @@ def tunes_of_person(registry: Registry, label: str, account_id: str | None = Non
     if not found:
         raise Failure(
             FailureCode.UNKNOWN_TUNE,
-            f"No tune has the label {name}={value}.",
+            f"No tune of the account {account_id!r} has the label {name}={value}.",
             f"Tunes get labels at training: tunes train … --label {name}={value}",
         )
     return found
@@ -118,7 +118,7 @@ def erase_tunes(
         registry.delete_tune(tune.id)
     others = _others(registry, store, ids)
     for tune in tunes:
-        prompts = registry.prompts_of_tunes([tune.id], [tune.id, str(tune.number), tune.title])
+        prompts = registry.prompts_of_tunes([tune.id])
         done = _erase_tune(registry, store, tune, prompts, others)
         if forget:
             plans = registry.forget_words(tune.id, [prompt.id for prompt in prompts])

@@ -7,6 +7,7 @@ render, the base's training defaults) is filled in now, so that the row always s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -16,8 +17,8 @@ from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.families.ipadapter import adapter_for
-from tunes_dagster.registry import Prompt, Registry, Tune
-from tunes_dagster.rendering.tagged import kinds_named, tune_finder
+from tunes_dagster.registry import Prompt, Registry, Tune, Use
+from tunes_dagster.service.naming import Named, named_tune
 from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
@@ -80,11 +81,11 @@ def submit_tune(
     chosen = check_id(tune_id) if tune_id else new_id("tune")
     _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
-    find = tune_finder(registry, catalog, entry, account_id)
+    named = Named(registry, catalog, entry, account_id)
     completed = [
         _complete_prompt(
-            one, entry, catalog, settings, own=request, asked=request.base, find=find, store=store,
-            kinds=[request.training.kind, *kinds_named(one.text, registry)],
+            one, entry, catalog, settings, own=request, asked=request.base, named=named, store=store,
+            kinds=[request.training.kind],
         )
         for one in request.prompts
     ]  # fmt: skip
@@ -104,6 +105,7 @@ def submit_tune(
         account_id=account_id,
         origin=origin,
         status="awaiting_images" if complete.sources.empty else "queued",
+        tags=[named.tags(one.text) for one, _ in completed],
         also=also,
     )
 
@@ -117,6 +119,7 @@ def submit_prompt(
     account_id: str = "local",
     origin: str = "cli",
     store: Store | None = None,
+    meant: Mapping[str, str] | None = None,
     also: Callable[[Session, Prompt], None] | None = None,
 ) -> Prompt:
     """Accept a prompt, on a tune or on a plain base, with every setting and the seed filled in.
@@ -129,48 +132,69 @@ def submit_prompt(
         account_id: Who asks.
         origin: cli, api, drop, ui, demo.
         store: Where base64 pictures go; None opens the operator's when there is one.
+        meant: Word → id of tunes that are settled already, because an earlier prompt is asked for again.
         also: What belongs into the transaction that accepts it; see `Registry.add_prompt`.
 
     Raises:
         Failure: `INVALID_REQUEST`, `UNKNOWN_TUNE`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `CONFLICT`.
     """
-    tune = registry.get_tune(request.tune) if request.tune else None
-    complete, entry, asked = completed_prompt(
-        catalog, settings, request, tune, registry=registry, account_id=account_id, store=store
+    tune = named_tune(registry, account_id, request.tune, meant) if request.tune else None
+    completed = completed_prompt(
+        registry, catalog, settings, request, tune, account_id=account_id, store=store, meant=meant
     )
     return registry.add_prompt(
-        complete,
-        branch=entry.branch,
-        base=asked,
+        completed.request,
+        branch=completed.entry.branch,
+        base=completed.asked,
         tune_id=tune.id if tune else None,
+        tags=completed.tags,
         account_id=account_id,
         origin=origin,
         also=also,
     )
 
 
+@dataclass(frozen=True)
+class Completed:
+    """A prompt that can be accepted.
+
+    Attributes:
+        request: With everything filled in.
+        entry: The base that renders it.
+        asked: The base as asked.
+        tags: The tunes that tags in its text name.
+    """
+
+    request: PromptRequest
+    entry: BaseModelEntry
+    asked: str
+    tags: tuple[Use, ...] = ()
+
+
 def completed_prompt(
+    registry: Registry,
     catalog: Catalog,
     settings: Settings,
     request: PromptRequest,
     tune: Tune | None,
     *,
-    registry: Registry | None = None,
-    kinds_from: Registry | None = None,
     account_id: str = "local",
     store: Store | None = None,
-) -> tuple[PromptRequest, BaseModelEntry, str]:
-    """Return a prompt with everything filled in, the base that renders it, and the base as asked.
+    meant: Mapping[str, str] | None = None,
+    seen: dict[str, Tune] | None = None,
+) -> Completed:
+    """Return a prompt with everything filled in, and the tunes that it names.
 
     Args:
+        registry: Where tunes are looked up that tags in the text name.
         catalog: Says what the base means and what its defaults are.
         settings: The operator's.
         request: As handed in.
         tune: That it names.
-        registry: Where tunes are looked up that tags in the text name; None leaves them unchecked.
-        kinds_from: Where their kinds are looked up when they are left unchecked.
-        account_id: Whose tunes those may be.
+        account_id: Whose tunes tags may name.
         store: Where base64 pictures go; nothing else is written. None opens the operator's when there is one.
+        meant: See `submit_prompt`.
+        seen: See `Named`; for many prompts at once.
 
     Raises:
         Failure: As `submit_prompt`.
@@ -181,21 +205,19 @@ def completed_prompt(
     else:
         asked = request.base or DEFAULT_BASE
         home = catalog.usable(asked, settings.bases_folder)
+    named = Named(registry, catalog, home, account_id, meant, seen)
     complete, entry = _complete_prompt(
         request,
         home,
         catalog,
         settings,
         asked=asked,
-        kinds=[
-            *([tune.kind] if tune is not None else []),
-            *kinds_named(request.text, kinds_from or registry),
-        ],
+        kinds=[tune.kind] if tune is not None else [],
         characteristics=dict((tune.request or {}).get("characteristics") or {}) if tune is not None else {},
-        find=None if registry is None else tune_finder(registry, catalog, home, account_id),
+        named=named,
         store=store,
     )
-    return complete, entry, asked
+    return Completed(complete, entry, asked, tuple(named.tags(complete.text)))
 
 
 def make_recipe(
@@ -241,13 +263,7 @@ def _continued(
     asked = request.training
     if asked.base_tune_id is None:
         return request, {}
-    earlier = registry.get_tune(asked.base_tune_id)
-    if earlier.account_id != account_id or earlier.deleted_at is not None:
-        raise Failure(
-            FailureCode.UNKNOWN_TUNE,
-            f"There is no tune {asked.base_tune_id!r} to continue from.",
-            "Name a tune of your own that has not been deleted.",
-        )
+    earlier = registry.tune_named(account_id, asked.base_tune_id)
     if earlier.status != "ready" or not earlier.result.get("weights_key"):
         raise Failure(
             FailureCode.CONFLICT,
@@ -360,7 +376,7 @@ def _complete_prompt(
     asked: str = "",
     kinds: Sequence[str] = (),
     characteristics: dict[str, str] | None = None,
-    find: Callable[[str, str], Mapping[str, str]] | None = None,
+    named: Named,
     store: Store | None = None,
 ) -> tuple[PromptRequest, BaseModelEntry]:
     """Return the prompt with its settings checked and filled from the base that renders it, with a seed; and the base.
@@ -372,9 +388,9 @@ def _complete_prompt(
         settings: The operator's.
         own: The request of its tune, when it came inside that; then it may name no other.
         asked: The base by the caller's word.
-        kinds: Of the tunes that it uses.
+        kinds: Of the tune that it is made for.
         characteristics: Of its tune.
-        find: See `PromptContext`.
+        named: Looks up the tunes that tags name.
         store: See `PromptContext`.
     """
     from tunes_dagster.rendering.siblings import rendering_base
@@ -386,7 +402,7 @@ def _complete_prompt(
             f"The prompt {request.text[:60]!r} names the tune {request.tune!r}, but it is part of a new tune.",
             "Leave `tune` out here, or submit the prompt by itself.",
         )
-    entry = rendering_base(request, home, kinds, catalog, settings)
+    entry = rendering_base(request, home, [*kinds, *named.kinds(request.text)], catalog, settings)
     if request.base is not None and not catalog.fits(home, request.base):
         raise Failure(
             FailureCode.INVALID_REQUEST,
@@ -394,7 +410,7 @@ def _complete_prompt(
             "Leave `base` out: a tune only fits the base it was made on, and that one's sibling if it has one.",
         )
     check_callback_url(request.callback_url, settings)
-    named = catalog.resolve(asked) if asked else entry
+    base = catalog.resolve(asked) if asked else entry
     known = own.characteristics if own is not None else characteristics or {}
-    context = PromptContext(named, entry, catalog, settings, store, known, find)
+    context = PromptContext(base, entry, catalog, settings, store, known, named)
     return complete_prompt(request, context), entry

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, time
 from typing import Any
 
@@ -106,7 +108,11 @@ async def create(tune_id: str, request: Body, mine: Desk = Mine) -> Response:
 
 
 def _create(
-    mine: Desk, tune_id: str, given: dict[str, Any], start: dict[str, str | None] | None = None
+    mine: Desk,
+    tune_id: str,
+    given: dict[str, Any],
+    start: dict[str, str | None] | None = None,
+    meant: Mapping[str, str] | None = None,
 ) -> Response:
     base, tune, characteristics = base_or_tune(mine, tune_id)
     fields: PromptFields = understood(PromptFields, given, UNSUPPORTED_PROMPT)
@@ -116,7 +122,7 @@ def _create(
     else:
         view.asked["own_tune"] = True
     mine.headers.update(unknown_fields(fields))
-    prompt = mine.accept_prompt(request, view)
+    prompt = mine.accept_prompt(request, replace(view, meant=meant or {}))
     shown = prompt_object(mine, *mine.prompt(prompt.id), tune.number if tune else base.number)
     return JSONResponse(shown, 201)
 
@@ -231,7 +237,10 @@ def _duplicate(mine: Desk, prompt_id: str, body: dict[str, Any]) -> Response:
     if index not in (None, ""):
         start = {"input_image": _picture(prompt, index), "mask_image": None}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return _create(mine, str(shown), chosen, start if any(start.values()) else None)
+    # Its words mean what they meant, whatever was renamed since.
+    uses = mine.registry.uses_of([prompt.id]).get(prompt.id, [])
+    meant = {use.word: use.tune_id for use in uses if use.tune_id}
+    return _create(mine, str(shown), chosen, start if any(start.values()) else None, meant)
 
 
 def _picture(prompt: Prompt, index: Any) -> str:
