@@ -36,7 +36,7 @@ def test_a_report_shows_every_picture_and_every_reason(registry, store, tmp_path
         make_ready(registry, add_tune(registry, title=title))
     keeper = Keeper(registry, store, load_catalog(), Settings(home=tmp_path))
     campaign, _ = keeper.add(Source("looks.yaml", YAML, {"looks.csv": TABLE}), registry.now())
-    registry.delete_tune(registry.get_tune("gone").id)
+    registry.delete_tune(registry.tune_named("local", "gone").id)
     date, drawn = keeper.plan(campaign, "2026-02-23")
     assert date.plan["new"] == 6 and any("'gone'" in one.message for one in drawn.problems)
     (batch,) = registry.make_batches(wait_seconds=0)

@@ -247,7 +247,7 @@ def test_render_takes_pictures_from_files(tunes: Tunes, installation: Installati
 def test_a_state_that_no_tune_has(tunes: Tunes, photos: Path) -> None:
     assert "No tunes yet" in tunes("list", "--status", "ready").out
     hand_in(tunes, photos)
-    assert "No tune is ready" in tunes("list", "--status", "ready").out
+    assert "No tune of the account local is ready" in tunes("list", "--status", "ready").out
 
 
 def test_a_folder_that_cannot_be_written_is_named(

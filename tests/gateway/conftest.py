@@ -16,7 +16,7 @@ from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.gateway.app import create_app
 from tunes_dagster.gateway.options import GatewayOptions, load_prices, signing_secret
 from tunes_dagster.gateway.service import Service
-from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.registry import Prompt, Registry, Tune
 
 PUBLIC = "https://tunes.example.com"
 
@@ -60,6 +60,12 @@ class House:
     def tune(self, number: int, account: str = "ann") -> Tune:
         """Return a tune as its account names it."""
         return self.registry.tune_named(account, number, deleted=True)
+
+    def prompt(self, number: int, account: str = "ann") -> Prompt:
+        """Return a prompt as its account names it."""
+        found = self.registry.find_prompt(account, number)
+        assert found is not None
+        return found[0]
 
     def finish_tune(self, tune: Tune) -> Tune:
         """Play the pipeline to a ready tune with weights in the store."""

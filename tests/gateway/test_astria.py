@@ -87,7 +87,7 @@ def test_a_lora_in_the_text_of_a_base(house: House) -> None:
     text = f"<lora:{tune['id']}:0.8> ohwx woman in a cafe"
     made = house.client.post(path, json={"prompt": {"text": text}}, headers=house.auth()).json()
     assert made["tune_id"] == 1504944 and made["text"] == text
-    row = house.registry.get_prompt(made["id"])
+    row = house.prompt(made["id"])
     assert row.tune_id and row.settings["lora_scale"] == 0.8 and "<lora" not in row.text
     bad = {"text": text, "cfg_scale": "7.5", "negative_prompt": "x"}
     answer = house.client.post(path, json={"prompt": bad}, headers=house.auth())
@@ -98,6 +98,15 @@ def test_a_lora_in_the_text_of_a_base(house: House) -> None:
     }
     other = house.client.post(path, json={"prompt": {"text": text}}, headers=house.auth("bob"))
     assert other.status_code == 422 and "does not exist" in other.json()["text"][0]
+    house.client.patch(f"/tunes/{tune['id']}", json={"tune": {"title": "Ada"}}, headers=house.auth())
+    named = house.client.post(
+        path, json={"prompt": {"text": "ohwx <lora:Ada:1>"}}, headers=house.auth()
+    ).json()
+    house.client.patch(f"/tunes/{tune['id']}", json={"tune": {"title": "Eve"}}, headers=house.auth())
+    create(house, branch="flux1", title="Ada")
+    again = house.client.post(f"/prompts/{named['id']}/duplicate", json={}, headers=house.auth()).json()
+    assert again["text"] == "ohwx <lora:Ada:1>"
+    assert house.prompt(again["id"]).tune_id == row.tune_id, "a copy means what the first one meant"
 
 
 FORMS = [
@@ -205,7 +214,12 @@ def test_a_faceid_tune_is_named_by_its_own_tag(house: House) -> None:
     status, made = ask(f"ohwx woman <faceid:{tune['id']}:0.6>")
     assert status == 201, made
     (prompt,) = house.registry.list_prompts(tune_id=other.id)
-    assert prompt.text == f"ohwx woman <faceid:{row.id}:0.6>"
+    assert prompt.text == f"ohwx woman <faceid:{tune['id']}:0.6>"
+    uses = house.registry.uses_of([prompt.id])[prompt.id]
+    assert [(use.kind, use.tune_id, use.scale) for use in uses] == [
+        ("tune", other.id, None),
+        ("faceid", row.id, 0.6),
+    ]
     status, refused = ask(f"ohwx woman <lora:{tune['id']}:0.6>")
     assert status == 422 and "<faceid:" in refused["text"][0]
     status, refused = ask(f"ohwx woman <faceid:{other.number}:0.6>")
@@ -400,7 +414,7 @@ def test_what_the_renderer_can_do_is_passed_on(house: House) -> None:
         "backend_version": 1,
     }
     made = house.client.post(path, json={"prompt": fields}, headers=house.auth()).json()
-    settings = house.registry.get_prompt(made["id"]).settings
+    settings = house.prompt(made["id"]).settings
     assert settings["style"] == "Cinematic" and settings["film_grain"] and settings["hires_fix"], made
     assert settings["input_image"] == "https://example.com/a.png" and settings["denoising_strength"] == 0.5
     assert made["hires_fix"] is True and made["style"] == "cinematic" and made["use_lpw"] is True
@@ -416,9 +430,9 @@ def test_what_the_renderer_can_do_is_passed_on(house: House) -> None:
     house.render_all()
     again = {"image_index": 1, "prompt": {"text": "ohwx woman at sea"}}
     second = house.client.post(f"/prompts/{made['id']}/duplicate", json=again, headers=house.auth()).json()
-    copied = house.registry.get_prompt(second["id"])
+    copied = house.prompt(second["id"])
     assert copied.text == "ohwx woman at sea"
-    assert copied.settings["input_image"] == house.registry.get_prompt(made["id"]).images[1]
+    assert copied.settings["input_image"] == house.prompt(made["id"]).images[1]
     listed = house.client.get(f"/prompts?orig_prompt_id={made['id']}", headers=house.auth()).json()
     assert [one["id"] for one in listed] == [second["id"]]
     far = house.client.post(f"/prompts/{made['id']}/duplicate", json={"image_index": 9}, headers=house.auth())
