@@ -40,7 +40,7 @@ def test_a_plan_is_drawn_again_when_a_tune_of_it_ends_meanwhile(
     date, drawn = keeper.plan(campaign, "2026-02-23")
     assert {(one.line, one.reason) for one in drawn.left_out} == {
         (2, "The tune bob was cancelled."),
-        (3, "The tune bob was cancelled."),
+        (3, "The text names the tune 'bob', which cannot be used: it is cancelled."),
     }
     assert (date.plan["prompts"], date.plan["new"], len(date.plan["left_out"])) == (2, 2, 3)
     assert registry.date_counts(date.id) == {"queued": 2} and date.message == ""
