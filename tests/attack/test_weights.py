@@ -54,7 +54,7 @@ def _pixazo(house: House, tune: Tune) -> list[str]:
 @pytest.mark.parametrize("door", ["astria", "pixazo"])
 def test_weights_of_a_tune_that_is_not_ready_are_served_nowhere(house: House, end: str, door: str) -> None:
     if door == "astria":
-        row = house.registry.get_tune(astria_tune(house)["id"])
+        row = house.tune(astria_tune(house)["id"])
     else:
         row = house.registry.get_tune(
             pixazo_tune(house, image_data_url="https://example.com/x.zip").json()["request_id"]
@@ -82,7 +82,7 @@ def test_weights_of_a_tune_that_is_not_ready_are_served_nowhere(house: House, en
 
 
 def test_weights_of_a_ready_tune_are_served_on_every_road(house: House) -> None:
-    tune = house.registry.get_tune(astria_tune(house)["id"])
+    tune = house.tune(astria_tune(house)["id"])
     trained(house, tune)
     house.registry.finish(house.registry.claim("finish", tune.id, "run").id, "run")
     roads = _roads(house, house.registry.get_tune(tune.id))

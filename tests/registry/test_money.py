@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, render_settings
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest
-from tunes_dagster.registry import Campaign, Prompt, Registry, Tune
+from tunes_dagster.registry import Campaign, Prompt, Registry, Tune, Use
 from tunes_dagster.registry.campaigns import Planned
 from tunes_dagster.registry.ledger import post, reserve, reserve_many
 
@@ -133,7 +133,7 @@ def _planned(tune: Tune, number: int, *named: str) -> Planned:
         tune.id,
         {},
         PRICE,
-        (tune.id, *named),
+        tuple(Use(one, "lora", one, 1.0) for one in named),
     )
 
 

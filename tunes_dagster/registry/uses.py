@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, ForeignKey, Index, Integer, String, and_, exists, insert, or_, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.tables import Prompt, Table, Tune
@@ -99,13 +99,14 @@ def write_uses(session: Session, uses: Mapping[str, Sequence[Use]]) -> None:
 
 def used_with(tune_ids: Iterable[str]) -> ColumnElement[bool]:
     """Return the condition that a prompt uses any of some tunes, as its own or by a tag."""
-    return Prompt.id.in_(select(PromptTune.prompt_id).where(PromptTune.tune_id.in_(list(tune_ids))))
+    use = aliased(PromptTune)
+    return Prompt.id.in_(select(use.prompt_id).where(use.tune_id.in_(list(tune_ids))))
 
 
 def used_and_not_ready() -> ColumnElement[bool]:
     """Return the condition that a prompt uses a tune that is not ready."""
-    unready = select(Tune.id).where(Tune.id == PromptTune.tune_id, Tune.status != "ready")
-    return exists().where(PromptTune.prompt_id == Prompt.id, unready.exists())
+    use, tune = aliased(PromptTune), aliased(Tune)
+    return exists().where(use.prompt_id == Prompt.id, tune.id == use.tune_id, tune.status != "ready")
 
 
 class UseQueries(Database):
