@@ -187,9 +187,13 @@ def make_flux(plan: Plan) -> None:
 
 
 def make_decoder(plan: Plan) -> None:
-    """Train the VAE's decoder further; bases exported from then on have it."""
+    """Train the VAE's decoder further; bases exported from then on have it.
+
+    It sees guesses of the base in `out`, if there is one: that has to be on this VAE's latents.
+    """
     from factory.train import decoder
 
+    pipe = load_base(SDXL, plan.out) if (plan.out / SDXL).exists() else None
     decoder.train(
         plan.work,
         plan.budget("decoder"),
@@ -197,6 +201,7 @@ def make_decoder(plan: Plan) -> None:
         device=plan.device,
         pictures=plan.pictures,
         pairs=plan.pairs,
+        pipe=pipe,
         log=say,
     )
 

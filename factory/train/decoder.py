@@ -2,7 +2,8 @@
 
 The encoder, and with it every latent, stays as it is. A small critic learns to tell drawn crops from decoded ones;
 the decoder learns to be taken for drawn, and to agree with the drawing in what the critic sees. Pictures and wrong
-latents are those of `refine`.
+latents are those of `refine`; when there is a base already, half of the latents are its guesses, so that the decoder
+draws clean shapes where a small denoiser is vague.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 
 from factory.train.clock import Budget, Ema, Tuner, note_figures
 from factory.train.course import Course
-from factory.train.data import HELD_OUT, draw_pictures
-from factory.train.refine import batch, subjects, wrong
+from factory.train.data import HELD_OUT, draw_pictures, to_tensor
+from factory.train.refine import CROP, batch, subjects, wrong
 from factory.train.scorer import draw_pairs
 from factory.train.vae import difference, latest_vae, psnr
 
@@ -25,6 +26,51 @@ SEEN = 0.25
 """Weight of the distance in what the critic's layers see."""
 TAKEN = 0.01
 """Weight of being taken for drawn; more of it draws edges where there are none."""
+SEEN_THROUGH = 400
+"""Timesteps from which the base guesses; above it guesses differ from the picture in more than vagueness."""
+
+
+def guesses(work: Path, vae: Any, pipe: Any, count: int, seed: int = 0) -> np.ndarray:
+    """What the base takes the first `count` pictures to be, seen through noise: latents as `vae` decodes them.
+
+    One guess each from a timestep up to `SEEN_THROUGH`; float16 [count, c, 16, 16], kept in `work`.
+    """
+    import torch
+
+    from factory.train import unet
+
+    latents = unet.cache_latents(work, vae, count)
+    path = work / f"guesses-{unet.fingerprint(vae)}.npy"
+    if path.exists() and len(np.load(path, mmap_mode="r")) >= count:
+        return np.load(path, mmap_mode="r")[:count]
+    base = unet.Base(pipe.tokenizer, latents.shape[1], tuple(pipe.unet.config.block_out_channels))
+    base.take(pipe)
+    base.parts.eval().requires_grad_(False)
+    tokens, rows = unet.cache_tokens(work, pipe.tokenizer, count), []
+    for first in range(0, count, 32):
+        rng = np.random.default_rng((seed, 79, first))
+        x = torch.from_numpy(np.asarray(latents[first : first + 32], dtype=np.float32))
+        t = torch.from_numpy(rng.integers(20, SEEN_THROUGH, len(x)))
+        noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
+        ids = torch.from_numpy(tokens[first : first + 32, 0, :48].astype(np.int64))
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            rows.append(base.guess(x, ids, t, noise).numpy().astype(np.float16))
+    np.save(path, np.concatenate(rows) / vae.config.scaling_factor)
+    return np.load(path, mmap_mode="r")
+
+
+def guessed(
+    pictures: np.ndarray, latents: np.ndarray, rng: np.random.Generator, size: int
+) -> tuple[Any, Any]:
+    """`size` crops [n, 3, 64, 64] in -1 .. 1 of the pictures, and what was guessed there: latents [n, c, 8, 8]."""
+    import torch
+
+    crops, seen = [], []
+    for _ in range(size):
+        i, (y, x) = int(rng.integers(len(latents))), rng.integers(0, 9, 2)
+        crops.append(pictures[i, 8 * y : 8 * y + CROP, 8 * x : 8 * x + CROP])
+        seen.append(latents[i, :, y : y + 8, x : x + 8])
+    return to_tensor(np.stack(crops)), torch.from_numpy(np.stack(seen).astype(np.float32))
 
 
 def critic() -> Any:
@@ -60,12 +106,10 @@ def frozen(net: Any, x: Any) -> list[Any]:
     return seen
 
 
-def loss_of(vae: Any, net: Any, x: Any, rng: np.random.Generator) -> Any:
-    """Loss of the decoder plus that of the critic, whose gradients do not meet; none reaches the encoder."""
+def loss_of(vae: Any, net: Any, x: Any, latents: Any) -> Any:
+    """Loss of the decoder plus that of the critic, whose gradients do not meet."""
     import torch
 
-    with torch.no_grad():
-        latents = wrong(vae.encode(x).latent_dist.mean.float(), rng)
     y = vae.decode(latents).sample.float()
     with torch.no_grad():
         *drawn, _ = features(net, x)
@@ -84,10 +128,11 @@ def train(
     device: str = "cpu",
     pictures: int = 64_000,
     pairs: int = 8_000,
+    pipe: Any = None,
     size: int = 10,
     log: Callable[[str], None] = print,
 ) -> Any:
-    """Train the decoder of the VAE in `work` further and write `work/vae-polished`."""
+    """Train the decoder of the VAE in `work` further and write `work/vae-polished`; `pipe` is a base on its latents."""
     import copy
 
     import torch
@@ -121,12 +166,20 @@ def train(
         )
 
     course.remark = remark
+    vague = guesses(work, vae, pipe, min(pictures, 8_000), seed) if pipe is not None else None
     for step in course:
         rng = np.random.default_rng((seed, 77, step))
         torch.manual_seed(seed * 1_000_003 + step)
-        x, _ = batch(data, odd, rng, size)
+        x, _ = batch(data, odd, rng, size if vague is None else size - size // 2)
         with tuner.step():
-            course.descend(loss_of(vae, both["critic"], x.to(device, memory_format=torch.channels_last), rng))
+            with torch.no_grad():
+                latents = wrong(vae.encode(x.to(device)).latent_dist.mean.float(), rng)
+            if vague is not None:
+                more, seen = guessed(data, vague, rng, size // 2)
+                x, latents = torch.cat([x, more]), torch.cat([latents, seen.to(device)])
+            course.descend(
+                loss_of(vae, both["critic"], x.to(device, memory_format=torch.channels_last), latents)
+            )
     final = averaged()
     value, strange = (
         psnr(final, held_out[:400], device),

@@ -71,7 +71,7 @@ def cache_latents(work: Path, vae: Any, count: int, start: int = 0, name: str = 
     """
     import torch
 
-    path = work / f"{name}-{_fingerprint(vae)}.npy"
+    path = work / f"{name}-{fingerprint(vae)}.npy"
     if path.exists() and len(np.load(path, mmap_mode="r")) >= count:
         return np.load(path, mmap_mode="r")[:count]
     source = draw_pictures(work / ("held-out.npy" if start == HELD_OUT else "train.npy"), count, start)
@@ -87,7 +87,7 @@ def cache_latents(work: Path, vae: Any, count: int, start: int = 0, name: str = 
     return np.load(path)
 
 
-def _fingerprint(vae: Any) -> str:
+def fingerprint(vae: Any) -> str:
     """Eight hex digits of the encoder's weights and the scaling factor."""
     digest = hashlib.sha256(str(vae.config.scaling_factor).encode())
     for weight in vae.encoder.state_dict().values():
@@ -161,16 +161,30 @@ class Base:
 
     def loss(self, x: Any, ids: Any, t: Any, noise: Any, time_ids: Any, dice: Any) -> Any:
         """v-prediction MSE per sample [n] for scaled latents `x` [n, c, h, w] at timesteps `t` [n]."""
-        sequence, pooled = self.condition(ids, dice)
         a = self.alphas.to(x.device)[t][:, None, None, None]
         noisy, target = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
+        predicted = self._velocity(noisy, t, self.condition(ids, dice), time_ids)
+        return (predicted - target).square().mean(dim=(1, 2, 3))
+
+    def guess(self, x: Any, ids: Any, t: Any, noise: Any) -> Any:
+        """What the denoiser takes `x` [n, c, 16, 16] to be, seen through noise at timesteps `t` [n]."""
+        import torch
+
+        a = self.alphas[t][:, None, None, None]
+        noisy, side = a.sqrt() * x + (1 - a).sqrt() * noise, float(LATENT * 8)
+        time_ids = torch.tensor([side, side, 0, 0, side, side]).expand(len(x), 6)
+        text = encode(self.parts["small"], self.parts["large"], ids)
+        return a.sqrt() * noisy - (1 - a).sqrt() * self._velocity(noisy, t, text, time_ids)
+
+    def _velocity(self, noisy: Any, t: Any, text: tuple[Any, Any], time_ids: Any) -> Any:
+        sequence, pooled = text
         predicted = self.parts["unet"](
             noisy,
             t,
             encoder_hidden_states=sequence,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
         ).sample
-        return (predicted.float() - target).square().mean(dim=(1, 2, 3))
+        return predicted.float()
 
 
 def draw_batch(
