@@ -23,7 +23,7 @@ LOADS = check_spec(
     asset=LORA,
     partitions_def=tunes,
     description=(
-        "The exported file, loaded by diffusers' own code into a new pipeline, renders what training rendered."
+        "The exported file, loaded by diffusers' own code into a stock pipeline, renders what training rendered."
     ),
 )
 DIFFERS = check_spec(
@@ -76,11 +76,10 @@ class Trained:
 
 
 class Inspector:
-    """Checks the weights of tunes as they are trained, with one fresh pipeline for all of a run."""
+    """Checks the weights of tunes as they are trained, on the base that they were trained on."""
 
     def __init__(self, base: Any, device: Device, store: Store) -> None:
         self._base, self._device, self._store = base, device, store
-        self._fresh: Any = None
 
     def inspect(self, tune: Tune, result: Any, report: Reporter) -> Trained:
         """Check a tune's files and make what people look at."""
@@ -88,10 +87,10 @@ class Inspector:
         from tunes_dagster.training.verify import verify
         from tunes_dagster.training.words import speaking
 
-        report.phase(Phase.EVALUATING, "Loading the weights into a fresh pipeline.")
+        report.phase(Phase.EVALUATING, "Loading the weights into a stock pipeline.")
         prompt = example_prompt(tune.token, tune.class_name)
         files = Files(result.weights_key, result.kohya_key, result.pipeline_key)
-        seen = verify(files, prompt, self._base, self._store, fresh=self._fresh_pipeline)
+        seen = verify(files, prompt, self._base, self._store)
         trained = Trained(tune, result, checks=answers(seen))
         with speaking(self._base, self._store, result.weights_key):
             result.samples_key = self._samples(tune, result, report)
@@ -100,12 +99,6 @@ class Inspector:
             **facts(tune, result, self._store, self._device),
         }
         return trained
-
-    def _fresh_pipeline(self) -> Any:
-        """Return the fresh pipeline that adapters of this run are loaded into, one after another."""
-        if self._fresh is None:
-            self._fresh = self._base.load_fresh_pipeline()
-        return self._fresh
 
     def _samples(self, tune: Tune, result: Any, report: Reporter) -> str | None:
         """Render over the checkpoints; a tune is good without, so that nothing but a cancel stops it here."""

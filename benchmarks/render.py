@@ -229,7 +229,7 @@ def embedded(folder: Path, arguments: argparse.Namespace) -> Bench:
 
     entry = load_catalog().entries[arguments.base]
     base = load_family(entry, entry.location(Path()), arguments.device)
-    pipeline = base.load_fresh_pipeline()
+    pipeline = load_family(entry, entry.location(Path()), arguments.device).pipeline()
     pipeline.set_progress_bar_config(disable=True)
     diffusers.utils.logging.set_verbosity_error()
     steps = arguments.steps or int(entry.rendering["steps"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.families import fresh_pipeline
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering.renderer import RenderJob, render
@@ -49,7 +50,7 @@ def picture(store, image):
 
 @pytest.fixture(scope="module")
 def stock(base):
-    pipeline = base.load_fresh_pipeline()
+    pipeline = fresh_pipeline(base)
     pipeline.original_config = pipeline.scheduler.config
     return pipeline
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.families import fresh_pipeline
 from tests.support.tiny_aids import catalog_of
 from tests.support.tiny_bases import make_random_sd15
 from tests.support.tiny_faces import EMBEDDING, HIDDEN, make_random_adapter
@@ -129,7 +130,7 @@ def test_a_mixed_batch_equals_the_stock_pipeline(world, store, loras):
     results = render(jobs, base, store, "out", Silent(), aids=aids)
     assert [result.failure for result in results] == [None] * len(jobs)
     assert set(base.denoiser.state_dict()) == before
-    stock = base.load_fresh_pipeline()
+    stock = fresh_pipeline(base)
     for prompt, result in zip([*prompts, None, (*prompts[1][:2], 1.0, prompts[1][3])], results, strict=True):
         picture = Image.open(io.BytesIO(store.read_bytes(result.images[0].key)))
         if prompt is None:  # the LoRA and the face, in one stock pipeline

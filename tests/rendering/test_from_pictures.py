@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.rendering.test_equal_to_stock import psnr
+from tests.support.families import fresh_pipeline
 from tests.support.tiny_aids import catalog_of, entry_of, make_random_controlnet
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
@@ -46,7 +47,7 @@ def stock(base, kind, loras, **arguments):
     import diffusers
     import torch
 
-    plain = base.load_fresh_pipeline()
+    plain = fresh_pipeline(base)
     config = plain.scheduler.config
     euler = diffusers.EulerDiscreteScheduler.from_config(config)
     pipeline = getattr(diffusers, kind)(

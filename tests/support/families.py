@@ -122,6 +122,13 @@ def stock_pipeline(name: str, folder: Path):
     return pipeline
 
 
+def fresh_pipeline(base):
+    """Load a second, independent stock pipeline of a loaded base."""
+    from tunes_dagster.families.base import load_family
+
+    return load_family(base.entry, base.folder, base.device, base.dtype).pipeline()
+
+
 def random_lora(base, seed: int, rank: int = 4, targets: str = "all", strength: float = 0.4):
     """Return a LoRA in peft's format that changes pictures visibly."""
     import torch

@@ -32,7 +32,7 @@ from tunes_dagster.training.jobs import TuneResult
 from tunes_dagster.training.layouts import Files
 from tunes_dagster.training.loop import train
 from tunes_dagster.training.samples import write_samples
-from tunes_dagster.training.verify import load_exported, verify
+from tunes_dagster.training.verify import exported, verify
 
 PROMPT = "a photo of ohwx woman on the beach"
 KINDS = {
@@ -75,8 +75,8 @@ def walk(base, kind, store, make_job, tmp_path):
     seen = verify(Files(result.weights_key, result.kohya_key, result.pipeline_key), PROMPT, base, store)
     assert seen.passed, seen
     if result.pipeline_key:
-        with store.local_folder(result.pipeline_key) as folder:
-            assert load_exported(folder, base).vae.dtype == base.pipeline().vae.dtype
+        with store.local_folder(result.pipeline_key) as folder, exported(folder, base) as pipeline:
+            assert pipeline.vae.dtype == base.pipeline().vae.dtype
     write_samples("samples.png", result.checkpoints, [PROMPT], base, store, Silent())
     given = picture(store, add_picture(store, 7))
     subject = Subject("tune_one", "ohwx", "woman", [given], [given], result.checkpoints)

@@ -257,9 +257,8 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
     job = render_job("prompt_1", "a photo of ohwx woman", settings, tune=tune)
     (rendered,) = render([job], base, store, "out", Recorder())
     ours = np.asarray(Image.open(io.BytesIO(store.read_bytes(rendered.images[0].key)))) / 255
-    fresh = base.load_fresh_pipeline()
-    with verify._loaded(fresh, result.weights_key, store):
-        stock = fresh(
+    with verify.loaded(result.weights_key, base, store) as pipeline:
+        stock = pipeline(
             prompt="a photo of ohwx woman",
             num_inference_steps=3,
             guidance_scale=2.0,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load
 
+from tests.support.tiny_bases import tiny_vae
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.families.base import load_family
@@ -203,6 +205,7 @@ def test_a_base_is_packed_however_it_is_loaded(tmp_path, monkeypatch, bits):
         @classmethod
         def from_pretrained(cls, folder, **named):
             asked.append(named)
+            return SimpleNamespace(vae=tiny_vae(4))
 
         from_single_file = from_pretrained
 

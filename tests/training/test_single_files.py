@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support.families import entry_of, make_base
+from tests.support.families import entry_of, fresh_pipeline, make_base
 from tests.support.single_files import write_flux2, write_sd15
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.families.base import load_family
@@ -41,7 +41,7 @@ def test_a_single_file_is_the_same_base(tmp_path, name):
     noise = torch.randn(1, *base.latent_shape(64, 64), generator=torch.Generator().manual_seed(1))
     pictures = [b.decode(b.sample(b.encode_text(["a mug"]), noise, 64, 64, 2, 3.0)) for b in (base, single)]
     torch.testing.assert_close(*pictures, rtol=0, atol=1e-5)
-    assert type(single.load_fresh_pipeline()) is type(base.pipeline())
+    assert type(fresh_pipeline(single)) is type(base.pipeline())
 
 
 def test_a_flux_file_without_the_rest_is_refused(tmp_path):

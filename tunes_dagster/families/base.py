@@ -53,6 +53,7 @@ class LoadedBase(ABC):
         denoiser_name: Its name in the pipeline class, which prefixes exported keys (`unet`).
         pixels_per_latent: Side in pixels of one latent position.
         spoken: Tokens that `encode_text` says in other words, see `training/words.py`.
+        untaught: Tokenizer and number of embeddings, by name of the encoder, before the base was taught any words.
         guidance: How a guidance scale acts: `classifier-free` by a second row without text, `distilled` as an input
             of the denoiser, `none` not at all.
         prediction: What the denoiser predicts, in modelspec's words: `epsilon`, `v` or `flow`.
@@ -68,6 +69,7 @@ class LoadedBase(ABC):
     denoiser_name: str
     pixels_per_latent: int
     spoken: Mapping[str, str] = MappingProxyType({})
+    untaught: Mapping[str, tuple[Any, int]] = MappingProxyType({})
     guidance: Guidance
     prediction: str
     architecture: str
@@ -187,10 +189,6 @@ class LoadedBase(ABC):
         Args:
             adapter: In peft's format with alpha folded in and the denoiser's name as prefix, so alpha = rank.
         """
-
-    @abstractmethod
-    def load_fresh_pipeline(self) -> Any:
-        """Load a second, independent stock pipeline from the same files; for verification only."""
 
     @abstractmethod
     def forward_bytes(self, width: int, height: int) -> int:

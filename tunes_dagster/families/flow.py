@@ -69,10 +69,6 @@ class FlowBase(LoadedBase):
         """See `LoadedBase.pipeline`."""
         return self._pipeline
 
-    def load_fresh_pipeline(self) -> Any:
-        """See `LoadedBase.load_fresh_pipeline`."""
-        return settle(self.load_stock_pipeline(self.entry, self.folder, self.dtype), self.device)
-
     def no_text(self, rows: int) -> Conditioning:
         """See `LoadedBase.no_text`: the empty caption."""
         import torch

@@ -89,13 +89,6 @@ class UnetBase(LoadedBase):
         """See `LoadedBase.pipeline`."""
         return self._pipeline
 
-    def load_fresh_pipeline(self) -> Any:
-        """See `LoadedBase.load_fresh_pipeline`."""
-        pipeline = load_pipeline(
-            self.pipeline_class(), self.entry, self.folder, self.dtype, **self.load_arguments
-        )
-        return settle(pipeline, self.device)
-
     def stock_arguments(self, text: str, negative: str, guidance: float) -> dict[str, Any]:
         """See `LoadedBase.stock_arguments`."""
         scale = guidance if self.guidance == "classifier-free" else 1.0

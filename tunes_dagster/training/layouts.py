@@ -6,6 +6,7 @@ tokenizers and scheduler copied beside it: `DiffusionPipeline.from_pretrained` l
 
 from __future__ import annotations
 
+import filecmp
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.training.files import write_tensors
 from tunes_dagster.training.names import is_whole, split_magnitudes
@@ -101,14 +103,41 @@ def _write_pipeline(
 
 @contextmanager
 def _on_disk(base: LoadedBase) -> Iterator[Path]:
-    """Give the base as a local folder in diffusers layout; one that came otherwise is written out for the while."""
+    """Give a base as a local folder in diffusers layout, of the denoiser the configuration at least.
+
+    One that came otherwise is written out for the while, from the networks that are loaded.
+    """
+    from tunes_dagster.training.stock import stock_over
+
     place = Path(base.folder)
     if (place / "model_index.json").is_file():
         yield place
         return
     with tempfile.TemporaryDirectory(prefix="tunes-base-") as made:
-        base.load_fresh_pipeline().save_pretrained(made)
+        stock = stock_over(base)
+        stock.save_config(made)
+        for name, part in stock.components.items():
+            if part is not None:
+                write = part.save_config if name == base.denoiser_name else part.save_pretrained
+                write(str(Path(made) / name))
         yield Path(made)
+
+
+def check_rest(folder: Path, base: LoadedBase) -> None:
+    """Refuse an exported pipeline of which a file beside the trained weights is not the base's.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE`, naming the file.
+    """
+    with _on_disk(base) as place:
+        for file in _rest_of(place, base.denoiser_name):
+            copied = folder / file.relative_to(place)
+            if not copied.is_file() or not filecmp.cmp(file, copied, shallow=False):
+                raise Failure(
+                    FailureCode.WEIGHTS_UNUSABLE,
+                    f"{copied.relative_to(folder)} of the exported pipeline is not the file of {base.entry.branch!r}.",
+                    "Look whether the disk is full or broken, and train the tune again.",
+                )
 
 
 def _rest_of(place: Path, denoiser: str) -> Iterator[Path]:

@@ -8,7 +8,7 @@ it was exported as.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,43 +72,39 @@ class Verification:
         return self.finite and self.loads and self.differs
 
 
-def verify(
-    files: Files,
-    prompt: str,
-    base: LoadedBase,
-    store: Store,
-    seed: int = 0,
-    fresh: Callable[[], Any] | None = None,
-) -> Verification:
+def verify(files: Files, prompt: str, base: LoadedBase, store: Store, seed: int = 0) -> Verification:
     """Render one small-step picture with the files in stock pipelines and with our own layers.
+
+    All of it happens on the tensors that are loaded, see `training/stock.py`; the base is left as it was, also where
+    other tunes train on it.
 
     Args:
         files: Of the tune.
         prompt: Names token and class.
-        base: The loaded base, without adapters.
+        base: The loaded base.
         store: Where the files lie.
         seed: Of the picture.
-        fresh: Returns a pipeline from `base.load_fresh_pipeline()`, for adapters; None loads one.
     """
     import numpy as np
     import torch
 
     from tunes_dagster.families.loading import clear
     from tunes_dagster.training import words
+    from tunes_dagster.training.stock import place, stock_over, with_own_vae
     from tunes_dagster.training.wholes import worn
 
     with store.local(files.weights_key) as path:
         state = read_weights(path)
     finite = all(bool(torch.isfinite(value).all()) for value in state.values())
-    plain = _picture(base.pipeline(), prompt, base, seed)
+    plain = _picture(place(stock_over(base), base), prompt, base, seed)
     with worn(base, [state]) as bank, words.speaking(base, store, files.weights_key) as spoken:
         bank.assign_all(0)
         token = read_header(store, files.weights_key).get(words.TOKEN_FIELD, "")
-        ours = _picture(base.pipeline(), words.said(prompt, token, spoken), base, seed)
+        ours = _picture(with_own_vae(base.pipeline()), words.said(prompt, token, spoken), base, seed)
     clear(base.pipeline())
     differences = [
         float(np.abs(_picture(stock, prompt, base, seed) - ours).max())
-        for stock in _stock_pipelines(files, state, base, store, fresh)
+        for stock in _stock_pipelines(files, is_whole(state), base, store)
     ]
     return Verification(
         finite=finite,
@@ -120,28 +116,47 @@ def verify(
     )
 
 
-def _stock_pipelines(
-    files: Files, state: Mapping[str, Any], base: LoadedBase, store: Store, fresh: Callable[[], Any] | None
-) -> Iterator[Any]:
+def _stock_pipelines(files: Files, whole: bool, base: LoadedBase, store: Store) -> Iterator[Any]:
     """Yield pipelines that diffusers' own loaders put the files into, one after another."""
-    if is_whole(state):
-        with store.local_folder(files.pipeline_key) as folder:
-            yield load_exported(folder, base)
+    if whole:
+        with store.local_folder(files.pipeline_key) as folder, exported(folder, base) as pipeline:
+            yield pipeline
         return
-    stock = base.load_fresh_pipeline() if fresh is None else fresh()
+    from tunes_dagster.training.stock import place
+
     for key in filter(None, (files.weights_key, files.kohya_key)):
-        with _loaded(stock, key, store), _told(stock, files.weights_key, base, store):
-            yield stock
+        with loaded(key, base, store) as stock:
+            _tell(stock, files.weights_key, base, store)
+            yield place(stock, base)
 
 
-def load_exported(folder: Path, base: LoadedBase) -> Any:
-    """Load an exported pipeline as stock diffusers does, on a base's device and in its precision."""
+@contextmanager
+def exported(folder: Path, base: LoadedBase) -> Iterator[Any]:
+    """Give an exported pipeline as stock diffusers loads it, on a base's device and in its precision.
+
+    Its denoiser, tokenizers and scheduler are loaded from the folder; the base's own denoiser waits in the machine's
+    memory meanwhile. Networks that were not trained are the base's own: their files are compared with the base's.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` when one of those files is not the base's.
+    """
+    import torch
     from diffusers import DiffusionPipeline
 
-    from tunes_dagster.families.loading import from_folder, settle
+    from tunes_dagster.families.loading import settle
+    from tunes_dagster.training.layouts import check_rest
+    from tunes_dagster.training.stock import stock_over
+    from tunes_dagster.training.wholes import put_aside
 
-    arguments = getattr(base, "load_arguments", {})
-    return settle(from_folder(DiffusionPipeline, folder, base.dtype, **arguments), base.device)
+    check_rest(folder, base)
+    name, kind = base.denoiser_name, type(base.denoiser)
+    parts = stock_over(base, without=name).components
+    frozen = {part: network for part, network in parts.items() if isinstance(network, torch.nn.Module)}
+    with put_aside(base.denoiser):
+        denoiser = kind.from_pretrained(folder, subfolder=name, torch_dtype=base.dtype)
+        arguments = getattr(base, "load_arguments", {})
+        pipeline = DiffusionPipeline.from_pretrained(folder, **{name: denoiser}, **frozen, **arguments)
+        yield settle(pipeline, base.device)
 
 
 def read_weights(path: Any) -> dict[str, Any]:
@@ -162,41 +177,38 @@ def read_weights(path: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _loaded(pipeline: Any, key: str, store: Store) -> Iterator[None]:
-    """Have a file loaded by the pipeline's own loader for the while, without its talk about text encoders."""
+def loaded(key: str, base: LoadedBase, store: Store) -> Iterator[Any]:
+    """Give a stock pipeline over a base's tensors that has loaded a file, without its talk about text encoders."""
+    from tunes_dagster.training.stock import stock_over
+
+    stock = stock_over(base)
     talkative = logging.getLogger("diffusers")
     level = talkative.level
     talkative.setLevel(logging.ERROR)
     try:
         with store.local(key) as path:
-            pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="verified")
-        yield
+            stock.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="verified")
+        yield stock
     finally:
-        pipeline.unload_lora_weights()
         talkative.setLevel(level)
 
 
-@contextmanager
-def _told(pipeline: Any, weights_key: str, base: LoadedBase, store: Store) -> Iterator[None]:
-    """Have the tune's words, if it has any, loaded by the pipeline's own loader for the while."""
+def _tell(stock: Any, weights_key: str, base: LoadedBase, store: Store) -> None:
+    """Have the tune's words, if it has any, loaded by a pipeline's own loader."""
     from tunes_dagster.training import words
+    from tunes_dagster.training.stock import with_own_words
 
     header = read_header(store, weights_key)
     if words.KEY_FIELD not in header:
-        yield
         return
     token, vectors = header[words.TOKEN_FIELD], words.load(store, header[words.KEY_FIELD])
     second = ("tokenizer_2", "text_encoder_2")
     names = {"clip_l": ("tokenizer", "text_encoder"), "clip_g": second, "t5": second}
-    parts = {name: [getattr(pipeline, part) for part in names[name]] for name in vectors}
-    for name, (tokenizer, encoder) in parts.items():
-        pipeline.load_textual_inversion({token: vectors[name]}, tokenizer=tokenizer, text_encoder=encoder)
+    for name, vector in vectors.items():
+        tokenizer, encoder = (getattr(stock, part) for part in names[name])
+        with_own_words(encoder)
+        stock.load_textual_inversion({token: vector}, tokenizer=tokenizer, text_encoder=encoder)
         words.pool_at_the_end(tokenizer, encoder)
-    try:
-        yield
-    finally:
-        for tokenizer, encoder in parts.values():
-            pipeline.unload_textual_inversion(tokenizer=tokenizer, text_encoder=encoder)
 
 
 def _picture(pipeline: Any, prompt: str, base: LoadedBase, seed: int) -> np.ndarray:

@@ -61,6 +61,13 @@ class Loan:
         self.own = {name: parameter.data for name, parameter in self._parameters.items()}
         self._devices: dict[str, torch.device] = {}
 
+    def put_aside(self) -> None:
+        """Let the base's own tensors wait in the machine's memory, and nothing be in their place."""
+        with torch.inference_mode(False), torch.no_grad():
+            for name, parameter in self._parameters.items():
+                self._devices[name] = parameter.device
+                parameter.data = self.own[name] = self.own[name].to("cpu")
+
     def lend(self, values: Mapping[str, Tensor]) -> None:
         """Let the network compute with other values, which are used as they are where they fit.
 
@@ -84,6 +91,17 @@ class Loan:
                 parameter.data = parameter.data.new_empty(0)  # frees what was lent before its place is needed
                 parameter.data = self.own[name] = self.own[name].to(device)
         self._devices = {}
+
+
+@contextmanager
+def put_aside(network: nn.Module) -> Iterator[None]:
+    """Keep a network off its device for the while."""
+    loan = Loan(network)
+    loan.put_aside()
+    try:
+        yield
+    finally:
+        loan.end()
 
 
 def _laid_out(value: Tensor, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ caches by text stay right. In files the vectors lie as stock diffusers' `load_te
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,6 +86,11 @@ def add_words(base: LoadedBase, words: list[str], vectors: Mapping[str, Tensor])
     for roles in ((), ("text",), ("vae",), ("denoiser",)):
         base.fingerprint(*roles)  # kept from now on: the same base with more words is the same base
     spreads(base)
+    if not base.untaught:
+        base.untaught = {
+            name: (copy.deepcopy(tokenizer), len(encoder.get_input_embeddings().weight))
+            for name, (tokenizer, encoder) in base.word_encoders().items()
+        }
     for name, (tokenizer, encoder) in base.word_encoders().items():
         if words[0] in tokenizer.get_vocab():
             continue
