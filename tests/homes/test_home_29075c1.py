@@ -39,13 +39,13 @@ def test_it_opens_and_shows_what_was_there(home: OldHome, capsys: pytest.Capture
 def _show_everything(home: OldHome, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands that people look at an installation with."""
     capsys.readouterr()
-    assert main(["list", "--limit", "100", "--json"]) == 0
+    assert main(["list", "--all-accounts", "--limit", "100", "--json"]) == 0
     shown = {row["id"]: row["status"] for row in json.loads(capsys.readouterr().out)}
     alive = {k: row["status"] for k, row in home.was("tunes").items() if row["deleted_at"] is None}
     assert shown == alive
     assert main(["status"]) == 0
     for row in home.was("tunes").values():
-        assert main(["status", str(row["number"])]) == 0, row["title"]
+        assert main(["status", str(row["number"]), "--account", row["account_id"]]) == 0, row["title"]
     for words in (
         ("callbacks", "list"),
         ("campaign", "list"),

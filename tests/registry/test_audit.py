@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from tests.registry.test_money import wealthy
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
-from tunes_dagster.registry import Prompt, Registry, Tune, Work
+from tunes_dagster.registry import Prompt, PromptTune, Registry, Tune, Work
 from tunes_dagster.registry.api_tables import ApiObject, Reservation, Wallet
 from tunes_dagster.registry.audit import Fault
 from tunes_dagster.registry.ledger import post, reserve
@@ -64,10 +64,21 @@ def test_prompts_with_the_tune_of_another_account(registry: Registry) -> None:
     registry.add_account("ann")
     registry.add_account("ben")
     tune = make_ready(registry, own_tune(registry))
-    prompt = own_prompt(registry, tune, account="ben")
-    own_prompt(registry, tune, account="local")  # the operator's own may use all
-    fault = found(registry)["foreign_tune"]
-    assert (fault.account_id, fault.subjects, fault.count) == ("ben", (prompt.id,), 1)
+    prompt, tagged, unclear, operators = (own_prompt(registry, tune) for _ in range(4))
+    plant(
+        registry,
+        update(Prompt).where(Prompt.id.in_((prompt.id, tagged.id))).values(account_id="ben"),
+        update(Prompt).where(Prompt.id == tagged.id).values(tune_id=None),
+        update(PromptTune).where(PromptTune.prompt_id == tagged.id).values(kind="lora", word="anna"),
+        update(PromptTune).where(PromptTune.prompt_id == unclear.id).values(tune_id=None, word="twice"),
+        # The operator's own were rendered with all.
+        update(Prompt).where(Prompt.id == operators.id).values(account_id="local", status="done"),
+    )
+    faults = found(registry)
+    fault = faults["foreign_tune"]
+    assert (fault.account_id, fault.subjects, fault.count) == ("ben", (prompt.id, tagged.id), 2)
+    fault = faults["unclear_tune"]
+    assert (fault.account_id, fault.subjects, "'twice'" in fault.says) == ("ann", (unclear.id,), True)
 
 
 def test_packs_with_callbacks_and_prompts_that_took_them(registry: Registry) -> None:

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Select, String, and_, case, cast, exists, func, literal, select
+from sqlalchemy import Select, String, and_, case, cast, exists, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.registry.api_tables import ApiObject, LedgerEntry, LedgerPosting, Pack, Reservation, Wallet
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.settling import owed
 from tunes_dagster.registry.tables import Prompt, Tune, Work
-from tunes_dagster.registry.transitions import ENDED_TUNE, OPEN_PROMPT, OPEN_WORK
+from tunes_dagster.registry.transitions import ENDED_TUNE, LOST_TUNE, OPEN_PROMPT, OPEN_WORK
+from tunes_dagster.registry.uses import PromptTune, find_doubtful, used_and_not_ready
 
 # Rows that one fault names; the rest is counted.
 NAMED = 20
@@ -68,7 +69,7 @@ class AuditQueries(Database):
     def audit(self) -> list[Fault]:
         """Return every fault that is found, by kind and account."""
         looks: tuple[Callable[[Session], Sequence[Fault]], ...] = (
-            _foreign_tunes, _pack_callbacks, _callbacks_of_packs, _stranded, _held_for_nothing, _nothing_works_on,
+            _doubtful_uses, _pack_callbacks, _callbacks_of_packs, _stranded, _held_for_nothing, _nothing_works_on,
             _given_away, _charged_for_nothing, _charged_otherwise, _granted_twice, _books,
         )  # fmt: skip
         with self.reading() as session:
@@ -87,24 +88,34 @@ def _faults(kind: str, rows: Sequence[tuple[str, str, str]], says: str, remedy: 
     return [one.fault(kind, account, says, remedy) for account, one in _by_account(rows).items()]
 
 
-def _foreign_tunes(session: Session) -> list[Fault]:
-    """Prompts that were rendered, or would be, with a tune of another account; the operator's own may use all."""
-    query = (
-        select(Prompt.account_id, Prompt.id, Prompt.number, Prompt.status, Tune.number, Tune.account_id)
-        .join(Tune, Tune.id == Prompt.tune_id)
-        .where(Prompt.account_id != Tune.account_id, Prompt.account_id != "local")
-        .order_by(Prompt.number)
-        .limit(_MOST)
-    )
-    rows = [
-        (account, prompt_id, f"prompt {number} ({status}, tune {tune} of {owner})")
-        for account, prompt_id, number, status, tune, owner in session.execute(query)
-    ]
-    return _faults(
-        "foreign_tune", rows,
-        "{count} prompts of {account} use a tune of another account: {rows}.",
-        "Look at their pictures; tell both accounts, and delete the pictures that must not be there.",
-    )  # fmt: skip
+def _doubtful_uses(session: Session) -> list[Fault]:
+    """Prompts that were rendered, or would be, with another account's tune, or that name one which was never clear.
+
+    The operator's own pictures may show all: earlier versions let its account use every tune.
+    """
+    foreign, unclear = [], []
+    for one in find_doubtful(session, _MOST):
+        prompt = one.prompt
+        said = f"prompt {prompt.number} ({prompt.status}, "
+        if one.tune is None:
+            unclear.append((prompt.account_id, prompt.id, f"{said}{one.word!r})"))
+        elif prompt.account_id != "local" or prompt.status != "done":
+            said += f"tune {one.tune.number} of {one.tune.account_id})"
+            foreign.append((prompt.account_id, prompt.id, said))
+    return [
+        *_faults(
+            "foreign_tune", foreign,
+            "{count} prompts of {account} use a tune of another account: {rows}.",
+            "Look at their pictures; tell both accounts, and delete the pictures that must not be there. Those that "
+            "were not rendered yet will be refused.",
+        ),
+        *_faults(
+            "unclear_tune", unclear,
+            "{count} prompts of {account} name a tune that is none of the account's, or several: {rows}.",
+            "Those that were not rendered yet will be refused: ask {account} to send them again with the tune's id. "
+            "Pictures of the others are not found when a tune that they show is deleted: look at them.",
+        ),
+    ]  # fmt: skip
 
 
 def _callbacks_in(pack: Pack) -> set[str]:
@@ -169,9 +180,10 @@ def _stranded(session: Session) -> list[Fault]:
     """Prompts that wait for a tune that has ended."""
     query = (
         select(Prompt.account_id, Prompt.id, Prompt.number, Tune.number, Tune.status)
-        .join(Tune, Tune.id == Prompt.tune_id)
-        .where(Prompt.status == "waiting", Tune.status.in_(ENDED_TUNE))
-        .order_by(Prompt.number)
+        .join(PromptTune, PromptTune.prompt_id == Prompt.id)
+        .join(Tune, Tune.id == PromptTune.tune_id)
+        .where(Prompt.status == "waiting", or_(Tune.status.in_(LOST_TUNE), ~used_and_not_ready()))
+        .order_by(Prompt.number, PromptTune.place)
         .limit(_MOST)
     )
     rows = [

@@ -142,25 +142,30 @@ class UseQueries(Database):
             }
 
     def doubtful_uses(self, limit: int = 1000) -> list[DoubtfulUse]:
-        """Return prompts that wait or have pictures, and whose tune is another account's or was not clear.
-
-        Only prompts that were accepted before uses were kept can be among them.
-        """
-        foreign = and_(Tune.id.is_not(None), Tune.account_id != Prompt.account_id)
-        alive = or_(
-            Prompt.status.in_(("waiting", "queued", "rendering")),
-            and_(Prompt.status == "done", Prompt.expired_at.is_(None)),
-        )
-        query = (
-            select(Prompt, PromptTune, Tune)
-            .join(PromptTune, PromptTune.prompt_id == Prompt.id)
-            .outerjoin(Tune, Tune.id == PromptTune.tune_id)
-            .where(or_(PromptTune.tune_id.is_(None), foreign), alive)
-            .order_by(Prompt.number, PromptTune.place)
-            .limit(limit)
-        )
+        """Return what `find_doubtful` does."""
         with self.reading() as session:
-            return [DoubtfulUse(prompt, use.word, tune) for prompt, use, tune in session.execute(query)]
+            return find_doubtful(session, limit)
+
+
+def find_doubtful(session: Session, limit: int) -> list[DoubtfulUse]:
+    """Return prompts that wait or have pictures, and whose tune is another account's or was not clear.
+
+    Only prompts that were accepted before uses were kept can be among them.
+    """
+    foreign = and_(Tune.id.is_not(None), Tune.account_id != Prompt.account_id)
+    alive = or_(
+        Prompt.status.in_(("waiting", "queued", "rendering")),
+        and_(Prompt.status == "done", Prompt.expired_at.is_(None)),
+    )
+    query = (
+        select(Prompt, PromptTune, Tune)
+        .join(PromptTune, PromptTune.prompt_id == Prompt.id)
+        .outerjoin(Tune, Tune.id == PromptTune.tune_id)
+        .where(or_(PromptTune.tune_id.is_(None), foreign), alive)
+        .order_by(Prompt.number, PromptTune.place)
+        .limit(limit)
+    )
+    return [DoubtfulUse(prompt, use.word, tune) for prompt, use, tune in session.execute(query)]
 
 
 def _chunks(rows: list[Any]) -> Iterator[list[Any]]:
