@@ -94,7 +94,7 @@ def claim(context: Context, registry: Registry, kind: str, subject_id: str, puls
         Failure: `CONFLICT` when another live run has it, or `UNKNOWN_TUNE`.
     """
     origin, run_key = run_origin(context.run)
-    work = registry.claim(kind, subject_id, context.run_id, origin=origin, run_key=run_key)
+    work = registry.claim(kind, subject_id, context.run.run_id, origin=origin, run_key=run_key)
     return own(context, registry, work, pulse)
 
 
@@ -111,18 +111,18 @@ def own(context: Context, registry: Registry, work: Work, pulse: Pulse, many: bo
     label = ""
     if many and work.kind != "render":
         label = registry.get_tune(work.subject_id).title
-    member = pulse.add(Member(registry, work.id, context.run_id))
+    member = pulse.add(Member(registry, work.id, context.run.run_id))
     set_up_logging("tunes.pipeline", get_settings().log_format)
     lines = RunLines(
         kind=work.kind,
         subject=work.subject_id,
         attempt=work.attempt,
-        run_id=context.run_id,
+        run_id=context.run.run_id,
         request_id=registry.request_id(work.subject_id),
     )
     lines.say("started")
     report = Tee([RunLog(context.log, label, percent=partial(_percent, registry, work)), member, lines])
-    return Attempt(registry, work, context.run_id, report, member, lines)
+    return Attempt(registry, work, context.run.run_id, report, member, lines)
 
 
 def _percent(registry: Registry, work: Work) -> float | None:
@@ -235,7 +235,7 @@ def as_dagster_failure(failure: Failure) -> dg.Failure:
 
 def cancelled_by_person(context: Context) -> bool:
     """Whether somebody asked Dagster to terminate this run, as opposed to the process being stopped."""
-    run = context.instance.get_run_by_id(context.run_id)
+    run = context.instance.get_run_by_id(context.run.run_id)
     return run is not None and run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
 
 

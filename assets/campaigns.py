@@ -86,13 +86,11 @@ def campaign_defs(campaign: "Campaign") -> CampaignDefs:
         dg.define_asset_job(
             plan_job_name(campaign.name),
             selection=[plan_key],
-            partitions_def=dates,
             description=f"Plans dates of the campaign {campaign.name}: queues the prompts that are missing.",
         ),
         dg.define_asset_job(
             report_job_name(campaign.name),
             selection=[report_key],
-            partitions_def=dates,
             description=f"Reports on dates of the campaign {campaign.name}.",
         ),
     ]

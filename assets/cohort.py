@@ -161,7 +161,7 @@ def train_trainees(
         return
     crowd = Crowd([by_id[job.tune_id].mine.report for job in jobs])
     entry, folder = catalog.usable(by_id[jobs[0].tune_id].tune.branch)
-    with compute.lease(crowd, holder=context.run_id) as device, ExitStack() as stack:
+    with compute.lease(crowd, holder=context.run.run_id) as device, ExitStack() as stack:
         fitting, plan = plan_jobs(context, jobs, by_id, entry, folder, device)
         if plan is None:
             return
@@ -283,9 +283,9 @@ class Finishing(Tee):
 def claim_members(context: Context, cohort_id: str, registry: Registry) -> list[Work]:
     """Claim the members of a cohort; a person's re-execution takes them again, whatever came of them."""
     if run_origin(context.run)[0] != "ui":
-        return registry.claim_cohort(cohort_id, context.run_id)
+        return registry.claim_cohort(cohort_id, context.run.run_id)
     return [
-        registry.claim("train", work.subject_id, context.run_id, origin="ui")
+        registry.claim("train", work.subject_id, context.run.run_id, origin="ui")
         for work in registry.cohort_members(cohort_id)
     ]
 
@@ -327,7 +327,7 @@ def train_cohort_members(
         def newcomers(free: int) -> list[Trainee]:
             room = min(free, MOST_MEMBERS - len(trainees))
             here = [trainee.tune.id for trainee in trainees]
-            return recruit(registry.join_cohort(cohort_id, context.run_id, room, here), "joined")
+            return recruit(registry.join_cohort(cohort_id, context.run.run_id, room, here), "joined")
 
         with all_closed(context, trainees):
             recruit(works, f"will be trained ({len(works)} at first)")

@@ -106,7 +106,7 @@ def evaluate(
         _must_be_scored(tune, mine, options)
         training, held_out = subject_pictures(tune.id, store)
         scored, published = _scored(
-            tune, mine, options, store, catalog, compute, scorers, context.run_id, training, held_out
+            tune, mine, options, store, catalog, compute, scorers, context.run.run_id, training, held_out
         )
         result |= published
     except Exception as error:

@@ -86,7 +86,7 @@ def renders(
     with attempt(context, rows, "render", batch.id) as mine:
         began = time.monotonic()
         prompts = {p.id: p for p in wanted_prompts(rows, batch, mine.work)}
-        writer = PromptWriter(rows, mine.work.id, context.run_id)
+        writer = PromptWriter(rows, mine.work.id, context.run.run_id)
         jobs = render_jobs(rows, list(prompts.values()), filled_in(config), writer)
         if not jobs:
             mine.finish({})
@@ -97,7 +97,7 @@ def renders(
             return nothing_left(writer, GAVE_WAY)
         entry, folder = catalog.usable(batch.branch)
         prefix = f"batches/{batch.id}/{mine.work.attempt}"
-        with compute.lease(mine.report, holder=context.run_id) as device:
+        with compute.lease(mine.report, holder=context.run.run_id) as device:
             aids = make_aids(catalog.open(), get_settings())
             mine.report.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
             before = time.monotonic() - began
