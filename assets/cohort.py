@@ -31,7 +31,7 @@ from tunes_dagster.assets.reporting import Pulse
 from tunes_dagster.assets.requests import training_options
 from tunes_dagster.assets.trained import Inspector, Trained, log_trained
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
-from tunes_dagster.core.progress import Phase, Tee
+from tunes_dagster.core.progress import Keeping, Phase, Tee
 from tunes_dagster.core.recipe import UNTRAINED, TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import get_settings
 
@@ -138,7 +138,7 @@ def train_trainees(
     """
     from tunes_dagster.families.base import load_family
     from tunes_dagster.families.loading import Placement, placed
-    from tunes_dagster.training.loop import train
+    from tunes_dagster.training.loop import patient, train
 
     by_id: dict[str, Trainee] = {}
 
@@ -159,7 +159,7 @@ def train_trainees(
     jobs = jobs_of(trainees)
     if not jobs:
         return
-    crowd = Crowd([by_id[job.tune_id].mine.report for job in jobs])
+    crowd = Crowd([patient(job, store) for job in jobs])
     entry, folder = catalog.usable(by_id[jobs[0].tune_id].tune.branch)
     with compute.lease(crowd, holder=context.run.run_id) as device, ExitStack() as stack:
         fitting, plan = plan_jobs(context, jobs, by_id, entry, folder, device)
@@ -176,7 +176,7 @@ def train_trainees(
                 if isinstance(outcome, Failure):
                     raise outcome
                 outcome.figures["memory_plan"] = plan.sentence()
-                watching = Finishing([trainee.mine.report])
+                watching = Keeping([trainee.mine.report])
                 on_trained(trainee, inspector.inspect(trainee.tune, outcome, watching))
 
         def joining(free: int) -> Sequence[TuneJob]:
@@ -266,18 +266,6 @@ class Crowd(Tee):
                 return
         if cancelled is not None:
             raise cancelled
-
-
-class Finishing(Tee):
-    """Watches a tune that has its weights: to stop and keep them is what happens anyway."""
-
-    def check_cancelled(self) -> None:
-        """Raise only when nothing is to be kept."""
-        try:
-            super().check_cancelled()
-        except Cancelled as cancelled:
-            if not cancelled.keep:
-                raise
 
 
 def claim_members(context: Context, cohort_id: str, registry: Registry) -> list[Work]:

@@ -19,7 +19,7 @@ from tests.training.killable import make_killable
 from tunes_dagster.core.failures import Cancelled, FailureCode
 from tunes_dagster.training import checkpoints, order, prior, run
 from tunes_dagster.training.jobs import TuneResult, learning_rate
-from tunes_dagster.training.loop import train
+from tunes_dagster.training.loop import patient, train
 
 
 def weights(store, outcome) -> dict[str, torch.Tensor]:
@@ -275,6 +275,7 @@ def test_what_an_interrupted_attempt_learned_is_kept_by_the_next_one(base, store
     store.delete_prefix("cache")  # everything is encoded anew, with the wish standing all the while
     again = make_job(steps=6, report=Keep())
     again.resume_from, again.out_prefix = "tunes/tune_one/lora", "tunes/tune_one/lora/2"
+    patient(again, store).check_cancelled()  # nor does it end while it waits for a device
     kept = train([again], base, store)["tune_one"]
     assert isinstance(kept, TuneResult) and kept.stopped and 2 <= kept.steps <= 3
     nothing = make_job("two", report=Keep())
