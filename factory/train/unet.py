@@ -19,6 +19,7 @@ from factory.train.clock import (
     save_checkpoint,
 )
 from factory.train.data import HELD_OUT, captions_of, draw_pictures, to_tensor
+from factory.train.emphasis import face_cells, telling, weights
 from factory.train.team import Team
 from factory.train.text import MAX_LENGTH, build_encoders, build_tokenizer, encode
 from factory.train.vae import latest_vae
@@ -159,12 +160,12 @@ class Base:
         keep = ((dice < 0.07) | (dice > 0.12)).to(sequence.dtype)
         return sequence * keep[:, None, None], pooled * keep[:, None]
 
-    def loss(self, x: Any, ids: Any, t: Any, noise: Any, time_ids: Any, dice: Any) -> Any:
+    def loss(self, x: Any, ids: Any, t: Any, noise: Any, time_ids: Any, dice: Any, weight: Any = 1.0) -> Any:
         """v-prediction MSE per sample [n] for scaled latents `x` [n, c, h, w] at timesteps `t` [n]."""
         a = self.alphas.to(x.device)[t][:, None, None, None]
         noisy, target = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
         predicted = self._velocity(noisy, t, self.condition(ids, dice), time_ids)
-        return (predicted - target).square().mean(dim=(1, 2, 3))
+        return (weight * (predicted - target).square()).mean(dim=(1, 2, 3))
 
     def guess(self, x: Any, ids: Any, t: Any, noise: Any) -> Any:
         """What the denoiser takes `x` [n, c, 16, 16] to be, seen through noise at timesteps `t` [n]."""
@@ -188,20 +189,34 @@ class Base:
 
 
 def draw_batch(
-    latents: np.ndarray, tokens: np.ndarray, rng: np.random.Generator, size: int
+    latents: np.ndarray,
+    tokens: np.ndarray,
+    rng: np.random.Generator,
+    size: int,
+    faces: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """A random batch: latents (sometimes cut to an upright or wide shape), token ids, timesteps, noise, time ids."""
+    """A random batch: latents (sometimes cut to an upright or wide shape), token ids, timesteps, noise, time ids.
+
+    With `faces`, from `emphasis.face_cells`, what counts more does so.
+    """
     import torch
 
     picks = np.sort(rng.integers(0, len(latents), size))
     x = torch.from_numpy(np.asarray(latents[picks], dtype=np.float32))
-    ids = tokens[picks, rng.integers(0, tokens.shape[1], size)]
+    ids = (
+        tokens[picks, rng.integers(0, tokens.shape[1], size)]
+        if faces is None
+        else telling(tokens[picks], rng)
+    )
+    weight = np.ones((size, 1, LATENT, LATENT), np.float32)
+    if faces is not None:
+        weight = weights(faces[picks], LATENT, LATENT)
     length = MAX_LENGTH if rng.random() < 0.3 else _longest(ids)
     shape, cut = rng.random(), int(rng.integers(1, 4))
     if shape < 0.06:
-        x = x[..., 2:14]
+        x, weight = x[..., 2:14], weight[..., 2:14]
     elif shape < 0.10:
-        x = x[:, :, cut : cut + 12]
+        x, weight = x[:, :, cut : cut + 12], weight[:, :, cut : cut + 12]
     height, width = x.shape[2] * 8, x.shape[3] * 8
     t = (np.arange(size) + rng.random(size)) / size * 1000
     t = np.where(rng.random(size) < DECIDING, 400 + 0.6 * t, t)
@@ -212,6 +227,7 @@ def draw_batch(
         "noise": torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)),
         "time_ids": torch.from_numpy(_time_ids(rng, size, height, width)),
         "dice": torch.from_numpy(rng.random(size)),
+        "weight": torch.from_numpy(np.ascontiguousarray(weight)),
     }
 
 
@@ -253,6 +269,7 @@ def train(
 
     team = team or Team()
     tokenizer, latents, tokens, test = prepare(work, pictures, device)
+    faces = face_cells(work, len(latents))
     torch.manual_seed(seed)
     base = Base(tokenizer, latents.shape[1], channels)
     rate = LEARNING_RATE
@@ -281,7 +298,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(rate, budget.step, fraction)
         rng = np.random.default_rng((seed, budget.step, team.rank))
-        sample = {k: v.to(device) for k, v in draw_batch(latents, tokens, rng, batch).items()}
+        sample = {k: v.to(device) for k, v in draw_batch(latents, tokens, rng, batch, faces).items()}
         with tuner.step():
             loss = _step(base, optimizer, sample)
         if team.rank == 0:
