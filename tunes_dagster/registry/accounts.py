@@ -7,13 +7,15 @@ import secrets
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.api_tables import ApiKey, IdempotencyKey
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.locks import lock, lock_one
+from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Account
 
 # A first request that is this old and still unanswered died with its server; the next one takes over.
@@ -69,7 +71,7 @@ class AccountQueries(Database):
             Failure: `INVALID_REQUEST` when there is none.
         """
         with self.writing() as session:
-            row = session.get(ApiKey, key_id)
+            row = lock_one(session, ApiKey, ApiKey.id == key_id)
             if row is None:
                 raise Failure(
                     FailureCode.INVALID_REQUEST, f"There is no key {key_id!r}.", "See: tunes keys list"
@@ -95,7 +97,7 @@ class AccountQueries(Database):
         row = IdempotencyKey(account_id=account_id, key=key, body_hash=body_hash, body=body, created_at=now)
         try:
             with self.writing() as session:
-                found = session.get(IdempotencyKey, (account_id, key), with_for_update=True)
+                found = lock_one(session, IdempotencyKey, *_named(account_id, key))
                 if found is None:
                     session.add(row)
                     return None
@@ -112,10 +114,11 @@ class AccountQueries(Database):
         with self.reading() as session:
             return session.get(IdempotencyKey, (account_id, key))
 
+    @repeatable
     def end_idempotent(self, account_id: str, key: str, status_code: int | None, answer: str = "") -> None:
         """Keep the answer of the first request; a `status_code` of None gives the key free again."""
         with self.writing() as session:
-            row = session.get(IdempotencyKey, (account_id, key), with_for_update=True)
+            row = lock_one(session, IdempotencyKey, *_named(account_id, key))
             if row is None:
                 return
             if status_code is None:
@@ -127,5 +130,11 @@ class AccountQueries(Database):
         """Delete keys that nobody repeats any more; returns how many."""
         limit = self.now() - timedelta(seconds=older_than_seconds)
         with self.writing() as session:
-            done = session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < limit))
-            return int(getattr(done, "rowcount", 0))
+            old = lock(session, IdempotencyKey, IdempotencyKey.created_at < limit, skip=True)
+            for row in old:
+                session.delete(row)
+            return len(old)
+
+
+def _named(account_id: str, key: str) -> tuple[ColumnElement[bool], ...]:
+    return IdempotencyKey.account_id == account_id, IdempotencyKey.key == key

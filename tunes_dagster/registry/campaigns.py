@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, exists, func, insert, select, update
+from sqlalchemy import delete, exists, func, insert, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -17,17 +17,17 @@ from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.ledger import reserve_many
+from tunes_dagster.registry.locks import chunks, lock, lock_each, lock_one
 from tunes_dagster.registry.prompts import new_prompt
+from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Batch, Event, Prompt, Tune
-from tunes_dagster.registry.transitions import LOST_TUNE, OPEN_PROMPT, prompt_ended
+from tunes_dagster.registry.transitions import LOST_TUNE, OPEN_PROMPT, lock_ends, prompt_ended
 from tunes_dagster.registry.uses import PromptTune, Use, own_use, write_uses
 
 ORIGIN = "campaign"
 # A report that was asked for and did not come is asked for again, so many times.
 REPORT_PATIENCE = timedelta(minutes=10)
 MAX_REPORTS = 3
-# Values of one IN list; SQLite takes 32,766.
-_CHUNK = 5_000
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class CampaignQueries(Database):
         """
         now = self.now()
         with self.writing() as session:
-            row = session.scalars(select(Campaign).where(Campaign.name == name).with_for_update()).first()
+            row = lock_one(session, Campaign, Campaign.name == name)
             if row is None:
                 row = Campaign(id=new_id("campaign"), name=name, created_at=now, state="good", problems={})
                 session.add(row)
@@ -148,16 +148,15 @@ class CampaignQueries(Database):
         now = self.now()
         gone = Failure(FailureCode.CANCELLED, "Its campaign was removed.")
         with self.writing() as session:
-            session.execute(
-                update(Campaign).where(Campaign.id == campaign_id).values(removed_at=now, updated_at=now)
-            )
+            for campaign in lock(session, Campaign, Campaign.id == campaign_id):
+                campaign.removed_at = campaign.updated_at = now
             linked = exists().where(
                 CampaignPrompt.prompt_id == Prompt.id, CampaignPrompt.campaign_id == campaign_id
             )
-            waiting = select(Prompt).where(
-                Prompt.status.in_(("waiting", "queued")), Prompt.batch_id.is_(None), linked
+            rows = lock(
+                session, Prompt, Prompt.status.in_(("waiting", "queued")), Prompt.batch_id.is_(None), linked
             )
-            rows = list(session.scalars(waiting.order_by(Prompt.number).with_for_update()))
+            lock_ends(session, rows)
             for row in rows:
                 prompt_ended(session, row, "cancelled", now, gone)
             return len(rows)
@@ -216,7 +215,7 @@ class CampaignQueries(Database):
             used = {link["prompt_id"]: one.uses for link, one in zip(links, planned, strict=True)}
             write_uses(session, {one.id: used[one.id] for one in fresh})
             session.execute(delete(CampaignPrompt).where(CampaignPrompt.date_id == row.id))
-            for part in _chunks(links):
+            for part in chunks(links):
                 session.execute(insert(CampaignPrompt), part)
             said = [
                 {
@@ -228,12 +227,13 @@ class CampaignQueries(Database):
                 }
                 for one in fresh
             ]
-            for part in _chunks(said):
+            for part in chunks(said):
                 session.execute(insert(Event), part)
             prices = {link["prompt_id"]: one.price for link, one in zip(links, planned, strict=True)}
             costs = {one.id: prices[one.id] for one in fresh}
             # Before the prices: prompts are locked before wallets, and what these held can be spent again.
-            _drop_unwanted(session, row.id, before.keys() - {link["prompt_id"] for link in links}, now)
+            unwanted = before.keys() - {link["prompt_id"] for link in links}
+            _drop_unwanted(session, row.id, unwanted, campaign.account_id, now)
             reserve_many(session, campaign.account_id, costs, now, f"{campaign.name} {date}")
             kept = len(links) - len(fresh)
             row.plan = {**plan, "new": len(fresh), "kept": kept}
@@ -320,13 +320,18 @@ class CampaignQueries(Database):
                 return []
         due = []
         with self.writing() as session:
-            for row in list(session.scalars(query.with_for_update(of=CampaignDate))):
+            ids = list(session.scalars(query.with_only_columns(CampaignDate.id)))
+            rows = {row.id: row for row in lock_each(session, CampaignDate, CampaignDate.id, ids)}
+            for row in (rows[date_id] for date_id in ids if date_id in rows):
+                if row.status not in ("planned", "finished") or not _is_due(row, patient):
+                    continue
                 row.status, row.finished_at = "finished", row.finished_at or now
                 row.report_asked_at, row.updated_at = now, now
                 row.report_attempt += 1
                 due.append((session.get_one(Campaign, row.campaign_id), row))
         return due
 
+    @repeatable
     def report_made(self, date_id: str, key: str, result: dict[str, Any], complete: bool) -> CampaignDate:
         """Note that a date's report lies in the store.
 
@@ -338,7 +343,8 @@ class CampaignQueries(Database):
         """
         now = self.now()
         with self.writing() as session:
-            row = session.get_one(CampaignDate, date_id, with_for_update=True)
+            row = lock_one(session, CampaignDate, CampaignDate.id == date_id)
+            assert row is not None
             row.report_key, row.result, row.reported_at, row.updated_at = key, result, now, now
             if complete:
                 row.status, row.finished_at, row.report_attempt = "reported", row.finished_at or now, 0
@@ -355,23 +361,22 @@ class CampaignQueries(Database):
         with self.reading() as session:
             rows = (
                 row
-                for part in _chunks(list(ids))
+                for part in chunks(list(ids))
                 for row in session.scalars(select(Batch).where(Batch.id.in_(part)))
             )
             return {row.id: row for row in rows}
 
 
-def _chunks(rows: list[Any]) -> Iterator[list[Any]]:
-    for start in range(0, len(rows), _CHUNK):
-        yield rows[start : start + _CHUNK]
+def _is_due(row: CampaignDate, patient: datetime) -> bool:
+    """Whether nobody else has asked for the report of a date meanwhile."""
+    return row.report_asked_at is None or row.report_asked_at < patient
 
 
 def _open_date(session: Session, campaign: Campaign, date: str, now: datetime) -> CampaignDate:
     """Return the row of a date, locked; made when it is planned for the first time."""
     # The campaign's row is the lock: two planners of a new date come one after the other.
-    session.scalars(select(Campaign).where(Campaign.id == campaign.id).with_for_update()).one()
-    query = select(CampaignDate).where(CampaignDate.campaign_id == campaign.id, CampaignDate.date == date)
-    row = session.scalars(query.with_for_update()).first()
+    lock(session, Campaign, Campaign.id == campaign.id)
+    row = lock_one(session, CampaignDate, CampaignDate.campaign_id == campaign.id, CampaignDate.date == date)
     if row is None:
         row = CampaignDate(
             id=new_id("date"),
@@ -393,7 +398,7 @@ def _open_date(session: Session, campaign: Campaign, date: str, now: datetime) -
 def _known(session: Session, campaign_id: str, planned: Sequence[Planned]) -> dict[str, Known]:
     wanted = {one.recipe_hash: one.weights for one in planned}
     found: dict[str, Known] = {}
-    for part in _chunks(list(wanted)):
+    for part in chunks(list(wanted)):
         query = (
             select(CampaignPrompt.recipe_hash, Prompt.id, Prompt.status, Prompt.expired_at, Prompt.result)
             .join(Prompt, Prompt.id == CampaignPrompt.prompt_id)
@@ -421,17 +426,10 @@ def _ready_tunes(session: Session, planned: Sequence[Planned]) -> set[str]:
     Raises:
         TunesEnded: When one of them has ended without being ready.
     """
-    ids = sorted({use.tune_id for one in planned for use in one.uses})
-    ready: set[str] = set()
-    ended: list[str] = []
-    for part in _chunks(ids):
-        query = select(Tune.id, Tune.title, Tune.status).where(Tune.id.in_(part)).order_by(Tune.id)
-        for tune_id, title, status in session.execute(query.with_for_update(read=True)).all():
-            ready |= {tune_id} if status == "ready" else set()
-            ended += [title] if status in LOST_TUNE else []
-    if ended:
+    tunes = lock_each(session, Tune, Tune.id, {use.tune_id for one in planned for use in one.uses})
+    if ended := [tune.title for tune in tunes if tune.status in LOST_TUNE]:
         raise TunesEnded(ended)
-    return ready
+    return {tune.id for tune in tunes if tune.status == "ready"}
 
 
 def _rows_of(
@@ -472,18 +470,22 @@ def _rows_of(
     return fresh, links
 
 
-def _drop_unwanted(session: Session, date_id: str, prompt_ids: set[str], now: datetime) -> None:
+def _drop_unwanted(
+    session: Session, date_id: str, prompt_ids: set[str], account_id: str, now: datetime
+) -> None:
     """Cancel prompts that a new plan of a date no longer wants, unless they have begun or another date wants them."""
     changed = Failure(FailureCode.CANCELLED, "The campaign was changed and no longer asks for it.")
-    elsewhere = exists().where(CampaignPrompt.prompt_id == Prompt.id, CampaignPrompt.date_id != date_id)
-    rows: list[Prompt] = []
-    for part in _chunks(sorted(prompt_ids)):
-        query = select(Prompt).where(
-            Prompt.id.in_(part),
-            Prompt.status.in_(("waiting", "queued")),
-            Prompt.batch_id.is_(None),
-            ~elsewhere,
+    elsewhere: set[str] = set()
+    for part in chunks(prompt_ids):
+        others = select(CampaignPrompt.prompt_id).where(
+            CampaignPrompt.prompt_id.in_(part), CampaignPrompt.date_id != date_id
         )
-        rows += session.scalars(query.order_by(Prompt.number).with_for_update())
+        elsewhere |= set(session.scalars(others))
+    rows = [
+        row
+        for row in lock_each(session, Prompt, Prompt.id, prompt_ids - elsewhere)
+        if row.status in ("waiting", "queued") and row.batch_id is None
+    ]
+    lock_ends(session, rows, account_id)
     for row in rows:
         prompt_ended(session, row, "cancelled", now, changed)

@@ -1,5 +1,6 @@
 """The connection to the registry's database: engine, transactions, and the migration at opening.
 
+Errors of the database never show what was to be written: no parameters, and none of the row that PostgreSQL quotes.
 SQLite is opened for several processes at once: WAL, a busy timeout, foreign keys on, and `BEGIN IMMEDIATE` for
 every transaction that will write, because a reader that turns into a writer fails at once instead of waiting.
 """
@@ -12,15 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core import clock
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.registry.retrying import DatabaseAway, Trouble, mark_unknown, retried
 
 # The newest revision in migrations/versions. Kept here so that opening a current registry reads one row and
 # never imports alembic (0.3 s); a test compares it with the files.
@@ -32,26 +34,49 @@ RETRY_BACKOFF = (5.0, 30.0, 120.0)
 # Backoff between deliveries of one callback, in seconds: 5 s, 30 s, 2 min, 10 min, 1 h, 6 h, 24 h, then dead.
 CALLBACK_BACKOFF = (5.0, 30.0, 120.0, 600.0, 3600.0, 21_600.0, 86_400.0)
 
-BUSY_TIMEOUT_MS = 30_000
+# How long a statement waits for a row or file that somebody else has locked.
+BUSY_SECONDS = 30.0
+
+# How long a transaction waits for a database that is away, unless whoever opened it says otherwise: over a restart of
+# its server, but not so long that a person thinks that nothing happens.
+PATIENCE_SECONDS = 3.0
+
+# What psycopg2 is told unless the URL says otherwise: a server that does not answer is noticed, not waited for.
+_POSTGRES_ARGS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 40_000,
+    "application_name": "tunes-dagster",
+}
+
+# A transaction of ours takes milliseconds; one that idles for so long belongs to a process that was stopped, and its
+# locks would hold up everybody else.
+_IDLE_TRANSACTION_SECONDS = 120.0
 
 
-def _sqlite_connect(connection: Any, _record: Any) -> None:
-    """Prepare one SQLite connection; transactions are begun by `_sqlite_begin`, not by the driver."""
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    # NORMAL loses nothing when a process dies, and saves an fsync per transaction.
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    _ensure_wal(cursor)
-    cursor.close()
+def _sqlite_connect(busy_seconds: float) -> Callable[[Any, Any], None]:
+    """Return what prepares an SQLite connection; transactions are begun by `_sqlite_begin`, not by the driver."""
+
+    def prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={round(busy_seconds * 1000)}")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        # NORMAL loses nothing when a process dies, and saves an fsync per transaction.
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        _ensure_wal(cursor, busy_seconds)
+        cursor.close()
+
+    return prepare
 
 
-def _ensure_wal(cursor: Any) -> None:
+def _ensure_wal(cursor: Any, busy_seconds: float) -> None:
     """Switch to WAL once; the switch ignores the busy timeout, so several first openers need a retry."""
     import sqlite3
 
-    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    deadline = time.monotonic() + busy_seconds
     while cursor.execute("PRAGMA journal_mode").fetchone()[0].lower() not in ("wal", "memory"):
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
@@ -66,20 +91,79 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def make_engine(url: str) -> Engine:
-    """Return an engine for the URL, with SQLite prepared for several processes."""
+def _postgres_connect(busy_seconds: float) -> Callable[[Any, Any], None]:
+    """Return what prepares a PostgreSQL connection."""
+
+    def prepare(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"SET lock_timeout = {round(busy_seconds * 1000)}")
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {round(_IDLE_TRANSACTION_SECONDS * 1000)}")
+        cursor.close()
+        connection.commit()
+
+    return prepare
+
+
+def _without_row(context: ExceptionContext) -> None:
+    """Cut what PostgreSQL quotes of a row or value (`DETAIL: Failing row contains …`) out of its error."""
+    driver = context.original_exception
+    said = str(driver)
+    head = said.split("\nDETAIL:")[0].split("\nCONTEXT:")[0]
+    if head == said or context.sqlalchemy_exception is None:
+        return
+    driver.args = (head, *driver.args[1:])
+    outer = context.sqlalchemy_exception
+    outer.args = tuple(one.replace(said, head) if isinstance(one, str) else one for one in outer.args)
+
+
+def make_engine(url: str, busy_seconds: float = BUSY_SECONDS) -> Engine:
+    """Return an engine for the URL, with SQLite prepared for several processes.
+
+    Args:
+        url: SQLAlchemy URL.
+        busy_seconds: How long a statement waits for what somebody else has locked.
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True, pool_size=5, max_overflow=20)
+        given = {name: value for name, value in _POSTGRES_ARGS.items() if name not in parsed.query}
+        engine = create_engine(
+            parsed, hide_parameters=True, pool_pre_ping=True, pool_size=5, max_overflow=20,
+            pool_timeout=busy_seconds, connect_args=given,
+        )  # fmt: skip
+        event.listen(engine, "connect", _postgres_connect(busy_seconds))
+        event.listen(engine, "handle_error", _without_row)
+        return engine
     pool = {}
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
         # A connection costs nothing here, and a server's threads must not wait for each other's.
         pool = {"max_overflow": 60}
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **pool)
-    event.listen(engine, "connect", _sqlite_connect)
+    engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": busy_seconds}, **pool)
+    event.listen(engine, "connect", _sqlite_connect(busy_seconds))
     event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+class _Turns:
+    """Lets the writers of one process take turns, for whom SQLite's own queue is naps of up to 100 ms."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for the turn.
+
+        Raises:
+            DatabaseAway: When it did not come in time.
+        """
+        if not self._lock.acquire(timeout=self._seconds):
+            raise DatabaseAway(Trouble.BUSY)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
 class Database:
@@ -91,8 +175,17 @@ class Database:
         max_attempts: Attempts of one piece of work before it fails for good.
         retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
         callback_backoff: Seconds before delivery 2, 3, …; after the last one a callback is dead.
+        patience: Seconds for which every transaction waits for a database that is away.
+        busy_seconds: Seconds for which a statement waits for what somebody else has locked.
         now: The clock, replaceable in tests.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """See that every public method of the queries is retried; see `retrying.py`."""
+        super().__init_subclass__(**kwargs)
+        for name, method in list(vars(cls).items()):
+            if not name.startswith("_") and isinstance(method, FunctionType):
+                setattr(cls, name, retried(method))
 
     def __init__(
         self,
@@ -102,26 +195,31 @@ class Database:
         max_attempts: int = 3,
         retry_backoff: tuple[float, ...] = RETRY_BACKOFF,
         callback_backoff: tuple[float, ...] = CALLBACK_BACKOFF,
+        patience: float = PATIENCE_SECONDS,
+        busy_seconds: float = BUSY_SECONDS,
         now: Callable[[], datetime] = clock.now,
     ) -> None:
         self.url = url
         self.max_attempts = max_attempts
         self.retry_backoff = retry_backoff
         self.callback_backoff = callback_backoff
+        self.patience = patience
         self.now = now
-        self.engine = make_engine(url)
+        self.engine = make_engine(url, busy_seconds)
         self._writer = self.engine.execution_options(tunes_writes=True)
-        # SQLite's writers poll for the lock, in growing naps of up to 100 ms; those of one process take turns here.
         sqlite = self.engine.dialect.name == "sqlite"
-        self._turn: AbstractContextManager[object] = threading.RLock() if sqlite else nullcontext()
+        self._turns: Callable[[], AbstractContextManager[object]]
+        self._turns = _Turns(busy_seconds).turn if sqlite else nullcontext
         if migrate:
             self.migrate()
 
+    @retried
     def migrate(self) -> None:
         """Upgrade the schema to this version's when it is older; safe when several processes do it at once.
 
         Raises:
-            Failure: `CONFLICT` when a newer version of the software has already upgraded it.
+            Failure: `CONFLICT` when a newer version of the software has already upgraded it,
+                `STORE_UNAVAILABLE` when it cannot be opened.
         """
         if self.revision() == HEAD:
             return
@@ -133,6 +231,7 @@ class Database:
         """Make all tables; the same as `migrate`."""
         self.migrate()
 
+    @retried
     def revision(self) -> str | None:
         """Return the schema's revision, or None for an empty database."""
         try:
@@ -141,13 +240,9 @@ class Database:
                 return None if row is None else str(row[0])
         except DatabaseError as error:
             missing = "no such table" in str(error) or "does not exist" in str(error)
-            if missing and "alembic_version" in str(error):
+            if missing and "alembic_version" in str(error.orig):
                 return None
-            raise Failure(
-                FailureCode.STORE_UNAVAILABLE,
-                f"The registry at {self.engine.url!r} cannot be opened: {error.orig}.",
-                "Check TUNES_REGISTRY_URL, the file's permissions and the free disk space.",
-            ) from error
+            raise
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -158,8 +253,14 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that is committed as a whole or not at all; rows stay usable after it."""
-        with self._turn, Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with self._turns(), Session(self._writer, expire_on_commit=False) as session:
             yield session
+            session.flush()
+            try:
+                session.commit()
+            except SQLAlchemyError as error:
+                mark_unknown(error)
+                raise
 
     def close(self) -> None:
         """Give the connections back."""

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import exists, func, select
 
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.locks import lock
+from tunes_dagster.registry.retrying import retried
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
 from tunes_dagster.registry.transitions import open_work
 from tunes_dagster.registry.work import take
@@ -153,18 +155,23 @@ class GroupQueries(Database):
             for branch, rows in by_branch.items()
             for group in cut(rows, max_cohort, now, wait_seconds)
         ]
-        cohorts = []
-        for branch, group in sorted(chosen, key=lambda item: min(row.since for row in item[1]))[:limit]:
-            with self.writing() as session:
-                cohort = Cohort(id=new_id("cohort"), branch=branch, created_at=now)
-                session.add(cohort)
-                session.flush()
-                won = take(session, [row.id for row in group], cohort.id, now)
-                if not won:
-                    session.delete(cohort)
-                    continue
-                cohorts.append((cohort, won))
-        return cohorts
+        first = sorted(chosen, key=lambda item: min(row.since for row in item[1]))[:limit]
+        made = [self._make_cohort(branch, [row.id for row in group], now) for branch, group in first]
+        return [cohort for cohort in made if cohort is not None]
+
+    @retried
+    def _make_cohort(
+        self, branch: str, work_ids: list[str], now: datetime
+    ) -> tuple[Cohort, list[Work]] | None:
+        with self.writing() as session:
+            cohort = Cohort(id=new_id("cohort"), branch=branch, created_at=now)
+            session.add(cohort)
+            session.flush()
+            won = take(session, work_ids, cohort.id, now)
+            if not won:
+                session.rollback()
+                return None
+            return cohort, won
 
     def get_cohort(self, cohort_id: str) -> Cohort | None:
         """Return a cohort, or None."""
@@ -267,6 +274,7 @@ class GroupQueries(Database):
         with self.reading() as session:
             return session.scalar(query) is not None
 
+    @retried
     def _make_batch(
         self, branch: str, shape: str, prompt_ids: list[str], campaign: bool, now: datetime
     ) -> Batch | None:
@@ -275,17 +283,14 @@ class GroupQueries(Database):
             batch.result = {CAMPAIGN: True} if campaign else {}
             session.add(batch)
             session.flush()
-            taken = session.execute(
-                update(Prompt)
-                .where(Prompt.id.in_(prompt_ids), Prompt.status == "queued", Prompt.batch_id.is_(None))
-                .values(batch_id=batch.id, updated_at=now)
-                .returning(Prompt.id)
-                .execution_options(synchronize_session=False)
-            ).all()
-            if not taken:
-                session.delete(batch)
-                return None
             open_work(session, "render", batch.id, "sensor", now)
+            waiting = (Prompt.status == "queued", Prompt.batch_id.is_(None))
+            taken = lock(session, Prompt, Prompt.id.in_(prompt_ids), *waiting, skip=True)
+            for prompt in taken:
+                prompt.batch_id, prompt.updated_at = batch.id, now
+            if not taken:
+                session.rollback()
+                return None
             return batch
 
     def get_batch(self, batch_id: str) -> Batch | None:

@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.locks import lock_one
 from tunes_dagster.registry.tables import Account, Drop, Event
 from tunes_dagster.registry.transitions import note
 
@@ -61,7 +62,7 @@ class JournalQueries(Database):
                     "Use `whsec_` followed by 24-64 random bytes as base64.",
                 ) from error
         with self.writing() as session:
-            account = session.get(Account, account_id, with_for_update=True)
+            account = lock_one(session, Account, Account.id == account_id)
             if account is None:
                 raise Failure(FailureCode.INVALID_REQUEST, f"There is no account {account_id!r}.")
             if account.callback_secret != secret:
@@ -95,7 +96,7 @@ class JournalQueries(Database):
     ) -> Drop:
         """Write what the sensor saw and did about one dropped dataset."""
         with self.writing() as session:
-            drop = session.get(Drop, path, with_for_update=True)
+            drop = lock_one(session, Drop, Drop.path == path)
             if drop is None:
                 drop = Drop(path=path, fingerprint=fingerprint, state=state, seen_at=self.now())
                 session.add(drop)
@@ -107,6 +108,6 @@ class JournalQueries(Database):
     def forget_drop(self, path: str) -> None:
         """Forget a dropped dataset, so that it counts as new."""
         with self.writing() as session:
-            drop = session.get(Drop, path)
+            drop = lock_one(session, Drop, Drop.path == path)
             if drop is not None:
                 session.delete(drop)

@@ -7,7 +7,7 @@ one-row reads under a lock; a test compares them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from sqlalchemy import func, select
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.api_tables import LedgerEntry, LedgerPosting, Reservation, Wallet
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.locks import lock_each, lock_one
 from tunes_dagster.registry.tables import Account
 
 MICRO = 1_000_000
@@ -59,8 +60,12 @@ def post(
 
 def lock_wallet(session: Session, account_id: str) -> Wallet | None:
     """Return an account's wallet, locked until the transaction ends; None when it never had one."""
-    query = select(Wallet).where(Wallet.account_id == account_id).with_for_update()
-    return session.scalars(query.execution_options(populate_existing=True)).first()
+    return lock_one(session, Wallet, Wallet.account_id == account_id)
+
+
+def lock_wallets(session: Session, account_ids: Iterable[str]) -> list[Wallet]:
+    """Lock the wallets of several accounts, before any of them changes."""
+    return lock_each(session, Wallet, Wallet.account_id, account_ids)
 
 
 def turn_month(session: Session, wallet: Wallet, now: datetime) -> None:
@@ -226,7 +231,7 @@ class LedgerQueries(Database):
         """
         now = self.now()
         with self.writing() as session:
-            session.get(Account, account_id, with_for_update=True)  # of two first openers, one waits
+            lock_one(session, Account, Account.id == account_id)  # of two first openers, one waits
             wallet = lock_wallet(session, account_id)
             fresh = wallet is None
             if wallet is None:

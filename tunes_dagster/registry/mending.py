@@ -9,6 +9,8 @@ from sqlalchemy import select
 from tunes_dagster.registry.api_tables import Reservation
 from tunes_dagster.registry.audit import AuditQueries, idle_rows
 from tunes_dagster.registry.ledger import close_reservation
+from tunes_dagster.registry.locks import lock_one
+from tunes_dagster.registry.retrying import retried
 from tunes_dagster.registry.settling import settle
 from tunes_dagster.registry.tables import Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
@@ -49,10 +51,11 @@ class MendingQueries(AuditQueries):
         queued = sum(self._queue_prompt(one) or self._queue_tune(one) for one in idle)
         return Mended(queued, sum(self._settle_ended(subject_id) for subject_id in held))
 
+    @retried
     def _queue_tune(self, tune_id: str) -> int:
         now = self.now()
         with self.writing() as session:
-            tune = session.scalars(select(Tune).where(Tune.id == tune_id).with_for_update()).first()
+            tune = lock_one(session, Tune, Tune.id == tune_id)
             busy = select(Work.id).where(Work.subject_id == tune_id, Work.state.in_(OPEN_WORK))
             if (
                 tune is None
@@ -70,10 +73,11 @@ class MendingQueries(AuditQueries):
             note(session, tune.id, "queued", _BACK, now, kind=kind)
             return 1
 
+    @retried
     def _queue_prompt(self, prompt_id: str) -> int:
         now = self.now()
         with self.writing() as session:
-            prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id).with_for_update()).first()
+            prompt = lock_one(session, Prompt, Prompt.id == prompt_id)
             if prompt is None or prompt.status not in OPEN_PROMPT or prompt.batch_id is None:
                 return 0
             busy = select(Work.id).where(Work.subject_id == prompt.batch_id, Work.state.in_(OPEN_WORK))
@@ -83,12 +87,12 @@ class MendingQueries(AuditQueries):
             note(session, prompt.id, "queued", _BACK, now)
             return 1
 
+    @retried
     def _settle_ended(self, subject_id: str) -> int:
         now = self.now()
         with self.writing() as session:
-            tune = session.scalars(select(Tune).where(Tune.id == subject_id).with_for_update()).first()
-            query = select(Prompt).where(Prompt.id == subject_id).with_for_update()
-            row = tune or session.scalars(query).first()
+            row: Tune | Prompt | None = lock_one(session, Tune, Tune.id == subject_id)
+            row = row or lock_one(session, Prompt, Prompt.id == subject_id)
             if row is None:
                 close_reservation(session, subject_id, now, 0.0)
                 return 1

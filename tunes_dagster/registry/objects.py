@@ -13,7 +13,9 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id, row_number
 from tunes_dagster.registry.api_tables import ApiGroup, ApiObject, Pack
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.locks import lock_one
 from tunes_dagster.registry.prompts import unknown_tune
+from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Callback, Event, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import lock_tune, note, open_work, show, tune_cancelled
 
@@ -167,27 +169,30 @@ class ObjectQueries(Database):
         seen = self.get_object(subject_id)
         return (seen.asked or {}).get("request_id") if seen is not None else None
 
+    @repeatable
     def change_object(self, subject_id: str, **asked: Any) -> ApiObject | None:
         """Merge values into what a dialect keeps about a tune or prompt."""
         with self.writing() as session:
-            row = session.get(ApiObject, subject_id, with_for_update=True)
+            row = lock_one(session, ApiObject, ApiObject.id == subject_id)
             if row is not None:
                 row.asked = {**row.asked, **asked}
             return row
 
+    @repeatable
     def like(self, subject_id: str, liked: bool) -> None:
         """Set or take back a like."""
         now = self.now()
         with self.writing() as session:
-            row = session.get(ApiObject, subject_id, with_for_update=True)
+            row = lock_one(session, ApiObject, ApiObject.id == subject_id)
             if row is not None:
                 row.liked_at = now if liked else None
 
+    @repeatable
     def hide_prompt(self, prompt_id: str) -> None:
         """Take a prompt out of its caller's sight; its row stays for the books."""
         now = self.now()
         with self.writing() as session:
-            row = session.get(ApiObject, prompt_id, with_for_update=True)
+            row = lock_one(session, ApiObject, ApiObject.id == prompt_id)
             if row is None:
                 prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id)).one()
                 row = ApiObject(
@@ -231,7 +236,7 @@ class ObjectQueries(Database):
             show(tune, "queued", "Waiting to start.")
             open_work(session, "prepare", tune.id, tune.origin, now)
             note(session, tune.id, "queued", f"{len(keys)} files were uploaded.", now)
-            seen = session.get(ApiObject, tune.id)
+            seen = lock_one(session, ApiObject, ApiObject.id == tune.id)
             if seen is not None:
                 seen.upload_expires_at = None
             return tune
@@ -243,15 +248,20 @@ class ObjectQueries(Database):
         with self.reading() as session:
             ids = list(session.scalars(due))
         for tune_id in ids:
-            with self.writing() as session:
-                tune = lock_tune(session, tune_id)
-                seen = session.get(ApiObject, tune_id, with_for_update=True)
-                if seen is not None:
-                    seen.upload_expires_at = None
-                if tune.status == "awaiting_images":
-                    note(session, tune_id, "cancelled", "The pictures did not come in time.", now)
-                    tune_cancelled(session, tune, now, notify=True)
+            self.expire_upload(tune_id, now)
         return ids
+
+    @repeatable
+    def expire_upload(self, tune_id: str, now: datetime) -> None:
+        """Cancel one tune whose pictures did not come in time."""
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            seen = lock_one(session, ApiObject, ApiObject.id == tune_id)
+            if seen is not None:
+                seen.upload_expires_at = None
+            if tune.status == "awaiting_images":
+                note(session, tune_id, "cancelled", "The pictures did not come in time.", now)
+                tune_cancelled(session, tune, now, notify=True)
 
     def queue_lengths(self) -> dict[str, Any]:
         """Return what waits and runs, and since when the oldest waits."""
@@ -360,7 +370,7 @@ class ObjectQueries(Database):
         """
         now = self.now()
         with self.writing() as session:
-            pack = session.scalars(select(Pack).where(Pack.slug == slug).with_for_update()).first()
+            pack = lock_one(session, Pack, Pack.slug == slug)
             if pack is not None and pack.account_id != account_id:
                 raise Failure(FailureCode.CONFLICT, f"The slug {slug!r} is taken.", "Choose another title.")
             if pack is None:

@@ -13,6 +13,8 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.locks import chunks, lock, lock_columns, lock_one
+from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Account, Callback, Delivery
 
 # Rows that are looked at to let accounts take turns.
@@ -79,12 +81,15 @@ class OutboxQueries(Database):
         if not ids:
             return lease_id, {}
         with self.writing() as session:
-            # By their ids alone, and looked at here: SQLite would rather walk through all that are due.
-            rows = select(Callback.id, Callback.next_attempt_at, Callback.lease_until)
-            rows = rows.where(Callback.id.in_(ids), Callback.state == "pending")
+            # By their ids alone, and looked at here: SQLite would rather walk through all that are due. Without their
+            # bodies: one that cannot be read must not keep the others.
+            looked = (Callback.next_attempt_at, Callback.lease_until)
+            rows = lock_columns(
+                session, Callback, looked, Callback.id.in_(ids), Callback.state == "pending", skip=True
+            )
             free = [
                 key
-                for key, moment, until in session.execute(rows.with_for_update(skip_locked=True))
+                for key, moment, until in rows
                 if moment is not None and moment <= now and (until is None or until < now)
             ]
             leased = (
@@ -106,8 +111,7 @@ class OutboxQueries(Database):
         """
         now = self.now()
         with self.writing() as session:
-            query = select(Callback).where(Callback.id == callback_id).with_for_update()
-            row = session.scalars(query).first()
+            row = lock_one(session, Callback, Callback.id == callback_id)
             if row is None or row.state != "pending" or row.lease_id != lease_id:
                 return None
             account = session.get(Account, row.account_id)
@@ -136,6 +140,7 @@ class OutboxQueries(Database):
                 row.form,
             )
 
+    @repeatable
     def end_delivery(
         self,
         delivery_id: str,
@@ -159,8 +164,8 @@ class OutboxQueries(Database):
         now = self.now()
         with self.writing() as session:
             delivery = session.get_one(Delivery, delivery_id)
-            query = select(Callback).where(Callback.id == delivery.callback_id).with_for_update()
-            row = session.scalars(query).one()
+            row = lock_one(session, Callback, Callback.id == delivery.callback_id)
+            assert row is not None
             delivery.finished_at, delivery.status_code = now, status_code
             delivery.error, delivery.response_head = error, response_head
             ok = status_code is not None and 200 <= status_code < 300 and error is None
@@ -207,18 +212,18 @@ class OutboxQueries(Database):
                     )
                 )
 
+    @repeatable
     def release_lease(self, lease_id: str, callback_ids: Sequence[str]) -> None:
         """Give back callbacks of a lease that were not tried; one that is in the air keeps its lease."""
         flying = exists().where(
             Delivery.callback_id == Callback.id, Delivery.finished_at.is_(None), Delivery.error.is_(None)
         )
         with self.writing() as session:
-            session.execute(
-                update(Callback)
-                .where(Callback.id.in_(callback_ids), Callback.lease_id == lease_id, ~flying)
-                .values(lease_id=None, lease_until=None)
-                .execution_options(synchronize_session=False)
-            )
+            for part in chunks(sorted(callback_ids)):
+                for row in lock(
+                    session, Callback, Callback.id.in_(part), Callback.lease_id == lease_id, ~flying
+                ):
+                    row.lease_id = row.lease_until = None
 
     def next_callback_at(self) -> datetime | None:
         """Return when the next pending callback is due, or None."""
@@ -275,8 +280,7 @@ class OutboxQueries(Database):
             Failure: `CONFLICT` when a 2xx is recorded and `force` is not given.
         """
         with self.writing() as session:
-            query = select(Callback).where(Callback.id == callback_id).with_for_update()
-            row = session.scalars(query).first()
+            row = lock_one(session, Callback, Callback.id == callback_id)
             if row is None:
                 raise Failure(FailureCode.INVALID_REQUEST, f"There is no callback {callback_id!r}.")
             if row.state == "delivered" and not force:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import exists, or_, select, update
+from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.registry.locks import lock, lock_one
+from tunes_dagster.registry.retrying import repeatable, retried
 from tunes_dagster.registry.settling import settle
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
@@ -23,6 +25,8 @@ from tunes_dagster.registry.transitions import (
     close_work,
     follow_tune,
     lock_batch,
+    lock_ends,
+    lock_followers,
     lock_subject,
     lock_tune,
     lock_work,
@@ -58,6 +62,7 @@ def as_failure(error: BaseException) -> Failure:
 class OutcomeQueries(WorkQueries):
     """Finish, fail, requeue, cancel, delete."""
 
+    @repeatable
     def finish(
         self,
         work_id: str,
@@ -125,15 +130,16 @@ class OutcomeQueries(WorkQueries):
                 show(tune, "queued", f"Waiting to be {'trained' if following == 'train' else 'finished'}.")
 
     def _cohort_done(self, session: Session, cohort_id: str | None, now: datetime) -> None:
-        """Close a cohort whose last member has ended or left."""
-        if cohort_id is None:
+        """Close a cohort whose last member has ended or left; the last thing that a transaction does."""
+        # Two members that end at once must not each see the other at work.
+        cohort = lock_one(session, Cohort, Cohort.id == cohort_id) if cohort_id is not None else None
+        if cohort is None or cohort.done_at is not None:
             return
-        session.flush()
         busy = exists().where(Work.cohort_id == cohort_id, Work.state.in_(OPEN_WORK))
-        session.execute(
-            update(Cohort).where(Cohort.id == cohort_id, ~busy, Cohort.done_at.is_(None)).values(done_at=now)
-        )
+        if not session.scalar(select(busy)):
+            cohort.done_at = now
 
+    @repeatable
     def fail(self, work_id: str, run_id: str, error: BaseException, *, notify: bool | None = None) -> Work:
         """End an attempt badly: try again later, fail for good, or, for `Cancelled`, end as cancelled.
 
@@ -150,6 +156,7 @@ class OutcomeQueries(WorkQueries):
             self._ended(session, work, subject, failure, again, told, now)
             return work
 
+    @repeatable
     def requeue_lost(
         self, work_id: str, reason: str, *, seen: Work | None = None, run_id: str | None = None
     ) -> Work | None:
@@ -186,6 +193,7 @@ class OutcomeQueries(WorkQueries):
             self._ended(session, work, subject, failure, again, owes_callbacks(work, subject), now)
             return work
 
+    @repeatable
     def give_back(self, work_id: str, run_id: str, reason: str) -> Work:
         """Put the work of a run whose process was asked to stop back into the queue, at once and uncounted.
 
@@ -194,6 +202,9 @@ class OutcomeQueries(WorkQueries):
         """
         now = self.now()
         with self.writing() as session:
+            found = session.get(Work, work_id)
+            if found is not None and found.state == "queued" and found.run_id == run_id:
+                return found  # given back already
             work, subject = owned(session, work_id, run_id)
             if isinstance(subject, Tune) and (subject.cancel == "cancel" or subject.status == "deleted"):
                 self._ended(session, work, subject, Cancelled(), False, owes_callbacks(work, subject), now)
@@ -253,6 +264,7 @@ class OutcomeQueries(WorkQueries):
         else:
             tune_failed(session, subject, failure, now, notify)
 
+    @repeatable
     def request_cancel(self, tune_id: str, keep: bool = False, by_caller: bool = False) -> Tune:
         """Ask for a tune to be stopped: at once when nothing runs, else through the flag that runs poll.
 
@@ -280,14 +292,15 @@ class OutcomeQueries(WorkQueries):
             return tune
 
     def _stop(self, session: Session, tune: Tune, keep: bool, now: datetime, by_caller: bool) -> None:
-        query = select(Work).where(Work.subject_id == tune.id, Work.state.in_(OPEN_WORK)).with_for_update()
-        work = session.scalars(query.execution_options(populate_existing=True)).first()
+        rows = lock(session, Work, Work.subject_id == tune.id)
+        work = next((row for row in rows if row.state in OPEN_WORK), None)
         tune.updated_at = now
         if keep and work is not None and work.kind == "finish":
             return
         # Training that started once may have a checkpoint: its next run sees the flag and exports it.
         keep = keep and work is not None and work.kind == "train" and work.started_at is not None
         tune.cancel = "keep" if keep else "cancel"
+        lock_followers(session, tune)
         if not keep:  # settled now: what a run still computes until it sees the flag is not the caller's
             settle(session, tune, now, tune.computed if by_caller else 0.0)
         note(
@@ -302,9 +315,11 @@ class OutcomeQueries(WorkQueries):
             return
         if work is not None:
             close_work(work, "cancelled", now)
-            self._cohort_done(session, work.cohort_id, now)
         tune_cancelled(session, tune, now, notify=True)
+        if work is not None:
+            self._cohort_done(session, work.cohort_id, now)
 
+    @repeatable
     def delete_tune(self, tune_id: str, by_caller: bool = False) -> Tune:
         """Mark a tune as deleted and stop what is under way; its files are the caller's to remove.
 
@@ -324,10 +339,14 @@ class OutcomeQueries(WorkQueries):
             tune.status, tune.deleted_at = "deleted", now
             note(session, tune.id, "deleted", "The tune was deleted.", now)
             if not ended:
-                self._stop(session, tune, False, now, by_caller)
+                lock(session, Work, Work.subject_id == tune.id)
             gone = Failure(FailureCode.CANCELLED, "Its tune was deleted.")
-            for prompt in open_prompts(session, used_with([tune_id]), Prompt.status != "rendering"):
+            prompts = open_prompts(session, used_with([tune_id]), Prompt.status != "rendering")
+            lock_ends(session, prompts, tune.account_id)
+            for prompt in prompts:
                 prompt_ended(session, prompt, "cancelled", now, gone)
+            if not ended:
+                self._stop(session, tune, False, now, by_caller)
             tune.updated_at = now
             return tune
 
@@ -347,12 +366,14 @@ class OutcomeQueries(WorkQueries):
         )
         with self.reading() as session:
             ids = sorted(one for one in session.scalars(stranded) if one)
-        count = 0
-        for tune_id in ids:
-            with self.writing() as session:
-                count += follow_tune(session, lock_tune(session, tune_id), self.now())
-        return count
+        return sum(self._follow(tune_id) for tune_id in ids)
 
+    @retried
+    def _follow(self, tune_id: str) -> int:
+        with self.writing() as session:
+            return follow_tune(session, lock_tune(session, tune_id), self.now())
+
+    @repeatable
     def cancel_prompt(self, prompt_id: str, by_caller: bool = False) -> Prompt:
         """Cancel a prompt; one that is being rendered is left out of its run's answer.
 
@@ -369,7 +390,8 @@ class OutcomeQueries(WorkQueries):
             if prompt is None:
                 raise Failure(FailureCode.INVALID_REQUEST, f"There is no prompt {prompt_id!r}.")
             batch = lock_batch(session, prompt.batch_id) if prompt.batch_id else None
-            session.refresh(prompt, with_for_update=True)
+            work = lock_work(session, "render", batch.id) if batch is not None else None
+            lock(session, Prompt, Prompt.number == prompt.number)
             if prompt.status == "cancelled":
                 return prompt
             if prompt.status not in OPEN_PROMPT:
@@ -379,14 +401,13 @@ class OutcomeQueries(WorkQueries):
             failure = Failure(FailureCode.CANCELLED, "The prompt was cancelled on request.")
             prompt_ended(session, prompt, "cancelled", now, failure, given_up=computed)
             session.flush()
-            if batch is not None:
-                self._drop_empty_batch(session, batch, now)
+            if batch is not None and work is not None:
+                self._drop_empty_batch(session, batch, work, now)
             return prompt
 
-    def _drop_empty_batch(self, session: Session, batch: Batch, now: datetime) -> None:
+    def _drop_empty_batch(self, session: Session, batch: Batch, work: Work, now: datetime) -> None:
         left = exists().where(Prompt.batch_id == batch.id, Prompt.status.in_(OPEN_PROMPT))
-        work = lock_work(session, "render", batch.id)
-        if session.scalar(select(left)) or work is None or work.state not in ("queued", "submitted"):
+        if session.scalar(select(left)) or work.state not in ("queued", "submitted"):
             return
         close_work(work, "cancelled", now)
         batch.status, batch.done_at = "cancelled", now

@@ -13,9 +13,11 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.locks import lock_each, lock_one
 from tunes_dagster.registry.pages import newest
+from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Prompt, Tune, Work
-from tunes_dagster.registry.transitions import OPEN_PROMPT, lock_tune, note, prompt_ended
+from tunes_dagster.registry.transitions import OPEN_PROMPT, note, prompt_ended
 from tunes_dagster.registry.uses import Use, own_use, write_uses
 from tunes_dagster.registry.work import owned
 
@@ -71,16 +73,17 @@ def unknown_tune(account_id: str, word: str) -> Failure:
 
 
 def lock_used(session: Session, account_id: str, uses: Sequence[Use]) -> dict[str, Tune]:
-    """Return the tunes that prompts are going to use, locked in the order of their ids.
+    """Return the tunes that prompts are going to use, locked.
 
     Raises:
         Failure: `UNKNOWN_TUNE` when one of them was deleted, or is another account's; `CONFLICT` when one has failed
             or was cancelled.
     """
-    locked = {tune_id: lock_tune(session, tune_id) for tune_id in sorted({use.tune_id for use in uses})}
+    tunes = lock_each(session, Tune, Tune.id, {use.tune_id for use in uses})
+    locked = {tune.id: tune for tune in tunes}
     for use in uses:
-        tune = locked[use.tune_id]
-        if tune.status == "deleted" or tune.account_id != account_id:
+        tune = locked.get(use.tune_id)
+        if tune is None or tune.status == "deleted" or tune.account_id != account_id:
             raise unknown_tune(account_id, use.word)
         if tune.status in ("failed", "cancelled"):
             raise Failure(
@@ -187,6 +190,7 @@ class PromptQueries(Database):
                 query = query.where(Prompt.status.in_([status] if isinstance(status, str) else status))
             return list(session.scalars(query.limit(limit) if limit else query))
 
+    @repeatable
     def prompt_done(
         self,
         prompt_id: str,
@@ -208,6 +212,7 @@ class PromptQueries(Database):
                 prompt_ended(session, prompt, "done", self.now(), notify=work.origin != "ui")
             return prompt
 
+    @repeatable
     def prompt_failed(self, prompt_id: str, work_id: str, run_id: str, failure: Failure) -> Prompt:
         """Record why one prompt of a batch has no pictures (`blocked` when safety refused them).
 
@@ -225,8 +230,7 @@ class PromptQueries(Database):
 
     def _prompt_of(self, session: Session, prompt_id: str, work_id: str, run_id: str) -> tuple[Work, Prompt]:
         work, batch = owned(session, work_id, run_id)
-        query = select(Prompt).where(Prompt.id == prompt_id).with_for_update()
-        prompt = session.scalars(query.execution_options(populate_existing=True)).first()
+        prompt = lock_one(session, Prompt, Prompt.id == prompt_id)
         if prompt is None or prompt.batch_id != batch.id:
             raise Failure(
                 FailureCode.CONFLICT, f"The prompt {prompt_id} is not in batch {batch.id}.", "Leave it out."

@@ -17,6 +17,8 @@ from tunes_dagster.core.clock import iso
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.locks import chunks, lock, lock_each, lock_one
+from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Account, Callback, Prompt, Tune
 from tunes_dagster.registry.transitions import lock_tune, note, owe
 from tunes_dagster.registry.uses import PromptTune
@@ -24,7 +26,6 @@ from tunes_dagster.registry.uses import PromptTune
 RULES = ("keep_tunes_hours", "keep_outputs_hours", "auto_extend", "warn_hours", "expiry_callback_url")
 # Ids that one callback of an account names; the rest is counted.
 _NAMED = 1000
-_CHUNK = 5000
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class RetentionQueries(Database):
             raise ValueError(f"{sorted(unknown)} are no rules.")
         self.get_account(account_id)  # type: ignore[attr-defined]
         with self.writing() as session:
-            account = session.get_one(Account, account_id, with_for_update=True)
+            account = lock_one(session, Account, Account.id == account_id)
+            assert account is not None
             for name, value in rules.items():
                 setattr(account, name, value)
             return account
@@ -96,8 +98,9 @@ class RetentionQueries(Database):
         now, told = self.now(), 0
         by_account: dict[str, list[Expiring]] = {}
         with self.writing() as session:
+            rows = _locked(session, expiring)
             for one in expiring:
-                row = session.get(type(one.row), one.row.number, with_for_update=True)
+                row = rows.get(one.row.id)
                 if row is None or row.warned_at is not None or one.extends:
                     continue
                 row.warned_at = now
@@ -114,23 +117,19 @@ class RetentionQueries(Database):
         """Keep something for another period of its rule."""
         now = self.now()
         with self.writing() as session:
-            row = session.get(type(one.row), one.row.number, with_for_update=True)
+            row = _locked(session, [one]).get(one.row.id)
             if row is None:
                 return
             row.kept_until, row.warned_at = now + timedelta(hours=one.hours), None
             note(session, row.id, "extended", f"It is kept until {iso(row.kept_until)}.", now)
 
+    @repeatable
     def outputs_gone(self, prompt_ids: Sequence[str]) -> None:
         """Note that the pictures of prompts were deleted."""
         now = self.now()
         with self.writing() as session:
-            for start in range(0, len(prompt_ids), _CHUNK):
-                some = prompt_ids[start : start + _CHUNK]
-                session.execute(
-                    update(Prompt)
-                    .where(Prompt.id.in_(some))
-                    .values(images=[], expired_at=now, updated_at=now)
-                )
+            for row in lock_each(session, Prompt, Prompt.id, prompt_ids):
+                row.images, row.expired_at, row.updated_at = [], now, now
 
     def forget_words(self, tune_id: str, prompt_ids: Sequence[str] = ()) -> list[str]:
         """Take out of the rows everything that a person wrote about the subject of a deleted tune.
@@ -143,42 +142,49 @@ class RetentionQueries(Database):
             Keys of campaign plans in the store that say it too.
         """
         with self.writing() as session:
+            account = select(Tune.account_id).where(Tune.id == tune_id).scalar_subquery()
+            campaigns = select(Campaign.id).where(Campaign.account_id == account)
+            dates = lock(session, CampaignDate, CampaignDate.campaign_id.in_(campaigns))
             tune = lock_tune(session, tune_id)
             title = tune.title
             tune.title, tune.labels, tune.callback_url = "", {}, None
             tune.request = {"name": tune.class_name, "title": "deleted", "base": tune.base}
             tune.recipe = {**tune.recipe, "captions": {}}
-            session.execute(update(Prompt).where(Prompt.tune_id == tune_id).values(text=""))
-            for start in range(0, len(prompt_ids), _CHUNK):
-                some = prompt_ids[start : start + _CHUNK]
-                session.execute(update(Prompt).where(Prompt.id.in_(some)).values(text=""))
+            own = set(session.scalars(select(Prompt.id).where(Prompt.tune_id == tune_id)))
+            for prompt in lock_each(session, Prompt, Prompt.id, own | set(prompt_ids)):
+                prompt.text = ""
+            asked = set(prompt_ids)
+            using = set(session.scalars(select(PromptTune.prompt_id).where(PromptTune.tune_id == tune_id)))
+            for some in chunks(sorted(using | asked)):
+                for use in lock(session, PromptTune, PromptTune.prompt_id.in_(some)):
+                    if use.tune_id == tune_id or use.prompt_id in asked:
+                        use.word = ""
+            for some in chunks(prompt_ids):
                 linked = update(CampaignPrompt).where(CampaignPrompt.prompt_id.in_(some))
                 session.execute(linked.values(variables={}))
-                session.execute(update(PromptTune).where(PromptTune.prompt_id.in_(some)).values(word=""))
-            session.execute(update(PromptTune).where(PromptTune.tune_id == tune_id).values(word=""))
-            own = select(Campaign.id).where(Campaign.account_id == tune.account_id)
-            dates = select(CampaignDate).where(CampaignDate.campaign_id.in_(own))
-            return [key for date in session.scalars(dates) if (key := _forget(date, tune_id, title))]
+            return [key for date in dates if (key := _forget(date, tune_id, title))]
 
     def dates_showing(self, prompt_ids: Sequence[str]) -> list[CampaignDate]:
         """Return the campaign dates whose report shows any of some prompts."""
         dates: dict[str, CampaignDate] = {}
         with self.reading() as session:
-            for start in range(0, len(prompt_ids), _CHUNK):
+            for some in chunks(prompt_ids):
                 query = (
                     select(CampaignDate)
                     .join(CampaignPrompt, CampaignPrompt.date_id == CampaignDate.id)
-                    .where(CampaignPrompt.prompt_id.in_(prompt_ids[start : start + _CHUNK]))
+                    .where(CampaignPrompt.prompt_id.in_(some))
                     .where(CampaignDate.report_key.is_not(None))
                     .distinct()
                 )
                 dates.update({row.id: row for row in session.scalars(query)})
         return list(dates.values())
 
+    @repeatable
     def report_gone(self, date_id: str) -> None:
         """Note that the report of a date was deleted with what it showed."""
         with self.writing() as session:
-            session.get_one(CampaignDate, date_id, with_for_update=True).report_key = None
+            for date in lock(session, CampaignDate, CampaignDate.id == date_id):
+                date.report_key = None
 
     def record_deletions(self, records: Sequence[dict[str, Any]]) -> list[Deletion]:
         """Keep records of what was deleted; they outlive everything else."""
@@ -195,6 +201,17 @@ class RetentionQueries(Database):
             query = query.where(Deletion.account_id == account_id)
         with self.reading() as session:
             return list(session.scalars(query))
+
+
+def _locked(session: Session, expiring: Sequence[Expiring]) -> dict[str, Tune | Prompt]:
+    """Return the rows as they are now, by id, locked: tunes before prompts."""
+    numbers: dict[str, list[int]] = {"tune": [], "prompt": []}
+    for one in expiring:
+        numbers[one.kind].append(one.row.number)
+    rows: dict[str, Tune | Prompt] = {}
+    rows.update({row.id: row for row in lock_each(session, Tune, Tune.number, numbers["tune"])})
+    rows.update({row.id: row for row in lock_each(session, Prompt, Prompt.number, numbers["prompt"])})
+    return rows
 
 
 def _tunes(session: Session, account: Account, until: datetime, limit: int) -> list[Expiring]:

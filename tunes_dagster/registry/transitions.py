@@ -3,12 +3,12 @@
 Everything that follows from a change (the tune's status, its prompts, the next piece of work, the callback
 that is now owed, the line in the timeline) is written here, together, so that no two of them can disagree.
 
-Locks are always taken in one order, subject (tune or batch) before work before prompts, which is what keeps
-PostgreSQL from deadlocks.
+Locks are taken in the order of `locks.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,8 @@ from tunes_dagster.callbacks.bodies import prompt_body, tune_body
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.api_tables import ApiGroup, ApiObject
+from tunes_dagster.registry.ledger import lock_wallets
+from tunes_dagster.registry.locks import chunks, lock, lock_each, lock_one
 from tunes_dagster.registry.settling import settle
 from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Tune, Work
 from tunes_dagster.registry.uses import used_and_not_ready, used_with
@@ -41,8 +43,7 @@ def lock_tune(session: Session, tune_id: str) -> Tune:
     Raises:
         Failure: `UNKNOWN_TUNE`.
     """
-    query = select(Tune).where(Tune.id == tune_id).with_for_update()
-    tune = session.scalars(query.execution_options(populate_existing=True)).first()
+    tune = lock_one(session, Tune, Tune.id == tune_id)
     if tune is None:
         raise Failure(
             FailureCode.UNKNOWN_TUNE, f"There is no tune {tune_id!r}.", "`tunes list` shows the known ones."
@@ -56,8 +57,7 @@ def lock_batch(session: Session, batch_id: str) -> Batch:
     Raises:
         Failure: `INVALID_REQUEST` when there is none.
     """
-    query = select(Batch).where(Batch.id == batch_id).with_for_update()
-    batch = session.scalars(query.execution_options(populate_existing=True)).first()
+    batch = lock_one(session, Batch, Batch.id == batch_id)
     if batch is None:
         raise Failure(
             FailureCode.INVALID_REQUEST,
@@ -73,15 +73,38 @@ def lock_subject(session: Session, kind: str, subject_id: str) -> Tune | Batch:
 
 
 def lock_work(session: Session, kind: str, subject_id: str) -> Work | None:
-    """Return the work row of a subject, locked; its subject must be locked already."""
-    query = select(Work).where(Work.kind == kind, Work.subject_id == subject_id).with_for_update()
-    return session.scalars(query.execution_options(populate_existing=True)).first()
+    """Return the work of a kind on a subject, which is locked already; all work of the subject is locked with it."""
+    rows = lock(session, Work, Work.subject_id == subject_id)
+    return next((work for work in rows if work.kind == kind), None)
 
 
 def open_prompts(session: Session, *conditions: Any) -> list[Prompt]:
     """Return the prompts that fit and have not ended, locked, oldest first."""
-    query = select(Prompt).where(Prompt.status.in_(OPEN_PROMPT), *conditions).order_by(Prompt.number)
-    return list(session.scalars(query.with_for_update().execution_options(populate_existing=True)))
+    return lock(session, Prompt, Prompt.status.in_(OPEN_PROMPT), *conditions)
+
+
+def lock_ends(session: Session, prompts: Sequence[Prompt], *accounts: str) -> None:
+    """Lock what the end of several prompts moves beside them: wallets and groups, each in its order.
+
+    Args:
+        session: The transaction; it has locked the prompts.
+        prompts: Which may end.
+        accounts: Whose wallets are needed too: that of a tune that ends with them.
+    """
+    lock_wallets(session, {*accounts, *(prompt.account_id for prompt in prompts)})
+    groups: set[str] = set()
+    for part in chunks(prompt.id for prompt in prompts):
+        query = select(ApiObject.group_id).where(ApiObject.id.in_(part), ApiObject.group_id.is_not(None))
+        groups |= {group for group in session.scalars(query.distinct()) if group}
+    if groups:
+        lock_each(session, ApiGroup, ApiGroup.id, groups)
+
+
+def lock_followers(session: Session, tune: Tune) -> list[Prompt]:
+    """Return the prompts that wait for a tune, locked with all that its end moves beside them."""
+    waiting = open_prompts(session, used_with([tune.id]), Prompt.status == "waiting")
+    lock_ends(session, waiting, tune.account_id)
+    return waiting
 
 
 def note(session: Session, subject_id: str, phase: str, message: str, now: datetime, **data: Any) -> None:
@@ -195,7 +218,7 @@ def group_ended(session: Session, prompt: Prompt, now: datetime) -> None:
     seen = session.get(ApiObject, prompt.id)
     if seen is None or seen.group_id is None:
         return
-    group = session.get(ApiGroup, seen.group_id, with_for_update=True)
+    group = lock_one(session, ApiGroup, ApiGroup.id == seen.group_id)
     if group is None or group.done_at is not None:
         return
     session.flush()
@@ -226,6 +249,7 @@ def group_ended(session: Session, prompt: Prompt, now: datetime) -> None:
 
 def tune_ready(session: Session, tune: Tune, now: datetime, notify: bool) -> None:
     """Make a tune ready: its waiting prompts become renderable and its caller is told."""
+    lock_followers(session, tune)
     tune.status, tune.ready_at, tune.updated_at, tune.progress = "ready", now, now, 100.0
     show(tune, "", "")
     write_failure(tune, None)
@@ -238,6 +262,7 @@ def tune_ready(session: Session, tune: Tune, now: datetime, notify: bool) -> Non
 
 def tune_failed(session: Session, tune: Tune, failure: Failure, now: datetime, notify: bool) -> None:
     """Fail a tune and the prompts that wait for it."""
+    lock_followers(session, tune)
     tune.status, tune.updated_at = "failed", now
     show(tune, "", "")
     write_failure(tune, failure)
@@ -251,6 +276,7 @@ def tune_failed(session: Session, tune: Tune, failure: Failure, now: datetime, n
 def tune_cancelled(session: Session, tune: Tune, now: datetime, notify: bool) -> None:
     """End a tune on request, with the prompts that wait for it; a deleted one stays deleted."""
     failure = Failure(FailureCode.CANCELLED, "The tune was cancelled on request.")
+    lock_followers(session, tune)
     if tune.status != "deleted":
         tune.status = "cancelled"
         write_failure(tune, failure)
@@ -270,9 +296,12 @@ def follow_tune(session: Session, tune: Tune, now: datetime) -> int:
     """
     if tune.status not in ENDED_TUNE:
         return 0
-    session.flush()
-    ready = [~used_and_not_ready()] if tune.status == "ready" else []
-    waiting = open_prompts(session, used_with([tune.id]), Prompt.status == "waiting", *ready)
+    waiting = lock_followers(session, tune)
+    if tune.status == "ready":
+        # Asked once they are locked: of two tunes that are ready at the same moment, the second sees the first.
+        using = select(Prompt.number).where(used_with([tune.id]), Prompt.status == "waiting")
+        still = set(session.scalars(using.where(used_and_not_ready())))
+        waiting = [prompt for prompt in waiting if prompt.number not in still]
     code = FailureCode(tune.failure_code or FailureCode.INTERNAL)
     why = {
         "failed": Failure(code, f"Its tune failed: {tune.failure_message}", tune.failure_remedy or ""),
@@ -302,7 +331,9 @@ def batch_ended(
     if status == "done":
         batch.progress = 100.0
     show(batch, "", "")
-    for prompt in open_prompts(session, Prompt.batch_id == batch.id):
+    prompts = open_prompts(session, Prompt.batch_id == batch.id)
+    lock_ends(session, prompts)
+    for prompt in prompts:
         prompt_ended(session, prompt, left, now, failure, notify)
 
 

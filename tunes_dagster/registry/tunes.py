@@ -13,6 +13,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TuneRequest, recipe_hash
 from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.prompts import PromptQueries, lock_used, new_prompt, said_of_sibling
+from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Prompt, Tune
 from tunes_dagster.registry.transitions import lock_tune, note, open_work, show
 from tunes_dagster.registry.uses import Use, own_use, write_uses
@@ -91,10 +92,10 @@ class TuneQueries(PromptQueries):
                     if said := said_of_sibling(row.branch, branch):
                         said = f"The prompt was accepted.{said}"
                         note(session, row.id, row.status, said, now, origin=origin)
-                if also is not None:
-                    also(session, tune, prompts)
                 if status == "queued":
                     open_work(session, "prepare", tune.id, origin, now)
+                if also is not None:
+                    also(session, tune, prompts)
                 note(session, tune.id, "queued", "The tune was accepted.", now, origin=origin)
         except IntegrityError as error:
             raise Failure(
@@ -104,6 +105,7 @@ class TuneQueries(PromptQueries):
             ) from error
         return tune
 
+    @repeatable
     def release_tune(self, tune_id: str) -> Tune:
         """Queue a tune that was awaiting its pictures; any other one stays as it is."""
         now = self.now()
@@ -163,6 +165,7 @@ class TuneQueries(PromptQueries):
             rows = session.execute(select(Tune.status, func.count()).group_by(Tune.status))
             return {row[0]: row[1] for row in rows}
 
+    @repeatable
     def set_recipe(
         self, work_id: str, run_id: str, recipe: dict[str, Any], request: TuneRequest | None = None
     ) -> Tune:

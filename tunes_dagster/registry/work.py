@@ -5,16 +5,17 @@ How an attempt ends is in `outcomes.py`; how tunes and prompts are grouped into 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Select, exists, func, or_, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.registry.locks import lock, lock_each
 from tunes_dagster.registry.pace import PaceQueries
+from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
 from tunes_dagster.registry.transitions import (
     LOST_TUNE,
@@ -34,13 +35,20 @@ from tunes_dagster.registry.transitions import (
 
 def take(session: Session, work_ids: Sequence[str], cohort_id: str | None, now: datetime) -> list[Work]:
     """Move rows queued → submitted under their next attempt and return those that were still queued."""
-    query = select(Work).where(Work.id.in_(work_ids), Work.state == "queued").order_by(Work.id)
-    won = list(session.scalars(query.with_for_update(skip_locked=True)))
+    won = lock(session, Work, Work.id.in_(work_ids), Work.state == "queued", skip=True)
     for work in won:
         work.attempt += 1
         work.state, work.submitted_at, work.cohort_id = "submitted", now, cohort_id
         work.run_key, work.run_id = f"{work.id}:{work.attempt}", None
     return won
+
+
+def lock_training(session: Session, tune_ids: Iterable[str]) -> list[tuple[Tune, Work]]:
+    """Return tunes with their training work, in the order of their numbers; all tunes are locked before any work."""
+    tunes = lock_each(session, Tune, Tune.id, tune_ids)
+    rows = lock_each(session, Work, Work.subject_id, [tune.id for tune in tunes])
+    training = {work.subject_id: work for work in rows if work.kind == "train"}
+    return [(tune, training[tune.id]) for tune in tunes if tune.id in training]
 
 
 def lost(work: Work | None, work_id: str, run_id: str) -> Failure:
@@ -138,6 +146,7 @@ class WorkQueries(PaceQueries):
         with self.writing() as session:
             return take(session, work_ids, cohort_id, now or self.now())
 
+    @repeatable
     def claim(
         self, kind: str, subject_id: str, run_id: str, *, origin: str = "sensor", run_key: str | None = None
     ) -> Work:
@@ -152,12 +161,8 @@ class WorkQueries(PaceQueries):
             Failure: `CONFLICT` when another run owns the row or the attempt of `run_key` was superseded,
                 `CANCELLED` when it was cancelled, `UNKNOWN_TUNE`.
         """
-        try:
-            with self.writing() as session:
-                return self._claim(session, kind, subject_id, run_id, origin, run_key)
-        except IntegrityError:  # somebody else made the row between our look and our insert
-            with self.writing() as session:
-                return self._claim(session, kind, subject_id, run_id, origin, run_key)
+        with self.writing() as session:
+            return self._claim(session, kind, subject_id, run_id, origin, run_key)
 
     def _claim(
         self, session: Session, kind: str, subject_id: str, run_id: str, origin: str, run_key: str | None
@@ -194,22 +199,21 @@ class WorkQueries(PaceQueries):
         start(session, work, subject, run_id, now)
         return work
 
+    @repeatable
     def claim_cohort(self, cohort_id: str, run_id: str) -> list[Work]:
         """Claim every member of a cohort for its run; members that left meanwhile are not in the answer."""
         now = self.now()
         with self.writing() as session:
-            query = select(Work).where(Work.cohort_id == cohort_id).order_by(Work.subject_id)
+            query = select(Work.subject_id).where(Work.cohort_id == cohort_id)
             members = []
-            for found in session.scalars(query).all():
-                subject = lock_subject(session, found.kind, found.subject_id)
-                work = lock_work(session, found.kind, found.subject_id)
-                if work is None or work.cohort_id != cohort_id:
+            for tune, work in lock_training(session, session.scalars(query)):
+                if work.cohort_id != cohort_id:
                     continue
                 if work.state == "submitted":
-                    start(session, work, subject, run_id, now)
+                    start(session, work, tune, run_id, now)
                 if work.state == "running" and work.run_id == run_id:
                     members.append(work)
-            return members
+            return sorted(members, key=lambda work: work.subject_id)
 
     def join_cohort(
         self,
@@ -254,10 +258,8 @@ class WorkQueries(PaceQueries):
                 .limit(places)
             )
             joined = []
-            for subject_id in session.scalars(query).all():
-                tune = lock_subject(session, "train", subject_id)
-                work = lock_work(session, "train", subject_id)
-                if work is None or work.state not in ("queued", "submitted"):
+            for tune, work in lock_training(session, session.scalars(query)):
+                if work.state not in ("queued", "submitted"):
                     continue
                 work.attempt += 1
                 work.run_key, work.cohort_id = f"{work.id}:{work.attempt}", cohort_id
@@ -266,6 +268,7 @@ class WorkQueries(PaceQueries):
                 joined.append(work)
             return joined
 
+    @repeatable
     def heartbeat(self, work_id: str, run_id: str) -> str:
         """Say that an attempt is alive; returns the cancel flag it must obey: '' | 'cancel' | 'keep'.
 
@@ -276,6 +279,7 @@ class WorkQueries(PaceQueries):
             kind, subject_id = self._beat(session, work_id, run_id)
             return self._cancel_flag(session, kind, subject_id)
 
+    @repeatable
     def progress(
         self,
         work_id: str,
@@ -397,8 +401,8 @@ def make_room(session: Session, kind: str, subject_id: str, now: datetime) -> No
 def subject_reopened(session: Session, subject: Tune | Batch, now: datetime) -> None:
     """Clear what an earlier end left on a subject whose work is opened again by a person."""
     if isinstance(subject, Batch):
-        ended = select(Prompt).where(Prompt.batch_id == subject.id, Prompt.status.in_(("failed", "blocked")))
-        for prompt in session.scalars(ended):
+        ended = ("failed", "blocked")
+        for prompt in lock(session, Prompt, Prompt.batch_id == subject.id, Prompt.status.in_(ended)):
             prompt.status, prompt.done_at, prompt.updated_at = "queued", None, now
             write_failure(prompt, None)
         subject.done_at = None
