@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
+from tests.support.lock_order import unwatched
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, render_settings
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest
@@ -201,7 +202,7 @@ def test_prompts_that_an_earlier_version_left_waiting_follow_their_tune(registry
             make_ready(registry, tune)
         elif how != "open":
             _end(registry, tune, how)
-    with registry.writing() as session:  # as a date was planned while they ended
+    with unwatched(), registry.writing() as session:  # as a date was planned while they ended
         for id in rows.values():
             row = session.query(Prompt).filter(Prompt.id == id).one()
             row.status, row.done_at, row.queued_at = "waiting", None, None
