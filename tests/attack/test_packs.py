@@ -11,7 +11,7 @@ from alembic import command
 from sqlalchemy import Engine, text
 
 from tests.gateway.conftest import House
-from tests.registry.conftest import _database, postgres  # noqa: F401
+from tests.support.databases import new_database
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.gateway.dialects.astria.packs import OWN, SHARED
 from tunes_dagster.gateway.dialects.astria.wire import PromptFields
@@ -126,7 +126,7 @@ def test_packs_that_are_there_already_are_cleaned(
 ) -> None:
     url = f"sqlite:///{tmp_path}/registry.db"
     if database == "postgres":
-        url = _database(request.getfixturevalue("postgres"))
+        url = new_database(request.getfixturevalue("postgres"))
     engine: Engine = make_engine(url).execution_options(tunes_writes=True)
     rows = json.dumps({"rows": [{"id": 1, "class": "woman", **PLAIN, **THEIRS}]})
     insert = (

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.homes.home import OldHome, old_home, unpack
-from tests.registry.conftest import _database as new_database
-from tests.registry.conftest import postgres  # noqa: F401
+from tests.support.databases import new_database
 
 
 @pytest.fixture(scope="session")
