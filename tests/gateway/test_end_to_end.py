@@ -24,7 +24,6 @@ from typing import Any
 import dagster as dg
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
 from tests.support.houses import draw_pictures, write_catalog
@@ -32,6 +31,7 @@ from tunes_dagster.callbacks.deliver import deliver_due
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.gateway.app import create_app
 from tunes_dagster.gateway.dialects import pixu
+from tunes_dagster.gateway.serving import server_of
 from tunes_dagster.pipeline.inprocess import drive
 from tunes_dagster.registry import Registry, open_registry
 
@@ -146,9 +146,7 @@ class Running:
             free.bind(("127.0.0.1", 0))
             self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
         port = int(self.address.rpartition(":")[2])
-        self.server = uvicorn.Server(
-            uvicorn.Config(create_app(self.settings), port=port, log_level="warning")
-        )
+        self.server = server_of(create_app(self.settings), port=port)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:

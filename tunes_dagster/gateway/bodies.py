@@ -13,7 +13,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import IO, Any
 
@@ -38,6 +38,8 @@ _PIECE = 256 * 1024
 # Uploaded files up to this size stay in memory.
 _SPOOLED = 64 * 1024
 _REFERENCE = "text:sha256:"
+# Where a key may begin that the next piece ends.
+_LONGEST_KEY = 1200
 
 # The inside of a JSON string as far as it is here: possessive, so that a long one costs no memory.
 _INSIDE = re.compile(rb'(?:[^"\\]++|\\(?:u[0-9a-fA-F]{4}|[^u]))*+', re.DOTALL)
@@ -164,6 +166,14 @@ class LongTexts:
         self._inside = False
 
 
+def _text_of(inside: bytes) -> str:
+    """Return the text that the inside of a JSON string means; "" for what is none."""
+    try:
+        return str(json.loads(b'"' + inside + b'"'))
+    except ValueError:
+        return ""
+
+
 def _unescaped(part: bytes) -> bytes:
     """Return a part of a JSON string as the text it means: `\\/` and `\\u002B` are common in base64.
 
@@ -217,8 +227,55 @@ class Body(Request):
 
     payloads: frozenset[str] = frozenset()
     """Names of the fields that may hold a picture or an archive as text."""
-    keyed_within = False
-    """Whether the caller's key travels in the body."""
+    key_field = ""
+    """Name of the field that holds the caller's key, where an API has it in the body."""
+    _early: bytearray | None = None
+    _incoming: AsyncGenerator[bytes] | None = None
+
+    async def shown_key(self) -> str:
+        """Return the key in the body, taking no more of it than it needs; "" when the body is over without one.
+
+        Who sends it is unknown until then, so the server's limit for those holds (`GatewayOptions.unkeyed_body_kb`).
+        What is found is checked once the body is whole, see `check_key`.
+
+        Raises:
+            Problem: 401 when that much came without a key, 408.
+        """
+        shown = re.compile(
+            rb'"%s"\s{0,99}:\s{0,99}"((?:[^"\\]|\\.){1,400})"' % self.key_field.encode(), re.DOTALL
+        )
+        looked_at = 0
+        self._incoming, self._early = self.stream(), bytearray()
+        async for chunk in self._incoming:
+            self._early += chunk
+            if found := shown.search(self._early, max(0, looked_at - _LONGEST_KEY)):
+                return _text_of(found.group(1))
+            looked_at = len(self._early)
+        return ""
+
+    async def check_key(self, secret: str) -> None:
+        """Make sure that the field of a whole body holds no other key than the one that was acted upon.
+
+        Raises:
+            Problem: 401.
+        """
+        try:
+            parsed = json.loads(await self.body() or b"{}")
+        except (ValueError, RecursionError):
+            return  # whoever parses it says so
+        given = parsed.get(self.key_field) if isinstance(parsed, dict) else None
+        if given not in (None, "", secret):
+            raise Problem(401, "The body holds another API key than it began with", code="unauthorized")
+
+    async def _arriving(self) -> AsyncGenerator[bytes]:
+        """Yield the body from its beginning, whatever was looked at already."""
+        if self._incoming is None or hasattr(self, "_body"):  # what is whole already is given again
+            self._incoming = self.stream()
+        if self._early:
+            yield bytes(self._early)
+            self._early = None
+        async for chunk in self._incoming:
+            yield chunk
 
     async def body(self) -> bytes:
         """Return the body, with references in place of its long texts; those are in `long_texts`.
@@ -258,7 +315,7 @@ class Body(Request):
     async def _read(self) -> bytes:
         pending = bytearray()
         texts: LongTexts | None = None
-        async with aclosing(self.stream()) as stream:
+        async with aclosing(self._arriving()) as stream:
             async for chunk in stream:
                 pending += chunk
                 if texts is None and len(pending) > SMALL_BODY:
@@ -277,7 +334,7 @@ class Body(Request):
         return await run_in_threadpool(self._checked, texts)
 
     def _spool(self) -> LongTexts:
-        if getattr(self.state, "account", None) is None and not self.keyed_within:
+        if getattr(self.state, "account", None) is None:
             raise Problem(401, "Invalid or missing API key", code="unauthorized")
         texts = LongTexts()
         self.state.spooled, self.state.long_texts = texts, texts.files
@@ -306,7 +363,7 @@ class Body(Request):
             if options.get(b"charset", b"utf-8").decode("latin-1").lower() not in _TEXT_ENCODINGS:
                 raise MultiPartException("The form's charset is not one of " + ", ".join(_TEXT_ENCODINGS))
             limits = {"max_fields": max_fields, "max_part_size": MAX_REST}
-            async with aclosing(self.stream()) as stream:
+            async with aclosing(self._arriving()) as stream:
                 if kind == b"multipart/form-data":
                     self._form = await _Parts(self.headers, stream, max_files=max_files, **limits).parse()
                 else:
@@ -316,7 +373,7 @@ class Body(Request):
         return self._form
 
     def drop(self) -> None:
-        """Close every file of the body."""
+        """Close every file of the body that is no form."""
         texts: LongTexts | None = getattr(self.state, "spooled", None)
         if texts is not None:
             texts.close()
@@ -326,6 +383,6 @@ def body_of(**choices: Any) -> type[Body]:
     """Return the request class of a dialect.
 
     Args:
-        choices: `payloads` and `keyed_within` of `Body`.
+        choices: `payloads` and `key_field` of `Body`.
     """
     return type("Body", (Body,), choices)

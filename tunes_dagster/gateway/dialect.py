@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
@@ -166,13 +167,13 @@ def manners(
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             inner = super().get_route_handler()
-            endpoint = self.endpoint
+            endpoint, needs_key = self.endpoint, _needs_key(self.dependant)
 
             async def handle(plain: Request) -> Response:
                 request = kind(plain.scope, plain.receive)
                 request.state.dialect = name
                 try:
-                    await _admit(request, find_key)
+                    await _admit(request, find_key, needs_key)
                     if request.method in _CHANGES and await rehearsal.is_rehearsal(request):
                         rehearsal.refuse_unless(endpoint)
                         request.state.rehearsal = (
@@ -230,12 +231,14 @@ def as_problem(raised: Exception) -> Problem:
     return Problem(500, "An unexpected error occurred, please try again later", code="internal")
 
 
-async def _admit(request: Body, find_key: KeyFinder) -> None:
-    """Find out who asks, count the request and read its body; endpoints that need nobody work without a key."""
+async def _admit(request: Body, find_key: KeyFinder, needs_key: bool) -> None:
+    """Find out who asks and count the request, before anything of its body is kept; then read that."""
     service = service_of(request)
     if "\x00" in request.scope["path"] or b"%00" in request.scope["query_string"]:
         raise Problem(400, "The address holds a character that no text has", code="invalid")
     secret = await find_key(request)
+    if not secret and request.key_field and request.method in _CHANGES:
+        secret = await request.shown_key()
     if secret:
         caller = service.known(secret)
         if caller is None:
@@ -245,8 +248,18 @@ async def _admit(request: Body, find_key: KeyFinder) -> None:
         request.state.body_limit = service.options.body_bytes(caller.options)
         request.state.rate = service.hit(caller)
         request.state.desk = Desk(service, caller, base_url(request), request)
+    elif needs_key:
+        raise Problem(401, "Invalid or missing API key", code="unauthorized")
+    else:
+        return  # what an endpoint takes without a key it reads itself, once it has judged what came instead of one
     if request.method in _CHANGES and not request.headers.get("content-type", "").startswith("multipart/"):
         await request.body()  # here, because FastAPI would reword a refusal
+        if request.key_field:
+            await request.check_key(secret)
+
+
+def _needs_key(dependant: Dependant) -> bool:
+    return any(one.call is desk or _needs_key(one) for one in dependant.dependencies)
 
 
 async def _tidy(request: Body) -> None:
@@ -254,6 +267,8 @@ async def _tidy(request: Body) -> None:
     mine: Desk | None = getattr(request.state, "desk", None)
     if mine is not None and mine.unclaimed:
         await run_in_threadpool(mine.drop_unclaimed)
+    if request._form is not None:
+        await request._form.close()
     request.drop()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunes_dagster.core.ids import new_id
+from tunes_dagster.gateway.gate import Spool, holder
 from tunes_dagster.gateway.metrics import Meters
 from tunes_dagster.gateway.options import GatewayOptions
 from tunes_dagster.gateway.problems import Problem
@@ -28,6 +29,7 @@ class Manners:
 
     def __init__(self, app: ASGIApp, options: GatewayOptions, meters: Meters | None = None) -> None:
         self.app, self.options, self.meters = app, options, meters or Meters()
+        self.spool = Spool(options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -38,6 +40,7 @@ class Manners:
         state = scope.setdefault("state", {})
         state["id"] = request_id = new_id("req")
         status = 500
+        body = _Arriving(self.options, self.spool, scope, receive)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -50,38 +53,10 @@ class Manners:
             if self.options.require_user_agent and _bare(scope):
                 await _forbid(answer)
             else:
-                await self.app(scope, self._counted(scope, receive), answer)
+                await self.app(scope, body.receive, answer)
         finally:
+            body.forget()
             self._note(scope, state, status, time.perf_counter() - began)
-
-    def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        """Return a `receive` that refuses bodies which are too large or come too slowly."""
-        headers = dict(scope["headers"])
-        announced = headers.get(b"content-length", b"0")
-        largest = self.options.body_bytes({})
-        done = 0
-        ends = time.monotonic() + self.options.body_total_seconds
-        complete = False
-
-        async def counted() -> Message:
-            nonlocal done, complete
-            if complete:  # only waits for the caller to go away
-                return await receive()
-            limit = scope["state"].get("body_limit", largest)  # the caller's own, once it is known
-            if announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
-                raise _too_large(limit, largest)
-            patience = min(self.options.body_seconds, ends - time.monotonic())
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, patience))
-            except TimeoutError:
-                raise Problem(408, "The body did not arrive in time", code="timeout") from None
-            complete = not message.get("more_body", False)
-            done += len(message.get("body", b""))
-            if done > limit:
-                raise _too_large(limit, largest)
-            return message
-
-        return counted
 
     def _note(self, scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "")
@@ -102,6 +77,68 @@ class Manners:
             "request",
             extra={"facts": {name: value for name, value in facts.items() if value is not None}},
         )
+
+
+class _Arriving:
+    """The body of one request, which is refused when it is too large, comes too slowly, or is nobody's.
+
+    Whose it is stands in the request's state as soon as it is known: `account`, and `body_limit`, the caller's own.
+    """
+
+    def __init__(self, options: GatewayOptions, spool: Spool, scope: Scope, receive: Receive) -> None:
+        self.options, self.spool, self.state, self._receive = options, spool, scope["state"], receive
+        self.holder = holder((scope.get("client") or ("",))[0])
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        self.announced = int(announced) if announced.isdigit() and len(announced) < 19 else 0
+        self.huge = announced.isdigit() and len(announced) > 18
+        self.done = 0
+        self.began = time.monotonic()
+        self.complete = False
+
+    async def receive(self) -> Message:
+        """Return the next piece.
+
+        Raises:
+            Problem: 401, 408, 413, 429, 503.
+        """
+        if self.complete:  # only waits for the caller to go away
+            return await self._receive()
+        self._check(self.announced)
+        if self.done > self.options.unkeyed_bytes and not self._known():
+            said = f"none was shown in the first {self.options.unkeyed_body_kb:g} KB of the body"
+            way = "send it at the start, or as a header: Authorization: Bearer KEY"
+            raise Problem(401, f"Invalid or missing API key: {said}; {way}", code="unauthorized")
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, self._patience()))
+        except TimeoutError:
+            raise Problem(408, "The body did not arrive in time", code="timeout") from None
+        self.complete = not message.get("more_body", False)
+        size = len(message.get("body", b""))
+        if size:
+            self.spool.take(self.holder, size)
+            self.done += size
+        self._check(self.done)
+        return message
+
+    def forget(self) -> None:
+        """Give back what the body took; its files are gone."""
+        if self.done:
+            self.spool.give_back(self.holder, self.done)
+
+    def _known(self) -> bool:
+        return self.state.get("account") is not None
+
+    def _patience(self) -> float:
+        total = self.options.body_total_seconds
+        if not self._known():
+            total = min(total, self.options.body_seconds)
+        return min(self.options.body_seconds, self.began + total - time.monotonic())
+
+    def _check(self, size: int) -> None:
+        largest = self.options.body_bytes({})
+        limit = self.state.get("body_limit", largest)
+        if self.huge or size > limit:
+            raise _too_large(limit, largest)
 
 
 def _too_large(limit: int, largest: int) -> Problem:

@@ -37,6 +37,13 @@ class GatewayOptions(BaseSettings):
         max_upload_files: Most files of one request.
         body_seconds: Longest silence while a request body arrives.
         body_total_seconds: Longest time for a whole body, however steadily it drips.
+        unkeyed_body_kb: Most of a body that is taken before a valid key was shown, where an API has it in the body.
+        max_connections: Open connections in all.
+        max_connections_per_address: Open connections of one address; those of proxies that uvicorn trusts
+            (`FORWARDED_ALLOW_IPS`) are not counted so.
+        max_spooled_mb: Request bodies that are here at a time, in memory and on disk, in all.
+        max_spooled_mb_per_address: The same of one address; never less than one largest body.
+        head_seconds: Longest time until the head of a request is complete.
         upload_token_minutes: How long a job waits for its pictures.
         picture_url_hours: How long the URL of a render leads somewhere, unless its dialect promises another time.
         weights_url_hours: The same for weights.
@@ -56,12 +63,23 @@ class GatewayOptions(BaseSettings):
     max_upload_files: int = Field(default=100, ge=1, le=1000)
     body_seconds: float = Field(default=30, gt=0)
     body_total_seconds: float = Field(default=600, gt=0)
+    unkeyed_body_kb: float = Field(default=256, gt=0)
+    max_connections: int = Field(default=1000, ge=1)
+    max_connections_per_address: int = Field(default=200, ge=1)
+    max_spooled_mb: float = Field(default=4000, gt=0)
+    max_spooled_mb_per_address: float = Field(default=1000, gt=0)
+    head_seconds: float = Field(default=30, gt=0)
     upload_token_minutes: float = Field(default=60, gt=0)
     picture_url_hours: float = Field(default=720, gt=0)
     weights_url_hours: float = Field(default=720, gt=0)
     samples_per_hour: int = Field(default=10, ge=1)
     require_user_agent: bool = False
     log_format: Literal["json", "text"] = "json"
+
+    @property
+    def unkeyed_bytes(self) -> int:
+        """Most of a body that is taken of somebody unknown."""
+        return int(self.unkeyed_body_kb * 1024)
 
     def body_bytes(self, account: Mapping[str, Any]) -> int:
         """Return how large a body may be for an account with these options; its own limit can only be smaller."""

@@ -81,10 +81,10 @@ async def is_rehearsal(request: Body) -> bool:
 
 
 async def _in_body(request: Body) -> list[Any]:
+    if getattr(request.state, "desk", None) is None:
+        return []  # nobody's body is not read before its endpoint has looked who sends it
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        if getattr(request.state, "desk", None) is None:
-            return []  # nobody's form is not read before its endpoint has looked who sends it
         return in_form(await read_form(request))
     raw = await request.body()
     if b"dry_run" not in raw and b"\\u" not in raw:  # most bodies: parsed once, by their endpoint

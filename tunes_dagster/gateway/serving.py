@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
 # A full collection walks everything that was imported and stops every request for its time.
@@ -39,22 +40,37 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve until a signal ends it; open requests are answered first."""
+def server_of(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> uvicorn.Server:
+    """Return the server of an application, with the limits of its options on every connection."""
     import uvicorn
 
+    from tunes_dagster.gateway.connections import limited
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http=limited(app.state.service.options),
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=20,
+            server_header=False,
+        )
+    )
+
+
+def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve until a signal ends it; open requests are answered first."""
     _end_with(os.environ.get("TUNES_SERVE_WITH", ""))
     _allow_many_files()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=20,
-        server_header=False,
-    )
+    server = server_of(app, host, port)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise SystemExit(3)

@@ -5,13 +5,12 @@ The key and everything else travel in a JSON body; callbacks are a GET of the ca
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from tunes_dagster.core.failures import told_outside
@@ -26,7 +25,7 @@ from tunes_dagster.core.recipe import (
 from tunes_dagster.core.urls import origin_of, parse_url
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk, View
-from tunes_dagster.gateway.dialect import Dialect, desk, manners
+from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.gateway.rehearsal import rehearsable, truth
 from tunes_dagster.registry import Registry
@@ -50,16 +49,6 @@ def error(problem: Problem) -> tuple[int, Any]:
     return problem.status, {"error": problem.message}
 
 
-async def find_key(request: Request) -> str:
-    """Return the `api_key` of the body."""
-    try:
-        body = json.loads(await request.body() or b"{}")
-    except (ValueError, RecursionError):
-        return ""
-    key = body.get("api_key") if isinstance(body, dict) else None
-    return key if isinstance(key, str) else ""
-
-
 def _wrapped(report: dict[str, Any]) -> dict[str, Any]:
     return {"response": report}
 
@@ -68,7 +57,7 @@ class PixuBody(Body):
     """A request whose body is repaired: the vendor's curl samples end the lines of their JSON with backslashes."""
 
     payloads = frozenset({"face_base64"})
-    keyed_within = True
+    key_field = "api_key"
 
     async def body(self) -> bytes:
         """Return the body, valid JSON where it was meant to be."""
@@ -76,8 +65,10 @@ class PixuBody(Body):
         return _CONTINUED.sub(b"\\1\n", raw) if _CONTINUED.search(raw) else raw
 
 
+# Instead of the field, or beside it: whoever shows the key in a header may send a long body in any order.
+KEYS = header_key("authorization", "x-api-key")
 router = APIRouter(
-    prefix="/pixu/api", route_class=manners(NAME, error, find_key, PixuBody, _wrapped), tags=["pixu"]
+    prefix="/pixu/api", route_class=manners(NAME, error, KEYS, PixuBody, _wrapped), tags=["pixu"]
 )
 DIALECT = Dialect(
     NAME,
@@ -96,7 +87,7 @@ class Call(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    api_key: str
+    api_key: str = Field(default="", description="The key, at the start of a body that is long; or a header.")
     app_uid: str = "api"
     callback_url: str | None = Field(default=None, max_length=4000)
     dry_run: Annotated[bool, BeforeValidator(truth)] = False

@@ -176,6 +176,7 @@ async def upload(job_id: str, request: Body, token: str = "") -> dict[str, Any]:
     tune = await run_in_threadpool(service.registry.get_tune, job_id)
     _still_waiting(tune)
     wallet = await run_in_threadpool(service.registry.get_wallet, seen.account_id)
+    request.state.account = seen.account_id  # the token stands for the key from here on
     form = await read_form(request, wallet.options)
     try:
         for value in in_form(form):
