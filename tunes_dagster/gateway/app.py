@@ -23,6 +23,7 @@ from tunes_dagster.gateway.dialect import Dialect
 from tunes_dagster.gateway.metrics import Meters
 from tunes_dagster.gateway.middleware import Manners
 from tunes_dagster.gateway.native import DIALECT as NATIVE
+from tunes_dagster.gateway.native import health
 from tunes_dagster.gateway.options import DIALECTS, GatewayOptions
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.service import Service, open_service
@@ -78,7 +79,9 @@ def create_app(
         _mount(app, dialect, place)
         mounted.append((dialect, place))
     app.include_router(NATIVE.router, prefix="/native/v1")
-    _document(app, [*mounted, (NATIVE, "/native/v1")])
+    served = [*mounted, (NATIVE, "/native/v1")]
+    _document(app, served)
+    _front(app, served)
     app.state.meters = Meters(lambda: opened.registry.figures())
     app.add_middleware(Manners, options=chosen, meters=app.state.meters)
     _handlers(app, mounted)
@@ -135,6 +138,25 @@ def _document(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
 
     for dialect, place in mounted:
         add(dialect, place)
+
+
+def _front(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
+    """Say at the root what is served, and at `/health` whether it works."""
+
+    @app.get("/", include_in_schema=False)
+    def front() -> dict[str, Any]:
+        apis = {
+            dialect.name: {
+                "title": dialect.title,
+                "at": place or "/",
+                "docs": f"/docs/{dialect.name}",
+                "openapi": f"/openapi/{dialect.name}.json",
+            }
+            for dialect, place in mounted
+        }
+        return {"service": "tunes-dagster", "version": __version__, "health": "/health", "apis": apis}
+
+    app.add_api_route("/health", health, methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _handlers(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:

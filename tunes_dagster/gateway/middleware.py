@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from typing import Any
 
@@ -37,6 +38,9 @@ class Manners:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
+        if "//" in scope["path"]:  # of a base address that ends in a slash
+            scope["path"] = re.sub("/{2,}", "/", scope["path"])
+            scope["raw_path"] = re.sub(b"/{2,}", b"/", scope.get("raw_path") or b"")
         state = scope.setdefault("state", {})
         state["id"] = request_id = new_id("req")
         status = 500
