@@ -56,24 +56,26 @@ class Attempt:
             result: Merged into the result of the tune or batch.
             continue_: Open the next piece of work; None does so unless the tune was ready already.
         """
-        self.member.closed = True
+        # Closed only once the row says so: while its database is away the work is done, and still alive.
         self.registry.finish(self.work.id, self.run_id, result=result, continue_=continue_)
+        self.member.close()
         self.lines.say("done")
 
     def give_back(self, reason: str) -> None:
         """Put the rest of the work back into the queue; another run goes on with it, and no try is counted."""
-        self.member.closed = True
         self.registry.give_back(self.work.id, self.run_id, reason)
+        self.member.close()
 
     def fail(self, failure: Failure) -> None:
         """Close the attempt as failed (or cancelled); the registry decides whether there is another one."""
-        self.member.closed = True
         self.lines.say("failed", code=str(failure.code))
         try:
             self.registry.fail(self.work.id, self.run_id, failure)
         except Failure as refused:
             if refused.code != FailureCode.CONFLICT:  # another attempt owns the row by now, and goes on
                 raise
+        finally:
+            self.member.close()
 
 
 def run_origin(run: dg.DagsterRun) -> tuple[str, str | None]:
@@ -108,6 +110,8 @@ def own(context: Context, registry: Registry, work: Work, pulse: Pulse, many: bo
         pulse: Keeps it alive.
         many: Whether the run has several, so that lines of its log must say whose they are.
     """
+    # Whoever owns work waits for a database that is away: what it computed is worth minutes.
+    registry.patience = max(registry.patience, get_settings().registry_patience_seconds)
     label = ""
     if many and work.kind != "render":
         label = registry.get_tune(work.subject_id).title

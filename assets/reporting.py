@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Eta, Phase, format_numbers, format_seconds
+from tunes_dagster.registry.retrying import DatabaseAway
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Registry
@@ -126,7 +127,10 @@ class Member:
                 "seconds_left": None,
             }
             self._changed = True
-        self.beat(interval=0.0)
+        try:
+            self.beat(interval=0.0)
+        except DatabaseAway:
+            self._changed = True  # the work goes on, and the pulse says it later
 
     def step(self, done: int, total: int, **numbers: float) -> None:
         """Remember the step; the pulse writes it within a second."""
@@ -145,6 +149,10 @@ class Member:
         if self.flag:
             raise Cancelled(keep=self.flag == "keep")
 
+    def close(self) -> None:
+        """Stop the heartbeat of work whose row says how it ended; one that was on its way then found no owner."""
+        self.closed, self.lost = True, None
+
     def beat(self, interval: float) -> None:
         """Write what changed, and say that the work is alive when it last said so `interval` seconds ago."""
         if self.closed or self.lost is not None:
@@ -162,7 +170,8 @@ class Member:
         except Failure as failure:
             if failure.code != FailureCode.CONFLICT:
                 raise
-            self.lost = failure
+            if not self.closed:
+                self.lost = failure
 
 
 class Pulse:

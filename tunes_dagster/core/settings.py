@@ -37,6 +37,7 @@ class Settings(BaseSettings):
         render_memory_gb: Memory of the device that renders, by which runs are sized; 0 takes the last run's.
         campaign_turn_seconds: After so long a run of campaigns alone gives way to whoever waits for a single prompt.
         heartbeat_seconds: How often running work says that it is alive.
+        registry_patience_seconds: How long running work waits for a registry that is away before it gives up.
         lost_after_seconds: Silence after which running work counts as lost.
         ui_url: Address of the Dagster UI, which is asked to reload when campaigns change; empty asks nobody.
         max_attempts: Attempts of one piece of work before it fails for good.
@@ -73,6 +74,7 @@ class Settings(BaseSettings):
     campaign_turn_seconds: float = Field(default=20.0, ge=0)
     heartbeat_seconds: float = 5.0
     lost_after_seconds: float = 60.0
+    registry_patience_seconds: float = Field(default=600.0, ge=0)
     ui_url: str = "http://127.0.0.1:3000"
     max_attempts: int = Field(default=3, ge=1)
     retry_backoff: tuple[float, ...] = (5.0, 30.0, 120.0)

@@ -183,7 +183,7 @@ class Desk:
         return keep
 
     def _keep(self, session: Session, subject_id: str, view: View) -> None:
-        now = clock.now()
+        now = self.registry.now()
         token = view.upload_token
         minutes = self.service.options.upload_token_minutes
         session.add(

@@ -15,6 +15,8 @@ _STATUS = {
     FailureCode.INTERNAL: 500,
     FailureCode.BASE_NOT_INSTALLED: 422,
 }
+# Seconds after which a caller may ask again while the registry or store is away.
+_RETRY_AFTER = "5"
 # The option that a sentence of the library begins with: `training.steps is …`, `super_resolution needs …`.
 _FIELD = re.compile(
     r"((?:training|dataset|settings)\.[a-z_]+|[a-z]+_[a-z0-9_]+|controlnet|style|steps|width|height)\b(?=[: ])"
@@ -56,6 +58,11 @@ def invalid(name: str, why: str, status: int = 422) -> Problem:
 def of_failure(failure: Failure) -> Problem:
     """Return how a failure of the library answers a request."""
     status = _STATUS.get(failure.code, 422)
+    if (
+        failure.code == FailureCode.STORE_UNAVAILABLE
+    ):  # which database or store it is, and why, is the operator's
+        said = "The service cannot reach its storage right now; please try again."
+        return Problem(503, said, headers={"Retry-After": _RETRY_AFTER}, code=failure.code.value)
     message = told_outside(failure.message)
     text = f"{message} {failure.remedy}".strip()
     if named := (failure.details or {}).get("field"):  # what is wrong is a word in a body, not the address

@@ -19,7 +19,6 @@ import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
 from tunes_dagster.assets.names import GPU_POOL, POOLS, REPORT_POOL
-from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.progress import Phase, Reporter, Silent
 from tunes_dagster.core.settings import Settings
@@ -124,7 +123,7 @@ def drive(
 def _give_up_lost(registry: Registry, instance: dg.DagsterInstance, settings: Settings) -> None:
     """Do what the sensor `stuck_work` does."""
     cancel_what_people_cancelled(instance, registry)
-    now, patience = clock.now(), settings.lost_after_seconds
+    now, patience = registry.now(), settings.lost_after_seconds
     stuck = decide.find_stuck(
         registry, now, lambda name: run_is_alive(instance, name), lost_after_seconds=patience
     )

@@ -16,7 +16,6 @@ from pydantic import Field
 from tunes_dagster.assets.cohort import train_cohort_members
 from tunes_dagster.assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
 from tunes_dagster.assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS, REPORT_CARD
-from tunes_dagster.core import clock
 from tunes_dagster.resources import CatalogResource, ComputeResource, RegistryResource, StoreResource
 from tunes_dagster.service.retain import retain
 
@@ -123,7 +122,8 @@ def clean_up_op(
     """Prune."""
     runs = prune_runs(context.instance, config.keep_failed_run_days, config.keep_service_run_days)
     context.log.info(f"Deleted {runs} old runs.")
-    done = retain(registry.open(), store.open(), clock.now())
+    rows = registry.open()
+    done = retain(rows, store.open(), rows.now())
     context.log.info(done.sentence())
     if done.tune_ids:
         context.log.info(forget_tunes(context.instance, registry.open(), done.tune_ids).sentence())

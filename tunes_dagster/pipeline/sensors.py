@@ -209,13 +209,17 @@ def stuck_work(context: dg.SensorEvaluationContext, registry: RegistryResource) 
     """Lost attempts → back into the queue."""
     rows, settings, instance = registry.open(), get_settings(), context.instance
     cancelled = cancel_what_people_cancelled(instance, rows)
+    now = rows.now()
+    watch = decide.Watch.after(decide.Watch.read(context.cursor), now, settings.lost_after_seconds)
     stuck = decide.find_stuck(
         rows,
-        clock.now(),
+        now,
         lambda name: run_is_alive(instance, name),
+        watch=watch,
         lost_after_seconds=settings.lost_after_seconds,
     )
-    forgotten = forgotten_runs(instance, rows, POOLS, clock.now(), settings.lost_after_seconds)
+    context.update_cursor(str(watch))
+    forgotten = forgotten_runs(instance, rows, POOLS, now, settings.lost_after_seconds)
     give_up_runs(instance, [*(one.work.run_id for one in stuck if one.work.run_id), *forgotten])
     for run_id in forgotten:
         context.log.warning(f"Run {run_id} held the device although its work had ended; it was given up.")

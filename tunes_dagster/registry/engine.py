@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -50,6 +50,9 @@ _POSTGRES_ARGS = {
     "tcp_user_timeout": 40_000,
     "application_name": "tunes-dagster",
 }
+
+# How often the database is asked for the time.
+_ASK_SECONDS = 30.0
 
 # A transaction of ours takes milliseconds; one that idles for so long belongs to a process that was stopped, and its
 # locks would hold up everybody else.
@@ -166,6 +169,44 @@ class _Turns:
             self._lock.release()
 
 
+class DatabaseClock:
+    """The time by the database's clock: leases, heartbeats and due times of several hosts are compared by one clock.
+
+    The database is asked now and then; in between the host counts seconds, in which it cannot be wrong for long.
+    SQLite has no clock but its host's.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._asked: tuple[datetime, float] | None = None
+
+    def __call__(self) -> datetime:
+        """Return the time, aware, in UTC."""
+        if self._engine.dialect.name == "sqlite":
+            return clock.now()
+        known = self._asked
+        if known is None or _uptime() - known[1] > _ASK_SECONDS:
+            known = self._asked = self._ask() or known
+        if known is None:  # nothing can be written either; the caller hears so at once
+            return clock.now()
+        return known[0] + timedelta(seconds=_uptime() - known[1])
+
+    def _ask(self) -> tuple[datetime, float] | None:
+        before = _uptime()
+        try:
+            with self._engine.connect() as connection:
+                moment: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+        except SQLAlchemyError:
+            return None
+        return moment.astimezone(UTC), (before + _uptime()) / 2
+
+
+def _uptime() -> float:
+    """Return seconds that also pass while the machine sleeps."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot is None else time.clock_gettime(boot)
+
+
 class Database:
     """An open registry database; the queries of the other files are mixed in by `Registry`.
 
@@ -177,7 +218,7 @@ class Database:
         callback_backoff: Seconds before delivery 2, 3, …; after the last one a callback is dead.
         patience: Seconds for which every transaction waits for a database that is away.
         busy_seconds: Seconds for which a statement waits for what somebody else has locked.
-        now: The clock, replaceable in tests.
+        now: The clock, replaceable in tests; None asks the database, whose clock all hosts share.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -197,15 +238,15 @@ class Database:
         callback_backoff: tuple[float, ...] = CALLBACK_BACKOFF,
         patience: float = PATIENCE_SECONDS,
         busy_seconds: float = BUSY_SECONDS,
-        now: Callable[[], datetime] = clock.now,
+        now: Callable[[], datetime] | None = None,
     ) -> None:
         self.url = url
         self.max_attempts = max_attempts
         self.retry_backoff = retry_backoff
         self.callback_backoff = callback_backoff
         self.patience = patience
-        self.now = now
         self.engine = make_engine(url, busy_seconds)
+        self.now: Callable[[], datetime] = now or DatabaseClock(self.engine)
         self._writer = self.engine.execution_options(tunes_writes=True)
         sqlite = self.engine.dialect.name == "sqlite"
         self._turns: Callable[[], AbstractContextManager[object]]

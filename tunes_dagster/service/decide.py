@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 from tunes_dagster.core.progress import format_seconds
@@ -181,16 +181,49 @@ class Stuck:
         return self.work.state == "queued"
 
 
-def _silent_for(work: Work, now: datetime) -> float:
+@dataclass(frozen=True)
+class Watch:
+    """Since when somebody has looked without a gap: silence counts only while somebody listened.
+
+    After a database, a daemon or a machine was away, the work that went on has as long to show itself as ever.
+    """
+
+    since: datetime
+    last: datetime
+
+    @classmethod
+    def after(cls, before: Watch | None, now: datetime, lost_after_seconds: float) -> Watch:
+        """Return the watch of a look at work, given that of the look before it, if there was one."""
+        if before is None:
+            return cls(datetime.min.replace(tzinfo=UTC), now)
+        gap = (now - before.last).total_seconds()
+        return cls(now if gap > lost_after_seconds / 2 else before.since, now)
+
+    @classmethod
+    def read(cls, text: str | None) -> Watch | None:
+        """Return a watch from what `str` made of it."""
+        try:
+            since, last = (datetime.fromisoformat(part) for part in (text or "").split(" "))
+        except ValueError:
+            return None
+        return cls(since, last)
+
+    def __str__(self) -> str:
+        """Return it as a sensor keeps it."""
+        return f"{self.since.isoformat()} {self.last.isoformat()}"
+
+
+def _silent_for(work: Work, now: datetime, watch: Watch | None) -> float:
     since = work.heartbeat_at if work.state == "running" else work.submitted_at
+    if since is not None and watch is not None and work.state == "running":
+        since = max(since, watch.since)
     return 0.0 if since is None else (now - since).total_seconds()
 
 
 def _why_lost(
-    work: Work, now: datetime, lost_after: float, launch_grace: float, alive: bool | None
+    work: Work, silent: float, lost_after: float, launch_grace: float, alive: bool | None
 ) -> str | None:
     """Return why an attempt counts as lost, or None while it does not."""
-    silent = _silent_for(work, now)
     if work.state == "running":
         if alive is False:
             return f"Run {work.run_id} ended without a word about {work.kind}."
@@ -209,6 +242,7 @@ def find_stuck(
     now: datetime,
     run_is_alive: Callable[[str], bool | None],
     *,
+    watch: Watch | None = None,
     lost_after_seconds: float = 60.0,
     launch_grace_seconds: float = LAUNCH_GRACE_SECONDS,
     limit: int = 1000,
@@ -223,6 +257,7 @@ def find_stuck(
         run_is_alive: Called with the run id of running work, and with the run key of the launch (`work_…:2`
             or `cohort_…`) of submitted work. True: queued, starting or running. False: ended. None: no such
             run is known, so only silence decides.
+        watch: Of this look; without one all silence counts.
         lost_after_seconds: Silence after which running work counts as lost, whatever is said of its run: a
             machine that crashed leaves runs that look alive for ever.
         launch_grace_seconds: Time that a tick may take to create the runs of the rows it took.
@@ -237,7 +272,8 @@ def find_stuck(
             continue
         if name not in answers:
             answers[name] = run_is_alive(name)
-        reason = _why_lost(work, now, lost_after_seconds, launch_grace_seconds, answers[name])
+        silent = _silent_for(work, now, watch)
+        reason = _why_lost(work, silent, lost_after_seconds, launch_grace_seconds, answers[name])
         if reason is None:
             continue
         after = registry.requeue_lost(work.id, reason, seen=work)
