@@ -29,15 +29,7 @@ MAY_USE = {
     "rendering": {"core", "families", "intake", "training", "registry"},
     "evaluation": {"core", "families", "intake", "training", "rendering", "tiny"},
     "service": {"core", "families", "intake", "registry", "training", "rendering", "evaluation", "callbacks"},
-    "campaigns": {
-        "core",
-        "families",
-        "intake",
-        "registry",
-        "rendering",
-        "service",
-        "gateway",
-    },  # gateway: prices
+    "campaigns": {"core", "families", "intake", "registry", "rendering", "service"},
     "gateway": {"core", "families", "intake", "registry", "training", "rendering", "service", "callbacks"},
     "resources": {"core", "families", "intake", "registry", "callbacks", "evaluation", "training", "tiny"},
     "assets": {

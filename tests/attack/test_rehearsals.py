@@ -67,8 +67,10 @@ def changing(routes: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def everything(house: House) -> tuple[list[Any], list[str]]:
     """Return every row and every key of the store."""
     with house.registry.reading() as session:
-        rows = [(name, sorted(map(repr, session.execute(select(table)).all())))
-                for name, table in sorted(Table.metadata.tables.items())]  # fmt: skip
+        rows = [
+            (name, sorted(map(repr, session.execute(select(table)).all())))
+            for name, table in sorted(Table.metadata.tables.items())
+        ]
     folders = ("tunes", "uploads", "batches", "blobs")
     return rows, sorted(key for folder in folders for key in house.store.list(folder))
 
@@ -84,10 +86,16 @@ def ann(house: House) -> dict[str, str]:
     uid = pixu_model(house)
     prompt = house.client.get("/prompts", headers=house.auth()).json()[0]["id"]
     return {
-        "job_id": waiting["job_id"], "token": waiting["upload_url"].partition("=")[2], "tune_id": str(tune["id"]),
-        "prompt_id": str(prompt), "pack_id": "corporate-headshots", "key": uid, "UID": uid,
-        "callback_id": house.registry.list_account_callbacks("ann")[0].id, "JOB": waiting["job_id"],
-    }  # fmt: skip
+        "job_id": waiting["job_id"],
+        "token": waiting["upload_url"].partition("=")[2],
+        "tune_id": str(tune["id"]),
+        "prompt_id": str(prompt),
+        "pack_id": "corporate-headshots",
+        "key": uid,
+        "UID": uid,
+        "callback_id": house.registry.list_account_callbacks("ann")[0].id,
+        "JOB": waiting["job_id"],
+    }
 
 
 def spellings(path: str, body: dict[str, Any], wrapper: str) -> Iterator[dict[str, Any]]:
@@ -131,8 +139,13 @@ def test_a_rehearsal_changes_nothing_whatever_is_called_and_however_it_is_said(
         }
         address = re.sub(r"{(\w+)}", lambda found: ann[found.group(1)], path)
         for said in spellings(path, body, wrapper):
-            headers = {**house.auth(), "Ocp-Apim-Subscription-Key": house.key(), "Idempotency-Key": "once",
-                       "Content-Type": "application/json", **said.pop("headers", {})}  # fmt: skip
+            headers = {
+                **house.auth(),
+                "Ocp-Apim-Subscription-Key": house.key(),
+                "Idempotency-Key": "once",
+                "Content-Type": "application/json",
+                **said.pop("headers", {}),
+            }
             if "data" in said:
                 del headers["Content-Type"]
             if path.endswith("upload"):

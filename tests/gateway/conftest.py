@@ -10,11 +10,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.support.houses import write_catalog
+from tunes_dagster.core.prices import load_prices
 from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.gateway.app import create_app
-from tunes_dagster.gateway.options import GatewayOptions, load_prices, signing_secret
+from tunes_dagster.gateway.options import GatewayOptions, signing_secret
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Prompt, Registry, Tune
 

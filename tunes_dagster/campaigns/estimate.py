@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.progress import format_seconds
 from tunes_dagster.registry.prompts import shape_of
+from tunes_dagster.service.quote import prices_of
 
 if TYPE_CHECKING:
+    from tunes_dagster.core.prices import PriceList
     from tunes_dagster.core.recipe import RenderSettings
     from tunes_dagster.core.settings import Settings
     from tunes_dagster.registry import Batch, Registry
@@ -31,29 +33,19 @@ class Costing:
     """What pictures cost and how prompts are grouped.
 
     Attributes:
-        prices: Item (`image`, `image_sdxl`) → dollars.
+        prices: The operator's price list.
         max_batch_prompts: Most prompts of one run.
         rooms: What a run has room for.
     """
 
-    prices: dict[str, float]
+    prices: PriceList
     max_batch_prompts: int
     rooms: Rooms
-
-    def micro(self, family: str, branch: str) -> int:
-        """Return the price of one picture on a base in micro-dollars."""
-        for name in (f"image_{branch}", f"image_{family}", "image"):
-            if name in self.prices:
-                return round(self.prices[name] * 1_000_000)
-        return 0
 
 
 def costing_of(settings: Settings, rooms: Rooms) -> Costing:
     """Return the operator's prices and sizes for campaigns."""
-    from tunes_dagster.gateway.options import GatewayOptions, load_prices
-
-    prices = load_prices(GatewayOptions().prices).prices.get("campaign", {})
-    return Costing(dict(prices), settings.max_batch_prompts, rooms)
+    return Costing(prices_of(settings), settings.max_batch_prompts, rooms)
 
 
 @dataclass(frozen=True)

@@ -282,6 +282,7 @@ class _Completer:
         Raises:
             Failure: What submission would refuse.
         """
+        from tunes_dagster.service.quote import prompt_price
         from tunes_dagster.service.submit import completed_prompt
 
         tune = self.drawn.tunes[item.tune_id] if item.tune_id else None
@@ -314,8 +315,8 @@ class _Completer:
             "revision": entry.revision,
             "tunes": list(tunes),
         }
-        family = self.catalog.resolve(base)
-        price = self.costing.micro(family.family, family.branch) * complete.settings.num_images
+        home = tune.base if tune else base
+        price = prompt_price(self.costing.prices, self.catalog, home, complete.settings, tuned=bool(tunes))
         return Planned(
             item.line,
             recipe_hash(decided),

@@ -58,11 +58,11 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create an account (or move it to another plan) and, for a new one, its first key, shown once."""
-    from tunes_dagster.gateway.options import MICRO as micro
-    from tunes_dagster.gateway.options import GatewayOptions, load_prices
+    from tunes_dagster.core.prices import MICRO as micro
+    from tunes_dagster.service.quote import prices_of
 
-    registry = Installation().registry
-    limits = load_prices(GatewayOptions().prices).plan(plan)
+    installation = Installation()
+    registry, limits = installation.registry, prices_of(installation.settings).plan(plan)
     registry.add_account(account)
     wallet = registry.open_wallet(
         account,
@@ -134,21 +134,34 @@ def set_option(
     account: Account,
     option: Annotated[str, typer.Argument(help="NAME=VALUE; an empty value takes it back.")],
 ) -> None:
-    """Set an option of an account: title_idempotency, failure_callbacks, face_crop, scheduler, upload limits."""
+    """Set an option of an account: idempotency, failure_callbacks, face_crop, scheduler, upload limits."""
     name, equals, value = option.partition("=")
     if not equals or name not in _OPTIONS:
         raise Failure(
             FailureCode.INVALID_REQUEST, f"{option!r} is not NAME=VALUE.", f"Options: {', '.join(_OPTIONS)}."
         )
-    wanted: object = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value or None)
-    if name.startswith("max_") and value and not value.replace(".", "", 1).isdecimal():
-        raise Failure(FailureCode.INVALID_REQUEST, f"{name} is {value!r}, but should be a number.")
-    wallet = Installation().registry.set_options(account, **{name: wanted})
+    wallet = Installation().registry.set_options(account, **{name: _option(name, value)})
     say(f"{escape(account)}: {escape(str(wallet.options))}")
+
+
+def _option(name: str, value: str) -> object:
+    """Return what an option is set to; None takes it back.
+
+    Raises:
+        Failure: `INVALID_REQUEST`.
+    """
+    if not value:
+        return None
+    if not name.startswith("max_"):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+    if not value.replace(".", "", 1).isdecimal():
+        raise Failure(FailureCode.INVALID_REQUEST, f"{name} is {value!r}, but should be a number.")
+    return float(value)
 
 
 _OPTIONS = (
     "title_idempotency",
+    "prompt_idempotency",
     "failure_callbacks",
     "face_crop",
     "scheduler",

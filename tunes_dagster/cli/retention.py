@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -103,11 +103,18 @@ def keep(
         raise Failure(
             FailureCode.INVALID_REQUEST, "How long was not said.", "Add --for 30d, or --auto-extend."
         )
-    until = registry.now() + timedelta(hours=_hours(for_) or 0) if for_ else None
+    until = None
+    if for_ is not None:
+        hours = _hours(for_)
+        until = _FOR_EVER if hours is None else registry.now() + timedelta(hours=hours)
     after = registry.keep_tune(row.id, until=until, auto_extend=auto_extend)
     said = f"until {after.kept_until:%Y-%m-%d %H:%M} UTC at least" if until else "as before"
     extends = {True: ", and extended each time", False: ", and not extended", None: ""}[after.auto_extend]
     say(f"Tune {row.number} is kept {said}{extends}.")
+
+
+# What `never` means where a time has to be written.
+_FOR_EVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 def _hours(word: str) -> float | None:

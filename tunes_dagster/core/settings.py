@@ -46,6 +46,8 @@ class Settings(BaseSettings):
         report_renders: Pictures per checkpoint that it looks at.
         report_seconds: Scoring, and before it the wait for a device, end after this long each.
         log_format: Structured lines of runs on standard error, beside Dagster's own log (docs/gateway.md).
+        gateway_prices: Price list that replaces the shipped one (`tunes_dagster/core/prices.yaml`); the same for every
+            road by which work comes.
         callback_backoff: Seconds before delivery 2, 3, …; after the last one a callback is given up.
     """
 
@@ -82,6 +84,7 @@ class Settings(BaseSettings):
     report_renders: int = Field(default=12, ge=2, le=200)
     report_seconds: float = Field(default=300.0, gt=0)
     log_format: Literal["off", "json", "text"] = "off"
+    gateway_prices: str = ""
     callback_backoff: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0, 3600.0, 21_600.0, 86_400.0)
 
     @cached_property

@@ -7,9 +7,6 @@ own error form.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +18,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -38,17 +34,14 @@ from tunes_dagster.core.recipe import (
 from tunes_dagster.gateway import rehearsal
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
+from tunes_dagster.gateway.once import answered_once
 from tunes_dagster.gateway.problems import Problem, of_failure, of_pydantic
 from tunes_dagster.gateway.service import Caller, Service
-from tunes_dagster.gateway.uploads import read_form
 from tunes_dagster.registry import Registry
 
 log = logging.getLogger("tunes.gateway")
 
 _CHANGES = ("POST", "PATCH", "PUT", "DELETE")
-# How long a repeated request waits for the first one's answer.
-_WAIT_SECONDS = 20.0
-_LONG = 200
 
 # What a dialect makes of its fields: where that is stricter than the dialect, the request is refused and not at fault.
 _CANONICAL = frozenset(
@@ -181,7 +174,7 @@ def manners(
                         )
                         response = await inner(request)
                     else:
-                        response = await _once(request, inner)
+                        response = await answered_once(request, inner)
                 except rehearsal.Rehearsed as tried:
                     response = JSONResponse(shown(tried.report))
                 except Exception as problem:
@@ -270,98 +263,3 @@ async def _tidy(request: Body) -> None:
     if request._form is not None:
         await request._form.close()
     request.drop()
-
-
-async def _once(request: Body, inner: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Answer, or repeat the answer that the same `Idempotency-Key` got before."""
-    key = request.headers.get("idempotency-key", "").strip()
-    mine: Desk | None = getattr(request.state, "desk", None)
-    if not key or mine is None or request.method not in _CHANGES:
-        return await inner(request)
-    if len(key) > 255:
-        raise Problem(400, "Idempotency-Key is longer than 255 characters", code="invalid")
-    registry, account = mine.service.registry, mine.account_id
-    digest, fields = await _fingerprint(request)
-    deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
-    while True:
-        first = await run_in_threadpool(registry.begin_idempotent, account, key, digest, fields)
-        if first is None:
-            break
-        if first.body_hash != digest:
-            raise Problem(409, _difference(first.body, fields), code="idempotency_conflict")
-        if first.status_code is not None:
-            headers = {"Idempotent-Replayed": "true"}
-            return Response(first.answer or "", first.status_code, headers, media_type="application/json")
-        if asyncio.get_running_loop().time() > deadline:
-            raise Problem(
-                409,
-                "The first request with this Idempotency-Key is still being answered",
-                headers={"Retry-After": "5"},
-                code="idempotency_busy",
-            )
-        await asyncio.sleep(0.1)
-    try:
-        response = await inner(request)
-    except BaseException:
-        await run_in_threadpool(registry.end_idempotent, account, key, None)
-        raise
-    kept = response.status_code if response.status_code < 300 else None
-    body = bytes(getattr(response, "body", b"") or b"").decode("utf-8")
-    await run_in_threadpool(registry.end_idempotent, account, key, kept, body)
-    return response
-
-
-async def _fingerprint(request: Body) -> tuple[str, dict[str, Any]]:
-    """Return a hash of the request and its fields, long values and files by their hash."""
-    fields: dict[str, Any] = {"request": f"{request.method} {request.url.path}"}
-    if request.headers.get("content-type", "").startswith("multipart/"):
-        for number, (name, value) in enumerate((await read_form(request)).multi_items()):
-            fields[f"{name}#{number}"] = await _file_hash(value) if isinstance(value, UploadFile) else value
-    else:
-        raw = await request.body()
-        try:
-            parsed = json.loads(raw) if raw else {}
-        except ValueError:
-            parsed = raw.decode("utf-8", "replace")
-        _flatten(parsed, "", fields)
-    if request.url.query:
-        fields["query"] = request.url.query
-    fields.pop("api_key", None)  # some APIs carry it in the body; it is not kept
-    short = {name: _short(value) for name, value in fields.items()}
-    text = json.dumps(short, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest(), dict(list(short.items())[:200])
-
-
-def _flatten(value: Any, name: str, into: dict[str, Any]) -> None:
-    if isinstance(value, dict):
-        for part, inner in value.items():
-            _flatten(inner, f"{name}.{part}" if name else str(part), into)
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            _flatten(inner, f"{name}[{number}]", into)
-    else:
-        into[name or "body"] = value
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _LONG:
-        return "sha256:" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
-    return value
-
-
-async def _file_hash(file: UploadFile) -> str:
-    def digest() -> str:
-        found = hashlib.sha256()
-        while chunk := file.file.read(1 << 20):
-            found.update(chunk)
-        file.file.seek(0)
-        return f"{file.filename} sha256:{found.hexdigest()}"
-
-    return await run_in_threadpool(digest)
-
-
-def _difference(first: dict[str, Any], now: dict[str, Any]) -> str:
-    names = [name for name in {**first, **now} if first.get(name) != now.get(name)]
-    shown = "; ".join(f"{name} was {first.get(name)!r}, is {now.get(name)!r}" for name in names[:5])
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"This Idempotency-Key was used with another request: {shown}{more}"

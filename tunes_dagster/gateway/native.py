@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
 
 from tunes_dagster.callbacks.bodies import failure_facts, tune_body
 from tunes_dagster.core import clock
 from tunes_dagster.core.clock import iso
 from tunes_dagster.core.failures import told_outside
-from tunes_dagster.gateway.desk import GUESS_SECONDS, Desk
+from tunes_dagster.gateway.accepting import GUESS_SECONDS
+from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
 from tunes_dagster.gateway.files import answer
 from tunes_dagster.gateway.problems import Problem, not_found
@@ -370,11 +372,17 @@ def replay(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
 def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
     """Send a sample callback to an address, signed if the account signs, in the form of an API."""
     check_callback_url(body.url, mine.service.settings)
+    if made := mine.made_before():
+        return _callback_facts(_own_callback(mine, made[0]))
     mine.service.hit_sample(mine.account_id)
+
+    def also(session: Session, row: Callback) -> None:
+        mine.bind(session, [row.id])
+
     if body.dialect == "native":
         told: dict[str, Any] = {"type": "sample", "data": {"message": "This is a sample callback."}}
         return _callback_facts(
-            mine.registry.add_callback(mine.account_id, "sample", "sample", body.url, told)
+            mine.registry.add_callback(mine.account_id, "sample", "sample", body.url, told, also=also)
         )
     rows = mine.registry.page_tunes(mine.account_id, limit=1, dialect=body.dialect)
     if not rows:
@@ -382,7 +390,14 @@ def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
     told = tune_body("tune.ready", rows[0][0], clock.now())
     return _callback_facts(
         mine.registry.add_callback(
-            mine.account_id, "tune.ready", rows[0][0].id, body.url, told, form=body.dialect, on_unknown="hold"
+            mine.account_id,
+            "tune.ready",
+            rows[0][0].id,
+            body.url,
+            told,
+            form=body.dialect,
+            on_unknown="hold",
+            also=also,
         )
     )
 

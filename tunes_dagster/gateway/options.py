@@ -1,20 +1,15 @@
-"""What the operator may set about the server, as `TUNES_GATEWAY_…` in the environment, and the price list."""
+"""What the operator may set about the server, as `TUNES_GATEWAY_…` in the environment."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
 from collections.abc import Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.recipe import Strict
 from tunes_dagster.core.settings import Settings
 
 MICRO = 1_000_000
@@ -31,7 +26,6 @@ class GatewayOptions(BaseSettings):
             Dialects that are left out are not served.
         secret: Signs file URLs; servers and daemons on several hosts need the same one. Empty makes one in the
             home folder.
-        prices: Price list that replaces the shipped one.
         rate_limit_store: Where request counts are kept: `memory://`, or `redis://…` shared by several servers.
         max_body_mb: Largest request body.
         max_upload_files: Most files of one request.
@@ -57,7 +51,6 @@ class GatewayOptions(BaseSettings):
     public_url: str = ""
     mounts: dict[str, str] = Field(default_factory=lambda: dict.fromkeys(DIALECTS, ""))
     secret: str = ""
-    prices: str = ""
     rate_limit_store: str = "memory://"
     max_body_mb: float = Field(default=200, gt=0)
     max_upload_files: int = Field(default=100, ge=1, le=1000)
@@ -83,45 +76,13 @@ class GatewayOptions(BaseSettings):
 
     def body_bytes(self, account: Mapping[str, Any]) -> int:
         """Return how large a body may be for an account with these options; its own limit can only be smaller."""
-        return int(min(self.max_body_mb, float(account.get("max_upload_mb") or self.max_body_mb)) * 2**20)
+        return int(min(self.max_body_mb, own_limit(account, "max_upload_mb", self.max_body_mb)) * 2**20)
 
 
-class Plan(Strict):
-    """Limits of one plan."""
-
-    requests_per_minute: int = Field(ge=1)
-    monthly_usd: float = Field(default=0, ge=0)
-    sign_up_usd: float = Field(default=0, ge=0)
-
-
-class PriceList(Strict):
-    """Plans, and prices in dollars by dialect and item."""
-
-    plans: dict[str, Plan]
-    prices: dict[str, dict[str, float]]
-
-    def micro(self, dialect: str, item: str) -> int:
-        """Return a price in micro-dollars."""
-        return round(self.prices.get(dialect, {}).get(item, 0.0) * MICRO)
-
-    def plan(self, name: str) -> Plan:
-        """Return a plan.
-
-        Raises:
-            Failure: `INVALID_REQUEST`.
-        """
-        if name not in self.plans:
-            raise Failure(
-                FailureCode.INVALID_REQUEST, f"There is no plan {name!r}.", f"Known: {', '.join(self.plans)}."
-            )
-        return self.plans[name]
-
-
-@lru_cache(maxsize=4)
-def load_prices(path: str = "") -> PriceList:
-    """Return the shipped price list, or the operator's."""
-    file = Path(path).expanduser() if path else Path(__file__).with_name("prices.yaml")
-    return PriceList.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+def own_limit(account: Mapping[str, Any], name: str, otherwise: float) -> float:
+    """Return a limit among an account's options; 0 is a limit, and only what is not there is none."""
+    value = account.get(name)
+    return otherwise if value is None or value == "" else float(value)
 
 
 def signing_secret(settings: Settings, options: GatewayOptions) -> bytes:

@@ -15,13 +15,15 @@ from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import storage_from_string
 from limits.strategies import FixedWindowRateLimiter
 
+from tunes_dagster.core.prices import PriceList
 from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import Catalog, load_catalog
-from tunes_dagster.gateway.options import GatewayOptions, PriceList, load_prices, signing_secret
+from tunes_dagster.gateway.options import GatewayOptions, signing_secret
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.registry import ApiKey, Registry, Wallet, open_registry
 from tunes_dagster.registry.accounts import key_hash
+from tunes_dagster.service.quote import prices_of
 
 log = logging.getLogger("tunes.gateway")
 
@@ -206,7 +208,7 @@ def open_service(settings: Settings, options: GatewayOptions | None = None) -> S
         open_registry(settings),
         Store(settings.resolved_store_url, settings.store_options),
         load_catalog(settings.profile),
-        load_prices(chosen.prices),
+        prices_of(settings),
         signing_secret(settings, chosen),
     )
 
@@ -223,7 +225,7 @@ def service_around(registry: Registry) -> Service:
             registry,
             store,
             load_catalog(settings.profile),
-            load_prices(options.prices),
+            prices_of(settings),
             signing_secret(settings, options),
         )
         _around[registry.url] = found

@@ -11,6 +11,7 @@ from starlette.formparsers import MultiPartException
 
 from tunes_dagster.core.store import Store
 from tunes_dagster.gateway.bodies import Body, too_large
+from tunes_dagster.gateway.options import own_limit
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.intake.payloads import upload_key
@@ -33,7 +34,7 @@ async def read_form(request: Body, account: dict[str, Any] | None = None) -> For
     limits = account if account is not None else (desk.caller.options if desk is not None else {})
     service: Service = request.app.state.service
     request.state.body_limit = service.options.body_bytes(limits)
-    most = min(service.options.max_upload_files, int(limits.get("max_upload_files") or 10**6))
+    most = min(service.options.max_upload_files, int(own_limit(limits, "max_upload_files", 10**6)))
     try:
         form = await request.fields(max_files=most, max_fields=_MAX_FIELDS)
     except (MultiPartException, HTTPException) as error:

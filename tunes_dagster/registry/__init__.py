@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry.accounts import AccountQueries
-from tunes_dagster.registry.api_tables import ApiKey, ApiObject, Pack, Reservation, Wallet
+from tunes_dagster.registry.api_tables import ApiGroup, ApiKey, ApiObject, Pack, Reservation, Wallet
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
 from tunes_dagster.registry.campaigns import CampaignQueries
 from tunes_dagster.registry.figures import FigureQueries
@@ -66,6 +66,7 @@ def open_registry(settings: Settings, url: str = "") -> Registry:
 
 __all__ = [
     "Account",
+    "ApiGroup",
     "ApiKey",
     "ApiObject",
     "Batch",

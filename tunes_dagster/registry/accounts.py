@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
@@ -25,6 +26,19 @@ ABANDONED_SECONDS = 120.0
 def key_hash(secret: str) -> str:
     """Return what is kept of a key."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def bind_idempotent(session: Session, account_id: str, key: str, claim: str, subject_ids: list[str]) -> bool:
+    """Write what a request makes into its key's row, in the transaction that makes it.
+
+    Returns:
+        False when the key was taken over by another request: then nothing may be made.
+    """
+    row = lock_one(session, IdempotencyKey, *_named(account_id, key))
+    if row is None or row.claim != claim:
+        return False
+    row.subjects = [*(row.subjects or []), *subject_ids]
+    return True
 
 
 class AccountQueries(Database):
@@ -86,28 +100,30 @@ class AccountQueries(Database):
 
     def begin_idempotent(
         self, account_id: str, key: str, body_hash: str, body: dict[str, Any]
-    ) -> IdempotencyKey | None:
+    ) -> tuple[str, IdempotencyKey | None]:
         """Claim a key for the request that is to be answered.
 
         Returns:
-            None when the caller is the first and must answer; else the row of the first request, whose
-            `status_code` is None as long as it is being answered.
+            The claim, and None, when the caller is the first and must answer. Else nothing, and the row of the first
+            request: its `subjects` are there as soon as it made them, its `status_code` once it was answered.
         """
-        now = self.now()
-        row = IdempotencyKey(account_id=account_id, key=key, body_hash=body_hash, body=body, created_at=now)
+        now, claim = self.now(), new_id("claim")
+        row = IdempotencyKey(
+            account_id=account_id, key=key, body_hash=body_hash, body=body, claim=claim, created_at=now
+        )
         try:
             with self.writing() as session:
                 found = lock_one(session, IdempotencyKey, *_named(account_id, key))
                 if found is None:
                     session.add(row)
-                    return None
+                    return claim, None
                 stale = now - found.created_at > timedelta(seconds=ABANDONED_SECONDS)
-                if found.status_code is None and stale:
-                    found.created_at, found.body_hash, found.body = now, body_hash, body
-                    return None
-                return found
+                if found.status_code is None and not found.subjects and stale:
+                    found.created_at, found.body_hash, found.body, found.claim = now, body_hash, body, claim
+                    return claim, None
+                return "", found
         except IntegrityError:  # two firsts at once on PostgreSQL
-            return self.get_idempotent(account_id, key)
+            return "", self.get_idempotent(account_id, key)
 
     def get_idempotent(self, account_id: str, key: str) -> IdempotencyKey | None:
         """Return a key's row, or None."""
@@ -115,16 +131,26 @@ class AccountQueries(Database):
             return session.get(IdempotencyKey, (account_id, key))
 
     @repeatable
-    def end_idempotent(self, account_id: str, key: str, status_code: int | None, answer: str = "") -> None:
-        """Keep the answer of the first request; a `status_code` of None gives the key free again."""
+    def end_idempotent(
+        self, account_id: str, key: str, claim: str, status_code: int | None, answer: str = ""
+    ) -> None:
+        """Keep the answer of the first request.
+
+        Args:
+            account_id: Who asks.
+            key: The key.
+            claim: Of the request; of one that was taken over nothing is kept.
+            status_code: None gives the key free again, unless something was made under it.
+            answer: Body of the answer.
+        """
         with self.writing() as session:
             row = lock_one(session, IdempotencyKey, *_named(account_id, key))
-            if row is None:
+            if row is None or row.claim != claim:
                 return
-            if status_code is None:
-                session.delete(row)
-            else:
+            if status_code is not None:
                 row.status_code, row.answer = status_code, answer
+            elif not row.subjects:
+                session.delete(row)
 
     def forget_idempotent(self, older_than_seconds: float = 86_400.0) -> int:
         """Delete keys that nobody repeats any more; returns how many."""

@@ -133,6 +133,9 @@ class IdempotencyKey(Table):
     Attributes:
         body_hash: SHA-256 of the method, path and body.
         body: The request's fields, to name the difference of another one (long values by their hash).
+        claim: Of the server that answers it; whoever takes over from a dead one has another.
+        subjects: Ids of what the request made, written in the transaction that made it; a repeat is answered with
+            these, also when the server died before it could answer.
         status_code: Of the answer; None while the first request is still being answered.
     """
 
@@ -143,6 +146,8 @@ class IdempotencyKey(Table):
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     body_hash: Mapped[str] = mapped_column(String(64))
     body: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    claim: Mapped[str] = mapped_column(String(40), default="", server_default="")
+    subjects: Mapped[list[str] | None]
     status_code: Mapped[int | None] = mapped_column(Integer)
     answer: Mapped[str | None]
     created_at: Mapped[datetime]
@@ -160,6 +165,7 @@ class ApiObject(Table):
         on_unknown: `hold` when the receiver cannot take a callback twice, '' for the account's choice.
         base_url: Public address under which the request came in.
         group_id: Prompts that are told of together.
+        sameness: Hash of what a repeat is known by, for accounts that have repeats answered with the first one.
         upload_hash: SHA-256 of the token that lets its bearer send the pictures.
         upload_expires_at: After this a tune without pictures is cancelled.
     """
@@ -168,6 +174,7 @@ class ApiObject(Table):
     __table_args__ = (
         Index("ix_api_objects_public", "account_id", "public_id"),
         Index("ix_api_objects_group", "group_id"),
+        Index("ix_api_objects_sameness", "account_id", "sameness"),
         Index("ix_api_objects_upload", "upload_expires_at"),
     )
 
@@ -180,6 +187,7 @@ class ApiObject(Table):
     on_unknown: Mapped[str] = mapped_column(String(10), default="")
     base_url: Mapped[str] = mapped_column(default="")
     group_id: Mapped[str | None] = mapped_column(String(80))
+    sameness: Mapped[str | None] = mapped_column(String(64))
     upload_hash: Mapped[str | None] = mapped_column(String(64))
     upload_expires_at: Mapped[datetime | None]
     liked_at: Mapped[datetime | None]

@@ -68,6 +68,14 @@ def lock_wallets(session: Session, account_ids: Iterable[str]) -> list[Wallet]:
     return lock_each(session, Wallet, Wallet.account_id, account_ids)
 
 
+def lock_account(session: Session, account_id: str) -> None:
+    """Let those who would do the same for an account come one after another.
+
+    Taken before any other lock, and in a mode that rows which refer to the account do not wait for.
+    """
+    lock_one(session, Account, Account.id == account_id)
+
+
 def turn_month(session: Session, wallet: Wallet, now: datetime) -> None:
     """Take back what is left of last month's grant and give this month's."""
     month = f"{now:%Y-%m}"
@@ -178,6 +186,21 @@ def reserve_many(
     return wallet
 
 
+def hold(
+    session: Session, account_id: str, prices: Mapping[str, int | None], now: datetime, memo: str
+) -> None:
+    """Hold the prices of what is accepted in this transaction, by id; what has none is not charged.
+
+    Raises:
+        Failure: `OUT_OF_CREDITS`, with the price of all of it; the caller's transaction must not be committed then.
+    """
+    asked = {subject_id: price for subject_id, price in prices.items() if price is not None}
+    if len(asked) > 1:
+        reserve_many(session, account_id, asked, now, memo)
+    for subject_id, price in asked.items() if len(asked) == 1 else ():
+        reserve(session, account_id, subject_id, price, now)
+
+
 def close_reservation(session: Session, subject_id: str, now: datetime, share: float) -> None:
     """Settle a share of what work held, and return the rest; nothing happens the second time.
 
@@ -231,7 +254,7 @@ class LedgerQueries(Database):
         """
         now = self.now()
         with self.writing() as session:
-            lock_one(session, Account, Account.id == account_id)  # of two first openers, one waits
+            lock_account(session, account_id)  # of two first openers, one waits
             wallet = lock_wallet(session, account_id)
             fresh = wallet is None
             if wallet is None:

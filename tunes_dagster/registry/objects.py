@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, String, and_, cast, func, or_, select
+from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import flag_modified
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id, row_number
-from tunes_dagster.registry.api_tables import ApiGroup, ApiObject, Pack
+from tunes_dagster.registry.api_tables import ApiObject, Pack
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.locks import lock_one
 from tunes_dagster.registry.prompts import unknown_tune
@@ -308,6 +309,7 @@ class ObjectQueries(Database):
         body: dict[str, Any],
         form: str = "",
         on_unknown: str = "",
+        also: Callable[[Session, Callback], None] | None = None,
     ) -> Callback:
         """Owe a callback that no state change caused (a sample), in the form of a dialect."""
         now = self.now()
@@ -325,6 +327,8 @@ class ObjectQueries(Database):
         )
         with self.writing() as session:
             session.add(row)
+            if also is not None:
+                also(session, row)
         return row
 
     def last_events(self, subject_ids: Sequence[str]) -> list[Event]:
@@ -332,19 +336,6 @@ class ObjectQueries(Database):
         with self.reading() as session:
             query = select(Event).where(Event.subject_id.in_(list(subject_ids))).order_by(Event.id)
             return list(session.scalars(query.limit(1000)))
-
-    def add_group(self, account_id: str, dialect: str, callback_url: str) -> ApiGroup:
-        """Make a group of prompts; they name it in their `ApiObject`."""
-        row = ApiGroup(
-            id=new_id("group"),
-            account_id=account_id,
-            dialect=dialect,
-            callback_url=callback_url,
-            created_at=self.now(),
-        )
-        with self.writing() as session:
-            session.add(row)
-        return row
 
     def group_members(self, group_id: str) -> list[tuple[Prompt, ApiObject | None]]:
         """Return the prompts of a group, oldest first."""
@@ -362,8 +353,18 @@ class ObjectQueries(Database):
         fields: dict[str, Any] | None = None,
         prompts: list[dict[str, Any]] | None = None,
         public: bool = False,
+        also: Callable[[Session, Pack], None] | None = None,
     ) -> Pack:
         """Add a pack, or replace the content of the one with this slug when it is the same owner's.
+
+        Args:
+            slug: Its name in addresses.
+            title: For people.
+            account_id: Owner; None for packs of the installation.
+            fields: See `Pack`.
+            prompts: See `Pack`.
+            public: Whether everybody may use it.
+            also: What belongs into the same transaction.
 
         Raises:
             Failure: `CONFLICT` when the slug is somebody else's.
@@ -380,6 +381,8 @@ class ObjectQueries(Database):
             pack.prompts = {"rows": prompts or []}
             pack.public_at = (pack.public_at or now) if public else None
             session.flush()
+            if also is not None:
+                also(session, pack)
             return pack
 
     def list_packs(self, account_id: str, *, public: bool = False, limit: int = 200) -> list[Pack]:

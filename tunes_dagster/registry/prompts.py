@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.locks import lock_each, lock_one
 from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.retrying import repeatable
@@ -94,6 +96,27 @@ def lock_used(session: Session, account_id: str, uses: Sequence[Use]) -> dict[st
     return locked
 
 
+@dataclass(frozen=True)
+class NewPrompt:
+    """A prompt that is to be accepted.
+
+    Attributes:
+        request: With settings filled and the seed fixed; see `submit.submit_prompts`.
+        branch: The catalog's entry that is really used.
+        base: The base as asked; None takes the tune's, or `branch`.
+        tune_id: Id of the tune, or None for the plain base.
+        tags: The tunes that tags in its text name.
+        price: Micro-dollars; None charges nothing.
+    """
+
+    request: PromptRequest
+    branch: str
+    base: str | None = None
+    tune_id: str | None = None
+    tags: tuple[Use, ...] = ()
+    price: int | None = None
+
+
 class PromptQueries(Database):
     """Everything about prompts but their batches."""
 
@@ -105,42 +128,65 @@ class PromptQueries(Database):
         base: str | None = None,
         tune_id: str | None = None,
         tags: Sequence[Use] = (),
+        price: int | None = None,
         account_id: str = "local",
         origin: str = "cli",
         also: Callable[[Session, Prompt], None] | None = None,
     ) -> Prompt:
-        """Accept a prompt: queued when it can be rendered, waiting while a tune that it uses is made.
+        """Accept one prompt; see `NewPrompt` and `add_prompts`."""
+        new = NewPrompt(request, branch, base, tune_id, tuple(tags), price)
+
+        def one(session: Session, prompts: list[Prompt]) -> None:
+            if also is not None:
+                also(session, prompts[0])
+
+        return self.add_prompts([new], account_id=account_id, origin=origin, also=one)[0]
+
+    def add_prompts(
+        self,
+        asked: Sequence[NewPrompt],
+        *,
+        account_id: str = "local",
+        origin: str = "cli",
+        before: Callable[[Session], None] | None = None,
+        also: Callable[[Session, list[Prompt]], None] | None = None,
+    ) -> list[Prompt]:
+        """Accept prompts, all or none: queued when they can be rendered, waiting while a tune that they use is made.
 
         Args:
-            request: With settings filled and the seed fixed; see `submit.submit_prompt`.
-            branch: The catalog's entry that is really used.
-            base: The base as asked; None takes the tune's, or `branch`.
-            tune_id: Id of the tune, or None for the plain base.
-            tags: The tunes that tags in its text name.
-            account_id: Who asks.
+            asked: What is asked for.
+            account_id: Who asks; holds their prices, when it has a wallet.
             origin: cli, api, drop, ui, demo.
-            also: What else belongs into the same transaction; raising there accepts nothing.
+            before: Called first in the same transaction; raising there accepts nothing.
+            also: Called last in it; the same.
 
         Raises:
-            Failure: As `lock_used`.
+            Failure: As `lock_used`, and `OUT_OF_CREDITS`.
         """
         now = self.now()
-        uses = [*own_use(tune_id, request.tune), *tags]
+        uses = [[*own_use(one.tune_id, one.request.tune), *one.tags] for one in asked]
         with self.writing() as session:
-            locked = lock_used(session, account_id, uses)
-            tune = locked[tune_id] if tune_id else None
-            waits = any(one.status != "ready" for one in locked.values())
-            named = base or (tune.base if tune else branch)
-            status = "waiting" if waits else "queued"
-            prompt = new_prompt(request, account_id, named, branch, origin, status, now, tune_id)
-            session.add(prompt)
+            if before is not None:
+                before(session)
+            locked = lock_used(session, account_id, [use for some in uses for use in some])
+            prompts = []
+            for one, some in zip(asked, uses, strict=True):
+                tune = locked[one.tune_id] if one.tune_id else None
+                waits = any(locked[use.tune_id].status != "ready" for use in some if use.tune_id)
+                named = one.base or (tune.base if tune else one.branch)
+                status = "waiting" if waits else "queued"
+                row = new_prompt(one.request, account_id, named, one.branch, origin, status, now, one.tune_id)
+                prompts.append(row)
+                said = f"The prompt was accepted.{said_of_sibling(one.branch, tune.branch) if tune else ''}"
+                note(session, row.id, row.status, said, now, origin=origin)
+            session.add_all(prompts)
             session.flush()
-            write_uses(session, {prompt.id: uses})
+            write_uses(session, {row.id: some for row, some in zip(prompts, uses, strict=True)})
+            prices = {row.id: one.price for row, one in zip(prompts, asked, strict=True)}
+            hold(session, account_id, prices, now, f"{len(prompts)} prompts")
             if also is not None:
-                also(session, prompt)
-            accepted = f"The prompt was accepted.{said_of_sibling(branch, tune.branch) if tune else ''}"
-            note(session, prompt.id, prompt.status, accepted, now, origin=origin)
-        return prompt
+                also(session, prompts)
+        return prompts
 
     def get_prompt(self, prompt_id: str) -> Prompt:
         """Return a prompt by its exact id; what a caller's word means is `find_prompt`'s to say.

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TuneRequest, recipe_hash
+from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.prompts import PromptQueries, lock_used, new_prompt, said_of_sibling
 from tunes_dagster.registry.retrying import repeatable
@@ -35,6 +36,9 @@ class TuneQueries(PromptQueries):
         origin: str,
         status: str = "queued",
         tags: Sequence[Sequence[Use]] = (),
+        price: int | None = None,
+        prompt_prices: Sequence[int] = (),
+        before: Callable[[Session], None] | None = None,
         also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
     ) -> Tune:
         """Accept a tune: its row, its prompts (waiting), its first work, and a line in the timeline.
@@ -49,10 +53,13 @@ class TuneQueries(PromptQueries):
             origin: cli, api, drop, ui, demo.
             status: `queued`, or `awaiting_images` for a tune whose pictures come later.
             tags: By prompt, the tunes that tags in its text name; empty when none does.
-            also: What else belongs into the same transaction; raising there accepts nothing.
+            price: Micro-dollars, which its account holds when it has a wallet; None charges nothing.
+            prompt_prices: The same of its prompts; empty charges nothing.
+            before: Called first in the same transaction; raising there accepts nothing.
+            also: Called last in it; the same.
 
         Raises:
-            Failure: `CONFLICT` when the id is taken, and for tags as `lock_used`.
+            Failure: `CONFLICT` when the id is taken, `OUT_OF_CREDITS`, and for tags as `lock_used`.
         """
         now = self.now()
         tune = Tune(
@@ -76,6 +83,8 @@ class TuneQueries(PromptQueries):
         show(tune, "queued", "Waiting for pictures." if status == "awaiting_images" else "Waiting to start.")
         try:
             with self.writing() as session:
+                if before is not None:
+                    before(session)
                 lock_used(session, account_id, [use for some in tags for use in some])
                 session.add(tune)
                 session.flush()
@@ -92,6 +101,8 @@ class TuneQueries(PromptQueries):
                     if said := said_of_sibling(row.branch, branch):
                         said = f"The prompt was accepted.{said}"
                         note(session, row.id, row.status, said, now, origin=origin)
+                held = dict(zip((row.id for row in prompts), prompt_prices, strict=False))
+                hold(session, account_id, {tune.id: price, **held}, now, tune.id)
                 if status == "queued":
                     open_work(session, "prepare", tune.id, origin, now)
                 if also is not None:

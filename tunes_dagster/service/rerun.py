@@ -21,6 +21,7 @@ from tunes_dagster.families.presets import changed
 from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.service.quote import prices_of, tune_price
 from tunes_dagster.training.checks import check_tune
 
 # What the dataset was prepared for; another value needs another dataset.
@@ -52,7 +53,7 @@ def rerun(
 
     Raises:
         Failure: `CONFLICT` when there is no dataset, `INVALID_REQUEST` for options that are unknown, out of range or
-            not of training, `BASE_NOT_INSTALLED`.
+            not of training, `BASE_NOT_INSTALLED`, `OUT_OF_CREDITS`: the same work costs the same again.
     """
     entry = catalog.usable(tune.branch, settings.bases_folder)
     options = _options(tune, changes or {}, entry)
@@ -71,15 +72,20 @@ def rerun(
     recipe = {**tune.recipe, "training": entry.training_options(options).model_dump(mode="json")}
     chosen = new_id("tune")
     _take_over(store, tune, chosen)
-    registry.add_tune(
-        request,
-        id=chosen,
-        branch=tune.branch,
-        recipe=recipe,
-        account_id=tune.account_id,
-        origin="cli",
-        status="awaiting_images",
-    )
+    try:
+        registry.add_tune(
+            request,
+            id=chosen,
+            branch=tune.branch,
+            recipe=recipe,
+            account_id=tune.account_id,
+            origin="cli",
+            status="awaiting_images",
+            price=tune_price(prices_of(settings), catalog, request),
+        )
+    except Failure:
+        store.delete_prefix(f"tunes/{chosen}")
+        raise
     work = registry.claim("prepare", chosen, f"rerun-{chosen}", origin="cli")
     registry.finish(work.id, f"rerun-{chosen}", result={"again": tune.id})
     return registry.get_tune(chosen)

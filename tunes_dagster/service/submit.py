@@ -7,18 +7,21 @@ render, the base's training defaults) is filled in now, so that the row always s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
-from tunes_dagster.core.recipe import PromptRequest, TrainingOptions, TuneRequest
+from tunes_dagster.core.recipe import PromptRequest, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.registry import Prompt, Registry, Tune, Use
+from tunes_dagster.registry.prompts import NewPrompt
+from tunes_dagster.service.continuing import check_same_base, continued
 from tunes_dagster.service.naming import Named, named_tune
+from tunes_dagster.service.quote import prices_of, prompt_price, tune_price
 from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ def submit_tune(
     origin: str = "cli",
     allow_folder: str | Sequence[str] | None = None,
     tune_id: str | None = None,
+    before: Callable[[Session], None] | None = None,
     also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
 ) -> Tune:
     """Accept a tune: check and complete the request, move payloads into the store, add the row.
@@ -57,16 +61,17 @@ def submit_tune(
         allow_folder: Folders that this request may name beside those that the operator allows; what the
             command line was given.
         tune_id: Id, when it exists already as a partition; None makes one.
-        also: What belongs into the transaction that accepts it; see `Registry.add_tune`.
+        before: What belongs at the beginning of the transaction that accepts it; see `Registry.add_tune`.
+        also: What belongs at its end.
 
     Returns:
         The tune: queued, or awaiting_images when no source was named.
 
     Raises:
-        Failure: `INVALID_REQUEST`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `SOURCE_REFUSED`, `CONFLICT`; nothing
-            is kept then.
+        Failure: `INVALID_REQUEST`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `SOURCE_REFUSED`, `CONFLICT`,
+            `OUT_OF_CREDITS`; nothing is kept then.
     """
-    request, continues = _continued(registry, request, account_id)
+    request, continues = continued(registry, request, account_id)
     entry = catalog.usable(request.base, settings.bases_folder)
     if isinstance(entry, AuxiliaryEntry):
         raise Failure(
@@ -74,7 +79,7 @@ def submit_tune(
             f"No tune is made on {entry.branch!r}, a model for {entry.family}.",
             f"Choose one of {', '.join(catalog.entries)}.",
         )
-    _check_same_base(continues, entry)
+    check_same_base(continues, entry)
     request = check_tune(request, catalog.resolve(request.base), entry, settings)
     if request.training.kind == "faceid":
         adapter_for(catalog, entry, settings.bases_folder)
@@ -91,6 +96,10 @@ def submit_tune(
     ]  # fmt: skip
     complete = request.model_copy(update={"prompts": [prompt for prompt, _ in completed]})
     recipe = make_recipe(complete, entry, continues)
+    prices = prices_of(settings)
+    prompt_prices = [
+        prompt_price(prices, catalog, request.base, one.settings, tuned=True) for one, _ in completed
+    ]
     if registry.has_tune(chosen):
         raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
     from tunes_dagster.intake.payloads import move_payloads
@@ -106,6 +115,9 @@ def submit_tune(
         origin=origin,
         status="awaiting_images" if complete.sources.empty else "queued",
         tags=[named.tags(one.text) for one, _ in completed],
+        price=tune_price(prices, catalog, complete),
+        prompt_prices=prompt_prices,
+        before=before,
         also=also,
     )
 
@@ -122,36 +134,84 @@ def submit_prompt(
     meant: Mapping[str, str] | None = None,
     also: Callable[[Session, Prompt], None] | None = None,
 ) -> Prompt:
-    """Accept a prompt, on a tune or on a plain base, with every setting and the seed filled in.
+    """Accept a prompt, on a tune or on a plain base; see `submit_prompts`."""
+
+    def one(session: Session, prompts: list[Prompt]) -> None:
+        if also is not None:
+            also(session, prompts[0])
+
+    asked = [AskedPrompt(request, meant or {})]
+    return submit_prompts(
+        registry, catalog, settings, asked, account_id=account_id, origin=origin, store=store, also=one
+    )[0]
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    """A prompt as it is handed in.
+
+    Attributes:
+        request: The request.
+        meant: Word → id of tunes that are settled already, because an earlier prompt is asked for again.
+        quality: Word of an API for a preset that it sells by name; see `quote.prompt_price`.
+    """
+
+    request: PromptRequest
+    meant: Mapping[str, str] = field(default_factory=dict)
+    quality: str = ""
+
+
+def submit_prompts(
+    registry: Registry,
+    catalog: Catalog,
+    settings: Settings,
+    asked: Sequence[AskedPrompt],
+    *,
+    account_id: str = "local",
+    origin: str = "cli",
+    store: Store | None = None,
+    before: Callable[[Session], None] | None = None,
+    also: Callable[[Session, list[Prompt]], None] | None = None,
+) -> list[Prompt]:
+    """Accept prompts, all or none, on tunes or on plain bases, with every setting and the seed filled in.
 
     Args:
-        registry: Where the row goes.
-        catalog: Says what the base means and what its defaults are.
+        registry: Where the rows go.
+        catalog: Says what the bases mean and what their defaults are.
         settings: The operator's.
-        request: As handed in.
+        asked: As handed in.
         account_id: Who asks.
         origin: cli, api, drop, ui, demo.
         store: Where base64 pictures go; None opens the operator's when there is one.
-        meant: Word → id of tunes that are settled already, because an earlier prompt is asked for again.
-        also: What belongs into the transaction that accepts it; see `Registry.add_prompt`.
+        before: What belongs at the beginning of the transaction that accepts them; see `Registry.add_prompts`.
+        also: What belongs at its end.
 
     Raises:
-        Failure: `INVALID_REQUEST`, `UNKNOWN_TUNE`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `CONFLICT`.
+        Failure: `INVALID_REQUEST`, `UNKNOWN_TUNE`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `CONFLICT`, `OUT_OF_CREDITS`.
     """
-    tune = named_tune(registry, account_id, request.tune, meant) if request.tune else None
-    completed = completed_prompt(
-        registry, catalog, settings, request, tune, account_id=account_id, store=store, meant=meant
-    )
-    return registry.add_prompt(
-        completed.request,
-        branch=completed.entry.branch,
-        base=completed.asked,
-        tune_id=tune.id if tune else None,
-        tags=completed.tags,
-        account_id=account_id,
-        origin=origin,
-        also=also,
-    )
+    prices = prices_of(settings)
+    new = []
+    for one in asked:
+        request = one.request
+        tune = named_tune(registry, account_id, request.tune, one.meant) if request.tune else None
+        done = completed_prompt(
+            registry, catalog, settings, request, tune, account_id=account_id, store=store, meant=one.meant
+        )
+        tuned = tune is not None or bool(done.tags)
+        price = prompt_price(
+            prices,
+            catalog,
+            tune.base if tune else done.asked,
+            done.request.settings,
+            tuned=tuned,
+            quality=one.quality,
+        )
+        new.append(
+            NewPrompt(
+                done.request, done.entry.branch, done.asked, tune.id if tune else None, done.tags, price
+            )
+        )
+    return registry.add_prompts(new, account_id=account_id, origin=origin, before=before, also=also)
 
 
 @dataclass(frozen=True)
@@ -228,7 +288,7 @@ def make_recipe(
     Args:
         request: The request.
         entry: The base that is really trained on.
-        continues: The tune whose weights are the start, from `_continued`; empty or None for none.
+        continues: The tune whose weights are the start, from `continued`; empty or None for none.
     """
     return {
         **({"continues": continues} if continues else {}),
@@ -243,70 +303,6 @@ def make_recipe(
         "captions": dict(request.captions),
         "training": entry.training_options(request.training).model_dump(mode="json"),
     }
-
-
-# What decides the shape of an adapter; a tune that continues another one has to agree with it.
-_SHAPE = ("kind", "rank", "targets", "rslora", "dora")
-# Kinds whose weights can be trained further.
-_CONTINUED = ("lora", "checkpoint")
-
-
-def _continued(
-    registry: Registry, request: TuneRequest, account_id: str
-) -> tuple[TuneRequest, dict[str, Any]]:
-    """Return a request with the shape of the tune that it continues, and what its recipe says of that tune.
-
-    Raises:
-        Failure: `UNKNOWN_TUNE`, `CONFLICT` when that tune has no weights, `INVALID_REQUEST` when the request asks
-            for another shape.
-    """
-    asked = request.training
-    if asked.base_tune_id is None:
-        return request, {}
-    earlier = registry.tune_named(account_id, asked.base_tune_id)
-    if earlier.status != "ready" or not earlier.result.get("weights_key"):
-        raise Failure(
-            FailureCode.CONFLICT,
-            f"The tune {earlier.title!r} cannot be continued: it is {earlier.status} and has no finished weights.",
-            "Wait until it is ready.",
-        )
-    plain = TrainingOptions().model_dump()
-    before = {**plain, **earlier.recipe["training"]}
-    # A kind that was named is meant, also when it is the default.
-    named = {"kind"} & asked.model_fields_set
-    wrong = [
-        f"training.{name} is {getattr(asked, name)!r}, but that tune has {before[name]!r}"
-        for name in _SHAPE
-        if getattr(asked, name) not in ({before[name]} if name in named else {plain[name], before[name]})
-    ]
-    if wrong or before["kind"] not in _CONTINUED:
-        what = "; ".join(wrong) or f"that tune is of the kind {before['kind']!r}"
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"The tune {earlier.title!r} cannot be continued so: {what}.",
-            "Tunes of the kinds lora and checkpoint are continued by their own kind, with the same rank and targets; "
-            "leave these options out.",
-        )
-    shape = {name: before[name] for name in _SHAPE}
-    shape["alpha"] = before["alpha"] if asked.alpha is None else asked.alpha
-    training = asked.model_copy(update={**shape, "base_tune_id": earlier.id})
-    base = request.base if "base" in request.model_fields_set else earlier.base
-    continues = {
-        "tune_id": earlier.id,
-        "branch": earlier.branch,
-        "weights_key": earlier.result["weights_key"],
-        "recipe_hash": earlier.result.get("weights_recipe_hash", ""),
-    }
-    return request.model_copy(update={"training": training, "base": base}), continues
-
-
-def _check_same_base(continues: dict[str, Any], entry: BaseModelEntry) -> None:
-    if continues and continues["branch"] != entry.branch:
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"The tune {continues['tune_id']} was made on {continues['branch']}, not on {entry.branch}.",
-            "Leave `base` out: a tune is continued on its own base.",
-        )
 
 
 def check_id(text: str) -> str:

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tunes_dagster.core.failures import told_outside
 from tunes_dagster.core.recipe import Sources, TrainingOptions, TuneRequest
+from tunes_dagster.gateway.accepting import View
 from tunes_dagster.gateway.bodies import body_of
-from tunes_dagster.gateway.desk import Desk, View
+from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import Problem, invalid, not_found
 from tunes_dagster.gateway.rehearsal import rehearsable
@@ -152,7 +153,7 @@ def submit(body: TrainerRequest, mine: Desk = Mine) -> dict[str, Any]:
         sources=sources_of(body.image_data_url, mine.is_long(body.image_data_url)),
         training=TrainingOptions(steps=body.steps, learning_rate=body.learning_rate),
     )
-    view = View(NAME, {"steps": body.steps}, price=mine.price(NAME, "train"))
+    view = View(NAME, {"steps": body.steps})
     extra = sorted(name for name in (body.model_extra or {}) if name != "dry_run" and name.isidentifier())
     if extra:
         mine.headers["X-Tunes-Warnings"] = (

@@ -23,8 +23,9 @@ from tunes_dagster.core.recipe import (
     TuneRequest,
 )
 from tunes_dagster.core.urls import origin_of, parse_url
+from tunes_dagster.gateway.accepting import View
 from tunes_dagster.gateway.bodies import Body
-from tunes_dagster.gateway.desk import Desk, View
+from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.gateway.rehearsal import rehearsable, truth
@@ -195,9 +196,9 @@ def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources
         callback_url=_told(body, uid),
     )
     asked = {"height": body.height, "baseline": body.baseline}
-    view = View(NAME, asked, _events(mine, "tune"), uid, on_unknown="hold", price=mine.price(NAME, "model"))
-    mine.accept_tune(request, view)
-    return {"response": {"modelUid": uid}}
+    view = View(NAME, asked, _events(mine, "tune"), uid, on_unknown="hold")
+    tune = mine.accept_tune(request, view)
+    return {"response": {"modelUid": mine.public_id(tune.id)}}
 
 
 @router.post("/txt2img_strict_portrait")
@@ -244,10 +245,9 @@ def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, An
         settings=settings,
         callback_url=_told(body, uid),
     )
-    price = mine.price(NAME, "image") * body.num_images
-    view = View(NAME, {}, _events(mine, "prompt"), uid, on_unknown="hold", price=price)
-    mine.accept_prompt(request, view)
-    return {"response": uid}
+    view = View(NAME, {}, _events(mine, "prompt"), uid, on_unknown="hold")
+    prompt = mine.accept_prompt(request, view)
+    return {"response": mine.public_id(prompt.id)}
 
 
 @router.post("/txt2img_results")

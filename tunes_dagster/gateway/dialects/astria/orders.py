@@ -18,11 +18,11 @@ from tunes_dagster.core.recipe import (
     TrainingOptions,
     TuneRequest,
 )
-from tunes_dagster.gateway.desk import Desk, View
+from tunes_dagster.gateway.accepting import View
+from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialects.astria.wire import (
     BRANCHES,
     GALLERY,
-    MC,
     NAME,
     SWITCHES,
     PromptFields,
@@ -127,9 +127,9 @@ def tune_order(
         "characteristics": fields.characteristics,
         "preset": fields.preset,
     }
-    price = 0 if base.branch == "fast" else mine.price(NAME, "tune")
     events = ["tune.ready", *(["tune.failed", "tune.cancelled"] if options.get("failure_callbacks") else [])]
-    view = View(NAME, asked, events, on_unknown=_CAREFUL, price=price)
+    once = bool(options.get("title_idempotency"))
+    view = View(NAME, asked, events, on_unknown=_CAREFUL, auto_extend=fields.auto_extend, same_title=once)
     return request, view, [view for _request, view in prompts]
 
 
@@ -254,15 +254,9 @@ def prompt_order(
     request = PromptRequest(
         text=text, tune=tune.id if tune else None, base=None, settings=settings, callback_url=fields.callback
     )
-    price = 0 if base.branch == "fast" else mine.price(NAME, "image") * fields.num_images
-    asked = {
-        **kept_fields(fields),
-        "text": text,
-        "tune_id": tune.number if tune else base.number,
-        "cost_mc": price // MC,
-    }
+    asked = {**kept_fields(fields), "text": text, "tune_id": tune.number if tune else base.number}
     events = ["prompt.done", *(["prompt.failed"] if mine.caller.options.get("failure_callbacks") else [])]
-    return request, View(NAME, asked, events, on_unknown=_CAREFUL, group_id=group_id, price=price)
+    return request, View(NAME, asked, events, on_unknown=_CAREFUL, group_id=group_id)
 
 
 def _check_base(fields: PromptFields, base: Base) -> None:

@@ -27,6 +27,7 @@ from tunes_dagster.gateway.dialects.astria.tunes import (
 )
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
+    BRANCHES,
     GALLERY,
     KEYS,
     MC,
@@ -43,8 +44,8 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 )
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
-from tunes_dagster.gateway.rehearsal import is_rehearsing, rehearsable
-from tunes_dagster.registry import Pack, Registry, Tune
+from tunes_dagster.gateway.rehearsal import rehearsable, truth
+from tunes_dagster.registry import ApiGroup, Pack, Registry, Tune
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["packs"])
 Mine = Depends(desk)
@@ -142,9 +143,21 @@ def _cover_of(mine: Desk, pack: Pack) -> str | None:
     return pack.fields.get("cover_url") if pack.account_id in (None, mine.account_id) else None
 
 
-def _cost(mine: Desk, rows: list[dict[str, Any]]) -> int:
-    pictures = sum(int(row.get("num_images") or 1) for row in rows)
-    return (mine.price(NAME, "tune") + pictures * mine.price(NAME, "image")) // MC
+def _cost(mine: Desk, pack: Pack, rows: list[dict[str, Any]]) -> int:
+    """Return what a tune of a pack with these prompts costs."""
+    number = pack.fields.get("base_tune_id")
+    word = GALLERY[number][0] if number in GALLERY else BRANCHES["sd15"]
+    kind = "faceid" if pack.fields.get("model_type") == "faceid" else "lora"
+    price = mine.training_price(word, kind)
+    for row in rows:
+        enlarged = truth(row.get("super_resolution"), "super_resolution")
+        price += _pictures(row) * mine.picture_price(word, tuned=True, enlarged=enlarged)
+    return price // MC
+
+
+def _pictures(row: dict[str, Any]) -> int:
+    count = row.get("num_images")
+    return 1 if count is None else int(count)
 
 
 def _item(mine: Desk, pack: Pack) -> dict[str, Any]:
@@ -161,7 +174,7 @@ def _item(mine: Desk, pack: Pack) -> dict[str, Any]:
         "model_type": pack.fields.get("model_type"),
         "public_at": iso(pack.public_at),
         "cover_url": _cover_of(mine, pack),
-        "cost_mc_hash": {name: _cost(mine, rows) for name, rows in _by_class(mine, pack).items()},
+        "cost_mc_hash": {name: _cost(mine, pack, rows) for name, rows in _by_class(mine, pack).items()},
     }
 
 
@@ -208,8 +221,8 @@ def retrieve(pack_id: str, mine: Desk = Mine) -> dict[str, Any]:
         "logo": None,
         "costs": {
             name: {
-                "cost": _cost(mine, rows),
-                "num_images": sum(int(row.get("num_images") or 1) for row in rows),
+                "cost": _cost(mine, pack, rows),
+                "num_images": sum(map(_pictures, rows)),
             }
             for name, rows in classes.items()
         },
@@ -248,6 +261,8 @@ def _create(mine: Desk, given: dict[str, Any]) -> Response:
         "model_type": fields.model_type,
         "subtitle": fields.subtitle,
     }
+    if made := mine.made_before():
+        return JSONResponse(_item(mine, find_pack(mine, made[0])), 201)
     pack = mine.registry.add_pack(
         slug,
         fields.title,
@@ -255,6 +270,7 @@ def _create(mine: Desk, given: dict[str, Any]) -> Response:
         fields=facts,
         prompts=_numbered(rows),
         public=fields.public,
+        also=lambda session, row: mine.bind(session, [str(row.number)]),
     )
     return JSONResponse(_item(mine, pack), 201, warned(unknown_fields(fields), "not kept in a pack", left))
 
@@ -311,15 +327,13 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _group(mine: Desk, callback: Any) -> str | None:
+def _group(mine: Desk, callback: Any) -> ApiGroup | None:
     if not callback:
         return None
     from tunes_dagster.service.submit import check_callback_url
 
     check_callback_url(str(callback), mine.service.settings)
-    if is_rehearsing(mine.request):
-        return None
-    return mine.registry.add_group(mine.account_id, NAME, str(callback)).id
+    return mine.new_group(NAME, str(callback))
 
 
 def _prompts(
@@ -358,7 +372,7 @@ def _prompts_only(
         base = Base(tune.base, asked.get("branch") or "sd15", asked.get("base_tune_id"))
         for row in _prompts(mine, pack, tune.class_name, overrides, wanted):
             orders.append(_order(mine, row, tune, base, asked.get("characteristics") or {}, group))
-    mine.accept_prompts(orders)
+    mine.accept_prompts(orders, group)
     return JSONResponse({"status": 201, "message": "Prompts created", "tune_ids": ids}, 201)
 
 
@@ -368,10 +382,10 @@ def _order(
     tune: Tune,
     base: Base,
     characteristics: dict[str, Any],
-    group: str | None,
+    group: ApiGroup | None,
 ) -> tuple[Any, Any]:
     fields: PromptFields = understood(PromptFields, row, UNSUPPORTED_PROMPT)
     known = {**characteristics, "token": tune.token, "name": tune.class_name}
-    request, view = prompt_order(mine, fields, base, known, group, tune)
+    request, view = prompt_order(mine, fields, base, known, group.id if group else None, tune)
     view.asked["own_tune"] = True
     return request, view

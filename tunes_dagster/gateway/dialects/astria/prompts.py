@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, time
@@ -40,6 +42,29 @@ router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["prompts"
 Mine = Depends(desk)
 MAX_OFFSET = 10_000
 _CHANGEABLE = ("community", "workspace_id", "pack_id", "base_pack_id")
+# What tells one prompt from another for accounts with `prompt_idempotency`, beside its tune: the list is Astria's.
+_KNOWN_BY = (
+    "text",
+    "cfg_scale",
+    "steps",
+    "seed",
+    "callback",
+    "negative_prompt",
+    "super_resolution",
+    "face_correct",
+    "ar",
+    "num_images",
+    "controlnet",
+    "denoising_strength",
+    "use_lpw",
+    "controlnet_conditioning_scale",
+    "w",
+    "h",
+    "hires_fix",
+    "scheduler",
+    "controlnet_txt2img",
+    "inpaint_faces",
+)
 # What a prompt row holds that a duplicate takes over.
 _COPIED = ("num_images", "seed", "negative_prompt")
 
@@ -122,9 +147,18 @@ def _create(
     else:
         view.asked["own_tune"] = True
     mine.headers.update(unknown_fields(fields))
-    prompt = mine.accept_prompt(request, replace(view, meant=meant or {}))
+    once = mine.caller.options.get("prompt_idempotency")
+    known_by = sameness(fields, tune.number if tune else base.number) if once else None
+    prompt = mine.accept_prompt(request, replace(view, meant=meant or {}, sameness=known_by))
     shown = prompt_object(mine, *mine.prompt(prompt.id), tune.number if tune else base.number)
     return JSONResponse(shown, 201)
+
+
+def sameness(fields: PromptFields, tune_id: int | None) -> str:
+    """Return what Astria knows a repeated prompt by: some of its fields, of which the pictures are none."""
+    words = {name: getattr(fields, name, (fields.model_extra or {}).get(name)) for name in _KNOWN_BY}
+    text = json.dumps({**words, "tune_id": tune_id}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _listed(

@@ -27,8 +27,8 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 )
 from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
 from tunes_dagster.gateway.problems import Problem
-from tunes_dagster.gateway.rehearsal import rehearsable
-from tunes_dagster.registry import ApiObject, Tune
+from tunes_dagster.gateway.rehearsal import is_rehearsing, rehearsable
+from tunes_dagster.registry import ApiGroup, ApiObject, Tune
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["tunes"])
 Mine = Depends(desk)
@@ -95,19 +95,20 @@ def _create(mine: Desk, body: dict[str, Any]) -> Response:
 
 
 def known_by_title(mine: Desk, fields: TuneFields) -> Response | None:
-    """Answer with the tune of the same title, for accounts that asked for that."""
-    if not mine.caller.options.get("title_idempotency"):
+    """Answer with the tune of the same title, for accounts that asked for that.
+
+    Whatever else came along is not looked at then; of two first ones at once, accepting lets one through.
+    """
+    if not mine.caller.options.get("title_idempotency") or is_rehearsing(mine.request):
         return None
     same = mine.registry.page_tunes(mine.account_id, limit=1, title=fields.title)
     return JSONResponse(tune_object(mine, *same[0]), 201) if same else None
 
 
-def made_tune(mine: Desk, fields: TuneFields, files: list[Any], group: str | None = None) -> Response:
+def made_tune(mine: Desk, fields: TuneFields, files: list[Any], group: ApiGroup | None = None) -> Response:
     """Accept a tune and answer with it."""
-    order, view, prompt_views = tune_order(mine, fields, len(files), group)
-    tune = mine.accept_tune(order, view, prompt_views, files=files)
-    if fields.auto_extend:
-        mine.registry.keep_tune(tune.id, auto_extend=True)
+    order, view, prompt_views = tune_order(mine, fields, len(files), group.id if group else None)
+    tune = mine.accept_tune(order, view, prompt_views, files=files, group=group)
     return JSONResponse(tune_object(mine, *mine.tune(tune.id)), 201)
 
 

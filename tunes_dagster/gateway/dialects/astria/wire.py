@@ -335,7 +335,7 @@ def prompt_object(
         "updated_at": iso(prompt.updated_at),
         "tune_id": tune_id,
         "liked": seen is not None and seen.liked_at is not None,
-        "cost_mc": asked.get("cost_mc", 0),
+        "cost_mc": asked["price"] // MC if "price" in asked else asked.get("cost_mc", 0),
         "user_error": _user_error(prompt),
         "url": f"{mine.base_url}/tunes/{tune_id}/prompts/{prompt.number}.json",
         "images": mine.images(prompt, DAYS * 24.0),

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Depends, Query
 from tunes_dagster.core.clock import iso
 from tunes_dagster.core.failures import Failure, told_outside
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings
-from tunes_dagster.gateway.desk import Desk, View
+from tunes_dagster.gateway.accepting import View
+from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.pixelapi.tunes import expired
 from tunes_dagster.gateway.dialects.pixelapi.wire import (
@@ -33,12 +34,12 @@ from tunes_dagster.registry import ApiObject, Prompt, Reservation
 router = APIRouter(prefix="/v1", route_class=manners(NAME, error, KEYS, BODY), tags=["images"])
 Mine = Depends(desk)
 
-# Model → price item, range of steps, what it does. The last two need their weights (`tunes bases pull`).
-_MODELS: dict[str, tuple[str, tuple[int, int], str]] = {
-    "sdxl": ("image_sdxl", (20, 50), "text-to-image"),
-    "flux-schnell": ("image_flux_schnell", (1, 8), "text-to-image"),
-    "upscale-4x": ("image_upscale_4x", (1, 50), "upscale"),
-    "cogvideo-2b": ("image_cogvideo_2b", (1, 50), "text-to-video"),
+# Model → range of steps, what it does. The last two need their weights (`tunes bases pull`).
+_MODELS: dict[str, tuple[tuple[int, int], str]] = {
+    "sdxl": ((20, 50), "text-to-image"),
+    "flux-schnell": ((1, 8), "text-to-image"),
+    "upscale-4x": ((1, 50), "upscale"),
+    "cogvideo-2b": ((1, 50), "text-to-video"),
 }
 
 
@@ -48,7 +49,7 @@ def generate(body: GenerateBody, mine: Desk = Mine) -> dict[str, Any]:
     """Render one picture on a plain base."""
     if body.model not in _MODELS:
         raise invalid("model", f"is {body.model!r}; known are {', '.join(_MODELS)}")
-    item, (low, high), kind = _MODELS[body.model]
+    (low, high), kind = _MODELS[body.model]
     base = BASES.get(body.model, body.model)
     if kind != "upscale" and not body.prompt.strip():
         raise invalid("prompt", "is required")
@@ -56,15 +57,14 @@ def generate(body: GenerateBody, mine: Desk = Mine) -> dict[str, Any]:
         raise invalid("steps", f"must be {low} to {high} for {body.model}")
     settings, warned = _settings(mine, body, kind)
     request = PromptRequest(text=body.prompt, base=base, settings=settings)
-    price = mine.price(NAME, item)
-    view = View(NAME, {"kind": "image", "model": body.model}, price=price)
+    view = View(NAME, {"kind": "image", "model": body.model})
     mine.headers.update(unknown_fields(body, *warned))
     prompt = mine.accept_prompt(request, view)
     answer = {
         "generation_id": _public(prompt),
         "status": "queued",
         "model": body.model,
-        "credits_used": credits(price),
+        "credits_used": credits(mine.price_of(prompt.id)),
     }
     if kind == "text-to-image" and (settings.width, settings.height) != (body.width, body.height):
         answer |= {"width": settings.width, "height": settings.height}
@@ -74,7 +74,7 @@ def generate(body: GenerateBody, mine: Desk = Mine) -> dict[str, Any]:
 def _settings(mine: Desk, body: GenerateBody, kind: str) -> tuple[RenderSettings, list[str]]:
     """Return what a model takes of the fields, and what is left out of those that mean nothing to it."""
     image = mine.picture("image_url", body.image_url) or mine.picture("image", body.image)
-    guidance = body.guidance_scale or None
+    guidance = body.guidance_scale
     if kind == "upscale":
         return RenderSettings(
             seed=body.seed, steps=body.steps, guidance_scale=guidance, input_image=image
@@ -148,12 +148,12 @@ def _charged(held: Reservation | None) -> int:
 def models(mine: Desk = Mine) -> dict[str, Any]:
     """List models with their prices and whether this server can run them."""
     rows = []
-    for name, (item, (low, high), kind) in _MODELS.items():
+    for name, ((low, high), kind) in _MODELS.items():
         rows.append(
             {
                 "id": name,
                 "type": kind,
-                "credits": credits(mine.price(NAME, item)),
+                "credits": credits(mine.picture_price(BASES.get(name, name), tuned=False)),
                 "capabilities": {"steps": [low, high], "width": [512, 1536], "height": [512, 1536]},
                 "status": "available" if _runs(mine, name) else "unavailable",
             }

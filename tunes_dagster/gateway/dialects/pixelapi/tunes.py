@@ -15,8 +15,9 @@ from tunes_dagster.core import clock
 from tunes_dagster.core.clock import iso
 from tunes_dagster.core.failures import told_outside
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TrainingOptions, TuneRequest
+from tunes_dagster.gateway.accepting import View, token_hash
 from tunes_dagster.gateway.bodies import Body
-from tunes_dagster.gateway.desk import Desk, View, desk_for, token_hash
+from tunes_dagster.gateway.desk import Desk, desk_for
 from tunes_dagster.gateway.dialect import base_url, desk, manners, service_of
 from tunes_dagster.gateway.dialects.pixelapi.wire import (
     BASES,
@@ -52,18 +53,22 @@ def config(request: Request) -> dict[str, Any]:
     """Prices, models and limits; needs no key."""
     service = service_of(request)
 
-    def price(item: str, **more: Any) -> dict[str, Any]:
-        micro = service.prices.micro(NAME, item)
+    def price(model: str, **more: Any) -> dict[str, Any]:
+        entry = service.catalog.resolve(BASES[model])
+        if more:
+            micro = service.prices.picture(entry.branch, entry.family, tuned=True)
+        else:
+            micro = service.prices.training(entry.branch, entry.family, "lora")
         return {"credits": whole(micro), "usd": micro / 1e6, **more}
 
     low, high = SOUGHT_PICTURES
     return {
         "service": "tunesapi",
         "pricing": {
-            "train_sdxl": price("train_sdxl"),
-            "train_flux": price("train_flux"),
-            "infer_sdxl": price("infer_sdxl", per="image"),
-            "infer_flux": price("infer_flux", per="image"),
+            "train_sdxl": price("sdxl"),
+            "train_flux": price("flux"),
+            "infer_sdxl": price("sdxl", per="image"),
+            "infer_flux": price("flux", per="image"),
         },
         "models": ["sdxl", "flux"],
         "max_training_images": high,
@@ -85,9 +90,7 @@ def train(body: TrainBody, mine: Desk = Mine) -> dict[str, Any]:
         training=TrainingOptions(steps=body.steps, rank=body.rank, learning_rate=body.learning_rate),
         callback_url=body.webhook_url or None,
     )
-    price = mine.price(NAME, f"train_{body.model}")
-    token = secrets.token_urlsafe(24)
-    view = View(NAME, {"model": body.model}, _EVENTS, upload_token=token, price=price)
+    view = View(NAME, {"model": body.model}, _EVENTS, awaits_pictures=True)
     mine.headers.update(unknown_fields(body))
     tune = mine.accept_tune(request, view)
     return {
@@ -95,9 +98,9 @@ def train(body: TrainBody, mine: Desk = Mine) -> dict[str, Any]:
         "status": "awaiting_images",
         "model": body.model,
         "estimated_time_seconds": round(mine.estimated_seconds(request.base)),
-        "credits_cost": whole(price),
+        "credits_cost": whole(mine.price_of(tune.id)),
         "credits_remaining": credits(mine.wallet().available),
-        "upload_url": f"/v1/tunes/{tune.id}/upload?token={token}",
+        "upload_url": f"/v1/tunes/{tune.id}/upload?token={mine.upload_token(tune.id)}",
     }
 
 
@@ -109,7 +112,6 @@ def infer(body: InferBody, mine: Desk = Mine) -> dict[str, Any]:
     made_on = (seen.asked.get("model") if seen else None) or ("flux" if "flux" in tune.base else "sdxl")
     if body.model is not None and body.model.removesuffix("-pro") != made_on:
         raise invalid("model", f"is {body.model}, but the tune was trained on {made_on}")
-    item = "infer_flux_pro" if body.model == "flux-pro" else f"infer_{made_on}"
     negative, left = body.negative_prompt, []
     if made_on == "flux" and negative:
         negative, left = "", ["negative_prompt is for sdxl"]
@@ -122,14 +124,14 @@ def infer(body: InferBody, mine: Desk = Mine) -> dict[str, Any]:
         height=even(body.height),
     )
     request = PromptRequest(text=body.prompt, tune=tune.id, settings=settings)
-    price = mine.price(NAME, item) * body.num_images
-    view = View(NAME, {"kind": "infer", "model": body.model or made_on}, price=price)
+    quality = "pro" if body.model == "flux-pro" else ""
+    view = View(NAME, {"kind": "infer", "model": body.model or made_on}, quality=quality)
     mine.headers.update(unknown_fields(body, *left))
     prompt = mine.accept_prompt(request, view)
     answer: dict[str, Any] = {
         "job_id": "inf_" + prompt.id.removeprefix("prompt_"),
         "status": "queued",
-        "credits_cost": whole(price),
+        "credits_cost": whole(mine.price_of(prompt.id)),
         "credits_remaining": credits(mine.wallet().available),
     }
     if (settings.width, settings.height) != (body.width, body.height):

@@ -1,0 +1,78 @@
+"""Tunes that go on from another one: which may, and what of their shape it decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
+from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.registry import Registry
+
+# What decides the shape of an adapter; a tune that continues another one has to agree with it.
+_SHAPE = ("kind", "rank", "targets", "rslora", "dora")
+# Kinds whose weights can be trained further.
+_CONTINUED = ("lora", "checkpoint")
+
+
+def continued(
+    registry: Registry, request: TuneRequest, account_id: str
+) -> tuple[TuneRequest, dict[str, Any]]:
+    """Return a request with the shape of the tune that it continues, and what its recipe says of that tune.
+
+    Raises:
+        Failure: `UNKNOWN_TUNE`, `CONFLICT` when that tune has no weights, `INVALID_REQUEST` when the request asks
+            for another shape.
+    """
+    asked = request.training
+    if asked.base_tune_id is None:
+        return request, {}
+    earlier = registry.tune_named(account_id, asked.base_tune_id)
+    if earlier.status != "ready" or not earlier.result.get("weights_key"):
+        raise Failure(
+            FailureCode.CONFLICT,
+            f"The tune {earlier.title!r} cannot be continued: it is {earlier.status} and has no finished weights.",
+            "Wait until it is ready.",
+        )
+    plain = TrainingOptions().model_dump()
+    before = {**plain, **earlier.recipe["training"]}
+    # A kind that was named is meant, also when it is the default.
+    named = {"kind"} & asked.model_fields_set
+    wrong = [
+        f"training.{name} is {getattr(asked, name)!r}, but that tune has {before[name]!r}"
+        for name in _SHAPE
+        if getattr(asked, name) not in ({before[name]} if name in named else {plain[name], before[name]})
+    ]
+    if wrong or before["kind"] not in _CONTINUED:
+        what = "; ".join(wrong) or f"that tune is of the kind {before['kind']!r}"
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The tune {earlier.title!r} cannot be continued so: {what}.",
+            "Tunes of the kinds lora and checkpoint are continued by their own kind, with the same rank and targets; "
+            "leave these options out.",
+        )
+    shape = {name: before[name] for name in _SHAPE}
+    shape["alpha"] = before["alpha"] if asked.alpha is None else asked.alpha
+    training = asked.model_copy(update={**shape, "base_tune_id": earlier.id})
+    base = request.base if "base" in request.model_fields_set else earlier.base
+    continues = {
+        "tune_id": earlier.id,
+        "branch": earlier.branch,
+        "weights_key": earlier.result["weights_key"],
+        "recipe_hash": earlier.result.get("weights_recipe_hash", ""),
+    }
+    return request.model_copy(update={"training": training, "base": base}), continues
+
+
+def check_same_base(continues: dict[str, Any], entry: BaseModelEntry) -> None:
+    """Refuse another base than that of the tune which is continued.
+
+    Raises:
+        Failure: `INVALID_REQUEST`.
+    """
+    if continues and continues["branch"] != entry.branch:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The tune {continues['tune_id']} was made on {continues['branch']}, not on {entry.branch}.",
+            "Leave `base` out: a tune is continued on its own base.",
+        )

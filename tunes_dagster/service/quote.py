@@ -1,0 +1,56 @@
+"""What work costs, by the one price list: asked wherever work is accepted, planned or only talked about."""
+
+from __future__ import annotations
+
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.prices import PriceList, load_prices
+from tunes_dagster.core.recipe import RenderSettings, TuneRequest
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.families.catalog import Catalog
+
+
+def prices_of(settings: Settings) -> PriceList:
+    """Return the operator's price list."""
+    return load_prices(settings.gateway_prices)
+
+
+def tune_price(prices: PriceList, catalog: Catalog, request: TuneRequest) -> int:
+    """Return the price of a tune in micro-dollars, without its prompts.
+
+    Raises:
+        Failure: `UNKNOWN_BASE`.
+    """
+    entry = catalog.resolve(request.base)
+    return prices.training(entry.branch, entry.family, request.training.kind)
+
+
+def prompt_price(
+    prices: PriceList,
+    catalog: Catalog,
+    base: str,
+    settings: RenderSettings,
+    *,
+    tuned: bool,
+    quality: str = "",
+) -> int:
+    """Return the price of all pictures of a prompt in micro-dollars.
+
+    Args:
+        prices: The operator's.
+        catalog: Says what the base means.
+        base: That was asked for; with a tune, the one that its tune was asked on: which sibling renders it is not
+            the caller's to pay for.
+        settings: Of the prompt.
+        tuned: A tune is used, its own or one that its text names.
+        quality: Word of an API for a preset that it sells by name.
+    """
+    try:
+        entry = catalog.resolve(base)
+        branch, family = entry.branch, entry.family
+    except (
+        Failure
+    ):  # its tune was made before the operator took the base out of the catalog: the general price
+        branch = family = ""
+    enlarged = settings.super_resolution
+    one = prices.picture(branch, family, tuned=tuned, enlarged=enlarged, quality=quality)
+    return one * settings.num_images
