@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from tunes_dagster.families.catalog import Catalog
     from tunes_dagster.registry import Registry
 
-CLONE = Path(__file__).resolve().parent.parent.parent
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def instance_folder() -> Path:
+    """Return the folder of `dagster.yaml` and `workspace.yaml`: the clone's own, or the package's where there is none.
+
+    Both are the same files: a wheel holds copies.
+    """
+    clone = _PACKAGE.parent
+    return clone if (clone / "dagster.yaml").is_file() else _PACKAGE / "pipeline" / "instance"
 
 
 class Installation:
@@ -52,8 +61,7 @@ def set_dagster_home(settings: Settings | None = None) -> None:
     does shows up in the UI.
     """
     home = (settings or get_settings()).resolved_home
-    if (CLONE / "dagster.yaml").is_file():
-        os.environ.setdefault("DAGSTER_HOME", str(CLONE))
+    os.environ.setdefault("DAGSTER_HOME", str(instance_folder()))
     os.environ.setdefault("TUNES_HOME", str(home))
     os.environ.setdefault("TUNES_DAGSTER_STORAGE", str(home / "dagster"))
     # torch's threads spin while they wait for each other. On cores that other programs use as well that made

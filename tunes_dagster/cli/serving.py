@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tunes_dagster.cli.installation import CLONE, Installation, set_dagster_home
+from tunes_dagster.cli.installation import Installation, instance_folder, set_dagster_home
 from tunes_dagster.cli.output import escape, say
-from tunes_dagster.core.failures import Failure, FailureCode
 
 
 def dev(
@@ -27,13 +26,7 @@ def dev(
     """Open the Dagster UI, run the daemon and serve the HTTP APIs: what is handed in is worked on and can be seen."""
     installation = Installation()
     set_dagster_home(installation.settings)
-    workspace = CLONE / "workspace.yaml"
-    if not workspace.is_file():
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            "`tunes dev` runs from a clone of the project; there is no workspace.yaml here.",
-            "Elsewhere: dagster dev -m tunes_dagster.definitions",
-        )
+    workspace = instance_folder() / "workspace.yaml"
     if not _loopback(host):
         say(
             f"[yellow]The UI has no login: whoever reaches {escape(host)} can run and delete everything "
@@ -61,7 +54,7 @@ def dev(
         str(port),
     ]
     command += ["--log-level", "warning"]
-    os.chdir(CLONE)
+    os.chdir(settings.resolved_home)  # nothing is written beside where somebody happened to stand
     if api_port:
         _serve_beside(host, api_port)
     os.execv(sys.executable, command)  # noqa: S606 - Ctrl-C then reaches Dagster itself

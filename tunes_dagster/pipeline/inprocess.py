@@ -52,9 +52,9 @@ _STORAGE_ENV = "TUNES_DAGSTER_STORAGE"
 def open_instance(settings: Settings) -> dg.DagsterInstance:
     """Open the Dagster instance of this installation; an instance without `dagster.yaml` lies under the home.
 
-    `$DAGSTER_HOME` wins, then the `dagster.yaml` of the checkout, then a plain instance below the home folder.
+    `$DAGSTER_HOME` wins, then the `dagster.yaml` that comes with the project.
     """
-    home = Path(os.environ.get("DAGSTER_HOME") or Path(__file__).resolve().parents[2])
+    home = Path(os.environ.get("DAGSTER_HOME") or Path(__file__).with_name("instance"))
     storage = Path(os.environ.setdefault(_STORAGE_ENV, str(settings.resolved_home / "dagster")))
     storage.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
