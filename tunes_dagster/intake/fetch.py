@@ -149,7 +149,9 @@ class Fetcher:
         """
         part = _Part(path=path.with_name(path.name + ".part"))
         part.restart()
-        waiter = tenacity.wait_exponential_jitter(self.backoff_seconds, max=30.0, jitter=self.backoff_seconds)
+        waiter = tenacity.wait_exponential_jitter(
+            multiplier=self.backoff_seconds, max=30.0, jitter=self.backoff_seconds
+        )
 
         def wait_for(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
