@@ -103,16 +103,15 @@ def load_pictures(
         crops: The part of each that is shown, in its pixels.
         max_side: Longer side in pixels.
     """
-    import io
-
-    from PIL import Image as images
+    from tunes_dagster.intake.pictures import decode
+    from tunes_dagster.intake.sandbox.pool import get_pool
 
     loaded = []
-    for index, key in enumerate(keys):
-        with images.open(io.BytesIO(store.read_bytes(key))) as opened:
-            small = opened.convert("RGB")
-        if crops is not None:
-            small = small.crop(crops[index])
-        small.thumbnail((max_side, max_side))
-        loaded.append(small)
+    with get_pool().session() as among:
+        for index, key in enumerate(keys):
+            small = decode(store.read_bytes(key), key, among)
+            if crops is not None:
+                small = small.crop(crops[index])
+            small.thumbnail((max_side, max_side))
+            loaded.append(small)
     return loaded

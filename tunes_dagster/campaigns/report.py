@@ -18,6 +18,7 @@ from PIL import Image
 from tunes_dagster.campaigns.expand import OF_TUNE
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.rendering.pages import Figure, Section, page, relative
+from tunes_dagster.rendering.png import open_own
 from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows, png_bytes
 
 if TYPE_CHECKING:
@@ -283,8 +284,7 @@ class _Writer:
 
     def _reduced(self, key: str) -> Image.Image | None:
         try:
-            with Image.open(io.BytesIO(self.store.read_bytes(key))) as opened:
-                picture = opened.convert("RGB")
+            picture = open_own(self.store.read_bytes(key))
         except (OSError, ValueError):
             return None  # deleted meanwhile, or no still picture
         picture.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)

@@ -15,6 +15,7 @@ from typing import Any
 
 from tunes_dagster.campaigns.files import CampaignFile, Parsed, Source, table_name
 from tunes_dagster.campaigns.problems import Problem
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import RenderSettings
 
 MAX_ROWS = 100_000
@@ -167,19 +168,16 @@ def _grid_of_workbook(
     name: str, data: bytes, sheet: str | None
 ) -> tuple[list[tuple[int, list[str]]], list[Problem]]:
     """Return the rows of a sheet with their numbers; a formula counts as what it last came to."""
-    import zipfile
-
-    from openpyxl import load_workbook
+    from tunes_dagster.intake.workbooks import read_workbook
 
     try:
-        book = load_workbook(io.BytesIO(data), read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        return [], [Problem(name, 0, f"This is not an XLSX workbook: {error}.", "Save it as .xlsx or .csv.")]
-    if sheet is not None and sheet not in book.sheetnames:
-        listed = ", ".join(book.sheetnames)
-        return [], [Problem(name, 0, f"There is no sheet {sheet!r}.", f"Its sheets are: {listed}.")]
-    chosen = book[sheet] if sheet is not None else book.worksheets[0]
-    rows = chosen.iter_rows(values_only=True, max_row=MAX_ROWS + 50)
+        sheets, rows = read_workbook(data, sheet, MAX_ROWS + 50)
+    except Failure as failure:
+        return [], [Problem(name, 0, failure.message, failure.remedy)]
+    if sheet is not None and sheet not in sheets:
+        return [], [
+            Problem(name, 0, f"There is no sheet {sheet!r}.", f"Its sheets are: {', '.join(sheets)}.")
+        ]
     return [(number, [_cell(cell) for cell in row]) for number, row in enumerate(rows, start=1)], []
 
 

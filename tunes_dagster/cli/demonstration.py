@@ -6,7 +6,6 @@ pipeline's.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,6 +222,6 @@ def _first_pictures(prompts: list[Any], store: Store) -> dict[str, bytes]:
 
 
 def _opened(data: bytes) -> Image:
-    from PIL import Image
+    from tunes_dagster.rendering.png import open_own
 
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    return open_own(data)

@@ -33,6 +33,10 @@ class Settings(BaseSettings):
         content_rules: File of rules over the words of prompts (docs/rendering.md); empty lets every prompt through.
         face_detector: YuNet's ONNX file, which finds faces in photos; empty means the detectors that are shipped.
         safety_checker: Check pictures with the catalog's safety checker when it is installed.
+        open_processes: Pictures and archives of strangers that a process opens at a time, each in a child process of
+            its own (docs/production.md); 0 means one per core, four at most.
+        open_seconds: CPU time that opening a small file may take; each megabyte of the file adds a second.
+        open_memory_mb: Memory that opening a small file may take; each megabyte of the file adds 24.
         max_batch_pictures: Most pictures of one render run, so that whoever comes next never waits for hundreds.
         render_memory_gb: Memory of the device that renders, by which runs are sized; 0 takes the last run's.
         campaign_turn_seconds: After so long a run of campaigns alone gives way to whoever waits for a single prompt.
@@ -71,6 +75,9 @@ class Settings(BaseSettings):
     content_rules: str = ""
     face_detector: str = ""
     safety_checker: bool = True
+    open_processes: int = Field(default=0, ge=0, le=64)
+    open_seconds: float = Field(default=4.0, gt=0)
+    open_memory_mb: int = Field(default=360, ge=64)
     max_batch_pictures: int = Field(default=128, ge=1)
     render_memory_gb: float = Field(default=0.0, ge=0)
     campaign_turn_seconds: float = Field(default=20.0, ge=0)

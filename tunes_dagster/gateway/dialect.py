@@ -37,6 +37,7 @@ from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.once import answered_once
 from tunes_dagster.gateway.problems import Problem, of_failure, of_pydantic
 from tunes_dagster.gateway.service import Caller, Service
+from tunes_dagster.intake.sandbox.pool import asked_by
 from tunes_dagster.registry import Registry
 
 log = logging.getLogger("tunes.gateway")
@@ -241,6 +242,7 @@ async def _admit(request: Body, find_key: KeyFinder, needs_key: bool) -> None:
         request.state.body_limit = service.options.body_bytes(caller.options)
         request.state.rate = service.hit(caller)
         request.state.desk = Desk(service, caller, base_url(request), request)
+        asked_by.set(caller.account_id)
     elif needs_key:
         raise Problem(401, "Invalid or missing API key", code="unauthorized")
     else:

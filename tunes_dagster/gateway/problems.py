@@ -12,6 +12,7 @@ _STATUS = {
     FailureCode.CONFLICT: 409,
     FailureCode.OUT_OF_CREDITS: 402,
     FailureCode.STORE_UNAVAILABLE: 503,
+    FailureCode.TIMED_OUT: 503,
     FailureCode.INTERNAL: 500,
     FailureCode.BASE_NOT_INSTALLED: 422,
 }
@@ -72,7 +73,8 @@ def of_failure(failure: Failure) -> Problem:
     for sentence in told if status == 422 else ():
         if found := _FIELD.match(str(sentence)):
             fields.setdefault(found.group(1), []).append(str(sentence)[found.end() :].strip(" :"))
-    return Problem(status, text, fields, code=failure.code.value)
+    headers = {"Retry-After": "5"} if failure.code == FailureCode.TIMED_OUT else {}
+    return Problem(status, text, fields, headers, code=failure.code.value)
 
 
 def of_pydantic(errors: list[dict]) -> Problem:

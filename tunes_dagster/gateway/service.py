@@ -21,6 +21,8 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import Catalog, load_catalog
 from tunes_dagster.gateway.options import GatewayOptions, signing_secret
 from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.turns import Turns
+from tunes_dagster.intake.sandbox.pool import get_pool
 from tunes_dagster.registry import ApiKey, Registry, Wallet, open_registry
 from tunes_dagster.registry.accounts import key_hash
 from tunes_dagster.service.quote import prices_of
@@ -91,6 +93,7 @@ class Service:
         self._worker = ThreadPoolExecutor(1, "behind-the-answer")
         self._outward = threading.BoundedSemaphore(_OUTWARD)
         self._outward_of: dict[str, threading.BoundedSemaphore] = {}
+        self.looking = Turns(get_pool().places)
         self.limiter = FixedWindowRateLimiter(storage_from_string(self.options.rate_limit_store))
 
     @contextmanager

@@ -2,11 +2,13 @@
 
     guard.py         which network addresses may be reached, and a transport that reaches no other
     fetch.py         the one fetcher: limits, retries, resume, bounded concurrency
+    sandbox/         child processes with limits, in which everything that a stranger sent is opened
     archives.py      zip and tar, read member by member, hostile ones refused by name
-    pictures.py      one decoder for every picture format; the normalised form that is stored
+    pictures.py      one way to every picture format; the normalised form that is stored
     parallel.py      a few at a time, bounded
     sidecars.py      captions that come along with pictures
     payloads.py      base64 and data URIs; uploads in the store
+    workbooks.py     XLSX as rows of plain values
     folders.py       local folders and S3 prefixes, and which of them may be named
     sources.py       every kind of source as a list of origins that can be read and resumed one by one
     collect.py       reads the origins of a request into a manifest

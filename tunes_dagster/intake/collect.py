@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,19 +20,21 @@ from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Phase, Reporter
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.store import Store
-from tunes_dagster.intake.archives import ArchiveLimits, archive_kind, read_archive
+from tunes_dagster.intake.archives import ArchiveLimits, Member, archive_kind, read_archive
 from tunes_dagster.intake.faces import FaceDetector
 from tunes_dagster.intake.fetch import Fetcher
 from tunes_dagster.intake.folders import check_folder
 from tunes_dagster.intake.judge import judge
 from tunes_dagster.intake.manifest import Examined, Manifest, PictureRow
-from tunes_dagster.intake.measures import fingerprint, is_blank, sharpness
 from tunes_dagster.intake.parallel import completed
 from tunes_dagster.intake.pictures import Picture, normalise
+from tunes_dagster.intake.sandbox.pool import Session, get_pool
 from tunes_dagster.intake.sidecars import Sidecars, is_sidecar, masked_picture
 from tunes_dagster.intake.sources import Local, Origin, Plan, looks_like_picture, plan_sources
 
 RECORD_VERSION = 1
+# Pictures of an archive that are examined beside its unpacking.
+_AT_A_TIME = 2
 
 
 class _Record(BaseModel):
@@ -52,16 +54,17 @@ class _Examiner:
     store: Store
     detector: FaceDetector
     limits: ArchiveLimits
-    # Decoding takes up to 1 GB at the largest size, and more threads than cores gain nothing; only waiting
-    # for the network is done by more.
+    # Children decode. What comes of it takes up to 700 MB here at the largest size, so that few threads hold it at a
+    # time; only waiting for the network is done by more.
+    among: Session | None = None
     room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
 
-    def examine(self, data: bytes, name: str, source: str) -> Examined:
+    def examine(self, data: bytes | Path, name: str, source: str) -> Examined:
         """Return what is known about one picture; an unreadable one gives a row that says so."""
-        row = Examined(name=name, source=source, bytes=len(data))
+        row = Examined(name=name, source=source, bytes=_length(data))
         try:
             with self.room:
-                picture = normalise(data, name)
+                picture = normalise(data, name, self.among)
                 measured = self._measured(picture)
         except Failure as failure:
             return _failed(row, failure)
@@ -69,18 +72,17 @@ class _Examiner:
         return row.model_copy(update=measured)
 
     def _measured(self, picture: Picture) -> dict[str, Any]:
-        image = picture.image
-        prints = fingerprint(image)
+        image, measures = picture.image, picture.measures
         return {
             "hash": picture.hash,
             "pixels_hash": picture.pixels_hash,
             "width": image.width,
             "height": image.height,
             "faces": self.detector.detect(image),
-            "sharpness": sharpness(image),
-            "blank": is_blank(image),
-            "phash": prints.phash,
-            "colours": prints.colours,
+            "sharpness": measures.sharpness,
+            "blank": measures.blank,
+            "phash": measures.fingerprint.phash,
+            "colours": measures.fingerprint.colours,
             "note": picture.note,
         }
 
@@ -96,25 +98,37 @@ class _Examiner:
             raise Failure(
                 FailureCode.SOURCE_REFUSED, f"{local.name} is larger than {size}.", "Shrink or export it."
             )
-        row = self.examine(local.path.read_bytes(), local.name, origin.source)
+        row = self.examine(local.path, local.name, origin.source)
         return _Record(detector=self.detector.name, rows=[row])
 
     def _expand_archive(self, origin: Origin, local: Local, stop: threading.Event) -> _Record:
         record, sidecars = _Record(detector=self.detector.name), Sidecars()
-        for member in read_archive(local.path, self.limits, local.name):
-            if stop.is_set():
-                raise Cancelled
-            if is_sidecar(member.name):
-                sidecars.add(member.name, member.data)
-            elif looks_like_picture(member.name, member.data[:16]):
-                record.rows.append(self.examine(member.data, member.name, f"{origin.source} » {member.name}"))
-            else:
-                record.ignored.append(member.name)
+
+        def pictures() -> Iterator[Member]:
+            for member in read_archive(local.path, self.limits, local.name):
+                if stop.is_set():
+                    raise Cancelled
+                if is_sidecar(member.name):
+                    sidecars.add(member.name, member.data)
+                elif looks_like_picture(member.name, member.data[:16]):
+                    yield member
+                else:
+                    record.ignored.append(member.name)
+
+        def examine(member: Member, _: threading.Event) -> Examined:
+            return self.examine(member.data, member.name, f"{origin.source} » {member.name}")
+
+        for _, row in completed(examine, pictures(), _AT_A_TIME):
+            record.rows.append(row)
         for row in record.rows:
             row.caption = sidecars.caption_for(row.name)
         record.rows.sort(key=lambda row: row.name)
         record.notes = sidecars.notes
         return record
+
+
+def _length(data: bytes | Path) -> int:
+    return len(data) if isinstance(data, bytes) else data.stat().st_size
 
 
 def _failed(row: Examined, failure: Failure) -> Examined:
@@ -170,8 +184,9 @@ def collect_sources(
         check_folder(sources.folder, allow_folders)
     report.phase(Phase.FETCHING, "Fetching the pictures.")
     plan = plan_sources(sources, tune_id, store, fetcher, folder_options)
-    examiner = _Examiner(store, detector, limits or ArchiveLimits())
-    records = _records(tune_id, plan, examiner, fetcher.concurrency, report)
+    with get_pool().session() as among:
+        examiner = _Examiner(store, detector, limits or ArchiveLimits(), among)
+        records = _records(tune_id, plan, examiner, fetcher.concurrency, report)
     report.phase(Phase.CHECKING, "Checking the pictures.")
     manifest = _judged(tune_id, request, plan, records, detector.name)
     manifest.save(store)

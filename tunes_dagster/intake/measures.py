@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import imagehash
 import numpy as np
 from PIL import Image
 
@@ -33,8 +32,19 @@ class Fingerprint:
 
 def fingerprint(image: Image.Image) -> Fingerprint:
     """Return the fingerprint of an RGB picture."""
-    structure = str(imagehash.phash(image, hash_size=HASH_SIDE))
-    return Fingerprint(structure, image.resize((4, 4), Image.Resampling.BOX).tobytes().hex())
+    return Fingerprint(structure(image), colours(image))
+
+
+def colours(image: Image.Image) -> str:
+    """Return the 4 x 4 map of mean colours of an RGB picture as hex."""
+    return image.resize((4, 4), Image.Resampling.BOX).tobytes().hex()
+
+
+def structure(image: Image.Image) -> str:
+    """Return the perceptual hash of a picture as hex; its grey values are all that counts."""
+    import imagehash
+
+    return str(imagehash.phash(image, hash_size=HASH_SIDE))
 
 
 def bits_apart(first: str, second: str) -> float:

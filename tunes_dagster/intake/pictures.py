@@ -1,25 +1,40 @@
-"""One decoder for every picture that people have, and the normalised form that the store keeps.
+"""One way to every picture that people have, and the normalised form that the store keeps.
 
-Decoding gives upright 8-bit sRGB: rotated by EXIF, colour profiles converted, alpha on white, CMYK and 16 bit
-brought down, the first frame of an animation. Only the formats named here are opened; others have decoders
-that run programs or have a long history of holes.
+The files themselves are opened by child processes (`sandbox`); here arrive pixels, and a few facts about them that
+are checked as if a stranger had written them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.intake.measures import Fingerprint
+from tunes_dagster.intake.sandbox.child.headers import MAX_PIXELS, MAX_SIDE, unreadable
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "HEIF", "BMP", "TIFF")
+if TYPE_CHECKING:
+    from tunes_dagster.intake.sandbox.pool import Session
+
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "SUFFIXES",
+    "Glance",
+    "Measures",
+    "Picture",
+    "decode",
+    "glance",
+    "normalise",
+    "unreadable",
+]
+
 SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in (
@@ -27,11 +42,17 @@ SUFFIXES = frozenset(
         *("avif", "heic", "heif", "hif", "bmp", "tif", "tiff"),
     )
 )
-MAX_PIXELS = 89_000_000
-"""Larger pictures are refused before they are decoded; just below Pillow's own warning, 9,400 x 9,400."""
-MAX_SIDE = 30_000
 
-_ORIENTATION = 0x0112
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured on every picture; see `intake.measures`."""
+
+    sharpness: float
+    blank: bool
+    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,7 @@ class Picture:
         suffix: `.jpg` or `.png`.
         hash: SHA-256 of the file; names the picture everywhere.
         pixels_hash: SHA-256 of size and pixels; equal for exact copies in different lossless files.
+        measures: See `Measures`.
         note: Something that was done and that its owner may want to know, or empty.
     """
 
@@ -52,140 +74,201 @@ class Picture:
     suffix: str
     hash: str
     pixels_hash: str
+    measures: Measures
     note: str = ""
 
 
-def unreadable(
-    name: str, why: str, remedy: str = "Open it in a picture program and save it as JPEG."
-) -> Failure:
-    """Return the failure of one picture; it never stops a dataset."""
-    return Failure(FailureCode.PICTURE_UNREADABLE, f"{name}: {why}.", remedy)
+@dataclass(frozen=True)
+class Glance:
+    """A picture as somebody sees it who only wants to know what is on it.
+
+    Attributes:
+        image: Upright RGB, shrunk.
+        width: Of the picture itself.
+        height: As `width`.
+        sharpness: See `intake.measures`.
+    """
+
+    image: Image.Image
+    width: int
+    height: int
+    sharpness: float
 
 
-@lru_cache(maxsize=1)
-def _register_formats() -> None:
-    import pillow_heif
-
-    Image.init()
-    # What Pillow warns about (odd EXIF, sizes that are refused below) is said in the picture's row or not at all.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    pillow_heif.register_heif_opener()
-
-
-def decode(data: bytes, name: str = "the picture") -> Image.Image:
+def decode(
+    source: bytes | Path | IO[bytes], name: str = "the picture", among: Session | None = None
+) -> Image.Image:
     """Return a picture as upright 8-bit RGB in sRGB.
 
     Args:
-        data: The file.
+        source: The file, or its content.
         name: What the picture is called in messages.
+        among: More pictures of the same owner are opened there.
 
     Raises:
-        Failure: `PICTURE_UNREADABLE`, saying whether it is no picture, truncated, or too large.
+        Failure: `PICTURE_UNREADABLE`, saying whether it is no picture, truncated, too large, or costs more to open
+            than it may; `TIMED_OUT` when the machine is too busy.
     """
-    return _decode(data, name)[0]
+    return _opened(source, name, {}, lambda said, pixels, _kept: said.image(pixels), among)
 
 
-def normalise(data: bytes, name: str = "the picture") -> Picture:
-    """Decode a picture and return it in the form that the store keeps.
+def glance(source: bytes | Path | IO[bytes], side: int, name: str = "the picture") -> Glance:
+    """Return a picture shrunk to at most `side` pixels on its longer side, as `resize(…, BOX)` does it.
 
     Raises:
         Failure: See `decode`.
     """
-    image, original_is_fine, note = _decode(data, name)
-    if original_is_fine:
-        kept, suffix = data, ".jpg"
-    else:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG", compress_level=1)  # 12 megapixels: 1.1 s, level 6 4.7 s for 14 % less
-        kept, suffix = buffer.getvalue(), ".png"
-    pixels = hashlib.sha256(repr(image.size).encode())
-    pixels.update(image.tobytes())
-    return Picture(image, kept, suffix, hashlib.sha256(kept).hexdigest(), pixels.hexdigest(), note)
+
+    def made(said: _Said, pixels: IO[bytes], kept: IO[bytes]) -> Glance:
+        return Glance(said.image(pixels, side), said.width, said.height, said.measures().sharpness)
+
+    return _opened(source, name, {"measure": True, "fit": side}, made)
 
 
-def _decode(data: bytes, name: str) -> tuple[Image.Image, bool, str]:
-    """Return the picture, whether its file can be kept as it is, and a note."""
-    _register_formats()
-    if not data:
-        raise unreadable(name, "the file is empty", "Hand the file in again.")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            _check_size(opened, name)
-            kind = opened.format
-            # Not `n_frames`, for which a GIF is walked through to its end, millions of frames if need be.
-            moves = kind != "MPO" and bool(getattr(opened, "is_animated", False))
-            turned = kind in ("JPEG", "MPO", "TIFF") and opened.getexif().get(_ORIENTATION, 1) != 1
-            opened.load()
-            upright = ImageOps.exif_transpose(opened)
-            image, converted = _to_srgb(upright)
-    except Failure:
-        raise
-    except Image.DecompressionBombError:
-        raise _too_large(name) from None
-    except UnidentifiedImageError:
-        raise unreadable(
-            name, "this is not a picture that can be read", "Hand in JPEG, PNG, WebP, HEIC, AVIF or GIF."
-        ) from None
-    except Exception as error:
-        # Decoders raise nearly everything on hostile files: OSError, SyntaxError, ValueError, struct.error …
-        short = "truncated" in str(error).lower() or "premature" in str(error).lower()
-        why = "the file is cut off" if short else f"the file is damaged ({type(error).__name__}: {error})"
-        raise unreadable(name, why[:200], "Copy or export it again from where it came from.") from error
-    fine = kind == "JPEG" and upright.mode == "RGB" and not turned and not converted
-    return image, fine, "its first frame is used" if moves else ""
+def check(source: bytes | Path | IO[bytes], name: str = "the picture") -> None:
+    """Refuse what is no picture that can be read; nothing of it is kept.
+
+    Raises:
+        Failure: See `decode`.
+    """
+    _opened(source, name, {"fit": 1}, lambda said, pixels, _kept: said.image(pixels, 1))
 
 
-def _check_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise _too_large(name, f" ({width} x {height})")
-    if width < 1 or height < 1:
-        raise unreadable(name, "the picture has no pixels")
+def normalise(
+    source: bytes | Path | IO[bytes], name: str = "the picture", among: Session | None = None
+) -> Picture:
+    """Decode a picture and return it in the form that the store keeps.
+
+    Args:
+        source: The file, or its content.
+        name: What the picture is called in messages.
+        among: More pictures of the same owner are opened there.
+
+    Raises:
+        Failure: See `decode`.
+    """
+
+    def made(said: _Said, pixels: IO[bytes], kept: IO[bytes]) -> Picture:
+        if said.original:
+            data, suffix = _content(source), ".jpg"
+        else:
+            data, suffix = _content(kept), ".png"
+        digest = hashlib.sha256(data).hexdigest()
+        return Picture(said.image(pixels), data, suffix, digest, said.pixels_hash, said.measures(), said.note)
+
+    return _opened(source, name, {"measure": True, "keep": True}, made, among)
 
 
-def _too_large(name: str, size: str = "") -> Failure:
-    return unreadable(
-        name, f"more than {MAX_PIXELS // 1_000_000} megapixels{size}", "Shrink it; 4 megapixels are plenty."
+def _content(source: bytes | Path | IO[bytes]) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Path):
+        return source.read_bytes()
+    source.seek(0)
+    return source.read()
+
+
+def _opened(
+    source: bytes | Path | IO[bytes],
+    name: str,
+    wanted: Mapping[str, Any],
+    made: Callable[[_Said, IO[bytes], IO[bytes]], Result],
+    among: Session | None = None,
+) -> Result:
+    """Have a child open a picture, and make something of what it says.
+
+    A child that the system killed is not the picture's fault the first time.
+    """
+    from tunes_dagster.intake.sandbox.limits import for_picture
+    from tunes_dagster.intake.sandbox.nursery import Gone
+    from tunes_dagster.intake.sandbox.pool import get_pool, scratch
+
+    def refuse(why: str, remedy: str) -> Failure:
+        return unreadable(name, why, remedy or "Open it in a picture program and save it as JPEG.")
+
+    for _ in range(2):
+        with scratch() as pixels, scratch() as kept:
+            arguments = {"name": name[:500], **wanted}
+            try:
+                with get_pool().task(
+                    "picture", source, arguments, for_picture, [pixels, kept], refuse, among
+                ) as task:
+                    found = [message.get("picture") for message in task.messages()]
+                said = _checked(found[0]) if found else None
+            except Gone:
+                continue
+            if said is None:
+                raise refuse("what was read of it makes no sense", "")
+            try:
+                return made(said, pixels, kept)
+            except (ValueError, KeyError, TypeError):
+                raise refuse("what was read of it makes no sense", "") from None
+    raise refuse(
+        "the system killed the process that opened it, because memory ended", "Shrink it, or try again."
     )
 
 
-def _to_srgb(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Return 8-bit sRGB without alpha, and whether a colour profile changed the pixels."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_deep(image).convert("RGB"), True
-    profile = image.info.get("icc_profile")
-    if "A" in image.getbands() or image.mode in ("La", "RGBa") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        ground = Image.new("RGBA", clear.size, "white")
-        image = Image.alpha_composite(ground, clear).convert("RGB")
-    elif image.mode not in ("RGB", "CMYK"):
-        image = image.convert("RGB")
-    converted = _apply_profile(image, profile) if profile else None
-    if converted is not None:
-        return converted, True
-    return image if image.mode == "RGB" else image.convert("RGB"), False
+@dataclass(frozen=True)
+class _Said:
+    """What a child says of a picture, with nothing in it that was not looked at."""
+
+    width: int
+    height: int
+    note: str
+    pixels_hash: str
+    original: bool
+    rest: Mapping[str, Any]
+
+    def image(self, pixels: IO[bytes], side: int = 0) -> Image.Image:
+        """Return the picture of the rows that were written, shrunk when that was asked for.
+
+        Raises:
+            ValueError: When there are more or fewer than there should be.
+        """
+        size = (self.width, self.height)
+        if side and max(size) > side:
+            size = (_whole(self.rest, "small_width", side), _whole(self.rest, "small_height", side))
+        length = 3 * size[0] * size[1]
+        pixels.seek(0)
+        data = pixels.read(length + 1)
+        if len(data) != length:
+            raise ValueError("another number of pixels")
+        return Image.frombytes("RGB", size, data)
+
+    def measures(self) -> Measures:
+        """Return what was measured.
+
+        Raises:
+            ValueError: When it is something else.
+        """
+        sharpness, blank = self.rest["sharpness"], self.rest["blank"]
+        if not isinstance(sharpness, float) or not 0 <= sharpness <= 1 or not isinstance(blank, bool):
+            raise ValueError("no measure")
+        prints = Fingerprint(_hex(self.rest, "phash", 64), _hex(self.rest, "colours", 96))
+        return Measures(sharpness, blank, prints)
 
 
-def _from_deep(image: Image.Image) -> Image.Image:
-    """Bring 16-bit, 32-bit and float grey down to 8 bit by its range, not by clipping."""
-    values: Any = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    top = float(values.max(initial=0.0))
-    scale = 65535.0 if top > 255 else 255.0 if top > 1 or image.mode != "F" else 1.0
-    scale = max(scale, top) if top > 65535 else scale
-    return Image.fromarray(np.clip(values * (255.0 / scale) + 0.5, 0, 255).astype(np.uint8), "L")
-
-
-@lru_cache(maxsize=1)
-def _srgb() -> Any:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-
-
-def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Convert to sRGB by the embedded profile; None when it is sRGB already or cannot be used."""
+def _checked(said: Any) -> _Said | None:
+    """Return what a child says of a picture when every part of it is what it should be."""
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower() and image.mode == "RGB":
+        width, height = _whole(said, "width", MAX_SIDE), _whole(said, "height", MAX_SIDE)
+        if width * height > MAX_PIXELS:
             return None
-        return ImageCms.profileToProfile(image, source, _srgb(), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return None  # a damaged profile, or one for another mode: the plain numbers are the best guess
+        note = str(said["note"])[:200]
+        return _Said(width, height, note, _hex(said, "pixels_hash", 64), said.get("original") is True, said)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _whole(said: Mapping[str, Any], name: str, most: int) -> int:
+    value = said[name]
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(name)
+    return value
+
+
+def _hex(said: Mapping[str, Any], name: str, length: int) -> str:
+    value = said[name]
+    if not isinstance(value, str) or len(value) != length or not re.fullmatch("[0-9a-f]+", value):
+        raise ValueError(name)
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.pages import Figure, Section, page, relative
+from tunes_dagster.rendering.png import open_own
 from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows, png_bytes
 
 # A sheet with more pictures is too large to look at; the page has them all.
@@ -128,8 +128,7 @@ def _cells(store: Store, job: RenderJob, result: RenderResult, with_prompt: bool
 
 
 def _small(store: Store, image: RenderedImage) -> Image.Image:
-    with Image.open(io.BytesIO(store.read_bytes(image.poster or image.key))) as opened:
-        picture = opened.convert("RGB")
+    picture = open_own(store.read_bytes(image.poster or image.key))
     picture.thumbnail((_LARGEST_ON_SHEET, _LARGEST_ON_SHEET), Image.Resampling.LANCZOS)
     return picture
 

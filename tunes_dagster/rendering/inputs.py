@@ -41,7 +41,7 @@ def keep_picture(value: str, name: str, settings: Settings, store: Store | None)
     """
     from tunes_dagster.intake.guard import Guard
     from tunes_dagster.intake.payloads import decode_payload
-    from tunes_dagster.intake.pictures import decode
+    from tunes_dagster.intake.pictures import check
 
     if value.lower().startswith(("http://", "https://")):
         Guard(settings.allow_hosts).check_url(value)
@@ -56,7 +56,7 @@ def keep_picture(value: str, name: str, settings: Settings, store: Store | None)
             )
         return value
     data, _ = decode_payload(value, name)
-    decode(data, name)
+    check(data, name)
     return place.write_blob(data, ".png" if data.startswith(b"\x89PNG") else ".picture")
 
 

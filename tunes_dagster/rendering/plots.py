@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from tunes_dagster.rendering.png import open_own
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -154,8 +156,7 @@ def figure_svg(figure: Figure) -> str:
 
 def figure_image(figure: Figure) -> Image.Image:
     """Return a figure as an RGB picture, for `sheets.picture_markdown`."""
-    with Image.open(io.BytesIO(figure_png(figure))) as image:
-        return image.convert("RGB")
+    return open_own(figure_png(figure))
 
 
 def loss_curve_png(

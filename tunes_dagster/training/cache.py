@@ -7,7 +7,6 @@ never stale, are shared by all tunes, and may be deleted at any time.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from PIL import Image, ImageEnhance
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import Conditioning, Latents, LoadedBase
+from tunes_dagster.intake.sandbox.pool import Session, get_pool
 from tunes_dagster.training.jobs import TrainExample
 
 if TYPE_CHECKING:
@@ -102,20 +102,18 @@ def write_tensors(store: Store, key: str, tensors: dict[str, torch.Tensor]) -> N
     store.write_bytes(key, save({name: value.contiguous().cpu() for name, value in tensors.items()}))
 
 
-def load_picture(store: Store, item: TrainExample) -> Image.Image:
+def load_picture(store: Store, item: TrainExample, among: Session | None = None) -> Image.Image:
     """Return the item's crop, resized to its bucket with an area-true filter, mirrored and toned as it says.
+
+    Args:
+        store: Where the picture lies.
+        item: Names it.
+        among: More pictures of the same owner are opened there.
 
     Raises:
         Failure: `PICTURE_UNREADABLE` when the stored picture is missing or damaged.
     """
-    try:
-        picture = Image.open(io.BytesIO(store.read_bytes(item.key))).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Failure(
-            FailureCode.PICTURE_UNREADABLE,
-            f"The training picture {item.key} cannot be read: {error}.",
-            "Prepare the tune again (source_images, training_set and captions), then train it.",
-        ) from error
+    picture = open_stored(store, item.key, "The training picture", among)
     picture = picture.resize(
         item.bucket, Image.Resampling.LANCZOS, box=item.crop or centred_crop(picture.size, item.bucket)
     )
@@ -127,6 +125,27 @@ def load_picture(store: Store, item: TrainExample) -> Image.Image:
             contrast
         )
     return picture
+
+
+def open_stored(store: Store, key: str, what: str, among: Session | None = None) -> Image.Image:
+    """Return a picture of the store, which a stranger handed in.
+
+    Raises:
+        Failure: `PICTURE_UNREADABLE` when it is missing or damaged, with what to do about that.
+    """
+    from tunes_dagster.intake.pictures import decode
+
+    remedy = "Prepare the tune again (source_images, training_set and captions), then train it."
+    try:
+        return decode(store.read_bytes(key), f"{what} {key}", among)
+    except OSError as error:
+        raise Failure(
+            FailureCode.PICTURE_UNREADABLE, f"{what} {key} cannot be read: {error}.", remedy
+        ) from error
+    except Failure as failure:
+        if failure.code == FailureCode.PICTURE_UNREADABLE:
+            failure.remedy = remedy
+        raise
 
 
 def centred_crop(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -178,7 +197,9 @@ def cached_latents(
 
         def encode(start: int, stop: int, indices: list[int] = indices) -> None:
             chunk = indices[start:stop]
-            encoded = base.encode_images(_stack([load_picture(store, items[i]) for i in chunk]))
+            with get_pool().session() as among:
+                pictures = [load_picture(store, items[i], among) for i in chunk]
+            encoded = base.encode_images(_stack(pictures))
             for i, mean, std in zip(chunk, encoded.mean.cpu(), encoded.std.cpu(), strict=True):
                 latents[i] = Latents(mean.clone(), std.clone())
                 write_tensors(store, keys[i], {"mean": mean, "std": std})

@@ -7,7 +7,6 @@ is never to use 0 (OneTrainer's and ai-toolkit's masked training both have such 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
-from tunes_dagster.training.cache import centred_crop
+from tunes_dagster.training.cache import centred_crop, open_stored
 from tunes_dagster.training.jobs import TrainExample
 
 Bucket = tuple[int, int]
@@ -61,24 +59,13 @@ def _weights(item: TrainExample, size: tuple[int, int], floor: float, store: Sto
 def picture_mask(item: TrainExample, size: tuple[int, int], store: Store) -> Image.Image:
     """Return an item's mask in grey, cropped and mirrored as the picture is, at a size (width, height)."""
     if item.mask_key is not None:
-        mask = _stored(store, item.mask_key)
+        mask = open_stored(store, item.mask_key, "The mask").convert("L")
     else:
-        with Image.open(io.BytesIO(store.read_bytes(item.key))) as picture:
-            mask = Image.new("L", picture.size, 0)
+        picture = open_stored(store, item.key, "The training picture")
+        mask = Image.new("L", picture.size, 0)
         assert item.mask_box is not None
         left, top, width, height = item.mask_box
         ImageDraw.Draw(mask).ellipse((left, top, left + width, top + height), fill=255)
     box: Any = item.crop or centred_crop(mask.size, item.bucket)
     mask = mask.resize(size, Image.Resampling.BOX, box=box)
     return mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if item.mirrored else mask
-
-
-def _stored(store: Store, key: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(store.read_bytes(key))).convert("L")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Failure(
-            FailureCode.PICTURE_UNREADABLE,
-            f"The mask {key} cannot be read: {error}.",
-            "Prepare the tune again (source_images, training_set and captions), then train it.",
-        ) from error

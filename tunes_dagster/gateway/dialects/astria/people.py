@@ -5,18 +5,21 @@ from __future__ import annotations
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, Response
 from starlette.concurrency import run_in_threadpool
 
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.wire import KEYS, MC, NAME, error
 from tunes_dagster.gateway.nesting import files_in, read_body
 from tunes_dagster.gateway.problems import invalid
+
+if TYPE_CHECKING:
+    from tunes_dagster.intake.fetch import Fetched
 
 router = APIRouter(route_class=manners(NAME, error, KEYS), tags=["account"])
 Mine = Depends(desk)
@@ -57,25 +60,24 @@ async def inspect(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     body = await read_body(request)
     asked = str(body.get("name") or "")
     if isinstance(address := body.get("file_url"), str) and address:
-        return await run_in_threadpool(_inspect_at, mine, address, asked)
+        with tempfile.TemporaryDirectory(prefix="tunes-inspect-") as folder:
+            found = await run_in_threadpool(_fetched, mine, address, Path(folder) / "picture")
+            return await _inspected(mine, found.path, found.name, asked, "file_url")
     files = files_in(body, "file")
     if not files:
         raise invalid("file", "can't be blank")
     if (files[0].size or 0) > _MAX_BYTES:
         raise invalid("file", "is larger than 20 MB")
-    data = await files[0].read()
-    name = files[0].filename or "picture"
-    return await run_in_threadpool(_inspect, data, name, asked, "file", mine.service.settings.face_detector)
+    return await _inspected(mine, files[0].file, files[0].filename or "picture", asked, "file")
 
 
-def _inspect_at(mine: Desk, address: str, asked: str) -> dict[str, Any]:
-    """The same of a picture at an address, which is fetched while the caller waits."""
+def _fetched(mine: Desk, address: str, path: Path) -> Fetched:
+    """Fetch the picture at an address, while the caller waits."""
     from tunes_dagster.intake.fetch import Fetcher
 
     service = mine.service
     with (
         service.outward(mine.account_id),
-        tempfile.TemporaryDirectory(prefix="tunes-inspect-") as folder,
         Fetcher(
             service.settings.allow_hosts,
             max_picture_bytes=_MAX_BYTES,
@@ -85,30 +87,38 @@ def _inspect_at(mine: Desk, address: str, asked: str) -> dict[str, Any]:
         ) as fetcher,
     ):
         try:
-            found = fetcher.fetch(address, Path(folder) / "picture")
+            return fetcher.fetch(address, path)
         except Failure as failure:
             raise invalid("file_url", failure.message) from None
-        detector = service.settings.face_detector
-        return _inspect(found.path.read_bytes(), found.name, asked, "file_url", detector)
 
 
-def _inspect(data: bytes, name: str, asked: str, field: str, detector: str) -> dict[str, Any]:
-    from tunes_dagster.intake.faces import load_detector
-    from tunes_dagster.intake.measures import sharpness
-    from tunes_dagster.intake.pictures import decode
+async def _inspected(
+    mine: Desk, source: Path | IO[bytes], name: str, asked: str, field: str
+) -> dict[str, Any]:
+    detector = mine.service.settings.face_detector
+    return await mine.service.looking.take(
+        mine.account_id, lambda: _inspect(source, name, asked, field, detector)
+    )
+
+
+def _inspect(source: Path | IO[bytes], name: str, asked: str, field: str, detector: str) -> dict[str, Any]:
+    from tunes_dagster.intake.faces import DETECTION_SIDE, load_detector
+    from tunes_dagster.intake.pictures import glance
 
     try:
-        picture = decode(data, name)
+        seen = glance(source, DETECTION_SIDE, name)
     except Failure as failure:
+        if failure.code != FailureCode.PICTURE_UNREADABLE:
+            raise
         raise invalid(field, failure.message) from None
-    faces = load_detector(detector).detect(picture)
+    faces = load_detector(detector).detect(seen.image)
     return {
         "name": asked,
         **dict.fromkeys(_UNKNOWN, ""),
         **dict.fromkeys(_UNSEEN, False),
-        "blurry": sharpness(picture) < _BLURRY,
+        "blurry": seen.sharpness < _BLURRY,
         "includes_multiple_people": len(faces) > 1,
-        "low_resolution": min(picture.size) < _LOW_SIDE,
+        "low_resolution": min(seen.width, seen.height) < _LOW_SIDE,
     }
 
 
