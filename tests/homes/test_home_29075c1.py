@@ -12,7 +12,10 @@ from starlette.testclient import TestClient
 
 from tests.homes.home import OldHome
 from tunes_dagster.assets.names import LORA, RENDERS, REPORT_CARD
+from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.cli import main
+from tunes_dagster.core.recipe import RenderSettings, TrainingOptions
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.gateway.app import create_app
 from tunes_dagster.gateway.options import GatewayOptions
 from tunes_dagster.pipeline.definitions import build_defs
@@ -118,3 +121,16 @@ def test_dagster_shows_its_runs_and_partitions(home: OldHome) -> None:
     runs = instance.get_runs()
     assert {run.job_name for run in runs} >= {"prepare_tune", "train_cohort", "finish_tune", "render_batch"}
     assert all(instance.all_logs(run.run_id) for run in runs)
+
+
+def test_hashes_of_before_stand(home: OldHome) -> None:
+    """An option that came later is left out of hashes at its default: nothing is rendered or trained anew for it."""
+    tune, prompt = (next(iter(home.was(table).values())) for table in ("tunes", "prompts"))
+    for options, then in (
+        (RenderSettings(), json.loads(prompt["settings"])),
+        (TrainingOptions(), json.loads(tune["request"])["training"]),
+    ):
+        assert options.hashed().keys() == then.keys(), "mark what is new with Later()"
+    keeper = Keeper(home.registry, home.store, load_catalog(), home.settings)
+    row, _drawn = keeper.plan(home.registry.get_campaign("looks"), "2026-03-02")
+    assert (row.plan["new"], row.plan["kept"]) == (0, 2), "pictures that are there are rendered again"

@@ -309,7 +309,7 @@ class _Completer:
         weights = {one.id: key for one in ready if (key := (one.result or {}).get("weights_key"))}
         decided = {
             "text": complete.text,
-            "settings": complete.settings.model_dump(mode="json"),
+            "settings": complete.settings.hashed(),
             "branch": entry.branch,
             "repo_id": entry.repo_id,
             "revision": entry.revision,

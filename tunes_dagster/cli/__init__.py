@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from tunes_dagster.cli import (
+    backup,
     bases,
     callbacks,
     campaigns,
@@ -71,6 +72,8 @@ app.add_typer(bases.app, name="bases", rich_help_panel=_MACHINE)
 app.command("plan", rich_help_panel=_MACHINE)(plan.plan)
 app.command("dev", rich_help_panel=_MACHINE)(serving.dev)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
+app.command("backup", rich_help_panel=_MACHINE)(backup.backup)
+app.command("restore", rich_help_panel=_MACHINE)(backup.restore)
 
 
 @app.callback(invoke_without_command=True)

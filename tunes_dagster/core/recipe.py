@@ -22,10 +22,24 @@ from pydantic import (
 )
 
 
+class Later:
+    """Marks an option that came after results had been stored under hashes of the options before it.
+
+    At its default it is left out of hashes: what was rendered or trained before stands, and is not done again.
+    """
+
+
 class Strict(BaseModel):
     """A model that refuses keys it does not know, by name."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    def hashed(self) -> dict[str, Any]:
+        """Return the options as they go into hashes of what they decide; see `Later`."""
+        fields = type(self).model_fields
+        later = {name for name, field in fields.items() if any(isinstance(one, Later) for one in field.metadata)}
+        unset = {name for name in later if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=unset)
 
 
 class DatasetOptions(Strict):
@@ -265,7 +279,7 @@ class RenderSettings(Strict):
     baseline: Literal["fast", "thorough"] | None = None
     composition: str | None = Field(default=None, min_length=1, max_length=80)
     random_face: bool = False
-    renders_on: bool | None = None
+    renders_on: Annotated[bool | None, Later()] = None
     num_frames: int | None = Field(default=None, ge=1, le=161)
     fps: int | None = Field(default=None, ge=1, le=60)
 

@@ -19,6 +19,7 @@ from tunes_dagster.registry.mending import MendingQueries
 from tunes_dagster.registry.objects import ObjectQueries
 from tunes_dagster.registry.outbox import OutboxQueries, Sending
 from tunes_dagster.registry.outcomes import OutcomeQueries
+from tunes_dagster.registry.restoring import RestoringQueries
 from tunes_dagster.registry.retention import RetentionQueries
 from tunes_dagster.registry.tables import (
     Account,
@@ -50,6 +51,7 @@ class Registry(
     FigureQueries,
     MendingQueries,
     UseQueries,
+    RestoringQueries,
 ):
     """All queries over one database; see `engine.Database` for how it is opened."""
 

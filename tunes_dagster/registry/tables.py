@@ -374,6 +374,21 @@ class Event(Table):
     data: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
+class Restore(Table):
+    """A backup that was put back.
+
+    Attributes:
+        at: When.
+        taken_at: The moment that the backup holds; None when nobody knows.
+    """
+
+    __tablename__ = "restores"
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    at: Mapped[datetime]
+    taken_at: Mapped[datetime | None]
+
+
 class Drop(Table):
     """What the drop folder's sensor has seen of one dropped dataset."""
 

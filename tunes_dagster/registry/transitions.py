@@ -22,7 +22,7 @@ from tunes_dagster.registry.api_tables import ApiGroup, ApiObject
 from tunes_dagster.registry.ledger import lock_wallets
 from tunes_dagster.registry.locks import chunks, lock, lock_each, lock_one
 from tunes_dagster.registry.settling import settle
-from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Tune, Work
+from tunes_dagster.registry.tables import Account, Batch, Callback, Event, Prompt, Restore, Tune, Work
 from tunes_dagster.registry.uses import used_and_not_ready, used_with
 
 # What a tune is called while its work of a kind waits, runs, and is done.
@@ -35,6 +35,8 @@ OPEN_WORK = ("queued", "submitted", "running")
 LOST_TUNE = ("failed", "cancelled", "deleted")
 ENDED_TUNE = ("ready", *LOST_TUNE)
 OPEN_PROMPT = ("waiting", "queued", "rendering")
+# What a tune or prompt is told of once in its life.
+ONCE = ("tune.ready", "prompt.done")
 
 
 def lock_tune(session: Session, tune_id: str) -> Tune:
@@ -119,21 +121,41 @@ def owe(session: Session, row: Tune | Prompt, event: str, now: datetime) -> None
     seen = session.get(ApiObject, row.id)
     if seen is not None and event not in seen.events:
         return
+    if event in ONCE and _was_owed(session, row.id, event):
+        return  # it was done again, because its files were lost
     body = tune_body(event, row, now) if isinstance(row, Tune) else prompt_body(event, row, now)
-    session.add(
-        Callback(
-            id=new_id("cb"),
-            account_id=row.account_id,
-            event=event,
-            subject_id=row.id,
-            url=row.callback_url,
-            body=body,
-            form=seen.dialect if seen else "",
-            on_unknown=seen.on_unknown if seen else "",
-            next_attempt_at=now,
-            created_at=now,
-        )
+    callback = Callback(
+        id=new_id("cb"),
+        account_id=row.account_id,
+        event=event,
+        subject_id=row.id,
+        url=row.callback_url,
+        body=body,
+        form=seen.dialect if seen else "",
+        on_unknown=seen.on_unknown if seen else "",
+        next_attempt_at=now,
+        created_at=now,
     )
+    hold_if_told(session, callback, row.created_at)
+    session.add(callback)
+
+
+def _was_owed(session: Session, subject_id: str, event: str) -> bool:
+    owed = exists().where(Callback.subject_id == subject_id, Callback.event == event)
+    return bool(session.scalar(select(owed)))
+
+
+def hold_if_told(session: Session, callback: Callback, accepted_at: datetime) -> None:
+    """Hold a callback that may have been sent before a backup was put back, if its receiver cannot take a repeat.
+
+    What was accepted before that may have ended, and been told, in the time that the backup knows nothing of.
+    """
+    restored = exists().where(Restore.at >= accepted_at)
+    if not session.scalar(select(restored)):
+        return
+    account = session.get(Account, callback.account_id)
+    if callback.on_unknown == "hold" or (account is not None and account.callback_unknown == "hold"):
+        callback.state, callback.next_attempt_at = "held", None
 
 
 def open_work(
@@ -231,20 +253,20 @@ def group_ended(session: Session, prompt: Prompt, now: datetime) -> None:
     done = exists().where(ApiObject.id == Prompt.id, ApiObject.group_id == group.id, Prompt.status == "done")
     if not session.scalar(select(done)):  # its caller takes the call for success
         return
-    session.add(
-        Callback(
-            id=new_id("cb"),
-            account_id=group.account_id,
-            event="prompts.done",
-            subject_id=group.id,
-            url=group.callback_url,
-            body={"type": "prompts.done", "data": {"group": group.id}},
-            form=group.dialect,
-            on_unknown=seen.on_unknown,
-            next_attempt_at=now,
-            created_at=now,
-        )
+    callback = Callback(
+        id=new_id("cb"),
+        account_id=group.account_id,
+        event="prompts.done",
+        subject_id=group.id,
+        url=group.callback_url,
+        body={"type": "prompts.done", "data": {"group": group.id}},
+        form=group.dialect,
+        on_unknown=seen.on_unknown,
+        next_attempt_at=now,
+        created_at=now,
     )
+    hold_if_told(session, callback, group.created_at)
+    session.add(callback)
 
 
 def tune_ready(session: Session, tune: Tune, now: datetime, notify: bool) -> None:

@@ -131,7 +131,7 @@ class TuneJob:
         depends on the number of steps.
         """
         recipe = self.full_recipe("", base_fingerprint)
-        training = dict(recipe["training"])
+        training = {**self.options.hashed(), "steps": self.total_steps}
         for name in ("checkpoint_every", "gradient_checkpointing", "offload"):
             training.pop(name)
         if self.options.lr_schedule == "constant":

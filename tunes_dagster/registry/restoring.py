@@ -1,0 +1,206 @@
+"""After a backup was put back: what may have happened since it was taken, and work whose files it lacks.
+
+A backup is a moment of the past. What was told to callers since then, which numbers were given out and which attempts
+wrote files is not in it; here the rows are brought to where none of that can be repeated by mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import or_, select, text, update
+from sqlalchemy.orm import Session
+
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id
+from tunes_dagster.registry.campaign_tables import CampaignDate
+from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.tables import Account, Callback, Prompt, Restore, Tune, Work
+from tunes_dagster.registry.transitions import (
+    back_to_waiting,
+    lock_subject,
+    lock_tune,
+    note,
+    open_work,
+    show,
+    tune_failed,
+)
+
+# Between the last number of the backup and the next one: those given out since then must not be given out again.
+NUMBERS_SKIPPED = 1_000
+# The same for attempts: files and run keys of attempts since then lie where the next one's would.
+ATTEMPTS_SKIPPED = 1_000
+_NUMBERED = ("tunes", "prompts", "packs")
+RESTORED = "The installation was restored from a backup."
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What the rows needed.
+
+    Attributes:
+        queued: Pieces of work that a run had, and that are in the queue again.
+        held: Callbacks that may have arrived since, of receivers that cannot take a repeat.
+        due: Callbacks that are sent, perhaps again.
+    """
+
+    queued: int
+    held: int
+    due: int
+
+
+class RestoringQueries(Database):
+    """The rows of a backup that was put back."""
+
+    def restored(self, taken_at: datetime | None) -> Restored:
+        """Bring the rows of a backup to where the installation can go on; nothing may work on it meanwhile."""
+        now = self.now()
+        with self.writing() as session:
+            session.add(Restore(id=new_id("restore"), at=now, taken_at=taken_at))
+            active = session.scalars(
+                select(Work).where(Work.state.in_(("submitted", "running"))).order_by(Work.id)
+            )
+            queued = [_queue_again(session, work, now) for work in active.all()]
+            session.execute(update(Work).values(attempt=Work.attempt + ATTEMPTS_SKIPPED))
+            _skip_numbers(session)
+            held, due = _hold_callbacks(session)
+            return Restored(len(queued), held, due)
+
+    def last_restore(self) -> Restore | None:
+        """Return the newest restore, or None."""
+        with self.reading() as session:
+            return session.scalars(select(Restore).order_by(Restore.at.desc()).limit(1)).first()
+
+    def deleted_since(self, moment: datetime) -> list[list[str]]:
+        """Return kind and id of the tunes and pictures that were deleted from a moment on."""
+        tunes = select(Tune.id).where(Tune.deleted_at >= moment)
+        prompts = select(Prompt.id).where(Prompt.expired_at >= moment)
+        with self.reading() as session:
+            gone = [["tune", tune_id] for tune_id in session.scalars(tunes)]
+            return gone + [["prompt", prompt_id] for prompt_id in session.scalars(prompts)]
+
+    def report_missing(self, date_id: str) -> None:
+        """Have the report of a campaign's date made again, whose files are not there."""
+        with self.writing() as session:
+            date = session.get_one(CampaignDate, date_id, with_for_update=True)
+            date.report_key = date.report_asked_at = None
+            date.status, date.report_attempt, date.updated_at = "finished", 0, self.now()
+
+    def redo_tune(self, tune_id: str, kind: str, without: Sequence[str], why: str) -> Tune:
+        """Have work of a tune done again, because files that its row names are not there.
+
+        Prompts that nobody has begun wait for it. What was paid stays paid, what was told is not told again.
+
+        Args:
+            tune_id: The tune.
+            kind: `prepare`, `train` or `finish`; what follows is done again as well.
+            without: Names of the results that are gone.
+            why: One sentence for people.
+        """
+        now = self.now()
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            for later in ("prepare", "train", "finish"):
+                row = session.scalars(
+                    select(Work).where(Work.kind == later, Work.subject_id == tune_id)
+                ).first()
+                if row is not None and row.state in ("queued", "submitted", "running"):
+                    row.state = "cancelled"
+            session.flush()
+            open_work(session, kind, tune.id, tune.origin, now)
+            tune.result = {name: value for name, value in tune.result.items() if name not in without}
+            tune.status = {"prepare": "queued", "train": "prepared", "finish": "trained"}[kind]
+            tune.cancel, tune.updated_at = "", now
+            show(tune, "queued", why)
+            note(session, tune.id, "queued", why, now, kind=kind)
+            session.execute(
+                update(Prompt)
+                .where(Prompt.tune_id == tune.id, Prompt.status == "queued", Prompt.batch_id.is_(None))
+                .values(status="waiting", updated_at=now)
+            )
+            return tune
+
+    def redo_prompt(self, prompt_id: str, why: str) -> Prompt:
+        """Have a prompt rendered again whose pictures are not there; with its own seed, and not paid for again."""
+        now = self.now()
+        with self.writing() as session:
+            prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id).with_for_update()).one()
+            tune = session.scalars(select(Tune).where(Tune.id == prompt.tune_id)).first()
+            waits = tune is not None and tune.status != "ready"
+            prompt.status, prompt.queued_at = ("waiting", None) if waits else ("queued", now)
+            prompt.images, prompt.batch_id, prompt.done_at, prompt.updated_at = [], None, None, now
+            note(session, prompt.id, prompt.status, why, now)
+            return prompt
+
+    def lost_tune(self, tune_id: str, why: str) -> Tune:
+        """Fail a tune that can neither be shown nor made again; what it held is returned."""
+        now = self.now()
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            told = tune.status != "ready"
+            for work in session.scalars(select(Work).where(Work.subject_id == tune.id)):
+                work.state = "failed" if work.state in ("queued", "submitted", "running") else work.state
+            failure = Failure(
+                FailureCode.STORE_UNAVAILABLE, why, "Hand in the pictures again, as a new tune."
+            )
+            tune_failed(session, tune, failure, now, notify=told)
+            return tune
+
+    def lost_pictures(self, prompt_id: str, left: list[str], why: str) -> None:
+        """Note that pictures of a prompt are gone for good."""
+        now = self.now()
+        with self.writing() as session:
+            prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id).with_for_update()).one()
+            prompt.images, prompt.updated_at = left, now
+            prompt.expired_at = prompt.expired_at if left else now
+            note(session, prompt.id, prompt.status, why, now)
+
+
+def _queue_again(session: Session, found: Work, now: datetime) -> None:
+    """Put work that a run had back into the queue; the run is of another time."""
+    subject = lock_subject(session, found.kind, found.subject_id)
+    if found.state == "running":
+        found.tries = max(0, found.tries - 1)
+    found.state, found.available_at = "queued", now
+    found.run_id = found.run_key = found.cohort_id = None
+    back_to_waiting(session, subject, found, RESTORED, now)
+
+
+def _skip_numbers(session: Session) -> None:
+    """Go on counting well above the numbers that the backup knows."""
+    if session.get_bind().dialect.name == "sqlite":
+        names = ", ".join(f"'{name}'" for name in _NUMBERED)
+        session.execute(
+            text(f"UPDATE sqlite_sequence SET seq = seq + {NUMBERS_SKIPPED} WHERE name IN ({names})")  # noqa: S608
+        )
+        return
+    for name in _NUMBERED:
+        session.execute(
+            text(
+                f"SELECT setval(pg_get_serial_sequence('{name}', 'number'), "  # noqa: S608 - our own names
+                f"coalesce((SELECT max(number) FROM {name}), 0) + {NUMBERS_SKIPPED})"
+            )
+        )
+
+
+def _hold_callbacks(session: Session) -> tuple[int, int]:
+    """Hold what may have arrived since at receivers that cannot take a repeat; returns how many, and how many are due.
+
+    Leases are of processes that are gone.
+    """
+    careful = or_(Account.callback_unknown == "hold", Callback.on_unknown == "hold")
+    ids = select(Callback.id).join(Account, Account.id == Callback.account_id)
+    waiting = Callback.state == "pending"
+    held = list(session.scalars(ids.where(waiting, careful)))
+    due = list(session.scalars(ids.where(waiting, ~careful)))
+    for state, some in (("held", held), ("pending", due)):
+        for start in range(0, len(some), 5_000):
+            session.execute(
+                update(Callback)
+                .where(Callback.id.in_(some[start : start + 5_000]))
+                .values(state=state, lease_id=None, lease_until=None)
+                .execution_options(synchronize_session=False)
+            )
+    return len(held), len(due)
