@@ -61,8 +61,8 @@ class Site:
 
     def start(self) -> None:
         """Let everybody work at once."""
-        for work in (self.ask, self.pipeline, self.deliver):
-            thread = threading.Thread(target=self._endless, args=(work,), daemon=True)
+        for work, pause in ((self._ask_on, 0.02), (self.pipeline, 0.01), (self.deliver, 0.3)):
+            thread = threading.Thread(target=self._endless, args=(work, pause), daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -74,14 +74,18 @@ class Site:
             assert not thread.is_alive()
         assert not self.errors, self.errors
 
-    def _endless(self, work: Callable[[], None]) -> None:
+    def _endless(self, work: Callable[[], None], pause: float) -> None:
         while not self.stop.is_set():
             try:
                 work()
             except BaseException as error:
                 self.errors.append(error)
                 return
-            self.stop.wait(0.01)
+            self.stop.wait(pause)
+
+    def _ask_on(self) -> None:
+        if self.made - self.finished < 5:
+            self.ask()
 
     def ask(self) -> None:
         """Hand in a tune with a picture and a prompt, in turns by account."""
@@ -91,7 +95,12 @@ class Site:
         hook = f"{self.callers.address}/{account}"
         prompt = PromptRequest(text="a dog", settings=render_settings(), callback_url=f"{hook}/prompt")
         request = TuneRequest.model_validate(
-            {"name": "dog", "title": f"dog {self.made}", "sources": {"uploads": [key]}, "callback_url": f"{hook}/tune"}
+            {
+                "name": "dog",
+                "title": f"dog {self.made}",
+                "sources": {"uploads": [key]},
+                "callback_url": f"{hook}/tune",
+            }
         ).model_copy(update={"prompts": [prompt]})
 
         def pays(session: Session, tune: Tune, prompts: list[Prompt]) -> None:
@@ -122,7 +131,9 @@ class Site:
         if kind == "prepare":
             self._dataset(tune_id)
         if kind == "train":
-            key = self.store.write_bytes(f"tunes/{tune_id}/lora/{work.attempt}/w.safetensors", tune_id.encode())
+            key = self.store.write_bytes(
+                f"tunes/{tune_id}/lora/{work.attempt}/w.safetensors", tune_id.encode()
+            )
             result = {"weights_key": key, "last_weights_key": key}
         self.registry.finish(work.id, run_id, result=result)
         if kind == "finish":

@@ -25,7 +25,7 @@ from tests.registry.conftest import postgres  # noqa: F401
 from tunes_dagster.cli import main
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.core.store import Store
-from tunes_dagster.registry import Registry, open_registry
+from tunes_dagster.registry import Prompt, Registry, Tune, open_registry
 from tunes_dagster.service.erase import erase_outputs, erase_tunes
 
 
@@ -73,9 +73,7 @@ def tools_of(server: Engine) -> Path | None:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     for name in ("TUNES_REGISTRY_URL", "TUNES_STORE_URL", "DAGSTER_HOME", "TUNES_CATALOG"):
         monkeypatch.delenv(name, raising=False)
     new_url = None
@@ -118,6 +116,13 @@ def told(callers: Callers) -> Counter[tuple[str, str]]:
     return found
 
 
+def live_rows(registry: Registry, account: str) -> list[Tune | Prompt]:
+    return [
+        *registry.list_tunes(limit=10_000, account_id=account),
+        *registry.list_prompts(limit=10_000, account_id=account),
+    ]
+
+
 def everything_goes_on(
     site: Site, home: Path, before: Counter[tuple[str, str]], lost: Sequence[str] = ()
 ) -> None:
@@ -130,11 +135,17 @@ def everything_goes_on(
     assert ended <= {"done", "cancelled"}
     everything = told(site.callers)
     assert all(count == 1 for (receiver, _id), count in everything.items() if receiver == "ben")
-    live = [*registry.list_tunes(limit=10_000, account_id="ann"), *registry.list_prompts(limit=10_000, account_id="ann")]
+    live = [
+        *registry.list_tunes(limit=10_000, account_id="ann"),
+        *registry.list_prompts(limit=10_000, account_id="ann"),
+    ]
     missed = [row.id for row in live if ("ann", row.id) not in everything]
     assert not missed, "what was owed to those who take repeats has come"
     held = {row.subject_id for row in registry.list_callbacks(state="held", limit=10_000)}
-    live = [*registry.list_tunes(limit=10_000, account_id="ben"), *registry.list_prompts(limit=10_000, account_id="ben")]
+    live = [
+        *registry.list_tunes(limit=10_000, account_id="ben"),
+        *registry.list_prompts(limit=10_000, account_id="ben"),
+    ]
     assert all(("ben", row.id) in everything or row.id in held for row in live), "what did not come is held"
     assert not [row for row in registry.list_callbacks(state="pending", limit=10) if row.attempts == 0]
     assert registry.audit() == []
@@ -169,7 +180,9 @@ def test_a_backup_of_a_busy_installation_goes_on(place: Place, capsys: pytest.Ca
     known = {tune.id for tune in again.registry.list_tunes(status="deleted", limit=1000)}
     assert known <= deleted
     everything_goes_on(again, home, before)
-    assert not any(list(again.store.list(f"tunes/{tune_id}")) for tune_id in known), "what was deleted stays away"
+    assert not any(list(again.store.list(f"tunes/{tune_id}")) for tune_id in known), (
+        "what was deleted stays away"
+    )
     again.ask()
     (newest,) = again.registry.list_tunes(limit=1)
     assert newest.number > lost, "no number is given out twice"
@@ -180,9 +193,9 @@ def copy_by_hand(source: Path, folder: Path) -> None:
     shutil.copytree(source / "store", folder / "store", ignore=shutil.ignore_patterns("*.part"))
     url = make_url(get_settings().resolved_registry_url)
     if url.get_backend_name() == "sqlite":
-        with closing(sqlite3.connect(source / "registry.db")) as reading:
-            with closing(sqlite3.connect(folder / "registry.db")) as writing:
-                reading.backup(writing)
+        made = sqlite3.connect(folder / "registry.db")
+        with closing(sqlite3.connect(source / "registry.db")) as reading, closing(made) as writing:
+            reading.backup(writing)
         return
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
     subprocess.run(["pg_dump", "-Fc", "-f", folder / "registry.dump", plain], check=True)
@@ -238,7 +251,12 @@ def test_a_store_that_was_copied_before_the_registry_is_made_whole(
     everything_goes_on(again, home, before, [lost.id])
     assert again.registry.get_wallet("ann").available <= paid, "what is made again is not paid for again"
     assert main(["restore", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["files"] == {"again": {}, "rendered": [], "deleted": [], "lost": []}
+    assert json.loads(capsys.readouterr().out)["files"] == {
+        "again": {},
+        "rendered": [],
+        "deleted": [],
+        "lost": [],
+    }
 
 
 def test_what_was_deleted_while_a_backup_was_made_stays_deleted(
@@ -268,7 +286,7 @@ def test_what_was_deleted_while_a_backup_was_made_stays_deleted(
     place.home("second")
     capsys.readouterr()
     assert main(["restore", str(place.folder / "copy"), "--json"]) == 0, capsys.readouterr().err
-    assert json.loads(capsys.readouterr().out)["deleted_again"] == 2
+    assert json.loads(capsys.readouterr().out)["deleted_again"] == 3  # the tune with its prompt, and a prompt
     again = place.site()
     assert again.registry.get_tune(tune.id).status == "deleted"
     assert not list(again.store.list(f"tunes/{tune.id}"))
@@ -278,7 +296,9 @@ def test_what_was_deleted_while_a_backup_was_made_stays_deleted(
     before = {key for key in Store(place.folder / "copy" / "store").list("tunes") if other.id in key}
     erase_tunes(again.registry, again.store, [other])
     assert main(["backup", str(place.folder / "copy")]) == 0
-    assert before and not {key for key in Store(place.folder / "copy" / "store").list("tunes") if other.id in key}
+    assert before and not {
+        key for key in Store(place.folder / "copy" / "store").list("tunes") if other.id in key
+    }
 
 
 def test_nothing_is_overwritten_and_half_a_backup_is_refused(

@@ -37,7 +37,9 @@ class Strict(BaseModel):
     def hashed(self) -> dict[str, Any]:
         """Return the options as they go into hashes of what they decide; see `Later`."""
         fields = type(self).model_fields
-        later = {name for name, field in fields.items() if any(isinstance(one, Later) for one in field.metadata)}
+        later = {
+            name for name, field in fields.items() if any(isinstance(one, Later) for one in field.metadata)
+        }
         unset = {name for name in later if getattr(self, name) == fields[name].default}
         return self.model_dump(mode="json", exclude=unset)
 

@@ -27,6 +27,7 @@ from tunes_dagster.registry.transitions import (
     show,
     tune_failed,
 )
+from tunes_dagster.registry.uses import used_and_not_ready, used_with
 
 # Between the last number of the backup and the next one: those given out since then must not be given out again.
 NUMBERS_SKIPPED = 1_000
@@ -117,8 +118,9 @@ class RestoringQueries(Database):
             note(session, tune.id, "queued", why, now, kind=kind)
             session.execute(
                 update(Prompt)
-                .where(Prompt.tune_id == tune.id, Prompt.status == "queued", Prompt.batch_id.is_(None))
+                .where(used_with([tune.id]), Prompt.status == "queued", Prompt.batch_id.is_(None))
                 .values(status="waiting", updated_at=now)
+                .execution_options(synchronize_session=False)
             )
             return tune
 
@@ -127,8 +129,10 @@ class RestoringQueries(Database):
         now = self.now()
         with self.writing() as session:
             prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id).with_for_update()).one()
-            tune = session.scalars(select(Tune).where(Tune.id == prompt.tune_id)).first()
-            waits = tune is not None and tune.status != "ready"
+            waits = (
+                session.scalar(select(Prompt.id).where(Prompt.id == prompt_id, used_and_not_ready()))
+                is not None
+            )
             prompt.status, prompt.queued_at = ("waiting", None) if waits else ("queued", now)
             prompt.images, prompt.batch_id, prompt.done_at, prompt.updated_at = [], None, None, now
             note(session, prompt.id, prompt.status, why, now)

@@ -174,11 +174,10 @@ def _check_prompt(registry: Registry, there: Files, prompt: Prompt, done: Checke
     left = [key for key in prompt.images or [] if there.has(key)]
     if len(left) == len(prompt.images or []) or prompt.expired_at is not None:
         return
-    try:
-        tune = registry.get_tune(prompt.tune_id) if prompt.tune_id else None
-    except Failure:
-        tune = None
-    gone = prompt.tune_id is not None and (tune is None or tune.status in ("failed", "cancelled", "deleted"))
+    used = registry.tunes_by_id(
+        use.tune_id for use in registry.uses_of([prompt.id]).get(prompt.id, []) if use.tune_id
+    )
+    gone = any(tune.status in ("failed", "cancelled", "deleted") for tune in used.values())
     if gone:
         registry.lost_pictures(prompt.id, left, _WHY)
         done.lost.append(
