@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,10 @@ from tunes_dagster.registry.tables import Prompt, Tune, Work
 from tunes_dagster.registry.transitions import OPEN_PROMPT, note, prompt_ended
 from tunes_dagster.registry.uses import Use, own_use, write_uses
 from tunes_dagster.registry.work import owned
+
+
+# What the names of rendered files begin with.
+_PROMPT_ID = re.compile(r"prompt_[0-9a-z]+(?=-)")
 
 
 def shape_of(settings: dict[str, Any]) -> str:
@@ -199,6 +204,18 @@ class PromptQueries(Database):
         if prompt is None:
             raise Failure(FailureCode.INVALID_REQUEST, f"There is no prompt {prompt_id!r}.", "Check its id.")
         return prompt
+
+    def owns_picture(self, account_id: str, key: str) -> bool:
+        """Whether a file that was rendered, by its key in the store, was rendered for a prompt of an account.
+
+        Sheets show the prompts of several accounts: they are nobody's.
+        """
+        named = _PROMPT_ID.match(key.rpartition("/")[2])
+        if named is None:
+            return False
+        query = select(Prompt.id).where(Prompt.id == named.group(), Prompt.account_id == account_id)
+        with self.reading() as session:
+            return session.scalar(query) is not None
 
     def list_prompts(
         self,

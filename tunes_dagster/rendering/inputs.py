@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,11 +23,18 @@ if TYPE_CHECKING:
     from tunes_dagster.families.base import LoadedBase
     from tunes_dagster.rendering.aids import Aids
 
-# Keys that a request may name: what was uploaded, content by hash, and renders (whose ids cannot be guessed).
-_KEYS = ("uploads/", "blobs/", "batches/")
+_RENDERED = "batches/"
+# Keys that a request may name: what was uploaded and content by hash, which cannot be guessed, and one's own renders.
+_KEYS = ("uploads/", "blobs/", _RENDERED)
 
 
-def keep_picture(value: str, name: str, settings: Settings, store: Store | None) -> str:
+def keep_picture(
+    value: str,
+    name: str,
+    settings: Settings,
+    store: Store | None,
+    owns: Callable[[str], bool] | None = None,
+) -> str:
     """Return what the row keeps of a picture: an address as it is, a payload as a key in the store.
 
     Args:
@@ -35,6 +42,7 @@ def keep_picture(value: str, name: str, settings: Settings, store: Store | None)
         name: Of the setting, for messages.
         settings: The operator's.
         store: Where payloads go; None opens the operator's.
+        owns: Whether a rendered picture may be named; None lets all be.
 
     Raises:
         Failure: `INVALID_REQUEST`, `PICTURE_UNREADABLE`, `SOURCE_REFUSED` for an address that leads inside.
@@ -48,7 +56,8 @@ def keep_picture(value: str, name: str, settings: Settings, store: Store | None)
         return value
     place = store or Store(settings.resolved_store_url, settings.store_options)
     if value.startswith(_KEYS) and len(value) < 500:
-        if ".." in value or not place.exists(value):
+        foreign = value.startswith(_RENDERED) and owns is not None and not owns(value)
+        if ".." in value or foreign or not place.exists(value):
             raise Failure(
                 FailureCode.INVALID_REQUEST,
                 f"{name}: there is no file {value!r} in the store.",

@@ -54,6 +54,7 @@ class PromptContext:
         characteristics: Of the prompt's own tune.
         find: Looks a tune up that a tag (`lora`, `faceid`) names and returns its characteristics; raises when it may
             not be used.
+        owns: Whether a rendered picture, by its key in the store, may be named; None lets all be.
     """
 
     asked: BaseModelEntry
@@ -63,6 +64,7 @@ class PromptContext:
     store: Store | None = None
     characteristics: Mapping[str, str] = field(default_factory=dict)
     find: Callable[[str, str], Mapping[str, str]] | None = None
+    owns: Callable[[str], bool] | None = None
 
 
 def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptRequest:
@@ -86,7 +88,7 @@ def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptReq
     _check_text(request.text, filled, context)
     _check_installed(filled, context)
     kept = {
-        name: keep_picture(value, name, context.settings, context.store)
+        name: keep_picture(value, name, context.settings, context.store, context.owns)
         for name in ("input_image", "mask_image")
         if (value := getattr(filled, name)) is not None
     }

@@ -65,6 +65,10 @@ class Named:
         self._check(tune, word, tag)
         return dict((tune.request or {}).get("characteristics") or {})
 
+    def owns_picture(self, key: str) -> bool:
+        """Whether a rendered picture, by its key in the store, is one of the account's."""
+        return self._registry.owns_picture(self._account_id, key)
+
     def kinds(self, text: str) -> list[str]:
         """Return the kinds of the tunes that the tags of a text name.
 

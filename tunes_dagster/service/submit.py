@@ -408,5 +408,5 @@ def _complete_prompt(
     check_callback_url(request.callback_url, settings)
     base = catalog.resolve(asked) if asked else entry
     known = own.characteristics if own is not None else characteristics or {}
-    context = PromptContext(base, entry, catalog, settings, store, known, named)
+    context = PromptContext(base, entry, catalog, settings, store, known, named, named.owns_picture)
     return complete_prompt(request, context), entry
