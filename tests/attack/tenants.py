@@ -216,7 +216,7 @@ def populate(house: House) -> Tenants:
     both.name("request", request, prompts[0].id, prompts[0].number)
     both.name("prompt number", *(prompt.number for prompt in prompts[:2]))
     both.name("prompt id", prompts[0].id, generation, f"inf_{prompts[0].id[7:]}", request)
-    # What only says where a list begins, or what a caller had kept beside a prompt, names nothing: nothing may be shown.
+    # What only says where a list begins, or what a caller had kept beside a prompt, names nothing.
     both.words["kept"] = [Word(str(one), str(one)) for one in (pack["id"], prompts[0].number)]
     both.words["cursor"] = [Word(str(tunes[0].number), str(tunes[0].number))]
     both.name("pack", pack["id"], pack["slug"])

@@ -73,6 +73,7 @@ def _at(cases: list[Case], **path: str) -> list[Case]:
 
 
 CASES: dict[str, list[Case]] = {
+    "GET /": LOOK, "GET /health": LOOK,
     "GET /docs/{name}": LOOK, "GET /openapi/{name}.json": LOOK,
     "GET /native/v1/health": LOOK, "GET /native/v1/metrics": LOOK, "GET /native/v1/compositions": LOOK,
     "GET /native/v1/account": LOOK, "GET /native/v1/callbacks": LOOK, "GET /v1/tunes/config": LOOK,
@@ -230,6 +231,7 @@ def case_of(method: str, path: str) -> str:
     return f"{method} {path.removesuffix('.json')}"
 
 
+@pytest.mark.slow
 def test_every_route_keeps_the_tenants_apart(both: Tenants) -> None:
     before, attacks = both.alfas(), 0
     for method, path in routes(both.house.client.app.routes):  # type: ignore[attr-defined]

@@ -24,7 +24,6 @@ from tunes_dagster.registry.transitions import OPEN_PROMPT, note, prompt_ended
 from tunes_dagster.registry.uses import Use, own_use, write_uses
 from tunes_dagster.registry.work import owned
 
-
 # What the names of rendered files begin with.
 _PROMPT_ID = re.compile(r"prompt_[0-9a-z]+(?=-)")
 
