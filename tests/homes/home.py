@@ -170,7 +170,6 @@ def old_home(unpacked: Path, folder: Path, postgres: str | None = None) -> Itera
         patch.setenv("TUNES_DAGSTER_STORAGE", str(home / "dagster"))
         patch.setenv("TUNES_CATALOG", str(home / "catalog.yaml"))
         patch.setenv("TUNES_CONTENT_RULES", str(home / "rules.txt"))
-        patch.setenv("TUNES_GATEWAY_PRICES", str(home / "prices.yaml"))
         if postgres is not None:
             patch.setenv("TUNES_REGISTRY_URL", postgres)
         get_settings.cache_clear()

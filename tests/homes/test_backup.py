@@ -20,8 +20,7 @@ from sqlalchemy.engine import make_url
 
 from tests.homes.home import Callers
 from tests.homes.site import PRICE, Site, named_files, set_up
-from tests.registry.conftest import _database as new_database
-from tests.registry.conftest import postgres  # noqa: F401
+from tests.support.databases import new_database
 from tunes_dagster.cli import main
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.core.store import Store

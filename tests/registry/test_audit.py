@@ -8,6 +8,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from tests.registry.test_money import wealthy
+from tests.support.lock_order import unwatched
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
 from tunes_dagster.registry import Prompt, PromptTune, Registry, Tune, Work
 from tunes_dagster.registry.api_tables import ApiObject, Reservation, Wallet
@@ -27,7 +28,7 @@ def found(registry: Registry) -> dict[str, Fault]:
 
 def plant(registry: Registry, *statements: Any) -> None:
     """Write what the state machine would not."""
-    with registry.writing() as session:
+    with unwatched(), registry.writing() as session:
         for statement in statements:
             session.execute(statement)
 

@@ -10,18 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import or_, select, text, update
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.campaign_tables import CampaignDate
 from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.locks import lock, lock_columns
+from tunes_dagster.registry.retrying import retried
 from tunes_dagster.registry.tables import Account, Callback, Prompt, Restore, Tune, Work
 from tunes_dagster.registry.transitions import (
+    OPEN_WORK,
     back_to_waiting,
     lock_subject,
     lock_tune,
+    lock_work,
     note,
     open_work,
     show,
@@ -34,6 +38,7 @@ NUMBERS_SKIPPED = 1_000
 # The same for attempts: files and run keys of attempts since then lie where the next one's would.
 ATTEMPTS_SKIPPED = 1_000
 _NUMBERED = ("tunes", "prompts", "packs")
+_ACTIVE = ("submitted", "running")
 RESTORED = "The installation was restored from a backup."
 
 
@@ -57,17 +62,39 @@ class RestoringQueries(Database):
 
     def restored(self, taken_at: datetime | None) -> Restored:
         """Bring the rows of a backup to where the installation can go on; nothing may work on it meanwhile."""
+        with self.reading() as session:
+            query = select(Work.kind, Work.subject_id).where(Work.state.in_(_ACTIVE)).order_by(Work.id)
+            active = [tuple(row) for row in session.execute(query)]
+        queued = sum(self._queue_again(*one) for one in active)
+        held, due = self._settle_past(taken_at)
+        return Restored(queued, held, due)
+
+    @retried
+    def _queue_again(self, kind: str, subject_id: str) -> bool:
+        """Put work that a run had back into the queue; the run is of another time."""
         now = self.now()
         with self.writing() as session:
-            session.add(Restore(id=new_id("restore"), at=now, taken_at=taken_at))
-            active = session.scalars(
-                select(Work).where(Work.state.in_(("submitted", "running"))).order_by(Work.id)
-            )
-            queued = [_queue_again(session, work, now) for work in active.all()]
+            subject = lock_subject(session, kind, subject_id)
+            work = lock_work(session, kind, subject_id)
+            if work is None or work.state not in _ACTIVE:
+                return False
+            if work.state == "running":
+                work.tries = max(0, work.tries - 1)
+            work.state, work.available_at = "queued", now
+            work.run_id = work.run_key = work.cohort_id = None
+            back_to_waiting(session, subject, work, RESTORED, now)
+            return True
+
+    @retried
+    def _settle_past(self, taken_at: datetime | None) -> tuple[int, int]:
+        """Count on from where nothing was given out, and hold or send what is owed; returns how many of each."""
+        with self.writing() as session:
+            lock_columns(session, Work, [])
             session.execute(update(Work).values(attempt=Work.attempt + ATTEMPTS_SKIPPED))
             _skip_numbers(session)
             held, due = _hold_callbacks(session)
-            return Restored(len(queued), held, due)
+            session.add(Restore(id=new_id("restore"), at=self.now(), taken_at=taken_at))
+            return held, due
 
     def last_restore(self) -> Restore | None:
         """Return the newest restore, or None."""
@@ -82,13 +109,15 @@ class RestoringQueries(Database):
             gone = [["tune", tune_id] for tune_id in session.scalars(tunes)]
             return gone + [["prompt", prompt_id] for prompt_id in session.scalars(prompts)]
 
+    @retried
     def report_missing(self, date_id: str) -> None:
         """Have the report of a campaign's date made again, whose files are not there."""
         with self.writing() as session:
-            date = session.get_one(CampaignDate, date_id, with_for_update=True)
+            (date,) = lock(session, CampaignDate, CampaignDate.id == date_id)
             date.report_key = date.report_asked_at = None
             date.status, date.report_attempt, date.updated_at = "finished", 0, self.now()
 
+    @retried
     def redo_tune(self, tune_id: str, kind: str, without: Sequence[str], why: str) -> Tune:
         """Have work of a tune done again, because files that its row names are not there.
 
@@ -103,12 +132,8 @@ class RestoringQueries(Database):
         now = self.now()
         with self.writing() as session:
             tune = lock_tune(session, tune_id)
-            for later in ("prepare", "train", "finish"):
-                row = session.scalars(
-                    select(Work).where(Work.kind == later, Work.subject_id == tune_id)
-                ).first()
-                if row is not None and row.state in ("queued", "submitted", "running"):
-                    row.state = "cancelled"
+            for row in lock(session, Work, Work.subject_id == tune_id, Work.state.in_(OPEN_WORK)):
+                row.state = "cancelled"
             session.flush()
             open_work(session, kind, tune.id, tune.origin, now)
             tune.result = {name: value for name, value in tune.result.items() if name not in without}
@@ -116,19 +141,17 @@ class RestoringQueries(Database):
             tune.cancel, tune.updated_at = "", now
             show(tune, "queued", why)
             note(session, tune.id, "queued", why, now, kind=kind)
-            session.execute(
-                update(Prompt)
-                .where(used_with([tune.id]), Prompt.status == "queued", Prompt.batch_id.is_(None))
-                .values(status="waiting", updated_at=now)
-                .execution_options(synchronize_session=False)
-            )
+            unbegun = (Prompt.status == "queued", Prompt.batch_id.is_(None))
+            for prompt in lock(session, Prompt, used_with([tune.id]), *unbegun):
+                prompt.status, prompt.updated_at = "waiting", now
             return tune
 
+    @retried
     def redo_prompt(self, prompt_id: str, why: str) -> Prompt:
         """Have a prompt rendered again whose pictures are not there; with its own seed, and not paid for again."""
         now = self.now()
         with self.writing() as session:
-            prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id).with_for_update()).one()
+            (prompt,) = lock(session, Prompt, Prompt.id == prompt_id)
             waits = (
                 session.scalar(select(Prompt.id).where(Prompt.id == prompt_id, used_and_not_ready()))
                 is not None
@@ -138,38 +161,30 @@ class RestoringQueries(Database):
             note(session, prompt.id, prompt.status, why, now)
             return prompt
 
+    @retried
     def lost_tune(self, tune_id: str, why: str) -> Tune:
         """Fail a tune that can neither be shown nor made again; what it held is returned."""
         now = self.now()
         with self.writing() as session:
             tune = lock_tune(session, tune_id)
             told = tune.status != "ready"
-            for work in session.scalars(select(Work).where(Work.subject_id == tune.id)):
-                work.state = "failed" if work.state in ("queued", "submitted", "running") else work.state
+            for work in lock(session, Work, Work.subject_id == tune_id, Work.state.in_(OPEN_WORK)):
+                work.state = "failed"
             failure = Failure(
                 FailureCode.STORE_UNAVAILABLE, why, "Hand in the pictures again, as a new tune."
             )
             tune_failed(session, tune, failure, now, notify=told)
             return tune
 
+    @retried
     def lost_pictures(self, prompt_id: str, left: list[str], why: str) -> None:
         """Note that pictures of a prompt are gone for good."""
         now = self.now()
         with self.writing() as session:
-            prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id).with_for_update()).one()
+            (prompt,) = lock(session, Prompt, Prompt.id == prompt_id)
             prompt.images, prompt.updated_at = left, now
             prompt.expired_at = prompt.expired_at if left else now
             note(session, prompt.id, prompt.status, why, now)
-
-
-def _queue_again(session: Session, found: Work, now: datetime) -> None:
-    """Put work that a run had back into the queue; the run is of another time."""
-    subject = lock_subject(session, found.kind, found.subject_id)
-    if found.state == "running":
-        found.tries = max(0, found.tries - 1)
-    found.state, found.available_at = "queued", now
-    found.run_id = found.run_key = found.cohort_id = None
-    back_to_waiting(session, subject, found, RESTORED, now)
 
 
 def _skip_numbers(session: Session) -> None:
@@ -194,17 +209,12 @@ def _hold_callbacks(session: Session) -> tuple[int, int]:
 
     Leases are of processes that are gone.
     """
-    careful = or_(Account.callback_unknown == "hold", Callback.on_unknown == "hold")
-    ids = select(Callback.id).join(Account, Account.id == Callback.account_id)
-    waiting = Callback.state == "pending"
-    held = list(session.scalars(ids.where(waiting, careful)))
-    due = list(session.scalars(ids.where(waiting, ~careful)))
-    for state, some in (("held", held), ("pending", due)):
-        for start in range(0, len(some), 5_000):
-            session.execute(
-                update(Callback)
-                .where(Callback.id.in_(some[start : start + 5_000]))
-                .values(state=state, lease_id=None, lease_until=None)
-                .execution_options(synchronize_session=False)
-            )
-    return len(held), len(due)
+    with_care = set(session.scalars(select(Account.id).where(Account.callback_unknown == "hold")))
+    held = due = 0
+    for callback in lock(session, Callback, Callback.state == "pending"):
+        callback.lease_id = callback.lease_until = None
+        if callback.on_unknown == "hold" or callback.account_id in with_care:
+            callback.state, held = "held", held + 1
+        else:
+            due += 1
+    return held, due
