@@ -8,7 +8,8 @@ from tests.gateway.conftest import House
 from tests.support.registry import add_tune
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.families.catalog import Catalog
-from tunes_dagster.gateway.desk import Desk, View
+from tunes_dagster.gateway.accepting import View
+from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.service import Caller
 from tunes_dagster.registry import Prompt
