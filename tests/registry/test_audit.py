@@ -13,7 +13,7 @@ from tests.support.registry import Clock, add_tune, make_ready, prompt_request, 
 from tunes_dagster.registry import Prompt, PromptTune, Registry, Tune, Work
 from tunes_dagster.registry.api_tables import ApiObject, Reservation, Wallet
 from tunes_dagster.registry.audit import Fault
-from tunes_dagster.registry.ledger import post, reserve
+from tunes_dagster.registry.ledger import lock_wallet, post, reserve
 
 PRICE = 250_000
 
@@ -221,7 +221,7 @@ def test_a_grant_that_was_given_twice_and_books_that_are_wrong(registry: Registr
     now = registry.now()
 
     def grant(session: Session) -> None:
-        wallet = session.get_one(Wallet, "ann")
+        wallet = lock_wallet(session, "ann")
         post(session, wallet, "grant", {"grants": -600, "account": 600}, now, memo="pro")
 
     with registry.writing() as session:

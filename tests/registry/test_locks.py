@@ -23,7 +23,7 @@ from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.registry import Batch, Prompt, Registry, Tune, Work
-from tunes_dagster.registry.api_tables import ApiObject
+from tunes_dagster.registry.api_tables import ApiGroup, ApiObject
 from tunes_dagster.registry.ledger import lock_wallet, reserve
 from tunes_dagster.registry.locks import GUARDED, ORDER, lock, lock_each, lock_one
 from tunes_dagster.registry.tables import Table
@@ -36,7 +36,7 @@ TENANTS = ("anna", "bert")
 
 def test_every_table_has_a_place_or_is_only_added_to() -> None:
     tables = {mapper.class_ for mapper in Table.registry.mappers}
-    assert {one.__name__ for one in tables - set(ORDER) - set(GUARDED)} == {"Event", "Deletion"}
+    assert {one.__name__ for one in tables - set(ORDER) - set(GUARDED)} == {"Event", "Deletion", "Restore"}
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,20 @@ def together(*calls: Callable[[], Any]) -> None:
             future.result()
 
 
+def new_group(registry: Registry, tenant: str) -> str:
+    """Add a group of prompts as accepting a pack does, and return its id."""
+    with registry.writing() as session:
+        row = ApiGroup(
+            id=new_id("group"),
+            account_id=tenant,
+            dialect="astria",
+            callback_url="http://caller.test/all",
+            created_at=registry.now(),
+        )
+        session.add(row)
+    return row.id
+
+
 def mixed_batch(registry: Registry, order: tuple[str, ...], groups: list[str]) -> tuple[Batch, Work]:
     for tenant in order * 3:
         paid_prompt(registry, tenant, group=groups[TENANTS.index(tenant)])
@@ -170,7 +184,7 @@ def mixed_batch(registry: Registry, order: tuple[str, ...], groups: list[str]) -
 @pytest.mark.usefixtures("no_retry")
 def test_two_failing_batches_of_two_tenants(pair: tuple[Registry, Registry]) -> None:
     for _ in range(10):
-        groups = [pair[0].add_group(tenant, "astria", "http://caller.test/all").id for tenant in TENANTS]
+        groups = [new_group(pair[0], tenant) for tenant in TENANTS]
         works = [
             mixed_batch(pair[0], order, some)
             for order, some in ((TENANTS, groups), (TENANTS[::-1], groups[::-1][::-1]))

@@ -247,7 +247,7 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
     from PIL import Image
 
     from tunes_dagster.core.recipe import RenderSettings
-    from tunes_dagster.rendering.jobs import TuneWeights
+    from tunes_dagster.rendering.jobs import Tagged, TuneWeights
     from tunes_dagster.rendering.jobs import make_job as render_job
     from tunes_dagster.rendering.renderer import render
 
@@ -269,8 +269,7 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
         ).images[0]
     assert abs(ours - stock).max() < 0.02
     other = TuneWeights("tune_x", result.weights_key, "ohwx", "woman")
-    both = render_job(
-        "p", "a photo of ohwx woman <lora:x:1>", settings, tune=tune, find_tune=lambda name: other
-    )
+    tagged = [Tagged("x", other, 1.0)]
+    both = render_job("p", "a photo of ohwx woman <lora:x:1>", settings, tune=tune, tagged=tagged)
     (refused,) = render([both], base, store, "out", Recorder())
     assert refused.failure is not None and "DoRA" in refused.failure.message

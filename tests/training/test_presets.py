@@ -137,12 +137,12 @@ def test_another_kind_gets_defaults_of_its_own_and_keeps_what_was_chosen():
     entry = load_catalog().entries["sdxl1"]
     lora = entry.training_options(TrainingOptions(seed=7, steps=900, warmup_steps=5)).model_dump()
     full = entry.training_options(
-        TrainingOptions.model_validate(changed(lora, {"kind": "checkpoint"}, entry))
+        TrainingOptions.model_validate(changed(lora, {"kind": "checkpoint"}, entry.training_options))
     )
     assert full.learning_rate == pytest.approx(entry.training["learning_rate"] * 0.05) and full.rank is None
     assert (full.seed, full.steps, full.warmup_steps, full.batch_size) == (7, 900, 5, 1)
     back = entry.training_options(
-        TrainingOptions.model_validate(changed(full.model_dump(), {"kind": "lora"}, entry))
+        TrainingOptions.model_validate(changed(full.model_dump(), {"kind": "lora"}, entry.training_options))
     )
     assert back.model_dump() == lora
     assert changed(lora, {"steps": 3}, entry) == {**lora, "steps": 3}
