@@ -6,6 +6,7 @@ trained leaves the others alone.
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -303,6 +304,7 @@ def train_cohort_members(
         return
     with Pulse(get_settings().heartbeat_seconds, context.log) as pulse:
         trainees: list[Trainee] = []
+        began = time.monotonic()
 
         def recruit(works: Sequence[Work], said: str) -> list[Trainee]:
             fresh = [recruited(context, work, registry, catalog, pulse) for work in works]
@@ -313,6 +315,8 @@ def train_cohort_members(
             return fresh
 
         def newcomers(free: int) -> list[Trainee]:
+            if time.monotonic() - began > get_settings().longest("train"):
+                return []  # whoever joins may take as long again, and then the run itself ends
             room = min(free, MOST_MEMBERS - len(trainees))
             here = [trainee.tune.id for trainee in trainees]
             return recruit(registry.join_cohort(cohort_id, context.run.run_id, room, here), "joined")

@@ -6,10 +6,25 @@ import warnings
 
 import dagster as dg
 
+from tunes_dagster.core.settings import get_settings
+
 GPU_POOL = "gpu"
 # Report cards wait for a device by themselves and not for ever; one worker process at a time does so.
 REPORT_POOL = "report"
 POOLS = (GPU_POOL, REPORT_POOL)
+
+MAX_RUNTIME_TAG = "dagster/max_runtime"
+# The registry's own watch comes first, and says why.
+_MARGIN_SECONDS = 600
+
+
+def longest_run(kind: str) -> dict[str, str]:
+    """Return the tag by which Dagster ends a run of a job that goes on for too long.
+
+    A run that trains takes newcomers for as long as one tune may take, so it may take twice as long itself.
+    """
+    times = 2 if kind == "train" else 1
+    return {MAX_RUNTIME_TAG: str(round(times * get_settings().longest(kind)) + _MARGIN_SECONDS)}
 
 
 class Group:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Eta, Phase, format_numbers, format_seconds
+from tunes_dagster.core.settings import get_settings
 from tunes_dagster.registry.retrying import DatabaseAway
 
 if TYPE_CHECKING:
@@ -177,12 +182,28 @@ class Member:
 class Pulse:
     """A thread that keeps the rows of running work alive and hears whether the work should stop.
 
-    It is a thread, so that a long call into the model never looks like a dead process.
+    It is a thread, so that a long call into the model never looks like a dead process. When all the work was given to
+    others and the process, which exists for nothing else, does not notice, the thread ends it.
+
+    Args:
+        interval: Seconds between heartbeats.
+        log: Of the run.
+        patience: Seconds that a process whose work is all gone has to end by itself; None takes the setting.
+        end: Ends the process.
     """
 
-    def __init__(self, interval: float, log: logging.Logger | None = None) -> None:
+    def __init__(
+        self,
+        interval: float,
+        log: logging.Logger | None = None,
+        patience: float | None = None,
+        end: Callable[[], None] | None = None,
+    ) -> None:
         self._interval = interval
         self._log = log
+        self._patience = get_settings().lost_after_seconds if patience is None else patience
+        self._end = end or (end_process if runs_alone() else None)
+        self._abandoned: float | None = None
         self._members: list[Member] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -211,3 +232,28 @@ class Pulse:
                     # The registry may be away for a while; the work goes on, and the next beat tries again.
                     if self._log is not None:
                         self._log.warning(f"Could not write the heartbeat of {member.work_id}: {error}")
+            self._end_abandoned()
+
+    def _end_abandoned(self) -> None:
+        """End the process when nothing that it does is used any more, and it had time to hear of that."""
+        living = any(member.lost is None and not member.closed for member in self._members)
+        if living or not any(member.lost is not None for member in self._members):
+            self._abandoned = None
+        elif self._abandoned is None:
+            self._abandoned = time.monotonic()
+        elif self._end is not None and time.monotonic() - self._abandoned > self._patience:
+            if self._log is not None:
+                self._log.error(
+                    "All work of this run was given to others, and it does not end: it is killed."
+                )
+            self._end()
+
+
+def runs_alone() -> bool:
+    """Whether this process exists for one run: what Dagster's launchers start, not a command line or a test."""
+    return multiprocessing.parent_process() is not None or sys.argv[1:3] == ["api", "execute_run"]
+
+
+def end_process() -> None:
+    """Kill this process: it may hang in code that hears no exception."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -26,6 +26,7 @@ AREAS = {
     "the past",
     "store",
     "dagster",
+    "time",
     "drop folder",
 }
 

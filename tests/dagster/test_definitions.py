@@ -233,3 +233,30 @@ def test_the_launchpad_refuses_a_wrong_name_or_kind_of_value_before_anything_sta
     job = defs.resolve_implicit_global_asset_job_def()
     with pytest.raises(dg.DagsterInvalidConfigError, match=named):
         dg.validate_run_config(job, {"ops": {asset: {"config": config}}})
+
+
+def test_every_job_has_a_longest_time():
+    campaign = Campaign(
+        id="c",
+        name="spring",
+        cron="0 9 * * 1",
+        timezone="UTC",
+        starts="2026-01-05",
+        account_id="local",
+        definition={},
+        problems={},
+        state="good",
+    )
+    jobs = build_defs(campaigns=[campaign]).get_repository_def().get_all_jobs()
+    named = {job.name: job.tags.get("dagster/max_runtime") for job in jobs if not job.name.startswith("__")}
+    assert {
+        "prepare_tune",
+        "train_cohort",
+        "embed_faces",
+        "finish_tune",
+        "render_batch",
+        "housekeeping",
+    } < set(named)
+    assert {"plan_spring", "report_spring"} < set(named)
+    assert all(named.values()), named
+    assert named["prepare_tune"] == "4200" and named["train_cohort"] == "173400"

@@ -184,3 +184,46 @@ def test_due_callbacks_reports_what_it_did(house, rows):
         dg.build_sensor_context(instance=house.instance), registry=rows, notifier=NotifierResource()
     )
     assert found.skip_message.startswith("0 delivered")
+
+
+def test_a_run_that_takes_too_long_is_ended_unless_it_holds_other_work(house, rows, monkeypatch):
+    """Two tunes train in one run; the first one's time ends, then the second one's."""
+    ended = []
+    monkeypatch.setattr(
+        type(house.instance.run_launcher), "terminate", lambda self, run_id: ended.append(run_id)
+    )
+    first, second = house.submit("ann"), house.submit("bob")
+    for tune in (first, second):
+        move(house, tune.id, "prepare")
+    run_id = submit_run(house, "cohort_1", dg.DagsterRunStatus.STARTED)
+    now = clock.now()
+
+    def later(seconds: float, *alive: str) -> str:
+        monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=seconds))
+        for work_id in alive:
+            house.registry.heartbeat(work_id, run_id)
+        return stuck(house, rows)
+
+    one = house.registry.claim("train", first.id, run_id)
+    monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=1000))
+    two = house.registry.claim("train", second.id, run_id)
+    longest = house.settings.longest("train")
+    assert later(longest - 10, one.id, two.id) == "All is well."
+    assert "1 attempts were lost" in later(longest + 10, one.id, two.id)
+    assert house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.STARTED and not ended
+    assert "1 attempts were lost" in later(longest + 1010, two.id)
+    assert house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.FAILURE and ended == [run_id]
+
+
+def test_a_run_whose_work_has_ended_does_not_go_on_for_ever(house, rows, monkeypatch):
+    """It holds no slot of a pool; nothing else would notice."""
+    tune = house.submit()
+    run_id = submit_run(house, "work_1:1", dg.DagsterRunStatus.STARTED)
+    work = house.registry.claim("prepare", tune.id, run_id)
+    house.registry.finish(work.id, run_id)
+    assert stuck(house, rows) == "All is well."
+    assert house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.STARTED
+    now = clock.now() + timedelta(seconds=6 * house.settings.lost_after_seconds)
+    monkeypatch.setattr(clock, "now", lambda: now)
+    stuck(house, rows)
+    assert house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.FAILURE

@@ -179,3 +179,34 @@ def test_a_dead_ui_run_on_a_ready_tune_disturbs_nothing(registry: Registry, cloc
     (one,) = stuck(registry, clock, False)
     assert not one.requeued and registry.get_work(work.id).state == "failed"
     assert registry.get_tune(tune.id).status == "ready"
+
+
+def test_work_that_takes_too_long_is_given_up_however_alive_it_is(registry: Registry, clock: Clock) -> None:
+    """By its kind: what prepares has an hour, what trains beside it has a day."""
+    slow, other = add_tune(registry), prepared(registry)
+    work = registry.claim("prepare", slow.id, "run")
+    registry.claim("train", other, "run-2")
+    hours = {"prepare": 3600.0, "train": 86_400.0}
+
+    def given_up() -> list[decide.Stuck]:
+        for _ in range(2):
+            registry.heartbeat(work.id, "run")
+            clock.forward(1)
+        return decide.find_stuck(
+            registry, clock(), lambda _name: True, lost_after_seconds=10**6, longest=hours.__getitem__
+        )
+
+    clock.forward(3590)
+    assert given_up() == []
+    clock.forward(10)
+    (one,) = given_up()
+    assert one.work.subject_id == slow.id and one.requeued and one.run_id == "run"
+    assert "prepare took longer than" in one.reason and "TUNES_LONGEST_PREPARE_SECONDS" in one.reason
+    for number in range(2, SETTINGS.max_attempts + 1):
+        clock.forward(200)
+        work = registry.claim("prepare", slow.id, f"run-{number}")
+        clock.forward(3601)
+        (one,) = decide.find_stuck(
+            registry, clock(), lambda _name: True, lost_after_seconds=10**6, longest=hours.__getitem__
+        )
+    assert one.work.state == "failed" and one.work.failure_code == "timed_out"

@@ -60,6 +60,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("the past", _past),
         ("store", _store),
         ("dagster", _dagster),
+        ("time", _time),
         ("drop folder", _drop_folder),
     )
     for area, check in checks:
@@ -238,6 +239,14 @@ def _dagster(settings: Settings) -> Iterator[Finding]:
             "No daemon runs: `tunes train` and `tunes render` work in their own process.",
             "Start it with `tunes dev` to have drop folder, API and callbacks served.",
         )
+
+
+def _time(settings: Settings) -> Iterator[Finding]:
+    from tunes_dagster.core.progress import format_seconds
+
+    kinds = ("prepare", "train", "embed", "finish", "render", "campaign", "housekeeping")
+    said = ", ".join(f"{kind} {format_seconds(settings.longest(kind))}" for kind in kinds)
+    yield Finding("time", "ok", f"The longest that a piece of work may take: {said}.")
 
 
 def _drop_folder(settings: Settings) -> Iterator[Finding]:

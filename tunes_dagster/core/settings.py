@@ -43,6 +43,14 @@ class Settings(BaseSettings):
         heartbeat_seconds: How often running work says that it is alive.
         registry_patience_seconds: How long running work waits for a registry that is away before it gives up.
         lost_after_seconds: Silence after which running work counts as lost.
+        longest_prepare_seconds: The longest that preparing one tune may take (docs/production.md); then the attempt
+            counts as lost, whatever it says of itself, and its run is ended.
+        longest_train_seconds: The same for training one tune.
+        longest_embed_seconds: The same for a tune that trains nothing (faceid).
+        longest_finish_seconds: The same for scoring and packaging one tune.
+        longest_render_seconds: The same for one batch.
+        longest_campaign_seconds: The same for planning a date of a campaign, and for reporting on it.
+        longest_housekeeping_seconds: The same for housekeeping.
         ui_url: Address of the Dagster UI, which is asked to reload when campaigns change; empty asks nobody.
         max_attempts: Attempts of one piece of work before it fails for good.
         retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
@@ -84,6 +92,13 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = 5.0
     lost_after_seconds: float = 60.0
     registry_patience_seconds: float = Field(default=600.0, ge=0)
+    longest_prepare_seconds: float = Field(default=3_600.0, gt=0)
+    longest_train_seconds: float = Field(default=86_400.0, gt=0)
+    longest_embed_seconds: float = Field(default=1_800.0, gt=0)
+    longest_finish_seconds: float = Field(default=7_200.0, gt=0)
+    longest_render_seconds: float = Field(default=14_400.0, gt=0)
+    longest_campaign_seconds: float = Field(default=3_600.0, gt=0)
+    longest_housekeeping_seconds: float = Field(default=7_200.0, gt=0)
     ui_url: str = "http://127.0.0.1:3000"
     max_attempts: int = Field(default=3, ge=1)
     retry_backoff: tuple[float, ...] = (5.0, 30.0, 120.0)
@@ -100,6 +115,10 @@ class Settings(BaseSettings):
         home = self.home.expanduser().resolve()
         home.mkdir(parents=True, exist_ok=True)
         return home
+
+    def longest(self, kind: str) -> float:
+        """Return the longest time in seconds that a piece of work of a kind may take."""
+        return float(getattr(self, f"longest_{kind}_seconds"))
 
     @property
     def bases_folder(self) -> Path:

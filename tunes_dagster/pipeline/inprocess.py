@@ -33,6 +33,7 @@ from tunes_dagster.pipeline.launches import (
     partition_of,
     run_config,
     run_is_alive,
+    without_work,
 )
 from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
 from tunes_dagster.registry import Registry, open_registry
@@ -125,10 +126,14 @@ def _give_up_lost(registry: Registry, instance: dg.DagsterInstance, settings: Se
     cancel_what_people_cancelled(instance, registry)
     now, patience = registry.now(), settings.lost_after_seconds
     stuck = decide.find_stuck(
-        registry, now, lambda name: run_is_alive(instance, name), lost_after_seconds=patience
+        registry,
+        now,
+        lambda name: run_is_alive(instance, name),
+        lost_after_seconds=patience,
+        longest=settings.longest,
     )
     forgotten = forgotten_runs(instance, registry, POOLS, now, patience)
-    give_up_runs(instance, [*(one.work.run_id for one in stuck if one.work.run_id), *forgotten])
+    give_up_runs(instance, [*without_work(registry, [one.run_id for one in stuck]), *forgotten])
 
 
 def next_launches(registry: Registry, settings: Settings, full: Collection[str] = ()) -> list[decide.Launch]:

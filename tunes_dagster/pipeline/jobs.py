@@ -15,19 +15,21 @@ from pydantic import Field
 
 from tunes_dagster.assets.cohort import train_cohort_members
 from tunes_dagster.assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
-from tunes_dagster.assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS, REPORT_CARD
+from tunes_dagster.assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS, REPORT_CARD, longest_run
 from tunes_dagster.resources import CatalogResource, ComputeResource, RegistryResource, StoreResource
 from tunes_dagster.service.retain import retain
 
 prepare_tune = dg.define_asset_job(
     "prepare_tune",
     selection=dg.AssetSelection.assets(*PREPARE_ASSETS),
+    tags=longest_run("prepare"),
     description="Fetches, checks and captions the pictures of one tune. Holds no GPU.",
 )
 
 render_batch = dg.define_asset_job(
     "render_batch",
     selection=dg.AssetSelection.assets(RENDERS),
+    tags=longest_run("render"),
     description="Renders the prompts of one batch: one base, one model load, tunes of any number.",
 )
 
@@ -35,6 +37,7 @@ render_batch = dg.define_asset_job(
 finish_tune = dg.define_asset_job(
     "finish_tune",
     selection=dg.AssetSelection.assets(REPORT_CARD),
+    tags=longest_run("finish"),
     description="Scores one trained tune, publishes the checkpoint that its report card chose, makes the tune ready.",
 )
 
@@ -74,6 +77,7 @@ def train_op(
 
 @dg.job(
     name="train_cohort",
+    tags=longest_run("train"),
     description=(
         "Trains one or more tunes of one base together. Each tune's `lora` partition gets its own "
         "materialization and checks as it finishes."
@@ -99,6 +103,7 @@ def embed_op(
 
 @dg.job(
     name="embed_faces",
+    tags=longest_run("embed"),
     description=(
         "Makes tunes of the kind faceid, which train nothing, in seconds on the CPU. Each tune's `lora` partition "
         "gets its own materialization and checks."
@@ -133,7 +138,11 @@ def clean_up_op(
     context.log.info(f"Deleted {freed.count} cache files, {freed.megabytes:.0f} MB.")
 
 
-@dg.job(name="housekeeping", description="Deletes what nobody needs any more.")
+@dg.job(
+    name="housekeeping",
+    tags=longest_run("housekeeping"),
+    description="Deletes what nobody needs any more.",
+)
 def housekeeping() -> None:
     """One op."""
     clean_up_op()

@@ -5,6 +5,7 @@ Shared by the sensors (which request runs from the daemon) and by `inprocess` (w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,6 +16,8 @@ from dagster import DagsterRun, DagsterRunStatus
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.registry import Registry, Work
 from tunes_dagster.service.decide import Launch
+
+log = logging.getLogger(__name__)
 
 RUN_KEY_TAG = "dagster/run_key"
 ORIGIN_TAG = "tunes/origin"
@@ -34,6 +37,11 @@ _PATIENT = "0"
 
 # After its last work a run only writes events; so many times the silence after which work is lost is ample.
 _GRACES = 5
+
+# Runs at a time that are looked at for being forgotten; `max_concurrent_runs` is far below.
+_MOST_RUNS = 200
+
+_SILENT = "The run was silent for too long, or took too long; its work was given to another run."
 
 _ENDED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
 
@@ -115,13 +123,16 @@ def forgotten_runs(
     now: datetime,
     lost_after_seconds: float,
 ) -> list[str]:
-    """Return runs that hold a slot of one of the pools although all of their work ended long ago.
+    """Return runs that count as running, or hold a slot of one of the pools, although all of their work ended long ago.
 
-    Their machine died between the last row and the end of the run: no row is stuck, so only their slot tells.
+    Their machine died between the last row and the end of the run, or they hang where nothing can tell them: no row is
+    stuck, so only Dagster knows of them.
     """
     grace = timedelta(seconds=_GRACES * lost_after_seconds)
     claims = map(instance.event_log_storage.get_concurrency_info, pools)
     holders = {run_id for claim in claims for run_id in claim.active_run_ids}
+    going = dg.RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING])
+    holders |= {run.run_id for run in instance.get_runs(going, limit=_MOST_RUNS)}
     ends = {run_id: registry.run_ended_at(run_id) for run_id in holders}
     return sorted(run_id for run_id, end in ends.items() if end is not None and now - end > grace)
 
@@ -132,13 +143,24 @@ def full_pools(instance: dg.DagsterInstance, pools: Sequence[str]) -> frozenset[
     return frozenset(pool.concurrency_key for pool in found if 0 < pool.slot_count <= pool.active_slot_count)
 
 
-def give_up_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> None:
-    """Mark runs as failed that look alive but are gone (their machine crashed), which frees their pool slots."""
+def without_work(registry: Registry, run_ids: Sequence[str | None]) -> list[str]:
+    """Return those of some runs that hold no living piece of work any more."""
+    living = {work.run_id for work in registry.active_work() if work.state == "running"}
+    return sorted({run_id for run_id in run_ids if run_id is not None} - living)
+
+
+def give_up_runs(instance: dg.DagsterInstance, run_ids: Sequence[str], why: str = _SILENT) -> None:
+    """End runs whose work was given to another run, and mark them as failed, which frees their pool slots.
+
+    Some look alive and are gone (their machine crashed); others live and are told to end.
+    """
     for run_id in run_ids:
         run = instance.get_run_by_id(run_id)
         if run is not None and run.status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING):
-            instance.report_run_failed(
-                run, "The run was silent for too long; its work was given to another run."
-            )
+            try:
+                instance.run_launcher.terminate(run_id)
+            except Exception as error:  # launchers raise what their platform does
+                log.warning("The run %s could not be told to end: %s", run_id, error)
+            instance.report_run_failed(run, why)
             # A daemon that watches runs would do this later; on the command line there is none.
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)

@@ -21,6 +21,7 @@ from tunes_dagster.pipeline.launches import (
     give_up_runs,
     request_for,
     run_is_alive,
+    without_work,
 )
 from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
 from tunes_dagster.registry import Campaign, CampaignDate, Registry
@@ -217,12 +218,13 @@ def stuck_work(context: dg.SensorEvaluationContext, registry: RegistryResource) 
         lambda name: run_is_alive(instance, name),
         watch=watch,
         lost_after_seconds=settings.lost_after_seconds,
+        longest=settings.longest,
     )
     context.update_cursor(str(watch))
     forgotten = forgotten_runs(instance, rows, POOLS, now, settings.lost_after_seconds)
-    give_up_runs(instance, [*(one.work.run_id for one in stuck if one.work.run_id), *forgotten])
+    give_up_runs(instance, [*without_work(rows, [one.run_id for one in stuck]), *forgotten])
     for run_id in forgotten:
-        context.log.warning(f"Run {run_id} held the device although its work had ended; it was given up.")
+        context.log.warning(f"Run {run_id} went on although its work had ended; it was given up.")
     for one in stuck:
         context.log.warning(f"{one.work.kind} of {one.work.subject_id}: {one.reason}")
     return dg.SkipReason(

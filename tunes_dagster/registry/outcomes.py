@@ -158,7 +158,13 @@ class OutcomeQueries(WorkQueries):
 
     @repeatable
     def requeue_lost(
-        self, work_id: str, reason: str, *, seen: Work | None = None, run_id: str | None = None
+        self,
+        work_id: str,
+        reason: str,
+        *,
+        seen: Work | None = None,
+        run_id: str | None = None,
+        code: FailureCode = FailureCode.RUN_LOST,
     ) -> Work | None:
         """Put submitted or running work whose run is gone back into the queue, or fail it for good.
 
@@ -167,6 +173,7 @@ class OutcomeQueries(WorkQueries):
             reason: One sentence for people.
             seen: The row on which the caller decided; when it has moved since, nothing is done.
             run_id: The run that gives its work back; nothing is done when it does not own it.
+            code: `RUN_LOST`, or `TIMED_OUT` for work that took longer than it may.
 
         Returns:
             The row as it is now, or None when there was nothing to do.
@@ -182,7 +189,7 @@ class OutcomeQueries(WorkQueries):
                 return None
             if (seen is not None and _moved(seen, work)) or (run_id is not None and work.run_id != run_id):
                 return None
-            failure = Failure(FailureCode.RUN_LOST, reason, "The log of the run may say why it ended.")
+            failure = Failure(code, reason, "The log of the run may say why.")
             if work.state == "submitted":
                 work.lost_launches += 1
                 again = work.lost_launches < MAX_LOST_LAUNCHES

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
+from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.progress import format_seconds
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry import Registry, Work
@@ -170,10 +171,12 @@ class Stuck:
     Attributes:
         work: The row after the decision; its state says `queued`, `failed` or `cancelled`.
         reason: One sentence.
+        run_id: The run that had it, if one had begun.
     """
 
     work: Work
     reason: str
+    run_id: str | None = None
 
     @property
     def requeued(self) -> bool:
@@ -237,6 +240,19 @@ def _why_lost(
     return None
 
 
+def _too_long(work: Work, now: datetime, longest: Callable[[str], float]) -> str | None:
+    """Return why an attempt took too long, or None while it has time; how alive it is does not matter."""
+    if work.state != "running" or work.started_at is None:
+        return None
+    most = longest(work.kind)
+    if (now - work.started_at).total_seconds() <= most:
+        return None
+    setting = f"TUNES_LONGEST_{work.kind.upper()}_SECONDS"
+    return (
+        f"{work.kind} took longer than {format_seconds(most)}, which is the longest that it may ({setting})."
+    )
+
+
 def find_stuck(
     registry: Registry,
     now: datetime,
@@ -245,6 +261,7 @@ def find_stuck(
     watch: Watch | None = None,
     lost_after_seconds: float = 60.0,
     launch_grace_seconds: float = LAUNCH_GRACE_SECONDS,
+    longest: Callable[[str], float] = lambda _kind: float("inf"),
     limit: int = 1000,
 ) -> list[Stuck]:
     """Give up attempts whose run is gone: requeue them (next attempt) or fail them with a reason.
@@ -261,6 +278,7 @@ def find_stuck(
         lost_after_seconds: Silence after which running work counts as lost, whatever is said of its run: a
             machine that crashed leaves runs that look alive for ever.
         launch_grace_seconds: Time that a tick may take to create the runs of the rows it took.
+        longest: Kind of work → seconds that it may take, however alive it is.
         limit: Most rows to look at.
     """
     registry.end_stranded()
@@ -273,10 +291,13 @@ def find_stuck(
         if name not in answers:
             answers[name] = run_is_alive(name)
         silent = _silent_for(work, now, watch)
+        code = FailureCode.RUN_LOST
         reason = _why_lost(work, silent, lost_after_seconds, launch_grace_seconds, answers[name])
+        if reason is None and (reason := _too_long(work, now, longest)) is not None:
+            code = FailureCode.TIMED_OUT
         if reason is None:
             continue
-        after = registry.requeue_lost(work.id, reason, seen=work)
+        after = registry.requeue_lost(work.id, reason, seen=work, code=code)
         if after is not None:
-            stuck.append(Stuck(after, reason))
+            stuck.append(Stuck(after, reason, work.run_id if work.state == "running" else None))
     return stuck
