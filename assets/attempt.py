@@ -230,8 +230,10 @@ def as_dagster_failure(failure: Failure) -> dg.Failure:
     metadata: dict[str, Any] = {"code": str(failure.code)}
     if failure.remedy:
         metadata["remedy"] = failure.remedy
-    if failure.details:
-        metadata["details"] = dg.MetadataValue.json(failure.details)
+    if failure.detail:
+        metadata["detail"] = dg.MetadataValue.text(failure.detail)
+    if failure.facts:
+        metadata["facts"] = dg.MetadataValue.json(failure.facts)
     return dg.Failure(
         description=f"{failure.message} {failure.remedy}".strip(), metadata=metadata, allow_retries=False
     )

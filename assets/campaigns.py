@@ -191,7 +191,7 @@ def plan_results(
         row, drawn = keeper.plan(campaign, context.partition_key, retry_failed=config.retry_failed)
     except Failure as failure:
         broken = failure.code == FailureCode.INVALID_REQUEST
-        problems = (failure.details or {}).get("problems", [])
+        problems = failure.facts.get("problems", [])
         yield dg.AssetCheckResult(
             asset_key=plan_key,
             check_name="file_is_valid",

@@ -375,7 +375,7 @@ def conclude(context: Context, trainees: Sequence[Trainee]) -> None:
             first.code,
             f"{len(bad)} of {len(trainees)} tunes failed: {said}",
             first.remedy,
-            {t.tune.id: str(t.failure) for t in bad},
+            facts={t.tune.id: str(t.failure) for t in bad},
         )
     )
 

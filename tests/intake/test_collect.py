@@ -287,8 +287,8 @@ def test_too_few_pictures_says_why_for_each(tmp_path: Path, store: Store, fetche
     failure = caught.value
     assert failure.code == FailureCode.TOO_FEW_PICTURES
     assert "1 of 3 pictures can be used; 2 are needed" in failure.message
-    assert failure.details
-    assert [reason.split(":")[0] for reason in failure.details["reasons"]] == ["b.png", "c.png"]
+    assert failure.facts
+    assert [reason.split(":")[0] for reason in failure.facts["reasons"]] == ["b.png", "c.png"]
     assert len(Manifest.load(store, "tune_1").rows) == 3  # the manifest is there to look at
 
 

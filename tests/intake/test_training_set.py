@@ -196,7 +196,7 @@ def test_nothing_accepted_is_said_with_reasons(store: Store) -> None:
     with pytest.raises(Failure) as caught:
         build(manifest_of([seen(1, blank=True)]), store)
     assert caught.value.code == FailureCode.TOO_FEW_PICTURES
-    assert caught.value.details == {"reasons": ["1.png: It shows one flat colour. Hand in another picture."]}
+    assert caught.value.facts == {"reasons": ["1.png: It shows one flat colour. Hand in another picture."]}
 
 
 def test_another_detector_looks_again(store: Store) -> None:

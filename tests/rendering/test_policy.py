@@ -53,7 +53,7 @@ def test_rules_fire_on_whole_words_without_case_and_accents(rules, text, rule):
 def test_a_blocked_text_names_its_rule(rules):
     with pytest.raises(Failure, match="'weapons'") as caught:
         check_text("a gun", rules)
-    assert caught.value.code == FailureCode.BLOCKED and caught.value.details == {"rule": "weapons"}
+    assert caught.value.code == FailureCode.BLOCKED and caught.value.facts == {"rule": "weapons"}
 
 
 @pytest.mark.parametrize("line", ["no colon", "x: /(/", ": words", "name:"])

@@ -297,4 +297,4 @@ def test_the_planner_knows_who_trains_alone_and_lets_the_others_share():
     assert averaged.needed_gib - alone.needed_gib == pytest.approx(2.567e9 * 4 / 2**30, rel=0.01)
     with pytest.raises(Failure) as error:
         plan_memory([full], sizes, 1024, Machine("cuda", 24, "bfloat16", True))
-    assert error.value.details["needed_gib"] > 30 and "`lora` instead of a `checkpoint`" in error.value.remedy
+    assert error.value.facts["needed_gib"] > 30 and "`lora` instead of a `checkpoint`" in error.value.remedy

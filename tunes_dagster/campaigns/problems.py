@@ -50,5 +50,5 @@ def as_failure(name: str, problems: Sequence[Problem]) -> Failure:
         FailureCode.INVALID_REQUEST,
         f"The campaign {name} has {len(found)} mistake{'s' if len(found) > 1 else ''}: {shown}{more}",
         "Correct them and see them gone with `tunes campaign check FILE`; nothing was queued.",
-        {"problems": [problem.as_dict() for problem in found]},
+        facts={"problems": [problem.as_dict() for problem in found]},
     )

@@ -79,7 +79,7 @@ def _planned(
         return {
             "device": name,
             "fits": False,
-            **(failure.details or {}),
+            **failure.facts,
             "says": f"{failure.message} {failure.remedy}",
         }
     return {"device": name, "fits": True, **made.as_dict(), "says": made.sentence()}

@@ -7,8 +7,9 @@ Anything that is the caller's, the operator's or the world's doing is raised as 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class FailureCode(StrEnum):
@@ -70,15 +71,18 @@ class Failure(Exception):
 
     Attributes:
         code: One of `FailureCode`.
-        message: One sentence in plain words, naming the offending thing.
-        remedy: One sentence that says what to do; empty only when nothing can be done.
-        details: Small JSON-able facts (reasons per picture, allowed range ...).
+        message: One sentence in plain words, naming the offending thing. It leaves this house: whoever sent the
+            request reads it.
+        remedy: One sentence that says what to do; empty only when nothing can be done. It leaves this house, too.
+        detail: What only operators may see: texts of exceptions, places on this machine, addresses of its parts.
+        facts: Small JSON-able facts that anyone may see (reasons per picture, allowed range ...).
     """
 
     code: FailureCode
     message: str
     remedy: str = ""
-    details: dict | None = None
+    detail: str = ""
+    facts: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}".strip() + f" [{self.code}]"

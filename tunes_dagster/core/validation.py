@@ -37,7 +37,7 @@ def checked(model: type[Model], data: Any, what: str = "The request") -> Model:
             FailureCode.INVALID_REQUEST,
             f"{what} is not valid: {'; '.join(problems)}.",
             "Correct it and send it again; nothing was started.",
-            {"problems": problems},
+            facts={"problems": problems},
         ) from error
 
 

@@ -414,7 +414,7 @@ class Accepting:
         except Failure as failure:
             refused = of_failure(failure).message
             if failure.code == FailureCode.OUT_OF_CREDITS:
-                price = int((failure.details or {}).get("price", 0))
+                price = int(failure.facts.get("price", 0))
         except Problem as problem:
             refused = problem.message
         urls = list(dict.fromkeys(url for url in callbacks if url))[:3]

@@ -66,10 +66,10 @@ def of_failure(failure: Failure) -> Problem:
         return Problem(503, said, headers={"Retry-After": _RETRY_AFTER}, code=failure.code.value)
     message = told_outside(failure.message)
     text = f"{message} {failure.remedy}".strip()
-    if named := (failure.details or {}).get("field"):  # what is wrong is a word in a body, not the address
+    if named := failure.facts.get("field"):  # what is wrong is a word in a body, not the address
         return Problem(422, text, {str(named): [message]}, code=failure.code.value)
     fields: dict[str, list[str]] = {}
-    told = (failure.details or {}).get("problems") or [message]
+    told = failure.facts.get("problems") or [message]
     for sentence in told if status == 422 else ():
         if found := _FIELD.match(str(sentence)):
             fields.setdefault(found.group(1), []).append(str(sentence)[found.end() :].strip(" :"))

@@ -337,24 +337,24 @@ def check_enough(manifest: Manifest, request: TuneRequest) -> None:
     if have >= need:
         return
     reasons = manifest.reasons()
-    details = {"accepted": have, "needed": need, "reasons": reasons}
+    facts = {"accepted": have, "needed": need, "reasons": reasons}
     failed = [row for row in manifest.rows if row.failure]
     passing = [row for row in failed if row.retryable]
     if passing and have + len(passing) >= need or (passing and len(passing) == len(manifest.rows)):
-        raise _as_failure(passing[0], passing, details)
+        raise _as_failure(passing[0], passing, facts)
     sources = [row for row in failed if row.failure != FailureCode.PICTURE_UNREADABLE]
     if sources and len(sources) == len(manifest.rows) and len({row.failure for row in sources}) == 1:
-        raise _as_failure(sources[0], sources, details)
+        raise _as_failure(sources[0], sources, facts)
     found = f"{have} of {len(manifest.rows)} pictures can be used; {need} are needed."
     listed = reasons[:5] if manifest.rows else ["No pictures were found in the sources."]
     raise Failure(
         FailureCode.TOO_FEW_PICTURES,
         " ".join([found, *listed]),
         "Replace or add pictures, then start again.",
-        details,
+        facts=facts,
     )
 
 
-def _as_failure(row: PictureRow, rows: Sequence[PictureRow], details: dict[str, Any]) -> Failure:
+def _as_failure(row: PictureRow, rows: Sequence[PictureRow], facts: dict[str, Any]) -> Failure:
     more = f" ({len(rows) - 1} more like this.)" if len(rows) > 1 else ""
-    return Failure(FailureCode(row.failure), row.failure_reason + more, row.failure_remedy, details)
+    return Failure(FailureCode(row.failure), row.failure_reason + more, row.failure_remedy, facts=facts)

@@ -153,7 +153,7 @@ def build_training_set(
             FailureCode.TOO_FEW_PICTURES,
             "No picture of the manifest was accepted.",
             "Replace or add pictures, then start again.",
-            {"reasons": manifest.reasons()},
+            facts={"reasons": manifest.reasons()},
         )
     out = choose_held_out(rows, options.hold_out, seed)
     if options.hold_out is not None and len(out) < options.hold_out:

@@ -121,7 +121,7 @@ def check_affordable(wallet: Wallet, amount: int) -> None:
             FailureCode.OUT_OF_CREDITS,
             f"This costs ${amount / MICRO:g}, but only ${wallet.available / MICRO:g} are left.",
             "Add credits, or wait for the next month's grant.",
-            {"price": amount, "available": wallet.available},
+            facts={"price": amount, "available": wallet.available},
         )
 
 

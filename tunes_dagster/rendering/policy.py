@@ -99,7 +99,7 @@ def blocked(rule: str, what: str = "The prompt") -> Failure:
         FailureCode.BLOCKED,
         f"{what} was blocked by the rule {rule!r}.",
         "Ask for something else; nothing was charged.",
-        {"rule": rule},
+        facts={"rule": rule},
     )
 
 

@@ -83,7 +83,7 @@ def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptReq
             FailureCode.INVALID_REQUEST,
             f"The prompt cannot be rendered like this: {'; '.join(problems)}.",
             "Correct it and send it again; nothing was queued.",
-            {"problems": problems},
+            facts={"problems": problems},
         )
     _check_text(request.text, filled, context)
     _check_installed(filled, context)

@@ -95,7 +95,7 @@ class Named:
                 FailureCode.UNKNOWN_TUNE,
                 f"The text names the tune {word!r}, which does not exist.",
                 f"Check the tag <{tag}:…>.",
-                {"field": "text"},
+                facts={"field": "text"},
             ) from None
         self.seen[word] = tune
         return tune
@@ -106,7 +106,7 @@ class Named:
                 FailureCode.INVALID_REQUEST,
                 f"The text names the tune {word!r} as <{tag}:…>, but it is used as <{right}:…>.",
                 f"Write <{right}:{word}:1>.",
-                {"field": "text"},
+                facts={"field": "text"},
             )
         fits = self._catalog.fits(self._catalog.resolve(tune.branch), self._entry.branch)
         if not fits or (tune.branch != self._entry.branch and tune.kind not in ADAPTERS):
@@ -115,14 +115,14 @@ class Named:
                 f"The text names the tune {word!r}, which was made on {tune.branch!r}, but the prompt renders on "
                 f"{self._entry.branch!r}.",
                 "Name tunes of one base in a prompt.",
-                {"field": "text"},
+                facts={"field": "text"},
             )
         if tune.status in ("failed", "cancelled"):
             raise Failure(
                 FailureCode.CONFLICT,
                 f"The text names the tune {word!r}, which cannot be used: it is {tune.status}.",
                 "Make it again.",
-                {"field": "text"},
+                facts={"field": "text"},
             )
 
 

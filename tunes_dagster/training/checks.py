@@ -50,7 +50,7 @@ def check_tune(
             FailureCode.INVALID_REQUEST,
             f"The request is not valid: {'; '.join(problems)}.",
             "Correct it and send it again; nothing was started.",
-            {"problems": problems},
+            facts={"problems": problems},
         )
     if request.training.kind == "faceid":
         dataset = request.dataset.model_copy(update={"face_crop": True})

@@ -149,7 +149,7 @@ def _as_failure(error: Exception) -> Failure:
             "Turn gradient_checkpointing on, lower batch_size or resolution, or take fewer tunes at a time.",
         )
     trace = "".join(traceback.format_exception(error)[-4:])
-    return Failure(FailureCode.INTERNAL, f"{type(error).__name__}: {error}", "", {"trace": trace})
+    return Failure(FailureCode.INTERNAL, f"{type(error).__name__}: {error}", "", trace)
 
 
 class Trainer:

@@ -354,5 +354,5 @@ def _refusal(
         f"The recipe needs at least {needed:.1f} GiB on the device, which has {machine.gib:.0f} GiB "
         f"({machine.gib * _USABLE:.1f} usable).",
         f"What would help: {'; '.join(helps)}.",
-        {"needed_gib": round(needed, 1), "device_gib": round(machine.gib, 1)},
+        facts={"needed_gib": round(needed, 1), "device_gib": round(machine.gib, 1)},
     )
