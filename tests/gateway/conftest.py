@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.support.houses import write_catalog
 from tunes_dagster.core.prices import load_prices
 from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import load_catalog
-from tunes_dagster.gateway.app import create_app
-from tunes_dagster.gateway.options import GatewayOptions, signing_secret
+from tunes_dagster.gateway.app import create_app, load_dialect
+from tunes_dagster.gateway.native import DIALECT as NATIVE
+from tunes_dagster.gateway.options import DIALECTS, GatewayOptions, signing_secret
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Prompt, Registry, Tune
 
@@ -96,6 +100,36 @@ class House:
             self.registry.finish(work.id, "run")
 
 
+class Documented:
+    """Middleware of the tested server that notes every answer whose status its endpoint's documents do not have."""
+
+    found: ClassVar[list[str]] = []
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start" and (route := scope.get("route")) is not None:
+                self._note(route, scope, message["status"])
+            await send(message)
+
+        await self.app(scope, receive, noted)
+
+    def _note(self, route: Any, scope: Scope, status: int) -> None:
+        dialect = _codes().get(scope["state"].get("dialect", ""))
+        if dialect is None:
+            return
+        known = {route.status_code or 200, *(int(code) for code in route.responses), *dialect}
+        if status < 500 and status not in known:
+            self.found.append(f"{scope['method']} {route.path} answered {status}, which is none of {known}")
+
+
+@lru_cache(maxsize=1)
+def _codes() -> dict[str, tuple[int, ...]]:
+    return {"native": NATIVE.codes, **{name: load_dialect(name).codes for name in DIALECTS}}
+
+
 @pytest.fixture
 def options() -> dict[str, object]:
     """Options of the server; tests override this fixture."""
@@ -134,11 +168,14 @@ def house(
         signing_secret(settings, chosen),
     )
     app = create_app(settings, chosen, service)
+    Documented.found.clear()
+    app.add_middleware(Documented)
     yield House(
         settings, service, TestClient(app, base_url="http://testserver", raise_server_exceptions=False)
     )
     service.registry.close()
     get_settings.cache_clear()
+    assert not Documented.found, Documented.found
 
 
 @pytest.fixture

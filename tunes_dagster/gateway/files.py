@@ -12,6 +12,7 @@ import hmac
 import mimetypes
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -26,6 +27,12 @@ PREFIX = "/files"
 PRESIGNED_SECONDS = 3600
 # What a browser may show in place; everything else is offered as a download.
 _SHOWN = ("image/png", "image/jpeg", "image/webp", "image/gif", "video/mp4", "application/json")
+# Beside 200, what a request for a file is answered with.
+FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    206: {"description": "The ranges that were asked for"},
+    307: {"description": "Where the file is: a presigned address of the object store"},
+    416: {"description": "The file has no such range"},
+}
 
 router = APIRouter()
 

@@ -19,7 +19,7 @@ from tunes_dagster.core.failures import told_outside
 from tunes_dagster.gateway.accepting import GUESS_SECONDS
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
-from tunes_dagster.gateway.files import answer
+from tunes_dagster.gateway.files import FILE_ANSWERS, answer
 from tunes_dagster.gateway.problems import Problem, not_found
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Callback, Prompt, Tune
@@ -250,7 +250,7 @@ def cancel(key: str, body: CancelBody | None = None, mine: Desk = Mine) -> dict[
     return tune_facts(mine.registry.request_cancel(row.id, keep=keep, by_caller=True))
 
 
-@router.get("/tunes/{key}/weights/{form}")
+@router.get("/tunes/{key}/weights/{form}", responses=FILE_ANSWERS)
 def weights(key: str, form: str, mine: Desk = Mine) -> Response:
     """Deliver the weights as `diffusers` or `kohya` safetensors; a whole model as the zip of its diffusers folder."""
     row, _seen = mine.tune(key)
