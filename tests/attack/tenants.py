@@ -233,6 +233,7 @@ def _collide(both: Tenants, words: Sequence[str]) -> None:
     tunes = [both.tune(BRAVO, title) for title in words]
     both.tune(ALFA, str(tunes[0].number))
     both.words["colliding"] = [Word(word, word) for word in words]
+    both.named |= set(words)  # Bravo's own titles
     prompt = both.prompt(BRAVO, f"/tunes/{tunes[0].number}/prompts", text="ohwx woman")
     _captions(both.house, tunes[0])
     both.house.render_all()
