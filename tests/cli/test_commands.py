@@ -211,7 +211,9 @@ def test_callbacks_are_listed_shown_and_replayed(
 
 def test_bases_are_listed(tunes: Tunes) -> None:
     assert "tiny-sdxl" in tunes("bases", "list").out
+    assert "upscale-4x" in tunes("bases", "list").out
     bases = {row["branch"]: row for row in json.loads(tunes("bases", "list", "--json").out)}
+    assert bases["safety-checker"]["installed"] is False
     assert bases["tiny-sdxl"]["installed"]
     assert not bases["sdxl1"]["installed"]
     assert bases["sdxl1"]["used"] == "tiny-sdxl"

@@ -178,6 +178,14 @@ def test_what_cannot_be_rendered_yet_is_refused_by_name(house: House) -> None:
     }
 
 
+def test_a_model_whose_weights_were_pulled_is_available(house: House) -> None:
+    folder = house.service.catalog.resolve("cogvideo-2b").location(house.service.settings.bases_folder)
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    known = house.client.get("/v1/models", headers=house.auth()).json()["models"]
+    assert {m["id"]: m["status"] for m in known}["cogvideo-2b"] == "available"
+
+
 def test_a_failed_picture_costs_nothing(house: House) -> None:
     body = house.client.post("/v1/image/generate", json={"prompt": "x"}, headers=house.auth()).json()
     house.render_all(fail=True)

@@ -18,10 +18,10 @@ app = typer.Typer(no_args_is_help=True, help="Look at base models, and bring rea
 def list_bases(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """List the base models of the catalog, and which are installed."""
+    """List the base models of the catalog and the models beside them, and which are installed."""
     installation = Installation()
     catalog, folder = installation.catalog, installation.settings.bases_folder
-    entries = list(catalog.entries.values())
+    entries = [*catalog.entries.values(), *catalog.auxiliary.values()]
     if as_json:
         emit_json(
             [
@@ -37,15 +37,18 @@ def list_bases(
             ]
         )
         return
-    rows = []
+    rows: dict[bool, list[tuple[str, ...]]] = {False: [], True: []}
     for entry in entries:
         installed = "[green]installed[/]" if entry.installed(folder) else f"{entry.download_gb:g} GB to pull"
         real = catalog.real(entry)
         used = "itself" if real is entry else f"{real.branch} [dim](profile {catalog.profile})[/]"
         licence = entry.licence + (", gated" if entry.gated else "")
         words = ", ".join(entry.aliases[:3])
-        rows.append((entry.branch, words, entry.family, f"{entry.native_size}²", licence, installed, used))
-    table(["base", "also called", "family", "size#", "licence", "weights", "trains on"], rows)
+        beside = isinstance(entry, AuxiliaryEntry)
+        facts = () if beside else (f"{entry.native_size}²",)
+        rows[beside].append((entry.branch, words, entry.family, *facts, licence, installed, used))
+    table(["base", "also called", "family", "size#", "licence", "weights", "trains on"], rows[False])
+    table(["model beside", "also called", "what it is", "licence", "weights", "runs on"], rows[True])
     if catalog.profile == "embedded":
         say(
             "[dim]The profile `embedded` trains on the shipped tiny base. Real ones: tunes bases pull NAME, then "

@@ -243,6 +243,11 @@ class Catalog:
         """Return the first auxiliary model of a family, or None."""
         return next((e for e in self.auxiliary.values() if e.family == family), None)
 
+    def serves(self, word: str, bases_folder: Path) -> bool:
+        """Return whether what a word means can be worked with now: a base, or a model that no tune is made on."""
+        found = self._by_word.get(str(word).strip().lower())
+        return found is not None and self.real(found).installed(bases_folder)
+
     def usable(self, word: str, bases_folder: Path) -> BaseModelEntry:
         """Return the entry whose weights are used for `word`, having seen that they are there.
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Query
 
 from tunes_dagster.core.clock import iso
-from tunes_dagster.core.failures import Failure, told_outside
+from tunes_dagster.core.failures import told_outside
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings
 from tunes_dagster.gateway.accepting import View
 from tunes_dagster.gateway.desk import Desk
@@ -147,28 +147,19 @@ def _charged(held: Reservation | None) -> int:
 @router.get("/models")
 def models(mine: Desk = Mine) -> dict[str, Any]:
     """List models with their prices and whether this server can run them."""
-    rows = []
+    catalog, folder, rows = mine.service.catalog, mine.service.settings.bases_folder, []
     for name, ((low, high), kind) in _MODELS.items():
+        base = BASES.get(name, name)
         rows.append(
             {
                 "id": name,
                 "type": kind,
-                "credits": credits(mine.picture_price(BASES.get(name, name), tuned=False)),
+                "credits": credits(mine.picture_price(base, tuned=False)),
                 "capabilities": {"steps": [low, high], "width": [512, 1536], "height": [512, 1536]},
-                "status": "available" if _runs(mine, name) else "unavailable",
+                "status": "available" if catalog.serves(base, folder) else "unavailable",
             }
         )
     return {"models": rows}
-
-
-def _runs(mine: Desk, model: str) -> bool:
-    if model not in BASES:
-        return False
-    try:
-        mine.service.catalog.usable(BASES[model], mine.service.settings.bases_folder)
-    except Failure:
-        return False
-    return True
 
 
 @router.get("/account/balance")
