@@ -209,7 +209,7 @@ def test_long_texts_elsewhere_are_refused_by_name(house: House) -> None:
     answer = house.client.post("/v1/image/generate", json={"prompt": long}, headers=house.auth())
     assert answer.status_code == 422 and answer.json()["detail"] == "prompt is too long"
     answer = house.client.post("/tunes/690204/prompts", json={"prompt": {"text": long}}, headers=house.auth())
-    assert answer.status_code == 422 and answer.json() == {"text": ["is too long"]}
+    assert answer.status_code == 422 and answer.json()["text"] == ["is too long"]
     answer = house.client.post("/v1/image/generate", json={long: 1, "prompt": "x"}, headers=house.auth())
     assert answer.status_code == 422
     assert house.registry.list_prompts(account_id="ann") == []

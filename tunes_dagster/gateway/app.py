@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
-from starlette.routing import Host
+from starlette.routing import Host, Match
 
 from tunes_dagster import __version__
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -84,7 +84,7 @@ def create_app(
     _front(app, served)
     app.state.meters = Meters(lambda: opened.registry.figures())
     app.add_middleware(Manners, options=chosen, meters=app.state.meters)
-    _handlers(app, mounted)
+    _handlers(app, served)
     return app
 
 
@@ -143,7 +143,7 @@ def _document(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
 def _front(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
     """Say at the root what is served, and at `/health` whether it works."""
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def front() -> dict[str, Any]:
         apis = {
             dialect.name: {
@@ -160,18 +160,44 @@ def _front(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
 
 
 def _handlers(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
-    """Answer what meets no endpoint in the form of the dialect whose paths it resembles."""
+    """Answer what meets no endpoint in the form of the dialect whose paths it resembles, or of the only one."""
+    vendors = [dialect for dialect, _place in mounted if dialect is not NATIVE]
 
     async def lost(request: Request, error: Exception) -> Response:
         status = int(getattr(error, "status_code", 500))
+        headers: dict[str, str] = {}
+        if status == 405:
+            headers["Allow"] = ", ".join([*_allowed(app, request), "OPTIONS"])
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
         message = {404: "Endpoint not found", 405: "Method not allowed"}.get(status, "Bad request")
-        for dialect, place in mounted:
-            prefix = "" if place.startswith("host:") else place.rstrip("/")
-            path = request.url.path
-            if len(mounted) == 1 or any(path.startswith(prefix + start) for start in dialect.paths):
-                code, body = dialect.error(Problem(status, message))
-                return Response(status_code=code) if body is None else JSONResponse(body, code)
-        return JSONResponse({"detail": message}, status)
+        near = (one for one, place in mounted if _resembles(one, place, request.url.path))
+        found = next(near, vendors[0] if len(vendors) == 1 else None)
+        if found is None:  # where clients of any vendor look
+            return JSONResponse({"error": message, "detail": message}, status, headers)
+        code, body = found.error(Problem(status, message, code="not_found"))
+        return JSONResponse(body, code, headers)
 
     app.add_exception_handler(404, lost)
     app.add_exception_handler(405, lost)
+
+
+def _resembles(dialect: Dialect, place: str, path: str) -> bool:
+    """Whether a path that nothing answers lies where a dialect's paths are."""
+    if place.startswith("host:"):
+        return False
+    prefix = place.rstrip("/")
+    if prefix and (path == prefix or path.startswith(prefix + "/")):
+        return True
+    return any(f"{path}/".startswith(prefix + start) for start in dialect.paths)
+
+
+def _allowed(app: FastAPI, request: Request) -> list[str]:
+    """Return the methods that a path is answered for."""
+    methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+    routes = app.router.routes
+    return [
+        method
+        for method in methods
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]

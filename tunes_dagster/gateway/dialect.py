@@ -158,6 +158,8 @@ def manners(
         def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:
             rehearsal.documented(endpoint, more)
             super().__init__(path, endpoint, **more)
+            if "GET" in self.methods:  # whoever asks for the head alone gets it
+                self.methods.add("HEAD")
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             inner = super().get_route_handler()

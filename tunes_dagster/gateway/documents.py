@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,15 +47,18 @@ def document(dialect: Dialect, server: str) -> dict[str, Any]:
         dialect: The API.
         server: Public address under which its paths begin.
     """
-    made = get_openapi(
-        title=dialect.title, version=__version__, routes=dialect.router.routes, servers=[{"url": server}]
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate Operation ID")  # HEAD's, which is taken out again below
+        made = get_openapi(
+            title=dialect.title, version=__version__, routes=dialect.router.routes, servers=[{"url": server}]
+        )
     components = made.setdefault("components", {}).setdefault("schemas", {})
     components["Problem"] = dialect.problem
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
     shown = {sample["call"]: sample for sample in samples(dialect.name)}
     for path, methods in made["paths"].items():
+        methods.pop("head", None)  # it goes with every GET
         for method, operation in methods.items():
             call = f"{method.upper()} {path}"
             if call in dialect.forms:

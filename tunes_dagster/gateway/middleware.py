@@ -6,6 +6,7 @@ Plain ASGI, because bodies must be counted while they arrive.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -38,9 +39,9 @@ class Manners:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        if "//" in scope["path"]:  # of a base address that ends in a slash
-            scope["path"] = re.sub("/{2,}", "/", scope["path"])
-            scope["raw_path"] = re.sub(b"/{2,}", b"/", scope.get("raw_path") or b"")
+        if "//" in scope["path"] or scope["path"].endswith("/"):  # of a base address that ends in a slash
+            scope["path"] = re.sub("/{2,}", "/", scope["path"]).rstrip("/") or "/"
+            scope["raw_path"] = re.sub(b"/{2,}", b"/", scope.get("raw_path") or b"").rstrip(b"/") or b"/"
         state = scope.setdefault("state", {})
         state["id"] = request_id = new_id("req")
         status = 500
@@ -156,7 +157,8 @@ def _bare(scope: Scope) -> bool:
 
 
 async def _forbid(send: Send) -> None:
-    body = b'{"detail":"Forbidden: send a User-Agent of your own"}'
+    said = "Forbidden: send a User-Agent of your own"
+    body = json.dumps({"error": said, "detail": said}).encode()
     await send(
         {"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"application/json")]}
     )

@@ -386,8 +386,8 @@ class ObjectQueries(Database):
             return pack
 
     def list_packs(self, account_id: str, *, public: bool = False, limit: int = 200) -> list[Pack]:
-        """Return an account's packs and those of the installation, or everybody's public ones."""
-        mine = or_(Pack.account_id == account_id, Pack.account_id.is_(None))
+        """Return an account's own packs, or everybody's public ones with those of the installation."""
+        mine = Pack.account_id == account_id
         query = select(Pack).where(Pack.public_at.is_not(None) if public else mine)
         with self.reading() as session:
             return list(session.scalars(query.order_by(Pack.number.desc()).limit(limit)))

@@ -27,6 +27,8 @@ from tunes_dagster.training.checks import check_tune
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from tunes_dagster.intake.guard import Guard
+
 # Dagster's partition keys may not hold these.
 _FORBIDDEN_IN_IDS = ("...", "|", "/", "\\")
 
@@ -323,8 +325,13 @@ def check_id(text: str) -> str:
     return text
 
 
-def check_callback_url(url: str | None, settings: Settings) -> None:
+def check_callback_url(url: str | None, settings: Settings, field: str = "callback_url") -> None:
     """Refuse a callback address that could never be delivered to.
+
+    Args:
+        url: As handed in.
+        settings: The operator's.
+        field: What it was handed in as.
 
     Raises:
         Failure: `SOURCE_REFUSED` for other schemes than http(s) and for addresses that lead inside.
@@ -333,7 +340,15 @@ def check_callback_url(url: str | None, settings: Settings) -> None:
         return
     from tunes_dagster.intake.guard import Guard
 
-    Guard(settings.allow_hosts).check_url(url)
+    _check_address(Guard(settings.allow_hosts), url, field)
+
+
+def _check_address(guard: Guard, url: str, field: str) -> None:
+    try:
+        guard.check_url(url)
+    except Failure as failure:
+        failure.facts.setdefault("field", field)
+        raise
 
 
 def _check_sources(
@@ -345,9 +360,10 @@ def _check_sources(
 
     sources = request.sources
     guard = Guard(settings.allow_hosts)
-    for url in (sources.archive_url, *sources.image_urls):
-        if url is not None:
-            guard.check_url(url)
+    if sources.archive_url is not None:
+        _check_address(guard, sources.archive_url, "archive_url")
+    for url in sources.image_urls:
+        _check_address(guard, url, "image_urls")
     for key in sources.uploads:
         check_upload_key(key, tune_id)
     if sources.folder is not None:

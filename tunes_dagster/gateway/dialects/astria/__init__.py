@@ -25,7 +25,18 @@ from tunes_dagster.registry.outbox import Sending
 router = APIRouter()
 for part in (tunes, prompts, packs, people):
     router.include_router(part.router)
-_PATHS = ("/tunes", "/prompts", "/packs", "/p/", "/gallery", "/images", "/users", "/themes")
+_PATHS = (
+    "/tunes",
+    "/prompts",
+    "/packs",
+    "/p/",
+    "/gallery",
+    "/images",
+    "/users",
+    "/themes",
+    "/workspaces",
+    "/cli/",
+)
 _TUNE = Form("tune", TuneFields, ("tune[images][]",))
 _PROMPT = Form("prompt", PromptFields)
 DIALECT = Dialect(

@@ -181,14 +181,14 @@ def _item(mine: Desk, pack: Pack) -> dict[str, Any]:
 @router.get("/packs")
 @router.get("/packs.json", include_in_schema=False)
 def packs(public: bool = False, listed: bool = False, mine: Desk = Mine) -> list[dict[str, Any]]:
-    """List the account's packs and the installation's."""
+    """List the account's own packs; with `public` or `listed` everybody's, as the gallery does."""
     return [_item(mine, pack) for pack in mine.registry.list_packs(mine.account_id, public=public or listed)]
 
 
 @router.get("/gallery/packs")
 @router.get("/gallery/packs.json", include_in_schema=False)
 def gallery(mine: Desk = Mine) -> list[dict[str, Any]]:
-    """List everybody's public packs."""
+    """List everybody's public packs, and those that the server came with."""
     return [_item(mine, pack) for pack in mine.registry.list_packs(mine.account_id, public=True)]
 
 
@@ -332,7 +332,7 @@ def _group(mine: Desk, callback: Any) -> ApiGroup | None:
         return None
     from tunes_dagster.service.submit import check_callback_url
 
-    check_callback_url(str(callback), mine.service.settings)
+    check_callback_url(str(callback), mine.service.settings, "prompts_callback")
     return mine.new_group(NAME, str(callback))
 
 

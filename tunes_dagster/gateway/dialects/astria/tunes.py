@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse
 
 from tunes_dagster.gateway.bodies import Body
@@ -26,7 +27,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     unknown_fields,
 )
 from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.gateway.rehearsal import is_rehearsing, rehearsable
 from tunes_dagster.registry import ApiGroup, ApiObject, Tune
 
@@ -61,10 +62,10 @@ def read_tune_fields(body: dict[str, Any]) -> tuple[TuneFields, list[Any]]:
         Problem: 422.
     """
     fields = fields_of(body, "tune")
-    files = files_in(fields, "images")
+    files = files_in(fields, "images", "image_urls")
+    addresses = [*_addresses(fields, "images"), *_addresses(fields, "image_urls")]
     fields.pop("images", None)
-    if isinstance(fields.get("image_urls"), str):
-        fields["image_urls"] = [fields["image_urls"]]
+    fields["image_urls"] = addresses
     prompts = fields.get("prompts_attributes")
     if isinstance(prompts, dict):  # JSON with numbers for keys
         fields["prompts_attributes"] = prompts = list(prompts.values())
@@ -72,6 +73,23 @@ def read_tune_fields(body: dict[str, Any]) -> tuple[TuneFields, list[Any]]:
         if isinstance(one, dict):
             understood(_Anything, one, UNSUPPORTED_PROMPT)
     return understood(TuneFields, fields, UNSUPPORTED_TUNE), files
+
+
+def _addresses(fields: dict[str, Any], name: str) -> list[str]:
+    """Return what stands for pictures beside files: their addresses, however a client lists them.
+
+    Raises:
+        Problem: 422 for what is neither a file nor an http(s) address.
+    """
+    given = fields.get(name)
+    listed = (
+        list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else [given]
+    )
+    found = [one for one in listed if one not in (None, "") and not isinstance(one, UploadFile)]
+    for one in found:
+        if not isinstance(one, str) or not one.lower().startswith(("http://", "https://")):
+            raise invalid(name, f"has {str(one)[:60]!r}, which is neither a file nor an http(s) address")
+    return found
 
 
 class _Anything:

@@ -83,17 +83,20 @@ _OURS = {
     "guidance_scale": "cfg_scale",
     "width": "w",
     "height": "h",
+    "callback_url": "callback",
 }
 
 
 def error(problem: Problem) -> tuple[int, Any]:
-    """Return `{field: [messages]}` for validation, `{"error": …}` for everything else; there is no 402."""
+    """Return `{"error": sentence}`, for validation with `{field: [messages]}` before it; there is no 402.
+
+    Astria's documents have the fields, its newer answers and what most clients print the sentence.
+    """
     status = 422 if problem.status in (402, 413) or _refused_state(problem) else problem.status
-    if status == 422 and problem.fields:
-        return status, {
-            _OURS.get(name, name.rpartition(".")[2]): said for name, said in problem.fields.items()
-        }
-    return status, {"error": problem.message}
+    fields = problem.fields if status == 422 else {}
+    named = {_OURS.get(name, name.rpartition(".")[2]): said for name, said in fields.items()}
+    sentence = ", ".join(f"{name} {'; '.join(said)}" for name, said in named.items())
+    return status, {**named, "error": sentence or problem.message}
 
 
 def _refused_state(problem: Problem) -> bool:
