@@ -17,7 +17,7 @@ import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
 from tunes_dagster.assets.reporting import Member, Pulse, RunLines, RunLog
-from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import UNEXPECTED, Cancelled, Failure, FailureCode, as_failure
 from tunes_dagster.core.logs import set_up_logging
 from tunes_dagster.core.progress import Reporter, Tee
 from tunes_dagster.core.settings import get_settings
@@ -68,7 +68,9 @@ class Attempt:
 
     def fail(self, failure: Failure) -> None:
         """Close the attempt as failed (or cancelled); the registry decides whether there is another one."""
-        self.lines.say("failed", code=str(failure.code))
+        self.lines.say(
+            "failed", code=str(failure.code), **({"detail": failure.detail} if failure.detail else {})
+        )
         try:
             self.registry.fail(self.work.id, self.run_id, failure)
         except Failure as refused:
@@ -201,28 +203,16 @@ def close_badly(context: Context, mine: Attempt, error: BaseException) -> Failur
         with suppress(Failure):  # another attempt may own the row by now
             mine.give_back("The process was asked to stop; the work will resume.")
         return None
-    failure = as_failure(error)
+    failure = meant(error)
     mine.fail(failure)
     return failure
 
 
-def as_failure(error: BaseException) -> Failure:
-    """Return the failure that stands for any exception."""
-    if isinstance(error, Failure):
-        return error
+def meant(error: BaseException) -> Failure:
+    """Return the failure that stands for any exception of an asset."""
     if isinstance(error, dg.Failure):
-        return Failure(FailureCode.INTERNAL, error.description or "The step failed.")
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return Failure(
-            FailureCode.OUT_OF_MEMORY,
-            f"The device ran out of memory: {str(error).splitlines()[0] if str(error) else 'no details'}.",
-            "Lower batch_size, resolution or rank, or set TUNES_MAX_COHORT to a smaller number.",
-        )
-    return Failure(
-        FailureCode.INTERNAL,
-        f"{type(error).__name__}: {error}"[:2000],
-        "This is a bug or a broken machine: the run's log in the Dagster UI has the stack trace.",
-    )
+        return Failure(FailureCode.INTERNAL, UNEXPECTED, "", error.description or "The step failed.")
+    return as_failure(error)
 
 
 def as_dagster_failure(failure: Failure) -> dg.Failure:

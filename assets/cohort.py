@@ -20,9 +20,9 @@ from tunes_dagster.assets.attempt import (
     Attempt,
     Context,
     as_dagster_failure,
-    as_failure,
     close_badly,
     mark_cancelled,
+    meant,
     own,
     run_origin,
     sentences,
@@ -31,7 +31,7 @@ from tunes_dagster.assets.embedded import embed
 from tunes_dagster.assets.reporting import Pulse
 from tunes_dagster.assets.requests import training_options
 from tunes_dagster.assets.trained import Inspector, Trained, log_trained
-from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, detail_of
 from tunes_dagster.core.progress import Keeping, Phase, Tee
 from tunes_dagster.core.recipe import UNTRAINED, TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import get_settings
@@ -85,8 +85,9 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
     except FileNotFoundError as error:
         raise Failure(
             FailureCode.CONFLICT,
-            f"The dataset of {tune.title!r} is not prepared: {error}.",
+            f"The dataset of {tune.title!r} is not prepared.",
             "Materialize source_images, training_set and captions of this tune first.",
+            detail_of(error),
         ) from error
     examples = [
         TrainExample(
@@ -244,7 +245,7 @@ def _alone(context: Context, trainee: Trainee) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        trainee.failure = close_badly(context, trainee.mine, error) or as_failure(error)
+        trainee.failure = close_badly(context, trainee.mine, error) or meant(error)
         if isinstance(trainee.failure, Cancelled):
             context.log.info(f"{trainee.tune.title}: cancelled on request.")
         else:
@@ -336,7 +337,7 @@ def recruited(
         return trainee_of(mine, registry, catalog)
     except Exception as error:
         trainee = Trainee(mine, registry.get_tune(work.subject_id), TrainingOptions())
-        trainee.failure = close_badly(context, mine, error) or as_failure(error)
+        trainee.failure = close_badly(context, mine, error) or meant(error)
         return trainee
 
 

@@ -112,7 +112,7 @@ def evaluate(
     except Exception as error:
         if isinstance(error, Cancelled) and not error.keep:
             raise
-        said = str(error) if isinstance(error, Failure) else traceback.format_exc()
+        said = f"{error} {error.detail}".strip() if isinstance(error, Failure) else traceback.format_exc()
         context.log.warning(f"The report card could not be made; the last checkpoint is published. {said}")
         scored = Scored(failed_card(tune.id, called, options, error))
     shown = write_card(scored, training, held_out, tune.title, prefix, store)

@@ -356,7 +356,7 @@ def checks(done: Rendered) -> list[dg.AssetCheckResult]:
     missing = {p: number - len(done.results[p].images) for p, number in asked.items() if p in done.results}
     missing = {p: number for p, number in missing.items() if number > 0}
     blank = [image.key for result in done.results.values() for image in result.images if image.blank]
-    broken = [p for p, r in done.results.items() if r.failure and "not finite" in r.failure.message]
+    broken = [p for p, r in done.results.items() if r.failure and r.failure.code == FailureCode.NOT_FINITE]
     warn = dg.AssetCheckSeverity.WARN
     return [
         dg.AssetCheckResult(

@@ -133,7 +133,10 @@ def test_callers_learn_nothing_of_the_inside_of_a_bug(house: House) -> None:
                 assert inside not in answer.text, (path, answer.text)
     for one in told(house):
         assert "KeyError" not in json.dumps(one.body) and "secret" not in json.dumps(one.body)
-    assert house.registry.get_tune(tune.id).failure_message.startswith("KeyError")  # the operator sees it
+    row = house.registry.get_tune(tune.id)
+    assert (
+        row.failure_detail.startswith("KeyError") and "secret" in row.failure_detail
+    )  # the operator sees it
 
 
 def test_emoji_and_small_exponents_are_no_attack(house: House) -> None:

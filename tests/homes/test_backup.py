@@ -310,7 +310,7 @@ def test_nothing_is_overwritten_and_half_a_backup_is_refused(
     capsys.readouterr()
     assert main(["restore", str(place.folder / "copy")]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "There is a registry at" in said and "nothing is overwritten" in said
+    assert "There is a registry already" in said and "It is at" in said and "nothing is overwritten" in said
     assert site.registry.get_wallet("ann").available == 10_000 * PRICE
     (place.folder / "copy" / "backup.json").unlink()
     place.home("second")

@@ -225,7 +225,7 @@ def test_the_shipped_detectors_find_a_real_face_and_none_in_a_pattern() -> None:
     large = image.resize((image.width * 3, image.height * 3))
     assert len(detector.detect(large)) == 1
     assert detector.detect(Image.new("RGB", (300, 300), "white")) == []
-    with pytest.raises(Failure, match="no face detector model"):
+    with pytest.raises(Failure, match="face detector.s model that the settings name is missing"):
         load_detector("/nowhere/yunet.onnx")
 
 

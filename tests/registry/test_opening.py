@@ -85,7 +85,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "registry.db").write_text("this is not a database, but long enough to be read as one" * 20)
     with pytest.raises(Failure) as error:
         Registry(f"sqlite:///{tmp_path}/registry.db")
-    assert error.value.code == FailureCode.STORE_UNAVAILABLE and "registry.db" in error.value.message
+    assert error.value.code == FailureCode.STORE_UNAVAILABLE and "registry.db" in error.value.detail
 
 
 def _open_and_add(url: str, start: float, count: int) -> None:

@@ -115,7 +115,7 @@ def test_an_unexpected_error_is_traced_to_its_picture(base, store, monkeypatch):
         [job("a", seed=1, num_images=3), job("b", seed=12, num_images=2)], base, store, "out", Silent()
     )
     assert results[0].failure is None and len(results[0].images) == 3
-    assert results[1].failure.code == FailureCode.RENDER_FAILED and "unlucky" in results[1].failure.message
+    assert results[1].failure.code == FailureCode.RENDER_FAILED and "unlucky" in results[1].failure.detail
     assert [image.seed for image in results[1].images] == [12]
 
 
@@ -124,7 +124,7 @@ def test_numbers_that_are_not_finite_fail_their_prompt_only(base, store):
     store.write_bytes("tunes/inf.safetensors", save(bad))
     batch = [job("bad", loras=[("tunes/inf.safetensors", 1.0)]), job("good", loras=[FERN])]
     bad_result, good = render(batch, base, store, "out", Silent())
-    assert bad_result.failure.code == FailureCode.RENDER_FAILED and "not finite" in bad_result.failure.message
+    assert bad_result.failure.code == FailureCode.NOT_FINITE and "not finite" in bad_result.failure.message
     assert good.failure is None and not good.images[0].blank
     assert list(store.list("out")) == [good.images[0].key]
 

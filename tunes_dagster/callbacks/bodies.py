@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.clock import iso
-from tunes_dagster.core.failures import FailureCode, told_outside
+from tunes_dagster.core.failures import FailureCode
 
 if TYPE_CHECKING:
     from tunes_dagster.registry.tables import Prompt, Tune
@@ -20,8 +20,8 @@ def failure_facts(row: Tune | Prompt) -> dict[str, str | None] | None:
     """Return why something failed as its caller may read it: of a bug only that it was one."""
     if row.failure_code is None:
         return None
-    remedy = "" if row.failure_code == FailureCode.INTERNAL else told_outside(row.failure_remedy)
-    return {"code": row.failure_code, "message": told_outside(row.failure_message), "remedy": remedy}
+    remedy = "" if row.failure_code == FailureCode.INTERNAL else row.failure_remedy
+    return {"code": row.failure_code, "message": row.failure_message, "remedy": remedy}
 
 
 def tune_body(event: str, tune: Tune, now: datetime) -> dict[str, Any]:

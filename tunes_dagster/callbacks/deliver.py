@@ -22,7 +22,7 @@ from tunes_dagster.callbacks.forms import in_form
 from tunes_dagster.callbacks.signing import wire_form
 from tunes_dagster.callbacks.turns import Turns
 from tunes_dagster.core import clock
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, detail_of
 from tunes_dagster.core.urls import parse_url
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def send(client: httpx.Client, sending: Sending, seconds: float) -> Outcome:
     """
     import httpx
 
-    from tunes_dagster.intake.streams import Deadline, DeadlinePassed
+    from tunes_dagster.intake.streams import Deadline, DeadlinePassed, in_words
 
     body, headers = wire_form(sending, clock.now())
     try:
@@ -131,12 +131,15 @@ def send(client: httpx.Client, sending: Sending, seconds: float) -> Outcome:
     except Failure as refused:
         return Outcome(error=str(refused), final=True)
     except (httpx.TimeoutException, DeadlinePassed) as error:
-        said = f"No answer within {seconds:.0f} s: it took more than that time ({type(error).__name__})."
+        log.debug("A callback was not answered in time: %s", detail_of(error))
+        said = f"No answer within {seconds:.0f} s: it took more than that time."
         return Outcome(error=said, unreachable=True)
     except httpx.TransportError as error:
-        return Outcome(error=f"{type(error).__name__}: {error}"[:500], unreachable=True)
+        log.warning("The callback %s was not delivered: %s", sending.callback_id, detail_of(error))
+        return Outcome(error=f"The receiver cannot be told: {in_words(error)}.", unreachable=True)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        return Outcome(error=f"{type(error).__name__}: {error}"[:500])
+        log.warning("The callback %s was not delivered: %s", sending.callback_id, detail_of(error))
+        return Outcome(error="The receiver's answer is not one of HTTP, or its address is none.")
 
 
 def _head(answer: httpx.Response) -> str:
@@ -206,10 +209,9 @@ class _Senders:
             sending = self.registry.begin_delivery(callback_id, lease_id)
         except DBAPIError:
             raise  # the database's trouble, not the row's: it is due again when its lease ends
-        except Exception as error:
+        except Exception:
             log.exception("The callback %s could not be read.", callback_id)
-            said = f"Its row could not be read: {type(error).__name__}: {error}"
-            self.registry.bury_callback(callback_id, lease_id, _plain(said) or "")
+            self.registry.bury_callback(callback_id, lease_id, "Its row could not be read.")
             with self.lock:
                 self.report.dead += 1
             return None
@@ -222,9 +224,9 @@ class _Senders:
         left = self.turns.budget_ends - time.monotonic()
         try:
             outcome = send(self.client, in_form(self.registry, sending), max(1.0, min(self.timeout, left)))
-        except Exception as error:
+        except Exception:
             log.exception("The callback %s could not be put into the form %r.", callback_id, sending.form)
-            outcome = Outcome(error=f"It could not be written: {type(error).__name__}: {error}"[:500])
+            outcome = Outcome(error="It could not be written.")
         with self.lock:
             self.flying.pop(sending.delivery_id, None)
             late = self.abandoned

@@ -223,7 +223,9 @@ def _load(source: Source, parsed: Parsed) -> Problem | None:
             "A colon, a quote or the indentation is wrong there or just above.",
         )
     except (Failure, RecursionError, ValueError) as error:
-        said = error.message if isinstance(error, Failure) else str(error)
+        said = (
+            error.message if isinstance(error, Failure) else "The file cannot be read: it is no plain YAML."
+        )
         return Problem(source.label, 0, said, "See docs/campaigns.md for an example.")
     return None
 

@@ -19,7 +19,7 @@ from tunes_dagster.campaigns.files import Source, parse, table_name
 from tunes_dagster.campaigns.plan import Sketch, plan_summary, sketch
 from tunes_dagster.campaigns.problems import Problem, as_failure, errors
 from tunes_dagster.core import clock
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.registry.campaigns import TunesEnded
 
 if TYPE_CHECKING:
@@ -106,8 +106,9 @@ class Keeper:
         except OSError as error:
             raise Failure(
                 FailureCode.STORE_UNAVAILABLE,
-                f"The file of the campaign {campaign.name} cannot be read: {self.store.url(campaign.file)}.",
+                f"The file of the campaign {campaign.name} cannot be read.",
                 "Put it back, or add the campaign again: tunes campaign add FILE.",
+                detail_of(error, self.store.url(campaign.file)),
             ) from error
         return Source(
             PurePosixPath(campaign.file).name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -17,6 +18,8 @@ from tunes_dagster.campaigns.files import CampaignFile, Parsed, Source, table_na
 from tunes_dagster.campaigns.problems import Problem
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import RenderSettings
+
+log = logging.getLogger("tunes.campaigns")
 
 MAX_ROWS = 100_000
 MAX_BYTES = 64 * 1024 * 1024
@@ -103,10 +106,9 @@ def read_table(source: Source, parsed: Parsed) -> Table:
             name,
             problems=[Problem(source.label, line, f"There is no table {name} beside this file.", remedy)],
         )
-    except (OSError, ValueError) as error:
-        return Table(
-            name, problems=[Problem(source.label, line, f"The table {name} cannot be read: {error}.")]
-        )
+    except (OSError, ValueError):
+        log.warning("The table %s cannot be read.", name, exc_info=True)
+        return Table(name, problems=[Problem(source.label, line, f"The table {name} cannot be read.")])
     if len(data) > MAX_BYTES:
         return Table(
             name, problems=[Problem(name, 0, "The table is larger than 64 MB.", "Split the campaign.")]

@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
     except Failure as failure:
-        complain(failure.message, failure.remedy)
+        complain(failure.message, failure.remedy, failure.detail)
         return 2 if failure.code in _BAD_INPUT else 1
     except (KeyboardInterrupt, typer.Abort):
         complain("Stopped.")

@@ -95,4 +95,5 @@ def raise_if_failed(row: Any) -> None:
             FailureCode(code) if code in known else FailureCode.INTERNAL,
             row.failure_message or "The work failed.",
             row.failure_remedy or "",
+            row.failure_detail or "",
         )

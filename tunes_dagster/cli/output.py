@@ -106,12 +106,14 @@ def escape(text: object) -> str:
     return rich_escape(str(text))
 
 
-def complain(message: str, remedy: str = "") -> None:
-    """Print what went wrong and what to do about it, to standard error."""
+def complain(message: str, remedy: str = "", detail: str = "") -> None:
+    """Print what went wrong, what to do about it, and what only operators are told, to standard error."""
     target = console(stderr=True)
     target.print(f"[bold red]error[/] {escape(message)}")
     if remedy:
         target.print(f"      {escape(remedy)}")
+    if detail:
+        target.print(f"      [dim]{escape(detail)}[/]")
 
 
 def emit_json(value: Any) -> None:

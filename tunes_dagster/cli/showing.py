@@ -13,7 +13,7 @@ def tune_as_dict(tune: Any) -> dict[str, Any]:
     """Return what `--json` says about a tune."""
     failure = None
     if tune.failure_code:
-        failure = {"code": tune.failure_code, "message": tune.failure_message, "remedy": tune.failure_remedy}
+        failure = _failure(tune)
     return {
         "id": tune.id,
         "number": tune.number,
@@ -42,15 +42,20 @@ def tune_as_dict(tune: Any) -> dict[str, Any]:
     }
 
 
+def _failure(row: Any) -> dict[str, str | None]:
+    return {
+        "code": row.failure_code,
+        "message": row.failure_message,
+        "remedy": row.failure_remedy,
+        "detail": row.failure_detail,
+    }
+
+
 def prompt_as_dict(prompt: Any) -> dict[str, Any]:
     """Return what `--json` says about a prompt."""
     failure = None
     if prompt.failure_code:
-        failure = {
-            "code": prompt.failure_code,
-            "message": prompt.failure_message,
-            "remedy": prompt.failure_remedy,
-        }
+        failure = _failure(prompt)
     return {
         "id": prompt.id,
         "number": prompt.number,
@@ -132,6 +137,8 @@ def say_tune(tune: Any, events: list[Any], prompts: list[Any]) -> None:
         say(f"  {escape(words)}")
     if tune.failure_code:
         say(f"  [red]{escape(tune.failure_message or '')}[/] {escape(tune.failure_remedy or '')}")
+    if tune.failure_detail:
+        say(f"  [dim]{escape(tune.failure_detail)}[/]")
     card = (tune.result or {}).get("report_card")
     if card:
         say(f"  report card: {escape(card['line'])}")

@@ -1,12 +1,14 @@
 """The closed list of reasons why work ends badly, each with a remedy that its reader can act on.
 
 Anything that is the caller's, the operator's or the world's doing is raised as `Failure` with a code from
-`FailureCode`; everything else is a bug and becomes `INTERNAL` when an attempt ends.
+`FailureCode`; everything else is a bug and becomes `INTERNAL` when an attempt ends. `as_failure` is the one place that
+says what an exception means.
 """
 
 from __future__ import annotations
 
-import re
+import errno
+import traceback
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -28,6 +30,7 @@ class FailureCode(StrEnum):
     DIVERGED = "diverged"
     WEIGHTS_UNUSABLE = "weights_unusable"
     RENDER_FAILED = "render_failed"
+    NOT_FINITE = "not_finite"
     BLOCKED = "blocked"
     CANCELLED = "cancelled"
     RUN_LOST = "run_lost"
@@ -50,19 +53,13 @@ RETRYABLE = frozenset(
 )
 
 
-# How the message of an unexpected exception looks, see `registry.outcomes.as_failure`.
-_CRASH = re.compile(
-    r"^(Its tune failed: )?[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt): .*?( Trying again in [\d.]+ s\.)?$",
-    re.DOTALL,
-)
-# Where something lies on this machine is nobody else's business.
-_PLACE = re.compile(r" at /\S+?(?=\.?(?:\s|$))")
-
-
-def told_outside(text: str | None) -> str:
-    """Return a sentence as callers over the network may read it: nothing of the inside, no place on this machine."""
-    words = _CRASH.sub(r"\1Something went wrong on our side.\2", text or "")
-    return _PLACE.sub("", words)
+# What an exception says that nobody expected.
+UNEXPECTED = "Something went wrong on our side."
+# Words by which libraries say that a device or this machine has no memory left, in exceptions of no class of their own.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "status_alloc_failed")
+# Enough to find a bug whose stack trace is in no log any more.
+_FRAMES = 4
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(eq=False)
@@ -91,6 +88,71 @@ class Failure(Exception):
     def retryable(self) -> bool:
         """Whether the same work may succeed when tried again unchanged."""
         return self.code in RETRYABLE
+
+
+def detail_of(error: BaseException, *more: object) -> str:
+    """Return an exception's kind and text, and what else belongs to it, as the `detail` of a failure."""
+    said = f"{type(error).__name__}: {error}".strip(": ")
+    return "; ".join([*map(str, more), said])[:2000]
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or what it was raised from, means that memory ran out, on any device.
+
+    A `Failure` does not: whoever raised it has dealt with the exception, and its code says the rest.
+    """
+    while error is not None and not isinstance(error, Failure):
+        kinds = {
+            kind.__name__ for kind in type(error).__mro__
+        }  # torch has a class of its own, and is not loaded here
+        text = str(error).lower()
+        if kinds & {"MemoryError", "OutOfMemoryError"}:
+            return True
+        if "RuntimeError" in kinds and any(words in text for words in _NO_MEMORY):
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        error = error.__cause__
+    return False
+
+
+def as_failure(error: BaseException, otherwise: Failure | None = None) -> Failure:
+    """Return the failure that an exception means; only its `detail` quotes the exception.
+
+    Args:
+        error: Any exception; a failure stands for itself.
+        otherwise: What it means when it is neither a lack of memory nor of space; None stands for a bug.
+    """
+    if isinstance(error, Failure):
+        return error
+    if is_out_of_memory(error):
+        found = Failure(
+            FailureCode.OUT_OF_MEMORY,
+            "The memory for this work ran out.",
+            "Lower batch_size, resolution or rank of the tune, or the size of the picture; the operator can use a "
+            "device with more memory, or let fewer tunes train at a time (TUNES_MAX_COHORT).",
+        )
+    elif isinstance(error, OSError) and error.errno in _DISK_FULL:
+        found = Failure(
+            FailureCode.STORE_UNAVAILABLE,
+            "There is no space left to write to.",
+            "The operator should make room; nothing that was done before is lost.",
+        )
+    else:
+        found = otherwise or Failure(
+            FailureCode.INTERNAL,
+            UNEXPECTED,
+            "This is a bug or a broken machine: the log of the run has the stack trace.",
+        )
+    # The exception itself is let go: its traceback holds the tensors of whatever failed.
+    found.detail = "; ".join(filter(None, (found.detail, detail_of(error), _places(error))))
+    return found
+
+
+def _places(error: BaseException) -> str:
+    """Return where in the code an exception was raised, and by whom that was called."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    return " < ".join(f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames))
 
 
 class Cancelled(Failure):

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.recipe import Strict
 from tunes_dagster.core.validation import checked
 
@@ -122,7 +122,8 @@ def load_prices(path: str = "") -> PriceList:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The price list {file} cannot be read: {error}.",
+            f"The price list {file.name} cannot be read.",
             "See TUNES_GATEWAY_PRICES.",
+            detail_of(error, file),
         ) from error
-    return checked(PriceList, raw, f"The price list {file}")
+    return checked(PriceList, raw, f"The price list {file.name}")

@@ -142,8 +142,9 @@ def load_scorer(entry: ScorerEntry, bases_folder: Path, device: str = "cpu") -> 
     if not place.exists():
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
-            f"The scorer {entry.name!r} is not installed at {place}.",
-            f"Run `{_download(entry, place)}`, or name another scorer.",
+            f"The scorer {entry.name!r} is not installed.",
+            "`tunes doctor` says what installs it; or name another scorer.",
+            f"It belongs at {place}; `{_download(entry, place)}` puts it there.",
         )
     return _LOADERS[entry.kind](entry, place, device)
 
@@ -234,8 +235,9 @@ class SfaceScorer:
             if not detector.is_file():
                 raise Failure(
                     FailureCode.BASE_NOT_INSTALLED,
-                    f"The face detector of the scorer {entry.name!r} is not at {detector}.",
-                    "Put YuNet's ONNX file there, or leave `detector` out.",
+                    f"The face detector of the scorer {entry.name!r} is missing.",
+                    "Put YuNet's ONNX file where `detector` says, or leave `detector` out.",
+                    f"There is no file {detector}.",
                 )
             self._landmarks = cv2.FaceDetectorYN.create(str(detector), "", (320, 320), _FACE_SCORE)
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunes_dagster.core.failures import Cancelled, Failure
+from tunes_dagster.core.failures import Cancelled, as_failure
 from tunes_dagster.core.progress import Reporter
 from tunes_dagster.evaluation import measures, verdicts
 from tunes_dagster.evaluation.card import Card, CardOptions, Scores
@@ -427,7 +427,8 @@ class _Scoring:
 
 def failed_card(subject_id: str, called: str, options: CardOptions, error: Exception) -> Card:
     """Return the card of a tune whose scoring failed; its last checkpoint is published."""
-    said = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+    failure = as_failure(error)
+    said = f"{failure.message} {failure.remedy}".strip()
     return Card(
         tune_id=subject_id,
         called=called,

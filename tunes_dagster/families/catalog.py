@@ -258,8 +258,9 @@ class Catalog:
         if not entry.installed(bases_folder):
             raise Failure(
                 FailureCode.BASE_NOT_INSTALLED,
-                f"The base model {entry.branch!r} is not installed at {entry.location(bases_folder)}.",
+                f"The base model {entry.branch!r} is not installed.",
                 f"Run `tunes bases pull {entry.branch}` ({entry.download_gb:g} GB, licence {entry.licence}).",
+                f"It belongs at {entry.location(bases_folder)}.",
             )
         return entry
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.families.specs import families, in_words
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def adapter_for(catalog: Catalog | None, base: BaseModelEntry, bases_folder: Pat
     if not entry.installed(bases_folder):
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
-            f"Faces (faceid) on {base.branch!r} need {entry.branch!r}, which is not installed at "
-            f"{entry.location(bases_folder)}.",
+            f"Faces (faceid) on {base.branch!r} need {entry.branch!r}, which is not installed.",
             f"Run `tunes bases pull {entry.branch}` ({entry.download_gb:g} GB, licence {entry.licence}).",
+            f"It belongs at {entry.location(bases_folder)}.",
         )
     return entry
 
@@ -115,11 +115,13 @@ def read_adapter(entry: AuxiliaryEntry, bases_folder: Path) -> IpAdapter:
     try:
         flat = load_file(str(path))
     except Exception as error:
-        raise Failure(
+        unusable = Failure(
             FailureCode.WEIGHTS_UNUSABLE,
-            f"The IP-Adapter at {path} cannot be read: {error}.",
+            f"The IP-Adapter {entry.branch!r} cannot be read.",
             f"Pull it again: `tunes bases pull {entry.branch}`.",
-        ) from error
+            str(path),
+        )
+        raise as_failure(error, unusable) from error
     state: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for key, value in flat.items():
         part, _, name = key.partition(".")
@@ -127,8 +129,9 @@ def read_adapter(entry: AuxiliaryEntry, bases_folder: Path) -> IpAdapter:
     if not state["ip_adapter"] or not {"proj.weight", "latents"} & state["image_proj"].keys():
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
-            f"{path} is no IP-Adapter of a kind that is understood here.",
+            f"{entry.branch!r} is no IP-Adapter of a kind that is understood here.",
             "Use one with a plain projection or a `plus` one; those of InsightFace embeddings are left out.",
+            str(path),
         )
     return IpAdapter(entry.branch, state, sha256_of(path))
 
@@ -157,11 +160,13 @@ class Eyes:
             self.model: Any = model.eval().requires_grad_(False)
             self._prepare = _preparation(folder, config.image_size)
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise Failure(
+            unusable = Failure(
                 FailureCode.WEIGHTS_UNUSABLE,
-                f"The image encoder at {folder} cannot be loaded: {error}.",
+                "The image encoder of the IP-Adapter cannot be loaded.",
                 "Pull the IP-Adapter that it belongs to again.",
-            ) from error
+                str(folder),
+            )
+            raise as_failure(error, unusable) from error
 
     def look(self, pictures: Sequence[Image]) -> tuple[Tensor, Tensor]:
         """Return what is seen in pictures `[pictures, …]`, and what stands for no picture `[1, …]`.

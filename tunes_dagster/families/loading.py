@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.families.catalog import SINGLE_FILES
 
 if TYPE_CHECKING:
@@ -235,11 +235,11 @@ def named(kind: str, folder: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SingleFileComponentError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
-            f"No {kind} can be loaded from {folder}: {first}",
+            f"No {kind} can be loaded from {Path(folder).name!r}.",
             "Run `tunes bases list` to see what is installed and `tunes bases pull` to install it.",
+            detail_of(error, folder),
         ) from error
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.families.catalog import AuxiliaryEntry
 
 if TYPE_CHECKING:
@@ -149,8 +149,9 @@ class _named:
             ) from error
         raise Failure(
             FailureCode.SOURCE_UNREACHABLE,
-            f"{self.repo_id} could not be fetched: {type(error).__name__}: {error}"[:500],
+            f"{self.repo_id} could not be fetched.",
             "Check the network (HTTPS_PROXY, HF_ENDPOINT) and run the same command again: it goes on where it stopped.",
+            detail_of(error),
         ) from error
 
 
@@ -170,8 +171,9 @@ def plan_pull(entry: BaseModelEntry, bases_folder: Path, hub: Hub) -> Pull:
     if Path(entry.repo_id).expanduser().is_absolute():
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The base {entry.branch!r} is the local {target}.",
+            f"The base {entry.branch!r} is a place on this machine; there is nothing to pull.",
             "Put a model in diffusers layout, or a single checkpoint file, there.",
+            str(target),
         )
     if entry.hub_file is not None:
         return _plan_file(entry, *entry.hub_file, bases_folder, hub)
@@ -300,8 +302,9 @@ def pull(plan: Pull, hub: Hub, say: Callable[[str], None] = lambda line: None) -
     if plan.size * _DISK_MARGIN - there > free:
         raise Failure(
             FailureCode.STORE_UNAVAILABLE,
-            f"{plan.entry.branch} takes {plan.size / 1e9:.1f} GB, and {part.parent} has {free / 1e9:.1f} GB free.",
+            f"{plan.entry.branch} takes {plan.size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.",
             "Free some space, or set TUNES_HOME to a larger disk.",
+            str(part.parent),
         )
     say(f"Downloading {len(plan.files)} files to {plan.target}")
     hub.download(plan.repo_id, plan.commit, [file.path for file in plan.files], part)

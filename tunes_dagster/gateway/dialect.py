@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -223,7 +224,7 @@ def as_problem(raised: Exception) -> Problem:
     if isinstance(raised, ClientDisconnect):
         return Problem(400, "The connection was closed before the request was complete", code="broken_off")
     if isinstance(raised, HTTPException):
-        return Problem(raised.status_code, str(raised.detail))
+        return Problem(raised.status_code, HTTPStatus(raised.status_code).phrase)
     return Problem(500, "An unexpected error occurred, please try again later", code="internal")
 
 

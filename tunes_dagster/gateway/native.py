@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 from tunes_dagster.callbacks.bodies import failure_facts, tune_body
 from tunes_dagster.core import clock
 from tunes_dagster.core.clock import iso
-from tunes_dagster.core.failures import told_outside
 from tunes_dagster.gateway.accepting import GUESS_SECONDS
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
@@ -140,7 +139,7 @@ def tune_facts(tune: Tune) -> dict[str, Any]:
         "trained_on": tune.branch,
         "status": tune.status,
         "phase": tune.phase,
-        "message": told_outside(tune.message),
+        "message": tune.message,
         **_steps(tune),
         "progress": round(tune.progress, 1),
         "seconds_left": tune.seconds_left,
@@ -216,10 +215,10 @@ def _phases(mine: Desk, subject_id: str) -> list[dict[str, Any]]:
             if phases:
                 phases[-1]["end"] = iso(event.at)
             phases.append({"phase": event.phase, "start": iso(event.at), "end": None, "said": []})
-        phases[-1]["message"] = told_outside(event.message)
+        phases[-1]["message"] = event.message
         if "run_id" in event.data:
             phases[-1]["run_id"] = event.data["run_id"]
-        phases[-1]["said"].append({"at": iso(event.at), "message": told_outside(event.message)})
+        phases[-1]["said"].append({"at": iso(event.at), "message": event.message})
     return phases
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from tunes_dagster.core.failures import Failure, FailureCode, told_outside
+from tunes_dagster.core.failures import Failure, FailureCode
 
 _STATUS = {
     FailureCode.UNKNOWN_TUNE: 404,
@@ -64,7 +64,7 @@ def of_failure(failure: Failure) -> Problem:
     ):  # which database or store it is, and why, is the operator's
         said = "The service cannot reach its storage right now; please try again."
         return Problem(503, said, headers={"Retry-After": _RETRY_AFTER}, code=failure.code.value)
-    message = told_outside(failure.message)
+    message = failure.message
     text = f"{message} {failure.remedy}".strip()
     if named := failure.facts.get("field"):  # what is wrong is a word in a body, not the address
         return Problem(422, text, {str(named): [message]}, code=failure.code.value)

@@ -42,8 +42,8 @@ async def read_form(request: Body, account: dict[str, Any] | None = None) -> For
         if "Too many files" in said:
             raise too_large(f"More than {most} files, which is this account's limit") from None
         raise Problem(413 if "Too many" in said else 400, said, code="invalid") from None
-    except (UnicodeDecodeError, ValueError, AssertionError) as error:
-        raise Problem(400, f"The form cannot be read: {error}", code="invalid") from None
+    except (UnicodeDecodeError, ValueError, AssertionError):
+        raise Problem(400, "The form cannot be read: it is not well-formed", code="invalid") from None
     return form
 
 

@@ -170,7 +170,8 @@ def load_detector(model: str | Path = "") -> FaceDetector:
     if not path.is_file():
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"There is no face detector model at {path}.",
-            "Download YuNet's ONNX file there, or leave the setting empty for the shipped detector.",
+            "The face detector's model that the settings name is missing.",
+            "Download YuNet's ONNX file to where TUNES_FACE_DETECTOR says, or leave that empty for the shipped one.",
+            f"There is no file {path}.",
         )
     return EitherDetector(load_faces(threshold=CERTAIN), YuNetDetector(path))

@@ -20,11 +20,11 @@ from urllib.parse import unquote
 import httpx
 import tenacity
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.urls import Url, parse_url, show_url
 from tunes_dagster.intake.guard import Guard, Resolver, guarded_client
 from tunes_dagster.intake.parallel import completed
-from tunes_dagster.intake.streams import Deadline, DeadlinePassed
+from tunes_dagster.intake.streams import Deadline, DeadlinePassed, in_words
 
 Kind = Literal["picture", "archive"]
 
@@ -75,7 +75,7 @@ class _TryAgain(Exception):
 
     def __init__(self, why: str, after: float | None = None) -> None:
         super().__init__(why)
-        self.after = after
+        self.why, self.after = why, after
 
 
 class Fetcher:
@@ -177,6 +177,7 @@ class Fetcher:
                 f"{show_url(url)} could not be fetched after {tries} {'try' if tries == 1 else 'tries'}: "
                 f"{_words(error)}.",
                 "Check that the address opens in a browser without signing in, then try again.",
+                detail_of(error),
             ) from error
         except DeadlinePassed:
             part.restart()
@@ -264,7 +265,7 @@ def _send(client: httpx.Client, request: httpx.Request, url: str) -> httpx.Respo
     except httpx.RemoteProtocolError as error:
         if "location header" not in str(error):  # httpx reads the target of redirects it does not follow
             raise
-        raise _refusal(url, f"redirects to what is not a URL ({error})", "Give the final address.") from None
+        raise _refusal(url, "redirects to what is not a URL", "Give the final address.") from None
 
 
 def _check_status(answer: httpx.Response, part: _Part, url: str) -> None:
@@ -341,7 +342,7 @@ def _words(error: Exception) -> str:
         return "the server did not accept the connection in time"
     if isinstance(error, httpx.TimeoutException):
         return "the server stopped answering"
-    return str(error) or type(error).__name__
+    return error.why if isinstance(error, _TryAgain) else in_words(error)
 
 
 def _refusal(url: str, why: str, remedy: str) -> Failure:

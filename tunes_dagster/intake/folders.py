@@ -9,7 +9,7 @@ from typing import Any
 
 from upath import UPath
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.intake.archives import is_junk
 
 PROTOCOLS = frozenset({"", "file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory"})
@@ -104,13 +104,17 @@ def list_files(folder: UPath) -> Iterator[FolderFile]:
         found = _local_files(folder) if folder.protocol in ("", "file", "local") else _remote_files(folder)
     except FileNotFoundError as error:
         raise Failure(
-            FailureCode.SOURCE_REFUSED, f"There is no folder {folder}.", "Check the path and its spelling."
+            FailureCode.SOURCE_REFUSED,
+            f"There is no folder {folder.name!r}.",
+            "Check the path and its spelling.",
+            str(folder),
         ) from error
     except (OSError, ValueError) as error:
         raise Failure(
             FailureCode.SOURCE_UNREACHABLE,
-            f"The folder {folder} cannot be read: {type(error).__name__}: {error}.",
+            f"The folder {folder.name!r} cannot be read.",
             "Check that it exists and that this machine may read it.",
+            detail_of(error, folder),
         ) from error
     yield from found
 
@@ -118,8 +122,9 @@ def list_files(folder: UPath) -> Iterator[FolderFile]:
 def _too_many(folder: UPath) -> Failure:
     return Failure(
         FailureCode.SOURCE_REFUSED,
-        f"The folder {folder} holds more than {MAX_FILES:,} files.",
+        f"The folder {folder.name!r} holds more than {MAX_FILES:,} files.",
         "Name the folder that holds the pictures only.",
+        str(folder),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 
 # Released at https://github.com/TencentARC/GFPGAN/releases/tag/v1.3.0
 WEIGHTS = "GFPGANv1.4.pth"
@@ -43,14 +43,16 @@ class GfpganRestorer:
         except ImportError as error:
             raise Failure(
                 FailureCode.INVALID_REQUEST,
-                f"Faces cannot be restored: {error}.",
+                "Faces cannot be restored: the package gfpgan cannot be imported.",
                 "Install the extra: pip install 'tunes-dagster[restore]', or turn dataset.face_correct off.",
+                detail_of(error),
             ) from error
         if not weights.is_file():
             raise Failure(
                 FailureCode.BASE_NOT_INSTALLED,
-                f"The weights of the face restorer are not at {weights}.",
-                f"Put {WEIGHTS} there, or turn dataset.face_correct off.",
+                "The weights of the face restorer are missing.",
+                f"Put {WEIGHTS} into the folder of the bases, or turn dataset.face_correct off.",
+                f"There is no file {weights}.",
             )
         self._restorer: Any = GFPGANer(model_path=str(weights), upscale=1, bg_upsampler=None, device=device)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.recipe import Sources
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.urls import show_url
@@ -209,7 +209,10 @@ def _folder_file(file: FolderFile, kind: Kind) -> Origin:
             ) from None
         except OSError as error:
             raise Failure(
-                FailureCode.SOURCE_UNREACHABLE, f"{file.name} could not be read: {error}.", "Try again."
+                FailureCode.SOURCE_UNREACHABLE,
+                f"{file.name} could not be read.",
+                "Try again.",
+                detail_of(error),
             ) from error
         return Local(path, file.name)
 

@@ -33,6 +33,31 @@ _UNDER_WAY = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY)
 _current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
+# Exceptions of the network, most telling first, and what is said of them: their own texts name what lies inside.
+_SAID: tuple[tuple[type[BaseException], str], ...] = (
+    (ssl.SSLCertVerificationError, "its certificate is not valid"),
+    (ssl.SSLError, "it does not speak TLS as it should"),
+    (socket.gaierror, "its name does not resolve"),
+    (ConnectionRefusedError, "it refuses connections"),
+    (ConnectionError, "the connection broke off"),
+    (TimeoutError, "it did not answer in time"),
+    (httpcore.ConnectError, "it cannot be reached"),
+)
+
+
+def in_words(error: BaseException) -> str:
+    """Return what went wrong with a connection, as a clause that anyone may read."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for kind, said in _SAID:
+        if any(isinstance(one, kind) for one in chain):
+            return said
+    return "the connection broke off"
+
+
 class DeadlinePassed(Exception):
     """The time for a whole exchange was over."""
 

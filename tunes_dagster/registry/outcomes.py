@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
-from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, as_failure
 from tunes_dagster.registry.locks import lock, lock_one
 from tunes_dagster.registry.retrying import repeatable, retried
 from tunes_dagster.registry.settling import settle
@@ -46,17 +46,6 @@ from tunes_dagster.registry.work import WorkQueries, owned
 # Submissions in a row that may vanish without a run before the work fails: with the default backoff about a
 # quarter of an hour of a broken code location.
 MAX_LOST_LAUNCHES = 10
-
-
-def as_failure(error: BaseException) -> Failure:
-    """Return the failure that an exception means; anything unexpected is `INTERNAL`."""
-    if isinstance(error, Failure):
-        return error
-    return Failure(
-        FailureCode.INTERNAL,
-        f"{type(error).__name__}: {error}".strip()[:1000],
-        "The log of the run has the traceback; please report it.",
-    )
 
 
 class OutcomeQueries(WorkQueries):
@@ -242,7 +231,9 @@ class OutcomeQueries(WorkQueries):
             wait = self.retry_backoff[min(lost_or_tried, len(self.retry_backoff)) - 1]
             work.state, work.available_at = "queued", now + timedelta(seconds=wait)
             work.failure_code, work.failure_message = failure.code.value, failure.message
-            back_to_waiting(session, subject, work, f"{failure.message} Trying again in {wait:g} s.", now)
+            work.failure_detail = failure.detail or None
+            said = f"{failure.message} Trying again in {wait:g} s."
+            back_to_waiting(session, subject, work, said, now, failure)
         else:
             close_work(work, "cancelled" if cancelled else "failed", now, failure)
             self._subject_ended(session, subject, failure, cancelled, notify, now)

@@ -77,8 +77,7 @@ class DatabaseAway(Failure):
     """
 
     def __init__(self, trouble: Trouble, detail: str = "") -> None:
-        said = f"{trouble.sentence.rstrip('.')} ({detail})." if detail else trouble.sentence
-        super().__init__(FailureCode.STORE_UNAVAILABLE, said, trouble.remedy)
+        super().__init__(FailureCode.STORE_UNAVAILABLE, trouble.sentence, trouble.remedy, detail)
         self.trouble = trouble
 
 

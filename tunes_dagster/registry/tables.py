@@ -145,6 +145,7 @@ class Tune(Table):
     result: Mapped[dict[str, Any]] = mapped_column(default=dict)
     failure_code: Mapped[str | None]
     failure_message: Mapped[str | None]
+    failure_detail: Mapped[str | None]
     failure_remedy: Mapped[str | None]
     cancel: Mapped[str] = mapped_column(String(10), default="")
     origin: Mapped[str] = mapped_column(String(20))
@@ -210,6 +211,7 @@ class Prompt(Table):
     result: Mapped[dict[str, Any]] = mapped_column(default=dict)
     failure_code: Mapped[str | None]
     failure_message: Mapped[str | None]
+    failure_detail: Mapped[str | None]
     failure_remedy: Mapped[str | None]
     cancel: Mapped[str] = mapped_column(String(10), default="")
     callback_url: Mapped[str | None]
@@ -303,6 +305,7 @@ class Work(Table):
     finished_at: Mapped[datetime | None]
     failure_code: Mapped[str | None]
     failure_message: Mapped[str | None]
+    failure_detail: Mapped[str | None]
     created_at: Mapped[datetime]
 
 

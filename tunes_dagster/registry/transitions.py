@@ -173,7 +173,7 @@ def open_work(
     work.tries = work.lost_launches = 0
     work.run_key = work.run_id = work.cohort_id = None
     work.submitted_at = work.started_at = work.heartbeat_at = work.finished_at = None
-    work.failure_code = work.failure_message = None
+    work.failure_code = work.failure_message = work.failure_detail = None
     return work
 
 
@@ -190,6 +190,7 @@ def close_work(work: Work, state: str, now: datetime, failure: Failure | None = 
     work.state, work.finished_at = state, now
     work.failure_code = failure.code.value if failure else None
     work.failure_message = failure.message if failure else None
+    work.failure_detail = (failure.detail or None) if failure else None
 
 
 def show(row: Tune | Batch, phase: str, message: str) -> None:
@@ -198,11 +199,17 @@ def show(row: Tune | Batch, phase: str, message: str) -> None:
     row.step, row.seconds_left = 0, None
 
 
+def _detail(failure: Failure | None) -> dict[str, str]:
+    """Return what the line of a timeline keeps of a failure for operators."""
+    return {"detail": failure.detail} if failure is not None and failure.detail else {}
+
+
 def write_failure(row: Tune | Prompt, failure: Failure | None) -> None:
-    """Write or clear the three columns that say why something ended badly."""
+    """Write or clear the columns that say why something ended badly."""
     row.failure_code = failure.code.value if failure else None
     row.failure_message = failure.message if failure else None
     row.failure_remedy = failure.remedy if failure else None
+    row.failure_detail = (failure.detail or None) if failure else None
 
 
 def prompt_ended(
@@ -232,7 +239,7 @@ def prompt_ended(
     if notify:
         owe(session, prompt, event, now)
     group_ended(session, prompt, now)
-    note(session, prompt.id, status, failure.message if failure else "", now)
+    note(session, prompt.id, status, failure.message if failure else "", now, **_detail(failure))
 
 
 def group_ended(session: Session, prompt: Prompt, now: datetime) -> None:
@@ -289,7 +296,7 @@ def tune_failed(session: Session, tune: Tune, failure: Failure, now: datetime, n
     show(tune, "", "")
     write_failure(tune, failure)
     settle(session, tune, now)
-    note(session, tune.id, "failed", str(failure), now)
+    note(session, tune.id, "failed", str(failure), now, **_detail(failure))
     if notify:
         owe(session, tune, "tune.failed", now)
     follow_tune(session, tune, now)
@@ -326,7 +333,12 @@ def follow_tune(session: Session, tune: Tune, now: datetime) -> int:
         waiting = [prompt for prompt in waiting if prompt.number not in still]
     code = FailureCode(tune.failure_code or FailureCode.INTERNAL)
     why = {
-        "failed": Failure(code, f"Its tune failed: {tune.failure_message}", tune.failure_remedy or ""),
+        "failed": Failure(
+            code,
+            f"Its tune failed: {tune.failure_message}",
+            tune.failure_remedy or "",
+            tune.failure_detail or "",
+        ),
         "cancelled": Failure(FailureCode.CANCELLED, "The tune was cancelled on request."),
         "deleted": Failure(FailureCode.CANCELLED, "Its tune was deleted."),
     }
@@ -359,9 +371,16 @@ def batch_ended(
         prompt_ended(session, prompt, left, now, failure, notify)
 
 
-def back_to_waiting(session: Session, subject: Tune | Batch, work: Work, reason: str, now: datetime) -> None:
-    """Show a subject whose work was put back into the queue, with the reason of the wait."""
-    note(session, subject.id, "queued", reason, now, kind=work.kind, attempt=work.attempt)
+def back_to_waiting(
+    session: Session,
+    subject: Tune | Batch,
+    work: Work,
+    reason: str,
+    now: datetime,
+    failure: Failure | None = None,
+) -> None:
+    """Show a subject whose work was put back into the queue, with the reason of the wait and the failure behind it."""
+    note(session, subject.id, "queued", reason, now, kind=work.kind, attempt=work.attempt, **_detail(failure))
     if isinstance(subject, Batch):
         subject.status = "queued"
         for prompt in open_prompts(session, Prompt.batch_id == subject.id):

@@ -419,7 +419,7 @@ def start(session: Session, work: Work, subject: Tune | Batch, run_id: str, now:
     """Make a run the owner of work and show it on the subject; a ready tune stays ready."""
     work.state, work.run_id = "running", run_id
     work.started_at = work.heartbeat_at = now
-    work.finished_at = work.failure_code = work.failure_message = None
+    work.finished_at = work.failure_code = work.failure_message = work.failure_detail = None
     work.tries += 1
     work.lost_launches = 0
     if isinstance(subject, Batch):

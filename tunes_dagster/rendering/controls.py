@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 
 if TYPE_CHECKING:
     import torch
@@ -56,18 +56,20 @@ class Control:
         try:
             network = ControlNetModel.from_pretrained(str(folder), torch_dtype=base.dtype)
         except Exception as error:
-            raise Failure(
+            unusable = Failure(
                 FailureCode.WEIGHTS_UNUSABLE,
-                f"The ControlNet at {folder} cannot be loaded: {error}.",
+                f"The ControlNet {folder.name!r} cannot be loaded.",
                 "Pull it again with `tunes bases pull`.",
-            ) from error
+                str(folder),
+            )
+            raise as_failure(error, unusable) from error
         fits = network.config.cross_attention_dim == getattr(
             base.denoiser.config, "cross_attention_dim", None
         )
         if not fits or network.config.in_channels != base.latent_channels:
             raise Failure(
                 FailureCode.WEIGHTS_UNUSABLE,
-                f"The ControlNet at {folder} was not made for {base.entry.branch!r}.",
+                f"The ControlNet {folder.name!r} was not made for {base.entry.branch!r}.",
                 "Choose a ControlNet of the base's own family.",
             )
         self.network: Any = network.to(base.device).requires_grad_(False).eval()

@@ -233,22 +233,12 @@ def free_memory(base: LoadedBase) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on any device."""
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def release_memory(base: LoadedBase) -> None:
+def release_memory() -> None:
     """Give cached memory back after running out."""
     import gc
 
     import torch
 
     gc.collect()
-    if base.device.type == "cuda":
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of, is_out_of_memory
 from tunes_dagster.core.store import Store
 from tunes_dagster.rendering.memory import ADAPTER_SHARE, parts_that_fit
 from tunes_dagster.training.names import is_whole
@@ -91,8 +91,9 @@ def read_weights(store: Store, key: str) -> Weights:
     except Exception as error:
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
-            f"The weights {key!r} cannot be read: {error}.",
+            f"The weights {key!r} cannot be read.",
             "Export the tune again.",
+            detail_of(error),
         ) from error
     if not is_whole(state):
         split_state(state)
@@ -308,12 +309,12 @@ def _render_part(
         try:
             bank = stack.enter_context(shelf.attached(base.denoiser, used))
         except Exception as error:
-            if not dn.is_out_of_memory(error) or len(used) < 2:
+            if not is_out_of_memory(error) or len(used) < 2:
                 raise
         else:
             render(pictures, bank)
             return
-    dn.release_memory(base)
+    dn.release_memory()
     half = (len(used) + 1) // 2
     note(f"Memory ran out with {len(used)} tunes attached; going on with {half} at a time.")
     first = [one for one in pictures if one.slot < half]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.core.progress import Phase, Reporter
 from tunes_dagster.core.recipe import RenderSettings, recipe_hash
 from tunes_dagster.core.store import Store
@@ -24,7 +24,7 @@ from tunes_dagster.rendering import png, policy
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.inputs import Inputs
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
-from tunes_dagster.rendering.records import as_failure, library_versions, optional_settings
+from tunes_dagster.rendering.records import library_versions, optional_settings, picture_failure
 from tunes_dagster.rendering.styles import dressed
 from tunes_dagster.rendering.upscaling import Upscaler
 
@@ -85,11 +85,13 @@ class ClipMaker:
         try:
             pipeline: Any = CogVideoXPipeline.from_pretrained(str(folder), torch_dtype=dtype)
         except Exception as error:
-            raise Failure(
+            unusable = Failure(
                 FailureCode.WEIGHTS_UNUSABLE,
-                f"The video model at {folder} cannot be loaded: {error}.",
+                f"The video model {folder.name!r} cannot be loaded.",
                 "Pull it again with `tunes bases pull`.",
-            ) from error
+                str(folder),
+            )
+            raise as_failure(error, unusable) from error
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_tiling()
         self._pipeline = pipeline.to(device)
@@ -120,7 +122,7 @@ class ClipMaker:
         frames = np.asarray(made)
         if not np.isfinite(frames).all():
             raise Failure(
-                FailureCode.RENDER_FAILED,
+                FailureCode.NOT_FINITE,
                 f"The clip with seed {order.seed} came out as numbers that are not finite.",
                 "Lower the guidance; in float16, use bfloat16 or float32.",
             )
@@ -232,7 +234,7 @@ def _one(
             frames = maker.make(order, report.check_cancelled)
             images.append(_kept(order, frames, facts, store, prefix))
     except Exception as error:
-        failure = as_failure(error)
+        failure = picture_failure(error)
         if failure.code in (FailureCode.CANCELLED, FailureCode.STORE_UNAVAILABLE):
             raise
         return RenderResult(job.prompt_id, images, failure)

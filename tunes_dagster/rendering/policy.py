@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.settings import Settings
 
 SAFETY_RULE = "picture safety"
@@ -43,8 +43,9 @@ def load_rules(settings: Settings) -> tuple[Rule, ...]:
     except OSError as error:
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The content rules at {path} cannot be read: {error.strerror}.",
+            "The content rules of this installation cannot be read.",
             "The operator should correct TUNES_CONTENT_RULES.",
+            detail_of(error, path),
         ) from error
 
 
@@ -52,7 +53,7 @@ def load_rules(settings: Settings) -> tuple[Rule, ...]:
 def _read(path: str, modified: int) -> tuple[Rule, ...]:
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     return tuple(
-        rule_of(line, f"{path}, line {number}")
+        rule_of(line, f"{Path(path).name}, line {number}")
         for number, line in enumerate(lines, 1)
         if line.strip() and not line.lstrip().startswith("#")
     )
@@ -76,8 +77,9 @@ def rule_of(line: str, where: str) -> Rule:
     except (ValueError, re.error) as error:
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The content rule at {where} cannot be read: {error}.",
+            f"The content rule at {where} cannot be read.",
             "Write `name: word, two words` or `name: /regular expression/`.",
+            detail_of(error),
         ) from error
 
 

@@ -8,10 +8,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import tunes_dagster
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.urls import show_url
-from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering.pictures import Picture
 
 if TYPE_CHECKING:
@@ -50,27 +49,20 @@ def optional_settings(settings: RenderSettings) -> dict[str, Any]:
     return {name: value for name, value in used.items() if value != fields[name].default}
 
 
-def as_failure(error: Exception) -> Failure:
+def picture_failure(error: Exception) -> Failure:
     """Return the failure that an error while rendering one picture means."""
-    if isinstance(error, Failure):
-        return error
-    if dn.is_out_of_memory(error):
-        return Failure(
-            FailureCode.OUT_OF_MEMORY,
-            "Memory ran out while rendering this picture alone.",
-            "Ask for a smaller size, or render on a device with more memory.",
-        )
-    return Failure(
+    failed = Failure(
         FailureCode.RENDER_FAILED,
-        f"Rendering stopped with {type(error).__name__}: {error}.",
+        "Rendering this picture stopped unexpectedly.",
         "Try other settings; if it happens again, report it with the recipe.",
     )
+    return as_failure(error, failed)
 
 
 def not_finite(picture: Picture) -> Failure:
     """Return the failure of a picture whose numbers are not finite."""
     return Failure(
-        FailureCode.RENDER_FAILED,
+        FailureCode.NOT_FINITE,
         f"The picture with seed {picture.seed} came out as numbers that are not finite.",
         "Lower the strength of the LoRA or the guidance; in float16, use bfloat16 or float32.",
     )

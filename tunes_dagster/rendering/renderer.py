@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure, is_out_of_memory
 from tunes_dagster.core.progress import Phase, Reporter, format_count
 from tunes_dagster.core.recipe import recipe_hash
 from tunes_dagster.core.store import Store
@@ -29,7 +29,7 @@ from tunes_dagster.rendering.inputs import Inputs
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse, render_attached
 from tunes_dagster.rendering.pictures import Picture, Shape
-from tunes_dagster.rendering.records import as_failure, batch_facts, not_finite, optional_settings
+from tunes_dagster.rendering.records import batch_facts, not_finite, optional_settings, picture_failure
 from tunes_dagster.rendering.sizes import enlarge
 from tunes_dagster.rendering.texts import TextCache
 from tunes_dagster.rendering.treatments import Treated, Treatments, is_wanted
@@ -211,11 +211,11 @@ class _Batch:
         except Exception as error:
             if isinstance(error, Failure) and error.code == FailureCode.CANCELLED:
                 raise
-            failure = as_failure(error)
+            failure = picture_failure(error)
         # Outside of the handler, so that the traceback no longer holds the tensors.
         self.steps_done = done_before
         if failure.code == FailureCode.OUT_OF_MEMORY:
-            dn.release_memory(self.base)
+            dn.release_memory()
         if len(pictures) == 1:
             self.steps_done += pictures[0].shape.steps_done
             self._fail(pictures[0].job, failure, pictures[0].number)
@@ -243,7 +243,7 @@ class _Batch:
             some = pictures[start : start + fit]
             decoded = self._decode(latents[start : start + fit])
             if decoded is None:
-                dn.release_memory(self.base)
+                dn.release_memory()
                 fit = max(1, len(some) // 2)
                 continue
             start += len(some)
@@ -258,7 +258,7 @@ class _Batch:
         try:
             return dn.decode(self.base, latents)
         except Exception as error:
-            if not dn.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(latents) == 1 and (self.tiled or not self._decode_in_tiles()):
                 raise
@@ -285,11 +285,11 @@ class _Batch:
             if checker is not None and checker.unsafe([done.image])[0]:
                 raise policy.blocked(policy.SAFETY_RULE, "A picture")
         except Exception as error:
-            failure = as_failure(error)
+            failure = picture_failure(error)
             if failure.code == FailureCode.CANCELLED:
                 raise
             if failure.code == FailureCode.OUT_OF_MEMORY:
-                dn.release_memory(self.base)
+                dn.release_memory()
             self._fail(picture.job, failure, picture.number)
             return None
         self.progress[picture.job].warnings.extend(
@@ -374,11 +374,13 @@ class _Batch:
                 continue
             error = future.exception()
             if error is not None:
-                raise Failure(
+                unwritten = Failure(
                     FailureCode.STORE_UNAVAILABLE,
-                    f"A picture could not be written to {self.store.url(self.prefix)}: {error}.",
-                    "Check the store's space, rights and connection.",
-                ) from error
+                    "A picture could not be written to the store.",
+                    "The operator should check the store's space, rights and connection.",
+                    self.store.url(self.prefix),
+                )
+                raise as_failure(error, unwritten) from error
             self.progress[picture.job].images[picture.number] = future.result()
         self.saving = still
         self._report_finished()

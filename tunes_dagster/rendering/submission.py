@@ -239,8 +239,9 @@ def _check_installed(settings: RenderSettings, context: PromptContext) -> None:
         if not weights_path(folder).is_file():
             raise Failure(
                 FailureCode.BASE_NOT_INSTALLED,
-                f"face_correct needs the weights {WEIGHTS}, which are not at {weights_path(folder)}.",
-                "Put them there, or leave face_correct out.",
+                f"face_correct needs the weights {WEIGHTS}, which are not installed.",
+                "Put them into the folder of the bases, or leave face_correct out.",
+                f"There is no file {weights_path(folder)}.",
             )
 
 
@@ -255,8 +256,9 @@ def _require(entry: AuxiliaryEntry | None, what: str, folder: Any, family: str =
     if not entry.installed(folder):
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
-            f"{what} needs {entry.branch!r}, which is not installed at {entry.location(folder)}.",
+            f"{what} needs {entry.branch!r}, which is not installed.",
             f"Run `tunes bases pull {entry.branch}` ({entry.download_gb:g} GB, licence {entry.licence}).",
+            f"It belongs at {entry.location(folder)}.",
         )
 
 

@@ -246,7 +246,7 @@ class Treatments:
         pixels, finite = dn.decode(self.base, latents)
         if not finite[0]:
             raise Failure(
-                FailureCode.RENDER_FAILED,
+                FailureCode.NOT_FINITE,
                 f"A second pass over the picture with seed {picture.seed} came out as numbers that are not finite.",
                 "Lower the strength of the LoRA; in float16, use bfloat16 or float32.",
             )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 
 FACTOR = 4
 # Sides in pixels of a tile of the picture that goes in, and of the part that neighbours share.
@@ -36,11 +36,13 @@ class Upscaler:
         try:
             pipeline: Any = StableDiffusionUpscalePipeline.from_pretrained(str(folder), torch_dtype=dtype)
         except Exception as error:
-            raise Failure(
+            unusable = Failure(
                 FailureCode.WEIGHTS_UNUSABLE,
-                f"The upscaler at {folder} cannot be loaded: {error}.",
+                "The upscaler cannot be loaded.",
                 "Pull it again: `tunes bases pull upscale-4x`.",
-            ) from error
+                str(folder),
+            )
+            raise as_failure(error, unusable) from error
         pipeline.set_progress_bar_config(disable=True)
         self._pipeline, self._tile = pipeline.to(device), tile
 

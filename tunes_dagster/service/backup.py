@@ -20,7 +20,7 @@ from pathlib import Path
 from sqlalchemy.engine import URL, make_url
 
 from tunes_dagster.core import clock
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import open_registry
@@ -106,8 +106,9 @@ def read_about(folder: Path) -> Backup:
     except (OSError, ValueError, TypeError) as error:
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"{folder} is no complete backup: {_ABOUT} is missing or cannot be read.",
+            f"{folder.name!r} is no complete backup: {_ABOUT} is missing or cannot be read.",
             "Name a folder that `tunes backup` has finished.",
+            detail_of(error, folder),
         ) from error
 
 
@@ -212,8 +213,9 @@ def _must_be_empty(settings: Settings, url: URL) -> None:
     where = url.render_as_string(hide_password=True)
     taken = Failure(
         FailureCode.CONFLICT,
-        f"There is a registry at {where} already.",
+        "There is a registry already.",
         "Move it away, or name an empty database (TUNES_REGISTRY_URL) and home (TUNES_HOME): nothing is overwritten.",
+        f"It is at {where}.",
     )
     if url.get_backend_name() == "sqlite":
         if Path(str(url.database)).expanduser().exists():
@@ -231,7 +233,10 @@ def _copy_sqlite(source: Path, target: Path) -> None:
     """Copy a database as of one moment, while others write to it (SQLite's online backup)."""
     if not source.is_file():
         raise Failure(
-            FailureCode.STORE_UNAVAILABLE, f"There is no registry at {source}.", "Check TUNES_REGISTRY_URL."
+            FailureCode.STORE_UNAVAILABLE,
+            "There is no registry.",
+            "Check TUNES_REGISTRY_URL.",
+            f"No file {source}.",
         )
     part = target.with_name(f".{target.name}.part")
     part.unlink(missing_ok=True)
@@ -247,8 +252,9 @@ def _copy_sqlite(source: Path, target: Path) -> None:
         part.unlink(missing_ok=True)
         raise Failure(
             FailureCode.STORE_UNAVAILABLE,
-            f"{source} cannot be copied: {error}.",
+            f"{source.name} cannot be copied.",
             "Check the disk and try again.",
+            detail_of(error, source),
         ) from error
 
 
@@ -291,6 +297,7 @@ def _run(tool: str, url: URL, *words: str) -> None:
         said = (ended.stderr.strip().splitlines() or ["no message"])[0]
         raise Failure(
             FailureCode.STORE_UNAVAILABLE,
-            f"{tool} failed: {said}",
+            f"{tool} failed.",
             f"Use a {tool} of the server's version or newer, and check TUNES_REGISTRY_URL.",
+            said,
         )

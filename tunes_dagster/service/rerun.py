@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import Settings
@@ -115,8 +115,9 @@ def _take_over(store: Store, tune: Tune, chosen: str) -> None:
     except FileNotFoundError as error:
         raise Failure(
             FailureCode.CONFLICT,
-            f"The dataset of {tune.title!r} is not there: {error}.",
+            f"The dataset of {tune.title!r} is not there.",
             "A tune can be trained again once its pictures were prepared, and until it is deleted.",
+            detail_of(error),
         ) from error
     dataset.model_copy(update={"tune_id": chosen}).save(store)
     captions.model_copy(update={"tune_id": chosen, "versions": []}).save(store, f"Taken over from {tune.id}.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageEnhance
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of, is_out_of_memory
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import Conditioning, Latents, LoadedBase
 from tunes_dagster.intake.sandbox.pool import Session, get_pool
@@ -46,34 +46,27 @@ def in_parts(count: int, rows: int, work: Callable[[int, int], None]) -> None:
     Raises:
         Failure: `OUT_OF_MEMORY` when not even one row fits.
     """
-    from accelerate.utils.memory import find_executable_batch_size, should_reduce_batch_size
+    done, size = 0, max(1, min(rows, count))
+    while done < count:
+        stop = min(count, done + size)
+        try:
+            work(done, stop)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise Failure(
+                    FailureCode.OUT_OF_MEMORY,
+                    "The device has no memory for encoding a single picture or caption.",
+                    "Free the device's memory, or choose a lower resolution or a smaller base.",
+                    detail_of(error),
+                ) from error
+            stop, size = done, size // 2
+        if stop == done:  # outside of the handler, so that the traceback no longer holds the tensors
+            from tunes_dagster.rendering.denoise import release_memory
 
-    done = 0
-
-    def run(batch_size: int) -> None:
-        nonlocal done
-        while done < count:
-            work(done, min(count, done + batch_size))
-            done = min(count, done + batch_size)
-
-    size = max(1, min(rows, count))
-    try:
-        run(size)
-        return
-    except Exception as error:
-        if not should_reduce_batch_size(error):
-            raise
-    # Only now: the search begins with a collection of garbage, which takes longer than encoding a tune's captions.
-    try:
-        find_executable_batch_size(run, starting_batch_size=max(1, size // 2))()
-    except RuntimeError as error:
-        if "No executable batch size" not in str(error):
-            raise
-        raise Failure(
-            FailureCode.OUT_OF_MEMORY,
-            "The device has no memory for encoding a single picture or caption.",
-            "Free the device's memory, or choose a lower resolution or a smaller base.",
-        ) from error
+            release_memory()
+        done = stop
 
 
 def digest(*parts: object) -> str:
@@ -140,7 +133,7 @@ def open_stored(store: Store, key: str, what: str, among: Session | None = None)
         return decode(store.read_bytes(key), f"{what} {key}", among)
     except OSError as error:
         raise Failure(
-            FailureCode.PICTURE_UNREADABLE, f"{what} {key} cannot be read: {error}.", remedy
+            FailureCode.PICTURE_UNREADABLE, f"{what} {key} cannot be read.", remedy, detail_of(error)
         ) from error
     except Failure as failure:
         if failure.code == FailureCode.PICTURE_UNREADABLE:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.store import Store
 from tunes_dagster.training.files import read_header, write_tensors
 
@@ -133,8 +133,9 @@ def _read(store: Store, key: str, prefix: str) -> dict[str, Tensor]:
 def _unreadable(key: str, error: Exception) -> Failure:
     return Failure(
         FailureCode.WEIGHTS_UNUSABLE,
-        f"The checkpoint {key} cannot be read: {error}.",
+        f"The checkpoint {key} cannot be read.",
         "Delete it; training resumes from the one before.",
+        detail_of(error),
     )
 
 

@@ -158,7 +158,4 @@ def _restorer_problems(settings: Settings) -> Iterator[str]:
     if find_spec("gfpgan") is None:
         yield "dataset.face_correct needs the package gfpgan: pip install 'tunes-dagster[restore]'"
     elif not weights_path(settings.bases_folder).is_file():
-        yield (
-            f"dataset.face_correct needs the weights {WEIGHTS} at {weights_path(settings.bases_folder)}, which are "
-            "not there"
-        )
+        yield (f"dataset.face_correct needs the weights {WEIGHTS}, which are not in the folder of the bases")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import recipe_hash
 from tunes_dagster.core.store import Store
@@ -68,11 +68,12 @@ def read_face(store: Store, key: str) -> FaceFile:
         tensors = load(data)
         embeds, nothing = tensors[EMBEDS], tensors[NOTHING]
     except Exception as error:
-        said = "not there" if isinstance(error, FileNotFoundError) else f"not the file of one ({error})"
+        said = "not there" if isinstance(error, FileNotFoundError) else "not the file of one"
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
             f"The face {key!r} cannot be used: it is {said}.",
             "Make the tune again, or check whether it was deleted.",
+            detail_of(error),
         ) from error
     header = read_header(store, key)
     digest = hashlib.sha256(data).hexdigest()

@@ -9,13 +9,12 @@ reports.
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
-from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, as_failure, is_out_of_memory
 from tunes_dagster.core.progress import Keeping, Phase, Reporter
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
@@ -118,7 +117,7 @@ class _Session:
             try:
                 prepared.append(kind_of(job.options).prepare(job, self.base, self.store))
             except Exception as error:
-                self._done(job, _as_failure(error))
+                self._done(job, as_failure(error))
             finally:
                 job.report = report
         return prepared
@@ -136,20 +135,6 @@ def patient(job: TuneJob, store: Store) -> Reporter:
     """
     resumes = job.resume_from is not None and checkpoints.find_newest(store, job.resume_from) is not None
     return Keeping([job.report]) if resumes else job.report
-
-
-def _as_failure(error: Exception) -> Failure:
-    """Return a tune's exception as the reason of its end; a bug is named with its last lines."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, torch.OutOfMemoryError):
-        return Failure(
-            FailureCode.OUT_OF_MEMORY,
-            "The device ran out of memory.",
-            "Turn gradient_checkpointing on, lower batch_size or resolution, or take fewer tunes at a time.",
-        )
-    trace = "".join(traceback.format_exception(error)[-4:])
-    return Failure(FailureCode.INTERNAL, f"{type(error).__name__}: {error}", "", trace)
 
 
 class Trainer:
@@ -190,9 +175,11 @@ class Trainer:
                 self._each(self._after_step)
                 if arrivals is not None and self.runs:
                     self._look(arrivals, places)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             for run in list(self.runs):
-                self._leave(run, _as_failure(error))
+                self._leave(run, as_failure(error))
             self._tell()
         finally:
             if self.weights is not None:
@@ -280,10 +267,10 @@ class Trainer:
             if run.step > 0:
                 run.save(self._weights, self.store)
             self._leave(run, cancelled)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            self._leave(run, _as_failure(error))
+            if is_out_of_memory(error):
+                raise  # of all that train together, see `run`
+            self._leave(run, as_failure(error))
 
     def _enter(self, run: TuneRun) -> None:
         run.enter(self._weights, self.store)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.training.adapters import AdapterBank
 
@@ -45,8 +45,9 @@ def make_optimizer(options: TrainingOptions, parameters: Iterable[Tensor]) -> to
         except ImportError as error:
             raise Failure(
                 FailureCode.INVALID_REQUEST,
-                f"The optimizer adamw8bit needs the package bitsandbytes: {error}.",
+                "The optimizer adamw8bit needs the package bitsandbytes, which cannot be imported.",
                 "Install the extra: pip install 'tunes-dagster[gpu]', or use adamw.",
+                detail_of(error),
             ) from error
         if kept[0].device.type != "cuda":
             raise Failure(

@@ -11,9 +11,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training.files import read_header
@@ -172,7 +173,10 @@ def read_weights(path: Any) -> dict[str, Any]:
         return load_file(str(path))
     except (SafetensorError, FileNotFoundError) as error:
         raise Failure(
-            FailureCode.WEIGHTS_UNUSABLE, f"{path} holds no weights: {error}.", "Train the tune again."
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"{Path(path).name} holds no weights.",
+            "Train the tune again.",
+            detail_of(error, path),
         ) from error
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training.files import read_header, write_tensors
@@ -135,8 +135,9 @@ def load(store: Store, key: str) -> dict[str, Tensor]:
     except Exception as error:
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
-            f"The words of the tune, {key!r}, cannot be read: {error}.",
+            f"The words of the tune, {key!r}, cannot be read.",
             "Train the tune again.",
+            detail_of(error),
         ) from error
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tunes_dagster.core.failures import told_outside
 from tunes_dagster.core.recipe import Sources, TrainingOptions, TuneRequest
 from tunes_dagster.gateway.accepting import View
 from tunes_dagster.gateway.bodies import body_of
@@ -188,10 +187,10 @@ def _described(mine: Desk, tune: Tune) -> dict[str, Any]:
     word = _STATUS.get(tune.status, "FAILED")
     answer: dict[str, Any] = {"request_id": tune.id, "status": word}
     if word == "FAILED":
-        answer["error"] = told_outside(tune.failure_message) or "The job was cancelled."
+        answer["error"] = tune.failure_message or "The job was cancelled."
         return answer
     if word != "COMPLETED":
-        return answer | {"message": told_outside(tune.message), "progress": round(tune.progress, 1)}
+        return answer | {"message": tune.message, "progress": round(tune.progress, 1)}
     hours = mine.service.options.weights_url_hours
     stored = served_key(tune)
     weights = mine.url(stored, tune.ready_at, hours) if stored else None

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from tunes_dagster.core.failures import told_outside
 from tunes_dagster.core.recipe import (
     DatasetOptions,
     PromptRequest,
@@ -261,7 +260,7 @@ def results(body: Results, mine: Desk = Mine) -> dict[str, Any]:
         "images": mine.images(prompt),
     }
     if prompt.failure_message:
-        answer["error"] = told_outside(prompt.failure_message)
+        answer["error"] = prompt.failure_message
     return {"response": answer}
 
 

@@ -114,8 +114,9 @@ class Nursery:
                 said = errors.read()[-500:].decode("utf-8", "replace").strip()
                 raise Failure(
                     FailureCode.INTERNAL,
-                    f"The process that opens files did not start: {said or 'it said nothing'}.",
+                    "The process that opens files did not start.",
                     "See that Pillow, NumPy and pillow-heif can be imported here (`tunes doctor`).",
+                    said or "It said nothing.",
                 )
         return ours
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tunes_dagster.core import clock
 from tunes_dagster.core.clock import iso
-from tunes_dagster.core.failures import told_outside
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import header_key
@@ -294,7 +293,7 @@ def _ended_badly(tune: Tune) -> dict[str, str]:
     """Return the field that clients look for although no document has it."""
     if tune.status not in ("failed", "cancelled"):
         return {}
-    return {"error": told_outside(tune.failure_message) or "The tune was cancelled."}
+    return {"error": tune.failure_message or "The tune was cancelled."}
 
 
 def _eta(mine: Desk, tune: Tune) -> datetime | None:
@@ -359,7 +358,7 @@ def check_kept(fields: Mapping[str, Any]) -> None:
 
 def _user_error(prompt: Prompt) -> str | None:
     failed = prompt.status in ("failed", "blocked", "cancelled")
-    return told_outside(prompt.failure_message) if failed else None
+    return prompt.failure_message if failed else None
 
 
 def kept_fields(fields: PromptFields) -> dict[str, Any]:

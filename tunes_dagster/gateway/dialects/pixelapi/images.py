@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter, Depends, Query
 
 from tunes_dagster.core.clock import iso
-from tunes_dagster.core.failures import told_outside
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings
 from tunes_dagster.gateway.accepting import View
 from tunes_dagster.gateway.desk import Desk
@@ -114,7 +113,7 @@ def status(generation_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Report a picture."""
     prompt, seen = mine.prompt(own_id(generation_id), "Generation")
     held = mine.registry.prices_of([prompt.id]).get(prompt.id)
-    return {**_described(mine, prompt, seen, held), "error": told_outside(prompt.failure_message) or None}
+    return {**_described(mine, prompt, seen, held), "error": prompt.failure_message or None}
 
 
 # Paths that the vendor's own SDKs use beside the documented one.

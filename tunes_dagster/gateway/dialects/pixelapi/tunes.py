@@ -13,7 +13,6 @@ from starlette.concurrency import run_in_threadpool
 from tunes_dagster.callbacks.bodies import failure_facts
 from tunes_dagster.core import clock
 from tunes_dagster.core.clock import iso
-from tunes_dagster.core.failures import told_outside
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TrainingOptions, TuneRequest
 from tunes_dagster.gateway.accepting import View, token_hash
 from tunes_dagster.gateway.bodies import Body
@@ -244,7 +243,7 @@ def status(job_id: str, mine: Desk = Mine) -> dict[str, Any]:
         failure = failure_facts(tune) or {"message": "The job was cancelled.", "remedy": ""}
         answer["error"] = f"{failure['message']} {failure['remedy']}".strip()
     else:
-        answer["phase"], answer["message"] = tune.phase, told_outside(tune.message)
+        answer["phase"], answer["message"] = tune.phase, tune.message
     return answer
 
 
@@ -262,7 +261,7 @@ def infer_status(mine: Desk, prompt: Prompt) -> dict[str, Any]:
         "output_urls": images,
     }
     if prompt.failure_message:
-        answer["error"] = told_outside(prompt.failure_message)
+        answer["error"] = prompt.failure_message
     return answer
 
 

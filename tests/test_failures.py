@@ -1,0 +1,150 @@
+"""What a failure tells whom: message and remedy leave the house, `detail` does not."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from tests.test_rooms import modules
+
+# Called with sentences that leave the house, beside every function that says it returns one of them.
+SAYING = {"Failure", "Problem", "Cancelled", "DatabaseAway", "Refused"}
+# What holds a place on this machine, or the address of a part of it, when it is put into a sentence.
+PLACES = {
+    "url",
+    "location",
+    "resolved_home",
+    "resolved_store_url",
+    "bases_folder",
+    "weights_path",
+    "weights_dir",
+}
+PATHS = {"Path", "UPath", "str | Path", "Path | None", "Path | str", "UPath | Path"}
+# Parts of a path and of an exception that say nothing of either, and calls that leave nothing of them.
+NAMES_ONLY = {"name", "stem", "suffix", "message", "remedy", "code", "status_code"}
+HARMLESS = {
+    "show_url",
+    "isinstance",
+    "len",
+    "relative_to",
+    "_words",
+    "getattr",
+}  # getattr: a parser's word on somebody's file
+# Sentences of the command line are read where the command was typed.
+HERE = {"cli"}
+
+
+def raised(tree: ast.Module) -> set[str]:
+    """Return the functions of a module that make a failure from sentences they are given."""
+    return {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and node.returns is not None
+        and ast.unparse(node.returns) in ("Failure", "Problem", "NoReturn")
+        and not any(
+            of_exception(argument) or of_path(argument)
+            for argument in node.args.args  # it says itself what of these may be told
+        )
+    }
+
+
+def of_exception(argument: ast.arg) -> bool:
+    said = ast.unparse(argument.annotation) if argument.annotation is not None else ""
+    return said.endswith(("Error", "Exception"))
+
+
+def of_path(argument: ast.arg) -> bool:
+    return argument.annotation is not None and ast.unparse(argument.annotation) in PATHS
+
+
+def called(node: ast.Call) -> str:
+    return getattr(node.func, "id", getattr(node.func, "attr", ""))
+
+
+def unsafe_names(function: ast.AST) -> set[str]:
+    """Return the names that hold an exception, a path or what was made of one."""
+    names: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.ExceptHandler) and node.name:
+            if ast.unparse(node.type or node) not in ("Failure", "Cancelled", "Problem"):
+                names.add(node.name)
+        elif (
+            isinstance(node, ast.arg)
+            and node.annotation is not None
+            and ast.unparse(node.annotation) in PATHS
+            or isinstance(node, ast.arg)
+            and of_exception(node)
+        ):
+            names.add(node.arg)
+    while True:
+        found = {
+            target.id
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call | ast.Await)
+            for target in node.targets
+            if isinstance(target, ast.Name) and any(unsafe(node.value, names))
+        } | {
+            target.id
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and (
+                called(node.value) in {"Path", "UPath", "expanduser", "resolve", *PLACES}
+                or (called(node.value) == "str" and any(unsafe(node.value, names)))
+            )
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        if found <= names:
+            return names
+        names |= found
+
+
+def unsafe(node: ast.expr, names: set[str]) -> Iterator[str]:
+    """Yield what in an expression must not be told outside."""
+    if isinstance(node, ast.IfExp):  # what decides is not what is said
+        yield from unsafe(node.body, names)
+        yield from unsafe(node.orelse, names)
+    elif (
+        isinstance(node, ast.Compare)
+        or (isinstance(node, ast.Attribute) and node.attr in NAMES_ONLY)
+        or isinstance(node, ast.Call)
+        and called(node) in HARMLESS
+    ):
+        return
+    elif isinstance(node, ast.Name) and node.id in names:
+        yield node.id
+    elif isinstance(node, ast.Attribute) and node.attr in {"detail", *PLACES}:
+        yield ast.unparse(node)
+    else:
+        for inner in ast.iter_child_nodes(node):
+            if isinstance(inner, ast.expr):
+                yield from unsafe(inner, names)
+
+
+def told(call: ast.Call) -> list[ast.expr]:
+    """Return the arguments that are told outside."""
+    plain = call.args[:3] if called(call) == "Failure" else call.args
+    return [*plain, *(word.value for word in call.keywords if word.arg not in ("detail",))]
+
+
+def leaks(tree: ast.Module, makers: set[str]) -> Iterator[str]:
+    """Yield `line: what` for every sentence that would carry something of the inside."""
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for function in functions:
+        names = unsafe_names(function)
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and called(node) in makers:
+                for argument in told(node):
+                    yield from (f"{node.lineno}: {what}" for what in unsafe(argument, names))
+
+
+def test_no_sentence_that_leaves_the_house_quotes_an_exception_or_a_place_of_ours():
+    wrong = {
+        f"{path}:{found}"
+        for room, path, tree in modules()
+        if room not in HERE
+        for found in leaks(tree, SAYING | raised(tree))
+    }
+    assert not wrong, "\n".join(sorted(wrong))
