@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import ast
+import errno
 from collections.abc import Iterator
 
+import pytest
+
 from tests.test_rooms import modules
+from tunes_dagster.core.failures import (
+    RETRYABLE,
+    Failure,
+    FailureCode,
+    as_failure,
+    is_out_of_memory,
+)
 
 # Called with sentences that leave the house, beside every function that says it returns one of them.
 SAYING = {"Failure", "Problem", "Cancelled", "DatabaseAway", "Refused"}
@@ -148,3 +158,58 @@ def test_no_sentence_that_leaves_the_house_quotes_an_exception_or_a_place_of_our
         for found in leaks(tree, SAYING | raised(tree))
     }
     assert not wrong, "\n".join(sorted(wrong))
+
+
+def from_memory() -> Exception:
+    try:
+        raise MemoryError
+    except MemoryError as error:
+        wrapped = OSError("Unable to load weights")
+        wrapped.__cause__ = error
+        return wrapped
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's, which is not loaded here."""
+
+
+MEANINGS = [
+    (MemoryError(), "out_of_memory"),
+    (OutOfMemoryError("CUDA: tried to allocate"), "out_of_memory"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+    (RuntimeError("MPS backend out of memory"), "out_of_memory"),
+    (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "out_of_memory"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), "out_of_memory"),
+    (from_memory(), "out_of_memory"),
+    (OSError(errno.ENOSPC, "No space left on device", "/srv/x"), "store_unavailable"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), "store_unavailable"),
+    (PermissionError(errno.EACCES, "Permission denied", "/srv/x"), "internal"),
+    (ValueError("out of memory is a word"), "internal"),
+    (KeyError("/srv/x"), "internal"),
+    (Failure(FailureCode.DIVERGED, "It diverged."), "diverged"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), MEANINGS, ids=[f"{type(e).__name__}-{e}"[:40] for e, _ in MEANINGS]
+)
+def test_an_exception_means_the_same_wherever_it_is_caught(error: Exception, code: str) -> None:
+    from tunes_dagster.assets.attempt import meant
+    from tunes_dagster.rendering.records import picture_failure
+
+    failure = as_failure(error)
+    assert failure.code == code and meant(error).code == code
+    own = (
+        FailureCode.RENDER_FAILED if code == "internal" else failure.code
+    )  # one picture, not the whole batch
+    assert picture_failure(error).code == own
+    if failure is not error:
+        assert str(error) in failure.detail and "srv" not in str(failure)
+        assert failure.code == "internal" or (failure.code in RETRYABLE) is (code == "store_unavailable")
+        assert is_out_of_memory(error) is (code == "out_of_memory")
+
+
+def test_a_failure_that_was_raised_for_lack_of_memory_says_so_by_its_code() -> None:
+    one = Failure(FailureCode.PICTURE_UNREADABLE, "x.png takes more memory than a picture may.")
+    one.__cause__ = MemoryError()
+    assert as_failure(one) is one and not is_out_of_memory(one)

@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 from tests.support.registry import add_tune
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import UNEXPECTED, Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.engine import HEAD, make_engine
@@ -60,7 +60,9 @@ def test_a_registry_with_rows_is_upgraded_and_keeps_them(tmp_path: Path, revisio
 
 def _add_old_row(connection: Connection, name: str, **given: Any) -> None:
     """Insert a row into a table as it is at some revision, with plain values where it must not be empty."""
-    plain = {"DATETIME": "2026-01-01 00:00:00.000000", "JSON": "{}", "INTEGER": 0, "FLOAT": 0.0, "BOOLEAN": 0}
+    plain: dict[str, Any] = dict.fromkeys(("DATETIME", "TIMESTAMP"), "2026-01-01 00:00:00.000000")
+    plain |= dict.fromkeys(("JSON", "JSONB"), "{}") | {"BOOLEAN": False}
+    plain |= dict.fromkeys(("INTEGER", "BIGINT", "FLOAT", "DOUBLE PRECISION"), 0)
     values = {
         column["name"]: plain.get(str(column["type"]).split("(")[0], "")
         for column in inspect(connection).get_columns(name)
@@ -69,6 +71,50 @@ def _add_old_row(connection: Connection, name: str, **given: Any) -> None:
     names = ", ".join(values)
     marks = ", ".join(f":{key}" for key in values)
     connection.execute(text(f"INSERT INTO {name} ({names}) VALUES ({marks})"), values)  # noqa: S608 - own names
+
+
+def test_what_older_versions_said_of_the_inside_becomes_a_detail(url: str) -> None:
+    engine = make_engine(url).execution_options(tunes_writes=True)
+    said = {
+        "bug": ("internal", "KeyError: 'x'"),
+        "model": ("base_not_installed", "The base model 'sdxl' is not installed at /srv/bases/sdxl."),
+        "picture": ("render_failed", "The picture came out as numbers that are not finite."),
+        "source": ("source_refused", "https://a.example/x.zip was answered with 404 Error."),
+        "asked": ("invalid_request", "ValueError: rank"),
+    }
+    with engine.connect() as connection, connection.begin():
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0010")
+        for number, (name, (code, message)) in enumerate(said.items(), 1):
+            failed = {"failure_code": code, "failure_message": message, "failure_remedy": "Ask."}
+            _add_old_row(
+                connection, "tunes", id=name, account_id="local", status="failed", number=number, **failed
+            )
+            line = f"{message} Ask. [{code}]"
+            _add_old_row(
+                connection,
+                "events",
+                id=number,
+                subject_id=name,
+                phase="failed",
+                message=line,
+                data='{"a": 1}',
+            )
+    engine.dispose()
+    registry = Registry(url)
+    rows = {name: registry.get_tune(name) for name in said}
+    events = {name: registry.events(name)[0] for name in said}
+    registry.close()
+    kept = {name for name, row in rows.items() if row.failure_message == said[name][1]}
+    assert kept == {"picture", "source", "asked"}
+    assert all(rows[name].failure_detail is None for name in kept)
+    assert rows["bug"].failure_message == UNEXPECTED and rows["bug"].failure_detail == "KeyError: 'x'"
+    assert rows["model"].failure_message == "A model that is needed is not installed."
+    assert rows["model"].failure_detail == said["model"][1]
+    assert events["bug"].message == UNEXPECTED
+    assert events["bug"].data == {"a": 1, "detail": "KeyError: 'x' Ask. [internal]"}
+    assert events["picture"].message.startswith("The picture came out") and events["picture"].data == {"a": 1}
 
 
 def test_a_registry_of_a_newer_version_is_refused(url: str) -> None:
