@@ -10,6 +10,7 @@ from sqlalchemy import update
 
 from tests.cli.conftest import Tunes
 from tests.support.registry import add_tune
+from tunes_dagster.cli import checkup
 from tunes_dagster.cli.checkup import examine
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.core.settings import Settings, get_settings
@@ -22,6 +23,7 @@ AREAS = {
     "disk",
     "bases",
     "helpers",
+    "content",
     "registry",
     "the past",
     "store",
@@ -63,6 +65,20 @@ def test_what_is_broken_is_named_with_a_remedy(
     assert all(finding.remedy for finding in findings.values())
     assert "secret" not in findings["registry"].says
     assert tunes("doctor").code == 1
+
+
+def test_what_is_looked_at_in_prompts_and_pictures_is_said_plainly(tmp_path: Path) -> None:
+    def content(**options: object) -> list[tuple[str, str]]:
+        return [(one.level, one.says) for one in checkup._content(Settings(home=tmp_path, **options))]
+
+    words, pictures = content()
+    assert words[0] == "ok" and "content-rules.txt" in words[1]
+    assert pictures[0] == "note" and "No picture is looked at" in pictures[1]
+    assert [level for level, _ in content(content_rules="", safety_checker=False)] == ["note", "note"]
+    folder = Settings(home=tmp_path).bases_folder / "CompVis--stable-diffusion-safety-checker"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert "does not see cruelty" in content()[1][1] and content()[1][0] == "ok"
 
 
 def test_production_without_an_accelerator_is_a_problem(dagster_home: None, tmp_path: Path) -> None:

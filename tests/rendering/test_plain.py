@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.tiny_aids import entry_of, make_random_upscaler, make_random_video
+from tests.support.tiny_aids import (
+    catalog_of,
+    entry_of,
+    make_random_safety,
+    make_random_upscaler,
+    make_random_video,
+)
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.store import Store
@@ -30,9 +36,9 @@ def scene(width, height):
     return Image.fromarray(np.stack([x * 4 % 256, y * 4 % 256, (x + y) % 256], -1).astype(np.uint8))
 
 
-def run(entry, folder, jobs, store):
+def run(entry, folder, jobs, store, aids=None):
     results = []
-    run_batch(jobs, entry, folder, "cpu", None, store, "out", Silent(), results.append, Aids())
+    run_batch(jobs, entry, folder, "cpu", None, store, "out", Silent(), results.append, aids or Aids())
     return results
 
 
@@ -49,6 +55,23 @@ def test_a_given_picture_is_made_four_times_as_large(upscaler, tmp_path):
     assert picture.size == (80, 52) and good.images[0].width == 80
     assert png.read_recipe(store.read_bytes(good.images[0].key))["kind"] == "upscale"
     assert gone.failure.code == "invalid_request"
+
+
+def test_enlarged_pictures_and_clips_are_checked_like_others(upscaler, tmp_path):
+    store = Store(tmp_path / "store")
+    checker = make_random_safety(tmp_path / "safety", -1.0)
+    aids = Aids(catalog_of(entry_of("checker", "safety", checker)), tmp_path)
+    key = store.write_blob(png.png_bytes(scene(16, 16)), ".png")
+    settings = RenderSettings(seed=1, steps=1, guidance_scale=1.0, width=64, height=64, num_frames=9, fps=8)
+    still = RenderJob("still", "", settings.model_copy(update={"input_image": key}))
+    video = make_random_video(tmp_path / "video")
+    for name, kind, folder, job in (
+        ("upscale-4x", "upscale", upscaler, still),
+        ("cogvideo-2b", "video", video, RenderJob("clip", "a dog", settings)),
+    ):
+        [result] = run(entry_of(name, kind, folder), folder, [job], store, aids)
+        assert result.failure.code == "blocked" and "picture safety" in result.failure.message
+        assert not list(store.list("out"))
 
 
 def test_tiles_cover_the_picture_and_seams_are_blended(upscaler):

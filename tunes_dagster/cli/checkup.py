@@ -56,6 +56,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("disk", _disk),
         ("bases", _bases),
         ("helpers", _helpers),
+        ("content", _content),
         ("registry", _registry),
         ("the past", _past),
         ("store", _store),
@@ -161,6 +162,44 @@ def _helpers(settings: Settings) -> Iterator[Finding]:
             "problem",
             "OpenCV came without its face cascades.",
             "Install opencv-python-headless 4.",
+        )
+
+
+def _content(settings: Settings) -> Iterator[Finding]:
+    """Say what is looked at before a prompt is taken and before a picture is handed out, and what nobody looks at."""
+    from tunes_dagster.families.catalog import load_catalog
+    from tunes_dagster.rendering.policy import load_rules, rules_file
+
+    rules = [rule for rule in load_rules(settings) if not rule.allows]
+    if rules:
+        names = len({rule.name for rule in rules})
+        says = f"Prompts are held against {len(rules)} rules under {names} names in {rules_file(settings)}."
+        yield Finding("content", "ok", says)
+    else:
+        yield Finding(
+            "content",
+            "note",
+            "Prompts are held against no rules.",
+            "Unset TUNES_CONTENT_RULES for the shipped ones.",
+        )
+    entry = load_catalog(settings.profile).first("safety")
+    if not settings.safety_checker:
+        yield Finding("content", "note", "No picture is looked at: TUNES_SAFETY_CHECKER is false.")
+    elif entry is None or not entry.installed(settings.bases_folder):
+        yield Finding(
+            "content",
+            "note",
+            "No picture is looked at, before or after rendering: no model that could is installed, and none ships "
+            "with the package. Only the words of prompts are.",
+            f"Run `tunes bases pull {entry.branch if entry else 'safety-checker'}`.",
+        )
+    else:
+        yield Finding(
+            "content",
+            "ok",
+            f"Finished pictures and clips are looked at by {entry.branch}, which knows sexual content in photographs. "
+            "It does not see cruelty, ages, forged papers or who is shown, knows drawings badly, and is not shown the "
+            "pictures that callers send.",
         )
 
 

@@ -30,7 +30,8 @@ class Settings(BaseSettings):
         cohort_wait_seconds: How long a prepared tune waits for others to share its run.
         batch_wait_seconds: How long a queued prompt waits for others to share its run.
         max_batch_prompts: Most prompts of one render run.
-        content_rules: File of rules over the words of prompts (docs/rendering.md); empty lets every prompt through.
+        content_rules: File of rules over the words of prompts (docs/rendering.md); `shipped` is the package's own,
+            empty lets every prompt through.
         face_detector: YuNet's ONNX file, which finds faces in photos; empty means the detectors that are shipped.
         safety_checker: Check pictures with the catalog's safety checker when it is installed.
         open_processes: Pictures and archives of strangers that a process opens at a time, each in a child process of
@@ -80,7 +81,7 @@ class Settings(BaseSettings):
     cohort_wait_seconds: float = Field(default=2.0, ge=0)
     batch_wait_seconds: float = Field(default=2.0, ge=0)
     max_batch_prompts: int = Field(default=64, ge=1)
-    content_rules: str = ""
+    content_rules: str = "shipped"
     face_detector: str = ""
     safety_checker: bool = True
     open_processes: int = Field(default=0, ge=0, le=64)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.families.catalog import AuxiliaryEntry, Catalog
@@ -96,16 +96,14 @@ class Aids:
         found: Upscaler = self.__dict__["_upscaler"]
         return found
 
-    def checker(self, base: LoadedBase) -> SafetyChecker | None:
-        """Return the safety checker, or None when it is switched off or not installed."""
+    def checker(self, device: Any) -> SafetyChecker | None:
+        """Return the safety checker on a device, loaded once, or None when it is switched off or not installed."""
         from tunes_dagster.rendering.safety import SafetyChecker
 
         if "_checker" not in self.__dict__:
             entry = self.catalog.first("safety") if self.catalog and self.check_pictures else None
             there = entry is not None and entry.installed(self.bases_folder)
-            checker = (
-                SafetyChecker(entry.location(self.bases_folder), base.device) if entry and there else None
-            )
+            checker = SafetyChecker(entry.location(self.bases_folder), device) if entry and there else None
             self.__dict__["_checker"] = checker
         found: SafetyChecker | None = self.__dict__["_checker"]
         return found

@@ -211,7 +211,7 @@ def render_plain(
     for job in batch:
         if results:
             between()
-        results.append(_one(job, maker, facts, store, out_prefix.rstrip("/"), report, aids))
+        results.append(_one(job, maker, facts, store, out_prefix.rstrip("/"), report, aids, device))
         on_done(results[-1])
     return results
 
@@ -224,6 +224,7 @@ def _one(
     prefix: str,
     report: Reporter,
     aids: Aids,
+    device: Any,
 ) -> RenderResult:
     images: list[RenderedImage] = []
     try:
@@ -232,6 +233,9 @@ def _one(
         for number in range(job.settings.num_images):
             order = Order(job, (job.settings.seed or 0) + number, text, negative)
             frames = maker.make(order, report.check_cancelled)
+            checker = aids.checker(device)
+            if checker is not None and any(checker.unsafe(_looked_at(frames))):
+                raise policy.blocked(policy.SAFETY_RULE, f"The picture with seed {order.seed}")
             images.append(_kept(order, frames, facts, store, prefix))
     except Exception as error:
         failure = picture_failure(error)
@@ -239,6 +243,11 @@ def _one(
             raise
         return RenderResult(job.prompt_id, images, failure)
     return RenderResult(job.prompt_id, images, None, list(job.warnings))
+
+
+def _looked_at(frames: Sequence[Image.Image]) -> Sequence[Image.Image]:
+    """Return what the checker sees of a clip: about two frames of a second, the first and the last."""
+    return [*frames[:-1][::4], frames[-1]]
 
 
 def _kept(

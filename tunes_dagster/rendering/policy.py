@@ -1,14 +1,12 @@
 """What an operator does not want rendered: rules over the words, and a checker over the pictures.
 
-Rules are a file, `TUNES_CONTENT_RULES`, that a person writes by hand: one rule a line, `name: words`. The words are
-compared without case and accents, as whole words; between slashes they are a regular expression. Nothing is refused
-when no file is named.
+Rules are a plain file, `content-rules.txt` beside this one unless `TUNES_CONTENT_RULES` names another; its head says
+how a line is written. What a text is compared in (`forms`) is the business of `disguises`.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,31 +14,39 @@ from pathlib import Path
 
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.rendering.disguises import folded, forms
 
+SHIPPED = Path(__file__).with_name("content-rules.txt")
+# Names of lines that are no rules.
+_ALLOWED, _INCLUDE = "allowed", "include"
 SAFETY_RULE = "picture safety"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: its name, which callers are told, and what fires it."""
+    """One rule: its name, which callers are told, and what fires it: every pattern has to be found somewhere.
+
+    An exception (`allows`) has one pattern, of what is taken out before the rules look.
+    """
 
     name: str
-    pattern: re.Pattern[str]
+    patterns: tuple[re.Pattern[str], ...]
+    allows: bool = False
 
 
 def load_rules(settings: Settings) -> tuple[Rule, ...]:
-    """Return the operator's rules; none when no file is named.
+    """Return the rules in force: the shipped ones, those of the operator's file, or none when the setting is empty.
 
     Raises:
         Failure: `INVALID_REQUEST` when the file is missing or a line of it cannot be read; prompts are not let
             through an unreadable filter.
     """
-    if not settings.content_rules:
+    path = rules_file(settings)
+    if path is None:
         return ()
-    path = Path(settings.content_rules).expanduser()
     try:
         return _read(str(path), path.stat().st_mtime_ns)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise Failure(
             FailureCode.INVALID_REQUEST,
             "The content rules of this installation cannot be read.",
@@ -49,14 +55,24 @@ def load_rules(settings: Settings) -> tuple[Rule, ...]:
         ) from error
 
 
+def rules_file(settings: Settings) -> Path | None:
+    """Return the file of the rules in force, or None when every prompt is let through."""
+    if not settings.content_rules:
+        return None
+    return SHIPPED if settings.content_rules == "shipped" else Path(settings.content_rules).expanduser()
+
+
 @lru_cache(maxsize=4)
 def _read(path: str, modified: int) -> tuple[Rule, ...]:
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return tuple(
-        rule_of(line, f"{Path(path).name}, line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    )
+    rules: list[Rule] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if line.partition(":")[0].strip() == _INCLUDE and line.partition(":")[2].strip() == "shipped":
+            rules.extend(_read(str(SHIPPED), SHIPPED.stat().st_mtime_ns) if path != str(SHIPPED) else ())
+        else:
+            rules.append(rule_of(line, f"{Path(path).name}, line {number}"))
+    return tuple(rules)
 
 
 def rule_of(line: str, where: str) -> Rule:
@@ -70,29 +86,41 @@ def rule_of(line: str, where: str) -> Rule:
         if not (name and colon and said):
             raise ValueError("it is not of the form `name: words`")
         if len(said) > 2 and said.startswith("/") and said.endswith("/"):
-            return Rule(name, re.compile(said[1:-1], re.IGNORECASE))
-        words = [re.escape(folded(word.strip())) for word in said.split(",") if word.strip()]
-        joined = "|".join(word.replace("\\ ", r"\s+") for word in words)
-        return Rule(name, re.compile(rf"(?<!\w)(?:{joined})(?!\w)"))
+            return Rule(name, (re.compile(said[1:-1], re.IGNORECASE),), name == _ALLOWED)
+        groups = [_words(group) for group in re.split(r"\s\+\s", said)]
+        if name == _ALLOWED and len(groups) > 1:
+            raise ValueError("an exception has no groups")
+        return Rule(name, tuple(groups), name == _ALLOWED)
     except (ValueError, re.error) as error:
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"The content rule at {where} cannot be read.",
-            "Write `name: word, two words` or `name: /regular expression/`.",
+            "Write `name: word, two words`, `name: word + word` or `name: /regular expression/`.",
             detail_of(error),
         ) from error
 
 
-def folded(text: str) -> str:
-    """Return text without case, accents and invisible characters, so that a rule is not stepped around by them."""
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(c for c in plain if not unicodedata.combining(c) and unicodedata.category(c) != "Cf")
+def _words(said: str) -> re.Pattern[str]:
+    """Return the pattern of words, any of which is found whole; a space in one stands for a hyphen, too."""
+    words = [folded(word.strip()) for word in said.split(",") if folded(word.strip())]
+    if not words:
+        raise ValueError("a group has no words")
+    joined = "|".join(re.escape(word).replace("\\ ", r"[\s-]+") for word in words)
+    return re.compile(rf"(?<!\w)(?:{joined})(?!\w)")
 
 
 def fired(text: str, rules: Sequence[Rule]) -> Rule | None:
     """Return the first rule that a text breaks, or None."""
-    plain = folded(text)
-    return next((rule for rule in rules if rule.pattern.search(plain)), None)
+    if not rules:
+        return None
+    seen = forms(text)
+    for rule in rules:
+        if rule.allows:
+            seen = [rule.patterns[0].sub(" ", form) for form in seen]
+    for rule in rules:
+        if not rule.allows and all(any(p.search(form) for form in seen) for p in rule.patterns):
+            return rule
+    return None
 
 
 def blocked(rule: str, what: str = "The prompt") -> Failure:

@@ -281,7 +281,7 @@ class _Batch:
                 if wanted
                 else Treated(Image.fromarray(pixels))
             )
-            checker = self.aids.checker(self.base)
+            checker = self.aids.checker(self.base.device)
             if checker is not None and checker.unsafe([done.image])[0]:
                 raise policy.blocked(policy.SAFETY_RULE, "A picture")
         except Exception as error:

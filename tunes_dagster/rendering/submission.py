@@ -20,6 +20,7 @@ from tunes_dagster.families.catalog import AUXILIARY, AuxiliaryEntry, BaseModelE
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.families.specs import spec_of
 from tunes_dagster.rendering.inputs import keep_picture
+from tunes_dagster.rendering.policy import check_text, load_rules
 from tunes_dagster.rendering.prompts import has_weights, named_tunes, parse_prompt
 from tunes_dagster.rendering.sizes import MULTIPLE, fit_area
 from tunes_dagster.rendering.styles import dressed, find_composition
@@ -71,8 +72,8 @@ def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptReq
     """Return the prompt as it will be rendered: every setting filled, the seed fixed, pictures in the store.
 
     Raises:
-        Failure: `INVALID_REQUEST`, `BASE_NOT_INSTALLED` for a model that a setting needs, `SOURCE_REFUSED` for an
-            address; nothing is kept then.
+        Failure: `INVALID_REQUEST`, `BLOCKED` by a rule over words, `BASE_NOT_INSTALLED` for a model that a setting
+            needs, `SOURCE_REFUSED` for an address; nothing is kept then.
     """
     asked = request.settings
     entry, used = context.entry, context.entry.family
@@ -121,7 +122,8 @@ def _check_text(text: str, filled: RenderSettings, context: PromptContext) -> No
                 f"Weighted text is not understood by {entry.branch!r}: its encoder was trained on plain sentences",
                 "Say it in words, or write \\( and \\) for parentheses.",
             )
-    dressed(bare, filled)
+    said, _ = dressed(bare, filled)
+    check_text(said, load_rules(context.settings))
 
 
 def _filled(asked: RenderSettings, entry: BaseModelEntry) -> RenderSettings:
