@@ -35,6 +35,7 @@ from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, detail_
 from tunes_dagster.core.progress import Keeping, Phase, Tee
 from tunes_dagster.core.recipe import UNTRAINED, TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.wishes import Wishes, ended
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
@@ -389,7 +390,8 @@ def trainee_of(
     entry = catalog.open().resolve(tune.branch)
     options = entry.training_options(training_options(tune, changes or {}, entry))
     if changes:
-        _check_changes(tune, changes, options, catalog)
+        for said in ended(_check_changes(tune, changes, options, catalog)):
+            registry.add_event(tune.id, tune.status, said)
         recipe = {**tune.recipe, "training": options.model_dump()}
         tune = registry.set_recipe(mine.work.id, mine.run_id, recipe)
     return Trainee(mine, tune, options, resume="weights_key" not in tune.result)
@@ -401,8 +403,11 @@ _SETTLED = ("preset", "base_tune_id")
 
 def _check_changes(
     tune: Tune, changes: Mapping[str, Any], options: TrainingOptions, catalog: CatalogResource
-) -> None:
+) -> list[str]:
     """Refuse what a base or this machine cannot do, as at submission, and what can be chosen only there.
+
+    Returns:
+        What has no effect, a sentence each.
 
     Raises:
         Failure: `INVALID_REQUEST`, naming each wrong option.
@@ -417,4 +422,7 @@ def _check_changes(
         )
     request = TuneRequest.model_validate(tune.request).model_copy(update={"training": options})
     catalogue = catalog.open()
-    check_tune(request, catalogue.resolve(request.base), catalogue.resolve(tune.branch), get_settings())
+    asked, used = catalogue.resolve(request.base), catalogue.resolve(tune.branch)
+    wishes = Wishes(get_settings().unmet_wishes)
+    check_tune(request, asked, used, get_settings(), wishes)
+    return wishes.told()

@@ -1,7 +1,7 @@
 """The renders of a batch: prompts of one base, over any tunes, in one model load."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
@@ -15,6 +15,7 @@ from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.core.store import Store
+from tunes_dagster.core.wishes import ended
 from tunes_dagster.pipeline.partitions import loras_of_batch, render_batches
 from tunes_dagster.registry import Batch, Prompt, Registry, Work
 from tunes_dagster.registry.groups import CAMPAIGN
@@ -292,7 +293,8 @@ def render_jobs(
             home = tunes[own.id].branch if own else prompt.branch
             said = {"trained_on": home} if home != prompt.branch else {}
             recipe = {"asked_base": prompt.base, "prompt_id": prompt.id, **said}
-            jobs.append(make_job(prompt.id, prompt.text, settings, tune=own, tagged=tagged, recipe=recipe))
+            job = make_job(prompt.id, prompt.text, settings, tune=own, tagged=tagged, recipe=recipe)
+            jobs.append(replace(job, warnings=[*ended(prompt.warnings), *job.warnings]))
             used = [*([own] if own else []), *(tag.tune for tag in tagged)]
             writer.uses(prompt.id, {one.id: one.key for one in used})
         except Failure as failure:

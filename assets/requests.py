@@ -12,6 +12,7 @@ from tunes_dagster.core.recipe import DatasetOptions, TrainingOptions, TuneReque
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.validation import checked
+from tunes_dagster.core.wishes import Wishes, ended
 from tunes_dagster.families.catalog import BaseModelEntry, Catalog
 from tunes_dagster.families.presets import changed
 from tunes_dagster.registry import Registry, Tune
@@ -130,7 +131,10 @@ def change_request(
             f"The base of {tune.title!r} is {tune.branch}; it cannot become {entry.branch}.",
             "Start a new tune with the other base.",
         )
-    request = check_tune(request, catalog.resolve(request.base), entry, get_settings())
+    wishes = Wishes(get_settings().unmet_wishes)
+    request = check_tune(request, catalog.resolve(request.base), entry, get_settings(), wishes)
+    for said in ended(wishes.told()):
+        registry.add_event(tune.id, tune.status, said)
     recipe = make_recipe(request, entry, tune.recipe.get("continues"))
     return registry.set_recipe(mine.work.id, mine.run_id, recipe, request)
 

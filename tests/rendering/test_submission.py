@@ -13,6 +13,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
+from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import AuxiliaryEntry, Catalog, load_catalog
 from tunes_dagster.rendering.submission import PromptContext, complete_prompt
 
@@ -23,13 +24,23 @@ def place(tmp_path):
 
 
 def complete(
-    place, text="a photo of ohwx man", base="sdxl", catalog=None, characteristics=(), find=None, **settings
+    place,
+    text="a photo of ohwx man",
+    base="sdxl",
+    catalog=None,
+    characteristics=(),
+    find=None,
+    wishes=None,
+    **settings,
 ):
     options, store, _ = place
     catalog = catalog or load_catalog()
     asked = catalog.resolve(base)
     request = PromptRequest(text=text, base=base, settings=RenderSettings(**settings))
-    context = PromptContext(asked, catalog.real(asked), catalog, options, store, dict(characteristics), find)
+    context = PromptContext(
+        asked, catalog.real(asked), catalog, options, store, dict(characteristics), find,
+        wishes=Wishes("refuse") if wishes is None else wishes,
+    )  # fmt: skip
     return complete_prompt(request, context)
 
 
@@ -73,7 +84,7 @@ def test_pictures_in_a_request_move_into_the_store(place):
 
 
 @pytest.mark.parametrize("base", ["flux1-dev", "flux1-schnell"])
-def test_what_a_distilled_base_has_not_is_refused(place, base):
+def test_what_a_distilled_base_has_not_is_refused_where_wishes_are(place, base):
     assert "negative_prompt" in refused(place, base=base, negative_prompt="dark")
     assert "plain sentences" in refused(place, base=base, text="a (red:1.3) hat")
     assert complete(place, base=base, text=r"a \(red\) hat").settings.steps
@@ -82,18 +93,55 @@ def test_what_a_distilled_base_has_not_is_refused(place, base):
 @pytest.mark.parametrize(
     ("asked", "command"),
     [
-        ({"super_resolution": True}, "tunes bases pull upscale-4x"),
+        ({"super_resolution": True, "upscaler": "model"}, "tunes bases pull upscale-4x"),
         ({"controlnet": "canny", "input_image": png()}, "tunes bases pull controlnet-canny-sdxl"),
-        ({"face_correct": True}, "pip install"),
     ],
 )
 def test_weights_that_are_not_there_are_named_with_their_command(place, asked, command):
     assert command in refused(place, FailureCode.BASE_NOT_INSTALLED, **asked)
 
 
+def told(place, **asked):
+    """The settings of a prompt that goes on without what cannot be met, and what is said of that."""
+    wishes = Wishes()
+    settings = complete(place, wishes=wishes, seed=1, **asked).settings
+    return settings, wishes.told()
+
+
+@pytest.mark.parametrize(
+    ("asked", "done", "said"),
+    [
+        ({"super_resolution": True}, {"super_resolution": True, "upscaler": "lanczos"}, "upscale-4x"),
+        ({"face_correct": True}, {"face_correct": False}, "gfpgan"),
+        ({"base": "flux1-dev", "negative_prompt": "dark"}, {"negative_prompt": ""}, "negative_prompt is not"),
+        ({"base": "flux1-dev", "text": "a (red:1.3) hat"}, {}, "text has weights"),
+        (
+            {"base": "cogvideo-2b", "hires_fix": True},
+            {"hires_fix": False},
+            "hires_fix does not apply to clips",
+        ),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_left_out_and_told_of(place, asked, done, said):
+    settings, sentences = told(place, **asked)
+    without = {name: value for name, value in asked.items() if name in ("base", "text")}
+    if "text" in without:
+        without["text"] = "a hat"
+    plain, nothing = told(place, **without)
+    assert settings == plain.model_copy(update=done) and not nothing
+    assert len(sentences) == 1 and said in sentences[0] and ": " in sentences[0]
+    assert said.split()[0] in refused(place, **asked), "under the rule `refuse` it ends the request"
+
+
+def test_a_resampler_that_was_asked_for_is_no_wish_unmet(place):
+    settings, sentences = told(place, super_resolution=True, upscaler="lanczos")
+    assert settings.upscaler == "lanczos" and not sentences
+
+
 def test_auxiliary_models_take_their_own_settings(place):
-    said = refused(place, base="cogvideo-2b", hires_fix=True, num_images=2, input_image=png())
-    assert "hires_fix does not apply to clips" in said and "input_image" in said and "num_images" not in said
+    said = refused(place, base="cogvideo-2b", composition="random", num_images=2, input_image=png())
+    assert "composition does not apply to clips" in said and "input_image" in said
+    assert "num_images" not in said
     assert complete(place, base="cogvideo-2b", num_frames=9).settings.fps == 8
     assert "what should be enlarged" in refused(place, base="upscale-4x", text="")
     assert complete(place, base="upscale-4x", text="", input_image=png()).text == ""

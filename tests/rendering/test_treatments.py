@@ -109,8 +109,14 @@ def test_super_resolution_and_film_are_put_on_at_the_end(base, store, tmp_path):
         job("plain"),
         job("film", color_grading="Ektar", film_grain=True),
         job("large", super_resolution=True),
+        job("resampled", super_resolution=True, upscaler="lanczos"),
     ]
-    plain, film, large = (made(store, r) for r in render(batch, base, store, "out", Silent(), aids=known))
+    plain, film, large, resampled = (
+        made(store, r) for r in render(batch, base, store, "out", Silent(), aids=known)
+    )
+    four = plain[0].resize((256, 256), Image.Resampling.LANCZOS)
+    assert np.array_equal(np.asarray(resampled[0]), np.asarray(four))
+    assert resampled[1]["upscaler"] == "lanczos" and "upscaler" not in large[1]
     assert large[0].size == (256, 256) and large[1]["treatment"] == {"super_resolution": 4}
     assert np.abs(np.asarray(plain[0], int) - np.asarray(film[0], int)).mean() > 2
     assert film[1]["color_grading"] == "Ektar" and "color_grading" not in plain[1]

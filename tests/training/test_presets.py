@@ -7,6 +7,7 @@ import pytest
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import DatasetOptions, TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.families.presets import automatic_steps, changed, complete, presets
 from tunes_dagster.training import checks
@@ -88,16 +89,12 @@ def refused(request: dict, base: str = "sdxl1", settings: Settings | None = None
 @pytest.mark.parametrize(
     ("request_", "base", "said"),
     [
-        ({"training": {"preset": "flux-lora-fast"}}, "sdxl1", "for the families flux and flux2"),
-        ({"training": {"min_snr_gamma": 5}}, "flux1-dev", "training.min_snr_gamma should be 0"),
         ({"training": {"resolution": 2048}}, "sdxl1", "should be at most 1254 on sdxl1"),
-        ({"training": {"token_vectors": 4}}, "sdxl1", "training.token_vectors is 4, but means nothing"),
-        ({"training": {"kind": "checkpoint", "rank": 8}}, "sdxl1", "training.rank is 8, but means nothing"),
+        ({"training": {"kind": "faceid", "base_tune_id": "t"}}, "sdxl1", "base_tune_id continues a tune"),
         ({"training": {"kind": "pti"}}, "flux2-dev", "(family flux2) it should be one of: lora, checkpoint"),
         ({"training": {"optimizer": "adamw8bit"}}, "sdxl1", "bitsandbytes"),
         ({"training": {"quantize": "nf4"}}, "sdxl1", "training.quantize 'nf4' needs"),
-        ({"dataset": {"face_correct": True}}, "sdxl1", "dataset.face_correct needs the package gfpgan"),
-        ({"name": "ink style", "dataset": {"face_crop": True}}, "sdxl1", "a style ('ink style') has none"),
+        ({"name": "ink style", "dataset": {"require_face": True}}, "sdxl1", "a style ('ink style') has none"),
         ({"name": "mug", "training": {"kind": "faceid"}}, "sdxl1", "'mug' is not known as a person"),
         (
             {"dataset": {"one_picture": True}, "sources": {"image_urls": ["http://a/1", "http://a/2"]}},
@@ -110,9 +107,35 @@ def test_what_a_base_or_a_machine_cannot_do_is_refused_by_name(request_, base, s
     assert said in refused(request_, base)
 
 
+@pytest.mark.parametrize(
+    ("request_", "base", "said"),
+    [
+        ({"training": {"preset": "flux-lora-fast"}}, "sdxl1", "is for the families flux and flux2"),
+        ({"training": {"min_snr_gamma": 5}}, "flux1-dev", "training.min_snr_gamma is 5.0, but means nothing"),
+        ({"training": {"token_vectors": 4}}, "sdxl1", "training.token_vectors is 4, but means nothing"),
+        ({"training": {"kind": "checkpoint", "rank": 8}}, "sdxl1", "training.rank is 8, but means nothing"),
+        ({"training": {"kind": "faceid", "steps": 9}}, "sdxl1", "training.steps is 9, but means nothing"),
+        ({"dataset": {"face_correct": True}}, "sdxl1", "dataset.face_correct needs the package gfpgan"),
+        ({"name": "ink style", "dataset": {"face_crop": True}}, "sdxl1", "a style ('ink style') has none"),
+    ],
+)
+def test_what_has_no_effect_is_left_out_and_told_of(request_, base, said):
+    catalog = load_catalog("embedded")
+    entry = catalog.resolve(base)
+    asked = TuneRequest.model_validate({"name": "woman", **request_})
+    kind = {"kind": asked.training.kind}
+    plain = TuneRequest.model_validate({"name": asked.name, "training": kind})
+    settings, wishes = Settings(device="cpu"), Wishes()
+    kept = checks.check_tune(asked, entry, catalog.real(entry), settings, wishes)
+    assert kept == checks.check_tune(plain, entry, catalog.real(entry), settings)
+    assert len(wishes.told()) == 1 and said in wishes.told()[0]
+    strict = Settings(device="cpu", unmet_wishes="refuse")
+    assert said in refused(request_, base, strict)
+
+
 def test_all_that_is_wrong_is_said_at_once():
-    said = refused({"training": {"preset": "flux-lora-fast", "resolution": 2048, "token_steps": 5}})
-    assert all(name in said for name in ("preset", "resolution", "token_steps"))
+    said = refused({"training": {"optimizer": "adamw8bit", "quantize": "nf4", "kind": "pti"}}, "flux2-dev")
+    assert all(name in said for name in ("optimizer", "quantize", "kind"))
 
 
 def test_the_shipped_base_is_trained_at_a_resolution_it_knows():

@@ -6,6 +6,7 @@ queues what is missing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -252,6 +253,9 @@ def _complete(
                 continue
             title = drawn.tunes[item.tune_id].title if item.tune_id else ""
             drawn.left_out.append(LeftOut(item.line, title, item.text, failure.message, item.tune_id))
+    unmet = Counter(said for one in drawn.planned for said in one.warnings)
+    for said, count in unmet.items():
+        drawn.problems.append(Problem(label, 0, f"Of {count} prompts: {said}.", "", "warning"))
     for why in dict.fromkeys(one.reason for one in drawn.left_out):
         count = sum(one.reason == why for one in drawn.left_out)
         if count:
@@ -328,6 +332,7 @@ class _Completer:
             weights,
             price,
             completed.tags,
+            completed.warnings,
         )
 
 

@@ -91,10 +91,13 @@ def train(
     request, allowed = build_request(
         installation, folder, config, merged(_given(said), assignments(set_ or []))
     )
+    from tunes_dagster.cli.showing import say_warnings
+
     tune = _submit(installation, request, allowed, account)
     if not as_json:
         subject = escape(f"{tune.token} {tune.class_name}")
         say(f"Tune [bold]{tune.number}[/] ({tune.id}): {escape(tune.title)}, {subject}")
+        say_warnings([tune, *installation.registry.list_prompts(tune_id=tune.id)])
     if wait:
         from tunes_dagster.cli.following import follow
 
@@ -252,6 +255,7 @@ def render(
 
     `tunes render "a photo of ohwx woman in the snow" --tune 1 --num-images 4`
     """
+    from tunes_dagster.cli.showing import say_warnings
     from tunes_dagster.core.recipe import PromptRequest
     from tunes_dagster.core.validation import checked
     from tunes_dagster.service.submit import submit_prompt
@@ -274,6 +278,8 @@ def render(
         )
         for request in requests
     ]
+    if not as_json:
+        say_warnings(rows)
     if wait:
         from tunes_dagster.cli.following import follow
 

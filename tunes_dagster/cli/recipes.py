@@ -65,7 +65,7 @@ def rerun(
     On the same device the weights are the same, number for number, unless something is changed with --set or
     in the captions. Pictures that were encoded before are not encoded again.
     """
-    from tunes_dagster.cli.showing import tune_as_dict
+    from tunes_dagster.cli.showing import say_warnings, tune_as_dict
     from tunes_dagster.service.rerun import rerun as hand_in
 
     installation = Installation()
@@ -87,6 +87,7 @@ def rerun(
     if as_json:
         emit_json(tune_as_dict(row))
         return
+    say_warnings([row])
     say(f"Tune [bold]{row.number}[/] ({row.id}) is {row.status}. Compare: tunes diff {tune} {row.number}")
 
 

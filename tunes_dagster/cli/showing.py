@@ -7,6 +7,7 @@ from typing import Any
 from tunes_dagster.cli.output import ago, escape, say, styled, table
 from tunes_dagster.core import clock
 from tunes_dagster.core.progress import format_seconds
+from tunes_dagster.core.wishes import together
 
 
 def tune_as_dict(tune: Any) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def tune_as_dict(tune: Any) -> dict[str, Any]:
         "total_steps": tune.total_steps,
         "seconds_left": tune.seconds_left,
         "failure": failure,
+        "warnings": tune.warnings,
         "result": tune.result,
         "recipe_hash": tune.recipe_hash,
         "origin": tune.origin,
@@ -68,10 +70,17 @@ def prompt_as_dict(prompt: Any) -> dict[str, Any]:
         "status": prompt.status,
         "images": prompt.images,
         "failure": failure,
+        "warnings": prompt.warnings,
         "origin": prompt.origin,
         "created_at": clock.iso(prompt.created_at),
         "done_at": clock.iso(prompt.done_at),
     }
+
+
+def say_warnings(rows: list[Any]) -> None:
+    """Print what was wished for and is not met, each once."""
+    for sentence in together(said for row in rows for said in row.warnings or []):
+        say(f"[yellow]{escape(sentence)}.[/]")
 
 
 def progress_of(tune: Any) -> str:

@@ -59,7 +59,7 @@ class DatasetOptions(Strict):
         captioner: Ask the captioning model where no caption came along.
         one_picture: One picture is enough: it is trained on in several crops, mirrored where that is harmless and
             in slightly different light, and the tune says that it was made so.
-        face_correct: Restore faces before training (GFPGAN; needs the extra `restore` and its weights).
+        face_correct: Restore faces before training (GFPGAN; without the extra `restore` and its weights they stay).
         mask: Where the loss looks: `off` everywhere, `face` at the largest face, `file` at what `NAME.mask.png` or
             `NAME-mask.png` beside a picture shows in white.
     """
@@ -225,7 +225,7 @@ class RenderSettings(Strict):
         seed: None draws one at submission, so that the row always holds the seed that was used.
         steps: Denoising steps.
         guidance_scale: Classifier-free guidance; 1 turns it off.
-        negative_prompt: What the picture should not show; refused by bases that were distilled to do without.
+        negative_prompt: What the picture should not show; bases that were distilled to do without leave it out.
         width: Pixels, a multiple of 8.
         height: Pixels, a multiple of 8.
         aspect_ratio: Shape at the base's own area, instead of a size; beside a width or height it decides the other.
@@ -240,10 +240,13 @@ class RenderSettings(Strict):
         controlnet: What of the input image is held on to while the picture is made.
         controlnet_conditioning_scale: How firmly; 1 is as trained.
         controlnet_txt2img: Take only the control from the input image, and start from noise.
-        super_resolution: Four times as wide and high, by the upscaling model of the catalog.
+        super_resolution: Four times as wide and high, by the upscaling model of the catalog, or a resampler where
+            that is not installed.
+        upscaler: What `super_resolution` enlarges by: `model` refuses where it is not installed, `lanczos` is a
+            resampler; None takes the model where it is.
         hires_fix: Paint the picture again at twice its size, for detail; the size is kept when that is what was asked.
         inpaint_faces: Paint every face again, enlarged, with the tune, and put it back.
-        face_correct: Restore faces (GFPGAN; needs the extra `restore` and its weights).
+        face_correct: Restore faces (GFPGAN; without the extra `restore` and its weights faces stay as they are).
         face_height: Height of the largest face in pixels of the finished picture, by choosing the framing.
         baseline: `fast` two thirds of the base's steps; `thorough` half as many again, with hires_fix.
         composition: Stored template that the prompt's text is put into; name, id, or `random`.
@@ -274,6 +277,7 @@ class RenderSettings(Strict):
     controlnet_conditioning_scale: float = Field(default=1.0, ge=0, le=2)
     controlnet_txt2img: bool = False
     super_resolution: bool = False
+    upscaler: Annotated[Literal["model", "lanczos"] | None, Later()] = None
     hires_fix: bool = False
     inpaint_faces: bool = False
     face_correct: bool = False

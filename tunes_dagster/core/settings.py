@@ -34,6 +34,9 @@ class Settings(BaseSettings):
             empty lets every prompt through.
         face_detector: YuNet's ONNX file, which finds faces in photos; empty means the detectors that are shipped.
         safety_checker: Check pictures with the catalog's safety checker when it is installed.
+        unmet_wishes: What becomes of a request with a wish that cannot be met here (`super_resolution` without the
+            model, a negative prompt on FLUX): `warn` goes on without it and says so, `refuse` ends the request
+            (docs/rendering.md).
         open_processes: Pictures and archives of strangers that a process opens at a time, each in a child process of
             its own (docs/production.md); 0 means one per core, four at most.
         open_seconds: CPU time that opening a small file may take; each megabyte of the file adds a second.
@@ -84,6 +87,7 @@ class Settings(BaseSettings):
     content_rules: str = "shipped"
     face_detector: str = ""
     safety_checker: bool = True
+    unmet_wishes: Literal["warn", "refuse"] = "warn"
     open_processes: int = Field(default=0, ge=0, le=64)
     open_seconds: float = Field(default=4.0, gt=0)
     open_memory_mb: int = Field(default=360, ge=64)

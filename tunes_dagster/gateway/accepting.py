@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -20,6 +20,7 @@ from starlette.datastructures import UploadFile
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, TuneRequest
+from tunes_dagster.core.wishes import Wishes, renamed, together
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.problems import Problem, invalid, of_failure
 from tunes_dagster.gateway.rehearsal import Rehearsed, is_rehearsing
@@ -32,6 +33,10 @@ from tunes_dagster.registry.ledger import lock_account
 
 # What a tune takes on a machine that has not made one yet.
 GUESS_SECONDS = 300.0
+Row = TypeVar("Row", Tune, Prompt)
+WARNINGS = "X-Tunes-Warnings"
+# Characters of that header: servers and proxies take 8 KB of all of them.
+_MOST_WARNINGS = 4000
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class View:
         same_title: The same by the title of a tune.
         quality: Word for a preset that is sold by name; see `quote.prompt_price`.
         meant: Word → id of tunes that are settled already; see `submit_prompts`.
+        names: Option → what the dialect calls it, for warnings.
     """
 
     dialect: str
@@ -59,6 +65,7 @@ class View:
     same_title: bool = False
     quality: str = ""
     meant: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,11 @@ class Claim:
 
 
 class _Tried(Exception):
-    """Ends a transaction that was only tried; carries what it would have cost."""
+    """Ends a transaction that was only tried; carries what it would have cost, and what would not have been met."""
 
-    def __init__(self, price: int) -> None:
+    def __init__(self, price: int, warnings: list[str]) -> None:
         super().__init__(price)
-        self.price = price
+        self.price, self.warnings = price, warnings
 
 
 class _Known(Exception):
@@ -94,6 +101,8 @@ class Accepting:
     base_url: str
     request: Body | None
     unclaimed: list[str]
+    headers: dict[str, str]
+    wishes: Wishes
 
     def accept_tune(
         self,
@@ -119,8 +128,9 @@ class Accepting:
         Raises:
             Rehearsed: In place of accepting, when the call is a rehearsal.
         """
+        self.warn(*self.wishes.told())
         if (made := self.made_before()) is not None:
-            return self.registry.get_tune(made[0])
+            return self._again(self.registry.get_tune(made[0]), view)
         callbacks = [request.callback_url, *(one.callback_url for one in request.prompts)]
         try:
             if is_rehearsing(self.request):
@@ -128,7 +138,7 @@ class Accepting:
                 raise Rehearsed(self._report(attempt, self.estimated_seconds(request.base), callbacks))
             tune = self._submit_tune(request, view, prompt_views, files, group)
         except _Known as known:
-            return self.registry.get_tune(known.subject_id)
+            return self._again(self.registry.get_tune(known.subject_id), view)
         self._accepted([tune.id])
         return tune
 
@@ -154,7 +164,7 @@ class Accepting:
 
         def also(session: Session, tune: Tune, prompts: list[Prompt]) -> None:
             tune.auto_extend = True if view.auto_extend else tune.auto_extend
-            rows = [(tune.id, view), *zip((one.id for one in prompts), prompt_views, strict=True)]
+            rows: list[tuple[Tune | Prompt, View]] = [(tune, view), *zip(prompts, prompt_views, strict=True)]
             self._keep(session, rows, group, [tune.id], rehearse)
 
         try:
@@ -196,8 +206,13 @@ class Accepting:
         Raises:
             Rehearsed: In place of accepting, when the call is a rehearsal.
         """
+        self.warn(*self.wishes.told())
         if (made := self.made_before()) is not None:
-            return [self.registry.get_prompt(one) for one in made]
+            views = [view for _request, view in orders]
+            return [
+                self._again(self.registry.get_prompt(one), view)
+                for one, view in zip(made, views, strict=False)
+            ]
         callbacks = [request.callback_url for request, _view in orders]
         try:
             if is_rehearsing(self.request):
@@ -206,7 +221,7 @@ class Accepting:
                 raise Rehearsed(self._report(attempt, seconds, callbacks))
             prompts = self._submit_prompts(orders, group)
         except _Known as known:
-            return [self.registry.get_prompt(known.subject_id)]
+            return [self._again(self.registry.get_prompt(known.subject_id), orders[0][1])]
         self._accepted([prompt.id for prompt in prompts])
         return prompts
 
@@ -234,9 +249,9 @@ class Accepting:
                 raise _Known(found)
 
         def also(session: Session, prompts: list[Prompt]) -> None:
-            ids = [one.id for one in prompts]
             views = [view for _request, view in orders]
-            self._keep(session, list(zip(ids, views, strict=True)), group, ids, rehearse)
+            rows = list(zip(prompts, views, strict=True))
+            self._keep(session, rows, group, [one.id for one in prompts], rehearse)
 
         return submit_prompts(
             self.registry,
@@ -329,41 +344,56 @@ class Accepting:
     def _keep(
         self,
         session: Session,
-        rows: Sequence[tuple[str, View]],
+        rows: Sequence[tuple[Tune | Prompt, View]],
         group: ApiGroup | None,
         subjects: list[str],
         rehearse: bool,
     ) -> None:
-        """Write how the caller sees what is accepted, and what its key made."""
+        """Write how the caller sees what is accepted, and what its key made; say what of it is not met."""
         now = self.registry.now()
         minutes = self.service.options.upload_token_minutes
         if group is not None:
             session.add(group)
-        ids = [subject_id for subject_id, _view in rows]
+        ids = [row.id for row, _view in rows]
         session.flush()
         held = select(Reservation.subject_id, Reservation.amount).where(Reservation.subject_id.in_(ids))
         prices: dict[str, int] = {row[0]: row[1] for row in session.execute(held)}
         session.add_all(
             ApiObject(
-                id=subject_id,
+                id=row.id,
                 account_id=self.account_id,
                 dialect=view.dialect,
                 public_id=view.public_id,
-                asked={**self._asked(view), "price": prices.get(subject_id, 0)},
+                asked={**self._asked(view), "price": prices.get(row.id, 0)},
                 events=list(view.events),
                 on_unknown=view.on_unknown,
                 base_url=self.base_url,
                 group_id=view.group_id,
                 sameness=view.sameness,
                 created_at=now,
-                upload_hash=token_hash(self.upload_token(subject_id)) if view.awaits_pictures else None,
+                upload_hash=token_hash(self.upload_token(row.id)) if view.awaits_pictures else None,
                 upload_expires_at=now + timedelta(minutes=minutes) if view.awaits_pictures else None,
             )
-            for subject_id, view in rows
+            for row, view in rows
         )
+        unmet = together(said for row, view in rows for said in _unmet(row, view))
         if rehearse:
-            raise _Tried(sum(prices.values()))
+            raise _Tried(sum(prices.values()), unmet)
+        self.warn(*unmet)
         self.bind(session, subjects)
+
+    def _again(self, row: Row, view: View) -> Row:
+        """Return what was accepted before, and say again what of it is not met."""
+        self.warn(*_unmet(row, view))
+        return row
+
+    def warn(self, *said: str) -> None:
+        """Say something in the answer's header: what is not met, what means nothing here."""
+        before = self.headers.get(WARNINGS, "")
+        words = [_in_a_header(one) for one in said]
+        told = list(dict.fromkeys([*filter(None, before.split("; ")), *filter(None, words)]))
+        if told:
+            self.headers[WARNINGS] = "; ".join(told)[:_MOST_WARNINGS]
 
     def bind(self, session: Session, subjects: list[str]) -> None:
         """Write what is made into the row of the request's `Idempotency-Key`, if it has one.
@@ -404,11 +434,11 @@ class Accepting:
         self, attempt: Callable[[], Any], seconds: float, callbacks: Sequence[str | None]
     ) -> dict[str, Any]:
         """Return what an attempt would cost and take, and why it would be refused."""
-        price, refused, known = 0, "", None
+        price, refused, known, unmet = 0, "", None, list[str]()
         try:
             attempt()
         except _Tried as tried:
-            price = tried.price
+            price, unmet = tried.price, tried.warnings
         except _Known as same:
             known = same.subject_id
         except Failure as failure:
@@ -424,6 +454,7 @@ class Accepting:
             "available_usd": self.registry.get_wallet(self.account_id).available / 1_000_000,
             "estimated_minutes": round(seconds / 60, 1),
             "would_be_refused": [refused] if refused else [],
+            "warnings": unmet,
             "callbacks": self._tried(urls),
             **({"already_made": known} if known else {}),
         }
@@ -449,6 +480,16 @@ class Accepting:
 def _with_uploads(request: TuneRequest, keys: Sequence[str]) -> TuneRequest:
     sources = request.sources.model_copy(update={"uploads": [*request.sources.uploads, *keys]})
     return request.model_copy(update={"sources": sources})
+
+
+def _unmet(row: Tune | Prompt, view: View) -> list[str]:
+    """Return what of a row was wished for and is not met, in its dialect's words."""
+    return [renamed(said, view.names) for said in row.warnings or []]
+
+
+def _in_a_header(text: str) -> str:
+    """Return a sentence as a header can carry it: printable ASCII, and nothing that separates it from others."""
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text.replace(";", ","))
 
 
 def token_hash(token: str) -> str:

@@ -13,6 +13,7 @@ from starlette.datastructures import UploadFile
 
 from tunes_dagster.core import clock
 from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.gateway.accepting import Accepting
 from tunes_dagster.gateway.bodies import Body
@@ -21,6 +22,7 @@ from tunes_dagster.gateway.problems import invalid, not_found
 from tunes_dagster.gateway.service import Caller, Service
 from tunes_dagster.intake.payloads import Base64File
 from tunes_dagster.registry import ApiGroup, ApiObject, Prompt, Tune, Wallet
+from tunes_dagster.rendering.wishes import upscaling_model
 
 # Beginnings of keys of the store that a prompt may name; a caller may not.
 _KEYS = ("uploads/", "blobs/", "batches/", "tunes/")
@@ -38,6 +40,8 @@ class Desk(Accepting):
         self.request = request
         self.headers: dict[str, str] = {}
         """What the answer carries beside its body, also that of a rehearsal."""
+        self.wishes = Wishes(service.settings.unmet_wishes)
+        """What a dialect has a word for and nobody here can do; the row does not know of it."""
         self.unclaimed: list[str] = []
         """Keys of pictures that were kept for what is not accepted yet."""
 
@@ -122,8 +126,9 @@ class Desk(Accepting):
 
     def picture_price(self, base: str, *, tuned: bool, enlarged: bool = False) -> int:
         """Return the price of one picture in micro-dollars."""
-        entry = self.entry(base)
-        return self.service.prices.picture(entry.branch, entry.family, tuned=tuned, enlarged=enlarged)
+        entry, service = self.entry(base), self.service
+        by_model = enlarged and upscaling_model(service.catalog, service.settings.bases_folder) is not None
+        return service.prices.picture(entry.branch, entry.family, tuned=tuned, enlarged=by_model)
 
     def public_id(self, subject_id: str) -> str:
         """Return the id by which the caller knows a tune or prompt."""

@@ -146,6 +146,7 @@ def tune_facts(tune: Tune) -> dict[str, Any]:
         "cancel": tune.cancel,
         "recipe_hash": tune.recipe_hash,
         "failure": failure_facts(tune),
+        "warnings": tune.warnings,
         "created_at": iso(tune.created_at),
         "started_at": iso(tune.started_at),
         "ready_at": iso(tune.ready_at),
@@ -202,6 +203,7 @@ def prompt_facts(mine: Desk, row: Prompt) -> dict[str, Any]:
         "images": mine.images(row),
         "result": row.result,
         "failure": failure_facts(row),
+        "warnings": row.warnings,
         "created_at": iso(row.created_at),
         "done_at": iso(row.done_at),
     }

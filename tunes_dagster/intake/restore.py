@@ -6,6 +6,8 @@ Whether it is there is checked when a tune is handed in, long before this file d
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +27,28 @@ class Restorer(Protocol):
 
     def restore(self, image: Image.Image) -> Image.Image:
         """Return an RGB picture of the same size whose faces are restored."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What restoring faces lacks here: the rest of a sentence, and what to do about it."""
+
+    why: str
+    remedy: str
+
+
+def restorer_missing(bases_folder: Path) -> Missing | None:
+    """Return what restoring faces lacks on this installation, or None where it works."""
+    if find_spec("gfpgan") is None:
+        return Missing(
+            "needs the package gfpgan, which is not installed", "pip install 'tunes-dagster[restore]'."
+        )
+    if not weights_path(bases_folder).is_file():
+        return Missing(
+            f"needs the weights {WEIGHTS}, which are not installed",
+            f"Put them into the folder of the bases, as restore/{WEIGHTS}.",
+        )
+    return None
 
 
 def weights_path(bases_folder: Path) -> Path:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
+from tunes_dagster.core.wishes import ended
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.ledger import reserve_many
@@ -45,6 +46,7 @@ class Planned:
         tags: The tunes that tags in its text name.
         weights: Weights it would be rendered with now, by tune; those of a tune that is not ready are missing.
         price: Micro-dollars.
+        warnings: What was wished for and is not met.
         named: Ids of every tune that it needs: its own, and those that its text names.
     """
 
@@ -58,6 +60,7 @@ class Planned:
     weights: dict[str, str]
     price: int = 0
     tags: tuple[Use, ...] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def uses(self) -> list[Use]:
@@ -223,7 +226,7 @@ class CampaignQueries(Database):
                     "at": now,
                     "phase": one.status,
                     "data": {"origin": ORIGIN},
-                    "message": f"Planned by {campaign.name}, {date}.",
+                    "message": " ".join([f"Planned by {campaign.name}, {date}.", *ended(one.warnings)]),
                 }
                 for one in fresh
             ]
@@ -450,7 +453,15 @@ def _rows_of(
         else:
             status = "queued" if ready.issuperset(use.tune_id for use in one.uses) else "waiting"
             row = new_prompt(
-                one.request, campaign.account_id, one.base, one.branch, ORIGIN, status, now, one.tune_id
+                one.request,
+                campaign.account_id,
+                one.base,
+                one.branch,
+                ORIGIN,
+                status,
+                now,
+                one.tune_id,
+                one.warnings,
             )
             fresh.append(row)
             prompt_id = row.id

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
+from tunes_dagster.core.wishes import ended
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.locks import lock_each, lock_one
@@ -43,6 +44,7 @@ def new_prompt(
     status: str,
     now: datetime,
     tune_id: str | None = None,
+    warnings: Sequence[str] = (),
 ) -> Prompt:
     """Return a prompt row that is not in the database yet; what it uses is written beside it (`uses.write_uses`)."""
     settings = request.settings.model_dump(mode="json")
@@ -56,6 +58,7 @@ def new_prompt(
         settings=settings,
         shape=shape_of(settings),
         status=status,
+        warnings=list(warnings),
         callback_url=request.callback_url,
         origin=origin,
         created_at=now,
@@ -67,6 +70,11 @@ def new_prompt(
 def said_of_sibling(branch: str, home: str) -> str:
     """Return what the timeline adds for a prompt that renders on another base than its tune was made on."""
     return "" if branch == home else f" It renders on {branch}, the few-step sibling of {home}."
+
+
+def said_of_accepted(row: Prompt, home: str) -> str:
+    """Return what the timeline says of an accepted prompt, whose tune was made on the base `home`."""
+    return " ".join([f"The prompt was accepted.{said_of_sibling(row.branch, home)}", *ended(row.warnings)])
 
 
 def unknown_tune(account_id: str, word: str) -> Failure:
@@ -111,6 +119,7 @@ class NewPrompt:
         tune_id: Id of the tune, or None for the plain base.
         tags: The tunes that tags in its text name.
         price: Micro-dollars; None charges nothing.
+        warnings: What was wished for and is not met.
     """
 
     request: PromptRequest
@@ -119,6 +128,7 @@ class NewPrompt:
     tune_id: str | None = None
     tags: tuple[Use, ...] = ()
     price: int | None = None
+    warnings: Sequence[str] = ()
 
 
 class PromptQueries(Database):
@@ -179,9 +189,11 @@ class PromptQueries(Database):
                 waits = any(locked[use.tune_id].status != "ready" for use in some if use.tune_id)
                 named = one.base or (tune.base if tune else one.branch)
                 status = "waiting" if waits else "queued"
-                row = new_prompt(one.request, account_id, named, one.branch, origin, status, now, one.tune_id)
+                row = new_prompt(
+                    one.request, account_id, named, one.branch, origin, status, now, one.tune_id, one.warnings
+                )
                 prompts.append(row)
-                said = f"The prompt was accepted.{said_of_sibling(one.branch, tune.branch) if tune else ''}"
+                said = said_of_accepted(row, tune.branch if tune else row.branch)
                 note(session, row.id, row.status, said, now, origin=origin)
             session.add_all(prompts)
             session.flush()

@@ -107,6 +107,7 @@ class Tune(Table):
         cancel: '' | 'cancel' | 'keep' (stop training, keep what was learned).
         progress: Percent over all phases; never falls while the tune is made. See `core/pace.py`.
         computed: Part of its training that was computed, 0 to 1; a repeated attempt does not take it back.
+        warnings: What was wished for and is not met, a sentence each; see `core/wishes.py`.
         origin: The door it came through: cli, api, drop, ui, demo.
         auto_extend: Overrides the account's choice.
         kept_until: It does not expire before this, whatever the account's rule says.
@@ -143,6 +144,7 @@ class Tune(Table):
     recipe: Mapped[dict[str, Any]]
     recipe_hash: Mapped[str]
     result: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    warnings: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     failure_code: Mapped[str | None]
     failure_message: Mapped[str | None]
     failure_detail: Mapped[str | None]
@@ -180,6 +182,7 @@ class Prompt(Table):
         shape: What prompts must share to be rendered in one forward; see `prompts.shape_of`.
         status: waiting (for its tune), queued, rendering, done, failed, blocked, cancelled.
         images: Keys in the store.
+        warnings: As those of a tune.
         queued_at: When it became renderable.
         kept_until: Its pictures do not expire before this, whatever the account's rule says.
         warned_at: When its caller was told that they will expire.
@@ -209,6 +212,7 @@ class Prompt(Table):
     batch_id: Mapped[str | None] = mapped_column(ForeignKey("batches.id"))
     images: Mapped[list[str]] = mapped_column(default=list)
     result: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    warnings: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     failure_code: Mapped[str | None]
     failure_message: Mapped[str | None]
     failure_detail: Mapped[str | None]

@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TuneRequest, recipe_hash
+from tunes_dagster.core.wishes import ended
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.pages import newest
-from tunes_dagster.registry.prompts import PromptQueries, lock_used, new_prompt, said_of_sibling
+from tunes_dagster.registry.prompts import PromptQueries, lock_used, new_prompt, said_of_accepted
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Prompt, Tune
 from tunes_dagster.registry.transitions import lock_tune, note, open_work, show
@@ -38,6 +39,8 @@ class TuneQueries(PromptQueries):
         tags: Sequence[Sequence[Use]] = (),
         price: int | None = None,
         prompt_prices: Sequence[int] = (),
+        warnings: Sequence[str] = (),
+        prompt_warnings: Sequence[Sequence[str]] = (),
         before: Callable[[Session], None] | None = None,
         also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
     ) -> Tune:
@@ -55,6 +58,8 @@ class TuneQueries(PromptQueries):
             tags: By prompt, the tunes that tags in its text name; empty when none does.
             price: Micro-dollars, which its account holds when it has a wallet; None charges nothing.
             prompt_prices: The same of its prompts; empty charges nothing.
+            warnings: What was wished for and is not met.
+            prompt_warnings: The same of its prompts; empty when all is met.
             before: Called first in the same transaction; raising there accepts nothing.
             also: Called last in it; the same.
 
@@ -75,6 +80,7 @@ class TuneQueries(PromptQueries):
             recipe=recipe,
             recipe_hash=recipe_hash(recipe),
             origin=origin,
+            warnings=list(warnings),
             callback_url=request.callback_url,
             labels=request.labels,
             created_at=now,
@@ -89,17 +95,20 @@ class TuneQueries(PromptQueries):
                 session.add(tune)
                 session.flush()
                 branches = prompt_branches or [branch] * len(request.prompts)
+                unmet = prompt_warnings or [()] * len(request.prompts)
                 prompts = [
-                    new_prompt(asked, account_id, tune.base, rendered_on, origin, "waiting", now, tune.id)
-                    for asked, rendered_on in zip(request.prompts, branches, strict=True)
+                    new_prompt(
+                        asked, account_id, tune.base, rendered_on, origin, "waiting", now, tune.id, said
+                    )
+                    for asked, rendered_on, said in zip(request.prompts, branches, unmet, strict=True)
                 ]
                 session.add_all(prompts)
                 session.flush()
                 tagged = zip(prompts, tags or [()] * len(prompts), strict=True)
                 write_uses(session, {row.id: [*own_use(tune.id), *some] for row, some in tagged})
                 for row in prompts:
-                    if said := said_of_sibling(row.branch, branch):
-                        said = f"The prompt was accepted.{said}"
+                    if row.warnings or row.branch != branch:
+                        said = said_of_accepted(row, branch)
                         note(session, row.id, row.status, said, now, origin=origin)
                 held = dict(zip((row.id for row in prompts), prompt_prices, strict=False))
                 hold(session, account_id, {tune.id: price, **held}, now, tune.id)
@@ -107,7 +116,8 @@ class TuneQueries(PromptQueries):
                     open_work(session, "prepare", tune.id, origin, now)
                 if also is not None:
                     also(session, tune, prompts)
-                note(session, tune.id, "queued", "The tune was accepted.", now, origin=origin)
+                said = " ".join(["The tune was accepted.", *ended(warnings)])
+                note(session, tune.id, "queued", said, now, origin=origin)
         except IntegrityError as error:
             raise Failure(
                 FailureCode.CONFLICT,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.rendering import policy
 from tunes_dagster.rendering.pictures import Picture, Shape
-from tunes_dagster.rendering.prompts import has_weights, parse_prompt, without_weights
+from tunes_dagster.rendering.prompts import parse_prompt, without_weights
 from tunes_dagster.rendering.schedulers import check_scheduler, samplers_of
 from tunes_dagster.rendering.sizes import rendered_size
 from tunes_dagster.rendering.styles import dressed
@@ -108,12 +108,6 @@ class Checker:
         text, negative = dressed(parsed.text, job.settings)
         policy.check_text(text, self.aids.rules)
         if not self.base.clip_encoders():
-            if has_weights(text):
-                raise Failure(
-                    FailureCode.INVALID_REQUEST,
-                    f"Weighted text is not understood by {self.base.entry.branch!r}.",
-                    "Say it in words, or write \\( and \\) for parentheses.",
-                )
             text, negative = without_weights(text), without_weights(negative)
         if self.base.guidance != "classifier-free":
             negative = ""

@@ -28,6 +28,7 @@ _OPTIONAL = (
     "controlnet_conditioning_scale",
     "controlnet_txt2img",
     "super_resolution",
+    "upscaler",
     "hires_fix",
     "inpaint_faces",
     "face_correct",

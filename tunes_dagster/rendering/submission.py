@@ -1,7 +1,8 @@
 """What a prompt may ask for, checked and completed before it is queued; nothing here needs torch.
 
 Ranges of single settings stand in `recipe.py`. Here is what depends on the base, on what is installed and on the
-operator's rules. What is accepted here is done; what cannot be done is refused by name.
+operator's rules. What is accepted here is done; what cannot be done is refused by name, and a wish that cannot be met
+is taken out of the settings and told of (`core/wishes.py`).
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
+from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import AUXILIARY, AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.families.specs import spec_of
 from tunes_dagster.rendering.inputs import keep_picture
 from tunes_dagster.rendering.policy import check_text, load_rules
-from tunes_dagster.rendering.prompts import has_weights, named_tunes, parse_prompt
+from tunes_dagster.rendering.prompts import named_tunes, parse_prompt
 from tunes_dagster.rendering.sizes import MULTIPLE, fit_area
 from tunes_dagster.rendering.styles import dressed, find_composition
+from tunes_dagster.rendering.wishes import without_unmet
 
 # Of a clip only this much can be chosen; of an enlarged picture even less.
 _OF_CLIPS = {
@@ -56,6 +58,7 @@ class PromptContext:
         find: Looks a tune up that a tag (`lora`, `faceid`) names and returns its characteristics; raises when it may
             not be used.
         owns: Whether a rendered picture, by its key in the store, may be named; None lets all be.
+        wishes: Gets what cannot be met.
     """
 
     asked: BaseModelEntry
@@ -66,6 +69,7 @@ class PromptContext:
     characteristics: Mapping[str, str] = field(default_factory=dict)
     find: Callable[[str, str], Mapping[str, str]] | None = None
     owns: Callable[[str], bool] | None = None
+    wishes: Wishes = field(default_factory=Wishes)
 
 
 def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptRequest:
@@ -73,10 +77,10 @@ def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptReq
 
     Raises:
         Failure: `INVALID_REQUEST`, `BLOCKED` by a rule over words, `BASE_NOT_INSTALLED` for a model that a setting
-            needs, `SOURCE_REFUSED` for an address; nothing is kept then.
+            needs, `SOURCE_REFUSED` for an address, whatever `told` of its wishes raises; nothing is kept then.
     """
-    asked = request.settings
     entry, used = context.entry, context.entry.family
+    asked = without_unmet(request, context)
     filled = _filled(asked, entry)
     problems = [*_misplaced(asked, used), *_family_problems(filled, context), *_size_problems(filled, entry)]
     if problems:
@@ -88,6 +92,7 @@ def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptReq
         )
     _check_text(request.text, filled, context)
     _check_installed(filled, context)
+    context.wishes.told()
     kept = {
         name: keep_picture(value, name, context.settings, context.store, context.owns)
         for name in ("input_image", "mask_image")
@@ -115,13 +120,6 @@ def _check_text(text: str, filled: RenderSettings, context: PromptContext) -> No
     if any(tag == "faceid" for _, tag in named):
         adapter_for(context.catalog, context.entry, context.settings.bases_folder)
     bare = parse_prompt(text, known).text
-    weighted = has_weights(bare) or has_weights(filled.negative_prompt)
-    for entry in (context.asked, context.entry):
-        if weighted and entry.family not in AUXILIARY and not spec_of(entry.family).weighted_text:
-            raise _refused(
-                f"Weighted text is not understood by {entry.branch!r}: its encoder was trained on plain sentences",
-                "Say it in words, or write \\( and \\) for parentheses.",
-            )
     said, _ = dressed(bare, filled)
     check_text(said, load_rules(context.settings))
 
@@ -184,11 +182,6 @@ def _misplaced(asked: RenderSettings, family: str) -> list[str]:
 def _family_problems(settings: RenderSettings, context: PromptContext) -> list[str]:
     """Return a sentence for each setting that the base's family does not have."""
     problems = []
-    for entry in {one.branch: one for one in (context.asked, context.entry)}.values():
-        if settings.negative_prompt.strip() and entry.acting_guidance != "classifier-free":
-            problems.append(
-                f"negative_prompt is not understood by {entry.branch!r}, which was distilled to do without one"
-            )
     family = context.entry.family
     if settings.controlnet and family not in AUXILIARY and not spec_of(family).controlnets:
         problems.append(f"controlnet: there is none for the family {family}")
@@ -219,7 +212,7 @@ def _size_problems(settings: RenderSettings, entry: BaseModelEntry) -> list[str]
 def _check_installed(settings: RenderSettings, context: PromptContext) -> None:
     """Refuse settings that need weights which are not there, naming the command that installs them."""
     catalog, folder = context.catalog, context.settings.bases_folder
-    if settings.super_resolution:
+    if settings.super_resolution and settings.upscaler != "lanczos":
         _require(catalog.first("upscale"), "super_resolution", folder)
     if settings.controlnet:
         family = context.entry.family
@@ -229,22 +222,6 @@ def _check_installed(settings: RenderSettings, context: PromptContext) -> None:
             folder,
             family,
         )
-    if settings.face_correct:
-        from tunes_dagster.intake.restore import WEIGHTS, weights_path
-
-        if find_spec("gfpgan") is None:
-            raise Failure(
-                FailureCode.BASE_NOT_INSTALLED,
-                "face_correct needs the package gfpgan, which is not installed.",
-                "pip install 'tunes-dagster[restore]', or leave face_correct out.",
-            )
-        if not weights_path(folder).is_file():
-            raise Failure(
-                FailureCode.BASE_NOT_INSTALLED,
-                f"face_correct needs the weights {WEIGHTS}, which are not installed.",
-                "Put them into the folder of the bases, or leave face_correct out.",
-                f"There is no file {weights_path(folder)}.",
-            )
 
 
 def _require(entry: AuxiliaryEntry | None, what: str, folder: Any, family: str = "") -> None:

@@ -20,6 +20,7 @@ from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering.pictures import Picture
 from tunes_dagster.rendering.sizes import enlarge, fit_area, rendered_size
 from tunes_dagster.rendering.texts import TextCache
+from tunes_dagster.rendering.wishes import enlarges_by_model
 
 if TYPE_CHECKING:
     from tunes_dagster.families.base import LoadedBase
@@ -107,15 +108,7 @@ class Treatments:
             factor = 4 if settings.super_resolution else 1
             self._frame(done, picture, settings.face_height / factor)
         if settings.super_resolution:
-            steps = int(
-                getattr(self.aids.catalog and self.aids.catalog.first("upscale"), "rendering", {}).get(
-                    "steps", 30
-                )
-            )
-            done.image = self.aids.upscaler(self.base).enlarge(
-                done.image, picture.text, picture.seed, steps=steps, on_step=self.between
-            )
-            done.notes["super_resolution"] = 4
+            self._enlarge(done, picture, settings)
         if settings.inpaint_faces:
             self._faces_again(done, picture)
         if settings.face_correct:
@@ -124,6 +117,20 @@ class Treatments:
         if settings.face_height:
             self._report_face(done, settings.face_height)
         return done
+
+    def _enlarge(self, done: Treated, picture: Picture, settings: RenderSettings) -> None:
+        """Make the picture four times as wide and high."""
+        done.notes["super_resolution"] = 4
+        if not enlarges_by_model(settings):
+            width, height = done.image.size
+            done.image = enlarge(done.image, 4 * width, 4 * height)
+            done.notes["upscaler"] = settings.upscaler
+            return
+        entry = self.aids.catalog.first("upscale") if self.aids.catalog else None
+        steps = int((entry.rendering if entry else {}).get("steps", 30))
+        done.image = self.aids.upscaler(self.base).enlarge(
+            done.image, picture.text, picture.seed, steps=steps, on_step=self.between
+        )
 
     def _again_larger(self, done: Treated, picture: Picture) -> None:
         """Paint the picture again at twice its sides, as far as the base goes; a shipped one keeps its own area."""

@@ -7,6 +7,7 @@ from tunes_dagster.core.prices import PriceList, load_prices
 from tunes_dagster.core.recipe import RenderSettings, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.families.catalog import Catalog
+from tunes_dagster.rendering.wishes import enlarges_by_model
 
 
 def prices_of(settings: Settings) -> PriceList:
@@ -40,7 +41,7 @@ def prompt_price(
         catalog: Says what the base means.
         base: That was asked for; with a tune, the one that its tune was asked on: which sibling renders it is not
             the caller's to pay for.
-        settings: Of the prompt.
+        settings: Of the prompt, completed.
         tuned: A tune is used, its own or one that its text names.
         quality: Word of an API for a preset that it sells by name.
     """
@@ -51,6 +52,6 @@ def prompt_price(
         Failure
     ):  # its tune was made before the operator took the base out of the catalog: the general price
         branch = family = ""
-    enlarged = settings.super_resolution
+    enlarged = enlarges_by_model(settings)
     one = prices.picture(branch, family, tuned=tuned, enlarged=enlarged, quality=quality)
     return one * settings.num_images

@@ -15,6 +15,7 @@ from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.validation import checked
+from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import BaseModelEntry, Catalog
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.families.presets import changed
@@ -66,10 +67,11 @@ def rerun(
             "callback_url": None,
         }
     )
-    request = check_tune(request, catalog.resolve(request.base), entry, settings)
+    wishes = Wishes(settings.unmet_wishes)
+    request = check_tune(request, catalog.resolve(request.base), entry, settings, wishes)
     if request.training.kind == "faceid":
         adapter_for(catalog, entry, settings.bases_folder)
-    recipe = {**tune.recipe, "training": entry.training_options(options).model_dump(mode="json")}
+    recipe = {**tune.recipe, "training": entry.training_options(request.training).model_dump(mode="json")}
     chosen = new_id("tune")
     _take_over(store, tune, chosen)
     try:
@@ -82,6 +84,7 @@ def rerun(
             origin="cli",
             status="awaiting_images",
             price=tune_price(prices_of(settings), catalog, request),
+            warnings=wishes.told(),
         )
     except Failure:
         store.delete_prefix(f"tunes/{chosen}")

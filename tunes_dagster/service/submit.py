@@ -7,7 +7,7 @@ render, the base's training defaults) is filled in now, so that the row always s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -15,6 +15,7 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
+from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.registry import Prompt, Registry, Tune, Use
@@ -82,7 +83,8 @@ def submit_tune(
             f"Choose one of {', '.join(catalog.entries)}.",
         )
     check_same_base(continues, entry)
-    request = check_tune(request, catalog.resolve(request.base), entry, settings)
+    wishes = Wishes(settings.unmet_wishes)
+    request = check_tune(request, catalog.resolve(request.base), entry, settings, wishes)
     if request.training.kind == "faceid":
         adapter_for(catalog, entry, settings.bases_folder)
     chosen = check_id(tune_id) if tune_id else new_id("tune")
@@ -96,11 +98,11 @@ def submit_tune(
         )
         for one in request.prompts
     ]  # fmt: skip
-    complete = request.model_copy(update={"prompts": [prompt for prompt, _ in completed]})
+    complete = request.model_copy(update={"prompts": [one.request for one in completed]})
     recipe = make_recipe(complete, entry, continues)
     prices = prices_of(settings)
     prompt_prices = [
-        prompt_price(prices, catalog, request.base, one.settings, tuned=True) for one, _ in completed
+        prompt_price(prices, catalog, request.base, one.request.settings, tuned=True) for one in completed
     ]
     if registry.has_tune(chosen):
         raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
@@ -111,14 +113,16 @@ def submit_tune(
         complete,
         id=chosen,
         branch=entry.branch,
-        prompt_branches=[base.branch for _, base in completed],
+        prompt_branches=[one.entry.branch for one in completed],
         recipe=recipe,
         account_id=account_id,
         origin=origin,
         status="awaiting_images" if complete.sources.empty else "queued",
-        tags=[named.tags(one.text) for one, _ in completed],
+        tags=[named.tags(one.request.text) for one in completed],
         price=tune_price(prices, catalog, complete),
         prompt_prices=prompt_prices,
+        warnings=wishes.told(),
+        prompt_warnings=[one.warnings for one in completed],
         before=before,
         also=also,
     )
@@ -210,7 +214,13 @@ def submit_prompts(
         )
         new.append(
             NewPrompt(
-                done.request, done.entry.branch, done.asked, tune.id if tune else None, done.tags, price
+                done.request,
+                done.entry.branch,
+                done.asked,
+                tune.id if tune else None,
+                done.tags,
+                price,
+                done.warnings,
             )
         )
     return registry.add_prompts(new, account_id=account_id, origin=origin, before=before, also=also)
@@ -225,12 +235,14 @@ class Completed:
         entry: The base that renders it.
         asked: The base as asked.
         tags: The tunes that tags in its text name.
+        warnings: What was wished for and is not met.
     """
 
     request: PromptRequest
     entry: BaseModelEntry
     asked: str
     tags: tuple[Use, ...] = ()
+    warnings: Sequence[str] = ()
 
 
 def completed_prompt(
@@ -268,7 +280,7 @@ def completed_prompt(
         asked = request.base or DEFAULT_BASE
         home = catalog.usable(asked, settings.bases_folder)
     named = Named(registry, catalog, home, account_id, meant, seen)
-    complete, entry = _complete_prompt(
+    completed = _complete_prompt(
         request,
         home,
         catalog,
@@ -279,7 +291,7 @@ def completed_prompt(
         named=named,
         store=store,
     )
-    return Completed(complete, entry, asked, tuple(named.tags(complete.text)))
+    return replace(completed, tags=tuple(named.tags(completed.request.text)))
 
 
 def make_recipe(
@@ -390,8 +402,8 @@ def _complete_prompt(
     characteristics: dict[str, str] | None = None,
     named: Named,
     store: Store | None = None,
-) -> tuple[PromptRequest, BaseModelEntry]:
-    """Return the prompt with its settings checked and filled from the base that renders it, with a seed; and the base.
+) -> Completed:
+    """Return the prompt with its settings checked and filled from the base that renders it, with a seed; without tags.
 
     Args:
         request: As handed in.
@@ -424,5 +436,7 @@ def _complete_prompt(
     check_callback_url(request.callback_url, settings)
     base = catalog.resolve(asked) if asked else entry
     known = own.characteristics if own is not None else characteristics or {}
-    context = PromptContext(base, entry, catalog, settings, store, known, named, named.owns_picture)
-    return complete_prompt(request, context), entry
+    wishes = Wishes(settings.unmet_wishes)
+    context = PromptContext(base, entry, catalog, settings, store, known, named, named.owns_picture, wishes)
+    complete = complete_prompt(request, context)
+    return Completed(complete, entry, asked, warnings=wishes.told())

@@ -1,7 +1,8 @@
 """Which options fit which base and machine: refused by name at submission, before anything is fetched.
 
 Ranges of single options stand in `recipe.py`. Here is what depends on the kind of tune, on the family of the base
-and on what is installed. Nothing here needs torch.
+and on what is installed. What has no effect, or only makes a tune better where it is installed, is taken out of the
+request and told of (`core/wishes.py`). Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -10,19 +11,28 @@ import math
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
+from tunes_dagster.core.recipe import DatasetOptions, TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.presets import MEANINGLESS, presets
 from tunes_dagster.families.specs import families, in_words, spec_of
 from tunes_dagster.intake.faces import is_person
+from tunes_dagster.intake.restore import restorer_missing
 from tunes_dagster.intake.subject import is_style
 
 
 def check_tune(
-    request: TuneRequest, asked: BaseModelEntry, used: BaseModelEntry, settings: Settings
+    request: TuneRequest,
+    asked: BaseModelEntry,
+    used: BaseModelEntry,
+    settings: Settings,
+    wishes: Wishes | None = None,
 ) -> TuneRequest:
     """Refuse what cannot be done, all of it at once, and return the request as it will be carried out.
 
@@ -31,14 +41,17 @@ def check_tune(
         asked: The base that was named.
         used: The base that is really trained on; another one under the embedded profile.
         settings: The operator's.
+        wishes: Gets what cannot be met; None follows the operator's rule and tells nobody.
 
     Returns:
-        The request; under the embedded profile with a resolution that the shipped base can be trained at, and with
-        face crops for a tune that is nothing but a face.
+        The request without what has no effect; under the embedded profile with a resolution that the shipped base can
+        be trained at, and with face crops for a tune that is nothing but a face.
 
     Raises:
         Failure: `INVALID_REQUEST`, naming every option that is wrong and what it may be.
     """
+    wishes = wishes if wishes is not None else Wishes(settings.unmet_wishes)
+    request = _without_unmet(request, asked, settings, wishes)
     problems = [
         *_kind_problems(request.training, asked, used),
         *_family_problems(request.training, asked),
@@ -52,6 +65,7 @@ def check_tune(
             "Correct it and send it again; nothing was started.",
             facts={"problems": problems},
         )
+    wishes.told()
     if request.training.kind == "faceid":
         dataset = request.dataset.model_copy(update={"face_crop": True})
         request = request.model_copy(update={"dataset": dataset})
@@ -77,17 +91,11 @@ def _kind_problems(options: TrainingOptions, asked: BaseModelEntry, used: BaseMo
             f"training.kind is {options.kind!r}, but on {asked.branch} (family {asked.family}) it should be one of: "
             f"{', '.join(kinds)}"
         )
-    for name in given(options, MEANINGLESS[options.kind]):
-        value = getattr(options, name)
-        yield f"training.{name} is {value!r}, but means nothing to a tune of the kind {options.kind!r}"
+    if options.base_tune_id and "base_tune_id" in MEANINGLESS[options.kind]:
+        yield f"training.base_tune_id continues a tune, which is not done for one of the kind {options.kind!r}"
 
 
 def _family_problems(options: TrainingOptions, asked: BaseModelEntry) -> Iterator[str]:
-    if options.preset and asked.family not in (fitting := presets()[options.preset].families):
-        yield (
-            f"training.preset {options.preset!r} is for the families {' and '.join(fitting)}, but {asked.branch} "
-            f"is of the family {asked.family}"
-        )
     spec = spec_of(asked.family)
     if options.dora and not spec.dora:
         able = in_words(one for one in families().values() if one.dora)
@@ -95,9 +103,6 @@ def _family_problems(options: TrainingOptions, asked: BaseModelEntry) -> Iterato
     if options.quantize in ("int8", "nf4") and options.quantize not in spec.quantize:
         able = in_words(one for one in families().values() if options.quantize in one.quantize)
         yield f"training.quantize is for the families {able}, but {asked.branch} is of the family {spec.name}"
-    # A signal-to-noise weighting of this kind means nothing to flow matching.
-    if spec.prediction == "flow" and options.min_snr_gamma:
-        yield f"training.min_snr_gamma should be 0 or left out on {asked.branch}, which learns by flow matching"
     if options.resolution is not None and options.resolution > _largest(asked):
         yield (
             f"training.resolution is {options.resolution}, but should be at most {_largest(asked)} on {asked.branch}"
@@ -111,12 +116,7 @@ def _largest(entry: BaseModelEntry) -> int:
 def _subject_problems(request: TuneRequest) -> Iterator[str]:
     dataset, name = request.dataset, request.name
     if is_style(name):
-        faces = {
-            "face_crop": dataset.face_crop,
-            "require_face": dataset.require_face,
-            "face_correct": dataset.face_correct,
-            "mask": dataset.mask == "face",
-        }
+        faces = {"require_face": dataset.require_face, "mask": dataset.mask == "face"}
         for option, wanted in faces.items():
             if wanted:
                 yield f"dataset.{option} looks for a face, but a style ({name!r}) has none"
@@ -124,8 +124,6 @@ def _subject_problems(request: TuneRequest) -> Iterator[str]:
             yield f"training.kind 'faceid' needs a person's face, but {name!r} is a style"
     elif request.training.kind == "faceid" and not is_person(name):
         yield f"training.kind 'faceid' needs a person's face, but {name!r} is not known as a person"
-    if request.training.kind == "faceid" and dataset.mask != "off":
-        yield f"dataset.mask is {dataset.mask!r}, but means nothing to a tune of the kind 'faceid'"
     sources = request.sources
     several = len(sources.images_base64) + len(sources.image_urls)
     if dataset.one_picture and several > 1:
@@ -141,8 +139,6 @@ def _machine_problems(request: TuneRequest, settings: Settings) -> Iterator[str]
             yield f"training.{option} {value!r} needs the package bitsandbytes: pip install 'tunes-dagster[gpu]'"
         elif wanted and not has_nvidia(settings.device):
             yield f"training.{option} {value!r} needs an NVIDIA GPU, and this installation has none (TUNES_DEVICE)"
-    if request.dataset.face_correct:
-        yield from _restorer_problems(settings)
 
 
 def has_nvidia(device: str) -> bool:
@@ -152,10 +148,55 @@ def has_nvidia(device: str) -> bool:
     return device.startswith("cuda")
 
 
-def _restorer_problems(settings: Settings) -> Iterator[str]:
-    from tunes_dagster.intake.restore import WEIGHTS, weights_path
+def _without_unmet(
+    request: TuneRequest, asked: BaseModelEntry, settings: Settings, wishes: Wishes
+) -> TuneRequest:
+    """Return the request without what has no effect on such a tune, and without what is not installed."""
+    training = _defaults(TrainingOptions, _idle_training(request.training, asked, wishes))
+    dataset = _defaults(DatasetOptions, _idle_dataset(request, settings, wishes))
+    changes = {
+        "training": request.training.model_copy(update=training),
+        "dataset": request.dataset.model_copy(update=dataset),
+    }
+    return request.model_copy(update=changes) if training or dataset else request
 
-    if find_spec("gfpgan") is None:
-        yield "dataset.face_correct needs the package gfpgan: pip install 'tunes-dagster[restore]'"
-    elif not weights_path(settings.bases_folder).is_file():
-        yield (f"dataset.face_correct needs the weights {WEIGHTS}, which are not in the folder of the bases")
+
+def _defaults(model: type[BaseModel], names: Iterable[str]) -> dict[str, Any]:
+    return {name: model.model_fields[name].default for name in names}
+
+
+def _idle_training(options: TrainingOptions, asked: BaseModelEntry, wishes: Wishes) -> Iterator[str]:
+    """Yield the training options that change nothing about a tune of this kind on this base."""
+
+    def left(name: str, why: str) -> str:
+        wishes.leave(f"training.{name}", f"is {getattr(options, name)!r}, but {why}", "it is left out")
+        return name
+
+    for name in given(options, MEANINGLESS[options.kind]):
+        if name != "base_tune_id":
+            yield left(name, f"means nothing to a tune of the kind {options.kind!r}")
+    if options.preset and asked.family not in (fitting := presets()[options.preset].families):
+        families = " and ".join(fitting)
+        yield left("preset", f"is for the families {families}, and {asked.branch} is of {asked.family}")
+    # A signal-to-noise weighting of this kind means nothing to flow matching.
+    if options.min_snr_gamma and spec_of(asked.family).prediction == "flow":
+        yield left("min_snr_gamma", f"means nothing on {asked.branch}, which learns by flow matching")
+
+
+def _idle_dataset(request: TuneRequest, settings: Settings, wishes: Wishes) -> Iterator[str]:
+    """Yield the dataset options that find nothing to do, or not what they need."""
+    dataset = request.dataset
+    if is_style(request.name):
+        for name in ("face_crop", "face_correct"):
+            if getattr(dataset, name):
+                why = f"looks for a face, and a style ({request.name!r}) has none"
+                wishes.leave(f"dataset.{name}", why, "it is left out")
+                yield name
+    elif dataset.face_correct and (missing := restorer_missing(settings.bases_folder)):
+        instead = "faces are trained on as they are"
+        wishes.leave("dataset.face_correct", missing.why, instead, missing.remedy)
+        yield "face_correct"
+    if request.training.kind == "faceid" and dataset.mask != "off":
+        why = f"is {dataset.mask!r}, but means nothing to a tune of the kind 'faceid'"
+        wishes.leave("dataset.mask", why, "it is left out")
+        yield "mask"

@@ -24,12 +24,14 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     BRANCHES,
     GALLERY,
     NAME,
+    NAMES,
     SWITCHES,
     PromptFields,
     TuneFields,
     filled_in,
     kept_fields,
     size_of,
+    without_wishes,
 )
 from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
 from tunes_dagster.registry import Tune
@@ -129,7 +131,15 @@ def tune_order(
     }
     events = ["tune.ready", *(["tune.failed", "tune.cancelled"] if options.get("failure_callbacks") else [])]
     once = bool(options.get("title_idempotency"))
-    view = View(NAME, asked, events, on_unknown=_CAREFUL, auto_extend=fields.auto_extend, same_title=once)
+    view = View(
+        NAME,
+        asked,
+        events,
+        on_unknown=_CAREFUL,
+        auto_extend=fields.auto_extend,
+        same_title=once,
+        names=NAMES,
+    )
     return request, view, [view for _request, view in prompts]
 
 
@@ -248,7 +258,7 @@ def prompt_order(
             **(start or pictures_of(mine, fields)),
         }
     )
-    text = filled_in(fields.text, characteristics)
+    text = filled_in(without_wishes(mine, fields), characteristics)
     if not text.strip():
         raise invalid("text", "can't be blank")
     request = PromptRequest(
@@ -256,20 +266,14 @@ def prompt_order(
     )
     asked = {**kept_fields(fields), "text": text, "tune_id": tune.number if tune else base.number}
     events = ["prompt.done", *(["prompt.failed"] if mine.caller.options.get("failure_callbacks") else [])]
-    return request, View(NAME, asked, events, on_unknown=_CAREFUL, group_id=group_id)
+    return request, View(NAME, asked, events, on_unknown=_CAREFUL, group_id=group_id, names=NAMES)
 
 
 def _check_base(fields: PromptFields, base: Base) -> None:
     if base.branch != "flux1":
         return
-    problems = {}
     if fields.cfg_scale is not None and fields.cfg_scale >= 5:
-        problems["cfg_scale"] = ["must be less than 5"]
-    if fields.negative_prompt:
-        problems["negative_prompt"] = ["not supported on Flux"]
-    if problems:
-        message = ", ".join(f"{name} {said[0]}" for name, said in problems.items())
-        raise Problem(422, message, problems, code="invalid")
+        raise invalid("cfg_scale", "must be less than 5")
 
 
 def _settings(values: dict[str, Any]) -> RenderSettings:

@@ -17,6 +17,7 @@ from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import header_key
 from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
+from tunes_dagster.gateway.rehearsal import truth
 from tunes_dagster.registry import ApiObject, Prompt, Tune
 from tunes_dagster.service.download import served_key
 
@@ -40,7 +41,6 @@ _RATIOS = ("1:1", "16:9", "9:16", "21:9", "9:21", "3:2", "2:3", "5:4", "4:5", "4
 # Fields of a prompt that ask for what nothing here can do; each is refused by name when it is set.
 UNSUPPORTED_PROMPT = (
     "face_swap",
-    "prompt_expansion",
     "theme",
     "video_model",
     "video_prompt",
@@ -67,16 +67,17 @@ SWITCHES = (
     "film_grain",
     "controlnet_txt2img",
 )
-# Flags that Astria reads in the text of a prompt; here they would only be words to the text encoder.
-_FLAGS = re.compile(
-    r"(?<!\S)--(mask_prompt|mask_negative|mask_invert|mask_dilate|hires_denoising_strength|tiled_upscale_v2|upscale_v4"
-    r"|remove_background|improve_similarity|multi)\b"
+# Flags that Astria reads in the text of a prompt; here they would only be words to the text encoder. The first ones
+# make another picture, the others a better one.
+_FLAGS = re.compile(r"(?<!\S)--(mask_prompt|mask_negative|mask_invert|mask_dilate|remove_background|multi)\b")
+_WISHED_FLAGS = re.compile(
+    r"\s*(?<!\S)--(hires_denoising_strength|tiled_upscale_v2|upscale_v4|improve_similarity)\b(?:[ =]+[\d.]+)?"
 )
 _PLAIN = ("style", "color_grading", "controlnet", "denoising_strength", "controlnet_conditioning_scale")
 
 
 # What the library calls a field where the name is another one here.
-_OURS = {
+NAMES = {
     "dataset.face_correct": "training_face_correct",
     "training.kind": "model_type",
     "guidance_scale": "cfg_scale",
@@ -93,7 +94,7 @@ def error(problem: Problem) -> tuple[int, Any]:
     """
     status = 422 if problem.status in (402, 413) or _refused_state(problem) else problem.status
     fields = problem.fields if status == 422 else {}
-    named = {_OURS.get(name, name.rpartition(".")[2]): said for name, said in fields.items()}
+    named = {NAMES.get(name, name.rpartition(".")[2]): said for name, said in fields.items()}
     sentence = ", ".join(f"{name} {'; '.join(said)}" for name, said in named.items())
     return status, {**named, "error": sentence or problem.message}
 
@@ -243,6 +244,16 @@ def size_of(fields: PromptFields, native: int) -> tuple[int | None, int | None]:
     return width, height
 
 
+def without_wishes(mine: Desk, fields: PromptFields) -> str:
+    """Return a prompt's text without the flags that only ask for a better picture; what is not met is told of."""
+    for flag in _WISHED_FLAGS.findall(fields.text):
+        mine.wishes.leave(f"--{flag}", "is not known to this server", "it is left out of the text")
+    if truth((fields.model_extra or {}).get("prompt_expansion"), "prompt_expansion"):
+        why = "needs a language model, which is not installed"
+        mine.wishes.leave("prompt_expansion", why, "the text is rendered as it is written")
+    return _WISHED_FLAGS.sub("", fields.text)
+
+
 def filled_in(text: str, characteristics: dict[str, Any]) -> str:
     """Return a text with `{{key}}` replaced by the tune's characteristics; unknown ones vanish."""
     return re.sub(r"\{\{\s*([\w ]+?)\s*\}\}", lambda m: str(characteristics.get(m.group(1)) or ""), text)
@@ -317,13 +328,13 @@ def prompt_object(
         "id": prompt.number,
         "callback": prompt.callback_url,
         "text": asked.get("text") or prompt.text,
-        "negative_prompt": settings.get("negative_prompt") or None,
+        "negative_prompt": asked.get("negative_prompt") or settings.get("negative_prompt") or None,
         "cfg_scale": None if guidance is None else str(float(guidance)),
         "steps": asked.get("steps"),
         "seed": settings.get("seed"),
         "ar": asked.get("ar") or "1:1",
         "num_images": settings.get("num_images"),
-        **{name: bool(settings.get(name)) for name in SWITCHES},
+        **{name: bool(asked.get(name, settings.get(name))) for name in SWITCHES},
         **{name: asked.get(name) for name in _PLAIN},
         "aspect_ratio": asked.get("aspect_ratio"),
         "resolution": asked.get("resolution"),
@@ -366,6 +377,7 @@ def kept_fields(fields: PromptFields) -> dict[str, Any]:
     check_kept(fields.model_extra or {})
     names = (
         "text",
+        "negative_prompt",
         "cfg_scale",
         "steps",
         "ar",
@@ -388,6 +400,7 @@ def unknown_fields(*models: Loose) -> dict[str, str]:
     """Return the header that names fields which mean nothing here."""
     known = {
         *_KEPT,
+        "prompt_expansion",
         *UNSUPPORTED_PROMPT,
         *UNSUPPORTED_TUNE,
         "images",

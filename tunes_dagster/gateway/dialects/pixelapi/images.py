@@ -54,10 +54,10 @@ def generate(body: GenerateBody, mine: Desk = Mine) -> dict[str, Any]:
         raise invalid("prompt", "is required")
     if body.steps is not None and not low <= body.steps <= high:
         raise invalid("steps", f"must be {low} to {high} for {body.model}")
-    settings, warned = _settings(mine, body, kind)
+    settings = _settings(mine, body, kind)
     request = PromptRequest(text=body.prompt, base=base, settings=settings)
     view = View(NAME, {"kind": "image", "model": body.model})
-    mine.headers.update(unknown_fields(body, *warned))
+    mine.headers.update(unknown_fields(body))
     prompt = mine.accept_prompt(request, view)
     answer = {
         "generation_id": _public(prompt),
@@ -70,14 +70,12 @@ def generate(body: GenerateBody, mine: Desk = Mine) -> dict[str, Any]:
     return answer
 
 
-def _settings(mine: Desk, body: GenerateBody, kind: str) -> tuple[RenderSettings, list[str]]:
-    """Return what a model takes of the fields, and what is left out of those that mean nothing to it."""
+def _settings(mine: Desk, body: GenerateBody, kind: str) -> RenderSettings:
+    """Return what a model takes of the fields."""
     image = mine.picture("image_url", body.image_url) or mine.picture("image", body.image)
     guidance = body.guidance_scale
     if kind == "upscale":
-        return RenderSettings(
-            seed=body.seed, steps=body.steps, guidance_scale=guidance, input_image=image
-        ), []
+        return RenderSettings(seed=body.seed, steps=body.steps, guidance_scale=guidance, input_image=image)
     if kind == "text-to-video":
         if image:
             raise invalid("image_url", f"is not taken by {body.model}")
@@ -90,18 +88,16 @@ def _settings(mine: Desk, body: GenerateBody, kind: str) -> tuple[RenderSettings
             guidance_scale=guidance,
             negative_prompt=body.negative_prompt,
             **given,
-        ), []
-    negative = body.negative_prompt if body.model == "sdxl" else ""
-    left = ["negative_prompt is for sdxl"] if body.negative_prompt and not negative else []
+        )
     return RenderSettings(
         seed=body.seed,
         steps=body.steps,
         guidance_scale=guidance,
-        negative_prompt=negative,
+        negative_prompt=body.negative_prompt,
         width=even(body.width),
         height=even(body.height),
         input_image=image,
-    ), left
+    )
 
 
 def _public(prompt: Prompt) -> str:

@@ -111,21 +111,18 @@ def infer(body: InferBody, mine: Desk = Mine) -> dict[str, Any]:
     made_on = (seen.asked.get("model") if seen else None) or ("flux" if "flux" in tune.base else "sdxl")
     if body.model is not None and body.model.removesuffix("-pro") != made_on:
         raise invalid("model", f"is {body.model}, but the tune was trained on {made_on}")
-    negative, left = body.negative_prompt, []
-    if made_on == "flux" and negative:
-        negative, left = "", ["negative_prompt is for sdxl"]
     settings = RenderSettings(
         num_images=body.num_images,
         steps=50 if body.model == "flux-pro" and body.steps is None else body.steps,
         guidance_scale=body.guidance_scale,
-        negative_prompt=negative,
+        negative_prompt=body.negative_prompt,
         width=even(body.width),
         height=even(body.height),
     )
     request = PromptRequest(text=body.prompt, tune=tune.id, settings=settings)
     quality = "pro" if body.model == "flux-pro" else ""
     view = View(NAME, {"kind": "infer", "model": body.model or made_on}, quality=quality)
-    mine.headers.update(unknown_fields(body, *left))
+    mine.headers.update(unknown_fields(body))
     prompt = mine.accept_prompt(request, view)
     answer: dict[str, Any] = {
         "job_id": "inf_" + prompt.id.removeprefix("prompt_"),

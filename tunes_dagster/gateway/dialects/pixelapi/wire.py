@@ -73,12 +73,11 @@ class GenerateBody(Loose):
     image: str | None = None
 
 
-def unknown_fields(body: Loose, *left: str) -> dict[str, str]:
-    """Return the header that names fields which mean nothing here, and says what else was left out."""
+def unknown_fields(body: Loose) -> dict[str, str]:
+    """Return the header that names fields which mean nothing here."""
     extra = sorted(name for name in (body.model_extra or {}) if name != "dry_run")
     clean = ", ".join("".join(c for c in name if c.isascii() and c.isprintable())[:40] for name in extra[:20])
-    said = [*([f"unknown fields: {clean}"] if clean else []), *left]
-    return {"X-Tunes-Warnings": "; ".join(said)} if said else {}
+    return {"X-Tunes-Warnings": f"unknown fields: {clean}"} if clean else {}
 
 
 def tune_status(status: str) -> str:

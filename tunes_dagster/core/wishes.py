@@ -1,0 +1,72 @@
+"""Wishes that are not met: the one place that decides whether they are only told of, or end a request.
+
+A wish asks for more quality than this installation has (an upscaling model, a face restorer), or for something that
+means nothing to the base or kind in question (a negative prompt on FLUX, a rank of a full fine-tune). Without it the
+request still makes what was asked for. What would make something else than was asked for (a ControlNet, a mask, another
+base) is no wish: it is refused by name wherever it is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from tunes_dagster.core.failures import Failure, FailureCode
+
+Rule = Literal["warn", "refuse"]
+
+
+class Wishes:
+    """What of one request is not met.
+
+    Args:
+        rule: `warn` tells of it; `refuse` ends the request (`TUNES_UNMET_WISHES`).
+    """
+
+    def __init__(self, rule: Rule = "warn") -> None:
+        self._rule = rule
+        self._unmet: dict[str, tuple[str, str, str]] = {}
+
+    def leave(self, option: str, why: str, instead: str, remedy: str = "") -> None:
+        """Take note of a wish that is not met.
+
+        Args:
+            option: Its name: `super_resolution`, `training.preset`.
+            why: What follows the name in a sentence: `needs …`, `is not understood by …`.
+            instead: What is done without it: `the picture is enlarged by a resampler`.
+            remedy: What would meet it, for an operator; it is only said where the request is refused.
+        """
+        self._unmet.setdefault(option, (why, instead, remedy))
+
+    def told(self) -> list[str]:
+        """Return a sentence for each, which begins with the option's name.
+
+        Raises:
+            Failure: `INVALID_REQUEST` under the rule `refuse`, naming all of them.
+        """
+        if not self._unmet or self._rule == "warn":
+            return [f"{option} {why}: {instead}" for option, (why, instead, _remedy) in self._unmet.items()]
+        problems = [f"{option} {why}" for option, (why, _instead, _remedy) in self._unmet.items()]
+        remedies = dict.fromkeys(remedy for _why, _instead, remedy in self._unmet.values() if remedy)
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The request asks for what cannot be met here: {'; '.join(problems)}.",
+            " ".join([*remedies, "Leave it out; nothing was started."]),
+            facts={"problems": problems},
+        )
+
+
+def renamed(sentence: str, names: Mapping[str, str]) -> str:
+    """Return a sentence of `told` with the option called as a caller knows it; no caller knows our groups of them."""
+    option, _, rest = sentence.partition(" ")
+    return f"{names.get(option, option.rpartition('.')[2])} {rest}"
+
+
+def ended(told: Iterable[str]) -> list[str]:
+    """Return sentences of `told` with their full stops, for texts in which others stand beside them."""
+    return [f"{sentence}." for sentence in told]
+
+
+def together(told: Iterable[str]) -> list[str]:
+    """Return sentences of several requests, each once."""
+    return list(dict.fromkeys(told))
