@@ -112,8 +112,6 @@ def own(context: Context, registry: Registry, work: Work, pulse: Pulse, many: bo
         pulse: Keeps it alive.
         many: Whether the run has several, so that lines of its log must say whose they are.
     """
-    # Whoever owns work waits for a database that is away: what it computed is worth minutes.
-    registry.patience = max(registry.patience, get_settings().registry_patience_seconds)
     label = ""
     if many and work.kind != "render":
         label = registry.get_tune(work.subject_id).title
@@ -133,6 +131,7 @@ def own(context: Context, registry: Registry, work: Work, pulse: Pulse, many: bo
 
 def _percent(registry: Registry, work: Work) -> float | None:
     """Return how far all of a tune or batch is; None when the registry cannot say."""
+    registry = registry.with_patience(0.0)
     try:
         batch = registry.get_batch(work.subject_id) if work.kind == "render" else None
         return batch.progress if batch is not None else registry.get_tune(work.subject_id).progress

@@ -385,7 +385,7 @@ def load_campaigns() -> "list[Campaign]":
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return RegistryResource().open().list_campaigns()
+        return RegistryResource().open(works=False).list_campaigns()
     except (Failure, SQLAlchemyError, OSError) as error:
         logging.getLogger(__name__).warning("The campaigns cannot be read, so none are shown: %s", error)
         return []

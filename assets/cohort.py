@@ -36,6 +36,7 @@ from tunes_dagster.core.progress import Keeping, Phase, Tee
 from tunes_dagster.core.recipe import UNTRAINED, TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.core.wishes import Wishes, ended
+from tunes_dagster.registry.retrying import DatabaseAway
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
@@ -321,7 +322,11 @@ def train_cohort_members(
                 return []  # whoever joins may take as long again, and then the run itself ends
             room = min(free, MOST_MEMBERS - len(trainees))
             here = [trainee.tune.id for trainee in trainees]
-            return recruit(registry.join_cohort(cohort_id, context.run.run_id, room, here), "joined")
+            try:  # those who train do not wait for those who might
+                works = registry.with_patience(0.0).join_cohort(cohort_id, context.run.run_id, room, here)
+            except DatabaseAway:
+                return []
+            return recruit(works, "joined")
 
         with all_closed(context, trainees):
             recruit(works, f"will be trained ({len(works)} at first)")

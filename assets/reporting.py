@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Eta, Phase, format_numbers, format_seconds
 from tunes_dagster.core.settings import get_settings
-from tunes_dagster.registry.retrying import DatabaseAway
+from tunes_dagster.registry.retrying import ASKED_SECONDS, DatabaseAway
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Registry
@@ -102,7 +102,8 @@ class Member:
     """One piece of running work as its `Pulse` sees it; also the reporter that writes into its row."""
 
     def __init__(self, registry: Registry, work_id: str, run_id: str) -> None:
-        self._registry = registry
+        # The work goes on while its database is away: the next beat says what this one could not.
+        self._registry = registry.with_patience(ASKED_SECONDS)
         self.work_id = work_id
         self.run_id = run_id
         self.flag = ""

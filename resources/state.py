@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=4)
-def _registry(url: str) -> Registry:
+def _registry(url: str, works: bool) -> Registry:
     # One engine per process: sensors tick every few seconds in the same code server.
     from tunes_dagster.registry import open_registry
 
-    return open_registry(get_settings(), url)
+    return open_registry(get_settings(), url, works=works)
 
 
 class RegistryResource(dg.ConfigurableResource):
@@ -28,9 +28,13 @@ class RegistryResource(dg.ConfigurableResource):
 
     url: str = Field(default="", description="SQLAlchemy URL; empty means $TUNES_REGISTRY_URL.")
 
-    def open(self) -> Registry:
-        """Return the registry, migrated to this version's tables."""
-        return _registry(self.url or get_settings().resolved_registry_url)
+    def open(self, works: bool = True) -> Registry:
+        """Return the registry, migrated to this version's tables.
+
+        Args:
+            works: Whether it is opened for a run; a sensor's tick does not wait for a database, it comes again.
+        """
+        return _registry(self.url or get_settings().resolved_registry_url, works)
 
 
 class StoreResource(dg.ConfigurableResource):

@@ -14,7 +14,11 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(_CACHE / "hypothesis")
 import pytest  # noqa: E402 - hypothesis reads its folder when pytest loads its plugins
 
 from tests.support import lock_order  # noqa: E402
-from tests.support.databases import postgres  # noqa: E402, F401 - a fixture
+from tests.support.databases import (  # noqa: E402, F401 - fixtures
+    own_postgres,
+    own_postgres_server,
+    postgres,
+)
 
 # Every transaction of every test is watched.
 lock_order.watch()

@@ -42,7 +42,9 @@ def prompt_request(text: str = "a photo of ohwx dog", **changes: object) -> Prom
 def add_tune(registry: Registry, **changes: object) -> Tune:
     """Add a tune with a callback address unless told otherwise."""
     options = {
-        k: changes.pop(k) for k in ("branch", "origin", "status", "account_id", "tags") if k in changes
+        k: changes.pop(k)
+        for k in ("branch", "origin", "status", "account_id", "tags", "price")
+        if k in changes
     }
     tune_id = changes.pop("id", None) or new_id("tune")
     request = TuneRequest.model_validate(

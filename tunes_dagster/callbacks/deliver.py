@@ -11,19 +11,21 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import DBAPIError
-
 from tunes_dagster.callbacks.forms import in_form
+from tunes_dagster.callbacks.recording import Outcome, just_back, plain, record, unrecorded
 from tunes_dagster.callbacks.signing import wire_form
 from tunes_dagster.callbacks.turns import Turns
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, detail_of
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.urls import parse_url
+from tunes_dagster.registry.retrying import DatabaseAway
 
 if TYPE_CHECKING:
     import httpx
@@ -41,23 +43,6 @@ LOOK_SECONDS = 1.0
 LEASE_SLACK_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one attempt; the fields are those of `OutboxQueries.end_delivery`."""
-
-    status_code: int | None = None
-    error: str | None = None
-    response_head: str | None = None
-    retry_after: float | None = None
-    final: bool = False
-    unreachable: bool = False
-
-    @property
-    def delivered(self) -> bool:
-        """Whether the receiver took it."""
-        return self.error is None and self.status_code is not None and 200 <= self.status_code < 300
-
-
 @dataclass
 class DeliveryReport:
     """What one call of `deliver_due` did.
@@ -68,6 +53,8 @@ class DeliveryReport:
         dead: Callbacks that were given up.
         held: Callbacks not sent because it is unknown whether they arrived already.
         left: Callbacks that are due but were left for the next tick.
+        unrecorded: Attempts of this tick or earlier ones whose outcome waits for the database; until it is recorded
+            nothing is sent.
     """
 
     delivered: int = 0
@@ -75,6 +62,7 @@ class DeliveryReport:
     dead: int = 0
     held: int = 0
     left: int = 0
+    unrecorded: int = 0
 
 
 def _retry_after(answer: httpx.Response) -> float | None:
@@ -114,20 +102,26 @@ def send(client: httpx.Client, sending: Sending, seconds: float) -> Outcome:
     from tunes_dagster.intake.streams import Deadline, DeadlinePassed, in_words
 
     body, headers = wire_form(sending, clock.now())
+    outcome: Outcome | None = None
     try:
         where = parse_url(sending.url).request()
-        with (
-            Deadline(seconds),
-            client.stream(
-                sending.method,
-                content=body,
-                headers=headers,
-                timeout=seconds,
-                follow_redirects=False,
-                **where,
-            ) as answer,
-        ):
-            return _judge(answer, _head(answer))
+        try:
+            with (
+                Deadline(seconds),
+                client.stream(
+                    sending.method,
+                    content=body,
+                    headers=headers,
+                    timeout=seconds,
+                    follow_redirects=False,
+                    **where,
+                ) as answer,
+            ):
+                outcome = _judge(answer, _head(answer))
+        except Exception:
+            if outcome is None:  # else it only closed badly
+                raise
+        return outcome
     except Failure as refused:
         return Outcome(error=str(refused), final=True)
     except (httpx.TimeoutException, DeadlinePassed) as error:
@@ -144,17 +138,13 @@ def send(client: httpx.Client, sending: Sending, seconds: float) -> Outcome:
 
 def _head(answer: httpx.Response) -> str:
     """Return the beginning of an answer's body for the log, or what came of it: the status has been said already."""
-    import httpx
-
-    from tunes_dagster.intake.streams import DeadlinePassed
-
     head = b""
     try:
         for chunk in answer.iter_raw(HEAD_BYTES):
             head += chunk
             if len(head) >= HEAD_BYTES:
                 break
-    except (httpx.HTTPError, DeadlinePassed):
+    except Exception:
         log.debug("The answer's body was not complete.")
     return head[:HEAD_BYTES].decode("utf-8", "replace").replace("\x00", "\ufffd")
 
@@ -182,8 +172,8 @@ class _Senders:
                 break
             try:
                 self.turns.add(*self.registry.lease_callbacks(lease_seconds))
-            except DBAPIError:
-                log.exception("What became due meanwhile is left for the next tick.")
+            except DatabaseAway as away:
+                log.warning("%s What became due meanwhile is left for the next tick.", away.trouble.sentence)
         self.turns.close()
         for thread in threads:
             thread.join(max(0.0, self.turns.budget_ends + 1.0 - time.monotonic()))
@@ -206,9 +196,10 @@ class _Senders:
 
     def _deliver(self, callback_id: str, lease_id: str) -> Outcome | None:
         try:
-            sending = self.registry.begin_delivery(callback_id, lease_id)
-        except DBAPIError:
-            raise  # the database's trouble, not the row's: it is due again when its lease ends
+            sending = self.registry.begin_delivery(callback_id, lease_id, new_id("dlv"))
+        except DatabaseAway as away:  # not the row's trouble: it is due again when its lease ends
+            log.warning("%s The callback %s is left for later.", away.trouble.sentence, callback_id)
+            return None
         except Exception:
             log.exception("The callback %s could not be read.", callback_id)
             self.registry.bury_callback(callback_id, lease_id, "Its row could not be read.")
@@ -224,6 +215,8 @@ class _Senders:
         left = self.turns.budget_ends - time.monotonic()
         try:
             outcome = send(self.client, in_form(self.registry, sending), max(1.0, min(self.timeout, left)))
+        except DatabaseAway:
+            outcome = Outcome(error="It was not sent: our own database did not answer.")
         except Exception:
             log.exception("The callback %s could not be put into the form %r.", callback_id, sending.form)
             outcome = Outcome(error="It could not be written.")
@@ -242,25 +235,12 @@ class _Senders:
             log.exception("What came of the callback %s could not be recorded.", sending.callback_id)
 
     def _record(self, sending: Sending, outcome: Outcome) -> None:
-        callback = self.registry.end_delivery(
-            sending.delivery_id,
-            status_code=outcome.status_code,
-            error=_plain(outcome.error),
-            response_head=_plain(outcome.response_head),
-            retry_after=outcome.retry_after,
-            final=outcome.final,
-        )
+        callback = record(self.registry, sending.delivery_id, outcome)
         with self.lock:
             self.report.delivered += outcome.delivered
-            self.report.dead += callback.state == "dead"
-            self.report.failed += callback.state == "pending"
-
-
-def _plain(text: str | None) -> str | None:
-    """Return a text as every database takes it."""
-    if text is None:
-        return None
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\ufffd")[:2000]
+            if callback is not None:
+                self.report.dead += callback.state == "dead"
+                self.report.failed += callback.state == "pending"
 
 
 def deliver_due(
@@ -282,6 +262,10 @@ def deliver_due(
         timeout_seconds: For one attempt.
         workers: Attempts in the air at most.
     """
+    if waiting := unrecorded(registry):
+        return DeliveryReport(unrecorded=waiting)
+    if just_back(registry):
+        return DeliveryReport()
     lease_seconds = budget_seconds + timeout_seconds + LEASE_SLACK_SECONDS
     lease_id, leased = registry.lease_callbacks(lease_seconds)
     if not leased:
@@ -299,8 +283,10 @@ def deliver_due(
     finally:
         turns.close()
         for lease, rest in turns.rest().items():
-            registry.release_lease(lease, rest)
+            with suppress(DatabaseAway):  # then it ends by itself
+                registry.release_lease(lease, rest)
             senders.report.left += len(rest)
+        senders.report.unrecorded = unrecorded(registry, 0.0)
         if http is None:
             client.close()
     return senders.report

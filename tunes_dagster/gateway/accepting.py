@@ -30,6 +30,7 @@ from tunes_dagster.intake.payloads import Base64File, upload_key
 from tunes_dagster.registry import ApiGroup, ApiObject, Prompt, Registry, Reservation, Tune
 from tunes_dagster.registry.accounts import bind_idempotent
 from tunes_dagster.registry.ledger import lock_account
+from tunes_dagster.registry.retrying import may_have_been_kept
 
 # What a tune takes on a machine that has not made one yet.
 GUESS_SECONDS = 300.0
@@ -183,8 +184,11 @@ class Accepting:
                 before=before if view.same_title else None,
                 also=also,
             )
-        except (Failure, Problem, _Tried, _Known):
-            service.store.delete_prefix(f"tunes/{chosen}")
+        except (Failure, Problem, _Tried, _Known) as refused:
+            if may_have_been_kept(refused):
+                self.unclaimed.clear()
+            else:
+                service.store.delete_prefix(f"tunes/{chosen}")
             raise
 
     def accept_prompt(self, request: PromptRequest, view: View) -> Prompt:
@@ -253,17 +257,22 @@ class Accepting:
             rows = list(zip(prompts, views, strict=True))
             self._keep(session, rows, group, [one.id for one in prompts], rehearse)
 
-        return submit_prompts(
-            self.registry,
-            self.service.catalog,
-            self.service.settings,
-            asked,
-            account_id=self.account_id,
-            origin="api",
-            store=self.service.store,
-            before=before if same else None,
-            also=also,
-        )
+        try:
+            return submit_prompts(
+                self.registry,
+                self.service.catalog,
+                self.service.settings,
+                asked,
+                account_id=self.account_id,
+                origin="api",
+                store=self.service.store,
+                before=before if same else None,
+                also=also,
+            )
+        except Failure as refused:
+            if may_have_been_kept(refused):
+                self.unclaimed.clear()
+            raise
 
     # What is checked and kept before it
 

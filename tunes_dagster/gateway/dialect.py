@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import (
     DatasetOptions,
     PromptRequest,
@@ -200,8 +200,11 @@ def manners(
 
 def _refusal(request: Request, raised: Exception, error: ErrorForm) -> Response:
     problem = as_problem(raised)
-    if problem.status >= 500 and not isinstance(raised, Problem):
-        log.error("unexpected", exc_info=raised, extra={"request_id": getattr(request.state, "id", "")})
+    ids = {"request_id": getattr(request.state, "id", "")}
+    if isinstance(raised, Failure) and raised.code == FailureCode.STORE_UNAVAILABLE:
+        log.warning("unavailable: %s", raised, extra=ids)  # a line each: an outage meets every request
+    elif problem.status >= 500 and not isinstance(raised, Problem):
+        log.error("unexpected", exc_info=raised, extra=ids)
     request.state.problem = problem.message
     status, body = error(problem)
     if body is None:

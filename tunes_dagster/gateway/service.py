@@ -38,6 +38,8 @@ _OUTWARD = 8
 _OUTWARD_EACH = 2
 # Lists show an expected end per row; how long tunes take changes slowly.
 _PACE_SECONDS = 10.0
+# That a statement may take while a caller waits; with a lost connection and a new one an answer takes 30 s at most.
+_ANSWER_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def open_service(settings: Settings, options: GatewayOptions | None = None) -> S
     return Service(
         settings,
         chosen,
-        open_registry(settings),
+        open_registry(settings, answer_seconds=_ANSWER_SECONDS),
         Store(settings.resolved_store_url, settings.store_options),
         load_catalog(settings.profile),
         prices_of(settings),

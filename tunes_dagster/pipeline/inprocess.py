@@ -105,7 +105,9 @@ def drive(
     from tunes_dagster.definitions import build_defs
 
     watching = report or Silent()
-    rows = registry or open_registry(settings)
+    rows = registry or open_registry(settings, works=True)
+    rows = rows.with_patience(max(rows.patience, settings.registry_patience_seconds))
+    watch: decide.Watch | None = None
     place = instance or open_instance(settings)
     definitions = build_defs(resource_overrides=resource_overrides)
     while not until():
@@ -117,11 +119,17 @@ def drive(
             execute(definitions, place, launch)
         if not launches:
             watching.phase(Phase.QUEUED, "Waiting for the device: another run has it." if full else "")
-            _give_up_lost(rows, place, settings)
+            watch = decide.Watch.after(watch, rows.now(), settings.lost_after_seconds)
+            _give_up_lost(rows, place, settings, watch)
             time.sleep(_POLL_SECONDS)
 
 
-def _give_up_lost(registry: Registry, instance: dg.DagsterInstance, settings: Settings) -> None:
+def _give_up_lost(
+    registry: Registry,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    watch: decide.Watch | None = None,
+) -> None:
     """Do what the sensor `stuck_work` does."""
     cancel_what_people_cancelled(instance, registry)
     now, patience = registry.now(), settings.lost_after_seconds
@@ -129,6 +137,7 @@ def _give_up_lost(registry: Registry, instance: dg.DagsterInstance, settings: Se
         registry,
         now,
         lambda name: run_is_alive(instance, name),
+        watch=watch,
         lost_after_seconds=patience,
         longest=settings.longest,
     )

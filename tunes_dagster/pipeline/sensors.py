@@ -122,7 +122,7 @@ def take_in_drops(
 )
 def queued_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
     """Queued tunes → prepare_tune."""
-    return _launch(context, decide.prepare_launches(registry.open()))
+    return _launch(context, decide.prepare_launches(registry.open(works=False)))
 
 
 @dg.sensor(
@@ -136,7 +136,7 @@ def queued_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource
 )
 def prepared_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
     """Prepared tunes → cohorts → train_cohort, embed_faces."""
-    rows, settings = registry.open(), get_settings()
+    rows, settings = registry.open(works=False), get_settings()
     return _launch(
         context,
         _patiently(
@@ -155,7 +155,7 @@ def prepared_tunes(context: dg.SensorEvaluationContext, registry: RegistryResour
 )
 def trained_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
     """Trained tunes → finish_tune."""
-    return _launch(context, decide.finish_launches(registry.open()))
+    return _launch(context, decide.finish_launches(registry.open(works=False)))
 
 
 @dg.sensor(
@@ -166,7 +166,7 @@ def trained_tunes(context: dg.SensorEvaluationContext, registry: RegistryResourc
 )
 def queued_prompts(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
     """Queued prompts → batches → render_batch."""
-    rows, settings = registry.open(), get_settings()
+    rows, settings = registry.open(works=False), get_settings()
     return _launch(
         context,
         _patiently(
@@ -184,7 +184,7 @@ def queued_prompts(context: dg.SensorEvaluationContext, registry: RegistryResour
 )
 def new_datasets(registry: RegistryResource, store: StoreResource, catalog: CatalogResource) -> dg.SkipReason:
     """Drop folder → tunes."""
-    return dg.SkipReason(take_in_drops(registry.open(), store, catalog, get_settings()))
+    return dg.SkipReason(take_in_drops(registry.open(works=False), store, catalog, get_settings()))
 
 
 @dg.sensor(
@@ -194,10 +194,10 @@ def new_datasets(registry: RegistryResource, store: StoreResource, catalog: Cata
 )
 def due_callbacks(registry: RegistryResource, notifier: NotifierResource) -> dg.SkipReason:
     """Outbox → receivers."""
-    done = notifier.deliver(registry.open())
+    done = notifier.deliver(registry.open(works=False))
     return dg.SkipReason(
         f"{done.delivered} delivered, {done.failed} to be tried again, {done.dead} given up, "
-        f"{done.held} held, {done.left} left for the next tick."
+        f"{done.held} held, {done.left} left for the next tick, {done.unrecorded} to be recorded."
     )
 
 
@@ -208,7 +208,7 @@ def due_callbacks(registry: RegistryResource, notifier: NotifierResource) -> dg.
 )
 def stuck_work(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SkipReason:
     """Lost attempts → back into the queue."""
-    rows, settings, instance = registry.open(), get_settings(), context.instance
+    rows, settings, instance = registry.open(works=False), get_settings(), context.instance
     cancelled = cancel_what_people_cancelled(instance, rows)
     now = rows.now()
     watch = decide.Watch.after(decide.Watch.read(context.cursor), now, settings.lost_after_seconds)
@@ -248,7 +248,7 @@ def finished_campaigns_sensor(names: Sequence[str]) -> dg.SensorDefinition:
     )
     def finished_campaigns(registry: RegistryResource) -> dg.SensorResult:
         """Ended prompts → campaign_report."""
-        due = registry.open().due_reports(names)
+        due = registry.open(works=False).due_reports(names)
         if not due:
             return dg.SensorResult(skip_reason="No campaign date has finished.")
         return dg.SensorResult(run_requests=[report_request(campaign, date) for campaign, date in due])

@@ -11,6 +11,7 @@ from tunes_dagster.registry.accounts import AccountQueries
 from tunes_dagster.registry.api_tables import ApiGroup, ApiKey, ApiObject, Pack, Reservation, Wallet
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
 from tunes_dagster.registry.campaigns import CampaignQueries
+from tunes_dagster.registry.engine import ANSWER_SECONDS
 from tunes_dagster.registry.figures import FigureQueries
 from tunes_dagster.registry.groups import GroupQueries
 from tunes_dagster.registry.journal import JournalQueries
@@ -21,6 +22,7 @@ from tunes_dagster.registry.outbox import OutboxQueries, Sending
 from tunes_dagster.registry.outcomes import OutcomeQueries
 from tunes_dagster.registry.restoring import RestoringQueries
 from tunes_dagster.registry.retention import RetentionQueries
+from tunes_dagster.registry.retrying import ASKED_SECONDS
 from tunes_dagster.registry.tables import (
     Account,
     Batch,
@@ -56,10 +58,22 @@ class Registry(
     """All queries over one database; see `engine.Database` for how it is opened."""
 
 
-def open_registry(settings: Settings, url: str = "") -> Registry:
-    """Open the registry that the settings name (or another one), upgraded when needed."""
+def open_registry(
+    settings: Settings, url: str = "", *, works: bool = False, answer_seconds: float = ANSWER_SECONDS
+) -> Registry:
+    """Open the registry that the settings name (or another one), upgraded when needed.
+
+    Args:
+        settings: The operator's.
+        url: Another one.
+        works: Whether what is done with it would be lost with its database: then it is waited for as long as the
+            settings say; see `retrying.py`.
+        answer_seconds: That a statement may take on a server.
+    """
     return Registry(
         url or settings.resolved_registry_url,
+        patience=settings.registry_patience_seconds if works else ASKED_SECONDS,
+        answer_seconds=answer_seconds,
         max_attempts=settings.max_attempts,
         retry_backoff=settings.retry_backoff,
         callback_backoff=settings.callback_backoff,

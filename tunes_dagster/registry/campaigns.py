@@ -100,6 +100,7 @@ def taken(name: str) -> Failure:
 class CampaignQueries(Database):
     """Everything about campaigns."""
 
+    @repeatable
     def put_campaign(self, name: str, **fields: Any) -> Campaign:
         """Add a campaign, or replace the fields of the one of that name; a removed one comes back.
 
@@ -181,6 +182,7 @@ class CampaignQueries(Database):
         with self.reading() as session:
             return _known(session, campaign_id, planned)
 
+    @repeatable
     def plan_date(
         self,
         campaign: Campaign,
@@ -246,6 +248,7 @@ class CampaignQueries(Database):
             row.report_attempt = row.report_attempt or 0
             return row
 
+    @repeatable
     def refuse_date(self, campaign: Campaign, date: str, plan: dict[str, Any], message: str) -> CampaignDate:
         """Note that a date was refused; what it had queued before stays as it is."""
         now = self.now()

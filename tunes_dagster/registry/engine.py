@@ -1,12 +1,13 @@
 """The connection to the registry's database: engine, transactions, and the migration at opening.
 
-Errors of the database never show what was to be written: no parameters, and none of the row that PostgreSQL quotes.
+Errors of the database never show what was to be written: no parameters, and nothing that PostgreSQL quotes.
 SQLite is opened for several processes at once: WAL, a busy timeout, foreign keys on, and `BEGIN IMMEDIATE` for
 every transaction that will write, because a reader that turns into a writer fails at once instead of waiting.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +15,22 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core import clock
-from tunes_dagster.registry.retrying import DatabaseAway, Trouble, mark_unknown, retried
+from tunes_dagster.registry.retrying import (
+    ASKED_SECONDS,
+    DatabaseAway,
+    Outage,
+    Trouble,
+    mark_unknown,
+    retried,
+)
 
 # The newest revision in migrations/versions. Kept here so that opening a current registry reads one row and
 # never imports alembic (0.3 s); a test compares it with the files.
@@ -37,26 +45,15 @@ CALLBACK_BACKOFF = (5.0, 30.0, 120.0, 600.0, 3600.0, 21_600.0, 86_400.0)
 # How long a statement waits for a row or file that somebody else has locked.
 BUSY_SECONDS = 30.0
 
-# How long a transaction waits for a database that is away, unless whoever opened it says otherwise: over a restart of
-# its server, but not so long that a person thinks that nothing happens.
-PATIENCE_SECONDS = 3.0
+# How long a statement may take on a server; one that is not answered by then never will be.
+ANSWER_SECONDS = 60.0
 
-# What psycopg2 is told unless the URL says otherwise: a server that does not answer is noticed, not waited for.
-_POSTGRES_ARGS = {
-    "connect_timeout": 10,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 40_000,
-    "application_name": "tunes-dagster",
-}
+# The same while the schema is changed, which may copy tables.
+_UPGRADE_SECONDS = 3600.0
 
-# How often the database is asked for the time.
+# How often the database is asked for the time, and how soon again after it did not answer.
 _ASK_SECONDS = 30.0
-
-# A transaction of ours takes milliseconds; one that idles for so long belongs to a process that was stopped, and its
-# locks would hold up everybody else.
-_IDLE_TRANSACTION_SECONDS = 120.0
+_ASK_AGAIN_SECONDS = 5.0
 
 
 def _sqlite_connect(busy_seconds: float) -> Callable[[Any, Any], None]:
@@ -94,48 +91,23 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _postgres_connect(busy_seconds: float) -> Callable[[Any, Any], None]:
-    """Return what prepares a PostgreSQL connection."""
-
-    def prepare(connection: Any, _record: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute(f"SET lock_timeout = {round(busy_seconds * 1000)}")
-        cursor.execute(f"SET idle_in_transaction_session_timeout = {round(_IDLE_TRANSACTION_SECONDS * 1000)}")
-        cursor.close()
-        connection.commit()
-
-    return prepare
-
-
-def _without_row(context: ExceptionContext) -> None:
-    """Cut what PostgreSQL quotes of a row or value (`DETAIL: Failing row contains …`) out of its error."""
-    driver = context.original_exception
-    said = str(driver)
-    head = said.split("\nDETAIL:")[0].split("\nCONTEXT:")[0]
-    if head == said or context.sqlalchemy_exception is None:
-        return
-    driver.args = (head, *driver.args[1:])
-    outer = context.sqlalchemy_exception
-    outer.args = tuple(one.replace(said, head) if isinstance(one, str) else one for one in outer.args)
-
-
-def make_engine(url: str, busy_seconds: float = BUSY_SECONDS) -> Engine:
+def make_engine(
+    url: str, busy_seconds: float = BUSY_SECONDS, answer_seconds: float = ANSWER_SECONDS
+) -> Engine:
     """Return an engine for the URL, with SQLite prepared for several processes.
+
+    No engine is made elsewhere: this one hides in every error and log line what was to be written.
 
     Args:
         url: SQLAlchemy URL.
         busy_seconds: How long a statement waits for what somebody else has locked.
+        answer_seconds: How long a statement may take on a server.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        given = {name: value for name, value in _POSTGRES_ARGS.items() if name not in parsed.query}
-        engine = create_engine(
-            parsed, hide_parameters=True, pool_pre_ping=True, pool_size=5, max_overflow=20,
-            pool_timeout=busy_seconds, connect_args=given,
-        )  # fmt: skip
-        event.listen(engine, "connect", _postgres_connect(busy_seconds))
-        event.listen(engine, "handle_error", _without_row)
-        return engine
+        from tunes_dagster.registry.postgres import make_postgres_engine
+
+        return make_postgres_engine(parsed, min(busy_seconds, answer_seconds), answer_seconds)
     pool = {}
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
@@ -179,14 +151,18 @@ class DatabaseClock:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._asked: tuple[datetime, float] | None = None
+        self._tried = float("-inf")
 
     def __call__(self) -> datetime:
         """Return the time, aware, in UTC."""
         if self._engine.dialect.name == "sqlite":
             return clock.now()
-        known = self._asked
-        if known is None or _uptime() - known[1] > _ASK_SECONDS:
+        known, uptime = self._asked, _uptime()
+        stale = known is None or uptime - known[1] > _ASK_SECONDS
+        # One that does not answer takes seconds to say so, each time.
+        if stale and uptime - self._tried > _ASK_AGAIN_SECONDS:
             known = self._asked = self._ask() or known
+            self._tried = _uptime() if known is None or uptime - known[1] > _ASK_SECONDS else float("-inf")
         if known is None:  # nothing can be written either; the caller hears so at once
             return clock.now()
         return known[0] + timedelta(seconds=_uptime() - known[1])
@@ -216,8 +192,9 @@ class Database:
         max_attempts: Attempts of one piece of work before it fails for good.
         retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
         callback_backoff: Seconds before delivery 2, 3, …; after the last one a callback is dead.
-        patience: Seconds for which every transaction waits for a database that is away.
+        patience: Seconds for which every transaction waits for a database that is away; see `retrying.py`.
         busy_seconds: Seconds for which a statement waits for what somebody else has locked.
+        answer_seconds: Seconds that a statement may take on a server.
         now: The clock, replaceable in tests; None asks the database, whose clock all hosts share.
     """
 
@@ -236,8 +213,9 @@ class Database:
         max_attempts: int = 3,
         retry_backoff: tuple[float, ...] = RETRY_BACKOFF,
         callback_backoff: tuple[float, ...] = CALLBACK_BACKOFF,
-        patience: float = PATIENCE_SECONDS,
+        patience: float = ASKED_SECONDS,
         busy_seconds: float = BUSY_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
         now: Callable[[], datetime] | None = None,
     ) -> None:
         self.url = url
@@ -245,7 +223,8 @@ class Database:
         self.retry_backoff = retry_backoff
         self.callback_backoff = callback_backoff
         self.patience = patience
-        self.engine = make_engine(url, busy_seconds)
+        self.outage = Outage()
+        self.engine = make_engine(url, busy_seconds, answer_seconds)
         self.now: Callable[[], datetime] = now or DatabaseClock(self.engine)
         self._writer = self.engine.execution_options(tunes_writes=True)
         sqlite = self.engine.dialect.name == "sqlite"
@@ -253,6 +232,12 @@ class Database:
         self._turns = _Turns(busy_seconds).turn if sqlite else nullcontext
         if migrate:
             self.migrate()
+
+    def with_patience(self, seconds: float) -> Self:
+        """Return the same registry for somebody who waits for its database in another way; see `retrying.py`."""
+        view = copy.copy(self)
+        view.patience = seconds
+        return view
 
     @retried
     def migrate(self) -> None:
@@ -266,7 +251,14 @@ class Database:
             return
         from tunes_dagster.registry.migrate import upgrade
 
-        upgrade(self._writer)
+        if self.engine.dialect.name == "sqlite":
+            upgrade(self._writer)
+            return
+        unhurried = make_engine(self.url, _UPGRADE_SECONDS, _UPGRADE_SECONDS)
+        try:
+            upgrade(unhurried)
+        finally:
+            unhurried.dispose()
 
     def create_all(self) -> None:
         """Make all tables; the same as `migrate`."""

@@ -216,6 +216,7 @@ class ObjectQueries(Database):
             tune.updated_at = self.now()
             return tune
 
+    @repeatable
     def receive_uploads(self, tune_id: str, keys: list[str]) -> Tune:
         """Give a tune that awaits its pictures the files that came, and queue it.
 
@@ -225,6 +226,8 @@ class ObjectQueries(Database):
         now = self.now()
         with self.writing() as session:
             tune = lock_tune(session, tune_id)
+            if tune.request["sources"]["uploads"] == keys:
+                return tune  # received already
             if tune.status != "awaiting_images":
                 raise Failure(
                     FailureCode.CONFLICT,

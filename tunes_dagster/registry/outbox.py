@@ -102,8 +102,16 @@ class OutboxQueries(Database):
             taken = {row[0]: Leased(row[1], row[2]) for row in session.execute(leased)}
         return lease_id, {callback_id: taken[callback_id] for callback_id in ids if callback_id in taken}
 
-    def begin_delivery(self, callback_id: str, lease_id: str) -> Sending | None:
+    @repeatable
+    def begin_delivery(
+        self, callback_id: str, lease_id: str, delivery_id: str | None = None
+    ) -> Sending | None:
         """Record an attempt before it is sent.
+
+        Args:
+            callback_id: Under the lease.
+            lease_id: From `lease_callbacks`.
+            delivery_id: The attempt's, made by the caller; the same one twice is one attempt.
 
         Returns:
             What to send; None when the lease was lost, a 2xx is recorded, or the account wants callbacks of
@@ -118,17 +126,22 @@ class OutboxQueries(Database):
             unknown = select(Delivery).where(
                 Delivery.callback_id == callback_id, Delivery.finished_at.is_(None), Delivery.error.is_(None)
             )
+            begun = False
             for delivery in session.scalars(unknown):
+                if delivery.id == delivery_id:  # recorded the first time, and not sent yet
+                    begun = True
+                    continue
                 delivery.error = UNKNOWN_OUTCOME
                 if row.on_unknown == "hold" or (account is not None and account.callback_unknown == "hold"):
                     row.state, row.lease_id, row.lease_until = "held", None, None
             if row.state == "held":
                 return None
-            row.attempts += 1
-            delivery_id = new_id("dlv")
-            session.add(Delivery(id=delivery_id, callback_id=row.id, attempt=row.attempts, started_at=now))
+            chosen = delivery_id or new_id("dlv")
+            if not begun:
+                row.attempts += 1
+                session.add(Delivery(id=chosen, callback_id=row.id, attempt=row.attempts, started_at=now))
             return Sending(
-                delivery_id,
+                chosen,
                 row.id,
                 row.event,
                 row.url,
@@ -166,6 +179,8 @@ class OutboxQueries(Database):
             delivery = session.get_one(Delivery, delivery_id)
             row = lock_one(session, Callback, Callback.id == delivery.callback_id)
             assert row is not None
+            if delivery.finished_at is not None and delivery.error is None:
+                return row  # it arrived; what a tick noted because it could not wait for the answer comes too late
             delivery.finished_at, delivery.status_code = now, status_code
             delivery.error, delivery.response_head = error, response_head
             ok = status_code is not None and 200 <= status_code < 300 and error is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -45,11 +45,12 @@ def new_prompt(
     now: datetime,
     tune_id: str | None = None,
     warnings: Sequence[str] = (),
+    id: str | None = None,
 ) -> Prompt:
     """Return a prompt row that is not in the database yet; what it uses is written beside it (`uses.write_uses`)."""
     settings = request.settings.model_dump(mode="json")
     return Prompt(
-        id=new_id("prompt"),
+        id=id or new_id("prompt"),
         account_id=account_id,
         tune_id=tune_id,
         base=base,
@@ -120,6 +121,7 @@ class NewPrompt:
         tags: The tunes that tags in its text name.
         price: Micro-dollars; None charges nothing.
         warnings: What was wished for and is not met.
+        id: Its own; accepted twice, it is one prompt.
     """
 
     request: PromptRequest
@@ -129,6 +131,7 @@ class NewPrompt:
     tags: tuple[Use, ...] = ()
     price: int | None = None
     warnings: Sequence[str] = ()
+    id: str = field(default_factory=lambda: new_id("prompt"))
 
 
 class PromptQueries(Database):
@@ -156,6 +159,7 @@ class PromptQueries(Database):
 
         return self.add_prompts([new], account_id=account_id, origin=origin, also=one)[0]
 
+    @repeatable
     def add_prompts(
         self,
         asked: Sequence[NewPrompt],
@@ -180,6 +184,12 @@ class PromptQueries(Database):
         now = self.now()
         uses = [[*own_use(one.tune_id, one.request.tune), *one.tags] for one in asked]
         with self.writing() as session:
+            kept = {
+                row.id: row
+                for row in session.scalars(select(Prompt).where(Prompt.id.in_([a.id for a in asked])))
+            }
+            if kept:
+                return [kept[one.id] for one in asked]
             if before is not None:
                 before(session)
             locked = lock_used(session, account_id, [use for some in uses for use in some])
@@ -190,7 +200,16 @@ class PromptQueries(Database):
                 named = one.base or (tune.base if tune else one.branch)
                 status = "waiting" if waits else "queued"
                 row = new_prompt(
-                    one.request, account_id, named, one.branch, origin, status, now, one.tune_id, one.warnings
+                    one.request,
+                    account_id,
+                    named,
+                    one.branch,
+                    origin,
+                    status,
+                    now,
+                    one.tune_id,
+                    one.warnings,
+                    one.id,
                 )
                 prompts.append(row)
                 said = said_of_accepted(row, tune.branch if tune else row.branch)

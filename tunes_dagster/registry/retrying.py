@@ -2,7 +2,15 @@
 
 Every public method of the registry is a transaction that can be run again from its start, because nothing of it was
 kept and it does nothing but read and write rows. `retried` runs it again after a deadlock (40P01, 40001), and while the
-database is locked or away for as long as the registry's `patience`. A connection that breaks during the commit leaves
+database is locked or away for as long as the registry's `patience`, which is one of three:
+
+- `ASKED_SECONDS` where somebody waits for the answer and asks again by himself: a request of an API, a command, a tick
+  of a sensor, a heartbeat.
+- `Settings.registry_patience_seconds` where something would be lost: a run of any kind, from the opening of its
+  registry to its end (`open_registry(…, works=True)`), and what a command drives in its own process.
+- `FOR_EVER` for what cannot be had again: what a receiver answered to a callback.
+
+A connection that breaks during the commit leaves
 open whether the transaction was kept: only methods marked `repeatable`, which the second time change nothing, are run
 again then. What does not pass is raised as `DatabaseAway`, a `Failure` without a word of what was to be written.
 """
@@ -27,6 +35,10 @@ log = logging.getLogger("tunes.registry")
 
 # Two that met in a deadlock or a serialization failure try again for this long, whatever the patience.
 CONFLICT_SECONDS = 30.0
+# How long somebody waits who asks again: over a restart of a server, but not so long that a person thinks that nothing
+# happens.
+ASKED_SECONDS = 3.0
+FOR_EVER = float("inf")
 # Longest nap between two tries; a database that comes back is noticed within a second.
 _LONGEST_NAP = 1.0
 
@@ -41,6 +53,10 @@ class Trouble(Enum):
     AWAY = (
         "The registry's database does not answer.",
         "Check that it runs and that TUNES_REGISTRY_URL leads to it.",
+    )
+    SLOW = (
+        "The registry's database took too long.",
+        "Try again in a moment; if it goes on, look at the database's load.",
     )
     FULL = ("The registry's database has no space left.", "Make room on its disk; nothing was lost.")
     READ_ONLY = (
@@ -74,11 +90,13 @@ class DatabaseAway(Failure):
 
     Attributes:
         trouble: What is the matter.
+        unknown: Whether the transaction may have been kept all the same: then nothing that it counts on may go.
     """
 
-    def __init__(self, trouble: Trouble, detail: str = "") -> None:
+    def __init__(self, trouble: Trouble, detail: str = "", unknown: bool = False) -> None:
         super().__init__(FailureCode.STORE_UNAVAILABLE, trouble.sentence, trouble.remedy, detail)
         self.trouble = trouble
+        self.unknown = unknown
 
 
 _SQLITE = {
@@ -99,6 +117,7 @@ _POSTGRES = {
     "40P01": Trouble.CONFLICT,
     "55P03": Trouble.BUSY,
     "53300": Trouble.BUSY,
+    "57014": Trouble.SLOW,
     "53100": Trouble.FULL,
     "25006": Trouble.READ_ONLY,
     "25P03": Trouble.AWAY,
@@ -137,23 +156,44 @@ def trouble_of(error: BaseException) -> Trouble | None:
     return None
 
 
-def away(error: BaseException, trouble: Trouble, place: str) -> DatabaseAway:
+def away(error: BaseException, trouble: Trouble, place: str, unknown: bool) -> DatabaseAway:
     """Return the failure that stands for a database error; of the driver's words it keeps the first line.
 
     Args:
         error: As SQLAlchemy raised it.
         trouble: What it means.
         place: The database's URL, without its password.
+        unknown: See `DatabaseAway`.
     """
     driver = str(getattr(error, "orig", None) or "").strip().splitlines()
     said = driver[0].strip().rstrip(".:")[:200] if driver else ""
-    return DatabaseAway(trouble, ": ".join(filter(None, (place, said))))
+    return DatabaseAway(trouble, ": ".join(filter(None, (place, said))), unknown)
+
+
+class Outage:
+    """When a database was last found away, for everybody who has the same registry open."""
+
+    def __init__(self) -> None:
+        self._seen: float | None = None
+
+    def see(self) -> None:
+        """Note that it is away."""
+        self._seen = time.monotonic()
+
+    def seconds_ago(self) -> float:
+        """Return how long ago it was last seen; infinite when it never was."""
+        return FOR_EVER if self._seen is None else time.monotonic() - self._seen
 
 
 def repeatable(method: Method) -> Method:
     """Mark a method that changes nothing when it is called a second time with the same arguments."""
     method.__dict__["tunes_repeatable"] = True
     return method
+
+
+def may_have_been_kept(error: BaseException) -> bool:
+    """Whether a transaction that ended in this error may have been kept all the same."""
+    return isinstance(error, DatabaseAway) and error.unknown
 
 
 def mark_unknown(error: BaseException) -> None:
@@ -170,7 +210,7 @@ def retried(method: Method) -> Method:
 
     @functools.wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        began, attempt = time.monotonic(), 0
+        began, attempt, unknown = time.monotonic(), 0, False
         while True:
             try:
                 return method(self, *args, **kwargs)
@@ -178,12 +218,17 @@ def retried(method: Method) -> Method:
                 trouble = trouble_of(error)
                 if trouble is None:
                     raise
+                if trouble is not Trouble.CONFLICT:
+                    self.outage.see()
                 limit = CONFLICT_SECONDS if trouble is Trouble.CONFLICT else self.patience
                 over = time.monotonic() - began > limit
-                kept = trouble is Trouble.AWAY and error.__dict__.get("tunes_unknown", False)
-                if over or not trouble.passes or (kept and not again):
-                    raise away(error, trouble, str(self.engine.url)) from error
-                log.warning("%s %s is tried again.", trouble.sentence, method.__name__)
+                unknown |= trouble is Trouble.AWAY and error.__dict__.get("tunes_unknown", False)
+                if over or not trouble.passes or (unknown and not again):
+                    raise away(error, trouble, str(self.engine.url), unknown) from error
+                if (
+                    attempt in (0, 4) or attempt % 60 == 0
+                ):  # within the first second, then about once in a minute
+                    log.warning("%s %s is tried again.", trouble.sentence, method.__name__)
                 if trouble is Trouble.READ_ONLY:
                     # After a failover the open connections still lead to the former primary.
                     self.engine.dispose()

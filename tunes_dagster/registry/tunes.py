@@ -25,6 +25,7 @@ from tunes_dagster.registry.work import owned
 class TuneQueries(PromptQueries):
     """Everything about tunes but their ends."""
 
+    @repeatable
     def add_tune(
         self,
         request: TuneRequest,
@@ -89,6 +90,9 @@ class TuneQueries(PromptQueries):
         show(tune, "queued", "Waiting for pictures." if status == "awaiting_images" else "Waiting to start.")
         try:
             with self.writing() as session:
+                kept = session.scalar(select(Tune).where(Tune.id == id))
+                if kept is not None and _same(kept, tune):
+                    return kept
                 if before is not None:
                     before(session)
                 lock_used(session, account_id, [use for some in tags for use in some])
@@ -212,3 +216,13 @@ class TuneQueries(PromptQueries):
                 tune.token, tune.callback_url = request.token, request.callback_url
             tune.updated_at = self.now()
             return tune
+
+
+def _same(kept: Tune, asked: Tune) -> bool:
+    """Whether a tune that is there is the very one that is asked for, whose acceptance was not heard of."""
+    return (
+        kept.account_id == asked.account_id
+        and kept.origin == asked.origin
+        and kept.recipe_hash == asked.recipe_hash
+        and kept.request == asked.request
+    )

@@ -215,6 +215,7 @@ class WorkQueries(PaceQueries):
                     members.append(work)
             return sorted(members, key=lambda work: work.subject_id)
 
+    @repeatable
     def join_cohort(
         self,
         cohort_id: str,
@@ -227,6 +228,7 @@ class WorkQueries(PaceQueries):
 
         Besides queued work this takes work whose own run has not begun `patience_seconds` after it was
         launched: with every GPU busy it would wait for the very run that asks. Its launch finds nobody left.
+        Those that joined before without the run's hearing of it come first.
 
         Args:
             cohort_id: Which.
@@ -240,6 +242,14 @@ class WorkQueries(PaceQueries):
             cohort = session.get(Cohort, cohort_id)
             if cohort is None or places <= 0:
                 return []
+            unheard = select(Work).where(
+                Work.cohort_id == cohort_id,
+                Work.run_id == run_id,
+                Work.state == "running",
+                Work.subject_id.not_in(besides),
+            )
+            if joined := list(session.scalars(unheard.order_by(Work.subject_id))):
+                return joined
             late = now - timedelta(seconds=patience_seconds)
             query = (
                 select(Work.subject_id)
@@ -257,7 +267,6 @@ class WorkQueries(PaceQueries):
                 .order_by(Work.available_at, Work.id)
                 .limit(places)
             )
-            joined = []
             for tune, work in lock_training(session, session.scalars(query)):
                 if work.state not in ("queued", "submitted"):
                     continue

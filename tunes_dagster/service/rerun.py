@@ -22,6 +22,7 @@ from tunes_dagster.families.presets import changed
 from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.registry.retrying import may_have_been_kept
 from tunes_dagster.service.quote import prices_of, tune_price
 from tunes_dagster.training.checks import check_tune
 
@@ -86,8 +87,9 @@ def rerun(
             price=tune_price(prices_of(settings), catalog, request),
             warnings=wishes.told(),
         )
-    except Failure:
-        store.delete_prefix(f"tunes/{chosen}")
+    except Failure as refused:
+        if not may_have_been_kept(refused):
+            store.delete_prefix(f"tunes/{chosen}")
         raise
     work = registry.claim("prepare", chosen, f"rerun-{chosen}", origin="cli")
     registry.finish(work.id, f"rerun-{chosen}", result={"again": tune.id})

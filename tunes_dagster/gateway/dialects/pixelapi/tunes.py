@@ -40,6 +40,7 @@ from tunes_dagster.gateway.problems import Problem, invalid, not_found
 from tunes_dagster.gateway.rehearsal import in_form, refuse_unless, rehearsable, truth
 from tunes_dagster.gateway.uploads import files_of, keep_files, read_form
 from tunes_dagster.registry import Prompt, Tune
+from tunes_dagster.registry.retrying import may_have_been_kept
 from tunes_dagster.service.download import served_key
 
 router = APIRouter(prefix="/v1/tunes", route_class=manners(NAME, error, KEYS), tags=["tunes"])
@@ -213,8 +214,8 @@ def _receive(mine: Desk, tune: Tune, files: list[Any]) -> None:
     keys = keep_files(mine.service.store, tune.id, files, first=secrets.randbelow(9000))
     try:
         mine.registry.receive_uploads(tune.id, keys)
-    except Exception:
-        for key in keys:
+    except Exception as refused:
+        for key in () if may_have_been_kept(refused) else keys:
             mine.service.store.delete(key)
         raise
 
