@@ -65,6 +65,11 @@ class Server:
         self.freeze()  # so that it makes no child meanwhile, which would outlive it
         psutil.wait_procs(self._send(signal.SIGKILL), timeout=10)
 
+    def end(self) -> None:
+        """Kill it and wait for nothing."""
+        with suppress(psutil.NoSuchProcess):
+            self._send(signal.SIGKILL)
+
     def runs(self) -> bool:
         """Whether it was started and not killed since."""
         number = self._process.get_pid()
@@ -90,7 +95,7 @@ def _own_server() -> Iterator[Server]:
     yield server
     server.engine.dispose()
     # Not the orderly shutdown, which takes 20 s of checkpoints on a busy disk.
-    server.kill()
+    server.end()
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -23,6 +23,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -191,6 +192,14 @@ def repeatable(method: Method) -> Method:
     return method
 
 
+_unheard: ContextVar[bool] = ContextVar("unheard", default=False)
+
+
+def unheard() -> bool:
+    """Whether the method that asks is run again because what it wrote before may have been kept."""
+    return _unheard.get()
+
+
 def may_have_been_kept(error: BaseException) -> bool:
     """Whether a transaction that ended in this error may have been kept all the same."""
     return isinstance(error, DatabaseAway) and error.unknown
@@ -212,6 +221,7 @@ def retried(method: Method) -> Method:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         began, attempt, unknown = time.monotonic(), 0, False
         while True:
+            before = _unheard.set(unknown)
             try:
                 return method(self, *args, **kwargs)
             except SQLAlchemyError as error:
@@ -232,6 +242,8 @@ def retried(method: Method) -> Method:
                 if trouble is Trouble.READ_ONLY:
                     # After a failover the open connections still lead to the former primary.
                     self.engine.dispose()
+            finally:
+                _unheard.reset(before)
             time.sleep(random.uniform(0.0, min(_LONGEST_NAP, 0.01 * 2 ** min(attempt, 10))))
             attempt += 1
 

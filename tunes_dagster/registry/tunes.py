@@ -15,7 +15,7 @@ from tunes_dagster.core.wishes import ended
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.prompts import PromptQueries, lock_used, new_prompt, said_of_accepted
-from tunes_dagster.registry.retrying import repeatable
+from tunes_dagster.registry.retrying import repeatable, unheard
 from tunes_dagster.registry.tables import Prompt, Tune
 from tunes_dagster.registry.transitions import lock_tune, note, open_work, show
 from tunes_dagster.registry.uses import Use, own_use, write_uses
@@ -90,8 +90,7 @@ class TuneQueries(PromptQueries):
         show(tune, "queued", "Waiting for pictures." if status == "awaiting_images" else "Waiting to start.")
         try:
             with self.writing() as session:
-                kept = session.scalar(select(Tune).where(Tune.id == id))
-                if kept is not None and _same(kept, tune):
+                if unheard() and (kept := session.scalar(select(Tune).where(Tune.id == id))) is not None:
                     return kept
                 if before is not None:
                     before(session)
@@ -216,13 +215,3 @@ class TuneQueries(PromptQueries):
                 tune.token, tune.callback_url = request.token, request.callback_url
             tune.updated_at = self.now()
             return tune
-
-
-def _same(kept: Tune, asked: Tune) -> bool:
-    """Whether a tune that is there is the very one that is asked for, whose acceptance was not heard of."""
-    return (
-        kept.account_id == asked.account_id
-        and kept.origin == asked.origin
-        and kept.recipe_hash == asked.recipe_hash
-        and kept.request == asked.request
-    )
