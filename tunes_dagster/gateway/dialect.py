@@ -202,7 +202,8 @@ def _refusal(request: Request, raised: Exception, error: ErrorForm) -> Response:
     problem = as_problem(raised)
     ids = {"request_id": getattr(request.state, "id", "")}
     if isinstance(raised, Failure) and raised.code == FailureCode.STORE_UNAVAILABLE:
-        log.warning("unavailable: %s", raised, extra=ids)  # a line each: an outage meets every request
+        # A line each: an outage meets every request.
+        log.warning("unavailable: %s (%s)", raised.message, raised.detail, extra=ids)
     elif problem.status >= 500 and not isinstance(raised, Problem):
         log.error("unexpected", exc_info=raised, extra=ids)
     request.state.problem = problem.message

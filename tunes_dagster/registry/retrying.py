@@ -235,9 +235,7 @@ def retried(method: Method) -> Method:
                 unknown |= trouble is Trouble.AWAY and error.__dict__.get("tunes_unknown", False)
                 if over or not trouble.passes or (unknown and not again):
                     raise away(error, trouble, str(self.engine.url), unknown) from error
-                if (
-                    attempt in (0, 4) or attempt % 60 == 0
-                ):  # within the first second, then about once in a minute
+                if attempt % 60 == 0:  # about once in a minute
                     log.warning("%s %s is tried again.", trouble.sentence, method.__name__)
                 if trouble is Trouble.READ_ONLY:
                     # After a failover the open connections still lead to the former primary.
