@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from tunes_dagster.callbacks.forms import in_form
-from tunes_dagster.callbacks.recording import Outcome, just_back, plain, record, unrecorded
+from tunes_dagster.callbacks.recording import Outcome, just_back, record, unrecorded
 from tunes_dagster.callbacks.signing import wire_form
 from tunes_dagster.callbacks.turns import Turns
 from tunes_dagster.core import clock
