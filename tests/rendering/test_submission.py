@@ -143,6 +143,7 @@ def test_auxiliary_models_take_their_own_settings(place):
     assert "composition does not apply to clips" in said and "input_image" in said
     assert "num_images" not in said
     assert complete(place, base="cogvideo-2b", num_frames=9).settings.fps == 8
+    assert "in fours: 9 or 13" in refused(place, base="cogvideo-2b", num_frames=11)
     assert "what should be enlarged" in refused(place, base="upscale-4x", text="")
     assert complete(place, base="upscale-4x", text="", input_image=png()).text == ""
     assert "LoRA" in refused(place, base="cogvideo-2b", text="a man <lora:x:1>")

@@ -100,7 +100,15 @@ def make_random_upscaler(folder: Path, seed: int = 0) -> Path:
 
 
 def make_random_video(folder: Path, seed: int = 0) -> Path:
-    """Write a `CogVideoXPipeline` that makes clips."""
+    """Write a double of the released CogVideoX-2b: its classes and every flag, 0.6M parameters.
+
+    diffusers' defaults are the released configuration (49 frames, no rotary positions, positions interpolated by 1.875,
+    text of 226 tokens, 16 latent channels scaled by 1.15258426, a VAE that asks for float32), so only what is smaller
+    is named: 2 heads of 16 in 1 layer (30 of 64 in 30), time embedding 32 (512), T5 of width 32 and 1 layer (4096 and
+    24), a VAE of 32 channels and 1 layer a block (128 to 512, 3), frames of 64 x 64 (720 x 480), tiles of 48 x 40
+    (240 x 360; both lap over by a sixth and a fifth). The scheduler is the released one: v-prediction, zero terminal
+    signal, trailing steps.
+    """
     import torch
     from diffusers import (
         AutoencoderKLCogVideoX,
@@ -116,28 +124,14 @@ def make_random_video(folder: Path, seed: int = 0) -> Path:
         transformer = CogVideoXTransformer3DModel(
             num_attention_heads=2,
             attention_head_dim=16,
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=2,
+            time_embed_dim=32,
             text_embed_dim=32,
             num_layers=1,
             sample_width=8,
             sample_height=8,
-            sample_frames=9,
-            patch_size=2,
-            temporal_compression_ratio=4,
-            max_text_seq_length=16,
         )
         vae = AutoencoderKLCogVideoX(
-            in_channels=3,
-            out_channels=3,
-            down_block_types=("CogVideoXDownBlock3D",) * 4,
-            up_block_types=("CogVideoXUpBlock3D",) * 4,
-            block_out_channels=(8, 8, 8, 8),
-            latent_channels=4,
-            layers_per_block=1,
-            norm_num_groups=2,
-            temporal_compression_ratio=4,
+            block_out_channels=(32, 32, 32, 32), layers_per_block=1, sample_height=96, sample_width=80
         )
         t5 = T5EncoderModel(
             T5Config(
@@ -149,6 +143,7 @@ def make_random_video(folder: Path, seed: int = 0) -> Path:
                 num_heads=2,
                 feed_forward_proj="gated-gelu",
                 is_encoder_decoder=False,
+                tie_word_embeddings=False,
             )
         )
         pipeline = CogVideoXPipeline(
@@ -156,7 +151,17 @@ def make_random_video(folder: Path, seed: int = 0) -> Path:
             text_encoder=t5,
             vae=vae,
             transformer=transformer,
-            scheduler=CogVideoXDDIMScheduler(),
+            scheduler=CogVideoXDDIMScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                prediction_type="v_prediction",
+                rescale_betas_zero_snr=True,
+                set_alpha_to_one=True,
+                snr_shift_scale=3.0,
+                timestep_spacing="trailing",
+                clip_sample=False,
+            ),
         )
     pipeline.save_pretrained(folder)
     return folder

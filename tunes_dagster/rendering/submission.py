@@ -42,6 +42,8 @@ _OF_CLIPS = {
 }
 _OF_UPSCALING = {"seed", "steps", "guidance_scale", "negative_prompt", "input_image", "num_images"}
 _FRAME_SETTINGS = ("num_frames", "fps")
+# Pictures of a clip that CogVideoX's VAE makes of one latent, but for the first, which stands alone.
+_FRAMES_TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,12 @@ def _size_problems(settings: RenderSettings, entry: BaseModelEntry) -> list[str]
     if entry.family == "video" and (width * height > entry.max_pixels or width % 16 or height % 16):
         problems.append(
             f"{width}x{height} is not a size for clips: multiples of 16, {entry.max_pixels} pixels at most"
+        )
+    if entry.family == "video" and (extra := ((settings.num_frames or 1) - 1) % _FRAMES_TOGETHER):
+        fewer = (settings.num_frames or 1) - extra
+        more = fewer + _FRAMES_TOGETHER
+        problems.append(
+            f"num_frames is {settings.num_frames}; after the first, pictures come in fours: {fewer} or {more}"
         )
     return problems
 

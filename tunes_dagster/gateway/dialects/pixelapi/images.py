@@ -80,7 +80,9 @@ def _settings(mine: Desk, body: GenerateBody, kind: str) -> RenderSettings:
         if image:
             raise invalid("image_url", f"is not taken by {body.model}")
         given = {
-            name: even(getattr(body, name)) for name in ("width", "height") if name in body.model_fields_set
+            name: getattr(body, name) // 16 * 16
+            for name in ("width", "height")
+            if name in body.model_fields_set
         }
         return RenderSettings(
             seed=body.seed,
