@@ -7,6 +7,7 @@ import errno
 from collections.abc import Iterator
 
 import pytest
+from pydantic import ValidationError
 
 from tests.test_rooms import modules
 from tunes_dagster.core.failures import (
@@ -213,3 +214,34 @@ def test_a_failure_that_was_raised_for_lack_of_memory_says_so_by_its_code() -> N
     one = Failure(FailureCode.PICTURE_UNREADABLE, "x.png takes more memory than a picture may.")
     one.__cause__ = MemoryError()
     assert as_failure(one) is one and not is_out_of_memory(one)
+
+
+def test_what_is_wrong_is_handed_on_as_a_list_and_not_read_out_of_sentences() -> None:
+    from tunes_dagster.core.recipe import TuneRequest
+    from tunes_dagster.core.validation import checked
+    from tunes_dagster.gateway.problems import of_failure, of_pydantic
+
+    wrong = {
+        "training": {"rank": 500, "rnk": 1},
+        "prompts": [{"text": "x", "settings": {"mask_image": "blobs/x"}}],
+    }
+    with pytest.raises(Failure) as caught:
+        checked(TuneRequest, {"name": "cat", **wrong})
+    fields = of_failure(caught.value).fields
+    assert fields == {
+        "training.rank": ["is '500', but should be less than or equal to 128"],
+        "training.rnk": ["is not an option (did you mean rank?)"],
+        "prompts.0.settings.mask_image": ["needs an input_image"],
+    }
+    assert all(f"{name} {said[0]}" in caught.value.message for name, said in fields.items())
+
+    with pytest.raises(ValidationError) as refused:
+        TuneRequest.model_validate(wrong)
+    problem = of_pydantic([dict(one) for one in refused.value.errors()])
+    assert problem.missing == {"name"} and problem.malformed
+    assert problem.fields["prompts.0.settings.mask_image"] == ["needs an input_image"]
+
+    said = "training.rank is a word in a sentence of somebody's tune."
+    assert of_failure(Failure(FailureCode.INVALID_REQUEST, said)).fields == {}
+    named = of_failure(Failure(FailureCode.UNKNOWN_TUNE, "The text names a tune.").about("text"))
+    assert (named.status, named.fields) == (422, {"text": ["The text names a tune."]})

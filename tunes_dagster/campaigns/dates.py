@@ -15,27 +15,27 @@ _CLOSEST = timedelta(minutes=5)
 
 @lru_cache(maxsize=512)
 def problem_of_cron(cron: str) -> str:
-    """Return what is wrong with a cron expression, or an empty string."""
+    """Return what is wrong with a cron expression, as it follows its name, or an empty string."""
     if len(cron.split()) != 5:
-        return f"cron is {cron!r}, but should have five fields: minute, hour, day, month, weekday"
+        return f"is {cron!r}, but should have five fields: minute, hour, day, month, weekday"
     if not croniter.is_valid(cron):
-        return f"cron is {cron!r}, which is no cron expression"
+        return f"is {cron!r}, which is no cron expression"
     try:
         ticks = croniter(cron, datetime(2026, 1, 1))
         first = [ticks.get_next(datetime) for _ in range(10)]
     except ValueError:
-        return f"cron is {cron!r}, which never comes"
+        return f"is {cron!r}, which never comes"
     if min(b - a for a, b in zip(first, first[1:], strict=False)) < _CLOSEST:
-        return f"cron is {cron!r}, which comes more often than every 5 minutes"
+        return f"is {cron!r}, which comes more often than every 5 minutes"
     return ""
 
 
 def problem_of_timezone(name: str) -> str:
-    """Return what is wrong with the name of a time zone, or an empty string."""
+    """Return what is wrong with the name of a time zone, as it follows that, or an empty string."""
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        return f"timezone is {name!r}, which is not a time zone such as Europe/Berlin or UTC"
+        return f"is {name!r}, which is not a time zone such as Europe/Berlin or UTC"
     return ""
 
 

@@ -303,19 +303,22 @@ def _checked(
         try:
             model = RenderSettings.model_validate(own)
         except ValidationError as error:
-            said |= {explain(RenderSettings, one) for one in error.errors()}
+            said |= {
+                (str(explain(RenderSettings, one)), _spelling(str(one.get("input"))))
+                for one in error.errors()
+            }
             continue
         given.update({name: getattr(model, name) for name in given})
-    for message in sorted(said):
-        wrong(f"{message}.", _spelling(message))
+    for message, remedy in sorted(said):
+        wrong(f"{message}.", remedy)
     return given
 
 
-def _spelling(message: str) -> str:
-    """Return what is often behind a number that is none."""
-    if re.search(r"'-?\d+,\d+'", message):
+def _spelling(given: str) -> str:
+    """Return what is often behind a value that is not understood."""
+    if re.fullmatch(r"-?\d+,\d+", given.strip()):
         return "Write the decimal point as a point: 7.5."
-    if re.search("[\u201c\u201d\u201e]", message):
+    if re.search("[\u201c\u201d\u201e]", given):
         return 'Put the text into straight double quotes: "…".'
     return ""
 

@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from tunes_dagster.campaigns.dates import problem_of_cron, problem_of_timezone
 from tunes_dagster.campaigns.problems import Problem
 from tunes_dagster.core.recipe import RenderSettings, Strict
+from tunes_dagster.core.validation import explain, wrong
 
 MAX_BYTES = 4 * 1024 * 1024
 # A campaign's name becomes part of asset keys, schedules and file names.
@@ -98,9 +99,11 @@ class CampaignFile(Strict):
     @model_validator(mode="after")
     def _goes_together(self) -> CampaignFile:
         if not self.id:
-            raise ValueError(f"name is {self.name!r}, but should begin with a letter")
-        if problem := problem_of_cron(self.cron) or problem_of_timezone(self.timezone):
-            raise ValueError(problem)
+            raise wrong("name", f"is {self.name!r}, but should begin with a letter")
+        if problem := problem_of_cron(self.cron):
+            raise wrong("cron", problem)
+        if problem := problem_of_timezone(self.timezone):
+            raise wrong("timezone", problem)
         return self
 
 
@@ -181,14 +184,9 @@ def parse(source: Source) -> Parsed:
 
 
 def _problem(source: Source, parsed: Parsed, error: Any) -> Problem:
-    from tunes_dagster.core.validation import explain
-
-    where = ".".join(str(part) for part in error["loc"] if part not in ("str", "list[dict[str,any]]"))
-    message = explain(CampaignFile, error)
-    if error["type"] == "value_error" and not where:
-        message = str(error["ctx"]["error"])
-        where = message.partition(" is ")[0]
-    return Problem(source.label, parsed.line(where), f"{message}.", _remedy(where))
+    found = explain(CampaignFile, error)
+    where = ".".join(part for part in found.field.split(".") if part not in ("str", "list[dict[str,any]]"))
+    return Problem(source.label, parsed.line(where), f"{found}.", _remedy(where))
 
 
 def _remedy(where: str) -> str:

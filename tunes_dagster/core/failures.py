@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -62,6 +63,24 @@ _FRAMES = 4
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a request; every API words the list of them in its own form.
+
+    Attributes:
+        field: The option's path: `training.rank`, `mask_image`; empty for what no single option says.
+        message: What is wrong with it, as it follows the name: `is 500, but should be at most 128`.
+        alone: The message is a sentence by itself and names what it is about.
+    """
+
+    field: str
+    message: str
+    alone: bool = False
+
+    def __str__(self) -> str:
+        return self.message if self.alone or not self.field else f"{self.field} {self.message}"
+
+
 @dataclass(eq=False)
 class Failure(Exception):
     """An expected failure: a code, a sentence that says what happened, and what the reader can do.
@@ -73,6 +92,7 @@ class Failure(Exception):
         remedy: One sentence that says what to do; empty only when nothing can be done. It leaves this house, too.
         detail: What only operators may see: texts of exceptions, places on this machine, addresses of its parts.
         facts: Small JSON-able facts that anyone may see (reasons per picture, allowed range ...).
+        problems: What is wrong with a request, when that is what failed.
     """
 
     code: FailureCode
@@ -80,14 +100,34 @@ class Failure(Exception):
     remedy: str = ""
     detail: str = ""
     facts: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    problems: tuple[Problem, ...] = field(default=(), kw_only=True)
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}".strip() + f" [{self.code}]"
+
+    def about(self, name: str) -> Failure:
+        """Return this failure as one of an option of a request, unless it names one already."""
+        self.problems = self.problems or (Problem(name, self.message, alone=True),)
+        return self
 
     @property
     def retryable(self) -> bool:
         """Whether the same work may succeed when tried again unchanged."""
         return self.code in RETRYABLE
+
+
+def refusal(
+    said: str, problems: Sequence[Problem], remedy: str = "Correct it and send it again; nothing was started."
+) -> Failure:
+    """Return the refusal of a request.
+
+    Args:
+        said: What cannot be done: `The request is not valid`.
+        problems: Why; all of them are told.
+        remedy: As of `Failure`.
+    """
+    reasons = "; ".join(map(str, problems))
+    return Failure(FailureCode.INVALID_REQUEST, f"{said}: {reasons}.", remedy, problems=tuple(problems))
 
 
 def detail_of(error: BaseException, *more: object) -> str:

@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from tunes_dagster.core.validation import wrong
+
 
 class Later:
     """Marks an option that came after results had been stored under hashes of the options before it.
@@ -79,9 +81,9 @@ class DatasetOptions(Strict):
     @model_validator(mode="after")
     def _goes_together(self) -> DatasetOptions:
         if self.one_picture and self.hold_out:
-            raise ValueError("hold_out cannot be above 0 with one_picture: the one picture is trained on")
+            raise wrong("hold_out", "cannot be above 0 with one_picture: the one picture is trained on")
         if self.min_pictures > self.max_pictures:
-            raise ValueError(f"min_pictures should be at most max_pictures ({self.max_pictures})")
+            raise wrong("min_pictures", f"should be at most max_pictures ({self.max_pictures})")
         return self
 
 
@@ -175,9 +177,8 @@ class TrainingOptions(Strict):
     @model_validator(mode="after")
     def _goes_together(self) -> TrainingOptions:
         if self.optimizer != "prodigy" and (self.learning_rate or 0) > 0.1:
-            raise ValueError(
-                f"learning_rate is {self.learning_rate:g}, but should be at most 0.1 with {self.optimizer}"
-            )
+            said = f"is {self.learning_rate:g}, but should be at most 0.1 with {self.optimizer}"
+            raise wrong("learning_rate", said)
         return self
 
     def filled(self, defaults: dict[str, Any]) -> TrainingOptions:
@@ -309,13 +310,12 @@ class RenderSettings(Strict):
             }
             for name, value in needs.items():
                 if value is not None:
-                    raise ValueError(f"{name} needs an input_image")
+                    raise wrong(name, "needs an input_image")
         if self.controlnet is None and self.controlnet_txt2img:
-            raise ValueError("controlnet_txt2img needs a controlnet")
+            raise wrong("controlnet_txt2img", "needs a controlnet")
         if self.controlnet_txt2img and (self.mask_image or self.denoising_strength is not None):
-            raise ValueError(
-                "controlnet_txt2img starts from noise: leave mask_image and denoising_strength out"
-            )
+            said = "starts from noise: leave mask_image and denoising_strength out"
+            raise wrong("controlnet_txt2img", said)
         return self
 
     def filled(self, defaults: dict[str, Any]) -> RenderSettings:
@@ -345,7 +345,7 @@ class PromptRequest(Strict):
     @model_validator(mode="after")
     def _says_something(self) -> PromptRequest:
         if not self.text.strip() and (self.tune is not None or self.base is None):
-            raise ValueError("text is empty: say what to render")
+            raise wrong("text", "is empty: say what to render")
         return self
 
 

@@ -6,11 +6,13 @@ import difflib
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Problem, refusal
 
 Model = TypeVar("Model", bound=BaseModel)
+# The type of an error that a validator of ours raises about one option.
+WRONG = "wrong_option"
 # Patterns of `recipe.py` in words.
 _FORMS = {
     r"^[\w-]{1,40}$": "one word of at most 40 letters, digits, _ and -",
@@ -32,37 +34,43 @@ def checked(model: type[Model], data: Any, what: str = "The request") -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [explain(model, one) for one in error.errors()]
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"{what} is not valid: {'; '.join(problems)}.",
-            "Correct it and send it again; nothing was started.",
-            facts={"problems": problems},
-        ) from error
+        raise refusal(f"{what} is not valid", [explain(model, one) for one in error.errors()]) from error
 
 
-def explain(model: type[BaseModel], error: ErrorDetails) -> str:
-    """Return one problem as words: `training.rank is 500, but should be less than or equal to 128`."""
+def wrong(option: str, said: str) -> PydanticCustomError:
+    """Return what a validator of a whole model raises about one of its options: `wrong("mask_image", "needs …")`."""
+    return PydanticCustomError(WRONG, "{option} {said}", {"option": option, "said": said})
+
+
+def explain(model: type[BaseModel], error: ErrorDetails) -> Problem:
+    """Return one problem: `training.rank`, `is 500, but should be less than or equal to 128`."""
     place = [part for part in error["loc"] if part != "function-after"]
-    name = ".".join(str(part) for part in place)
+    context = error.get("ctx") or {}
+    if error["type"] == WRONG:
+        return Problem(".".join(map(str, [*place, context["option"]])), context["said"])
+    said = _explained(model, error, place)
+    whole = not place and error["type"] != "value_error"
+    return Problem(".".join(map(str, place)), f"the whole {said}" if whole else said)
+
+
+def _explained(model: type[BaseModel], error: ErrorDetails, place: list[Any]) -> str:
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(place[-1]), options_at(model, place[:-1]), n=1)
-        return f"{name} is not an option" + (f" (did you mean {close[0]}?)" if close else "")
+        return "is not an option" + (f" (did you mean {close[0]}?)" if close else "")
     if error["type"] == "missing":
-        return f"{name} is missing"
+        return "is missing"
     said = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     given = error.get("input")
     if not place and error["type"] == "value_error":  # the model's own words, which name the option
         return said
-    name = name or "the whole"
     if form := _FORMS.get((error.get("ctx") or {}).get("pattern", "")):
-        return f"{name} is {str(given)[:60]!r}, but should be {form}"
+        return f"is {str(given)[:60]!r}, but should be {form}"
     subject, should, rest = said.partition(" should ")
     if should and subject in ("Input", "String", "List") and isinstance(given, (str, int, float, bool)):
-        return f"{name} is {str(given)[:60]!r}, but should {rest.partition(', unable to')[0]}"
+        return f"is {str(given)[:60]!r}, but should {rest.partition(', unable to')[0]}"
     if should and subject in ("Input", "String", "List"):
-        return f"{name} should {rest.partition(' or instance of')[0]}"
-    return f"{name}: {said[0].lower()}{said[1:]}"
+        return f"should {rest.partition(' or instance of')[0]}"
+    return f"is not valid: {said[0].lower()}{said[1:]}"
 
 
 def options_at(model: type[BaseModel], place: list[Any]) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Problem, refusal
 
 Rule = Literal["warn", "refuse"]
 
@@ -46,14 +46,10 @@ class Wishes:
         """
         if not self._unmet or self._rule == "warn":
             return [f"{option} {why}: {instead}" for option, (why, instead, _remedy) in self._unmet.items()]
-        problems = [f"{option} {why}" for option, (why, _instead, _remedy) in self._unmet.items()]
+        problems = [Problem(option, why) for option, (why, _instead, _remedy) in self._unmet.items()]
         remedies = dict.fromkeys(remedy for _why, _instead, remedy in self._unmet.values() if remedy)
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"The request asks for what cannot be met here: {'; '.join(problems)}.",
-            " ".join([*remedies, "Leave it out; nothing was started."]),
-            facts={"problems": problems},
-        )
+        remedy = " ".join([*remedies, "Leave it out; nothing was started."])
+        raise refusal("The request asks for what cannot be met here", problems, remedy)
 
 
 def renamed(sentence: str, names: Mapping[str, str]) -> str:

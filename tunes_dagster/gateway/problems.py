@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.validation import WRONG
 
 _STATUS = {
     FailureCode.UNKNOWN_TUNE: 404,
@@ -18,10 +18,9 @@ _STATUS = {
 }
 # Seconds after which a caller may ask again while the registry or store is away.
 _RETRY_AFTER = "5"
-# The option that a sentence of the library begins with: `training.steps is …`, `super_resolution needs …`.
-_FIELD = re.compile(
-    r"((?:training|dataset|settings)\.[a-z_]+|[a-z]+_[a-z0-9_]+|controlnet|style|steps|width|height)\b(?=[: ])"
-)
+# pydantic's errors about values that are not even of the right kind, beside those that end in these words.
+_MALFORMED = ("missing", "json_invalid", "int_from_float")
+_OF_KIND = ("_parsing", "_type")
 
 
 @dataclass(eq=False)
@@ -34,6 +33,8 @@ class Problem(Exception):
         fields: Field → what is wrong with it.
         headers: Sent with the answer.
         code: Word for machines.
+        missing: Names of the fields that should be there and are not.
+        malformed: Some value is not of the right kind, or is missing.
     """
 
     status: int
@@ -41,6 +42,8 @@ class Problem(Exception):
     fields: dict[str, list[str]] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     code: str = ""
+    missing: frozenset[str] = frozenset()
+    malformed: bool = False
 
     def __str__(self) -> str:
         return self.message
@@ -64,15 +67,13 @@ def of_failure(failure: Failure) -> Problem:
     ):  # which database or store it is, and why, is the operator's
         said = "The service cannot reach its storage right now; please try again."
         return Problem(503, said, headers={"Retry-After": _RETRY_AFTER}, code=failure.code.value)
-    message = failure.message
-    text = f"{message} {failure.remedy}".strip()
-    if named := failure.facts.get("field"):  # what is wrong is a word in a body, not the address
-        return Problem(422, text, {str(named): [message]}, code=failure.code.value)
+    text = f"{failure.message} {failure.remedy}".strip()
     fields: dict[str, list[str]] = {}
-    told = failure.facts.get("problems") or [message]
-    for sentence in told if status == 422 else ():
-        if found := _FIELD.match(str(sentence)):
-            fields.setdefault(found.group(1), []).append(str(sentence)[found.end() :].strip(" :"))
+    for one in failure.problems:
+        if one.field:
+            fields.setdefault(one.field, []).append(one.message)
+    if fields:  # what is wrong is a word in a body, not the address or the server
+        status = 422
     headers = {"Retry-After": "5"} if failure.code == FailureCode.TIMED_OUT else {}
     return Problem(status, text, fields, headers, code=failure.code.value)
 
@@ -80,11 +81,23 @@ def of_failure(failure: Failure) -> Problem:
 def of_pydantic(errors: list[dict]) -> Problem:
     """Return how pydantic's complaints answer a request: every field with its sentence."""
     fields: dict[str, list[str]] = {}
+    missing = set()
     for error in errors:
         place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
-        name = ".".join(place) or "body"
         said = str(error["msg"]).removeprefix("Value error, ")
+        if error["type"] == WRONG:
+            place, said = [*place, error["ctx"]["option"]], error["ctx"]["said"]
+        name = ".".join(place) or "body"
+        if error["type"] == "missing":
+            missing.add(name)
         fields.setdefault(name, []).append("is required" if error["type"] == "missing" else said)
+    kinds = [str(error["type"]) for error in errors]
     sentences = [f"{name}: {'; '.join(said)}" for name, said in fields.items()]
-    status = 400 if any(e["type"] == "json_invalid" for e in errors) else 422
-    return Problem(status, ", ".join(sentences) or "The request is not valid.", fields, code="invalid")
+    return Problem(
+        400 if "json_invalid" in kinds else 422,
+        ", ".join(sentences) or "The request is not valid.",
+        fields,
+        code="invalid",
+        missing=frozenset(missing),
+        malformed=any(kind in _MALFORMED or kind.endswith(_OF_KIND) for kind in kinds),
+    )

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import IO
 from urllib.parse import unquote_to_bytes
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, Problem
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.store import Store
 
@@ -111,7 +111,10 @@ class Base64File:
 
 def _invalid(name: str, why: str) -> Failure:
     return Failure(
-        FailureCode.INVALID_REQUEST, f"{name} {why}.", "Send the picture's bytes as base64 or a data URI."
+        FailureCode.INVALID_REQUEST,
+        f"{name} {why}.",
+        "Send the picture's bytes as base64 or a data URI.",
+        problems=(Problem(name, why),),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, Problem
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
@@ -62,10 +62,15 @@ def keep_picture(
                 FailureCode.INVALID_REQUEST,
                 f"{name}: there is no file {value!r} in the store.",
                 "Name an upload, a URL, or send the picture as base64.",
+                problems=(Problem(name, f"there is no file {value!r} in the store", alone=True),),
             )
         return value
     data, _ = decode_payload(value, name)
-    check(data, name)
+    try:
+        check(data, name)
+    except Failure as failure:
+        failure.about(name)
+        raise
     return place.write_blob(data, ".png" if data.startswith(b"\x89PNG") else ".picture")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, Problem, refusal
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.families.catalog import BaseModelEntry, Catalog
@@ -49,17 +49,16 @@ def rendering_base(
                 FailureCode.INVALID_REQUEST,
                 f"renders_on is true, but {home.branch!r} has no sibling in the catalog to render on.",
                 "Leave renders_on out, or name a sibling in the entry of the base (`renders_on`).",
+                problems=(
+                    Problem("renders_on", f"is true, but {home.branch!r} has no sibling in the catalog"),
+                ),
             )
         return home
     if asked:
         hindered = list(_hindrances(request.settings, sibling, used))
         if hindered:
-            raise Failure(
-                FailureCode.INVALID_REQUEST,
-                f"The prompt cannot be rendered on {sibling.branch!r}, the sibling of {home.branch!r}: "
-                f"{'; '.join(hindered)}.",
-                "Correct it, or send `renders_on: false`.",
-            )
+            said = f"The prompt cannot be rendered on {sibling.branch!r}, the sibling of {home.branch!r}"
+            raise refusal(said, hindered, "Correct it, or send `renders_on: false`.")
         return catalog.usable(sibling.branch, settings.bases_folder)
     if asked is False or not used or not home.renders_on_by_default:
         return home
@@ -68,9 +67,9 @@ def rendering_base(
     return home if hindered or not sibling.installed(settings.bases_folder) else sibling
 
 
-def _hindrances(settings: RenderSettings, sibling: BaseModelEntry, kinds: set[str]) -> Iterator[str]:
+def _hindrances(settings: RenderSettings, sibling: BaseModelEntry, kinds: set[str]) -> Iterator[Problem]:
     """Yield why a sibling cannot render a prompt."""
     for kind in sorted(kinds - set(ADAPTERS)):
-        yield f"a tune of the kind {kind} is rendered on the base it was made on"
+        yield Problem("", f"a tune of the kind {kind} is rendered on the base it was made on")
     if settings.negative_prompt.strip() and sibling.acting_guidance != "classifier-free":
-        yield "negative_prompt is not understood there"
+        yield Problem("negative_prompt", "is not understood there")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, Problem, refusal
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
@@ -86,12 +86,8 @@ def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptReq
     filled = _filled(asked, entry)
     problems = [*_misplaced(asked, used), *_family_problems(filled, context), *_size_problems(filled, entry)]
     if problems:
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"The prompt cannot be rendered like this: {'; '.join(problems)}.",
-            "Correct it and send it again; nothing was queued.",
-            facts={"problems": problems},
-        )
+        remedy = "Correct it and send it again; nothing was queued."
+        raise refusal("The prompt cannot be rendered like this", problems, remedy)
     _check_text(request.text, filled, context)
     _check_installed(filled, context)
     context.wishes.told()
@@ -167,53 +163,58 @@ def _size(asked: RenderSettings, native: Mapping[str, int]) -> tuple[int, int]:
     return fit_area(across, down, native["width"] * native["height"])
 
 
-def _misplaced(asked: RenderSettings, family: str) -> list[str]:
-    """Return a sentence for each setting that means nothing to what is rendered on."""
+def _misplaced(asked: RenderSettings, family: str) -> list[Problem]:
+    """Return a problem for each setting that means nothing to what is rendered on."""
     plain = RenderSettings.model_fields
     given = {name for name in asked.model_fields_set if getattr(asked, name) != plain[name].default}
     if family == "video":
-        return [f"{name} does not apply to clips" for name in sorted(given - _OF_CLIPS)]
+        return [Problem(name, "does not apply to clips") for name in sorted(given - _OF_CLIPS)]
     if family == "upscale":
-        missing = [] if asked.input_image else ["input_image is missing: what should be enlarged?"]
-        return missing + [f"{name} does not apply to enlarging" for name in sorted(given - _OF_UPSCALING)]
+        missing = (
+            [] if asked.input_image else [Problem("input_image", "is missing: what should be enlarged?")]
+        )
+        return missing + [
+            Problem(name, "does not apply to enlarging") for name in sorted(given - _OF_UPSCALING)
+        ]
     if family in AUXILIARY:
-        return ["this model makes no pictures by itself"]
-    return [f"{name} is for video bases" for name in _FRAME_SETTINGS if name in given]
+        return [Problem("", "this model makes no pictures by itself")]
+    return [Problem(name, "is for video bases") for name in _FRAME_SETTINGS if name in given]
 
 
-def _family_problems(settings: RenderSettings, context: PromptContext) -> list[str]:
-    """Return a sentence for each setting that the base's family does not have."""
+def _family_problems(settings: RenderSettings, context: PromptContext) -> list[Problem]:
+    """Return a problem for each setting that the base's family does not have."""
     problems = []
     family = context.entry.family
     if settings.controlnet and family not in AUXILIARY and not spec_of(family).controlnets:
-        problems.append(f"controlnet: there is none for the family {family}")
+        problems.append(Problem("controlnet", f"has no network for the family {family}"))
     if settings.mask_image and settings.face_height:
-        problems.append("face_height chooses the framing, which mask_image fixes")
+        problems.append(Problem("face_height", "chooses the framing, which mask_image fixes"))
     return problems
 
 
-def _size_problems(settings: RenderSettings, entry: BaseModelEntry) -> list[str]:
+def _size_problems(settings: RenderSettings, entry: BaseModelEntry) -> list[Problem]:
     width, height = settings.width or 0, settings.height or 0
     problems = []
     if settings.aspect_ratio:
         across, down = (int(part) for part in settings.aspect_ratio.split(":"))
         if abs(width / height * down / across - 1) > 0.1:
-            problems.append(f"aspect_ratio is {settings.aspect_ratio}, but {width}x{height} is not")
+            said = f"is {settings.aspect_ratio}, but {width}x{height} is not"
+            problems.append(Problem("aspect_ratio", said))
     factor = 4 if settings.super_resolution else 1
     if settings.face_height and settings.face_height > height * factor:
-        problems.append(f"face_height is {settings.face_height}, but the picture is {height * factor} high")
+        said = f"is {settings.face_height}, but the picture is {height * factor} high"
+        problems.append(Problem("face_height", said))
     if settings.super_resolution and width * height > 2048**2:
-        problems.append(f"super_resolution makes {width * 4}x{height * 4} of this; at most 8192x8192 is made")
+        said = f"makes {width * 4}x{height * 4} of this; at most 8192x8192 is made"
+        problems.append(Problem("super_resolution", said))
     if entry.family == "video" and (width * height > entry.max_pixels or width % 16 or height % 16):
-        problems.append(
-            f"{width}x{height} is not a size for clips: multiples of 16, {entry.max_pixels} pixels at most"
-        )
+        said = f"{width}x{height} is not a size for clips: multiples of 16, {entry.max_pixels} pixels at most"
+        problems.append(Problem("width", said, alone=True))
     if entry.family == "video" and (extra := ((settings.num_frames or 1) - 1) % _FRAMES_TOGETHER):
         fewer = (settings.num_frames or 1) - extra
         more = fewer + _FRAMES_TOGETHER
-        problems.append(
-            f"num_frames is {settings.num_frames}; after the first, pictures come in fours: {fewer} or {more}"
-        )
+        said = f"is {settings.num_frames}; after the first, pictures come in fours: {fewer} or {more}"
+        problems.append(Problem("num_frames", said))
     return problems
 
 
@@ -221,31 +222,34 @@ def _check_installed(settings: RenderSettings, context: PromptContext) -> None:
     """Refuse settings that need weights which are not there, naming the command that installs them."""
     catalog, folder = context.catalog, context.settings.bases_folder
     if settings.super_resolution and settings.upscaler != "lanczos":
-        _require(catalog.first("upscale"), "super_resolution", folder)
+        _require(catalog.first("upscale"), "super_resolution", "", folder)
     if settings.controlnet:
         family = context.entry.family
         _require(
             catalog.control(settings.controlnet, family),
-            f"controlnet {settings.controlnet!r}",
+            "controlnet",
+            f"{settings.controlnet!r} ",
             folder,
             family,
         )
 
 
-def _require(entry: AuxiliaryEntry | None, what: str, folder: Any, family: str = "") -> None:
+def _require(entry: AuxiliaryEntry | None, option: str, value: str, folder: Any, family: str = "") -> None:
     if entry is None:
         where = f" for bases of the family {family!r}" if family else ""
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"{what} is not in the catalog{where}.",
+            f"{option} {value}is not in the catalog{where}.",
             "Add an entry to the operator's catalog file, or leave it out.",
+            problems=(Problem(option, f"{value}is not in the catalog{where}"),),
         )
     if not entry.installed(folder):
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
-            f"{what} needs {entry.branch!r}, which is not installed.",
+            f"{option} {value}needs {entry.branch!r}, which is not installed.",
             f"Run `tunes bases pull {entry.branch}` ({entry.download_gb:g} GB, licence {entry.licence}).",
             f"It belongs at {entry.location(folder)}.",
+            problems=(Problem(option, f"{value}needs {entry.branch!r}, which is not installed"),),
         )
 
 

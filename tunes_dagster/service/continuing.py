@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, Problem
 from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.registry import Registry
@@ -39,17 +39,18 @@ def continued(
     # A kind that was named is meant, also when it is the default.
     named = {"kind"} & asked.model_fields_set
     wrong = [
-        f"training.{name} is {getattr(asked, name)!r}, but that tune has {before[name]!r}"
+        Problem(f"training.{name}", f"is {getattr(asked, name)!r}, but that tune has {before[name]!r}")
         for name in _SHAPE
         if getattr(asked, name) not in ({before[name]} if name in named else {plain[name], before[name]})
     ]
     if wrong or before["kind"] not in _CONTINUED:
-        what = "; ".join(wrong) or f"that tune is of the kind {before['kind']!r}"
+        what = "; ".join(map(str, wrong)) or f"that tune is of the kind {before['kind']!r}"
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"The tune {earlier.title!r} cannot be continued so: {what}.",
             "Tunes of the kinds lora and checkpoint are continued by their own kind, with the same rank and targets; "
             "leave these options out.",
+            problems=tuple(wrong),
         )
     shape = {name: before[name] for name in _SHAPE}
     shape["alpha"] = before["alpha"] if asked.alpha is None else asked.alpha

@@ -95,8 +95,7 @@ class Named:
                 FailureCode.UNKNOWN_TUNE,
                 f"The text names the tune {word!r}, which does not exist.",
                 f"Check the tag <{tag}:…>.",
-                facts={"field": "text"},
-            ) from None
+            ).about("text") from None
         self.seen[word] = tune
         return tune
 
@@ -106,8 +105,7 @@ class Named:
                 FailureCode.INVALID_REQUEST,
                 f"The text names the tune {word!r} as <{tag}:…>, but it is used as <{right}:…>.",
                 f"Write <{right}:{word}:1>.",
-                facts={"field": "text"},
-            )
+            ).about("text")
         fits = self._catalog.fits(self._catalog.resolve(tune.branch), self._entry.branch)
         if not fits or (tune.branch != self._entry.branch and tune.kind not in ADAPTERS):
             raise Failure(
@@ -115,15 +113,13 @@ class Named:
                 f"The text names the tune {word!r}, which was made on {tune.branch!r}, but the prompt renders on "
                 f"{self._entry.branch!r}.",
                 "Name tunes of one base in a prompt.",
-                facts={"field": "text"},
-            )
+            ).about("text")
         if tune.status in ("failed", "cancelled"):
             raise Failure(
                 FailureCode.CONFLICT,
                 f"The text names the tune {word!r}, which cannot be used: it is {tune.status}.",
                 "Make it again.",
-                facts={"field": "text"},
-            )
+            ).about("text")
 
 
 def _tags(text: str) -> list[tuple[Literal["lora", "faceid"], list[tuple[str, float]]]]:

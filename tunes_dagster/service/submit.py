@@ -359,7 +359,7 @@ def _check_address(guard: Guard, url: str, field: str) -> None:
     try:
         guard.check_url(url)
     except Failure as failure:
-        failure.facts.setdefault("field", field)
+        failure.about(field)
         raise
 
 

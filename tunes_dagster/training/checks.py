@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Problem, refusal
 from tunes_dagster.core.recipe import DatasetOptions, TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.wishes import Wishes
@@ -59,12 +59,7 @@ def check_tune(
         *_machine_problems(request, settings),
     ]
     if problems:
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"The request is not valid: {'; '.join(problems)}.",
-            "Correct it and send it again; nothing was started.",
-            facts={"problems": problems},
-        )
+        raise refusal("The request is not valid", problems)
     wishes.told()
     if request.training.kind == "faceid":
         dataset = request.dataset.model_copy(update={"face_crop": True})
@@ -82,30 +77,40 @@ def given(options: TrainingOptions, names: Iterable[str]) -> list[str]:
     return [name for name in names if getattr(options, name) != fields[name].default]
 
 
-def _kind_problems(options: TrainingOptions, asked: BaseModelEntry, used: BaseModelEntry) -> Iterator[str]:
+def _kind_problems(
+    options: TrainingOptions, asked: BaseModelEntry, used: BaseModelEntry
+) -> Iterator[Problem]:
     # What a stand-in can do beyond the real base would be refused as soon as that is installed.
     able = spec_of(used.family).kinds
     kinds = [kind for kind in spec_of(asked.family).kinds if kind in able]
     if options.kind not in kinds:
-        yield (
-            f"training.kind is {options.kind!r}, but on {asked.branch} (family {asked.family}) it should be one of: "
-            f"{', '.join(kinds)}"
+        yield Problem(
+            "training.kind",
+            f"is {options.kind!r}, but on {asked.branch} (family {asked.family}) it should be one of: "
+            f"{', '.join(kinds)}",
         )
     if options.base_tune_id and "base_tune_id" in MEANINGLESS[options.kind]:
-        yield f"training.base_tune_id continues a tune, which is not done for one of the kind {options.kind!r}"
+        yield Problem(
+            "training.base_tune_id",
+            f"continues a tune, which is not done for one of the kind {options.kind!r}",
+        )
 
 
-def _family_problems(options: TrainingOptions, asked: BaseModelEntry) -> Iterator[str]:
+def _family_problems(options: TrainingOptions, asked: BaseModelEntry) -> Iterator[Problem]:
     spec = spec_of(asked.family)
     if options.dora and not spec.dora:
         able = in_words(one for one in families().values() if one.dora)
-        yield f"training.dora is for the families {able}, but {asked.branch} is of the family {spec.name}"
+        yield Problem(
+            "training.dora", f"is for the families {able}, but {asked.branch} is of the family {spec.name}"
+        )
     if options.quantize in ("int8", "nf4") and options.quantize not in spec.quantize:
         able = in_words(one for one in families().values() if options.quantize in one.quantize)
-        yield f"training.quantize is for the families {able}, but {asked.branch} is of the family {spec.name}"
+        said = f"is for the families {able}, but {asked.branch} is of the family {spec.name}"
+        yield Problem("training.quantize", said)
     if options.resolution is not None and options.resolution > _largest(asked):
-        yield (
-            f"training.resolution is {options.resolution}, but should be at most {_largest(asked)} on {asked.branch}"
+        yield Problem(
+            "training.resolution",
+            f"is {options.resolution}, but should be at most {_largest(asked)} on {asked.branch}",
         )
 
 
@@ -113,32 +118,36 @@ def _largest(entry: BaseModelEntry) -> int:
     return max(entry.native_size, math.isqrt(entry.max_pixels))
 
 
-def _subject_problems(request: TuneRequest) -> Iterator[str]:
+def _subject_problems(request: TuneRequest) -> Iterator[Problem]:
     dataset, name = request.dataset, request.name
     if is_style(name):
         faces = {"require_face": dataset.require_face, "mask": dataset.mask == "face"}
         for option, wanted in faces.items():
             if wanted:
-                yield f"dataset.{option} looks for a face, but a style ({name!r}) has none"
+                yield Problem(f"dataset.{option}", f"looks for a face, but a style ({name!r}) has none")
         if request.training.kind == "faceid":
-            yield f"training.kind 'faceid' needs a person's face, but {name!r} is a style"
+            yield Problem("training.kind", f"'faceid' needs a person's face, but {name!r} is a style")
     elif request.training.kind == "faceid" and not is_person(name):
-        yield f"training.kind 'faceid' needs a person's face, but {name!r} is not known as a person"
+        yield Problem(
+            "training.kind", f"'faceid' needs a person's face, but {name!r} is not known as a person"
+        )
     sources = request.sources
     several = len(sources.images_base64) + len(sources.image_urls)
     if dataset.one_picture and several > 1:
-        yield f"dataset.one_picture is on, but {several} pictures were handed in"
+        yield Problem("dataset.one_picture", f"is on, but {several} pictures were handed in")
 
 
-def _machine_problems(request: TuneRequest, settings: Settings) -> Iterator[str]:
+def _machine_problems(request: TuneRequest, settings: Settings) -> Iterator[Problem]:
     options = request.training
     needs = {"optimizer": options.optimizer == "adamw8bit", "quantize": options.quantize in ("int8", "nf4")}
     for option, wanted in needs.items():
         value = getattr(options, option)
         if wanted and find_spec("bitsandbytes") is None:
-            yield f"training.{option} {value!r} needs the package bitsandbytes: pip install 'tunes-dagster[gpu]'"
+            said = f"{value!r} needs the package bitsandbytes: pip install 'tunes-dagster[gpu]'"
+            yield Problem(f"training.{option}", said)
         elif wanted and not has_nvidia(settings.device):
-            yield f"training.{option} {value!r} needs an NVIDIA GPU, and this installation has none (TUNES_DEVICE)"
+            said = f"{value!r} needs an NVIDIA GPU, and this installation has none (TUNES_DEVICE)"
+            yield Problem(f"training.{option}", said)
 
 
 def has_nvidia(device: str) -> bool:

@@ -53,10 +53,7 @@ def error(problem: Problem) -> tuple[int, Any]:
     status = problem.status
     if problem.code == "invalid" and status == 422:
         # A body that cannot be understood against one whose values are wrong.
-        missing = any(
-            "required" in said or "valid" in said for texts in problem.fields.values() for said in texts
-        )
-        word = "Invalid request parameters" if missing else "Invalid parameters"
+        word = "Invalid request parameters" if problem.malformed else "Invalid parameters"
         return 400, {"error": word, "detail": problem.message}
     if status == 422:
         return 400, {"error": "Invalid parameters", "detail": problem.message}

@@ -281,10 +281,7 @@ def _settings(values: dict[str, Any]) -> RenderSettings:
         return RenderSettings.model_validate(values)
     except ValidationError as wrong:
         found = of_pydantic(list(wrong.errors()))  # type: ignore[arg-type]
-        fields = {
-            name if name != "body" else said[0].split(" ", 1)[0]: said for name, said in found.fields.items()
-        }
-        raise Problem(422, found.message, fields, code="invalid") from None
+        raise Problem(422, found.message, found.fields, code="invalid") from None
 
 
 def _scheduler(name: str | None) -> str | None:

@@ -221,8 +221,7 @@ def understood(model: type[Any], fields: dict[str, Any], unsupported: tuple[str,
     except ValidationError as wrong:
         found = of_pydantic(list(wrong.errors()))  # type: ignore[arg-type]
         problems |= {
-            name: ["can't be blank" if "required" in one else one for one in said]
-            for name, said in found.fields.items()
+            name: ["can't be blank"] if name in found.missing else said for name, said in found.fields.items()
         }
     if problems:
         message = ", ".join(f"{name} {said[0]}" for name, said in problems.items())
