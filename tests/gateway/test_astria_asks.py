@@ -40,10 +40,8 @@ def test_prompts_by_origin_and_bases_by_type(house: House) -> None:
     ("fields", "name"),
     [
         ({"text": "ohwx woman --mask_prompt hair"}, "text"),
-        ({"text": "x --tiled_upscale_v2"}, "text"),
         ({"text": "x", "video_seconds": 5}, "video_seconds"),
         ({"text": "x", "video_model": "k"}, "video_model"),
-        ({"text": "x", "prompt_expansion": True}, "prompt_expansion"),
         ({"text": "x", "face_swap": "1"}, "face_swap"),
     ],
 )
