@@ -139,7 +139,7 @@ def _plan_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition) 
         asset=plan_key,
         partitions_def=dates,
         blocking=True,
-        description="What the date would cost is at most the campaign's cost_cap; above it nothing is queued.",
+        description="What all plans of the date cost is at most the campaign's cost_cap; above it nothing is queued.",
     )
     usable = check_spec(
         "every_tune_is_usable",
@@ -258,7 +258,8 @@ def _plan_checks(plan_key: dg.AssetKey, row: Any, drawn: Any) -> list[dg.AssetCh
         dg.AssetCheckResult(
             passed=True,
             check_name="cost_within_cap",
-            description=f"${drawn.estimate.dollars:,.2f} of {'no cap' if cap is None else f'${cap:,.2f}'}.",
+            description=f"${drawn.estimate.dollars + drawn.spent / 1e6:,.2f} of "
+            f"{'no cap' if cap is None else f'${cap:,.2f}'}.",
         ),
         dg.AssetCheckResult(
             passed=not left,

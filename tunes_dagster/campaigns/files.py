@@ -65,7 +65,7 @@ class CampaignFile(Strict):
         variables: Values for `{{name}}` in texts, for rows that have no column of that name.
         settings: `RenderSettings` of all rows; a row's own columns win.
         seeds: Where no seed is given: `per date` draws others on each date, `fixed` the same ones on all.
-        cost_cap: Dollars that one date may cost; a plan above it is refused.
+        cost_cap: Dollars that one date may cost in all its plans together; a plan that would go above is refused.
     """
 
     name: str = Field(min_length=1, max_length=80)

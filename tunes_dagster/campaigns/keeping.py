@@ -20,6 +20,7 @@ from tunes_dagster.campaigns.plan import Sketch, plan_summary, sketch
 from tunes_dagster.campaigns.problems import Problem, as_failure, errors
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
+from tunes_dagster.registry.campaign_costs import OverCap
 from tunes_dagster.registry.campaigns import TunesEnded
 
 if TYPE_CHECKING:
@@ -217,25 +218,28 @@ class Keeper:
             raise failure
         summary = plan_summary(drawn)
         if drawn.over_cap:
-            self.registry.refuse_date(campaign, date, summary, drawn.over_cap)
-            raise Failure(
-                FailureCode.OUT_OF_CREDITS,
-                f"{campaign.name}, {date}: {drawn.over_cap}",
-                "Raise cost_cap in its file, or ask for less.",
-            )
+            raise self._refused(campaign, date, summary, OverCap(drawn.over_cap))
         key = f"campaigns/{campaign.name}/{date.replace(':', '')}/plan.csv"
         self.store.write_bytes(key, plan_csv(drawn))
         waits = ", ".join(f"{title} ({status})" for title, status in drawn.waits.items())
-        row = self.registry.plan_date(
-            campaign,
-            date,
-            drawn.planned,
-            summary,
-            plan_key=key,
-            retry_failed=retry_failed,
-            message=f"Waits for {waits}." if waits else "",
-        )
+        try:
+            row = self.registry.plan_date(
+                campaign,
+                date,
+                drawn.planned,
+                summary,
+                plan_key=key,
+                retry_failed=retry_failed,
+                message=f"Waits for {waits}." if waits else "",
+                cap=drawn.file.cost_cap,
+            )
+        except OverCap as over:  # since it was drawn, something failed that is asked for again
+            raise self._refused(campaign, date, summary, over) from over
         return row, drawn
+
+    def _refused(self, campaign: Campaign, date: str, summary: dict[str, Any], over: OverCap) -> OverCap:
+        self.registry.refuse_date(campaign, date, summary, over.message)
+        return OverCap(f"{campaign.name}, {date}: {over.message}")
 
 
 def _fields(source: Source, drawn: Sketch) -> dict[str, Any]:

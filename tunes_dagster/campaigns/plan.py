@@ -18,6 +18,7 @@ from tunes_dagster.campaigns.problems import Problem, errors
 from tunes_dagster.campaigns.tables import Table, read_table, spelled
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, recipe_hash
+from tunes_dagster.registry.campaign_costs import over_cap
 from tunes_dagster.registry.campaigns import Planned, taken
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Sketch:
         waits: Title → status of tunes that are not ready yet.
         problems: Every mistake and warning.
         estimate: What it comes to.
+        spent: Micro-dollars of what its date has rendered or queued already, and keeps.
     """
 
     parsed: Parsed
@@ -72,6 +74,7 @@ class Sketch:
     waits: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     estimate: Estimate = field(default_factory=Estimate)
+    spent: int = 0
 
     @property
     def file(self) -> CampaignFile:
@@ -81,13 +84,8 @@ class Sketch:
 
     @property
     def over_cap(self) -> str:
-        """Why its cost is refused; empty when it is within the cap."""
-        cap = self.file.cost_cap
-        if cap is None or self.estimate.dollars <= cap + 1e-9:
-            return ""
-        return (
-            f"It would cost ${self.estimate.dollars:,.2f}, above the cap of ${cap:,.2f}: nothing was queued."
-        )
+        """Why its cost is refused; empty when all plans of the date stay within the cap."""
+        return over_cap(self.estimate.micro, self.spent, self.file.cost_cap)
 
 
 def sketch(
@@ -127,6 +125,7 @@ def sketch(
     if campaign is not None:
         known = registry.known_prompts(campaign.id, drawn.planned)
         drawn.known = {key for key, one in known.items() if one.stands}
+        drawn.spent = registry.date_cost(campaign.id, date, drawn.planned)
     titles = {tune.id: tune.title for tune in drawn.tunes.values()}
     drawn.estimate = estimate(drawn.planned, drawn.known, titles, registry, costing)
     return drawn
@@ -340,6 +339,7 @@ def plan_summary(drawn: Sketch) -> dict[str, Any]:
     """Return what the row of a date keeps of its plan."""
     return {
         **drawn.estimate.as_dict(),
+        "cost_before_usd": drawn.spent / 1e6,
         "cost_cap": drawn.file.cost_cap,
         "tunes": {tune.id: tune.title for tune in drawn.tunes.values()},
         "waits_for": drawn.waits,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry.accounts import AccountQueries
 from tunes_dagster.registry.api_tables import ApiGroup, ApiKey, ApiObject, Pack, Reservation, Wallet
+from tunes_dagster.registry.campaign_costs import CostQueries
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
 from tunes_dagster.registry.campaigns import CampaignQueries
 from tunes_dagster.registry.engine import ANSWER_SECONDS
@@ -44,6 +45,7 @@ class Registry(
     OutcomeQueries,
     GroupQueries,
     CampaignQueries,
+    CostQueries,
     RetentionQueries,
     OutboxQueries,
     JournalQueries,

@@ -61,6 +61,7 @@ class CampaignDate(Table):
         plan_key: The plan's table in the store.
         report_key: The report's page in the store.
         result: Numbers of the report.
+        spent: Micro-dollars of pictures that an earlier plan of the date wanted and a later one did not.
         report_attempt: Counts requested reports; part of their run keys.
         report_asked_at: When a sensor last asked for the report.
     """
@@ -81,6 +82,7 @@ class CampaignDate(Table):
     plan_key: Mapped[str | None]
     report_key: Mapped[str | None]
     result: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    spent: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     report_attempt: Mapped[int] = mapped_column(default=0)
     report_asked_at: Mapped[datetime | None]
     planned_at: Mapped[datetime | None]
@@ -99,6 +101,7 @@ class CampaignPrompt(Table):
         recipe_hash: Of everything that was asked: text, settings, seed, base, tunes.
         variables: Values that its text was filled with.
         kept: Another date had it rendered already: nothing new was rendered for this one.
+        price: Micro-dollars that it costs this date when it is rendered; None in rows of before they were kept.
     """
 
     __tablename__ = "campaign_prompts"
@@ -115,6 +118,7 @@ class CampaignPrompt(Table):
     recipe_hash: Mapped[str] = mapped_column(String(64))
     variables: Mapped[dict[str, Any]] = mapped_column(default=dict)
     kept: Mapped[bool] = mapped_column(default=False)
+    price: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class Deletion(Table):

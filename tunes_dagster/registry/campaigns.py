@@ -15,6 +15,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.wishes import ended
+from tunes_dagster.registry.campaign_costs import OverCap, over_cap, paid_by, total
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.ledger import reserve_many
@@ -193,15 +194,27 @@ class CampaignQueries(Database):
         message: str = "",
         plan_key: str | None = None,
         retry_failed: bool = True,
+        cap: float | None = None,
     ) -> CampaignDate:
         """Write the plan of a date: rows for what is missing, links to what is there; all of it or nothing.
 
         What is done stays done, what is under way goes on, what failed is asked for again unless told not to,
         what the plan no longer wants and nobody has begun is cancelled.
 
+        Args:
+            campaign: Whose date it is.
+            date: Its partition key.
+            planned: The prompts.
+            plan: What the row keeps of it.
+            message: For people.
+            plan_key: Of the plan's table in the store.
+            retry_failed: Whether what failed is asked for again.
+            cap: Dollars that all plans of the date may cost together.
+
         Raises:
             TunesEnded: When a tune that the plan counts on has failed or gone since it was drawn.
-            Failure: `OUT_OF_CREDITS`; nothing is queued then, neither way.
+            OverCap: Nothing is queued then.
+            Failure: `OUT_OF_CREDITS`; nothing is queued then, either.
         """
         now = self.now()
         with self.writing() as session:
@@ -214,6 +227,7 @@ class CampaignQueries(Database):
                 CampaignPrompt.date_id == row.id
             )
             before = {link.prompt_id: link.kept for link in session.execute(earlier)}
+            paid = paid_by(session, row.id, planned)
             fresh, links = _rows_of(campaign, row.id, planned, known, ready, before, now)
             session.add_all(fresh)
             session.flush()
@@ -222,7 +236,7 @@ class CampaignQueries(Database):
             session.execute(delete(CampaignPrompt).where(CampaignPrompt.date_id == row.id))
             for part in chunks(links):
                 session.execute(insert(CampaignPrompt), part)
-            said = [
+            events = [
                 {
                     "subject_id": one.id,
                     "at": now,
@@ -232,13 +246,17 @@ class CampaignQueries(Database):
                 }
                 for one in fresh
             ]
-            for part in chunks(said):
+            for part in chunks(events):
                 session.execute(insert(Event), part)
             prices = {link["prompt_id"]: one.price for link, one in zip(links, planned, strict=True)}
             costs = {one.id: prices[one.id] for one in fresh}
             # Before the prices: prompts are locked before wallets, and what these held can be spent again.
             unwanted = before.keys() - {link["prompt_id"] for link in links}
-            _drop_unwanted(session, row.id, unwanted, campaign.account_id, now)
+            dropped = _drop_unwanted(session, row.id, unwanted, campaign.account_id, now)
+            row.spent += total(paid, unwanted - dropped)
+            stays = row.spent + total(paid, paid.keys() - unwanted)
+            if said := over_cap(sum(costs.values()), stays, cap):
+                raise OverCap(said)
             reserve_many(session, campaign.account_id, costs, now, f"{campaign.name} {date}")
             kept = len(links) - len(fresh)
             row.plan = {**plan, "new": len(fresh), "kept": kept}
@@ -479,6 +497,7 @@ def _rows_of(
                 "recipe_hash": one.recipe_hash,
                 "variables": one.variables,
                 "kept": kept,
+                "price": one.price,
             }
         )
     return fresh, links
@@ -486,8 +505,12 @@ def _rows_of(
 
 def _drop_unwanted(
     session: Session, date_id: str, prompt_ids: set[str], account_id: str, now: datetime
-) -> None:
-    """Cancel prompts that a new plan of a date no longer wants, unless they have begun or another date wants them."""
+) -> set[str]:
+    """Cancel prompts that a new plan of a date no longer wants, unless they have begun or another date wants them.
+
+    Returns:
+        Ids of the cancelled ones.
+    """
     changed = Failure(FailureCode.CANCELLED, "The campaign was changed and no longer asks for it.")
     elsewhere: set[str] = set()
     for part in chunks(prompt_ids):
@@ -503,3 +526,4 @@ def _drop_unwanted(
     lock_ends(session, rows, account_id)
     for row in rows:
         prompt_ended(session, row, "cancelled", now, changed)
+    return {row.id for row in rows}
