@@ -2,6 +2,7 @@
 #
 #   PYTHON=python3.12       the Python that the environment is made from (3.11 or newer)
 #   CPU=1                   PyTorch without CUDA, also where there is an NVIDIA GPU (without one it is the default)
+#   WORKERS=                tests one after the other, in one process
 #   TORCH='torch==2.13.0'   another PyTorch, TORCH_INDEX=https://… to take it from another index
 
 PYTHON ?= python3
@@ -16,6 +17,8 @@ export TUNES_HOME ?= $(CURDIR)/.tunes
 export TUNES_DAGSTER_STORAGE ?= $(TUNES_HOME)/dagster
 export DAGSTER_HOME ?= $(CURDIR)
 export PATH := $(BIN):$(PATH)
+# One worker per core, at most four; a file's tests stay together, since its fixtures are what takes long.
+WORKERS ?= -n auto --maxprocesses=4 --dist=loadfile
 TEST_ENV := env -u DAGSTER_HOME -u TUNES_DAGSTER_STORAGE TUNES_HOME=$(CURDIR)/.tunes/test
 
 SETUP := $(PYTHON) scripts/setup_venv.py
@@ -40,10 +43,10 @@ dev: setup  ## the Dagster UI with sensors on at http://127.0.0.1:3000 (HOST=, P
 	@$(BIN)/tunes dev --host $(HOST) --port $(PORT)
 
 test: setup-dev lint  ## lint, type-check and run the tests
-	@$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(TEST_ENV) $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 check: setup-dev  ## the quick tests only (PYTEST_ARGS="tests/cli")
-	@$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not proof" $(PYTEST_ARGS)
+	@$(TEST_ENV) $(BIN)/python -m pytest $(WORKERS) -m "not slow and not proof" $(PYTEST_ARGS)
 
 lint: setup-dev  ## ruff, its formatter, mypy, and whether Dagster can load everything
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy \
