@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from factory.make import STEPS, Plan
-from tunes_dagster.tiny import BASES, SDXL, load_base, weights_dir
+from tunes_dagster.tiny import BASES, SDXL, UPSCALER, load_base, weights_dir
 
 BUDGETS = (
     "vae",
@@ -20,6 +20,8 @@ BUDGETS = (
     "faces",
     "faceadapter",
     "student",
+    "upscaler_vae",
+    "upscaler",
 )
 
 
@@ -54,13 +56,21 @@ def parser() -> argparse.ArgumentParser:
         "--snapshots", default="", help="minutes at which the base is exported early, e.g. 15,40"
     )
     for name in BUDGETS:
-        make.add_argument(f"--minutes-{name}", type=float, help=f"wall time for the {name}")
-        make.add_argument(f"--steps-{name}", type=int, help=f"steps for the {name}, instead of minutes")
+        option = name.replace("_", "-")
+        make.add_argument(f"--minutes-{option}", type=float, help=f"wall time for the {option}")
+        make.add_argument(f"--steps-{option}", type=int, help=f"steps for the {option}, instead of minutes")
     evaluate = commands.add_parser("evaluate", help="how well a base obeys 200 prompts")
     evaluate.add_argument("--base", choices=BASES, default=SDXL)
     evaluate.add_argument("--weights", type=Path, default=weights_dir())
     evaluate.add_argument("--count", type=int, default=200)
     evaluate.add_argument("--steps", type=int, default=25)
+    enlarged = commands.add_parser(
+        "enlarged", help="how near the upscaler comes to large drawings, beside Lanczos"
+    )
+    enlarged.add_argument("--weights", type=Path, default=weights_dir())
+    enlarged.add_argument("--count", type=int, default=48)
+    enlarged.add_argument("--steps", type=int, default=4)
+    enlarged.add_argument("--out", type=Path, default=Path("enlarged.png"), help="some of them side by side")
     sheet = commands.add_parser("sheet", help="contact sheets of the drawn world and of the bases' renders")
     sheet.add_argument("--weights", type=Path, default=weights_dir())
     sheet.add_argument("--out", type=Path, default=Path())
@@ -99,6 +109,10 @@ def main(argv: list[str] | None = None) -> None:
         from factory.evaluate import main as evaluate
 
         evaluate(options.weights, options.count, options.steps, options.base)
+    elif options.command == "enlarged":
+        from factory.sheets import enlarged_sheet
+
+        enlarged_sheet(options.weights / UPSCALER, options.count, options.steps, options.out)
     else:
         _sheets(options.weights, options.out)
 

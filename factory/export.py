@@ -51,6 +51,18 @@ def export_student(pipe: Any, folder: Path) -> Path:
     return _replace(folder, lambda part: pipe.save_pretrained(part, safe_serialization=True))
 
 
+def export_upscaler(pipe: Any, folder: Path) -> Path:
+    """Save the upscaler, whole, for `StableDiffusionUpscalePipeline.from_pretrained`.
+
+    The given modules are turned to fp16 in place.
+    """
+    import torch
+
+    pipe.to(dtype=torch.float16)
+    _contiguous(pipe.unet, pipe.vae)
+    return _replace(folder, lambda part: pipe.save_pretrained(part, safe_serialization=True))
+
+
 def export_captioner(model: Any, processor: Any, folder: Path) -> Path:
     """Save the BLIP model and its processor."""
     return _replace(

@@ -19,6 +19,7 @@ from tunes_dagster.tiny import (
     SCORER,
     SDXL,
     STUDENT,
+    UPSCALER,
     load_base,
     load_classifier,
     load_scorer,
@@ -66,6 +67,8 @@ class Plan:
             "faces": 4.0,
             "faceadapter": 12.0,
             "student": 40.0,
+            "upscaler_vae": 30.0,
+            "upscaler": 60.0,
         }
         return Budget((self.minutes or {}).get(model, minutes[model]), (self.steps or {}).get(model))
 
@@ -153,6 +156,34 @@ def make_student(plan: Plan) -> None:
     sheet = base_sheet(load_base(STUDENT, plan.out), steps=student.STEPS, guidance=1.0)
     small_png(sheet, plan.work / "student-sheet.png")
     (folder / "sample.png").write_bytes((plan.work / "student-sheet.png").read_bytes())
+
+
+def make_upscaler(plan: Plan) -> None:
+    """Train and export the upscaler; its VAE begins as that of the base in `start`, or just made."""
+    from factory.export import export_upscaler
+    from factory.train import upscaler, upscaler_vae
+
+    base, count = load_base(SDXL, plan.start or plan.out), max(8, min(400, plan.pictures // 100))
+    vae = upscaler_vae.train(
+        plan.work,
+        plan.budget("upscaler_vae"),
+        base.vae,
+        seed=plan.seed,
+        device=plan.device,
+        pictures=count,
+        log=say,
+    )
+    made = upscaler.train(
+        plan.work,
+        plan.budget("upscaler"),
+        base,
+        vae,
+        seed=plan.seed,
+        device=plan.device,
+        pictures=count,
+        log=say,
+    )
+    export_upscaler(made, plan.out / UPSCALER)
 
 
 def make_flux(plan: Plan) -> None:
@@ -360,6 +391,7 @@ STEPS: dict[str, Callable[[Plan], Any]] = {
     "decoder": make_decoder,
     "unet": make_unet,
     "student": make_student,
+    "upscaler": make_upscaler,
     "flux": make_flux,
     "captioner": make_captioner,
     "scorer": make_scorer,

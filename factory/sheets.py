@@ -50,6 +50,30 @@ def small_png(sheet: Image.Image, path: Any, colors: int = 192) -> None:
     sheet.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
+def enlarged_sheet(folder: Any, count: int, steps: int, path: Any) -> None:
+    """Print how near the upscaler in a folder and Lanczos come to held-out drawings; save six side by side."""
+    import numpy as np
+    import torch
+    from diffusers import StableDiffusionUpscalePipeline
+
+    from factory.train.data import HELD_OUT
+    from factory.train.upscaler import compared, pairs
+    from factory.train.upscaler_vae import DRAWN
+    from tunes_dagster.tiny.world import picture
+
+    pipe: Any = StableDiffusionUpscalePipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    drawings = np.stack([np.asarray(picture(HELD_OUT + i, DRAWN)[0]) for i in range(count)])
+    ours, lanczos = compared(pipe, drawings, steps)
+    print(f"{ours:.2f} dB against {lanczos:.2f} dB by Lanczos, {count} held-out drawings, {steps} steps")
+    rows = [
+        (plain, large, Image.fromarray(drawing))
+        for drawing, _, plain, large in pairs(pipe, drawings[:6], steps)
+    ]
+    small_png(grid([image for row in rows for image in row], 3), path, 255)
+    print(path)
+
+
 def world_sheet(count: int = 48, columns: int = 8) -> Image.Image:
     """Pictures of the training world, the held-out subjects in the last rows."""
     from tunes_dagster.tiny.world import SUBJECTS, draw_subject, picture

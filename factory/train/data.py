@@ -16,12 +16,12 @@ HELD_OUT = 10_000_000
 CHUNK = 500
 
 
-def draw_pictures(path: Path, count: int, start: int = 0, workers: int = 0) -> np.ndarray:
-    """Pictures `start` .. `start + count - 1` as a read-only uint8 array [count, 128, 128, 3] kept at `path`.
+def draw_pictures(path: Path, count: int, start: int = 0, workers: int = 0, size: int = SIZE) -> np.ndarray:
+    """Pictures `start` .. `start + count - 1` as a read-only uint8 array [count, size, size, 3] kept at `path`.
 
     A finished file of the right size is used again.
     """
-    shape = (count, SIZE, SIZE, 3)
+    shape = (count, size, size, 3)
     if not path.exists() or path.stat().st_size < int(np.prod(shape)):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part.npy")
@@ -37,7 +37,7 @@ def _draw_chunk(job: tuple[Path, int, int, int]) -> None:
     path, start, first, last = job
     pictures = np.load(path, mmap_mode="r+")
     for i in range(first, last):
-        pictures[i] = np.asarray(picture(start + i)[0])
+        pictures[i] = np.asarray(picture(start + i, pictures.shape[1])[0])
     pictures.flush()
 
 

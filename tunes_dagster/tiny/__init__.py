@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SDXL, FLUX, CAPTIONER, SCORER, CLASSIFIER = "sdxl", "flux", "captioner", "scorer", "classifier"
 STUDENT = "sdxl-4step"
 """The SDXL-class base, distilled to four steps."""
+UPSCALER = "upscaler"
+"""A pipeline that makes pictures of the drawn world four times as wide and high; none ships yet."""
 FACES = "faces"
 FACEADAPTER = "faceadapter"
 """The IP-Adapter of the SDXL-class base; its image encoder is the scorer."""
