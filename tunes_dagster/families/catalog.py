@@ -35,7 +35,8 @@ class BaseModelEntry(Strict):
     Attributes:
         branch: Its name in the catalog.
         family: A name of `families.specs.families()`, or of `AUXILIARY` for what no tune is made on.
-        aliases: Other words that mean it.
+        aliases: Other words that mean it; numbers are its ids in Astria's gallery.
+        title: What people call it; empty is its branch.
         repo_id: Hub repository, file in one (`owner/name/file.safetensors`), local folder or file, or `embedded:NAME`.
         revision: Commit on the hub.
         licence: Licence of the weights.
@@ -60,6 +61,7 @@ class BaseModelEntry(Strict):
     branch: str
     family: str
     aliases: list[str] = Field(default_factory=list)
+    title: str = ""
     repo_id: str
     revision: str | None = None
     licence: str
@@ -79,6 +81,12 @@ class BaseModelEntry(Strict):
     full_learning_rate: float | None = Field(default=None, gt=0, le=0.1)
     rendering: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("aliases", mode="before")
+    @classmethod
+    def _as_words(cls, value: Any) -> Any:
+        """Take numbers that YAML reads as such."""
+        return [str(one) if type(one) is int else one for one in value] if isinstance(value, list) else value
+
     @field_validator("family")
     @classmethod
     def _is_known(cls, value: str) -> str:
@@ -86,6 +94,11 @@ class BaseModelEntry(Strict):
             known = ", ".join((*families(), *AUXILIARY))
             raise ValueError(f"{value!r} is no model family; there are {known}, and what packages add")
         return value
+
+    @property
+    def numbers(self) -> list[int]:
+        """Its ids in Astria's gallery."""
+        return [int(word) for word in self.aliases if word.isascii() and word.isdecimal()]
 
     def training_options(self, asked: TrainingOptions) -> TrainingOptions:
         """Return what was asked, completed by its preset and kind and then with this base's defaults."""

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry.accounts import AccountQueries
-from tunes_dagster.registry.api_tables import ApiGroup, ApiKey, ApiObject, Pack, Reservation, Wallet
+from tunes_dagster.registry.api_tables import (
+    ApiGroup,
+    ApiKey,
+    ApiObject,
+    Pack,
+    Reservation,
+    Wallet,
+    Workspace,
+)
 from tunes_dagster.registry.campaign_costs import CostQueries
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
 from tunes_dagster.registry.campaigns import CampaignQueries
@@ -38,6 +46,7 @@ from tunes_dagster.registry.tables import (
 )
 from tunes_dagster.registry.tunes import TuneQueries
 from tunes_dagster.registry.uses import DoubtfulUse, PromptTune, Use, UseQueries
+from tunes_dagster.registry.workspaces import WorkspaceQueries
 
 
 class Registry(
@@ -56,6 +65,7 @@ class Registry(
     MendingQueries,
     UseQueries,
     RestoringQueries,
+    WorkspaceQueries,
 ):
     """All queries over one database; see `engine.Database` for how it is opened."""
 
@@ -108,5 +118,6 @@ __all__ = [
     "Use",
     "Wallet",
     "Work",
+    "Workspace",
     "open_registry",
 ]

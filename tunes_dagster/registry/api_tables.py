@@ -232,3 +232,26 @@ class Pack(Table):
     public_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+
+
+class Workspace(Table):
+    """A name under which an account keeps tunes and prompts apart; see the rows' `ApiObject.asked["workspace_id"]`.
+
+    Attributes:
+        fields: Whatever its dialect keeps.
+    """
+
+    __tablename__ = "workspaces"
+    __table_args__ = (
+        UniqueConstraint("slug", name="uq_workspaces_slug"),
+        Index("ix_workspaces_account", "account_id", "number"),
+        {"sqlite_autoincrement": True},
+    )
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    slug: Mapped[str] = mapped_column(String(120))
+    title: Mapped[str]
+    fields: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]

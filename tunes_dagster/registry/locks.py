@@ -30,6 +30,7 @@ from tunes_dagster.registry.api_tables import (
     Pack,
     Reservation,
     Wallet,
+    Workspace,
 )
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
 from tunes_dagster.registry.tables import (
@@ -61,6 +62,7 @@ ORDER: tuple[type[Table], ...] = (
     Callback,
     Cohort,
     Pack,
+    Workspace,
     ApiKey,
     Drop,
     IdempotencyKey,

@@ -80,17 +80,20 @@ class ObjectQueries(Database):
         before: int | None = None,
         offset: int = 0,
         title: str | None = None,
+        said: str | None = None,
         names: Sequence[str] = (),
         branch: str | None = None,
         status: str | None = None,
         dialect: str | None = None,
         asked: Mapping[str, str] | None = None,
     ) -> list[tuple[Tune, ApiObject | None]]:
-        """Return a page of an account's live tunes, newest first."""
+        """Return a page of an account's live tunes, newest first; `said` is a part of their titles."""
         query = select(Tune, ApiObject).outerjoin(ApiObject, ApiObject.id == Tune.id)
         query = query.where(Tune.account_id == account_id, Tune.deleted_at.is_(None))
         if title is not None:
             query = query.where(Tune.title == title)
+        if said:
+            query = query.where(Tune.title.icontains(said, autoescape=True))
         if names:
             query = query.where(Tune.class_name.in_(names))
         if branch is not None:

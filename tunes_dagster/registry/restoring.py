@@ -37,7 +37,7 @@ from tunes_dagster.registry.uses import used_and_not_ready, used_with
 NUMBERS_SKIPPED = 1_000
 # The same for attempts: files and run keys of attempts since then lie where the next one's would.
 ATTEMPTS_SKIPPED = 1_000
-_NUMBERED = ("tunes", "prompts", "packs")
+_NUMBERED = ("tunes", "prompts", "packs", "workspaces")
 _ACTIVE = ("submitted", "running")
 RESTORED = "The installation was restored from a backup."
 

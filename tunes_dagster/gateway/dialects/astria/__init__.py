@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from tunes_dagster.gateway.desk import Desk, desk_for
 from tunes_dagster.gateway.dialect import Dialect, Form
-from tunes_dagster.gateway.dialects.astria import packs, people, prompts, tunes
+from tunes_dagster.gateway.dialects.astria import packs, people, prompts, tunes, workspaces
 from tunes_dagster.gateway.dialects.astria.prompts import tune_number
 from tunes_dagster.gateway.dialects.astria.wire import (
     PromptFields,
@@ -23,7 +23,7 @@ from tunes_dagster.registry import ApiObject, Prompt, Registry
 from tunes_dagster.registry.outbox import Sending
 
 router = APIRouter()
-for part in (tunes, prompts, packs, people):
+for part in (tunes, prompts, packs, people, workspaces):
     router.include_router(part.router)
 _PATHS = (
     "/tunes",
@@ -61,6 +61,8 @@ DIALECT = Dialect(
         "POST /tunes/{tune_id}/prompts": _PROMPT,
         "POST /prompts/{prompt_id}/duplicate": _PROMPT,
         "POST /packs": Form("pack", packs.PackFields),
+        "POST /workspaces": Form("workspace", workspaces.WorkspaceFields),
+        "PATCH /workspaces/{workspace_id}": Form("workspace", workspaces.WorkspaceFields),
         "POST /images/inspect": Form(files=("file",)),
     },
 )

@@ -20,9 +20,9 @@ from tunes_dagster.core.recipe import (
 )
 from tunes_dagster.gateway.accepting import View
 from tunes_dagster.gateway.desk import Desk
+from tunes_dagster.gateway.dialects.astria.gallery import gallery, unknown
 from tunes_dagster.gateway.dialects.astria.wire import (
     BRANCHES,
-    GALLERY,
     NAME,
     NAMES,
     SWITCHES,
@@ -33,6 +33,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     size_of,
     without_wishes,
 )
+from tunes_dagster.gateway.dialects.astria.workspaces import workspace_of
 from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
 from tunes_dagster.registry import Tune
 
@@ -63,15 +64,15 @@ def base_of(mine: Desk, branch: str | None, number: int | None) -> Base:
     Raises:
         Problem: 422 for a number that is neither in the gallery nor one of the account's tunes.
     """
-    if branch == "fast" and (number is None or number in GALLERY):
+    listed = gallery(mine.service.catalog)
+    if branch == "fast" and (number is None or number in listed):
         return Base("fast", "fast", number)
-    if number in GALLERY:
-        word, _title, shown = GALLERY[number]
-        return Base(word, branch or shown, number)
+    if number in listed:
+        return Base(listed[number].word, branch or listed[number].branch, number)
     if number is not None:
         found = mine.registry.find_tune(mine.account_id, number)
         if found is None:
-            raise invalid("base_tune_id", "does not exist")
+            raise invalid("base_tune_id", f"does not exist: {unknown(mine, number)}")
         if branch == "fast":
             return Base("fast", "fast", number)
         shown = (found[1].asked.get("branch") if found[1] else None) or branch or "sd15"
@@ -118,6 +119,7 @@ def tune_order(
         callback_url=fields.callback,
     )
     asked = {
+        "workspace_id": workspace_of(mine),
         "base_tune_id": base.number,
         "branch": base.branch,
         "model_type": fields.model_type,
@@ -265,6 +267,8 @@ def prompt_order(
         text=text, tune=tune.id if tune else None, base=None, settings=settings, callback_url=fields.callback
     )
     asked = {**kept_fields(fields), "text": text, "tune_id": tune.number if tune else base.number}
+    if asked.get("workspace_id") is None:
+        asked["workspace_id"] = workspace_of(mine)
     events = ["prompt.done", *(["prompt.failed"] if mine.caller.options.get("failure_callbacks") else [])]
     return request, View(NAME, asked, events, on_unknown=_CAREFUL, group_id=group_id, names=NAMES)
 

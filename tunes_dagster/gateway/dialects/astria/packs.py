@@ -18,6 +18,7 @@ from tunes_dagster.core.clock import iso
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
+from tunes_dagster.gateway.dialects.astria.gallery import gallery
 from tunes_dagster.gateway.dialects.astria.orders import Base, base_of, prompt_order
 from tunes_dagster.gateway.dialects.astria.tunes import (
     known_by_title,
@@ -28,7 +29,6 @@ from tunes_dagster.gateway.dialects.astria.tunes import (
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
     BRANCHES,
-    GALLERY,
     KEYS,
     MC,
     NAME,
@@ -135,7 +135,7 @@ def _by_class(mine: Desk, pack: Pack) -> dict[str, list[dict[str, Any]]]:
 def _base_of(mine: Desk, pack: Pack) -> int | None:
     """Return the `base_tune_id` of a pack; one of its author's own tunes means nothing to others."""
     number = pack.fields.get("base_tune_id")
-    return number if number in GALLERY or pack.account_id == mine.account_id else None
+    return number if number in gallery(mine.service.catalog) or pack.account_id == mine.account_id else None
 
 
 def _cover_of(mine: Desk, pack: Pack) -> str | None:
@@ -146,7 +146,8 @@ def _cover_of(mine: Desk, pack: Pack) -> str | None:
 def _cost(mine: Desk, pack: Pack, rows: list[dict[str, Any]]) -> int:
     """Return what a tune of a pack with these prompts costs."""
     number = pack.fields.get("base_tune_id")
-    word = GALLERY[number][0] if number in GALLERY else BRANCHES["sd15"]
+    listed = gallery(mine.service.catalog)
+    word = listed[number].word if number in listed else BRANCHES["sd15"]
     kind = "faceid" if pack.fields.get("model_type") == "faceid" else "lora"
     price = mine.training_price(word, kind)
     for row in rows:
@@ -167,6 +168,8 @@ def _item(mine: Desk, pack: Pack) -> dict[str, Any]:
         "user_id": None,
         "slug": pack.slug,
         "title": pack.title,
+        "subtitle": pack.fields.get("subtitle"),
+        "main_class_name": next(iter(_by_class(mine, pack)), None),
         "token": pack.fields.get("token"),
         "created_at": iso(pack.created_at),
         "updated_at": iso(pack.updated_at),
@@ -187,7 +190,7 @@ def packs(public: bool = False, listed: bool = False, mine: Desk = Mine) -> list
 
 @router.get("/gallery/packs")
 @router.get("/gallery/packs.json", include_in_schema=False)
-def gallery(mine: Desk = Mine) -> list[dict[str, Any]]:
+def public_packs(mine: Desk = Mine) -> list[dict[str, Any]]:
     """List everybody's public packs, and those that the server came with."""
     return [_item(mine, pack) for pack in mine.registry.list_packs(mine.account_id, public=True)]
 
@@ -252,7 +255,7 @@ def _create(mine: Desk, given: dict[str, Any]) -> Response:
             asked = one.model_dump(exclude_none=True, exclude_unset=True)
             rows.append({"class": name, **kept_of(asked, kept)})
             left |= set(asked) - set(kept)
-    if fields.public and fields.base_tune_id not in (None, *GALLERY):
+    if fields.public and fields.base_tune_id not in (None, *gallery(mine.service.catalog)):
         raise invalid("base_tune_id", "is not in the gallery: others cannot use a tune of yours")
     slug = re.sub(r"[^a-z0-9]+", "-", fields.title.lower()).strip("-")[:80] or "pack"
     slug = f"{slug}-{secrets.token_hex(3)}"
@@ -372,8 +375,9 @@ def _prompts_only(
         base = Base(tune.base, asked.get("branch") or "sd15", asked.get("base_tune_id"))
         for row in _prompts(mine, pack, tune.class_name, overrides, wanted):
             orders.append(_order(mine, row, tune, base, asked.get("characteristics") or {}, group))
-    mine.accept_prompts(orders, group)
-    return JSONResponse({"status": 201, "message": "Prompts created", "tune_ids": ids}, 201)
+    prompts = mine.accept_prompts(orders, group)
+    made = {"tune_ids": ids, "prompt_ids": [prompt.number for prompt in prompts]}
+    return JSONResponse({"status": 201, "message": "Prompts created", **made}, 201)
 
 
 def _order(

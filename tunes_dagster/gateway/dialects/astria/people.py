@@ -7,13 +7,14 @@ import zlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
-from tunes_dagster.gateway.dialect import desk, manners
+from tunes_dagster.gateway.dialect import desk, manners, service_of
+from tunes_dagster.gateway.dialects.astria.gallery import models
 from tunes_dagster.gateway.dialects.astria.wire import KEYS, MC, NAME, error
 from tunes_dagster.gateway.nesting import files_in, read_body
 from tunes_dagster.gateway.problems import invalid
@@ -122,6 +123,13 @@ def _inspect(source: Path | IO[bytes], name: str, asked: str, field: str, detect
     }
 
 
+@router.get("/cli/models")
+@router.get("/cli/models.json", include_in_schema=False)
+def cli_models(request: Request) -> dict[str, Any]:
+    """List what Astria's command line offers as `--model`; needs no key."""
+    return models(service_of(request))
+
+
 @router.get("/users/self")
 @router.get("/users")
 @router.get("/users/self.json", include_in_schema=False)
@@ -132,6 +140,7 @@ def users_self(mine: Desk = Mine) -> dict[str, Any]:
     return {
         "id": zlib.crc32(mine.account_id.encode()) & 0x7FFFFFFF,
         "email": wallet.email,
+        "name": mine.account_id,
         "usd_balance_mc": wallet.available // MC,
         "auto_extend_tunes": False,
         "top_off_amount": 0,

@@ -18,11 +18,11 @@ from tunes_dagster.core.ids import row_number
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
+from tunes_dagster.gateway.dialects.astria.gallery import gallery, not_there
 from tunes_dagster.gateway.dialects.astria.orders import Base, prompt_order
 from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, BeforeId, number
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
-    GALLERY,
     KEYS,
     NAME,
     UNSUPPORTED_PROMPT,
@@ -33,6 +33,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     understood,
     unknown_fields,
 )
+from tunes_dagster.gateway.dialects.astria.workspaces import workspace_of
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.gateway.rehearsal import rehearsable
@@ -83,10 +84,9 @@ def base_or_tune(mine: Desk, text: str) -> tuple[Base, Tune | None, dict[str, An
         branch = asked.get("branch") or "sd15"
         return Base(tune.base, branch, asked.get("base_tune_id")), tune, asked.get("characteristics") or {}
     known = row_number(word)
-    if known in GALLERY:
-        base, _title, branch = GALLERY[known]
-        return Base(base, branch, known), None, {}
-    raise Problem(404, "Not found", code="not_found")
+    if (base := gallery(mine.service.catalog).get(known or 0)) is not None:
+        return Base(base.word, base.branch, known), None, {}
+    raise not_there(mine, word[:40])
 
 
 def find_prompt(
@@ -113,12 +113,12 @@ def find_prompt(
 def tune_number(mine: Desk, prompt: Prompt, seen: ApiObject | None) -> int | None:
     """Return the integer that a prompt shows as its tune: the base where it was asked on a base."""
     numbers = mine.registry.tune_numbers([prompt.tune_id] if prompt.tune_id else [])
-    return _number(prompt, seen, numbers)
+    return _number(mine, prompt, seen, numbers)
 
 
-def _number(prompt: Prompt, seen: ApiObject | None, numbers: dict[str, int]) -> int | None:
+def _number(mine: Desk, prompt: Prompt, seen: ApiObject | None, numbers: dict[str, int]) -> int | None:
     asked = (seen.asked if seen else {}).get("tune_id")
-    if asked in GALLERY and not (seen and seen.asked.get("own_tune")):
+    if asked in gallery(mine.service.catalog) and not (seen and seen.asked.get("own_tune")):
         return int(asked)
     return numbers.get(prompt.tune_id) if prompt.tune_id else asked
 
@@ -180,6 +180,8 @@ def _listed(
     for name in ("pack_id", "base_pack_id", "orig_prompt_id"):
         if asked.get(name):
             filters.setdefault("asked", {})[name] = asked[name]
+    if (workspace := workspace_of(mine)) is not None:
+        filters.setdefault("asked", {})["workspace_id"] = str(workspace)
     for name in ("user_id", "order_id"):
         if asked.get(name):
             raise invalid(name, "is not a filter here: an account sees its own prompts only")
@@ -187,7 +189,7 @@ def _listed(
         mine.account_id, limit=min(limit, MAX_LIMIT), before=before, offset=offset, **filters
     )
     numbers = mine.registry.tune_numbers([prompt.tune_id for prompt, _seen in rows if prompt.tune_id])
-    return [prompt_object(mine, prompt, seen, _number(prompt, seen, numbers)) for prompt, seen in rows]
+    return [prompt_object(mine, prompt, seen, _number(mine, prompt, seen, numbers)) for prompt, seen in rows]
 
 
 @router.get("/prompts")

@@ -9,13 +9,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse
 
+from tunes_dagster.core.ids import row_number
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
+from tunes_dagster.gateway.dialects.astria.gallery import gallery, not_there, shown
 from tunes_dagster.gateway.dialects.astria.orders import tune_order
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
-    GALLERY,
     KEYS,
     NAME,
     UNSUPPORTED_PROMPT,
@@ -26,6 +27,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     understood,
     unknown_fields,
 )
+from tunes_dagster.gateway.dialects.astria.workspaces import workspace_of
 from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.gateway.rehearsal import is_rehearsing, rehearsable
@@ -146,22 +148,22 @@ def listed(
     if offset > MAX_OFFSET:
         raise Problem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
     names = [*request.query_params.getlist("name[]"), *request.query_params.getlist("name")]
-    given = {"branch": branch, "model_type": model_type}
+    given = {"branch": branch, "model_type": model_type, "workspace_id": workspace_of(mine)}
     rows = mine.registry.page_tunes(
         mine.account_id,
         limit=min(limit, MAX_LIMIT),
         before=before_id,
         offset=offset,
-        title=title,
+        said=title,
         names=names,
-        asked={name: value for name, value in given.items() if value is not None},
+        asked={name: str(value) for name, value in given.items() if value not in (None, "")},
     )
     return [tune_object(mine, tune, seen) for tune, seen in rows]
 
 
 @router.get("/gallery/tunes")
 @router.get("/gallery/tunes.json", include_in_schema=False)
-def gallery(
+def bases(
     branch: str | None = None,
     model_type: str | None = None,
     limit: int = Query(default=20, ge=1),
@@ -171,25 +173,23 @@ def gallery(
     if model_type not in (None, "", "null", "checkpoint"):
         return []
     rows = [
-        {
-            "id": key,
-            "title": title,
-            "name": "base",
-            "branch": shown,
-            "model_type": None,
-            "base_tune_id": None,
-            "url": f"{mine.base_url}/tunes/{key}.json",
-        }
-        for key, (_word, title, shown) in GALLERY.items()
-        if branch in (None, shown)
+        shown(mine, base)
+        for base in gallery(mine.service.catalog).values()
+        if branch in (None, "", base.branch)
     ]
     return rows[:limit]
 
 
 @router.get("/tunes/{tune_id}")
 def retrieve(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
-    """Describe one tune."""
-    return tune_object(mine, *find_tune(mine, tune_id))
+    """Describe one tune, or a base of the gallery."""
+    word = number(tune_id)
+    found = mine.registry.find_tune(mine.account_id, word) if word.isdecimal() else None
+    if found is not None:
+        return tune_object(mine, *found)
+    if (base := gallery(mine.service.catalog).get(row_number(word) or 0)) is not None:
+        return shown(mine, base)
+    raise not_there(mine, word[:40])
 
 
 @router.patch("/tunes/{tune_id}")

@@ -28,13 +28,8 @@ BODY = body_of(payloads=frozenset(_PICTURES))
 # 100,000 of Astria's units are a dollar.
 MC = 10
 DAYS = 30
-# What a branch trains on; `base_tune_id` numbers are aliases in the catalog.
+# What a branch trains on; what a `base_tune_id` means is said in `gallery.py`.
 BRANCHES = {"sd15": "realistic-vision", "sdxl1": "sdxl1", "flux1": "flux1-dev", "fast": "fast"}
-GALLERY = {
-    690204: ("realistic-vision", "Realistic Vision v5.1", "sd15"),
-    666678: ("sdxl1", "SDXL 1.0", "sdxl1"),
-    1504944: ("flux1-dev", "Flux1.dev", "flux1"),
-}
 _SHAPES = {"portrait": (2, 3), "landscape": (3, 2)}
 _RATIOS = ("1:1", "16:9", "9:16", "21:9", "9:21", "3:2", "2:3", "5:4", "4:5", "4:3", "3:4")
 
