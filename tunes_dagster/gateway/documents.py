@@ -98,8 +98,8 @@ def _body(form: Form, components: dict[str, Any]) -> dict[str, Any]:
     for name in form.files:
         flat[name] = {"type": "array", "items": {"type": "string", "format": "binary"}}
     content: dict[str, Any] = {"multipart/form-data": {"schema": {"type": "object", "properties": flat}}}
-    if form.wrapper:
-        content = {"application/json": {"schema": wrapped}, **content}
+    if form.wrapper or form.model is not None:
+        content = {"application/json": {"schema": wrapped if form.wrapper else fields}, **content}
         words = {name: kind for name, kind in flat.items() if name not in form.files}
         content["application/x-www-form-urlencoded"] = {"schema": {"type": "object", "properties": words}}
     return {"required": False, "content": content}

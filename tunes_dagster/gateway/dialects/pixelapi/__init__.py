@@ -11,7 +11,16 @@ from fastapi import APIRouter
 
 from tunes_dagster.gateway.dialect import Dialect, Form
 from tunes_dagster.gateway.dialects.pixelapi import images, tunes
-from tunes_dagster.gateway.dialects.pixelapi.wire import error, tune_status
+from tunes_dagster.gateway.dialects.pixelapi.wire import (
+    BatchBody,
+    GenerateBody,
+    InferBody,
+    TrainBody,
+    UpscaleBody,
+    VideoBody,
+    error,
+    tune_status,
+)
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.outbox import Sending
 
@@ -26,7 +35,15 @@ DIALECT = Dialect(
     error,
     ("/v1/",),
     problem={"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}},
-    forms={"POST /v1/tunes/{job_id}/upload": Form(files=("images",))},
+    forms={
+        "POST /v1/tunes/{job_id}/upload": Form(files=("images",)),
+        "POST /v1/tunes/train": Form(model=TrainBody),
+        "POST /v1/tunes/infer": Form(model=InferBody),
+        "POST /v1/image/generate": Form(model=GenerateBody),
+        "POST /v1/image/upscale": Form(model=UpscaleBody),
+        "POST /v1/image/batch": Form(model=BatchBody),
+        "POST /v1/video/generate": Form(model=VideoBody),
+    },
 )
 
 

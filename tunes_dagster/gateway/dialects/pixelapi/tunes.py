@@ -32,6 +32,7 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     lora_id,
     own_id,
     prompt_status,
+    read_fields,
     tune_status,
     unknown_fields,
     whole,
@@ -78,8 +79,13 @@ def config(request: Request) -> dict[str, Any]:
 
 @router.post("/train")
 @rehearsable
-def train(body: TrainBody, mine: Desk = Mine) -> dict[str, Any]:
+async def train(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Open a training job, which waits for its pictures."""
+    body, _files = await read_fields(request, TrainBody)
+    return await run_in_threadpool(_train, mine, body)
+
+
+def _train(mine: Desk, body: TrainBody) -> dict[str, Any]:
     low, high = SOUGHT_PICTURES
     request = TuneRequest(
         name="subject",
@@ -106,8 +112,13 @@ def train(body: TrainBody, mine: Desk = Mine) -> dict[str, Any]:
 
 @router.post("/infer")
 @rehearsable
-def infer(body: InferBody, mine: Desk = Mine) -> dict[str, Any]:
+async def infer(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Render pictures with a tune, which may still be in training."""
+    body, _files = await read_fields(request, InferBody)
+    return await run_in_threadpool(_infer, mine, body)
+
+
+def _infer(mine: Desk, body: InferBody) -> dict[str, Any]:
     tune, seen = mine.tune(own_id(body.tune_id), "Tune")
     made_on = (seen.asked.get("model") if seen else None) or ("flux" if "flux" in tune.base else "sdxl")
     if body.model is not None and body.model.removesuffix("-pro") != made_on:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
 
-from tunes_dagster.gateway.bodies import body_of
+from tunes_dagster.gateway.bodies import Body, body_of
 from tunes_dagster.gateway.dialect import header_key
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
+from tunes_dagster.gateway.problems import Problem, of_pydantic
 
+Fields = TypeVar("Fields", bound=BaseModel)
 NAME = "pixelapi"
+# How the vendor's SDKs name themselves; the first one in Python knows the documented words.
+_SDKS = ("pixelapi-python/", "pixelapi-js/")
+_DOCUMENTED = "pixelapi-python/0.1"
 # A credit is a tenth of a cent: 100 credits are $0.10.
 CREDIT = 1000
 KEYS = header_key("authorization", "x-api-key")
-BODY = body_of(payloads=frozenset({"image", "image_url"}))
+BODY = body_of(payloads=frozenset({"image", "image_url", "images"}))
 # What a `model` word trains on and renders with; the catalog's profile decides what that really is.
 BASES = {"sdxl": "sdxl1", "flux": "flux1-dev", "flux-pro": "flux1-dev", "flux-schnell": "flux1-schnell"}
 # Files and their URLs are gone after a day.
@@ -58,7 +65,28 @@ class InferBody(Loose):
     model: Literal["sdxl", "flux", "flux-pro"] | None = None
 
 
-class GenerateBody(Loose):
+class PictureBody(Loose):
+    """What the calls that take a picture share: by address, or as base64 or a data URI, or as a file of a form."""
+
+    image_url: str | None = None
+    image: str | None = None
+
+
+class UpscaleBody(PictureBody):
+    """`POST /v1/image/upscale`."""
+
+    scale: int = 4
+
+
+class BatchBody(Loose):
+    """`POST /v1/image/batch`; `images` as in `PictureBody`."""
+
+    operation: str = Field(min_length=1, max_length=40)
+    images: list[str] = Field(min_length=1, max_length=100)
+    scale: int = 4
+
+
+class GenerateBody(PictureBody):
     """`POST /v1/image/generate`."""
 
     model: str = "sdxl"
@@ -69,8 +97,29 @@ class GenerateBody(Loose):
     steps: int | None = None
     guidance_scale: float | None = Field(default=None, ge=0, le=30)
     seed: int | None = Field(default=None, ge=0, le=2**32)
-    image_url: str | None = None
-    image: str | None = None
+
+
+class VideoBody(GenerateBody):
+    """`POST /v1/video/generate`."""
+
+    model: str = "cogvideo-2b"
+    num_frames: int | None = Field(default=None, ge=1, le=161)
+
+
+async def read_fields(request: Body, model: type[Fields]) -> tuple[Fields, list[UploadFile]]:
+    """Return the body of a call, which may come as JSON or as either kind of form, and the pictures that are files.
+
+    Raises:
+        Problem: 400 for a body that cannot be read, 422 for its fields.
+    """
+    given = fields_of(await read_body(request), "")
+    files = files_in(given, "image", "file")
+    if files:
+        given = {name: value for name, value in given.items() if name not in ("image", "file")}
+    try:
+        return model.model_validate(given), files
+    except ValidationError as wrong:
+        raise of_pydantic([dict(one) for one in wrong.errors()]) from None
 
 
 def unknown_fields(body: Loose) -> dict[str, str]:
@@ -93,6 +142,17 @@ def tune_status(status: str) -> str:
         "ready": "completed",
     }
     return words.get(status, "failed")
+
+
+def speaks_sdk(request: Request | None) -> bool:
+    """Whether one of the vendor's SDKs asks: they know other words for the status of a picture."""
+    agent = request.headers.get("user-agent", "") if request is not None else ""
+    return agent.startswith(_SDKS) and not agent.startswith(_DOCUMENTED)
+
+
+def sdk_status(word: str) -> str:
+    """Return the SDKs' word for a status: pending, processing, completed, failed; another one ends their wait badly."""
+    return {"queued": "pending", "blocked": "failed"}.get(word, word)
 
 
 def prompt_status(status: str) -> str:
