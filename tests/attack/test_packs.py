@@ -155,3 +155,15 @@ def test_a_picture_does_not_carry_the_signature_of_what_it_was_made_from() -> No
     used = optional_settings(settings)
     assert used["input_image"] == "https://files.example/a.png?…"
     assert optional_settings(RenderSettings(input_image="blobs/ab/c.png"))["input_image"] == "blobs/ab/c.png"
+
+
+@pytest.mark.parametrize(("name", "value"), [("tune_ids", []), ("tune_ids", 0), ("prompt_ids", [])])
+def test_a_choice_of_nothing_costs_nothing(house: House, name: str, value: Any) -> None:
+    """It was taken for no choice: for another tune, or for all prompts."""
+    slug = made(house, account="ann").json()["slug"]
+    before = house.registry.books("ann")
+    answer = house.client.post(
+        f"/p/{slug}/tunes", json={"tune": {**TUNE, name: value}}, headers=house.auth("ann")
+    )
+    assert answer.status_code in (404, 422), answer.text
+    assert house.registry.books("ann") == before and not house.registry.list_tunes(account_id="ann")

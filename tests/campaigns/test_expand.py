@@ -132,3 +132,21 @@ def test_workbooks_are_read_by_row_and_sheet():
 )
 def test_names_become_words(name: str, word: str):
     assert campaign_id(name) == word
+
+
+def test_what_the_yamls_own_rows_say_on_purpose_counts_as_said():
+    """An empty text, no tunes, 0 and `false` are no gaps there; in a table an empty cell is one."""
+    yaml = (
+        f"{HEAD}variables: {{colour: red}}\n"
+        "settings: {negative_prompt: ugly, film_grain: true, guidance_scale: 7}\n"
+        "prompts:\n"
+        "- {text: 'a {{colour}} mug', seeds: 0, negative_prompt: '', film_grain: false, guidance_scale: 0}\n"
+        "- {text: 'a {{colour}} mug', seeds: 1, colour: '', tunes: [], negative_prompt: null}\n"
+    )
+    source = Source("x.yaml", yaml.encode())
+    parsed = parse(source)
+    done = expand(parsed.file, read_table(source, parsed), [ANNA], [REX], "2026-03-02")
+    assert texts(done) == [("a red mug", "tune_a", 0), ("a mug", None, 1)]
+    first, second = (item.settings for item in done.items)
+    assert (first["negative_prompt"], first["film_grain"], first["guidance_scale"]) == ("", False, 0)
+    assert (second["negative_prompt"], second["film_grain"], second["guidance_scale"]) == ("ugly", True, 7)

@@ -271,3 +271,12 @@ def test_export_hands_over_the_words_of_a_pti_tune(
     installation.store.write_bytes(f"tunes/{tune['id']}/lora/1/{tune['id']}.embeddings.safetensors", b"words")
     assert tunes("export", "1", "--out", str(tmp_path / "out")).code == 0
     assert {file.read_bytes() for file in (tmp_path / "out").iterdir()} == {b"diffusers", b"words"}
+
+
+def test_a_group_that_is_set_to_nothing_is_emptied(
+    tunes: Tunes, installation: Installation, photos: Path
+) -> None:
+    (photos / "tune.yaml").write_text("name: man\nlabels: {order: seven}\ntraining: {rank: 8}\n")
+    tune = hand_in(tunes, photos, "--set", "labels={}")
+    row = installation.registry.get_tune(tune["id"])
+    assert row.labels == {} and row.request["training"]["rank"] == 8

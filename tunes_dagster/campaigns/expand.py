@@ -267,7 +267,8 @@ def _variables(
     shared = {spelled(name): values for name, values in file.variables.items()}
     found: dict[str, list[str]] = {}
     for name in dict.fromkeys(spelled(word) for word in _VARIABLE.findall(text)):
-        values = _split(row.cells.get(name, "")) or shared.get(name)
+        cell = row.cells.get(name)
+        values = [""] if cell == "" else _split(cell or "") or shared.get(name)
         if values:
             found[name] = values
             continue

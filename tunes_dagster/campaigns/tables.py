@@ -122,14 +122,29 @@ def _own_rows(source: Source, parsed: Parsed, file: CampaignFile) -> Table:
     table = Table(source.label, header=parsed.line("prompts"))
     for index, row in enumerate(file.prompts):
         assert isinstance(row, dict)
-        cells = {_column(str(name)): _cell(value) for name, value in row.items()}
+        cells = {_column(str(name)): _own_cell(str(name), value) for name, value in row.items()}
         table.columns += [name for name in cells if name not in table.columns]
-        cells = {name: value for name, value in cells.items() if value}
-        if cells:
+        cells = {name: value for name, value in cells.items() if value is not None}
+        if any(cells.values()):
             table.rows.append(Row(parsed.line(f"prompts.{index}"), cells))
     if not table.rows:
         table.problems.append(Problem(source.label, table.header, "There are no prompts.", "Write some."))
     return table
+
+
+def _own_cell(name: str, value: Any) -> str | None:
+    """Return a value of the YAML's own rows as a cell; None when nothing was said.
+
+    An empty text is said on purpose there: it takes the place of the campaign's setting or variable, and no tunes are
+    the plain base. In a table an empty cell says nothing.
+    """
+    column = _column(name)
+    if value is None:
+        return None
+    if value == [] and column == "tunes":
+        return "none"
+    cell = _cell(value)
+    return cell if cell or column in SETTINGS or column not in KNOWN else None
 
 
 def _cell(value: Any) -> str:

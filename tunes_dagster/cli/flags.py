@@ -132,9 +132,11 @@ def assignments(pairs: list[str]) -> dict[str, Any]:
 
 
 def merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """Return two nested dicts as one; where both say something, `high` wins."""
+    """Return two nested dicts as one; where both say something, `high` wins, and an empty dict of its own empties."""
     result = dict(low)
     for key, value in high.items():
         old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        result[key] = (
+            merged(old, value) if isinstance(old, dict) and isinstance(value, dict) and value else value
+        )
     return result

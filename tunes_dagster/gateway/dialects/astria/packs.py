@@ -304,12 +304,12 @@ def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any]) -> Response:
     given = fields_of(body, "tune")
     overrides = given.pop("prompt_attributes", None) or {}
     prompts_callback = given.pop("prompts_callback", None)
-    wanted = {str(one) for one in _listed(given.pop("prompt_ids", None))}
-    tune_ids = given.pop("tune_ids", None)
+    wanted = _chosen("prompt_ids", given.pop("prompt_ids", None))
+    tune_ids = _chosen("tune_ids", given.pop("tune_ids", None))
     if not isinstance(overrides, dict):
         raise invalid("prompt_attributes", "is not an object")
-    if tune_ids:
-        return _prompts_only(mine, pack, _listed(tune_ids), overrides, wanted, prompts_callback)
+    if tune_ids is not None:
+        return _prompts_only(mine, pack, tune_ids, overrides, wanted, prompts_callback)
     name = str(given.get("name") or "")
     given["prompts_attributes"] = _prompts(mine, pack, name, overrides, wanted)
     if given.get("base_tune_id") is None and given.get("branch") is None:
@@ -325,9 +325,18 @@ def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any]) -> Response:
     return made_tune(mine, fields, files, _group(mine, prompts_callback))
 
 
-def _listed(value: Any) -> list[Any]:
-    """Return ids that were given as a list, or as one."""
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _chosen(name: str, value: Any) -> list[Any] | None:
+    """Return ids that were given as a list, or as one; None when nothing was said.
+
+    Raises:
+        Problem: 422 for an empty list: it chooses nothing, and would cost a tune or all prompts if it were taken for
+            nothing said.
+    """
+    if value in (None, ""):
+        return None
+    if value == []:
+        raise invalid(name, "is empty; leave it out to choose all")
+    return value if isinstance(value, list) else [value]
 
 
 def _group(mine: Desk, callback: Any) -> ApiGroup | None:
@@ -340,7 +349,7 @@ def _group(mine: Desk, callback: Any) -> ApiGroup | None:
 
 
 def _prompts(
-    mine: Desk, pack: Pack, name: str, overrides: dict[str, Any], wanted: set[str]
+    mine: Desk, pack: Pack, name: str, overrides: dict[str, Any], wanted: list[Any] | None
 ) -> list[dict[str, Any]]:
     """Return the pack's prompts for a class, with the caller's own attributes over them.
 
@@ -350,7 +359,7 @@ def _prompts(
     classes = _by_class(mine, pack)
     if name not in classes:
         raise invalid("name", f"is not included in the pack; it has {', '.join(classes) or 'no classes'}")
-    rows = [row for row in classes[name] if not wanted or str(row["id"]) in wanted]
+    rows = [row for row in classes[name] if wanted is None or str(row["id"]) in map(str, wanted)]
     return [
         {**{k: v for k, v in row.items() if k != "id"}, **overrides, "pack_id": pack.number} for row in rows
     ]
@@ -363,7 +372,12 @@ def _fill(fields: TuneFields, token: str) -> None:
 
 
 def _prompts_only(
-    mine: Desk, pack: Pack, ids: list[Any], overrides: dict[str, Any], wanted: set[str], prompts_callback: Any
+    mine: Desk,
+    pack: Pack,
+    ids: list[Any],
+    overrides: dict[str, Any],
+    wanted: list[Any] | None,
+    prompts_callback: Any,
 ) -> Response:
     if len(ids) > 20:
         raise invalid("tune_ids", "has more than 20 entries")
