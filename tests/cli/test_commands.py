@@ -116,6 +116,7 @@ def test_train_takes_an_archive(
         (["status", "99"], "There is no tune '99'", "tunes list"),
         (["render", "hello", "--tune", "nobody"], "There is no tune 'nobody'", "tunes list"),
         (["render", "hello", "--width", "13"], "settings.width", ""),
+        (["render", "a p0rn star"], "blocked by the rule 'explicit sex'", "nothing was charged"),
         (["captions", "show", "1"], "There is no tune '1'", "tunes list"),
         (["callbacks", "show", "cb_1"], "There is no callback 'cb_1'", ""),
         (["bases", "pull", "sdx"], "no base model called 'sdx'", "sdxl"),

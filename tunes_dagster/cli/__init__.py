@@ -32,6 +32,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 # Codes that say that the command was wrong, as opposed to the work having failed.
 _BAD_INPUT = {
     FailureCode.INVALID_REQUEST,
+    FailureCode.BLOCKED,
     FailureCode.UNKNOWN_TUNE,
     FailureCode.UNKNOWN_BASE,
     FailureCode.BASE_NOT_INSTALLED,

@@ -19,19 +19,32 @@ from tunes_dagster.rendering.disguises import folded, forms
 SHIPPED = Path(__file__).with_name("content-rules.txt")
 # Names of lines that are no rules.
 _ALLOWED, _INCLUDE = "allowed", "include"
+# How many words may stand between two that are near each other.
+_NEAR = 5
 SAFETY_RULE = "picture safety"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: its name, which callers are told, and what fires it: every pattern has to be found somewhere.
+    """One rule: its name, which callers are told, and what fires it: every pattern is found, and `spared` is not.
 
     An exception (`allows`) has one pattern, of what is taken out before the rules look.
     """
 
     name: str
     patterns: tuple[re.Pattern[str], ...]
-    allows: bool = False
+    spared: re.Pattern[str] | None = None
+
+    @property
+    def allows(self) -> bool:
+        """Whether it is an exception."""
+        return self.name == _ALLOWED
+
+    def fires(self, seen: Sequence[str]) -> bool:
+        """Whether it is broken by a text, given in its forms."""
+        if self.spared is not None and any(self.spared.search(form) for form in seen):
+            return False
+        return all(any(pattern.search(form) for form in seen) for pattern in self.patterns)
 
 
 def load_rules(settings: Settings) -> tuple[Rule, ...]:
@@ -65,12 +78,18 @@ def rules_file(settings: Settings) -> Path | None:
 @lru_cache(maxsize=4)
 def _read(path: str, modified: int) -> tuple[Rule, ...]:
     rules: list[Rule] = []
+    words: dict[str, str] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
+        name, _, said = (part.strip() for part in line.partition(":"))
+        if not line.strip() or name.startswith("#"):
             continue
-        if line.partition(":")[0].strip() == _INCLUDE and line.partition(":")[2].strip() == "shipped":
+        if name.startswith("$"):
+            words[name] = said
+        elif (name, said) == (_INCLUDE, "shipped"):
             rules.extend(_read(str(SHIPPED), SHIPPED.stat().st_mtime_ns) if path != str(SHIPPED) else ())
         else:
+            for short in sorted(words, key=len, reverse=True):
+                line = line.replace(short, words[short])
             rules.append(rule_of(line, f"{Path(path).name}, line {number}"))
     return tuple(rules)
 
@@ -85,28 +104,50 @@ def rule_of(line: str, where: str) -> Rule:
     try:
         if not (name and colon and said):
             raise ValueError("it is not of the form `name: words`")
-        if len(said) > 2 and said.startswith("/") and said.endswith("/"):
-            return Rule(name, (re.compile(said[1:-1], re.IGNORECASE),), name == _ALLOWED)
-        groups = [_words(group) for group in re.split(r"\s\+\s", said)]
-        if name == _ALLOWED and len(groups) > 1:
+        said, _, unless = said.rpartition(" unless ") if " unless " in said else (said, "", "")
+        spared = re.compile(_group(unless), re.IGNORECASE) if unless else None
+        whole = [said] if _is_pattern(said) else re.split(r"\s\+\s", said)
+        if name == _ALLOWED and (len(whole) > 1 or spared):
             raise ValueError("an exception has no groups")
-        return Rule(name, tuple(groups), name == _ALLOWED)
+        return Rule(name, tuple(re.compile(_together(one), re.IGNORECASE) for one in whole), spared)
     except (ValueError, re.error) as error:
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"The content rule at {where} cannot be read.",
-            "Write `name: word, two words`, `name: word + word` or `name: /regular expression/`.",
+            "Write `name: word, two words`, `name: word + word`, `name: word ~ word` or `name: /regular expression/`.",
             detail_of(error),
         ) from error
 
 
-def _words(said: str) -> re.Pattern[str]:
-    """Return the pattern of words, any of which is found whole; a space in one stands for a hyphen, too."""
+def _is_pattern(said: str) -> bool:
+    """Whether it is one regular expression, and not two that are joined."""
+    return len(said) > 2 and said[0] == said[-1] == "/" and not re.search(r"/\s[+~]\s|\s[+~]\s/", said)
+
+
+def _together(said: str) -> str:
+    """Return the pattern of a group, or of two (`a ~ b`) of which words stand near each other, in any order."""
+    first, near, second = said.partition(" ~ ") if not _is_pattern(said) else (said, "", "")
+    if not near:
+        return _group(said)
+    between = rf"(?:\W+\w+){{0,{_NEAR}}}?\W+"
+    one, other = _group(first), _group(second)
+    return f"(?:{one}){between}(?:{other})|(?:{other}){between}(?:{one})"
+
+
+def _group(said: str) -> str:
+    """Return the pattern of words, any of which is found whole, or the one between slashes.
+
+    A space in a word stands for a hyphen, too.
+    """
+    said = said.strip()
+    if _is_pattern(said):
+        re.compile(said[1:-1])  # a mistake is told of by itself
+        return said[1:-1]
     words = [folded(word.strip()) for word in said.split(",") if folded(word.strip())]
     if not words:
         raise ValueError("a group has no words")
     joined = "|".join(re.escape(word).replace("\\ ", r"[\s-]+") for word in words)
-    return re.compile(rf"(?<!\w)(?:{joined})(?!\w)")
+    return rf"(?<!\w)(?:{joined})(?!\w)"
 
 
 def fired(text: str, rules: Sequence[Rule]) -> Rule | None:
@@ -118,7 +159,7 @@ def fired(text: str, rules: Sequence[Rule]) -> Rule | None:
         if rule.allows:
             seen = [rule.patterns[0].sub(" ", form) for form in seen]
     for rule in rules:
-        if not rule.allows and all(any(p.search(form) for form in seen) for p in rule.patterns):
+        if not rule.allows and rule.fires(seen):
             return rule
     return None
 
