@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -101,7 +102,7 @@ class House:
 
 
 class Documented:
-    """Middleware of the tested server that notes every answer whose status its endpoint's documents do not have."""
+    """Middleware of the tested server that notes every answer which its endpoint's documents do not have."""
 
     found: ClassVar[list[str]] = []
 
@@ -109,20 +110,36 @@ class Documented:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, body = 0, b""
+
         async def noted(message: Message) -> None:
-            if message["type"] == "http.response.start" and (route := scope.get("route")) is not None:
-                self._note(route, scope, message["status"])
+            nonlocal status, body
+            status, body = message.get("status", status), body + message.get("body", b"")
             await send(message)
 
         await self.app(scope, receive, noted)
+        if (route := scope.get("route")) is not None:
+            self._note(route, scope, status, body)
 
-    def _note(self, route: Any, scope: Scope, status: int) -> None:
+    def _note(self, route: Any, scope: Scope, status: int, body: bytes) -> None:
         dialect = _codes().get(scope["state"].get("dialect", ""))
         if dialect is None:
             return
         known = {route.status_code or 200, *(int(code) for code in route.responses), *dialect}
         if status < 500 and status not in known:
             self.found.append(f"{scope['method']} {route.path} answered {status}, which is none of {known}")
+        model = route.responses.get(status, {}).get("model")
+        if model is None or scope["method"] == "HEAD":
+            return
+        try:
+            _checker(model).validate_json(body, strict=True, extra="forbid")
+        except ValidationError as wrong:
+            self.found.append(f"{scope['method']} {route.path} is documented otherwise: {wrong}")
+
+
+@lru_cache(maxsize=100)
+def _checker(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
 
 
 @lru_cache(maxsize=1)

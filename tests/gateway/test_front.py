@@ -2,7 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
 from tests.gateway.conftest import House
+from tunes_dagster.gateway.options import GatewayOptions
+
+
+@pytest.mark.parametrize("options", [{"cors_origins": ["https://app.example.com"]}, {}])
+def test_scripts_of_the_pages_that_are_named_may_call(house: House, options: dict[str, Any]) -> None:
+    asked = {
+        "Origin": "https://app.example.com",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    first = house.client.options("/v1/image/generate", headers=asked)
+    refused = house.client.post("/v1/image/generate", json={"prompt": "x"}, headers=asked)
+    assert refused.status_code == 401  # which the page has to be able to read
+    allowed = "https://app.example.com" if options else None
+    for answer in (first, refused):
+        assert answer.headers.get("access-control-allow-origin") == allowed
+    if options:
+        assert first.status_code == 200 and "authorization" in first.headers["access-control-allow-headers"]
+        assert "X-RateLimit-Remaining" in refused.headers["access-control-expose-headers"]
+        other = house.client.get("/v1/tunes/config", headers={"Origin": "https://evil.example.com"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize("origin", ["app.example.com", "https://a.example/path", "null", "file://x"])
+def test_what_is_no_origin_is_refused_at_the_start(origin: str) -> None:
+    with pytest.raises(ValidationError, match="cors_origins"):
+        GatewayOptions(cors_origins=[origin])
 
 
 def test_the_root_says_what_is_here(house: House) -> None:

@@ -136,6 +136,37 @@ def test_the_samples_are_on_the_pages(house: House) -> None:
                     assert json.dumps(sample[part]) in text, sample["call"]
 
 
+def test_every_operation_says_what_it_is_what_it_answers_and_how_a_key_is_shown(house: House) -> None:
+    for name in NAMES:
+        document = house.client.get(f"/openapi/{name}.json").json()
+        assert document["info"]["description"] and document["security"]
+        names = [key for one in document["security"] for key in one]
+        assert set(names) == set(document["components"]["securitySchemes"])
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                where = (name, method, path)
+                assert len(operation["summary"]) > 9 and "same" not in operation["summary"], where
+                for parameter in operation.get("parameters", []):
+                    assert parameter.get("description"), (*where, parameter["name"])
+                for status, answer in operation["responses"].items():
+                    schema = answer.get("content", {}).get("application/json", {}).get("schema")
+                    if schema is not None:
+                        assert {"$ref", "anyOf", "items"} & set(schema), (*where, status)
+                    elif status in ("200", "201"):
+                        assert path.endswith(("/likes", "/themes", "/{form}")), where
+    assert document["paths"]["/health"]["get"]["security"] == []  # the last one is the native one
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_needs_no_other_server(house: House, name: str) -> None:
+    page = house.client.get(f"/docs/{name}")
+    loaded = re.findall(r"""(?:src|href|url)\s*[=:]\s*["']([^"']+)""", page.text)
+    assert len(loaded) == 4 and not any("//" in one for one in loaded), loaded
+    for address in loaded:
+        assert house.client.get(f"/docs/{address}").status_code == 200, address
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+
+
 def test_every_refusal_is_documented(house: House) -> None:
     for name in NAMES:
         document = house.client.get(f"/openapi/{name}.json").json()

@@ -178,3 +178,15 @@ def test_own_packs_and_public_ones_stand_in_two_lists(house: House) -> None:
     for path in ("/gallery/packs", "/packs?public=true", "/packs?listed=true"):
         assert slugs(path) == slugs(path, "bob") == {made["ours"], shipped}
     assert house.client.get(f"/p/{shipped}", headers=house.auth()).status_code == 200
+
+
+def test_native_endpoints_take_the_ids_of_every_api(house: House) -> None:
+    job = house.client.post("/v1/tunes/train", json=TRAIN, headers=house.auth()).json()["job_id"]
+    picture = house.client.post("/v1/image/generate", json={"prompt": "x"}, headers=house.auth()).json()
+    asked = {"tune_id": job, "prompt": "x"}
+    render = house.client.post("/v1/tunes/infer", json=asked, headers=house.auth()).json()["job_id"]
+    for tune in (job, job.replace("tune_", "lora_")):
+        assert house.client.get(f"/native/v1/tunes/{tune}", headers=house.auth()).json()["id"] == job
+    for prompt in (picture["generation_id"], render):
+        found = house.client.get(f"/native/v1/prompts/{prompt}/timeline", headers=house.auth())
+        assert found.status_code == 200, prompt

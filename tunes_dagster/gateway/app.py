@@ -10,21 +10,22 @@ from importlib import import_module
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.routing import Host, Match
 
 from tunes_dagster import __version__
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings
-from tunes_dagster.gateway import documents, files
+from tunes_dagster.gateway import files
 from tunes_dagster.gateway.dialect import Dialect
 from tunes_dagster.gateway.metrics import Meters
 from tunes_dagster.gateway.middleware import Manners
 from tunes_dagster.gateway.native import DIALECT as NATIVE
 from tunes_dagster.gateway.native import health
 from tunes_dagster.gateway.options import DIALECTS, GatewayOptions
+from tunes_dagster.gateway.pages import add_pages
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.service import Service, open_service
 
@@ -32,6 +33,17 @@ log = logging.getLogger("tunes.gateway")
 
 # How often promised uploads are checked for having come too late, and old idempotency keys are forgotten.
 _CHORES_SECONDS = 60.0
+# What a script may read of an answer beside its body.
+_READABLE = (
+    "X-Request-Id",
+    "X-Tunes-Warnings",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "Retry-After",
+    "Idempotent-Replayed",
+    "Content-Disposition",
+)
 
 
 def load_dialect(name: str) -> Dialect:
@@ -80,10 +92,12 @@ def create_app(
         mounted.append((dialect, place))
     app.include_router(NATIVE.router, prefix="/native/v1")
     served = [*mounted, (NATIVE, "/native/v1")]
-    _document(app, served)
+    add_pages(app, served)
     _front(app, served)
     app.state.meters = Meters(lambda: opened.registry.figures())
     app.add_middleware(Manners, options=chosen, meters=app.state.meters)
+    if chosen.cors_origins:
+        _open_to_pages(app, chosen.cors_origins)
     _handlers(app, served)
     return app
 
@@ -120,24 +134,16 @@ def _mount(app: FastAPI, dialect: Dialect, place: str) -> None:
     app.router.routes.insert(0, Host(place.removeprefix("host:"), inner, name=dialect.name))
 
 
-def _document(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
-    """Give each dialect its OpenAPI document and page."""
-
-    def add(dialect: Dialect, place: str) -> None:
-        path = f"/openapi/{dialect.name}.json"
-        prefix = "" if place.startswith("host:") else place.rstrip("/")
-
-        @app.get(path, include_in_schema=False)
-        def document(request: Request) -> dict[str, Any]:
-            base = app.state.service.options.public_url or str(request.base_url)
-            return documents.document(dialect, base.rstrip("/") + prefix)
-
-        @app.get(f"/docs/{dialect.name}", include_in_schema=False)
-        def page() -> Response:
-            return get_swagger_ui_html(openapi_url=path, title=dialect.title)
-
-    for dialect, place in mounted:
-        add(dialect, place)
+def _open_to_pages(app: FastAPI, origins: list[str]) -> None:
+    """Let scripts of web pages call; the key stands in a header, so no cookie is ever needed."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=_READABLE,
+        max_age=600,
+    )
 
 
 def _front(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:

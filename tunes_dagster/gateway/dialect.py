@@ -32,7 +32,7 @@ from tunes_dagster.core.recipe import (
     TrainingOptions,
     TuneRequest,
 )
-from tunes_dagster.gateway import rehearsal
+from tunes_dagster.gateway import answers, rehearsal
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.once import answered_once
@@ -85,6 +85,9 @@ class Dialect:
         codes: Statuses of its refusals.
         problem: JSON schema of a refusal's body.
         forms: `POST /path` → the body of an endpoint that reads it itself.
+        about: What it is and where its vendor describes it, for its page.
+        keys: Headers that a key may come in.
+        key_in_body: Whether it may come in the body instead.
     """
 
     name: str
@@ -97,6 +100,9 @@ class Dialect:
     codes: tuple[int, ...] = (400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 503)
     problem: dict[str, Any] = field(default_factory=dict)
     forms: Mapping[str, Form] = field(default_factory=dict)
+    about: str = ""
+    keys: tuple[str, ...] = ("authorization",)
+    key_in_body: bool = False
 
 
 def header_key(*names: str) -> KeyFinder:
@@ -144,6 +150,7 @@ def manners(
     find_key: KeyFinder,
     kind: type[Body] = Body,
     shown: Callable[[dict[str, Any]], Any] = dict,
+    rehearsed: Any = answers.Rehearsal,
 ) -> type[APIRoute]:
     """Return the route class of a dialect.
 
@@ -153,14 +160,18 @@ def manners(
         find_key: Finds the caller's key.
         kind: Says what its bodies may hold.
         shown: The form in which the dialect answers a rehearsal.
+        rehearsed: Describes that form.
     """
 
     class Route(APIRoute):
         def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:
             rehearsal.documented(endpoint, more)
+            answers.documented(endpoint, more, rehearsed if rehearsal.is_rehearsable(endpoint) else None)
             super().__init__(path, endpoint, **more)
             if "GET" in self.methods:  # whoever asks for the head alone gets it
                 self.methods.add("HEAD")
+            if not _needs_key(self.dependant):
+                self.openapi_extra = {**(self.openapi_extra or {}), "security": []}
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             inner = super().get_route_handler()

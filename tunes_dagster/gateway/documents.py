@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,29 @@ _SAID = {
     429: "Too many requests",
     503: "The store or registry does not answer",
 }
+# What the parameters are that their endpoints leave without a word.
+_PARAMETERS = {
+    "tune_id": "Id of a tune.",
+    "prompt_id": "Id of a prompt.",
+    "pack_id": "Id or slug of a pack.",
+    "job_id": "Id of a job (`tune_…`, `inf_…`).",
+    "generation_id": "Id of a picture (`gen_…`).",
+    "request_id": "What the submission answered.",
+    "key": "Id of a tune or prompt in any API: `tune_…`, its number, its public id.",
+    "form": "`diffusers` or `kohya`.",
+    "callback_id": "Id of a callback.",
+    "before_id": "Only rows older than this id: the way to page.",
+    "offset": "Rows to leave out; `before_id` reaches further.",
+    "limit": "Most rows.",
+    "batch_id": "Id of a batch.",
+    "workspace_id": "Id or slug of a workspace.",
+    "token": "From `upload_url`.",
+    "title": "Only tunes of this title.",
+    "branch": "Only of this branch.",
+    "model_type": "Only of this kind.",
+    "public": "Everybody's public packs.",
+    "listed": "Everybody's public packs.",
+}
 
 
 @lru_cache(maxsize=8)
@@ -47,13 +71,28 @@ def document(dialect: Dialect, server: str) -> dict[str, Any]:
         dialect: The API.
         server: Public address under which its paths begin.
     """
+    if dialect.name not in _made:
+        _made[dialect.name] = _make(dialect)
+    return {**_made[dialect.name], "servers": [{"url": server}]}
+
+
+_made: dict[str, dict[str, Any]] = {}
+"""Dialect → its document; making one takes half a second."""
+
+
+def _make(dialect: Dialect) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Duplicate Operation ID")  # HEAD's, which is taken out again below
         made = get_openapi(
-            title=dialect.title, version=__version__, routes=dialect.router.routes, servers=[{"url": server}]
+            title=dialect.title,
+            version=__version__,
+            description=dialect.about,
+            routes=dialect.router.routes,
         )
     components = made.setdefault("components", {}).setdefault("schemas", {})
     components["Problem"] = dialect.problem
+    made["components"]["securitySchemes"] = schemes = _schemes(dialect)
+    made["security"] = [{name: []} for name in schemes] + ([{}] if dialect.key_in_body else [])
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
     shown = {sample["call"]: sample for sample in samples(dialect.name)}
@@ -61,6 +100,8 @@ def document(dialect: Dialect, server: str) -> dict[str, Any]:
         methods.pop("head", None)  # it goes with every GET
         for method, operation in methods.items():
             call = f"{method.upper()} {path}"
+            operation["operationId"] = re.sub(r"\W+", "_", f"{method}{path}").strip("_")
+            _in_words(operation)
             if call in dialect.forms:
                 operation["requestBody"] = _body(dialect.forms[call], components)
             _answers(operation, dialect.codes)
@@ -69,9 +110,50 @@ def document(dialect: Dialect, server: str) -> dict[str, Any]:
     return made
 
 
+def _schemes(dialect: Dialect) -> dict[str, Any]:
+    """Return how a key may be shown."""
+    found: dict[str, Any] = {}
+    for header in dialect.keys:
+        if header == "authorization":
+            found["bearer"] = {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "`Authorization: Bearer KEY`",
+            }
+        else:
+            name = "-".join(part.capitalize() for part in header.split("-"))
+            found[header] = {"type": "apiKey", "in": "header", "name": name}
+    return found
+
+
+def _in_words(operation: dict[str, Any]) -> None:
+    """Head an operation with the first sentence of its description, and say what its parameters are."""
+    said = operation.get("description", "").strip()
+    operation["summary"] = re.split(r"[.;:](?:\s|$)", said, maxsplit=1)[0] or operation.get("summary", "")
+    for parameter in operation.get("parameters", []):
+        if parameter["name"] in _PARAMETERS:
+            parameter.setdefault("description", _PARAMETERS[parameter["name"]])
+
+
+def _plainly(schema: Any) -> Any:
+    """Return a schema without what FastAPI writes of the endpoint's `dict` beside what it answers."""
+    if isinstance(schema, list):
+        return [_plainly(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return {"$ref": schema["$ref"]}
+    if "anyOf" in schema:
+        return {"anyOf": _plainly(schema["anyOf"])}
+    return {name: _plainly(value) for name, value in schema.items() if name != "title"}
+
+
 def _answers(operation: dict[str, Any], codes: tuple[int, ...]) -> None:
     answers = operation["responses"]
     answers.pop("422", None)
+    for answer in answers.values():
+        for content in answer.get("content", {}).values():
+            content["schema"] = _plainly(content.get("schema", {}))
     for code in codes:
         content = {"application/json": {"schema": {"$ref": _SCHEMAS + "Problem"}}}
         answers[str(code)] = {"description": _SAID[code], "content": content}

@@ -16,9 +16,22 @@ from tunes_dagster.callbacks.bodies import failure_facts, tune_body
 from tunes_dagster.core import clock
 from tunes_dagster.core.clock import iso
 from tunes_dagster.gateway.accepting import GUESS_SECONDS
+from tunes_dagster.gateway.answers import answers
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
+from tunes_dagster.gateway.dialects.pixelapi.wire import own_id
 from tunes_dagster.gateway.files import FILE_ANSWERS, answer
+from tunes_dagster.gateway.native_answers import (
+    AccountFacts,
+    CallbackFacts,
+    CallbackLog,
+    Captions,
+    CompositionFacts,
+    Health,
+    PromptTimeline,
+    Timeline,
+    TuneFacts,
+)
 from tunes_dagster.gateway.problems import Problem, not_found
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Callback, Prompt, Tune
@@ -41,6 +54,9 @@ DIALECT = Dialect(
     "tk_",
     _error,
     ("/native/v1",),
+    about="What no vendor's API has: health, timelines, cancelling, captions, weights, callbacks, of every tune and "
+    "prompt of the account, whichever API it came through, by any of its ids.",
+    keys=("authorization", "x-api-key", "ocp-apim-subscription-key"),
     problem={
         "type": "object",
         "required": ["error"],
@@ -48,7 +64,14 @@ DIALECT = Dialect(
             "error": {
                 "type": "object",
                 "required": ["code", "message"],
-                "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+                "properties": {
+                    "code": {"type": "string"},
+                    "message": {"type": "string"},
+                    "fields": {
+                        "type": "object",
+                        "additionalProperties": {"type": "array", "items": {"type": "string"}},
+                    },
+                },
             }
         },
     },
@@ -87,6 +110,7 @@ class SampleBody(BaseModel):
 
 
 @router.get("/health")
+@answers(Health)
 def health(request: Request) -> dict[str, Any]:
     """Say which bases are there, how much waits and since when, and how long one more tune would take to be begun."""
     service: Service = service_of(request)
@@ -162,16 +186,18 @@ def _steps(tune: Tune) -> dict[str, int | None]:
 
 
 @router.get("/tunes/{key}")
+@answers(TuneFacts)
 def tune(key: str, mine: Desk = Mine) -> dict[str, Any]:
     """Describe one tune."""
-    row, _seen = mine.tune(key)
+    row, _seen = mine.tune(own_id(key))
     return tune_facts(row)
 
 
 @router.get("/tunes/{key}/timeline")
+@answers(Timeline)
 def timeline(key: str, mine: Desk = Mine) -> dict[str, Any]:
     """List the phases of a tune with start, end and words; its speed, expected end and last sample now."""
-    row, seen = mine.tune(key)
+    row, seen = mine.tune(own_id(key))
     phases = _phases(mine, row.id)
     asked = {"request_id": seen.asked.get("request_id") if seen else None}
     return {
@@ -184,9 +210,10 @@ def timeline(key: str, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.get("/prompts/{key}/timeline")
+@answers(PromptTimeline)
 def prompt_timeline(key: str, mine: Desk = Mine) -> dict[str, Any]:
-    """The same for a prompt."""
-    row, _seen = mine.prompt(key)
+    """List the phases of a prompt with start, end and words."""
+    row, _seen = mine.prompt(own_id(key))
     return {**prompt_facts(mine, row), "phases": _phases(mine, row.id)}
 
 
@@ -244,9 +271,10 @@ def _last_sample(mine: Desk, tune: Tune) -> str | None:
 
 
 @router.post("/tunes/{key}/cancel")
+@answers(TuneFacts)
 def cancel(key: str, body: CancelBody | None = None, mine: Desk = Mine) -> dict[str, Any]:
     """Stop a tune, which costs the part of its training that was done; with `keep` it becomes ready, at its price."""
-    row, _seen = mine.tune(key)
+    row, _seen = mine.tune(own_id(key))
     keep = body.keep if body else False
     return tune_facts(mine.registry.request_cancel(row.id, keep=keep, by_caller=True))
 
@@ -254,7 +282,7 @@ def cancel(key: str, body: CancelBody | None = None, mine: Desk = Mine) -> dict[
 @router.get("/tunes/{key}/weights/{form}", responses=FILE_ANSWERS)
 def weights(key: str, form: str, mine: Desk = Mine) -> Response:
     """Deliver the weights as `diffusers` or `kohya` safetensors; a whole model as the zip of its diffusers folder."""
-    row, _seen = mine.tune(key)
+    row, _seen = mine.tune(own_id(key))
     stored = served_key(row, form)
     if stored is None:
         raise not_found("Weights")
@@ -265,11 +293,12 @@ def weights(key: str, form: str, mine: Desk = Mine) -> Response:
 
 
 @router.get("/tunes/{key}/captions")
+@answers(Captions)
 def captions(key: str, mine: Desk = Mine) -> dict[str, Any]:
     """List the captions of a tune's pictures with where each came from."""
     from tunes_dagster.intake.captions import CaptionTable
 
-    row, _seen = mine.tune(key)
+    row, _seen = mine.tune(own_id(key))
     try:
         table = CaptionTable.load(mine.service.store, row.id)
     except FileNotFoundError:
@@ -282,11 +311,12 @@ def captions(key: str, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.put("/tunes/{key}/captions")
+@answers(Captions)
 def edit_captions(key: str, body: CaptionsBody, mine: Desk = Mine) -> dict[str, Any]:
     """Change captions; they count from the next training on."""
     from tunes_dagster.intake.captions import set_captions
 
-    row, _seen = mine.tune(key)
+    row, _seen = mine.tune(own_id(key))
     try:
         set_captions(row.id, body.captions, mine.service.store)
     except FileNotFoundError:
@@ -295,6 +325,7 @@ def edit_captions(key: str, body: CaptionsBody, mine: Desk = Mine) -> dict[str, 
 
 
 @router.get("/account")
+@answers(AccountFacts)
 def account(mine: Desk = Mine) -> dict[str, Any]:
     """Say what the account may spend, and what it did last."""
     wallet = mine.wallet()
@@ -340,12 +371,14 @@ def _own_callback(mine: Desk, callback_id: str) -> Callback:
 
 
 @router.get("/callbacks")
+@answers(list[CallbackFacts])
 def callbacks(mine: Desk = Mine) -> list[dict[str, Any]]:
     """List the account's callbacks, newest first."""
     return [_callback_facts(row) for row in mine.registry.list_account_callbacks(mine.account_id)]
 
 
 @router.get("/callbacks/{callback_id}")
+@answers(CallbackLog)
 def callback_log(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Show every attempt at a callback with what the receiver answered."""
     row = _own_callback(mine, callback_id)
@@ -363,6 +396,7 @@ def callback_log(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.post("/callbacks/{callback_id}/replay")
+@answers(CallbackFacts)
 def replay(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Send a callback again that did not arrive."""
     row = _own_callback(mine, callback_id)
@@ -370,6 +404,7 @@ def replay(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.post("/callbacks/sample", status_code=201)
+@answers(CallbackFacts)
 def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
     """Send a sample callback to an address, signed if the account signs, in the form of an API."""
     check_callback_url(body.url, mine.service.settings)
@@ -404,6 +439,7 @@ def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.get("/compositions")
+@answers(list[CompositionFacts])
 def list_compositions(mine: Desk = Mine) -> list[dict[str, str]]:
     """List the stored compositions that prompts may name."""
     return [{"id": one.id, "name": name, "text": one.text} for name, one in compositions().items()]

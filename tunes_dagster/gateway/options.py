@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tunes_dagster.core.settings import Settings
@@ -43,6 +43,8 @@ class GatewayOptions(BaseSettings):
         weights_url_hours: The same for weights.
         samples_per_hour: Sample callbacks that an account may ask for.
         require_user_agent: Refuse requests whose User-Agent is empty or a library's default, as PixelAPI does.
+        cors_origins: Web pages whose scripts may call the server (`https://app.example.com`), or `*` for all; none by
+            default, since a key in a page is everybody's.
         log_format: `json` for machines, `text` for people.
     """
 
@@ -67,6 +69,9 @@ class GatewayOptions(BaseSettings):
     weights_url_hours: float = Field(default=720, gt=0)
     samples_per_hour: int = Field(default=10, ge=1)
     require_user_agent: bool = False
+    cors_origins: list[Annotated[str, StringConstraints(pattern=r"^(\*|https?://[\w.\[\]:-]+)$")]] = Field(
+        default_factory=list
+    )
     log_format: Literal["json", "text"] = "json"
 
     @property

@@ -115,13 +115,8 @@ def refuse_unless(endpoint: Callable[..., Any]) -> None:
 
 
 def documented(endpoint: Callable[..., Any], more: dict[str, Any]) -> None:
-    """Show `dry_run` among the query parameters of an endpoint that can be rehearsed, and 200 among its answers."""
+    """Show `dry_run` among the query parameters of an endpoint that can be rehearsed."""
     if is_rehearsable(endpoint):
-        if more.get("status_code") not in (None, 200):  # nothing was made, whatever making it answers
-            more["responses"] = {
-                200: {"description": "A rehearsal's report"},
-                **(more.get("responses") or {}),
-            }
         parameter = {
             "name": FIELD,
             "in": "query",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tunes_dagster.core.recipe import Sources, TrainingOptions, TuneRequest
 from tunes_dagster.gateway.accepting import View
+from tunes_dagster.gateway.answers import Address, Answer, answers
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
@@ -74,6 +75,9 @@ DIALECT = Dialect(
     error,
     ("/flux-2-pro", "/v2/requests"),
     codes=(400, 401, 402, 403, 404, 408, 409, 413, 429, 503),
+    about="The API of https://www.pixazo.ai/models/tools/flux-2-trainer-api: submit a dataset, ask for the result. "
+    "What differs: docs/gateway-pixazo.md.",
+    keys=("ocp-apim-subscription-key",),
     problem={
         "type": "object",
         "required": ["error"],
@@ -111,6 +115,43 @@ class ResultRequest(BaseModel):
     request_id: str = Field(min_length=1, max_length=80)
 
 
+class Submitted(Answer):
+    """A training job that was accepted."""
+
+    status: Literal["IN_QUEUE"]
+    request_id: str
+    message: str
+    polling_url: Address
+
+
+class File(Answer):
+    """A file of a finished job."""
+
+    url: Address
+    file_name: str
+    content_type: str
+
+
+class Output(Answer):
+    """The same in the form of the vendor's other models."""
+
+    media_url: list[Address]
+    media_type: str
+
+
+class Result(Answer):
+    """How far a job is; its files once it is done."""
+
+    request_id: str
+    status: Literal["IN_QUEUE", "PROCESSING", "COMPLETED", "FAILED"]
+    error: str | None = None
+    message: str | None = None
+    progress: float | None = Field(default=None, description="Percent, over all phases; never falls.")
+    diffusers_lora_file: File | None = None
+    config_file: File | None = None
+    output: Output | None = None
+
+
 def sources_of(text: str, long: bool = False) -> Sources:
     """Return what an `image_data_url` means: a URL, a data URI, base64 of a zip, or base64 of a URL.
 
@@ -137,6 +178,7 @@ def sources_of(text: str, long: bool = False) -> Sources:
 
 
 @router.post(_PATH)
+@answers(Submitted)
 @rehearsable
 def submit(body: TrainerRequest, mine: Desk = Mine) -> dict[str, Any]:
     """Queue a training job."""
@@ -165,6 +207,7 @@ def submit(body: TrainerRequest, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.post(_PATH + "-result")
+@answers(Result)
 def result(body: ResultRequest, mine: Desk = Mine) -> dict[str, Any]:
     """Report a job and, once it is done, its files."""
     tune, _seen = mine.tune(body.request_id, "Request")
@@ -172,8 +215,9 @@ def result(body: ResultRequest, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.get("/v2/requests/status/{request_id}")
+@answers(Result)
 def polled(request_id: str, mine: Desk = Mine) -> dict[str, Any]:
-    """The same by GET, as clients of the vendor's other models poll."""
+    """Report a job by GET, as clients of the vendor's other models poll."""
     if not request_id.startswith("tune_"):
         raise not_found("Request")
     tune, _seen = mine.tune(request_id, "Request")

@@ -23,6 +23,7 @@ from tunes_dagster.core.recipe import (
 )
 from tunes_dagster.core.urls import origin_of, parse_url
 from tunes_dagster.gateway.accepting import View
+from tunes_dagster.gateway.answers import Address, Answer, Rehearsal, answers
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
@@ -53,6 +54,12 @@ def _wrapped(report: dict[str, Any]) -> dict[str, Any]:
     return {"response": report}
 
 
+class Rehearsed(Answer):
+    """What `dry_run` is answered with."""
+
+    response: Rehearsal
+
+
 class PixuBody(Body):
     """A request whose body is repaired: the vendor's curl samples end the lines of their JSON with backslashes."""
 
@@ -68,7 +75,7 @@ class PixuBody(Body):
 # Instead of the field, or beside it: whoever shows the key in a header may send a long body in any order.
 KEYS = header_key("authorization", "x-api-key")
 router = APIRouter(
-    prefix="/pixu/api", route_class=manners(NAME, error, KEYS, PixuBody, _wrapped), tags=["pixu"]
+    prefix="/pixu/api", route_class=manners(NAME, error, KEYS, PixuBody, _wrapped, Rehearsed), tags=["pixu"]
 )
 DIALECT = Dialect(
     NAME,
@@ -77,6 +84,10 @@ DIALECT = Dialect(
     "px_",
     error,
     ("/pixu/",),
+    about="The API of https://pixu.ai/pixu/apidoc: models of one face, and portraits with them. "
+    "What differs: docs/gateway-pixu.md.",
+    keys=("authorization", "x-api-key"),
+    key_in_body=True,
     problem={"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
 )
 Mine = Depends(desk)
@@ -147,6 +158,39 @@ class Results(Call):
     request_uid: str = Field(min_length=1, max_length=80)
 
 
+class ModelUid(Answer):
+    """The uid of a model."""
+
+    modelUid: str  # noqa: N815 - the vendor's
+
+
+class ModelMade(Answer):
+    """A model that was accepted."""
+
+    response: ModelUid
+
+
+class RequestMade(Answer):
+    """A request that was accepted, by its uid."""
+
+    response: str
+
+
+class Pictures(Answer):
+    """How far a request is, and its pictures."""
+
+    status: Literal["queued", "processing", "completed", "failed"]
+    progress: float
+    images: list[Address]
+    error: str | None = None
+
+
+class RequestStatus(Answer):
+    """How far a request is."""
+
+    response: Pictures
+
+
 def _events(mine: Desk, subject: str) -> tuple[str, ...]:
     """Return what a caller is told of: success, and failure only when its account asks for that."""
     if not mine.caller.options.get("failure_callbacks"):
@@ -170,6 +214,7 @@ def _told(body: Call, uid: str) -> str | None:
 
 
 @router.post("/create_model")
+@answers(ModelMade)
 @rehearsable
 def create_model(body: CreateModel, mine: Desk = Mine) -> dict[str, Any]:
     """Make a model of the face in one picture that came along."""
@@ -177,9 +222,10 @@ def create_model(body: CreateModel, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.post("/create_model_from_url")
+@answers(ModelMade)
 @rehearsable
 def create_model_from_url(body: CreateModelFromUrl, mine: Desk = Mine) -> dict[str, Any]:
-    """The same from a picture at a URL, which is fetched later."""
+    """Make a model of the face in a picture at a URL, which is fetched later."""
     return _create(mine, body, Sources(image_urls=[body.url]))
 
 
@@ -201,6 +247,7 @@ def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources
 
 
 @router.post("/txt2img_strict_portrait")
+@answers(RequestMade)
 @rehearsable
 def strict_portrait(body: Portrait, mine: Desk = Mine) -> dict[str, Any]:
     """Render a portrait; without `model_uid` of a random person."""
@@ -208,6 +255,7 @@ def strict_portrait(body: Portrait, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.post("/txt2img_composition")
+@answers(RequestMade)
 @rehearsable
 def composition(body: Composition, mine: Desk = Mine) -> dict[str, Any]:
     """Render a stored composition; without `comp_uid` any of them."""
@@ -250,6 +298,7 @@ def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, An
 
 
 @router.post("/txt2img_results")
+@answers(RequestStatus)
 def results(body: Results, mine: Desk = Mine) -> dict[str, Any]:
     """Report a request and its pictures."""
     prompt, _seen = mine.prompt(body.request_uid, "request_uid")

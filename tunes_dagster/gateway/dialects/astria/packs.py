@@ -15,9 +15,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from tunes_dagster.core.clock import iso
+from tunes_dagster.gateway.answers import answers
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
+from tunes_dagster.gateway.dialects.astria.answers import PackAnswer, PackItem, PromptsMade, TuneAnswer
 from tunes_dagster.gateway.dialects.astria.gallery import gallery
 from tunes_dagster.gateway.dialects.astria.orders import Base, base_of, prompt_order
 from tunes_dagster.gateway.dialects.astria.tunes import (
@@ -183,6 +185,7 @@ def _item(mine: Desk, pack: Pack) -> dict[str, Any]:
 
 @router.get("/packs")
 @router.get("/packs.json", include_in_schema=False)
+@answers(list[PackItem])
 def packs(public: bool = False, listed: bool = False, mine: Desk = Mine) -> list[dict[str, Any]]:
     """List the account's own packs; with `public` or `listed` everybody's, as the gallery does."""
     return [_item(mine, pack) for pack in mine.registry.list_packs(mine.account_id, public=public or listed)]
@@ -190,6 +193,7 @@ def packs(public: bool = False, listed: bool = False, mine: Desk = Mine) -> list
 
 @router.get("/gallery/packs")
 @router.get("/gallery/packs.json", include_in_schema=False)
+@answers(list[PackItem])
 def public_packs(mine: Desk = Mine) -> list[dict[str, Any]]:
     """List everybody's public packs, and those that the server came with."""
     return [_item(mine, pack) for pack in mine.registry.list_packs(mine.account_id, public=True)]
@@ -208,6 +212,7 @@ def find_pack(mine: Desk, text: str) -> Pack:
 
 
 @router.get("/p/{pack_id}")
+@answers(PackAnswer)
 def retrieve(pack_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Describe a pack with its classes, costs and prompts."""
     pack = find_pack(mine, pack_id)
@@ -237,6 +242,7 @@ def retrieve(pack_id: str, mine: Desk = Mine) -> dict[str, Any]:
 
 @router.post("/packs", status_code=201)
 @router.post("/packs.json", status_code=201, include_in_schema=False)
+@answers(PackItem)
 async def create(request: Body, mine: Desk = Mine) -> Response:
     """Make a pack."""
     body = await read_body(request)
@@ -293,6 +299,7 @@ def _check_shareable(text: str) -> None:
 
 @router.post("/p/{pack_id}/tunes", status_code=201)
 @router.post("/p/{pack_id}/tunes.json", status_code=201, include_in_schema=False)
+@answers(TuneAnswer | PromptsMade)
 @rehearsable
 async def tune_from_pack(pack_id: str, request: Body, mine: Desk = Mine) -> Response:
     """Make a tune and the pack's prompts for its class; with `tune_ids` the prompts alone."""

@@ -11,9 +11,11 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.gateway.answers import answers
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners, service_of
+from tunes_dagster.gateway.dialects.astria.answers import CliModels, Inspection, User
 from tunes_dagster.gateway.dialects.astria.gallery import models
 from tunes_dagster.gateway.dialects.astria.wire import KEYS, MC, NAME, error
 from tunes_dagster.gateway.nesting import files_in, read_body
@@ -56,6 +58,7 @@ _UNSEEN = (
 
 @router.post("/images/inspect")
 @router.post("/images/inspect.json", include_in_schema=False)
+@answers(Inspection)
 async def inspect(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Say what can be seen of a picture without guessing about the person: faces, size, sharpness."""
     body = await read_body(request)
@@ -125,6 +128,7 @@ def _inspect(source: Path | IO[bytes], name: str, asked: str, field: str, detect
 
 @router.get("/cli/models")
 @router.get("/cli/models.json", include_in_schema=False)
+@answers(CliModels)
 def cli_models(request: Request) -> dict[str, Any]:
     """List what Astria's command line offers as `--model`; needs no key."""
     return models(service_of(request))
@@ -134,6 +138,7 @@ def cli_models(request: Request) -> dict[str, Any]:
 @router.get("/users")
 @router.get("/users/self.json", include_in_schema=False)
 @router.get("/users.json", include_in_schema=False)
+@answers(User)
 def users_self(mine: Desk = Mine) -> dict[str, Any]:
     """Describe the account."""
     wallet = mine.wallet()

@@ -15,9 +15,11 @@ from starlette.responses import JSONResponse
 
 from tunes_dagster.core import clock
 from tunes_dagster.core.ids import row_number
+from tunes_dagster.gateway.answers import answers
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
+from tunes_dagster.gateway.dialects.astria.answers import PromptAnswer, Said
 from tunes_dagster.gateway.dialects.astria.gallery import gallery, not_there
 from tunes_dagster.gateway.dialects.astria.orders import Base, prompt_order
 from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, BeforeId, number
@@ -125,6 +127,7 @@ def _number(mine: Desk, prompt: Prompt, seen: ApiObject | None, numbers: dict[st
 
 @router.post("/tunes/{tune_id}/prompts", status_code=201)
 @router.post("/tunes/{tune_id}/prompts.json", status_code=201, include_in_schema=False)
+@answers(PromptAnswer)
 @rehearsable
 async def create(tune_id: str, request: Body, mine: Desk = Mine) -> Response:
     """Render with a tune, or with a base and the LoRAs in the text."""
@@ -194,6 +197,7 @@ def _listed(
 
 @router.get("/prompts")
 @router.get("/prompts.json", include_in_schema=False)
+@answers(list[PromptAnswer])
 def listed(
     request: Request,
     tune_id: str | None = None,
@@ -210,6 +214,7 @@ def listed(
 
 @router.get("/tunes/{tune_id}/prompts")
 @router.get("/tunes/{tune_id}/prompts.json", include_in_schema=False)
+@answers(list[PromptAnswer])
 def of_tune(
     tune_id: str,
     request: Request,
@@ -225,18 +230,21 @@ def of_tune(
 
 
 @router.get("/prompts/{prompt_id}")
+@answers(PromptAnswer)
 def retrieve(prompt_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Describe one prompt."""
     return prompt_object(mine, *find_prompt(mine, prompt_id))
 
 
 @router.get("/tunes/{tune_id}/prompts/{prompt_id}")
+@answers(PromptAnswer)
 def retrieve_of_tune(tune_id: str, prompt_id: str, mine: Desk = Mine) -> dict[str, Any]:
-    """The same below its tune."""
+    """Describe one prompt, below its tune."""
     return prompt_object(mine, *find_prompt(mine, prompt_id, tune_id))
 
 
 @router.delete("/prompts/{prompt_id}")
+@answers(Said)
 def delete(prompt_id: str, mine: Desk = Mine) -> dict[str, str]:
     """Delete a prompt with its pictures."""
     mine.delete_prompt(find_prompt(mine, prompt_id)[0])
@@ -244,13 +252,15 @@ def delete(prompt_id: str, mine: Desk = Mine) -> dict[str, str]:
 
 
 @router.delete("/tunes/{tune_id}/prompts/{prompt_id}")
+@answers(Said)
 def delete_of_tune(tune_id: str, prompt_id: str, mine: Desk = Mine) -> dict[str, str]:
-    """The same below its tune."""
+    """Delete a prompt with its pictures, below its tune."""
     mine.delete_prompt(find_prompt(mine, prompt_id, tune_id)[0])
     return {"message": "Prompt successfully deleted"}
 
 
 @router.post("/prompts/{prompt_id}/duplicate", status_code=201)
+@answers(PromptAnswer)
 @rehearsable
 async def duplicate(prompt_id: str, request: Body, mine: Desk = Mine) -> Response:
     """Render a prompt again, with some fields changed."""
@@ -293,6 +303,7 @@ def _picture(prompt: Prompt, index: Any) -> str:
 
 
 @router.patch("/prompts/{prompt_id}")
+@answers(PromptAnswer)
 async def update(prompt_id: str, request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Change what is only kept with a prompt (its packs, community, workspace); what was rendered stays."""
     body = await read_body(request)
@@ -300,8 +311,9 @@ async def update(prompt_id: str, request: Body, mine: Desk = Mine) -> dict[str, 
 
 
 @router.patch("/tunes/{tune_id}/prompts/{prompt_id}")
+@answers(PromptAnswer)
 async def update_of_tune(tune_id: str, prompt_id: str, request: Body, mine: Desk = Mine) -> dict[str, Any]:
-    """The same below its tune."""
+    """Change what is only kept with a prompt, below its tune."""
     body = await read_body(request)
     return await run_in_threadpool(_update, mine, prompt_id, tune_id, body)
 

@@ -10,9 +10,11 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse
 
 from tunes_dagster.core.ids import row_number
+from tunes_dagster.gateway.answers import answers
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
+from tunes_dagster.gateway.dialects.astria.answers import GalleryTune, Said, TuneAnswer
 from tunes_dagster.gateway.dialects.astria.gallery import gallery, not_there, shown
 from tunes_dagster.gateway.dialects.astria.orders import tune_order
 from tunes_dagster.gateway.dialects.astria.wire import (
@@ -102,6 +104,7 @@ class _Anything:
 
 @router.post("/tunes", status_code=201)
 @router.post("/tunes.json", status_code=201, include_in_schema=False)
+@answers(TuneAnswer)
 @rehearsable
 async def create(request: Body, mine: Desk = Mine) -> Response:
     """Make a tune, with prompts that are rendered once it is ready."""
@@ -134,6 +137,7 @@ def made_tune(mine: Desk, fields: TuneFields, files: list[Any], group: ApiGroup 
 
 @router.get("/tunes")
 @router.get("/tunes.json", include_in_schema=False)
+@answers(list[TuneAnswer])
 def listed(
     request: Request,
     before_id: BeforeId = None,
@@ -163,6 +167,7 @@ def listed(
 
 @router.get("/gallery/tunes")
 @router.get("/gallery/tunes.json", include_in_schema=False)
+@answers(list[GalleryTune])
 def bases(
     branch: str | None = None,
     model_type: str | None = None,
@@ -181,6 +186,7 @@ def bases(
 
 
 @router.get("/tunes/{tune_id}")
+@answers(TuneAnswer | GalleryTune)
 def retrieve(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Describe one tune, or a base of the gallery."""
     word = number(tune_id)
@@ -193,6 +199,7 @@ def retrieve(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.patch("/tunes/{tune_id}")
+@answers(TuneAnswer)
 async def update(tune_id: str, request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Change title, name, auto_extend or characteristics."""
     body = await read_body(request)
@@ -232,6 +239,7 @@ def _update(mine: Desk, tune_id: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 @router.delete("/tunes/{tune_id}")
+@answers(Said)
 def delete(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Delete a tune with its files."""
     tune, _seen = find_tune(mine, tune_id)

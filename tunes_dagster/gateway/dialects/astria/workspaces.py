@@ -16,9 +16,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from tunes_dagster.core.clock import iso
+from tunes_dagster.gateway.answers import answers
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
+from tunes_dagster.gateway.dialects.astria.answers import WorkspaceAnswer
 from tunes_dagster.gateway.dialects.astria.wire import KEYS, NAME, Loose, error, understood, unknown_fields
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem
@@ -76,6 +78,7 @@ def _shown(row: Workspace) -> dict[str, Any]:
 
 @router.get("/workspaces")
 @router.get("/workspaces.json", include_in_schema=False)
+@answers(list[WorkspaceAnswer])
 def listed(mine: Desk = Mine) -> list[dict[str, Any]]:
     """List the account's workspaces, newest first."""
     return [_shown(row) for row in mine.registry.list_workspaces(mine.account_id)]
@@ -83,6 +86,7 @@ def listed(mine: Desk = Mine) -> list[dict[str, Any]]:
 
 @router.post("/workspaces", status_code=201)
 @router.post("/workspaces.json", status_code=201, include_in_schema=False)
+@answers(WorkspaceAnswer)
 async def create(request: Body, mine: Desk = Mine) -> Response:
     """Make a workspace."""
     return await run_in_threadpool(_create, mine, fields_of(await read_body(request), "workspace"))
@@ -110,12 +114,14 @@ def _kept(fields: WorkspaceFields) -> dict[str, Any]:
 
 
 @router.get("/workspaces/{workspace_id}")
+@answers(WorkspaceAnswer)
 def retrieve(workspace_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Describe one workspace."""
     return _shown(find_workspace(mine, workspace_id))
 
 
 @router.patch("/workspaces/{workspace_id}")
+@answers(WorkspaceAnswer)
 async def update(workspace_id: str, request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Change its title, its page or its brief."""
     given = fields_of(await read_body(request), "workspace")

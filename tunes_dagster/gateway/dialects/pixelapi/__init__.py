@@ -34,6 +34,9 @@ DIALECT = Dialect(
     "pk_live_",
     error,
     ("/v1/",),
+    about="The APIs of https://pixelapi.dev/docs/tunesapi.html and https://pixelapi.dev/docs. "
+    "What differs: docs/gateway-pixelapi.md.",
+    keys=("authorization", "x-api-key"),
     problem={"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}},
     forms={
         "POST /v1/tunes/{job_id}/upload": Form(files=("images",)),

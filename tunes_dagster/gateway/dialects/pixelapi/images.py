@@ -12,9 +12,19 @@ from tunes_dagster.core.clock import iso
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings
 from tunes_dagster.gateway.accepting import View
+from tunes_dagster.gateway.answers import answers
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
+from tunes_dagster.gateway.dialects.pixelapi.answers import (
+    Balance,
+    BatchAnswer,
+    BatchStatus,
+    GenerateAnswer,
+    GenerationStatus,
+    ImageModels,
+    Usage,
+)
 from tunes_dagster.gateway.dialects.pixelapi.tunes import expired
 from tunes_dagster.gateway.dialects.pixelapi.wire import (
     BASES,
@@ -55,6 +65,7 @@ _UPSCALER = "upscale-4x"
 
 
 @router.post("/image/generate")
+@answers(GenerateAnswer)
 @rehearsable
 async def generate(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Render one picture on a plain base."""
@@ -62,6 +73,7 @@ async def generate(request: Body, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.post("/video/generate")
+@answers(GenerateAnswer)
 @rehearsable
 async def generate_video(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Make a clip."""
@@ -69,6 +81,7 @@ async def generate_video(request: Body, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.post("/image/upscale")
+@answers(GenerateAnswer)
 @rehearsable
 async def upscale(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Enlarge a picture four times."""
@@ -77,6 +90,7 @@ async def upscale(request: Body, mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.post("/image/batch")
+@answers(BatchAnswer)
 @rehearsable
 async def batch(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Do the same to up to 100 pictures, all or none; here they can be enlarged."""
@@ -168,6 +182,7 @@ def _batch(mine: Desk, body: BatchBody) -> dict[str, Any]:
 
 
 @router.get("/image/batch/{batch_id}")
+@answers(BatchStatus)
 def batch_status(batch_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Report a batch: completed when no picture of it is open any more, failed when none came of it."""
     members = [one for one in mine.registry.group_members(batch_id) if one[0].account_id == mine.account_id]
@@ -225,6 +240,7 @@ def _public(prompt: Prompt) -> str:
 
 
 @router.get("/image/{generation_id}")
+@answers(GenerationStatus)
 def status(generation_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Report a picture."""
     return _reported(mine, *mine.prompt(own_id(generation_id), "Generation"))
@@ -267,6 +283,7 @@ def _charged(held: Reservation | None) -> int:
 
 
 @router.get("/models")
+@answers(ImageModels)
 def models(mine: Desk = Mine) -> dict[str, Any]:
     """List models with their prices and whether this server can run them."""
     catalog, folder, rows = mine.service.catalog, mine.service.settings.bases_folder, []
@@ -285,6 +302,7 @@ def models(mine: Desk = Mine) -> dict[str, Any]:
 
 
 @router.get("/account/balance")
+@answers(Balance)
 def balance(mine: Desk = Mine) -> dict[str, Any]:
     """Credits that can be spent now."""
     wallet = mine.wallet()
@@ -295,6 +313,7 @@ router.add_api_route("/account/credits", balance, methods=["GET"], include_in_sc
 
 
 @router.get("/account/usage")
+@answers(Usage)
 def usage(limit: int = Query(default=20, ge=1, le=100), mine: Desk = Mine) -> dict[str, Any]:
     """List the latest pictures with what each cost."""
     rows = mine.registry.page_prompts(mine.account_id, limit=limit)

@@ -15,9 +15,20 @@ from tunes_dagster.core import clock
 from tunes_dagster.core.clock import iso
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TrainingOptions, TuneRequest
 from tunes_dagster.gateway.accepting import View, token_hash
+from tunes_dagster.gateway.answers import answers
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk, desk_for
 from tunes_dagster.gateway.dialect import base_url, desk, manners, service_of
+from tunes_dagster.gateway.dialects.pixelapi.answers import (
+    Config,
+    Deleted,
+    InferAnswer,
+    RenderStatus,
+    TrainAnswer,
+    TrainedModel,
+    TrainingStatus,
+    UploadAnswer,
+)
 from tunes_dagster.gateway.dialects.pixelapi.wire import (
     BASES,
     HOURS,
@@ -50,6 +61,7 @@ _EVENTS = ("tune.ready", "tune.failed", "tune.cancelled")
 
 
 @router.get("/config")
+@answers(Config)
 def config(request: Request) -> dict[str, Any]:
     """Prices, models and limits; needs no key."""
     service = service_of(request)
@@ -78,6 +90,7 @@ def config(request: Request) -> dict[str, Any]:
 
 
 @router.post("/train")
+@answers(TrainAnswer)
 @rehearsable
 async def train(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Open a training job, which waits for its pictures."""
@@ -111,6 +124,7 @@ def _train(mine: Desk, body: TrainBody) -> dict[str, Any]:
 
 
 @router.post("/infer")
+@answers(InferAnswer)
 @rehearsable
 async def infer(request: Body, mine: Desk = Mine) -> dict[str, Any]:
     """Render pictures with a tune, which may still be in training."""
@@ -148,6 +162,7 @@ def _infer(mine: Desk, body: InferBody) -> dict[str, Any]:
 
 
 @router.get("/models")
+@answers(list[TrainedModel])
 def models(mine: Desk = Mine) -> list[dict[str, Any]]:
     """List trained models, newest first."""
     rows = mine.registry.page_tunes(mine.account_id, limit=1000, status="ready")
@@ -173,6 +188,7 @@ def _megabytes(mine: Desk, tune: Tune) -> float:
 
 
 @router.post("/{job_id}/upload")
+@answers(UploadAnswer)
 async def upload(job_id: str, request: Body, token: str = "") -> dict[str, Any]:
     """Take the pictures of a job; whoever holds the token may send them."""
     service = service_of(request)
@@ -232,6 +248,7 @@ def _receive(mine: Desk, tune: Tune, files: list[Any]) -> None:
 
 
 @router.get("/{job_id}")
+@answers(TrainingStatus | RenderStatus)
 def status(job_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Report a training job (`tune_…`) or a render job (`inf_…`)."""
     if job_id.startswith("inf_"):
@@ -280,6 +297,7 @@ def expired(done_at: datetime | None) -> bool:
 
 
 @router.delete("/{tune_id}")
+@answers(Deleted)
 def delete(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Delete a model with its files, or a job."""
     tune, _seen = mine.tune(own_id(tune_id), "Tune")
