@@ -33,6 +33,8 @@ CALLS: dict[str, tuple[dict[str, Any], str, bool]] = {
     "/p/{pack_id}/tunes": ({"tune": TUNE}, "tune", True),
     "/images/inspect": ({"name": "woman"}, "", False),
     "/themes": ({"theme": {"theme": "x"}}, "theme", False),
+    "/workspaces": ({"workspace": {"title": "w"}}, "workspace", False),
+    "/workspaces/{workspace_id}": ({"workspace": {"title": "w"}}, "workspace", False),
     "/v1/tunes/train": (TRAIN, "", True),
     "/v1/tunes/infer": ({"tune_id": "JOB", "prompt": "ohwx"}, "", True),
     "/v1/tunes/{job_id}/upload": ({}, "", False),
@@ -75,6 +77,11 @@ def everything(house: House) -> tuple[list[Any], list[str]]:
     return rows, sorted(key for folder in folders for key in house.store.list(folder))
 
 
+def _workspace(house: House) -> int:
+    made = house.client.post("/workspaces", json={"workspace": {"title": "mine"}}, headers=house.auth())
+    return made.json()["id"]
+
+
 @pytest.fixture
 def ann(house: House) -> dict[str, str]:
     """What Ann has of everything: a value for every parameter of a path."""
@@ -91,6 +98,7 @@ def ann(house: House) -> dict[str, str]:
         "tune_id": str(tune["id"]),
         "prompt_id": str(prompt),
         "pack_id": "corporate-headshots",
+        "workspace_id": str(_workspace(house)),
         "key": uid,
         "UID": uid,
         "callback_id": house.registry.list_account_callbacks("ann")[0].id,

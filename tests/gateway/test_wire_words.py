@@ -104,7 +104,7 @@ LOST = {
     "/v1/nothing": "detail",
     "/v1": "detail",
     "/tunes/1/2/3": "error",
-    "/workspaces": "error",
+    "/workspaces/1/2": "error",
     "/p": "error",
     "/pixu/api/nothing": "error",
     "/pixu": "error",

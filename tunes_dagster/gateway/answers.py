@@ -39,6 +39,7 @@ class Rehearsal(Answer):
     available_usd: float
     estimated_minutes: float = Field(description="By this machine's latest tunes.")
     would_be_refused: list[str] = Field(description="Empty when it would be accepted.")
+    warnings: list[str] = Field(description="Wishes that cannot be met here, and are left out.")
     callbacks: list[TriedCallback]
     already_made: str | None = Field(default=None, description="What the same request made before.")
 

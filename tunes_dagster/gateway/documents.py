@@ -34,6 +34,7 @@ _SAID = {
 }
 # What the parameters are that their endpoints leave without a word.
 _PARAMETERS = {
+    "name[]": "Only of these classes.",
     "tune_id": "Id of a tune.",
     "prompt_id": "Id of a prompt.",
     "pack_id": "Id or slug of a pack.",

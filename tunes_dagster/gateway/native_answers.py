@@ -72,6 +72,7 @@ class TuneFacts(Answer):
     cancel: str | None
     recipe_hash: str | None
     failure: Reason | None
+    warnings: list[str] | None = Field(description="Wishes that could not be met, and what was done instead.")
     created_at: Moment
     started_at: Moment | None
     ready_at: Moment | None
@@ -118,6 +119,7 @@ class PromptTimeline(Answer):
     images: list[Address]
     result: dict[str, Any] | None
     failure: Reason | None
+    warnings: list[str] | None = Field(description="Wishes that could not be met, and what was done instead.")
     created_at: Moment
     done_at: Moment | None
     phases: list[PhaseFacts]

@@ -151,6 +151,8 @@ class PackItem(Answer):
     user_id: int | None
     slug: str
     title: str
+    subtitle: str | None
+    main_class_name: str | None
     token: str | None
     created_at: Moment
     updated_at: Moment
@@ -197,6 +199,7 @@ class PromptsMade(Answer):
     status: int
     message: str
     tune_ids: list[Any]
+    prompt_ids: list[int]
 
 
 class Inspection(Answer):
