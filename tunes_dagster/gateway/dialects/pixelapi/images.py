@@ -93,7 +93,7 @@ async def upscale(request: Body, mine: Desk = Mine) -> dict[str, Any]:
 @answers(BatchAnswer)
 @rehearsable
 async def batch(request: Body, mine: Desk = Mine) -> dict[str, Any]:
-    """Do the same to up to 100 pictures, all or none; here they can be enlarged."""
+    """Enlarge up to 100 pictures, all or none."""
     body, _files = await read_fields(request, BatchBody)
     return await run_in_threadpool(_batch, mine, body)
 
