@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from tests.support.databases import Server, new_database
 from tests.support.houses import draw_pictures, write_catalog
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.settings import Settings, get_settings
@@ -94,6 +95,18 @@ def paper_house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hou
     base.mkdir()
     (base / "model_index.json").write_text("{}")
     opened = _open_house(tmp_path, base, monkeypatch)
+    yield opened
+    opened.registry.close()
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def house_on_postgres(
+    own_postgres: Server, tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[House]:
+    """An installation whose registry lies on a PostgreSQL that the test may kill."""
+    monkeypatch.setenv("TUNES_REGISTRY_URL", new_database(own_postgres.engine))
+    opened = _open_house(tmp_path, base_folder, monkeypatch)
     yield opened
     opened.registry.close()
     get_settings.cache_clear()
