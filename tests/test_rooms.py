@@ -87,6 +87,32 @@ SAYS_OTHERWISE = {
     "tunes_dagster/cli/demonstration.py": "the same",
     "tunes_dagster/tiny/__init__.py": "folders of the shipped models",
 }
+# Where the host says what time it is. Everywhere else it is `Registry.now`, which the database's clock decides: hosts
+# differ. Durations are `time.monotonic`.
+HOST_TIME = {
+    "tunes_dagster/core/clock.py": "the clock itself",
+    "tunes_dagster/core/ids.py": "ids sort about as they were made; nothing is decided by that",
+    "tunes_dagster/registry/engine.py": "the clock of SQLite is its host's",
+    "tunes_dagster/registry/migrations/versions/0001_the_whole_schema.py": "dates the account that is always there",
+    "tunes_dagster/gateway/service.py": "the limiter of requests counts by it, and says by it when it counts anew",
+    "tunes_dagster/pipeline/inprocess.py": "Dagster's daemon on this host writes its heartbeat by it",
+    "tunes_dagster/pipeline/sensors.py": "is compared with when the files of the drop folder changed",
+    "assets/housekeeping.py": "is compared with when files changed and Dagster's runs began",
+    "tunes_dagster/intake/captions.py": "a note for people",
+    "tunes_dagster/cli/output.py": "ages for people",
+}
+CLOCKS = {
+    "tunes_dagster.core.clock": {"now"},
+    "datetime.datetime": {"now", "utcnow", "today"},
+    "datetime.date": {"today"},
+    "time": {"time", "time_ns", "localtime", "gmtime", "ctime"},
+}
+# All engines are made where what is to be written is hidden from errors and logs.
+ENGINES = {
+    "tunes_dagster/registry/engine.py",
+    "tunes_dagster/registry/postgres.py",
+}
+MAKES_ENGINES = {"create_engine", "create_async_engine", "engine_from_config", "create_pool_from_url"}
 
 
 def modules() -> Iterator[tuple[str, str, ast.Module]]:
@@ -152,6 +178,84 @@ def test_families_are_named_in_their_own_room_and_in_the_words_of_dialects_only(
         if isinstance(node, ast.Constant) and node.value in names
     ]
     assert not wrong, wrong
+
+
+def named(tree: ast.Module) -> dict[str, str]:
+    """Return what the names that a module imports stand for."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {one.asname or one.name: one.name for one in node.names}
+    return found
+
+
+def asked_for_the_time(tree: ast.Module) -> Iterator[int]:
+    """Yield the lines on which a module asks the host for the time."""
+    names = named(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            first, _, rest = owner.partition(".")
+            full = ".".join(filter(None, (names.get(first, first), rest)))
+            if node.attr in CLOCKS.get(full, ()):
+                yield node.lineno
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            module, _, name = names.get(node.id, "").rpartition(".")
+            if name in CLOCKS.get(module, ()):
+                yield node.lineno
+
+
+def test_the_database_says_what_time_it_is():
+    asked = {path: list(asked_for_the_time(tree)) for _room, path, tree in modules()}
+    wrong = [f"{path}:{line}" for path, lines in asked.items() for line in lines if path not in HOST_TIME]
+    assert not wrong, wrong
+    assert not (idle := [path for path in HOST_TIME if not asked.get(path)]), idle
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from tunes_dagster.core import clock\nclock.now()",
+        "from tunes_dagster.core.clock import now\nf(default=now)",
+        "import datetime as dt\ndt.datetime.now()",
+        "from datetime import date\ndate.today()",
+        "import time\ntime.time()",
+        "from time import time\ntime()",
+    ],
+)
+def test_every_way_to_ask_the_host_for_the_time_is_seen(line):
+    assert list(asked_for_the_time(ast.parse(line))) == [2]
+
+
+def test_engines_are_made_where_values_are_hidden():
+    wrong = [
+        f"{path}:{node.lineno}"
+        for _room, path, tree in modules()
+        if path not in ENGINES
+        for node in ast.walk(tree)
+        if (
+            isinstance(node, ast.Name | ast.alias)
+            and getattr(node, "id", getattr(node, "name", "")) in MAKES_ENGINES
+        )
+        or (isinstance(node, ast.Attribute) and node.attr in MAKES_ENGINES)
+        or (
+            isinstance(node, ast.alias)
+            and node.name.split(".")[0] in ("psycopg", "psycopg2", "asyncpg", "pg8000")
+        )
+    ]
+    assert not wrong, wrong
+    for path in ENGINES:
+        made = [
+            node
+            for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "create_engine"
+        ]
+        assert made, path
+        for call in made:
+            hidden = {one.arg: ast.unparse(one.value) for one in call.keywords}
+            assert hidden.get("hide_parameters") == "True", (path, call.lineno)
 
 
 def test_assets_and_resources_have_one_name():

@@ -16,6 +16,7 @@ import pytest
 
 from tests.attack.servers import Script, dripping, serving, silent
 from tunes_dagster.callbacks.deliver import send
+from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.gateway.trial import try_callback
 from tunes_dagster.intake.fetch import Fetcher
@@ -88,7 +89,7 @@ def test_a_callback_ends_in_every_phase(phase: str) -> None:
     answered = phase in ("chunk header", "chunk extension", "chunk", "trailer", "body")
     with serving(PHASES[phase]) as server, guarded_client(Guard(["localhost"])) as client:
         began = time.monotonic()
-        outcome = send(client, _sending(server.url()), LIMIT)
+        outcome = send(client, _sending(server.url()), LIMIT, clock.now())
         assert outcome.delivered is answered and outcome.unreachable is not answered
         assert "time" in (outcome.error or "time") and time.monotonic() - began < SOON
 
@@ -100,7 +101,7 @@ def test_a_callback_ends_whose_receiver_reads_a_byte_at_a_time() -> None:
 
     with serving(reading_slowly) as server, guarded_client(Guard(["localhost"])) as client:
         began = time.monotonic()
-        outcome = send(client, _sending(server.url(), {"text": "x" * 30_000_000}), LIMIT)
+        outcome = send(client, _sending(server.url(), {"text": "x" * 30_000_000}), LIMIT, clock.now())
     assert outcome.unreachable and time.monotonic() - began < SOON
 
 

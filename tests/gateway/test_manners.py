@@ -256,11 +256,12 @@ def test_signed_urls_cannot_be_forged_or_extended(house: House) -> None:
 
     secret = house.service.secret
     good = file_url(secret, PUBLIC, "a/b.png", clock.now() + timedelta(hours=1)).rsplit("/", 4)[1:4]
-    assert opened_key(secret, *good) == "a/b.png"
-    assert opened_key(secret, good[0], str(int(good[1]) + 1), good[2]) is None
-    assert opened_key(b"other", *good) is None and opened_key(secret, good[0], good[1], "!!") is None
+    assert opened_key(secret, *good, clock.now()) == "a/b.png"
+    assert opened_key(secret, good[0], str(int(good[1]) + 1), good[2], clock.now()) is None
+    assert opened_key(b"other", *good, clock.now()) is None
+    assert opened_key(secret, good[0], good[1], "!!", clock.now()) is None
     old = file_url(secret, PUBLIC, "a/b.png", clock.now() - timedelta(seconds=2)).rsplit("/", 4)[1:4]
-    assert opened_key(secret, *old) is None
+    assert opened_key(secret, *old, clock.now()) is None
 
 
 def test_native_endpoints(house: House, pictures) -> None:

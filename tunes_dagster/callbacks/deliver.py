@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ from tunes_dagster.callbacks.forms import in_form
 from tunes_dagster.callbacks.recording import Outcome, just_back, record, unrecorded
 from tunes_dagster.callbacks.signing import wire_form
 from tunes_dagster.callbacks.turns import Turns
-from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, detail_of
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.urls import parse_url
@@ -65,7 +64,7 @@ class DeliveryReport:
     unrecorded: int = 0
 
 
-def _retry_after(answer: httpx.Response) -> float | None:
+def _retry_after(answer: httpx.Response, now: datetime) -> float | None:
     """Return the seconds of a Retry-After header (number or date), or None."""
     given = answer.headers.get("retry-after", "").strip()
     if answer.status_code not in (429, 503) or not given:
@@ -76,32 +75,33 @@ def _retry_after(answer: httpx.Response) -> float | None:
         moment = parsedate_to_datetime(given)
     except (ValueError, TypeError, OverflowError):
         return None
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - clock.now()).total_seconds())
+    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
 
 
-def _judge(answer: httpx.Response, head: str) -> Outcome:
+def _judge(answer: httpx.Response, head: str, now: datetime) -> Outcome:
     code = answer.status_code
     if 200 <= code < 300:
         return Outcome(code, None, head)
     if 300 <= code < 400:
         target = answer.headers.get("location", "")[:200]
         return Outcome(code, f"Redirected to {target!r}; redirects are not followed.", head)
-    return Outcome(code, f"Answered with {code}.", head, _retry_after(answer), final=code == 410)
+    return Outcome(code, f"Answered with {code}.", head, _retry_after(answer, now), final=code == 410)
 
 
-def send(client: httpx.Client, sending: Sending, seconds: float) -> Outcome:
+def send(client: httpx.Client, sending: Sending, seconds: float, now: datetime) -> Outcome:
     """Make one attempt and return what came of it; never raises for anything the receiver does.
 
     Args:
         client: Goes through the guard of `intake.guard`.
         sending: From `OutboxQueries.begin_delivery`.
         seconds: Time for the whole attempt, from the lookup of the name to the last byte.
+        now: The time, which the signature names.
     """
     import httpx
 
     from tunes_dagster.intake.streams import Deadline, DeadlinePassed, in_words
 
-    body, headers = wire_form(sending, clock.now())
+    body, headers = wire_form(sending, now)
     outcome: Outcome | None = None
     try:
         where = parse_url(sending.url).request()
@@ -117,7 +117,7 @@ def send(client: httpx.Client, sending: Sending, seconds: float) -> Outcome:
                     **where,
                 ) as answer,
             ):
-                outcome = _judge(answer, _head(answer))
+                outcome = _judge(answer, _head(answer), now)
         except Exception:
             if outcome is None:  # else it only closed badly
                 raise
@@ -214,7 +214,8 @@ class _Senders:
             self.flying[sending.delivery_id] = sending
         left = self.turns.budget_ends - time.monotonic()
         try:
-            outcome = send(self.client, in_form(self.registry, sending), max(1.0, min(self.timeout, left)))
+            form = in_form(self.registry, sending)
+            outcome = send(self.client, form, max(1.0, min(self.timeout, left)), self.registry.now())
         except DatabaseAway:
             outcome = Outcome(error="It was not sent: our own database did not answer.")
         except Exception:

@@ -18,7 +18,6 @@ from tunes_dagster.campaigns.estimate import Costing, costing_of
 from tunes_dagster.campaigns.files import Source, parse, table_name
 from tunes_dagster.campaigns.plan import Sketch, plan_summary, sketch
 from tunes_dagster.campaigns.problems import Problem, as_failure, errors
-from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.registry.campaign_costs import OverCap
 from tunes_dagster.registry.campaigns import TunesEnded
@@ -66,7 +65,7 @@ class Keeper:
         parsed = parse(source)
         day = ""
         if parsed.file is not None:
-            now = now or clock.now()
+            now = now or self.registry.now()
             starts = first_day(parsed.file.cron, parsed.file.timezone, parsed.file.start, now)
             day = last_date(parsed.file.cron, parsed.file.timezone, starts, now) or starts.isoformat()
         return self.sketch(source, day, lenient)
@@ -86,7 +85,7 @@ class Keeper:
         for name, data in source.tables.items():
             self.store.write_bytes(f"{folder}/{name}", data)
         before = self._row(file.id)
-        starts = first_day(file.cron, file.timezone, file.start, now or clock.now()).isoformat()
+        starts = first_day(file.cron, file.timezone, file.start, now or self.registry.now()).isoformat()
         if before is not None and file.start is None:
             starts = min(before.starts, starts)  # the dates it had stay its dates
         row = self.registry.put_campaign(file.id, starts=starts, file=key, **_fields(source, drawn))
@@ -168,7 +167,7 @@ class Keeper:
     def dates(self, campaign: Campaign, now: datetime | None = None) -> list[str]:
         """Return the dates of a campaign that have come, oldest first."""
         starts = datetime.fromisoformat(campaign.starts).date()
-        return dates_between(campaign.cron, campaign.timezone, starts, now or clock.now())
+        return dates_between(campaign.cron, campaign.timezone, starts, now or self.registry.now())
 
     def date_of(self, campaign: Campaign, word: str | None) -> str:
         """Return the date that a person means: the newest one, or one of the campaign's.

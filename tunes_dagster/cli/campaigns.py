@@ -13,6 +13,8 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import format_count
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from tunes_dagster.campaigns.keeping import Keeper
     from tunes_dagster.campaigns.plan import Sketch
     from tunes_dagster.campaigns.problems import Problem
@@ -54,7 +56,8 @@ def _source(file: Path) -> Any:
 @app.command()
 def check(file: File, as_json: AsJson = False) -> int:
     """Say what a campaign would render, how long that takes here, what it costs, and every mistake. Queues nothing."""
-    drawn = keeper_of(Installation()).check(_source(file))
+    keeper = keeper_of(Installation())
+    drawn = keeper.check(_source(file))
     wrong = [one for one in drawn.problems if one.level == "error"]
     if as_json:
         emit_json(_as_dict(drawn))
@@ -63,7 +66,7 @@ def check(file: File, as_json: AsJson = False) -> int:
     if wrong:
         complain(f"{format_count(len(wrong), 'mistake')} in {file.name}; nothing can be queued like this.")
         return 2
-    _say_sketch(drawn)
+    _say_sketch(drawn, keeper.registry.now())
     return 0
 
 
@@ -90,12 +93,11 @@ def _say_problems(problems: list[Problem]) -> None:
         say(f"… and {len(problems) - 200} more")
 
 
-def _say_sketch(drawn: Sketch) -> None:
+def _say_sketch(drawn: Sketch, now: datetime) -> None:
     from tunes_dagster.campaigns.dates import tick_after
-    from tunes_dagster.core.clock import now
 
     file, estimate = drawn.file, drawn.estimate
-    following = tick_after(file.cron, file.timezone, now())
+    following = tick_after(file.cron, file.timezone, now)
     say(
         f"[bold]{escape(file.id)}[/]  {escape(file.cron)} {escape(file.timezone)}, next {following:%A %Y-%m-%d %H:%M}"
     )
@@ -145,7 +147,7 @@ def add(
             failed += 1
             continue
         row, drawn = keeper.add(_source(file))
-        _say_sketch(drawn)
+        _say_sketch(drawn, installation.registry.now())
         added = row.name
         folder = installation.store.url(row.file).rpartition("/")[0]
         say(f"Added [bold]{escape(row.name)}[/]; its files lie in {escape(folder)}")
@@ -168,7 +170,6 @@ def _yamls(paths: list[Path]) -> list[Path]:
 def list_campaigns(as_json: AsJson = False) -> None:
     """List the campaigns: when they come next, how their newest date stands, and what is wrong with broken ones."""
     from tunes_dagster.campaigns.dates import tick_after
-    from tunes_dagster.core.clock import now
 
     installation = Installation()
     keeper = keeper_of(installation)
@@ -188,7 +189,7 @@ def list_campaigns(as_json: AsJson = False) -> None:
                 "[red]broken[/]" if row.state == "broken" else "good",
                 row.cron,
                 row.timezone,
-                f"{tick_after(row.cron, row.timezone, now()):%Y-%m-%d %H:%M}",
+                f"{tick_after(row.cron, row.timezone, installation.registry.now()):%Y-%m-%d %H:%M}",
                 *(
                     [date.date, date.status, date.plan.get("prompts", "")]
                     if (date := newest[row.name])

@@ -11,7 +11,6 @@ from typing import IO, NoReturn
 
 from starlette.datastructures import UploadFile
 
-from tunes_dagster.core import clock
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import BaseModelEntry
@@ -142,7 +141,7 @@ class Desk(Accepting):
     def url(self, key: str, since: datetime | None, hours: float | None = None) -> str:
         """Return a signed URL of a file, which leads there until so many hours after a moment."""
         life = timedelta(hours=self.service.options.picture_url_hours if hours is None else hours)
-        return file_url(self.service.secret, self.base_url, key, (since or clock.now()) + life)
+        return file_url(self.service.secret, self.base_url, key, (since or self.registry.now()) + life)
 
     def images(self, prompt: Prompt, hours: float | None = None) -> list[str]:
         """Return the URLs of a prompt's pictures."""

@@ -18,7 +18,6 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.store import Store
 from tunes_dagster.service.download import holds_weights, pieces, zipped_folder
@@ -57,7 +56,7 @@ def file_url(secret: bytes, base_url: str, key: str, expires_at: datetime) -> st
     return f"{base_url.rstrip('/')}{PREFIX}/{_sign(secret, key, expires)}/{expires}/{packed}/{name}"
 
 
-def opened_key(secret: bytes, signature: str, expires: str, packed: str) -> str | None:
+def opened_key(secret: bytes, signature: str, expires: str, packed: str, now: datetime) -> str | None:
     """Return the key that a URL's parts lead to, or None for forged and expired ones."""
     try:
         key = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)).decode()
@@ -65,7 +64,7 @@ def opened_key(secret: bytes, signature: str, expires: str, packed: str) -> str 
     except (ValueError, UnicodeDecodeError):
         return None
     good = hmac.compare_digest(signature.encode(), _sign(secret, key, until).encode())
-    return key if good and clock.now().timestamp() <= until else None
+    return key if good and now.timestamp() <= until else None
 
 
 @router.api_route(
@@ -74,7 +73,7 @@ def opened_key(secret: bytes, signature: str, expires: str, packed: str) -> str 
 def serve(request: Request, signature: str, expires: str, packed: str, name: str) -> Response:
     """Serve one file, whole or in ranges."""
     service = request.app.state.service
-    key = opened_key(service.secret, signature, expires, packed)
+    key = opened_key(service.secret, signature, expires, packed, service.registry.now())
     if key is None:
         return JSONResponse({"detail": "This address is not valid, or not any more."}, 403)
     try:

@@ -15,7 +15,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from tunes_dagster import __version__
-from tunes_dagster.core import clock
 from tunes_dagster.registry.figures import Figures, Spent
 
 # Reads are answered in a few milliseconds, uploads take as long as they take.
@@ -76,7 +75,7 @@ class Stock(Collector):
         yield info
         yield _gauge("tunes_work_items", "Open work.", ("kind", "state"), figures.work)
         waiting = {
-            kind: max(0.0, (clock.now() - figures.oldest[kind]).total_seconds())
+            kind: max(0.0, (figures.at - figures.oldest[kind]).total_seconds())
             if kind in figures.oldest
             else 0.0
             for kind in ("prepare", "train", "embed", "finish", "render")

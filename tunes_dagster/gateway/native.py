@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from tunes_dagster.callbacks.bodies import failure_facts, tune_body
-from tunes_dagster.core import clock
 from tunes_dagster.core.clock import iso
 from tunes_dagster.gateway.accepting import GUESS_SECONDS
 from tunes_dagster.gateway.answers import answers
@@ -123,7 +122,7 @@ def health(request: Request) -> dict[str, Any]:
     lengths = service.registry.queue_lengths()
     waiting = sum(row["count"] for row in lengths["work"] if row["kind"] != "render")
     ready = sorted({str(base["trains_on"]) for base in bases if base["installed"]})
-    status = "stalled" if _stalled(lengths["work"]) else "ok"
+    status = "stalled" if _stalled(lengths["work"], service.registry.now()) else "ok"
     for row in lengths["work"]:
         row["since"] = iso(row["since"])
     return {
@@ -137,11 +136,11 @@ def health(request: Request) -> dict[str, Any]:
     }
 
 
-def _stalled(work: list[dict[str, Any]]) -> bool:
+def _stalled(work: list[dict[str, Any]], now: datetime) -> bool:
     """Whether something waits for long while nothing is done: then no daemon is there to do it."""
     since = min((row["since"] for row in work if row["state"] == "queued"), default=None)
     busy = any(row["state"] != "queued" for row in work)
-    return not busy and since is not None and (clock.now() - since).total_seconds() > _STALLED_SECONDS
+    return not busy and since is not None and (now - since).total_seconds() > _STALLED_SECONDS
 
 
 @router.get("/metrics", include_in_schema=False)
@@ -203,7 +202,7 @@ def timeline(key: str, mine: Desk = Mine) -> dict[str, Any]:
     return {
         **tune_facts(row),
         **asked,
-        **_pace(row, phases),
+        **_pace(row, phases, mine.registry.now()),
         "last_sample": _last_sample(mine, row),
         "phases": phases,
     }
@@ -251,13 +250,13 @@ def _phases(mine: Desk, subject_id: str) -> list[dict[str, Any]]:
     return phases
 
 
-def _pace(tune: Tune, phases: list[dict[str, Any]]) -> dict[str, Any]:
+def _pace(tune: Tune, phases: list[dict[str, Any]], now: datetime) -> dict[str, Any]:
     """Return how fast a training goes and when it should end; nothing when it is not training."""
     began = next((p["start"] for p in reversed(phases) if p["phase"] == "training"), None)
     if tune.status != "training" or began is None:
         return {"steps_per_second": None, "eta": None}
-    seconds = (clock.now() - datetime.fromisoformat(began)).total_seconds()
-    ends = None if tune.seconds_left is None else clock.now() + timedelta(seconds=tune.seconds_left)
+    seconds = (now - datetime.fromisoformat(began)).total_seconds()
+    ends = None if tune.seconds_left is None else now + timedelta(seconds=tune.seconds_left)
     return {"steps_per_second": round(tune.step / seconds, 3) if seconds > 1 else None, "eta": iso(ends)}
 
 
@@ -267,7 +266,7 @@ def _last_sample(mine: Desk, tune: Tune) -> str | None:
         return None
     names = (name for name in mine.service.store.list(f"tunes/{tune.id}/lora") if name.endswith(".png"))
     shown = sorted(name for name in names if "/samples" in name or "sheet" in name)
-    return mine.url(shown[-1], clock.now(), 1.0) if shown else None
+    return mine.url(shown[-1], None, 1.0) if shown else None
 
 
 @router.post("/tunes/{key}/cancel")
@@ -423,7 +422,7 @@ def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
     rows = mine.registry.page_tunes(mine.account_id, limit=1, dialect=body.dialect)
     if not rows:
         raise not_found(f"A tune that came through {body.dialect}")
-    told = tune_body("tune.ready", rows[0][0], clock.now())
+    told = tune_body("tune.ready", rows[0][0], mine.registry.now())
     return _callback_facts(
         mine.registry.add_callback(
             mine.account_id,

@@ -27,6 +27,7 @@ class Figures:
     """Counts of a moment.
 
     Attributes:
+        at: The moment.
         work: Kind and state → open pieces of work.
         oldest: Kind → since when the one that waits longest could have started.
         tunes: Status → tunes.
@@ -37,6 +38,7 @@ class Figures:
         pictures: Pictures of all batches, by base.
     """
 
+    at: datetime
     work: dict[tuple[str, str], int]
     oldest: dict[str, datetime]
     tunes: dict[str, int]
@@ -52,7 +54,7 @@ class FigureQueries(Database):
 
     def figures(self) -> Figures:
         """Return how much there is of everything."""
-        working = ("queued", "submitted", "running")
+        now, working = self.now(), ("queued", "submitted", "running")
         with self.reading() as session:
 
             def counted(column: Any, *where: Any) -> dict[str, int]:
@@ -71,6 +73,7 @@ class FigureQueries(Database):
             if first is not None:  # prompts wait before there is a batch, and so any work, for them
                 oldest["render"] = min(first, oldest.get("render", first))
             return Figures(
+                at=now,
                 work={(kind, state): count for kind, state, count, _since in work},
                 oldest=oldest,
                 tunes=counted(Tune.status),

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
@@ -68,7 +69,7 @@ def back_up(settings: Settings, folder: Path, *, with_store: bool = True) -> Bac
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _ABOUT).unlink(missing_ok=True)
     url = make_url(settings.resolved_registry_url)
-    taken_at = clock.now()
+    taken_at = _database_now(settings)
     kind = url.get_backend_name()
     if kind == "sqlite":
         _copy_sqlite(Path(str(url.database)).expanduser(), folder / _SQLITE)
@@ -205,6 +206,16 @@ def keys_of(store: Store) -> Iterator[str]:
             yield from store.list(entry.name)
         else:
             yield entry.name
+
+
+def _database_now(settings: Settings) -> datetime:
+    from tunes_dagster.registry.engine import Database
+
+    database = Database(settings.resolved_registry_url, migrate=False)
+    try:
+        return database.now()
+    finally:
+        database.close()
 
 
 def _must_be_empty(settings: Settings, url: URL) -> None:

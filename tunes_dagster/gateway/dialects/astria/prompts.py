@@ -13,7 +13,6 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
-from tunes_dagster.core import clock
 from tunes_dagster.core.ids import row_number
 from tunes_dagster.gateway.answers import answers
 from tunes_dagster.gateway.bodies import Body
@@ -171,7 +170,7 @@ def _listed(
         raise Problem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
     asked = request.query_params
     if asked.get("today", "").lower() in ("true", "1"):
-        filters["since"] = datetime.combine(clock.now().date(), time(), UTC)
+        filters["since"] = datetime.combine(mine.registry.now().date(), time(), UTC)
     if asked.get("liked"):
         filters["liked"] = asked["liked"].lower() in ("true", "1")
     if asked.get("text"):

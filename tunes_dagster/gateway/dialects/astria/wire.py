@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tunes_dagster.core import clock
 from tunes_dagster.core.clock import iso
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
@@ -305,7 +304,7 @@ def _eta(mine: Desk, tune: Tune) -> datetime | None:
     if tune.status in ("ready", "failed", "cancelled"):
         return tune.ready_at
     if tune.seconds_left is not None:
-        return clock.now() + timedelta(seconds=tune.seconds_left)
+        return mine.registry.now() + timedelta(seconds=tune.seconds_left)
     return tune.created_at + timedelta(seconds=mine.estimated_seconds(tune.base))
 
 

@@ -263,7 +263,7 @@ router.add_api_route("/video/{generation_id}", status, methods=["GET"], include_
 def _described(
     mine: Desk, prompt: Prompt, seen: ApiObject | None, held: Reservation | None
 ) -> dict[str, Any]:
-    images = [] if expired(prompt.done_at) else mine.images(prompt, HOURS)
+    images = [] if expired(mine, prompt.done_at) else mine.images(prompt, HOURS)
     return {
         "id": _public(prompt),
         "status": _word(mine, prompt_status(prompt.status)),

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster.callbacks.bodies import failure_facts
-from tunes_dagster.core import clock
 from tunes_dagster.core.clock import iso
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TrainingOptions, TuneRequest
 from tunes_dagster.gateway.accepting import View, token_hash
@@ -196,7 +195,7 @@ async def upload(job_id: str, request: Body, token: str = "") -> dict[str, Any]:
     good = seen is not None and seen.upload_hash and hmac.compare_digest(seen.upload_hash, token_hash(token))
     if not good or seen is None:
         raise Problem(403, "Invalid or expired upload token", code="forbidden")
-    expired = seen.upload_expires_at is not None and seen.upload_expires_at < clock.now()
+    expired = seen.upload_expires_at is not None and seen.upload_expires_at < service.registry.now()
     if expired:
         raise Problem(403, "Invalid or expired upload token", code="forbidden")
     tune = await run_in_threadpool(service.registry.get_tune, job_id)
@@ -275,7 +274,7 @@ def status(job_id: str, mine: Desk = Mine) -> dict[str, Any]:
 
 def infer_status(mine: Desk, prompt: Prompt) -> dict[str, Any]:
     """Return the status of a render job with its pictures."""
-    images = [] if expired(prompt.done_at) else mine.images(prompt, HOURS)
+    images = [] if expired(mine, prompt.done_at) else mine.images(prompt, HOURS)
     answer: dict[str, Any] = {
         "job_id": "inf_" + prompt.id.removeprefix("prompt_"),
         "status": prompt_status(prompt.status),
@@ -291,9 +290,9 @@ def infer_status(mine: Desk, prompt: Prompt) -> dict[str, Any]:
     return answer
 
 
-def expired(done_at: datetime | None) -> bool:
+def expired(mine: Desk, done_at: datetime | None) -> bool:
     """Whether a day has passed since the pictures were made."""
-    return done_at is not None and (clock.now() - done_at).total_seconds() > HOURS * 3600
+    return done_at is not None and (mine.registry.now() - done_at).total_seconds() > HOURS * 3600
 
 
 @router.delete("/{tune_id}")
