@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -189,7 +190,8 @@ def test_a_private_address_is_refused_for_good(registry: Registry, receiver: Rec
     assert "loopback" in (registry.list_deliveries(callback.id)[0].error or "")
 
 
-def test_signed_when_the_account_has_a_secret(registry: Registry, receiver: Receiver) -> None:
+def test_signed_when_the_account_has_a_secret(registry: Registry, receiver: Receiver, clock: Clock) -> None:
+    clock.moment = datetime.now(UTC)  # receivers refuse what was signed long ago
     registry.set_callback_options("local", secret=SECRET)
     owed(registry, receiver.url("/signed", answer(200)))
     deliver(registry)
@@ -200,8 +202,9 @@ def test_signed_when_the_account_has_a_secret(registry: Registry, receiver: Rece
 
 
 def test_while_keys_rotate_both_secrets_are_good_and_the_one_before_is_not(
-    registry: Registry, receiver: Receiver
+    registry: Registry, receiver: Receiver, clock: Clock
 ) -> None:
+    clock.moment = datetime.now(UTC)
     older, newer = ("whsec_" + letters * 8 for letters in ("b2xk", "bmV3"))
     for secret in (SECRET, older, newer):
         registry.set_callback_options("local", secret=secret)
