@@ -58,6 +58,15 @@ def _part(name: str, value: str) -> bytes:
     return head.encode() + kind.encode() + PICTURE + b"\r\n"
 
 
+TUNE_FORM = [
+    ("tune[title]", "Other shot"),
+    ("tune[name]", "woman"),
+    ("tune[model_type]", "faceid"),
+    ("tune[base_tune_id]", "666678"),
+    ("tune[images][]", "@face3.jpg"),
+]
+
+
 @pytest.fixture
 def cli(house: House) -> Cli:
     return Cli(house)
@@ -68,6 +77,7 @@ def test_the_tour_of_astrias_command_line(house: House, cli: Cli) -> None:
     catalog = cli("GET", "/cli/models", auth=False)
     default = catalog["models"][catalog["default"]]["tune_id"]
     assert catalog["default"] == "sdxl" and default == "666678" and catalog["video_models"] == {}
+    assert catalog["models"]["gemini"]["tune_id"] == default, "what `tunes create` asks for by itself"
     assert {"id", "name", "email", "usd_balance_mc"} <= set(cli("GET", "/users"))
     # tunes create --title --name --description --image --image
     form = [
@@ -109,6 +119,20 @@ def test_the_tour_of_astrias_command_line(house: House, cli: Cli) -> None:
     form = [("prompt[pack_id]", str(pack["id"]))]
     assert cli("PATCH", f"/tunes/{default}/prompts/{made['id']}", form)["pack_id"] == str(pack["id"])
     assert "subtitle" in cli("GET", "/packs?limit=5")[0] and "main_class_name" in cli("GET", "/packs")[0]
+    # packs run SLUG --tune-id …: the prompt that was put there, for another tune of its class
+    house.finish_tune(house.tune(cli("POST", "/tunes", TUNE_FORM)["id"]))
+    other = [("tune[tune_ids][]", "2")]
+    ran = cli("POST", f"/p/{pack['slug']}/tunes", other)
+    again = cli("POST", f"/p/{pack['id']}/tunes", other)
+    row = house.prompt(ran["prompt_ids"][0])
+    assert row.tune_id == house.tune(2).id and row.text == "woman, clean white studio background"
+    assert len(ran["prompt_ids"]) == len(again["prompt_ids"]) == 1, "what it renders is no template"
+    answer = house.client.post(
+        f"/p/{pack['id']}/tunes", json={"tune": {"tune_ids": [2], "prompt_ids": [99]}}, headers=house.auth()
+    )
+    assert answer.status_code == 422 and str(made["id"]) in answer.json()["prompt_ids"][0]
+    body = {"prompt": {"pack_id": None, "base_pack_id": pack["id"], "orig_prompt_id": None}}
+    assert cli("PATCH", f"/prompts/{made['id']}?view=board", body=body)["pack_id"] is None
     # packs run corporate-headshots --tune-id … --num-images 1 --inpaint-faces
     form = [
         ("tune[tune_ids][]", str(tune["id"])),

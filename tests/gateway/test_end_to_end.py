@@ -45,6 +45,7 @@ FILLED: dict[str, dict[str, str]] = {
     "pixazo.sh": {"YOUR_SUBSCRIPTION_KEY": "{key}", "https://example.com": "{files}"},
     "pixazo.py": {"YOUR_SUBSCRIPTION_KEY": "{key}", "https://example.com": "{files}"},
     "pixazo.js": {"YOUR_SUBSCRIPTION_KEY": "{key}", "https://example.com": "{files}"},
+    "pixazo.java": {"YOUR_SUBSCRIPTION_KEY": "{key}", "https://example.com": "{files}"},
     "pixu.sh": {
         "my_api_key": "{key}",
         "base64 encoded cropped face": "{face}",
@@ -61,6 +62,7 @@ FILLED: dict[str, dict[str, str]] = {
         ".jpg": ".png",
         "https://optional-callback-url.com": "{files}",
     },
+    "astria_flux.sh": {"$API_KEY": "{key}", "=@": "=@{pictures}/", ".jpg": ".png"},
     "astria_prompt.py": {
         "YOUR_API_KEY": "{key}",
         "/tunes/1/": "/tunes/{tune}/",
@@ -85,6 +87,8 @@ CUT: dict[str, dict[str, str]] = {
     "pixazo.sh": {"1500": "5"},
     "pixazo.py": {"1500": "5"},
     "pixazo.js": {"1500": "5"},
+    "pixazo.java": {"1500": "5"},
+    "astria_flux.sh": {'-F "tune[token]': '-F tune[steps]=5 -F "tune[token]'},
     "astria.sh": {"-F tune[token]": "-F tune[steps]=5 -F tune[token]"},
     "astria_pack.js": {"name: 'man',": "name: 'man', steps: 5,"},
 }
@@ -166,7 +170,7 @@ class Running:
             text = text.replace(page, ours)
         path = self.folder / name
         path.write_text(text, encoding="utf-8")
-        tool = {".sh": ["bash"], ".py": [sys.executable], ".js": ["node"]}[path.suffix]
+        tool = {".sh": ["bash"], ".py": [sys.executable], ".js": ["node"], ".java": ["java"]}[path.suffix]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*tool, str(path)], cwd=self.folder, **pipes)  # type: ignore[call-overload,no-any-return]
 
@@ -269,7 +273,10 @@ def test_pixelapis_samples(running: Running) -> None:
 @pytest.mark.slow
 @CURL
 def test_pixazos_samples(running: Running) -> None:
-    samples = ["pixazo.sh", "pixazo.py", *(["pixazo.js"] if shutil.which("node") else [])]
+    samples = ["pixazo.sh", "pixazo.py"]
+    # Java runs a source file where its compiler is.
+    for tool, name in (("node", "pixazo.js"), ("javac", "pixazo.java")):
+        samples += [name] if shutil.which(tool) else []
     requests = [running.play(name)[0] for name in samples]
     assert {one["status"] for one in requests} == {"IN_QUEUE"}
     running.work()
@@ -306,6 +313,7 @@ def test_astrias_samples_and_the_callbacks_of_the_headshots_application(running:
     assert isinstance(tune["id"], int) and tune["trained_at"] is None and tune["branch"] == "fast"
     asked = [running.play(name, tune=str(tune["id"]))[0] for name in ("astria_prompt.py", "astria_prompt.js")]
     (pack,) = running.play("astria_pack.js")
+    flux = running.play("astria_flux.sh") if running.whole else []
     query = "user_id=3f2b-1&model_id=7&webhook_secret=s%2Bx~!*()'"
     hook = {name: f"{running.files}/astria/{name}-webhook?{query}" for name in ("train", "prompt")}
     prompts = [
@@ -333,6 +341,9 @@ def test_astrias_samples_and_the_callbacks_of_the_headshots_application(running:
         assert prompt["super_resolution"] and prompt["face_correct"], "as they were asked for"
         assert len(prompt["images"]) == 1 and running.picture(prompt["images"][0]).width >= 256, prompt
     assert len(running.client.get(f"/tunes/{pack['id']}/prompts.json").json()[0]["images"]) == 1
+    for one in flux:
+        (large,) = running.client.get(f"/tunes/{one['id']}/prompts.json").json()
+        assert running.picture(large["images"][0]).width >= 256, large
     told_here = [one for one in Callers.seen if one[1].startswith("/astria/")]
     addresses = sorted(path for _method, path, _body in told_here)
     assert addresses == [f"/astria/prompt-webhook?{query}"] * 2 + [f"/astria/train-webhook?{query}"]

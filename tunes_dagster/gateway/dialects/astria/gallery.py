@@ -19,6 +19,8 @@ from tunes_dagster.gateway.service import Service
 _BRANCHES = {"sd15": "sd15", "sdxl": "sdxl1", "flux": "flux1"}
 # What names no base renders on this one where it is there: it takes tunes of every kind, and faces.
 _DEFAULT = "sdxl1"
+# What the command line asks for where nobody has named a model, whatever the catalog's default is called.
+_ASKED_FOR = ("gemini",)
 
 
 @dataclass(frozen=True)
@@ -104,4 +106,7 @@ def models(service: Service) -> dict[str, Any]:
         found[short] = {"tune_id": str(base.number), "title": base.title, "resolutions": ["1K", "2K", "4K"]}
     preferred = [name for name, one in found.items() if catalog.resolve(one["tune_id"]).branch == _DEFAULT]
     default = next(iter([*preferred, *found]), None)
+    if default is not None:
+        for name in _ASKED_FOR:
+            found.setdefault(name, found[default])
     return {"default": default, "models": found, "default_video_model": None, "video_models": {}}

@@ -22,6 +22,7 @@ from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.answers import PackAnswer, PackItem, PromptsMade, TuneAnswer
 from tunes_dagster.gateway.dialects.astria.gallery import gallery
 from tunes_dagster.gateway.dialects.astria.orders import Base, base_of, prompt_order
+from tunes_dagster.gateway.dialects.astria.templates import templates_of
 from tunes_dagster.gateway.dialects.astria.tunes import (
     known_by_title,
     made_tune,
@@ -134,6 +135,14 @@ def _by_class(mine: Desk, pack: Pack) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def _with_templates(mine: Desk, pack: Pack) -> dict[str, list[dict[str, Any]]]:
+    """Return the same with the prompts that the account has put into it."""
+    found = _by_class(mine, pack)
+    for row in templates_of(mine, pack, SHARED):
+        found.setdefault(row.pop("class"), []).append(row)
+    return found
+
+
 def _base_of(mine: Desk, pack: Pack) -> int | None:
     """Return the `base_tune_id` of a pack; one of its author's own tunes means nothing to others."""
     number = pack.fields.get("base_tune_id")
@@ -216,7 +225,7 @@ def find_pack(mine: Desk, text: str) -> Pack:
 def retrieve(pack_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Describe a pack with its classes, costs and prompts."""
     pack = find_pack(mine, pack_id)
-    classes = _by_class(mine, pack)
+    classes = _with_templates(mine, pack)
     return {
         "id": pack.number,
         "slug": pack.slug,
@@ -315,6 +324,9 @@ def _from_pack(mine: Desk, pack_id: str, body: dict[str, Any]) -> Response:
     tune_ids = _chosen("tune_ids", given.pop("tune_ids", None))
     if not isinstance(overrides, dict):
         raise invalid("prompt_attributes", "is not an object")
+    if given.pop("brief", None) not in (None, ""):
+        why = "needs a language model, which is not installed"
+        mine.wishes.leave("brief", why, "the prompts are rendered as they are written")
     if tune_ids is not None:
         return _prompts_only(mine, pack, tune_ids, overrides, wanted, prompts_callback)
     name = str(given.get("name") or "")
@@ -361,12 +373,16 @@ def _prompts(
     """Return the pack's prompts for a class, with the caller's own attributes over them.
 
     Raises:
-        Problem: 422 for a class that the pack does not have.
+        Problem: 422 for a class that the pack does not have, or prompts that it has not for it.
     """
-    classes = _by_class(mine, pack)
+    classes = _with_templates(mine, pack)
     if name not in classes:
-        raise invalid("name", f"is not included in the pack; it has {', '.join(classes) or 'no classes'}")
+        known = ", ".join(classes) or "no classes: put prompts into it with pack_id"
+        raise invalid("name", f"is {name!r}, which is not included in the pack; it has {known}")
     rows = [row for row in classes[name] if wanted is None or str(row["id"]) in map(str, wanted)]
+    if not rows:
+        there = ", ".join(str(row["id"]) for row in classes[name])
+        raise invalid("prompt_ids", f"names none of the pack's prompts for {name!r}, which are {there}")
     return [
         {**{k: v for k, v in row.items() if k != "id"}, **overrides, "pack_id": pack.number} for row in rows
     ]

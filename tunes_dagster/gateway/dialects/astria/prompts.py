@@ -21,6 +21,7 @@ from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.answers import PromptAnswer, Said
 from tunes_dagster.gateway.dialects.astria.gallery import gallery, not_there
 from tunes_dagster.gateway.dialects.astria.orders import Base, prompt_order
+from tunes_dagster.gateway.dialects.astria.templates import mark
 from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, BeforeId, number
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
@@ -43,7 +44,7 @@ from tunes_dagster.registry import ApiObject, Prompt, Tune
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["prompts"])
 Mine = Depends(desk)
 MAX_OFFSET = 10_000
-_CHANGEABLE = ("community", "workspace_id", "pack_id", "base_pack_id")
+_CHANGEABLE = ("community", "workspace_id", "pack_id", "base_pack_id", "orig_prompt_id")
 # What tells one prompt from another for accounts with `prompt_idempotency`, beside its tune: the list is Astria's.
 _KNOWN_BY = (
     "text",
@@ -148,6 +149,7 @@ def _create(
         request = request.model_copy(update={"base": base.word})
     else:
         view.asked["own_tune"] = True
+    view.asked.update(mark(fields.model_extra or {}))
     mine.headers.update(unknown_fields(fields))
     once = mine.caller.options.get("prompt_idempotency")
     known_by = sameness(fields, tune.number if tune else base.number) if once else None
@@ -325,7 +327,7 @@ def _update(mine: Desk, prompt_id: str, tune_id: str | None, body: dict[str, Any
     if other:
         problems = {name: ["cannot be changed: duplicate the prompt instead"] for name in other}
         raise Problem(422, f"{other[0]} cannot be changed", problems, code="invalid")
-    mine.registry.change_object(prompt.id, **given)
+    mine.registry.change_object(prompt.id, **given, **mark(given))
     return prompt_object(mine, *mine.prompt(prompt.id), shown)
 
 
