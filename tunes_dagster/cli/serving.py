@@ -55,19 +55,20 @@ def dev(
     ]
     command += ["--log-level", "warning"]
     os.chdir(settings.resolved_home)  # nothing is written beside where somebody happened to stand
-    if api_port:
-        _serve_beside(host, api_port)
-    os.execv(sys.executable, command)  # noqa: S606 - Ctrl-C then reaches Dagster itself
+    beside = [_server(host, api_port)] if api_port else []
+    from tunes_dagster.cli.supervising import supervise
+
+    os.environ["TUNES_SERVE_WITH"] = str(
+        os.getpid()
+    )  # where nothing else tells the server that this one was killed
+    raise typer.Exit(supervise([command, *beside]))
 
 
-def _serve_beside(host: str, port: int) -> None:
-    """Start the HTTP server as a process that ends with this one, whose place Dagster takes."""
-    import subprocess
-
+def _server(host: str, port: int) -> list[str]:
+    """Return the command of the HTTP server."""
     say(f"HTTP APIs: [bold]http://{escape(host)}:{port}[/]   (--api-port 0 leaves them out)")
     call = "from tunes_dagster.cli import main; main()"
-    command = [sys.executable, "-W", "ignore", "-c", call, "serve", "--host", host, "--port", str(port)]
-    subprocess.Popen(command, env={**os.environ, "TUNES_SERVE_WITH": str(os.getpid())})  # noqa: S603 - our own
+    return [sys.executable, "-W", "ignore", "-c", call, "serve", "--host", host, "--port", str(port)]
 
 
 def _loopback(host: str) -> bool:

@@ -1,0 +1,113 @@
+"""What `tunes dev` starts ends with it, however that ends: with real processes, some of which do not want to."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+# A process that ends on SIGINT, and left a child in another session that wants to hear of nothing.
+MAIN = """
+import os, signal, subprocess, sys, time
+deaf = "import signal, time\\nfor s in (1, 2, 15): signal.signal(s, signal.SIG_IGN)\\ntime.sleep(300)"
+subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True)
+open(sys.argv[1], "w").write("ready")
+time.sleep(float(sys.argv[2]))
+"""
+SUPERVISE = """
+import sys
+from tunes_dagster.cli import supervising
+supervising._LAST_SECONDS = 0.3
+main, beside = ([sys.executable, "-c", {main!r}, place, seconds] for place, seconds in {places!r})
+sys.exit(supervising.supervise([main, beside], patience={patience}))
+"""
+
+
+def started(tmp_path: Path, seconds: float = 300, **more: object) -> subprocess.Popen[bytes]:
+    """Start a supervisor of two such processes and wait until they are there."""
+    places = [(str(tmp_path / name), str(wait)) for name, wait in (("main", seconds), ("beside", 300))]
+    code = SUPERVISE.format(main=MAIN, places=places, patience=5)
+    process = subprocess.Popen([sys.executable, "-c", code], **more)  # type: ignore[call-overload]
+    until(lambda: all(Path(place).exists() for place, _ in places), 60)
+    return process
+
+
+def until(true: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def below(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_everything(tmp_path: Path, number: int) -> None:
+    process = started(tmp_path)
+    ours = below(process)
+    assert len(ours) == 4
+    process.send_signal(number)
+    assert process.wait(30) == 0
+    assert gone(ours)
+
+
+def test_a_closed_terminal_ends_everything(tmp_path: Path) -> None:
+    outer, inner = pty.openpty()
+    process = started(tmp_path, start_new_session=True, stdin=inner, preexec_fn=lambda: _own(0))
+    os.close(inner)
+    ours = below(process)
+    os.close(outer)  # the terminal is gone, which its session hears as SIGHUP
+    process.wait(30)
+    assert len(ours) == 4 and gone(ours)
+
+
+def _own(terminal: int) -> None:
+    """Make a terminal the one of this new session."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+def test_the_end_of_the_main_process_is_the_end(tmp_path: Path) -> None:
+    process = started(tmp_path, seconds=1.0)
+    ours = below(process)
+    assert process.wait(30) == 0 and gone(ours)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_tunes_dev_ends_with_its_terminal(tmp_path: Path) -> None:
+    """Dagster's UI, its daemon and code servers, and the HTTP server."""
+    ui, api = free_port(), free_port()
+    call = "from tunes_dagster.cli import main; main()"
+    command = [sys.executable, "-c", call, "dev", "--port", str(ui), "--api-port", str(api)]
+    env = {**os.environ, "TUNES_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: len(below(process)) >= 5, 120)
+    ours = below(process)
+    process.send_signal(signal.SIGHUP)
+    process.wait(60)
+    assert gone(ours), [one.cmdline() for one in ours if not gone([one])]
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

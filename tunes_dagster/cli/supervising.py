@@ -1,0 +1,116 @@
+"""Runs several processes until one signal ends them all, with everything that they started themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import psutil
+
+# Ctrl-C, `kill`, a closed terminal.
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# A server answers what is open and Dagster ends its code servers; what is left then is killed.
+PATIENCE_SECONDS = 25.0
+_LAST_SECONDS = 3.0
+_PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
+
+
+def supervise(commands: Sequence[Sequence[str]], patience: float = PATIENCE_SECONDS) -> int:
+    """Run commands until the first of them ends or this process is told to end; then end all of them.
+
+    They are kept out of the terminal's group, so that a Ctrl-C reaches each of them once, from here. Whatever they
+    started and left behind is ended as well (on Linux, where orphans come to this process). When this process is
+    killed, they are told to end.
+
+    Args:
+        commands: The first one is the main one.
+        patience: Seconds until what was told to end is killed; a second signal kills at once.
+
+    Returns:
+        Exit status of the main one; 0 when it was told to end.
+    """
+    told: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+
+    before = {number: signal.signal(number, note) for number in _ENDING}
+    _adopt_orphans()
+    started: list[subprocess.Popen[Any]] = []
+    bound = functools.partial(_end_with, os.getpid())
+    try:
+        for command in commands:
+            started.append(
+                subprocess.Popen(command, start_new_session=True, preexec_fn=bound)  # noqa: PLW1509, S603 - our own
+            )
+        main = started[0]
+        while not told and main.poll() is None:
+            time.sleep(0.1)
+        status = main.poll()
+        _end(started, told, patience)
+        return 0 if told else status or 0
+    finally:
+        _kill_rest()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(started: Sequence[subprocess.Popen[Any]], told: list[int], patience: float) -> None:
+    """Tell every process to end and wait until they did, and not longer than that."""
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+    first, deadline = len(told), time.monotonic() + patience
+    while any(process.poll() is None for process in started):
+        if time.monotonic() > deadline or len(told) > max(1, first):
+            return
+        time.sleep(0.1)
+
+
+def _kill_rest() -> None:
+    """End everything below this process: first they are asked, then killed."""
+    left = psutil.Process().children(recursive=True)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _gone, stubborn = psutil.wait_procs(left, timeout=_LAST_SECONDS)
+    while stubborn:  # their own children come to this process one by one
+        for process in stubborn:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(stubborn, timeout=_LAST_SECONDS)
+        stubborn = [one for one in psutil.Process().children(recursive=True) if _lives(one)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _prctl(option: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _adopt_orphans() -> None:
+    if sys.platform == "linux":
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _end_with(parent: int) -> None:
+    """In a new process: be told to end when the one that started it is gone, however that came."""
+    if sys.platform == "linux":
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was gone before that
+            os._exit(1)
