@@ -117,6 +117,7 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
         resume_from=f"tunes/{tune.id}/lora" if trainee.resume else None,
         recipe=dict(tune.recipe),
         title=tune.title,
+        date=tune.created_at.date().isoformat(),
     )
 
 

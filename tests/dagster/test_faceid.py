@@ -98,7 +98,7 @@ def test_without_the_adapter_it_is_refused_before_anything_is_kept(house, base_f
         house.submit("ada", pictures=1, name="woman", training={"kind": "faceid"})
     assert refused.value.code == FailureCode.BASE_NOT_INSTALLED
     assert "tunes bases pull random-faces" in refused.value.remedy
-    with pytest.raises(Failure) as refused:
+    with pytest.raises(Failure) as refused:  # what has no effect hides nothing of what is missing
         house.submit("ada", pictures=1, name="woman", training={"kind": "faceid", "steps": 100, "rank": 8})
-    assert refused.value.code == FailureCode.INVALID_REQUEST and "training.rank is 8" in str(refused.value)
+    assert refused.value.code == FailureCode.BASE_NOT_INSTALLED
     assert house.registry.list_tunes() == []

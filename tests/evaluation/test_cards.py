@@ -137,7 +137,8 @@ def test_a_card_that_failed_still_has_a_page(store):
 
     card = failed_card("t", "ohwx mug", OPTIONS, ValueError("no such thing"))
     shown = write_card(Scored(card), [], [], "Mug", "cards/t", store)
-    assert "no such thing" in store.read_text(shown.page_key) and card.line.startswith("not scored")
+    page = store.read_text(shown.page_key)
+    assert "no such thing" not in page and "the log of the run" in page and card.line.startswith("not scored")
     assert card.summary()["verdict"] == "unscored" and card.summary()["likeness"] is None
 
 

@@ -38,7 +38,7 @@ def publish_checkpoint(
         Failure: `WEIGHTS_UNUSABLE` when the checkpoint does not hold what the files hold.
     """
     from tunes_dagster.training import checkpoints
-    from tunes_dagster.training.export import storage_dtype
+    from tunes_dagster.training.export import recipe_beside, shareable, storage_dtype, written
     from tunes_dagster.training.files import read_fields
     from tunes_dagster.training.layouts import write_layouts
 
@@ -50,10 +50,10 @@ def publish_checkpoint(
             f"The checkpoint {checkpoint_key} does not hold the layers of {weights_key}.",
             "The last checkpoint stays published.",
         )
-    recipe = json.loads(header[_RECIPE]) | {"steps_done": step}
+    recipe = recipe_beside(store, weights_key) | {"steps_done": step}
     name = recipe_hash(recipe)
     changed = {
-        _RECIPE: json.dumps(recipe, sort_keys=True, ensure_ascii=False),
+        _RECIPE: written(shareable(recipe)),
         _HASH: name,
         "ss_steps": str(step),
     }

@@ -59,6 +59,8 @@ class LoadedBase(ABC):
         prediction: What the denoiser predicts, in modelspec's words: `epsilon`, `v` or `flow`.
         architecture: The family in modelspec's words (https://github.com/Stability-AI/ModelSpec).
         kohya_name: The family in the words of kohya's headers.
+        network_module: What trains a LoRA of it in kohya's scripts, sd-scripts or musubi-tuner.
+        implementation: Whose names a file in kohya layout follows, as those scripts write it.
     """
 
     entry: BaseModelEntry
@@ -74,6 +76,8 @@ class LoadedBase(ABC):
     prediction: str
     architecture: str
     kohya_name: str
+    network_module: str = "networks.lora"
+    implementation: str = "diffusers"
 
     @classmethod
     @abstractmethod

@@ -131,6 +131,13 @@ class BaseModelEntry(Strict):
         return folder / self.hub_file[1] if self.hub_file else folder
 
     @property
+    def public_name(self) -> str:
+        """The source of the weights as files that people share name it: of a place on this machine the last part."""
+        if Path(self.repo_id).expanduser().is_absolute():
+            return Path(self.repo_id).name
+        return self.repo_id
+
+    @property
     def hub_file(self) -> tuple[str, str] | None:
         """The repository and the path in it when the base is a single file on the hub, else None."""
         parts = self.repo_id.split("/")

@@ -50,6 +50,8 @@ class FluxBase(FlowBase):
 
     architecture = "flux-1-dev/lora"
     kohya_name = "flux1"
+    network_module = "networks.lora_flux"
+    implementation = "https://github.com/black-forest-labs/flux"
     target_patterns: dict[Targets, tuple[str, ...]] = {
         "attention": _ATTENTION,
         "attention+mlp": (*_ATTENTION, *_MLP),

@@ -42,10 +42,23 @@ _OUTER = {"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "fin
 _MANY_STEPS = 200
 
 
+# The width from which a klein is the one of nine billion numbers: 32 heads of 128, where the smaller one has 24.
+_WIDTH_OF_9B = 4096
+
+
+def _model_of(is_klein: bool, config: Any) -> str:
+    """Return which FLUX.2 a transformer is, in the words that musubi-tuner writes and SwarmUI knows."""
+    if not is_klein:
+        return "dev"
+    width = config.num_attention_heads * config.attention_head_dim
+    return "klein-9b" if width >= _WIDTH_OF_9B else "klein-4b"
+
+
 class Flux2Base(FlowBase):
     """A loaded model of the FLUX.2 class."""
 
-    kohya_name = "flux2"
+    network_module = "networks.lora_flux_2"
+    implementation = "https://github.com/black-forest-labs/flux2"
     target_patterns: dict[Targets, tuple[str, ...]] = {
         "attention": _ATTENTION,
         "attention+mlp": (*_ATTENTION, *_MLP),
@@ -56,7 +69,9 @@ class Flux2Base(FlowBase):
         super().__init__(entry, folder, pipeline)
         self.pixels_per_latent = 2 * int(pipeline.vae_scale_factor)
         self.is_klein = hasattr(type(pipeline), "do_classifier_free_guidance")
-        self.architecture = "flux-2-klein/lora" if self.is_klein else "flux-2-dev/lora"
+        model = _model_of(self.is_klein, self.denoiser.config)
+        self.architecture = f"Flux.2-{model}/lora"
+        self.kohya_name = f"flux_2_{model.replace('-', '_')}"
         self.guidance = entry.guidance or self._own_guidance()
         self.max_sequence_length = entry.max_sequence_length or 512
 

@@ -20,6 +20,7 @@ class SdxlBase(UnetBase):
 
     architecture = "stable-diffusion-xl-v1-base/lora"
     kohya_name = "sdxl_base_v1-0"
+    implementation = "https://github.com/Stability-AI/generative-models"
     load_arguments = {"add_watermarker": False}
 
     def __init__(self, entry: BaseModelEntry, folder: str | Path, pipeline: Any) -> None:

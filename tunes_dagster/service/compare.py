@@ -11,7 +11,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.registry import Tune
-from tunes_dagster.training.files import read_header
+from tunes_dagster.training.export import recipe_beside
 
 NOTHING = "-"
 # Parts of a recipe that are compared by their own rules, or that only repeat others.
@@ -39,9 +39,9 @@ def recipe_of(tune: Tune, store: Store) -> dict[str, Any]:
     """Return the recipe of a tune: the one in its weights, else what is known before it is trained."""
     key = (tune.result or {}).get("last_weights_key") or (tune.result or {}).get("weights_key")
     if key and key.endswith(".safetensors") and store.exists(key):
-        found = json.loads(read_header(store, key).get("tunes_dagster.recipe", "{}"))
+        found = recipe_beside(store, key)
         if found:
-            return dict(found)
+            return found
     recipe = {**tune.recipe, "token": tune.token, "base": tune.branch}
     try:
         dataset, texts = TrainingSet.load(store, tune.id), CaptionTable.load(store, tune.id).texts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import tunes_dagster
@@ -11,6 +12,7 @@ from tunes_dagster.core.recipe import recipe_hash
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.intake.subject import example_prompt, is_style
+from tunes_dagster.training.files import read_header
 from tunes_dagster.training.jobs import TuneJob, TuneResult
 from tunes_dagster.training.layouts import Files, write_layouts
 from tunes_dagster.training.names import is_whole, split_state
@@ -18,6 +20,8 @@ from tunes_dagster.training.names import is_whole, split_state
 if TYPE_CHECKING:
     from torch import Tensor
 
+# The whole recipe, beside the weights.
+RECIPE_FILE = "recipe.json"
 # As kohya's scripts write them.
 _OPTIMIZERS = {
     "adamw": "torch.optim.AdamW",
@@ -56,6 +60,7 @@ def write(
         **computed_by(base),
     }
     name = recipe_hash(recipe)
+    store.write_json(f"{job.out_prefix}/{RECIPE_FILE}", recipe)
     fields = {**_header(job, base, recipe, name, steps, whole=is_whole(adapter)), **(header or {})}
     files = write_layouts(store, job.out_prefix, job.tune_id, base, adapter, fields, storage_dtype(base))
     # Beside what a user takes away.
@@ -113,7 +118,7 @@ def _header(
     resolution = options.resolution or base.entry.native_size
     header = {
         "format": "pt",
-        "tunes_dagster.recipe": json.dumps(recipe, sort_keys=True, ensure_ascii=False, default=str),
+        "tunes_dagster.recipe": written(shareable(recipe)),
         "tunes_dagster.recipe_hash": name,
         "tunes_dagster.token": job.token,
         "tunes_dagster.class_name": job.class_name,
@@ -125,19 +130,24 @@ def _header(
         "modelspec.trigger_phrase": f"{job.token} {job.class_name}",
         "modelspec.prediction_type": base.prediction,
         "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.license": base.entry.licence,
+        "modelspec.description": _described(job, base, whole),
+        "modelspec.usage_hint": f"Write {job.token} {job.class_name} in a prompt.",
+        **({"modelspec.date": job.date} if job.date else {}),
         # alpha / rank is folded into the weights
         **(
             {}
             if whole
             else {
-                "ss_network_module": "networks.lora",
+                "ss_network_module": base.network_module,
                 "ss_network_dim": rank,
                 "ss_network_alpha": float(rank),
             }
         ),
         "ss_base_model_version": base.kohya_name,
-        "ss_sd_model_name": base.entry.repo_id,
-        "ss_output_name": job.title or job.tune_id,
+        "ss_sd_model_name": base.entry.public_name,
+        # A1111 calls a LoRA by it in prompts, so it is unique and holds nothing that ends a tag.
+        "ss_output_name": job.tune_id,
         "ss_v2": False,
         "ss_steps": steps,
         "ss_seed": options.seed,
@@ -152,6 +162,39 @@ def _header(
         "ss_tag_frequency": json.dumps({"images": {f"{job.token} {job.class_name}": len(job.items)}}),
     }
     return {key: value if isinstance(value, str) else str(value) for key, value in header.items()}
+
+
+def written(recipe: Mapping[str, Any]) -> str:
+    """Return a recipe as a header holds it."""
+    return json.dumps(recipe, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe as it may lie in files that people share: without the captions of their pictures.
+
+    The whole of it lies beside the files, as `recipe.json`.
+    """
+    pictures = [{k: v for k, v in one.items() if k != "caption"} for one in recipe.get("pictures", ())]
+    return {**recipe, "pictures": pictures}
+
+
+def recipe_beside(store: Store, weights_key: str) -> dict[str, Any]:
+    """Return the whole recipe of a tune: beside its weights, or in their header, where earlier versions wrote it.
+
+    Args:
+        store: Where they lie.
+        weights_key: The last file that training wrote, or the one that was published.
+    """
+    for folder in PurePosixPath(weights_key).parents[:3]:
+        if store.exists(f"{folder}/{RECIPE_FILE}"):
+            found: dict[str, Any] = json.loads(store.read_text(f"{folder}/{RECIPE_FILE}"))
+            return found
+    return dict(json.loads(read_header(store, weights_key).get("tunes_dagster.recipe", "{}")))
+
+
+def _described(job: TuneJob, base: LoadedBase, whole: bool) -> str:
+    what = "A full fine-tune" if whole else "A LoRA"
+    return f"{what} of a {job.class_name} for {base.entry.branch}, trained on {_pictures(job)}."
 
 
 def _pictures(job: TuneJob) -> str:
@@ -199,7 +242,7 @@ def _card(
     what, tags = ("A full fine-tune", "") if files.pipeline_key else ("A LoRA", "lora, ")
     last = f"{curve[-1][1]:.4f}" if curve else "not recorded"
     return f"""---
-base_model: {entry.repo_id}
+base_model: {entry.public_name}
 license: {entry.licence}
 library_name: diffusers
 tags: [text-to-image, {tags}diffusers, {entry.family}]
@@ -208,7 +251,7 @@ instance_prompt: {job.token} {job.class_name}
 
 # {job.title or f"{job.token} {job.class_name}"}
 
-{what} for `{entry.branch}` ({entry.repo_id}, licence {entry.licence}), trained on {_pictures(job)}.
+{what} for `{entry.branch}` ({entry.public_name}, licence {entry.licence}), trained on {_pictures(job)}.
 Write `{job.token} {job.class_name}` in a prompt to see the {seen}.{_one_picture(job)}
 
 {_use(job, files)}
@@ -217,7 +260,7 @@ Write `{job.token} {job.class_name}` in a prompt to see the {seen}.{_one_picture
 | --- | --- |
 {table}
 
-Last mean loss {last}. Recipe `{name}`; the whole of it stands in the header of the weights.
+Last mean loss {last}. Recipe `{name}`; the header of the weights holds it, without captions.
 """
 
 

@@ -179,7 +179,7 @@ def _recipe(
         "pictures": [{"key": one.key, "crop": one.crop, "bucket": list(one.bucket)} for one in chosen],
         "ip_adapter": {
             "branch": entry.branch,
-            "repo_id": entry.repo_id,
+            "repo_id": entry.public_name,
             "revision": entry.revision,
             "sha256": adapter.sha256,
         },
@@ -223,11 +223,12 @@ def _card(
     job: TuneJob, base: BaseModelEntry, entry: AuxiliaryEntry, key: str, pictures: int, name: str
 ) -> str:
     file = key.rpartition("/")[2]
-    where = entry.repo_id if not entry.repo_id.startswith("embedded:") else "the folder of the adapter"
+    known = not entry.repo_id.startswith("embedded:") and entry.public_name == entry.repo_id
+    where = entry.repo_id if known else "the folder of the adapter"
     folder, _, weights = entry.weights.rpartition("/")
     looked = "one picture" if pictures == 1 else f"{pictures} pictures"
     return f"""---
-base_model: {base.repo_id}
+base_model: {base.public_name}
 license: {entry.licence}
 library_name: diffusers
 tags: [text-to-image, ip-adapter, diffusers, {base.family}]
@@ -235,7 +236,7 @@ tags: [text-to-image, ip-adapter, diffusers, {base.family}]
 
 # {job.title or f"A {job.class_name}"}
 
-What the image encoder of `{entry.branch}` ({entry.repo_id}, licence {entry.licence}) sees in {looked} of a
+What the image encoder of `{entry.branch}` ({entry.public_name}, licence {entry.licence}) sees in {looked} of a
 {job.class_name}. Nothing was trained: an IP-Adapter shows it to `{base.branch}` beside the prompt. Prompts need no
 token; write `a {job.class_name}`.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ _NAMES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
+# Of a file, what kohya's first way of recognising a network looks at.
+_LEGACY_RANGE = (0x100000, 0x110000)
 
 
 def write_tensors(
@@ -50,29 +52,74 @@ def write_tensors(
         header: The file's metadata.
         dtype: Floating point numbers are written in it; None keeps each tensor's own.
     """
-    import torch
+    with store.writing(key) as file:
+        file.write(_head(tensors, header, dtype))
+        for piece in _payload(tensors, dtype):
+            file.write(piece)
+    return key
 
+
+def with_hashes(
+    tensors: Mapping[str, Tensor], header: Mapping[str, str], dtype: torch.dtype | None = None
+) -> dict[str, str]:
+    """Return a file's header and in it the hashes by which kohya's tools and A1111 recognise a network.
+
+    `sshs_model_hash` and `modelspec.hash_sha256` are of the tensors alone; `sshs_legacy_hash` is of the 64 KiB at
+    1 MiB of the file as it is with the `ss_` fields only, as sd-scripts computes it.
+
+    Args:
+        tensors: As of `write_tensors`.
+        header: As of `write_tensors`.
+        dtype: As of `write_tensors`.
+    """
+    whole, legacy = hashlib.sha256(), hashlib.sha256()
+    fields = {name: value for name, value in header.items() if name.startswith("ss_")}
+    at = len(_head(tensors, fields, dtype))
+    for piece in _payload(tensors, dtype):
+        whole.update(piece)
+        start, stop = (min(max(bound - at, 0), len(piece)) for bound in _LEGACY_RANGE)
+        legacy.update(piece[start:stop])
+        at += len(piece)
+    return {
+        **header,
+        "modelspec.hash_sha256": f"0x{whole.hexdigest()}",
+        "sshs_model_hash": whole.hexdigest(),
+        "sshs_legacy_hash": legacy.hexdigest()[:8],
+    }
+
+
+def _order(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """Return the types in which tensors are written, in the order of the file."""
     kinds = {
         name: dtype if dtype is not None and value.is_floating_point() else value.dtype
         for name, value in tensors.items()
     }
     # As the library does: wide numbers first, so that every tensor is aligned.
-    names = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))
+    return {name: kinds[name] for name in sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))}
+
+
+def _head(tensors: Mapping[str, Tensor], header: Mapping[str, str], dtype: torch.dtype | None) -> bytes:
+    """Return everything of a file before its tensors."""
+    kinds = _order(tensors, dtype)
     fields: dict[str, object] = {"__metadata__": dict(header)}
     start = 0
-    for name in names:
+    for name in kinds:
         stop = start + tensors[name].numel() * kinds[name].itemsize
         kind = _NAMES[str(kinds[name]).removeprefix("torch.")]
         fields[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with store.writing(key) as file, torch.no_grad():
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            plain = tensors[name].detach().to("cpu", kinds[name]).contiguous().reshape(-1)
-            file.write(plain.view(torch.uint8).numpy().data)
-    return key
+    return len(text).to_bytes(8, "little") + text
+
+
+def _payload(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterator[memoryview]:
+    """Yield the bytes of a file's tensors, one after the other."""
+    import torch
+
+    for name, kind in _order(tensors, dtype).items():
+        plain = tensors[name].detach().to("cpu", kind).contiguous().reshape(-1)
+        yield plain.view(torch.uint8).numpy().data
 
 
 def read_header(store: Store, key: str) -> dict[str, str]:

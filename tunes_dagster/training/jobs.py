@@ -64,6 +64,7 @@ class TuneJob:
         resume_from: Key of a checkpoint, or a prefix below which the newest one is taken.
         recipe: What the caller knows about the tune (pictures, captions hash, versions); the rest is added.
         title: For the model card.
+        date: When it was asked for, in ISO 8601; for the files' headers. Empty when nobody knows.
         spoken: How the text encoders are told the token, when it stands for words of its own (pivotal tuning).
         words: The vectors of those words by encoder.
     """
@@ -79,6 +80,7 @@ class TuneJob:
     resume_from: str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     title: str = ""
+    date: str = ""
     spoken: str = ""
     words: Mapping[str, Any] | None = None
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
-from tunes_dagster.training.files import write_tensors
+from tunes_dagster.training.files import with_hashes, write_tensors
 from tunes_dagster.training.names import is_whole, split_magnitudes
 
 if TYPE_CHECKING:
@@ -76,12 +76,14 @@ def write_layouts(
     if split_magnitudes(state):
         # Readers of kohya's layout disagree about `dora_scale`: diffusers drops it, and ComfyUI divides it by the norms
         # of the base's weights instead of the adapted ones (https://github.com/Comfy-Org/ComfyUI/pull/15458).
-        return Files(write_tensors(store, f"{folder}/{name}.safetensors", state, ours, dtype))
+        named = with_hashes(state, ours, dtype)
+        return Files(write_tensors(store, f"{folder}/{name}.safetensors", state, named, dtype))
     files = Files(f"{folder}/{name}.safetensors", f"{folder}/{name}.kohya.safetensors")
-    write_tensors(store, files.weights_key, state, ours, dtype)
-    theirs = {**header, "modelspec.implementation": "kohya-ss/sd-scripts"}
+    write_tensors(store, files.weights_key, state, with_hashes(state, ours, dtype), dtype)
     stored = {key: value if dtype is None else value.to(dtype) for key, value in state.items()}
-    write_tensors(store, files.kohya_key, base.kohya_layout(stored), theirs)
+    renamed = base.kohya_layout(stored)
+    theirs = with_hashes(renamed, {**header, "modelspec.implementation": base.implementation})
+    write_tensors(store, files.kohya_key, renamed, theirs)
     return files
 
 
@@ -94,7 +96,7 @@ def _write_pipeline(
     dtype: torch.dtype | None,
 ) -> Files:
     weights = f"{folder}/{base.denoiser_name}/{_WEIGHTS}"
-    write_tensors(store, weights, state, header, dtype)
+    write_tensors(store, weights, state, with_hashes(state, header, dtype), dtype)
     with _on_disk(base) as place:
         for file in _rest_of(place, base.denoiser_name):
             store.write_file(f"{folder}/{file.relative_to(place).as_posix()}", file)
