@@ -20,11 +20,12 @@ from tunes_dagster.assets.reporting import Member, Pulse, RunLines, RunLog
 from tunes_dagster.core.failures import UNEXPECTED, Cancelled, Failure, FailureCode, as_failure
 from tunes_dagster.core.logs import set_up_logging
 from tunes_dagster.core.progress import Reporter, Tee
-from tunes_dagster.core.settings import get_settings
 from tunes_dagster.pipeline.launches import ORIGIN_TAG, RUN_KEY_TAG
 
 if TYPE_CHECKING:
+    from tunes_dagster.core.settings import Settings
     from tunes_dagster.registry import Registry, Work
+    from tunes_dagster.service.installation import Installation
 
 Context = dg.AssetExecutionContext | dg.OpExecutionContext
 
@@ -91,32 +92,36 @@ def run_origin(run: dg.DagsterRun) -> tuple[str, str | None]:
     return run.tags.get(ORIGIN_TAG, "sensor"), run_key
 
 
-def claim(context: Context, registry: Registry, kind: str, subject_id: str, pulse: Pulse) -> Attempt:
+def claim(context: Context, installation: Installation, kind: str, subject_id: str, pulse: Pulse) -> Attempt:
     """Claim the open work of a tune or batch for this run and put it under the pulse.
 
     Raises:
         Failure: `CONFLICT` when another live run has it, or `UNKNOWN_TUNE`.
     """
     origin, run_key = run_origin(context.run)
-    work = registry.claim(kind, subject_id, context.run.run_id, origin=origin, run_key=run_key)
-    return own(context, registry, work, pulse)
+    claimed = installation.registry.claim
+    work = claimed(kind, subject_id, context.run.run_id, origin=origin, run_key=run_key)
+    return own(context, installation, work, pulse)
 
 
-def own(context: Context, registry: Registry, work: Work, pulse: Pulse, many: bool = False) -> Attempt:
+def own(
+    context: Context, installation: Installation, work: Work, pulse: Pulse, many: bool = False
+) -> Attempt:
     """Put a claimed row under the pulse of this run.
 
     Args:
         context: Of the asset or op.
-        registry: Where the row lies.
+        installation: Its registry holds the row.
         work: Claimed by this run.
         pulse: Keeps it alive.
         many: Whether the run has several, so that lines of its log must say whose they are.
     """
+    registry, settings = installation.registry, installation.settings
     label = ""
     if many and work.kind != "render":
         label = registry.get_tune(work.subject_id).title
     member = pulse.add(Member(registry, work.id, context.run.run_id))
-    set_up_logging("tunes.pipeline", get_settings().log_format)
+    set_up_logging("tunes.pipeline", settings.log_format)
     lines = RunLines(
         kind=work.kind,
         subject=work.subject_id,
@@ -139,6 +144,11 @@ def _percent(registry: Registry, work: Work) -> float | None:
         return None
 
 
+def pulse_of(context: Context, settings: Settings) -> Pulse:
+    """Return what keeps the work of a run alive."""
+    return Pulse(settings.heartbeat_seconds, context.log, settings.lost_after_seconds)
+
+
 @contextmanager
 def sentences() -> Iterator[None]:
     """Show a failure before any attempt exists as its sentence, not as a stack trace."""
@@ -150,13 +160,13 @@ def sentences() -> Iterator[None]:
 
 @contextmanager
 def attempt(
-    context: Context, registry: Registry, kind: str, subject_id: str, *, closes: bool = True
+    context: Context, installation: Installation, kind: str, subject_id: str, *, closes: bool = True
 ) -> Iterator[Attempt]:
     """Own the work of one tune or batch for the while.
 
     Args:
         context: Of the asset or op.
-        registry: Where the row lies.
+        installation: Its registry holds the row.
         kind: `prepare`, `train`, `finish`, `render`.
         subject_id: Tune or batch.
         closes: Whether the attempt must be over at the end of the block; False leaves it to a later asset of
@@ -168,9 +178,9 @@ def attempt(
     Raises:
         dg.Failure: The failure's sentence and remedy, never retried by Dagster.
     """
-    with Pulse(get_settings().heartbeat_seconds, context.log) as pulse:
+    with pulse_of(context, installation.settings) as pulse:
         with sentences():
-            mine = claim(context, registry, kind, subject_id, pulse)
+            mine = claim(context, installation, kind, subject_id, pulse)
         try:
             yield mine
         except BaseException as error:

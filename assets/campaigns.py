@@ -16,9 +16,8 @@ from tunes_dagster.assets.attempt import as_dagster_failure, sentences
 from tunes_dagster.assets.display import files, picture, table
 from tunes_dagster.assets.names import LORA, RENDERS, Group, Owner, check_spec, longest_run
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.settings import get_settings
 from tunes_dagster.pipeline.partitions import campaign_dates, campaigns_keys, loras_of_batch
-from tunes_dagster.resources import CatalogResource, RegistryResource, StoreResource
+from tunes_dagster.resources import InstallationResource
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign
@@ -163,19 +162,17 @@ def _plan_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition) 
     def campaign_plan(
         context: dg.AssetExecutionContext,
         config: PlanConfig,
-        registry: RegistryResource,
-        store: StoreResource,
-        catalog: CatalogResource,
+        installation: InstallationResource,
     ) -> Iterator[Any]:
-        yield from plan_results(context, config, _keeper(registry, store, catalog), name)
+        yield from plan_results(context, config, _keeper(installation), name)
 
     return campaign_plan
 
 
-def _keeper(registry: RegistryResource, store: StoreResource, catalog: CatalogResource) -> Any:
+def _keeper(installation: InstallationResource) -> Any:
     from tunes_dagster.campaigns.keeping import Keeper
 
-    return Keeper(registry.open(), store.open(), catalog.open(), get_settings())
+    return Keeper(installation.open())
 
 
 def plan_results(
@@ -297,9 +294,10 @@ def _report_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition
         ),
     )
     def campaign_report(
-        context: dg.AssetExecutionContext, registry: RegistryResource, store: StoreResource
+        context: dg.AssetExecutionContext, installation: InstallationResource
     ) -> dg.MaterializeResult:
-        return report_result(context, registry.open(), store.open(), name)
+        whole = installation.open()
+        return report_result(context, whole.registry, whole.store, name)
 
     return campaign_report
 
@@ -368,14 +366,14 @@ def _broken_asset(campaign: "Campaign", problem: str) -> dg.AssetsDefinition:
     return campaign_plan
 
 
-def load_campaigns() -> "list[Campaign]":
+def load_campaigns(installation: InstallationResource) -> "list[Campaign]":
     """Return the campaigns of this installation for the code location; none when the registry cannot be read.
 
     A code location must load whatever happens: without its campaigns everything else still works.
     """
     import logging
 
-    settings = get_settings()
+    settings = installation.settings
     url = settings.resolved_registry_url
     if (
         url.startswith("sqlite")
@@ -386,7 +384,7 @@ def load_campaigns() -> "list[Campaign]":
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return RegistryResource().open(works=False).list_campaigns()
+        return installation.open(works=False).registry.list_campaigns()
     except (Failure, SQLAlchemyError, OSError) as error:
         logging.getLogger(__name__).warning("The campaigns cannot be read, so none are shown: %s", error)
         return []

@@ -24,6 +24,7 @@ from tunes_dagster.assets.attempt import (
     mark_cancelled,
     meant,
     own,
+    pulse_of,
     run_origin,
     sentences,
 )
@@ -34,7 +35,6 @@ from tunes_dagster.assets.trained import Inspector, Trained, log_trained
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, detail_of
 from tunes_dagster.core.progress import Keeping, Phase, Tee
 from tunes_dagster.core.recipe import UNTRAINED, TrainingOptions, TuneRequest
-from tunes_dagster.core.settings import get_settings
 from tunes_dagster.core.wishes import Wishes, ended
 from tunes_dagster.registry.retrying import DatabaseAway
 
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
     from tunes_dagster.families.catalog import BaseModelEntry
     from tunes_dagster.registry import Registry, Tune, Work
-    from tunes_dagster.resources import CatalogResource, ComputeResource, Device
+    from tunes_dagster.resources import ComputeResource, Device
+    from tunes_dagster.service.installation import Installation
     from tunes_dagster.training.jobs import TuneJob, TuneResult
     from tunes_dagster.training.planner import MemoryPlan
 
@@ -124,8 +125,7 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
 def train_trainees(
     context: Context,
     trainees: Sequence[Trainee],
-    store: Store,
-    catalog: CatalogResource,
+    installation: Installation,
     compute: ComputeResource,
     on_trained: Callable[[Trainee, Trained], None],
     newcomers: Callable[[int], Sequence[Trainee]] | None = None,
@@ -135,8 +135,7 @@ def train_trainees(
     Args:
         context: Of the asset or op.
         trainees: Claimed, all of one base.
-        store: Where datasets lie and weights go.
-        catalog: Where the base is looked up.
+        installation: Where datasets lie, weights go, and the base is looked up.
         compute: Gives the device.
         on_trained: Called for each tune once its weights are written and inspected, before the next one ends.
         newcomers: Asked for claimed tunes that join, with the number of free places.
@@ -145,6 +144,7 @@ def train_trainees(
     from tunes_dagster.families.loading import Placement, placed
     from tunes_dagster.training.loop import patient, train
 
+    store, settings = installation.store, installation.settings
     by_id: dict[str, Trainee] = {}
 
     def jobs_of(some: Sequence[Trainee]) -> list[TuneJob]:
@@ -156,7 +156,7 @@ def train_trainees(
                     continue
                 job = make_job(trainee, store)
                 if trainee.tune.kind in UNTRAINED:
-                    on_trained(trainee, embed(trainee.tune, job, catalog, store))
+                    on_trained(trainee, embed(trainee.tune, job, installation))
                 else:
                     made.append(job)
         return made
@@ -165,9 +165,9 @@ def train_trainees(
     if not jobs:
         return
     crowd = Crowd([patient(job, store) for job in jobs])
-    entry, folder = catalog.usable(by_id[jobs[0].tune_id].tune.branch)
-    with compute.lease(crowd, holder=context.run.run_id) as device, ExitStack() as stack:
-        fitting, plan = plan_jobs(context, jobs, by_id, entry, folder, device)
+    entry, folder = installation.usable(by_id[jobs[0].tune_id].tune.branch)
+    with compute.lease(crowd, settings, holder=context.run.run_id) as device, ExitStack() as stack:
+        fitting, plan = plan_jobs(context, jobs, by_id, entry, folder, device, settings.max_cohort)
         if plan is None:
             return
         stack.enter_context(placed(Placement(plan.choice.offload, plan.choice.quantize)))
@@ -186,7 +186,9 @@ def train_trainees(
 
         def joining(free: int) -> Sequence[TuneJob]:
             assert newcomers is not None
-            return plan_jobs(context, jobs_of(newcomers(free)), by_id, entry, folder, device, plan)[0]
+            return plan_jobs(
+                context, jobs_of(newcomers(free)), by_id, entry, folder, device, settings.max_cohort, plan
+            )[0]
 
         # Whoever joins is encoded first, for which there is no room when the encoders had to leave.
         open_house = newcomers is not None and not plan.choice.offload
@@ -207,6 +209,7 @@ def plan_jobs(
     entry: BaseModelEntry,
     folder: Path,
     device: Device,
+    most: int,
     plan: MemoryPlan | None = None,
 ) -> tuple[list[TuneJob], MemoryPlan | None]:
     """Decide what makes tunes fit the device and write it into their jobs; one that does not fit fails alone.
@@ -218,6 +221,7 @@ def plan_jobs(
         entry: Their base.
         folder: Where the base lies.
         device: What they are trained on.
+        most: Tunes that may train at a time.
         plan: Of the tunes that are training already, which these join; None makes one.
 
     Returns:
@@ -226,7 +230,7 @@ def plan_jobs(
     from tunes_dagster.families.sizes import sizes_of
     from tunes_dagster.training.planner import carry_out, plan_memory
 
-    sizes, machine, most = sizes_of(entry, folder), device.machine(), get_settings().max_cohort
+    sizes, machine = sizes_of(entry, folder), device.machine()
     fitting = []
     for job in jobs:
         with _alone(context, by_id[job.tune_id]):
@@ -286,9 +290,7 @@ def claim_members(context: Context, cohort_id: str, registry: Registry) -> list[
 def train_cohort_members(
     context: dg.OpExecutionContext,
     cohort_id: str,
-    registry: Registry,
-    store: Store,
-    catalog: CatalogResource,
+    installation: Installation,
     compute: ComputeResource,
 ) -> None:
     """Train the members of a cohort and those that join it; the body of the `train_cohort` job.
@@ -296,6 +298,8 @@ def train_cohort_members(
     Raises:
         dg.Failure: After all have ended, when one or more of them failed, naming each.
     """
+
+    registry, settings = installation.registry, installation.settings
 
     def on_trained(trainee: Trainee, trained: Trained) -> None:
         trainee.mine.finish(trained.row_result())
@@ -306,12 +310,12 @@ def train_cohort_members(
     if not works:
         context.log.info(f"Nobody is left in cohort {cohort_id}; nothing to do.")
         return
-    with Pulse(get_settings().heartbeat_seconds, context.log) as pulse:
+    with pulse_of(context, settings) as pulse:
         trainees: list[Trainee] = []
         began = time.monotonic()
 
         def recruit(works: Sequence[Work], said: str) -> list[Trainee]:
-            fresh = [recruited(context, work, registry, catalog, pulse) for work in works]
+            fresh = [recruited(context, work, installation, pulse) for work in works]
             trainees.extend(fresh)
             if fresh:
                 names = ", ".join(trainee.tune.title for trainee in fresh)
@@ -319,7 +323,7 @@ def train_cohort_members(
             return fresh
 
         def newcomers(free: int) -> list[Trainee]:
-            if time.monotonic() - began > get_settings().longest("train"):
+            if time.monotonic() - began > settings.longest("train"):
                 return []  # whoever joins may take as long again, and then the run itself ends
             room = min(free, MOST_MEMBERS - len(trainees))
             here = [trainee.tune.id for trainee in trainees]
@@ -331,19 +335,17 @@ def train_cohort_members(
 
         with all_closed(context, trainees):
             recruit(works, f"will be trained ({len(works)} at first)")
-            train_trainees(context, trainees, store, catalog, compute, on_trained, newcomers)
+            train_trainees(context, trainees, installation, compute, on_trained, newcomers)
     conclude(context, trainees)
 
 
-def recruited(
-    context: Context, work: Work, registry: Registry, catalog: CatalogResource, pulse: Pulse
-) -> Trainee:
+def recruited(context: Context, work: Work, installation: Installation, pulse: Pulse) -> Trainee:
     """Return the trainee of claimed work; one whose recipe cannot be used has failed already."""
-    mine = own(context, registry, work, pulse, many=True)
+    mine = own(context, installation, work, pulse, many=True)
     try:
-        return trainee_of(mine, registry, catalog)
+        return trainee_of(mine, installation)
     except Exception as error:
-        trainee = Trainee(mine, registry.get_tune(work.subject_id), TrainingOptions())
+        trainee = Trainee(mine, installation.registry.get_tune(work.subject_id), TrainingOptions())
         trainee.failure = close_badly(context, mine, error) or meant(error)
         return trainee
 
@@ -388,15 +390,14 @@ def conclude(context: Context, trainees: Sequence[Trainee]) -> None:
     )
 
 
-def trainee_of(
-    mine: Attempt, registry: Registry, catalog: CatalogResource, changes: dict[str, Any] | None = None
-) -> Trainee:
+def trainee_of(mine: Attempt, installation: Installation, changes: dict[str, Any] | None = None) -> Trainee:
     """Return what this attempt trains, with the Launchpad's values written into the tune's recipe."""
+    registry = installation.registry
     tune = registry.get_tune(mine.work.subject_id)
-    entry = catalog.open().resolve(tune.branch)
+    entry = installation.catalog.resolve(tune.branch)
     options = entry.training_options(training_options(tune, changes or {}, entry))
     if changes:
-        for said in ended(_check_changes(tune, changes, options, catalog)):
+        for said in ended(_check_changes(tune, changes, options, installation)):
             registry.add_event(tune.id, tune.status, said)
         recipe = {**tune.recipe, "training": options.model_dump()}
         tune = registry.set_recipe(mine.work.id, mine.run_id, recipe)
@@ -408,7 +409,7 @@ _SETTLED = ("preset", "base_tune_id")
 
 
 def _check_changes(
-    tune: Tune, changes: Mapping[str, Any], options: TrainingOptions, catalog: CatalogResource
+    tune: Tune, changes: Mapping[str, Any], options: TrainingOptions, installation: Installation
 ) -> list[str]:
     """Refuse what a base or this machine cannot do, as at submission, and what can be chosen only there.
 
@@ -427,8 +428,8 @@ def _check_changes(
             "Hand in a new tune with it.",
         )
     request = TuneRequest.model_validate(tune.request).model_copy(update={"training": options})
-    catalogue = catalog.open()
+    catalogue, settings = installation.catalog, installation.settings
     asked, used = catalogue.resolve(request.base), catalogue.resolve(tune.branch)
-    wishes = Wishes(get_settings().unmet_wishes)
-    check_tune(request, asked, used, get_settings(), wishes)
+    wishes = Wishes(settings.unmet_wishes)
+    check_tune(request, asked, used, settings, wishes)
     return wishes.told()

@@ -30,20 +30,17 @@ from tunes_dagster.assets.requests import SourceImagesConfig, change_request, re
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
-from tunes_dagster.core.settings import get_settings
-from tunes_dagster.core.store import Store
 from tunes_dagster.pipeline.partitions import tunes
 from tunes_dagster.resources import (
     CaptionerResource,
-    CatalogResource,
     FaceDetectorResource,
     FetcherResource,
-    RegistryResource,
-    StoreResource,
+    InstallationResource,
 )
 
 if TYPE_CHECKING:
     from tunes_dagster.intake.manifest import Manifest
+    from tunes_dagster.service.installation import Installation
 
 
 def assets_of_run(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:
@@ -85,21 +82,20 @@ def close(context: dg.AssetExecutionContext, mine: Attempt, result: dict[str, An
 def source_images(
     context: dg.AssetExecutionContext,
     config: SourceImagesConfig,
-    registry: RegistryResource,
-    store: StoreResource,
-    catalog: CatalogResource,
+    installation: InstallationResource,
     fetcher: FetcherResource,
     face_detector: FaceDetectorResource,
 ) -> dg.MaterializeResult:
     """Fetch, decode and judge what was handed in."""
-    rows, kept = registry.open(), store.open()
+    whole = installation.open()
+    kept = whole.store
     with sentences():
-        tune, changes = tune_of_partition(context.partition_key, config, rows, kept, catalog.open())
-    with attempt(context, rows, "prepare", tune.id, closes=closes_attempt(context)) as mine:
+        tune, changes = tune_of_partition(context.partition_key, config, whole)
+    with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:
         if changes:
-            tune = change_request(rows, mine, tune, changes, catalog.open())
+            tune = change_request(mine, tune, changes, whole)
         request = TuneRequest.model_validate(tune.request)
-        manifest, failure = collected(request, tune.id, kept, fetcher, face_detector, mine)
+        manifest, failure = collected(request, tune.id, whole, fetcher, face_detector, mine)
         result = described_manifest(kept, tune, manifest, failure)
         if failure is not None:
             mine.fail(failure)
@@ -111,7 +107,7 @@ def source_images(
 def collected(
     request: TuneRequest,
     tune_id: str,
-    store: Store,
+    installation: "Installation",
     fetcher: FetcherResource,
     face_detector: FaceDetectorResource,
     mine: Attempt,
@@ -125,16 +121,16 @@ def collected(
         manifest = collect_sources(
             tune_id,
             request,
-            store,
-            fetcher.open(),
-            face_detector.open(),
+            installation.store,
+            fetcher.open(installation.settings),
+            face_detector.open(installation.settings),
             mine.report,
-            folder_options=get_settings().store_options if remote else None,
+            folder_options=installation.settings.store_options if remote else None,
         )
     except Failure as failure:
         if failure.code != FailureCode.TOO_FEW_PICTURES:
             raise
-        return Manifest.load(store, tune_id), failure
+        return Manifest.load(installation.store, tune_id), failure
     return manifest, None
 
 
@@ -153,9 +149,7 @@ def collected(
 )
 def training_set(
     context: dg.AssetExecutionContext,
-    registry: RegistryResource,
-    store: StoreResource,
-    catalog: CatalogResource,
+    installation: InstallationResource,
     face_detector: FaceDetectorResource,
 ) -> dg.MaterializeResult:
     """Crop, bucket and split the accepted pictures."""
@@ -163,14 +157,15 @@ def training_set(
     from tunes_dagster.intake.restore import open_restorer
     from tunes_dagster.intake.training_set import build_training_set
 
-    rows, kept = registry.open(), store.open()
+    whole = installation.open()
+    rows, kept = whole.registry, whole.store
     with sentences():
         tune = require_tune(rows, context.partition_key)
-    with attempt(context, rows, "prepare", tune.id, closes=closes_attempt(context)) as mine:
+    with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:
         mine.report.phase(Phase.CHECKING, "Cropping, bucketing and holding out pictures.")
         request = TuneRequest.model_validate(tune.request)
         options = TrainingOptions.model_validate(tune.recipe["training"])
-        entry = catalog.open().resolve(tune.branch)
+        entry = whole.catalog.resolve(tune.branch)
         built = build_training_set(
             tune.id,
             Manifest.load(kept, tune.id),
@@ -178,10 +173,10 @@ def training_set(
             options.resolution or entry.native_size,
             tune.class_name,
             kept,
-            face_detector.open(),
+            face_detector.open(whole.settings),
             options.seed,
             mine.report,
-            open_restorer(get_settings().bases_folder) if request.dataset.face_correct else None,
+            open_restorer(whole.settings.bases_folder) if request.dataset.face_correct else None,
         )
         result = described_training_set(kept, tune, built)
         close(context, mine, {"trained_on": len(built.training), "held_out": len(built.held_out)})
@@ -203,8 +198,7 @@ def training_set(
 )
 def captions(
     context: dg.AssetExecutionContext,
-    registry: RegistryResource,
-    store: StoreResource,
+    installation: InstallationResource,
     captioner: CaptionerResource,
 ) -> dg.MaterializeResult:
     """Write the caption table."""
@@ -212,10 +206,11 @@ def captions(
     from tunes_dagster.intake.manifest import Manifest
     from tunes_dagster.intake.training_set import TrainingSet
 
-    rows, kept = registry.open(), store.open()
+    whole = installation.open()
+    rows, kept = whole.registry, whole.store
     with sentences():
         tune = require_tune(rows, context.partition_key)
-    with attempt(context, rows, "prepare", tune.id, closes=closes_attempt(context)) as mine:
+    with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:
         request = TuneRequest.model_validate(tune.request)
         model = captioner.open() if request.dataset.captioner else None
         written = write_captions(

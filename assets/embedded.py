@@ -17,18 +17,17 @@ from tunes_dagster.core.progress import Phase
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
     from tunes_dagster.registry import Tune
-    from tunes_dagster.resources import CatalogResource
+    from tunes_dagster.service.installation import Installation
     from tunes_dagster.training.jobs import TuneJob, TuneResult
 
 
-def embed(tune: Tune, job: TuneJob, catalog: CatalogResource, store: Store) -> Trained:
+def embed(tune: Tune, job: TuneJob, installation: Installation) -> Trained:
     """Look at a tune's pictures, write its files and check them.
 
     Args:
         tune: Its row.
         job: What training would need to know of it.
-        catalog: Where its base and the IP-Adapter are looked up.
-        store: Where pictures come from and files go.
+        installation: Where its base and the IP-Adapter are looked up, and its files are kept.
 
     Raises:
         Failure: `BASE_NOT_INSTALLED`, `WEIGHTS_UNUSABLE`, `TOO_FEW_PICTURES`.
@@ -36,11 +35,12 @@ def embed(tune: Tune, job: TuneJob, catalog: CatalogResource, store: Store) -> T
     from tunes_dagster.families.ipadapter import adapter_for, read_adapter
     from tunes_dagster.training import faceid
 
-    base, _ = catalog.usable(tune.branch)
-    entry = adapter_for(catalog.open(), base, catalog.bases_folder)
-    result = faceid.make(job, base, entry, catalog.bases_folder, store)
+    store, folder = installation.store, installation.settings.bases_folder
+    base, _ = installation.usable(tune.branch)
+    entry = adapter_for(installation.catalog, base, folder)
+    result = faceid.make(job, base, entry, folder, store)
     job.report.phase(Phase.EVALUATING, "Looking at what the base will be told.")
-    seen = faceid.verify(result.weights_key, read_adapter(entry, catalog.bases_folder), store)
+    seen = faceid.verify(result.weights_key, read_adapter(entry, folder), store)
     return Trained(tune, result, metadata=described(tune, job, result, store), checks=answers(seen))
 
 

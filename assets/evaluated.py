@@ -17,12 +17,12 @@ from tunes_dagster.assets.names import REPORT_CARD, check_spec
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Phase, Reporter, Tee
 from tunes_dagster.core.recipe import UNTRAINED
-from tunes_dagster.core.settings import get_settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.evaluation.card import Card, CardOptions
 from tunes_dagster.pipeline.partitions import tunes
 from tunes_dagster.registry import Tune
-from tunes_dagster.resources import CatalogResource, ComputeResource, ScorersResource
+from tunes_dagster.resources import ComputeResource, ScorersResource
+from tunes_dagster.service.installation import Installation
 
 ABOVE_BASE = check_spec(
     "likeness_above_base",
@@ -79,8 +79,7 @@ def evaluate(
     mine: Attempt,
     tune: Tune,
     options: CardOptions,
-    store: Store,
-    catalog: CatalogResource,
+    installation: Installation,
     compute: ComputeResource,
     scorers: ScorersResource,
 ) -> Evaluated:
@@ -92,6 +91,7 @@ def evaluate(
     from tunes_dagster.evaluation.scoring import Scored, failed_card
     from tunes_dagster.evaluation.showing import write_card
 
+    store = installation.store
     prefix = f"tunes/{tune.id}/report_card/{mine.work.attempt}"
     called = f"{tune.token} {tune.class_name}"
     training: list[Any] = []
@@ -103,10 +103,10 @@ def evaluate(
         if tune.result.get(f"last_{short}") is not None
     }
     try:
-        _must_be_scored(tune, mine, options)
+        _must_be_scored(tune, mine, options, installation.settings.max_attempts)
         training, held_out = subject_pictures(tune.id, store)
         scored, published = _scored(
-            tune, mine, options, store, catalog, compute, scorers, context.run.run_id, training, held_out
+            tune, mine, options, installation, compute, scorers, context.run.run_id, training, held_out
         )
         result |= published
     except Exception as error:
@@ -127,7 +127,7 @@ def evaluate(
     return Evaluated(scored.card, shown, result)
 
 
-def _must_be_scored(tune: Tune, mine: Attempt, options: CardOptions) -> None:
+def _must_be_scored(tune: Tune, mine: Attempt, options: CardOptions, limit: int) -> None:
     """Raise when scoring is turned off, impossible, or has taken the process down before."""
     if options.checkpoints == 0:
         raise Failure(FailureCode.BLOCKED, "Scoring is turned off (report_checkpoints is 0).")
@@ -135,7 +135,6 @@ def _must_be_scored(tune: Tune, mine: Attempt, options: CardOptions) -> None:
         raise Failure(FailureCode.BLOCKED, "Nothing was trained: there are no checkpoints to choose from.")
     if not tune.result.get("checkpoints"):
         raise Failure(FailureCode.BLOCKED, "Training left no checkpoints that could be scored.")
-    limit = get_settings().max_attempts
     if limit > 1 and mine.work.attempt == limit and mine.work.origin != "ui":
         raise Failure(FailureCode.BLOCKED, f"Scoring ended {limit - 1} attempts before; it is left out now.")
 
@@ -158,8 +157,7 @@ def _scored(
     tune: Tune,
     mine: Attempt,
     options: CardOptions,
-    store: Store,
-    catalog: CatalogResource,
+    installation: Installation,
     compute: ComputeResource,
     scorers: ScorersResource,
     run_id: str,
@@ -172,13 +170,14 @@ def _scored(
     from tunes_dagster.families.base import load_family
     from tunes_dagster.training.words import speaking
 
-    entry, folder = catalog.usable(tune.branch)
+    store, settings = installation.store, installation.settings
+    entry, folder = installation.usable(tune.branch)
     keys = [key for key in tune.result["checkpoints"] if store.exists(key)]
     subject = Subject(tune.id, tune.token, tune.class_name, training, held_out, keys)
-    with compute.lease(_Patient(mine.report, options.seconds), holder=run_id) as device:
+    with compute.lease(_Patient(mine.report, options.seconds), settings, holder=run_id) as device:
         mine.report.phase(Phase.EVALUATING, f"Scoring on {device.name}: loading {entry.branch}.")
         base = load_family(entry, folder, device.name, device.torch_dtype)
-        looking = scorers.open(device.name)
+        looking = scorers.open(settings, device.name)
         mine.report.phase(Phase.EVALUATING, "Scoring the untuned base and the checkpoints.")
         with speaking(base, store, tune.result.get("last_weights_key") or tune.result["weights_key"]):
             scored = score_tune(subject, base, looking, store, options, mine.report)

@@ -13,7 +13,6 @@ from tunes_dagster.assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, ch
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import RenderSettings
-from tunes_dagster.core.settings import get_settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.wishes import ended
 from tunes_dagster.pipeline.partitions import loras_of_batch, render_batches
@@ -24,7 +23,7 @@ from tunes_dagster.rendering.jobs import RenderJob, RenderResult, make_job
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.run import run_batch
 from tunes_dagster.rendering.using import used_by
-from tunes_dagster.resources import CatalogResource, ComputeResource, Device, RegistryResource, StoreResource
+from tunes_dagster.resources import ComputeResource, Device, InstallationResource
 
 RENDERS_CONFIG = mirror(RenderSettings, "RendersConfig")
 """Empty renders the prompts as they were asked for; what is filled in overrides the settings of all of them."""
@@ -75,16 +74,15 @@ FINITE = check_spec(
 def renders(
     context: dg.AssetExecutionContext,
     config: RENDERS_CONFIG,  # type: ignore[valid-type]
-    registry: RegistryResource,
-    store: StoreResource,
-    catalog: CatalogResource,
+    installation: InstallationResource,
     compute: ComputeResource,
 ) -> dg.MaterializeResult:
     """Render every prompt of the batch; one that fails leaves the others alone."""
-    rows, kept = registry.open(), store.open()
+    whole = installation.open()
+    rows, kept, settings = whole.registry, whole.store, whole.settings
     with sentences():
         batch = require_batch(rows, context.partition_key)
-    with attempt(context, rows, "render", batch.id) as mine:
+    with attempt(context, whole, "render", batch.id) as mine:
         began = time.monotonic()
         prompts = {p.id: p for p in wanted_prompts(rows, batch, mine.work)}
         writer = PromptWriter(rows, mine.work.id, context.run.run_id)
@@ -92,14 +90,14 @@ def renders(
         if not jobs:
             mine.finish({})
             return nothing_left(writer)
-        turn = Turn(rows, batch, mine.work)
+        turn = Turn(rows, batch, mine.work, settings.campaign_turn_seconds)
         if turn.yields_at_once():
             mine.give_back(GAVE_WAY)
             return nothing_left(writer, GAVE_WAY)
-        entry, folder = catalog.usable(batch.branch)
+        entry, folder = whole.usable(batch.branch)
         prefix = f"batches/{batch.id}/{mine.work.attempt}"
-        with compute.lease(mine.report, holder=context.run.run_id) as device:
-            aids = make_aids(catalog.open(), get_settings())
+        with compute.lease(mine.report, settings, holder=context.run.run_id) as device:
+            aids = make_aids(whole.catalog, settings)
             mine.report.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
             before = time.monotonic() - began
             try:
@@ -152,8 +150,8 @@ class Turn:
     has not begun gives way at once, the first time: with one slot, it would be a second turn to wait for.
     """
 
-    def __init__(self, registry: Registry, batch: Batch, work: Work) -> None:
-        self._registry, self._attempt = registry, work.attempt
+    def __init__(self, registry: Registry, batch: Batch, work: Work, seconds: float) -> None:
+        self._registry, self._attempt, self._seconds = registry, work.attempt, seconds
         self._patient = bool((batch.result or {}).get(CAMPAIGN)) and work.origin != "ui"
         self._began = time.monotonic()
 
@@ -173,7 +171,7 @@ class Turn:
         if not self._patient:
             return
         spent = time.monotonic() - self._began - loaded
-        if spent >= max(loaded, get_settings().campaign_turn_seconds) and self._registry.somebody_waits():
+        if spent >= max(loaded, self._seconds) and self._registry.somebody_waits():
             raise GaveWay(GAVE_WAY)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Eta, Phase, format_numbers, format_seconds
-from tunes_dagster.core.settings import get_settings
 from tunes_dagster.registry.retrying import ASKED_SECONDS, DatabaseAway
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ _lines = logging.getLogger("tunes.pipeline")
 
 # Every line is a row in Dagster's event log, which the UI loads whole.
 _SECONDS_BETWEEN_LINES = 5.0
+# How long a process that owns nothing any more goes on, unless the settings say so.
+_LOST_AFTER_SECONDS = 60.0
 # How soon a step shows in the row; the heartbeat itself has its own interval.
 _SECONDS_BETWEEN_WRITES = 1.0
 
@@ -197,12 +198,12 @@ class Pulse:
         self,
         interval: float,
         log: logging.Logger | None = None,
-        patience: float | None = None,
+        patience: float = _LOST_AFTER_SECONDS,
         end: Callable[[], None] | None = None,
     ) -> None:
         self._interval = interval
         self._log = log
-        self._patience = get_settings().lost_after_seconds if patience is None else patience
+        self._patience = patience
         self._end = end or (end_process if runs_alone() else None)
         self._abandoned: float | None = None
         self._members: list[Member] = []

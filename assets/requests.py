@@ -9,13 +9,12 @@ from tunes_dagster.assets.attempt import Attempt
 from tunes_dagster.assets.launchpad import filled_in, merged, mirror
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import DatasetOptions, TrainingOptions, TuneRequest
-from tunes_dagster.core.settings import get_settings
-from tunes_dagster.core.store import Store
 from tunes_dagster.core.validation import checked
 from tunes_dagster.core.wishes import Wishes, ended
-from tunes_dagster.families.catalog import BaseModelEntry, Catalog
+from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.presets import changed
 from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.service.installation import Installation
 
 DatasetConfig: Any = mirror(DatasetOptions, "DatasetConfig")
 
@@ -80,14 +79,14 @@ def require_tune(registry: Registry, tune_id: str) -> Tune:
 
 
 def tune_of_partition(
-    tune_id: str, config: SourceImagesConfig, registry: Registry, store: Store, catalog: Catalog
+    tune_id: str, config: SourceImagesConfig, installation: Installation
 ) -> tuple[Tune, dict[str, Any]]:
     """Return the tune of a partition, started by what the Launchpad says if there is none, and what is to change.
 
     Raises:
         Failure: `UNKNOWN_TUNE` with neither row nor request, `INVALID_REQUEST` for wrong values.
     """
-    changes = _changes(config)
+    changes, registry = _changes(config), installation.registry
     if registry.has_tune(tune_id):
         return registry.get_tune(tune_id), changes
     if not {"name", "sources"} <= set(changes):
@@ -97,9 +96,9 @@ def tune_of_partition(
     request = checked(TuneRequest, changes, "What the Launchpad says")
     tune = submit_tune(
         registry,
-        store,
-        catalog,
-        get_settings(),
+        installation.store,
+        installation.catalog,
+        installation.settings,
         request,
         account_id=registry.get_account(config.account).id,
         origin="ui",
@@ -109,9 +108,7 @@ def tune_of_partition(
     return tune, {}
 
 
-def change_request(
-    registry: Registry, mine: Attempt, tune: Tune, changes: dict[str, Any], catalog: Catalog
-) -> Tune:
+def change_request(mine: Attempt, tune: Tune, changes: dict[str, Any], installation: Installation) -> Tune:
     """Write changed fields of the request into the row of a tune whose attempt this run owns.
 
     Raises:
@@ -120,6 +117,7 @@ def change_request(
     from tunes_dagster.service.submit import make_recipe
     from tunes_dagster.training.checks import check_tune
 
+    registry, catalog, settings = installation.registry, installation.catalog, installation.settings
     request = TuneRequest.model_validate(tune.request)
     if "dataset" in changes:
         changes = {**changes, "dataset": merged(request.dataset, changes["dataset"])}
@@ -131,8 +129,8 @@ def change_request(
             f"The base of {tune.title!r} is {tune.branch}; it cannot become {entry.branch}.",
             "Start a new tune with the other base.",
         )
-    wishes = Wishes(get_settings().unmet_wishes)
-    request = check_tune(request, catalog.resolve(request.base), entry, get_settings(), wishes)
+    wishes = Wishes(settings.unmet_wishes)
+    request = check_tune(request, catalog.resolve(request.base), entry, settings, wishes)
     for said in ended(wishes.told()):
         registry.add_event(tune.id, tune.status, said)
     recipe = make_recipe(request, entry, tune.recipe.get("continues"))

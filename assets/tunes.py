@@ -24,11 +24,9 @@ from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.evaluation.card import CardOptions
 from tunes_dagster.pipeline.partitions import tunes
 from tunes_dagster.resources import (
-    CatalogResource,
     ComputeResource,
-    RegistryResource,
+    InstallationResource,
     ScorersResource,
-    StoreResource,
 )
 
 LORA_CONFIG = mirror(TrainingOptions, "LoraConfig")
@@ -56,13 +54,12 @@ CARD_CONFIG = mirror(CardOptions, "ReportCardConfig")
 def lora(
     context: dg.AssetExecutionContext,
     config: LORA_CONFIG,  # type: ignore[valid-type]
-    registry: RegistryResource,
-    store: StoreResource,
-    catalog: CatalogResource,
+    installation: InstallationResource,
     compute: ComputeResource,
 ) -> dg.MaterializeResult:
     """Train a cohort of one."""
-    rows, kept = registry.open(), store.open()
+    whole = installation.open()
+    rows = whole.registry
     with sentences():
         tune = require_tune(rows, context.partition_key)
     done: list[Trained] = []
@@ -72,10 +69,10 @@ def lora(
         trainee.mine.finish(trained.row_result(), continue_=True)
         done.append(trained)
 
-    with attempt(context, rows, "train", tune.id, closes=False) as mine:
-        trainees = [trainee_of(mine, rows, catalog, filled_in(config))]
+    with attempt(context, whole, "train", tune.id, closes=False) as mine:
+        trainees = [trainee_of(mine, whole, filled_in(config))]
         with all_closed(context, trainees):
-            train_trainees(context, trainees, kept, catalog, compute, on_trained)
+            train_trainees(context, trainees, whole, compute, on_trained)
     conclude(context, trainees)
     (trained,) = done
     return dg.MaterializeResult(metadata=trained.metadata, check_results=trained.checks)
@@ -99,19 +96,18 @@ def lora(
 def report_card(
     context: dg.AssetExecutionContext,
     config: CARD_CONFIG,  # type: ignore[valid-type]
-    registry: RegistryResource,
-    store: StoreResource,
-    catalog: CatalogResource,
+    installation: InstallationResource,
     compute: ComputeResource,
     scorers: ScorersResource,
 ) -> dg.MaterializeResult:
     """Score, choose, publish."""
-    rows, kept = registry.open(), store.open()
+    whole = installation.open()
+    rows = whole.registry
     with sentences():
         tune = require_tune(rows, context.partition_key)
-        options = merged(scorers.options(), filled_in(config))
-    with attempt(context, rows, "finish", tune.id) as mine:
-        done = evaluate(context, mine, tune, options, kept, catalog, compute, scorers)
+        options = merged(scorers.options(whole.settings), filled_in(config))
+    with attempt(context, whole, "finish", tune.id) as mine:
+        done = evaluate(context, mine, tune, options, whole, compute, scorers)
         mine.report.phase(Phase.PACKAGING)
-        mine.finish(package(tune, {**tune.result, **done.result}, kept, mine.report))
-    return described(done, tune, kept)
+        mine.finish(package(tune, {**tune.result, **done.result}, whole.store, mine.report))
+    return described(done, tune, whole.store)

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tunes_dagster.service.installation import Installation
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.support.registry import add_tune, make_ready
@@ -34,7 +36,14 @@ def keeper_with_tunes(folder: str, url: str) -> Keeper:
     registry = Registry(url or f"sqlite:///{folder}/registry.db")
     for title in ("fern", "duo", "barbo", "minty"):
         make_ready(registry, add_tune(registry, title=title, labels={"team": "demo"}))
-    return Keeper(registry, Store(Path(folder) / "store"), load_catalog(), Settings(home=Path(folder)))
+    return Keeper(
+        Installation(
+            Settings(home=Path(folder)),
+            registry=registry,
+            store=Store(Path(folder) / "store"),
+            catalog=load_catalog(),
+        )
+    )
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Phase, Reporter
-from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -158,22 +158,22 @@ class ComputeResource(dg.ConfigurableResource):
     device: str = Field(default="", description="auto, cpu, mps, cuda, cuda:N; empty means $TUNES_DEVICE.")
     dtype: str = Field(default="", description="auto, float32, bfloat16, float16; empty means $TUNES_DTYPE.")
 
-    def devices(self) -> list[Device]:
+    def devices(self, settings: Settings) -> list[Device]:
         """Return the devices that may be used, best first. Imports torch."""
-        settings = get_settings()
         return find_devices(self.device or settings.device, self.dtype or settings.dtype)
 
     @contextmanager
-    def lease(self, report: Reporter, holder: str = "") -> Iterator[Device]:
+    def lease(self, report: Reporter, settings: Settings, holder: str = "") -> Iterator[Device]:
         """Hold one device for the while; waits when all are taken, and a cancel ends the wait.
 
         Args:
             report: Told what is waited for.
+            settings: Say which devices there are, and where they are locked.
             holder: Written into the lock file for people: the run's id.
         """
-        folder = get_settings().resolved_home / "locks"
+        folder = settings.resolved_home / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        devices = self.devices()
+        devices = self.devices(settings)
         told = False
         while (got := _lock_any(devices, folder, holder)) is None:
             report.check_cancelled()

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from tunes_dagster.core.settings import get_settings
-
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from tunes_dagster.core.settings import Settings
     from tunes_dagster.evaluation.card import CardOptions
     from tunes_dagster.evaluation.scoring import Scorers
     from tunes_dagster.intake.faces import FaceDetector
@@ -55,11 +54,11 @@ class FaceDetectorResource(dg.ConfigurableResource):
 
     model_path: str = Field(default="", description="YuNet ONNX file; empty takes TUNES_FACE_DETECTOR.")
 
-    def open(self) -> FaceDetector:
+    def open(self, settings: Settings) -> FaceDetector:
         """Return the detector."""
         from tunes_dagster.intake.faces import load_detector
 
-        return load_detector(self.model_path or get_settings().face_detector)
+        return load_detector(self.model_path or settings.face_detector)
 
 
 class ScorersResource(dg.ConfigurableResource):
@@ -71,18 +70,17 @@ class ScorersResource(dg.ConfigurableResource):
     )
     faces: str = Field(default="", description="Compares faces; empty means the profile's, mostly none.")
 
-    def options(self) -> CardOptions:
+    def options(self, settings: Settings) -> CardOptions:
         """Return how much a card looks at, as the settings say."""
         from tunes_dagster.evaluation.card import CardOptions
 
-        settings = get_settings()
         return CardOptions(
             checkpoints=settings.report_checkpoints,
             renders=settings.report_renders,
             seconds=settings.report_seconds,
         )
 
-    def open(self, device: str = "cpu") -> Scorers:
+    def open(self, settings: Settings, device: str = "cpu") -> Scorers:
         """Load the scorers.
 
         Raises:
@@ -91,7 +89,7 @@ class ScorersResource(dg.ConfigurableResource):
         from tunes_dagster.evaluation.scorers import load_scorer, load_scorer_catalog
         from tunes_dagster.evaluation.scoring import Scorers
 
-        settings, catalog = get_settings(), load_scorer_catalog()
+        catalog = load_scorer_catalog()
         names = catalog.profiles.get(settings.profile, {})
         loaded: dict[str, Any] = {"none": None, "": None}
 

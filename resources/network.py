@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from tunes_dagster.core.settings import get_settings
-
 if TYPE_CHECKING:
     from tunes_dagster.callbacks.deliver import DeliveryReport
+    from tunes_dagster.core.settings import Settings
     from tunes_dagster.intake.fetch import Fetcher
-    from tunes_dagster.registry import Registry
+    from tunes_dagster.service.installation import Installation
 
 
 class FetcherResource(dg.ConfigurableResource):
@@ -22,11 +21,11 @@ class FetcherResource(dg.ConfigurableResource):
         default_factory=list, description="Hosts that may be private; empty means $TUNES_ALLOW_HOSTS."
     )
 
-    def open(self) -> Fetcher:
+    def open(self, settings: Settings) -> Fetcher:
         """Return a fetcher."""
         from tunes_dagster.intake.fetch import Fetcher
 
-        return Fetcher(allow_hosts=tuple(self.allow_hosts or get_settings().allow_hosts))
+        return Fetcher(allow_hosts=tuple(self.allow_hosts or settings.allow_hosts))
 
 
 class NotifierResource(dg.ConfigurableResource):
@@ -36,10 +35,12 @@ class NotifierResource(dg.ConfigurableResource):
         default=20.0, description="One tick stops starting deliveries after this long."
     )
 
-    def deliver(self, registry: Registry) -> DeliveryReport:
+    def deliver(self, installation: Installation) -> DeliveryReport:
         """Send what is due, inside the budget."""
         from tunes_dagster.callbacks.deliver import deliver_due
 
         return deliver_due(
-            registry, allow_hosts=get_settings().allow_hosts, budget_seconds=self.budget_seconds
+            installation,
+            allow_hosts=installation.settings.allow_hosts,
+            budget_seconds=self.budget_seconds,
         )

@@ -31,7 +31,17 @@ MAY_USE = {
     "service": {"core", "families", "intake", "registry", "training", "rendering", "evaluation", "callbacks"},
     "campaigns": {"core", "families", "intake", "registry", "rendering", "service"},
     "gateway": {"core", "families", "intake", "registry", "training", "rendering", "service", "callbacks"},
-    "resources": {"core", "families", "intake", "registry", "callbacks", "evaluation", "training", "tiny"},
+    "resources": {
+        "core",
+        "families",
+        "intake",
+        "registry",
+        "callbacks",
+        "evaluation",
+        "training",
+        "tiny",
+        "service",
+    },
     "assets": {
         "core",
         "families",
@@ -256,6 +266,28 @@ def test_engines_are_made_where_values_are_hidden():
         for call in made:
             hidden = {one.arg: ast.unparse(one.value) for one in call.keywords}
             assert hidden.get("hide_parameters") == "True", (path, call.lineno)
+
+
+# Who may read the environment's settings, and why; everybody else gets an installation handed in.
+READS_SETTINGS = {
+    "tunes_dagster/core/settings.py": "defines it",
+    "tunes_dagster/cli/installation.py": "opens the installation of a command and of a server",
+    "resources/installation.py": "opens the installation of a code location",
+    "assets/names.py": "tags of jobs, which are made when the module is imported",
+    "tunes_dagster/intake/sandbox/pool.py": "one pool of children per process",
+    "tunes_dagster/intake/sandbox/limits.py": "the limits of those children",
+}
+
+
+def test_settings_are_read_by_entry_points_only():
+    found = {
+        path
+        for _room, path, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", "")) == "get_settings"
+    }
+    assert found <= set(READS_SETTINGS), found - set(READS_SETTINGS)
 
 
 def test_assets_and_resources_have_one_name():

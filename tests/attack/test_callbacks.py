@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from tests.attack.servers import serving, silent
 from tests.attack.test_urls import ODD
-from tests.support.registry import Clock
+from tests.support.registry import Clock, around
 from tunes_dagster.callbacks.deliver import WORKERS, deliver_due
 from tunes_dagster.core.urls import origin_of
 from tunes_dagster.intake.guard import Guard, guarded_client
@@ -49,7 +49,7 @@ def test_a_row_that_cannot_be_sent_is_dead_with_a_reason_alone(registry: Registr
     odd = [registry.add_callback("mallory", "sample", "sample", url, {"a": 1}) for url in urls]
     with serving(answering) as server:
         good = registry.add_callback("ann", "sample", "sample", server.url(), {"a": 1})
-        report = deliver_due(registry, allow_hosts=["localhost"])
+        report = deliver_due(around(registry), allow_hosts=["localhost"])
     assert (report.delivered, report.dead, report.failed, report.left) == (1, len(odd), 0, 0)
     assert registry.get_callback(good.id).state == "delivered"
     for row in odd:
@@ -66,7 +66,7 @@ def test_a_row_that_cannot_be_read_or_written_harms_nobody(registry: Registry) -
         session.execute(text("UPDATE callbacks SET body = '{' WHERE id = :id"), {"id": broken.id})
     with serving(answering) as server:
         good = registry.add_callback("ann", "sample", "sample", server.url(), {"a": 1})
-        report = deliver_due(registry, allow_hosts=["localhost"])
+        report = deliver_due(around(registry), allow_hosts=["localhost"])
     assert (report.delivered, report.dead) == (1, 1)
     assert registry.get_callback(good.id).state == "delivered"
     (delivery,) = registry.list_deliveries(broken.id)
@@ -84,7 +84,7 @@ def test_an_outcome_that_cannot_be_recorded_ends_no_tick(
 
     registry.add_callback("ann", "sample", "sample", "http://localhost:1/", {})
     monkeypatch.setattr(registry, "end_delivery", fails)
-    assert deliver_due(registry, allow_hosts=["localhost"]).delivered == 0
+    assert deliver_due(around(registry), allow_hosts=["localhost"]).delivered == 0
 
 
 def test_hanging_receivers_hold_nobody_elses_callback(registry: Registry) -> None:

@@ -11,6 +11,7 @@ from tests.attack.test_urls import ODD
 from tests.gateway.conftest import House
 from tests.gateway.test_pixazo import PATH as TRAINER
 from tests.gateway.test_pixelapi import TRAIN
+from tests.support.registry import around
 from tunes_dagster.callbacks.deliver import deliver_due
 from tunes_dagster.gateway.problems import Problem
 
@@ -130,7 +131,7 @@ def test_samples_are_limited_and_hold_nobody_up(house: House) -> None:
     answer = house.client.post("/native/v1/callbacks/sample", json=other, headers=house.auth("bob"))
     assert answer.status_code == 201
     assert len(house.registry.list_account_callbacks("ann")) == 3
-    report = deliver_due(house.registry, allow_hosts=[], timeout_seconds=1.0)
+    report = deliver_due(around(house.registry), allow_hosts=[], timeout_seconds=1.0)
     assert report.delivered == 0 and report.failed + report.dead == 4
 
 

@@ -230,7 +230,7 @@ def anywhere(house: House, request: pytest.FixtureRequest) -> Iterator[House]:
         return
     engine: Engine = request.getfixturevalue("postgres")
     house.service.registry.close()
-    house.service.registry = Registry(new_database(engine))
+    house.service.installation.registry = Registry(new_database(engine))
     from tunes_dagster.gateway.app import load_dialect
 
     load_dialect("astria").start(house.registry)  # type: ignore[misc]

@@ -21,6 +21,7 @@ from tunes_dagster.core.prices import PriceList, load_prices
 from tunes_dagster.core.recipe import PromptRequest, TuneRequest
 from tunes_dagster.gateway.rehearsal import is_rehearsable
 from tunes_dagster.registry import Prompt, Tune
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.submit import submit_prompt, submit_tune
 
 PICTURES = {"image_urls": ["https://example.com/x.jpg"]}
@@ -117,7 +118,9 @@ def _by_hand(house: House) -> None:
                 house.registry, service.catalog, service.settings, ask, account_id="ann", store=house.store
             )
     _ready(house, "by-hand-sdxl")
-    keeper = Keeper(house.registry, house.store, service.catalog, service.settings)
+    keeper = Keeper(
+        Installation(service.settings, registry=house.registry, store=house.store, catalog=service.catalog)
+    )
     text = (
         "name: looks\ncron: '0 7 * * 1'\nstart: 2026-02-02\naccount: ann\ntunes: [by-hand-sdxl]\nbase: sdxl\n"
         "prompts: t.csv\n"

@@ -23,6 +23,7 @@ from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.registry import Tune
+from tunes_dagster.service.installation import Installation
 
 FILE: dict[str, Any] = {
     "name": "bravos looks", "account": BRAVO, "cron": "0 7 * * 1", "start": "2026-02-02", "base": "fast",
@@ -92,7 +93,11 @@ def both(house: House) -> Tenants:
 
 def keeper_of(both: Tenants) -> Keeper:
     """Return what campaigns are kept with."""
-    return Keeper(both.house.registry, both.house.store, load_catalog(), both.house.settings)
+    return Keeper(
+        Installation(
+            both.house.settings, registry=both.house.registry, store=both.house.store, catalog=load_catalog()
+        )
+    )
 
 
 def source(content: dict[str, Any]) -> Source:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from tests.support.registry import Clock, add_tune, make_ready
+from tests.support.registry import Clock, add_tune, around, make_ready
 from tunes_dagster.callbacks import replay
 from tunes_dagster.callbacks.deliver import DeliveryReport, deliver_due
 from tunes_dagster.core.failures import Failure
@@ -109,7 +109,7 @@ def owed(registry: Registry, url: str) -> Callback:
 
 
 def deliver(registry: Registry, **options: float) -> DeliveryReport:
-    return deliver_due(registry, allow_hosts=["127.0.0.1"], **options)  # type: ignore[arg-type]
+    return deliver_due(around(registry), allow_hosts=["127.0.0.1"], **options)  # type: ignore[arg-type]
 
 
 def test_delivered_once_with_a_log(registry: Registry, receiver: Receiver, clock: Clock) -> None:
@@ -185,7 +185,7 @@ def test_gone_is_final_and_retry_after_is_obeyed(
 
 def test_a_private_address_is_refused_for_good(registry: Registry, receiver: Receiver) -> None:
     callback = owed(registry, receiver.url("/inside", answer(200)))
-    report = deliver_due(registry)
+    report = deliver_due(around(registry))
     assert report.dead == 1 and receiver.got == []
     assert "loopback" in (registry.list_deliveries(callback.id)[0].error or "")
 
@@ -226,7 +226,7 @@ def test_a_receiver_that_hangs_delays_nobody(registry: Registry, receiver: Recei
     quick = [owed(registry, receiver.url(f"/quick{i}", answer(200))) for i in range(6)]
     start = time.monotonic()
     report = deliver_due(
-        registry, allow_hosts=["127.0.0.1", "localhost"], budget_seconds=5, timeout_seconds=1
+        around(registry), allow_hosts=["127.0.0.1", "localhost"], budget_seconds=5, timeout_seconds=1
     )
     assert time.monotonic() - start < 4
     assert (report.delivered, report.failed, report.left) == (6, 4, 2)
@@ -259,7 +259,7 @@ def test_many_go_out_at_once(registry: Registry, receiver: Receiver) -> None:
     for i in range(8):  # four at a time and host
         owed(registry, url.replace("127.0.0.1", ("127.0.0.1", "localhost")[i % 2]))
     start = time.monotonic()
-    report = deliver_due(registry, allow_hosts=["127.0.0.1", "localhost"])
+    report = deliver_due(around(registry), allow_hosts=["127.0.0.1", "localhost"])
     assert report.delivered == 8 and time.monotonic() - start < 8 * 0.3
 
 

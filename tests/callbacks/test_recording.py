@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.databases import Server, new_database
-from tests.support.registry import add_tune, make_ready
+from tests.support.registry import add_tune, around, make_ready
 from tunes_dagster.callbacks import deliver, recording
 from tunes_dagster.callbacks.deliver import deliver_due
 from tunes_dagster.registry import Account, Registry, locks
@@ -51,15 +51,15 @@ def test_an_outcome_outlives_a_database_that_was_killed_while_it_was_sent(
         return code
 
     http, got = client(answer)
-    told = deliver_due(registry, http, budget_seconds=10.0, timeout_seconds=1.0)
+    told = deliver_due(around(registry), http, budget_seconds=10.0, timeout_seconds=1.0)
     assert (told.unrecorded, len(got)) == (1, 1)
     elsewhere = Registry(registry.url + "&application_name=other", migrate=False, patience=0.0)
     with pytest.raises(DatabaseAway):
-        deliver_due(elsewhere, http)
-    assert deliver_due(registry, http).unrecorded == 1
+        deliver_due(around(elsewhere), http)
+    assert deliver_due(around(registry), http).unrecorded == 1
     own_postgres.start()
     # Another process asks first, and waits a moment for whoever knows what came of it.
-    deliver_due(elsewhere, http)
+    deliver_due(around(elsewhere), http)
     until(lambda: not recording.unrecorded(registry, 0.0))
     (callback,) = registry.list_callbacks()
     (delivery,) = registry.list_deliveries(callback.id)
@@ -67,7 +67,7 @@ def test_an_outcome_outlives_a_database_that_was_killed_while_it_was_sent(
     monkeypatch.setattr(recording, "_GRACE_SECONDS", 0.0)
     monkeypatch.setattr(own_postgres, "kill", lambda: None)
     for one in (registry, elsewhere):
-        deliver_due(one, http)
+        deliver_due(around(one), http)
         one.close()
     assert len(got) == (1 if state == "delivered" else 2)
 
@@ -116,7 +116,7 @@ def test_a_callback_whose_row_cannot_be_had_for_a_moment_is_not_given_up(own_pos
         return begin(*args)
 
     registry.begin_delivery = killed_first  # type: ignore[method-assign,assignment]
-    assert deliver_due(registry, http, budget_seconds=1.0).dead == 0
+    assert deliver_due(around(registry), http, budget_seconds=1.0).dead == 0
     until(lambda: own_postgres.runs())
     (callback,) = registry.with_patience(30.0).list_callbacks()
     assert (callback.state, got) == ("pending", [])

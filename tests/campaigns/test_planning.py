@@ -19,6 +19,7 @@ from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.registry import Campaign, Prompt, Registry
+from tunes_dagster.service.installation import Installation
 
 YAML = b"name: looks\ncron: '0 7 * * 1'\nstart: 2026-02-02\ntunes: [anna, bob]\nprompts: looks.csv\n"
 TABLE = b"text,seeds,tunes\n{{subject}} in the snow,1-2,\nboth <lora:bob:1>,3,anna\n"
@@ -32,7 +33,14 @@ def test_a_plan_is_drawn_again_when_a_tune_of_it_ends_meanwhile(
 ) -> None:
     make_ready(registry, add_tune(registry, title="anna"))
     bob = add_tune(registry, title="bob")
-    keeper = Keeper(registry, Store(tmp_path / "store"), load_catalog(), Settings(home=tmp_path))
+    keeper = Keeper(
+        Installation(
+            Settings(home=tmp_path),
+            registry=registry,
+            store=Store(tmp_path / "store"),
+            catalog=load_catalog(),
+        )
+    )
     campaign, _ = keeper.add(Source("looks.yaml", YAML, {"looks.csv": TABLE}), registry.now())
     written = registry.plan_date
 
@@ -59,7 +67,14 @@ class Capped:
     def __init__(self, registry: Registry, folder: Path) -> None:  # noqa: F811
         self.registry = registry
         make_ready(registry, add_tune(registry, title="anna"))
-        self.keeper = Keeper(registry, Store(folder / "store"), load_catalog(), Settings(home=folder))
+        self.keeper = Keeper(
+            Installation(
+                Settings(home=folder),
+                registry=registry,
+                store=Store(folder / "store"),
+                catalog=load_catalog(),
+            )
+        )
         _, drawn = self.add("1-2")
         self.price = drawn.planned[0].price
         assert self.price > 0

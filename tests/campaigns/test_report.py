@@ -19,6 +19,7 @@ from tunes_dagster.campaigns.report import make_report
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.service.installation import Installation
 
 YAML = b"name: looks\ncron: '0 7 * * 1'\nstart: 2026-02-02\ntunes: [anna, bob, gone]\nprompts: looks.csv\n"
 TABLE = b"label,text,seeds\nin snow,{{subject}} in the snow,1-2\nat sea,{{subject}} at sea,3\n"
@@ -34,7 +35,9 @@ def png(colour: str) -> bytes:
 def test_a_report_shows_every_picture_and_every_reason(registry, store, tmp_path):  # noqa: F811
     for title in ("anna", "bob", "gone"):
         make_ready(registry, add_tune(registry, title=title))
-    keeper = Keeper(registry, store, load_catalog(), Settings(home=tmp_path))
+    keeper = Keeper(
+        Installation(Settings(home=tmp_path), registry=registry, store=store, catalog=load_catalog())
+    )
     campaign, _ = keeper.add(Source("looks.yaml", YAML, {"looks.csv": TABLE}), registry.now())
     registry.delete_tune(registry.tune_named("local", "gone").id)
     date, drawn = keeper.plan(campaign, "2026-02-23")
@@ -94,7 +97,9 @@ def test_the_table_is_parquet_too_where_pyarrow_is_installed(registry, store, tm
     pandas, _ = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
     for title in ("anna", "bob", "gone"):
         make_ready(registry, add_tune(registry, title=title))
-    keeper = Keeper(registry, store, load_catalog(), Settings(home=tmp_path))
+    keeper = Keeper(
+        Installation(Settings(home=tmp_path), registry=registry, store=store, catalog=load_catalog())
+    )
     campaign, _ = keeper.add(Source("looks.yaml", YAML, {"looks.csv": TABLE}), registry.now())
     keeper.plan(campaign, "2026-02-23")
     report = make_report(registry, store, campaign, "2026-02-23")

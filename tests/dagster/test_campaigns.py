@@ -22,7 +22,8 @@ from tunes_dagster.pipeline.inprocess import drive, run_campaign_job
 from tunes_dagster.pipeline.partitions import campaigns_keys
 from tunes_dagster.pipeline.sensors import finished_campaigns_sensor
 from tunes_dagster.registry import Campaign
-from tunes_dagster.resources import RegistryResource
+from tunes_dagster.resources import default_resources, installed
+from tunes_dagster.service.installation import Installation
 
 YAML = """name: Monday looks
 cron: "0 7 * * 1"
@@ -36,7 +37,9 @@ PLAN, REPORT = campaigns_keys("monday_looks")
 
 
 def keeper_of(house) -> Keeper:
-    return Keeper(house.registry, house.store, load_catalog(), house.settings)
+    return Keeper(
+        Installation(house.settings, registry=house.registry, store=house.store, catalog=load_catalog())
+    )
 
 
 def add(house, yaml: str = YAML, table: str = TABLE) -> Campaign:
@@ -125,7 +128,12 @@ def test_the_sensor_asks_once_for_the_report_of_a_finished_date(paper_house):
     house = paper_house
     keeper_of(house).plan(campaign, "2026-03-02")
     sensor = finished_campaigns_sensor(["monday_looks"])
-    look = lambda: sensor(dg.build_sensor_context(instance=house.instance), registry=RegistryResource())  # noqa: E731
+    whole = installed(default_resources())
+
+    def look() -> dg.SensorResult:
+        with dg.build_sensor_context(instance=house.instance, resources={"installation": whole}) as context:
+            return sensor(context)
+
     assert look().skip_reason is not None
     for prompt in house.registry.list_prompts(status="queued"):
         house.registry.cancel_prompt(prompt.id)

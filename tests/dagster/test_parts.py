@@ -40,13 +40,13 @@ class Impatient(Silent):
 
 def test_a_device_is_leased_to_one_at_a_time(paper_house):
     compute = ComputeResource(device="cpu")
-    with compute.lease(Silent(), holder="run-1") as device:
+    with compute.lease(Silent(), paper_house.settings, holder="run-1") as device:
         assert device.name == "cpu" and device.dtype == "float32" and device.memory_gb > 0
-        with pytest.raises(Cancelled), ComputeResource(device="cpu").lease(Impatient()):
+        with pytest.raises(Cancelled), ComputeResource(device="cpu").lease(Impatient(), paper_house.settings):
             raise AssertionError("leased twice")
         (lock,) = (paper_house.home / "locks").iterdir()
         assert lock.read_text() == "run-1"
-    with compute.lease(Impatient()) as device:
+    with compute.lease(Impatient(), paper_house.settings) as device:
         assert device.name == "cpu"
 
 

@@ -12,7 +12,7 @@ from tunes_dagster.assets.names import GPU_POOL
 from tunes_dagster.core import clock
 from tunes_dagster.pipeline import sensors
 from tunes_dagster.pipeline.launches import RUN_KEY_TAG
-from tunes_dagster.resources import CatalogResource, NotifierResource, RegistryResource, StoreResource
+from tunes_dagster.resources import NotifierResource, default_resources, installed
 
 
 @pytest.fixture
@@ -23,11 +23,12 @@ def house(paper_house):
 
 @pytest.fixture
 def rows():
-    return RegistryResource()
+    return installed(default_resources())
 
 
 def look(sensor, house, **resources) -> dg.SensorResult:
-    return sensor(dg.build_sensor_context(instance=house.instance), **resources)
+    with dg.build_sensor_context(instance=house.instance, resources=resources) as context:
+        return sensor(context)
 
 
 def move(house, tune_id: str, kind: str) -> None:
@@ -38,7 +39,7 @@ def move(house, tune_id: str, kind: str) -> None:
 
 def test_a_queued_tune_gets_its_partition_and_one_run(house, rows):
     tune = house.submit()
-    result = look(sensors.queued_tunes, house, registry=rows)
+    result = look(sensors.queued_tunes, house, installation=rows)
     (request,) = result.run_requests
     (added,) = result.dynamic_partitions_requests
     assert request.job_name == "prepare_tune" and request.partition_key == tune.id
@@ -46,34 +47,34 @@ def test_a_queued_tune_gets_its_partition_and_one_run(house, rows):
     assert request.tags["tunes/tune"] == tune.id
     (work,) = house.registry.work_of(tune.id, "prepare")
     assert request.run_key == work.run_key and work.state == "submitted"
-    assert look(sensors.queued_tunes, house, registry=rows).skip_reason is not None
+    assert look(sensors.queued_tunes, house, installation=rows).skip_reason is not None
 
 
 def test_a_known_partition_is_not_added_again_and_does_not_stop_the_run(house, rows):
     tune = house.submit()
     house.instance.add_dynamic_partitions("tunes", [tune.id])
-    result = look(sensors.queued_tunes, house, registry=rows)
+    result = look(sensors.queued_tunes, house, installation=rows)
     assert len(result.run_requests) == 1 and not result.dynamic_partitions_requests
 
 
 def test_at_most_25_runs_are_requested_per_tick(house, rows):
     for _ in range(27):
         house.submit()
-    assert len(look(sensors.queued_tunes, house, registry=rows).run_requests) == 25
-    assert len(look(sensors.queued_tunes, house, registry=rows).run_requests) == 2
+    assert len(look(sensors.queued_tunes, house, installation=rows).run_requests) == 25
+    assert len(look(sensors.queued_tunes, house, installation=rows).run_requests) == 2
 
 
 def test_prepared_tunes_share_a_run_and_trained_ones_are_finished(house, rows):
     tunes = [house.submit("bob"), house.submit("ann")]
     for tune in tunes:
         move(house, tune.id, "prepare")
-    (request,) = look(sensors.prepared_tunes, house, registry=rows).run_requests
+    (request,) = look(sensors.prepared_tunes, house, installation=rows).run_requests
     assert request.job_name == "train_cohort" and request.partition_key is None
     cohort_id = request.run_config["ops"]["train"]["config"]["cohort_id"]
     assert {w.subject_id for w in house.registry.cohort_members(cohort_id)} == {t.id for t in tunes}
     for work in house.registry.claim_cohort(cohort_id, "run-train"):
         house.registry.finish(work.id, "run-train", result={"weights_key": "k"})
-    found = look(sensors.trained_tunes, house, registry=rows).run_requests
+    found = look(sensors.trained_tunes, house, installation=rows).run_requests
     assert {r.partition_key for r in found} == {t.id for t in tunes}
 
 
@@ -81,7 +82,7 @@ def test_queued_prompts_become_a_batch_with_a_partition(house, rows):
     tune = house.submit(prompts=[{"text": "a photo of ohwx mug"}, {"text": "ohwx mug at night"}])
     for kind in ("prepare", "train", "finish"):
         move(house, tune.id, kind)
-    result = look(sensors.queued_prompts, house, registry=rows)
+    result = look(sensors.queued_prompts, house, installation=rows)
     (request,) = result.run_requests
     (added,) = result.dynamic_partitions_requests
     assert request.job_name == "render_batch" and list(added.partition_keys) == [request.partition_key]
@@ -89,16 +90,15 @@ def test_queued_prompts_become_a_batch_with_a_partition(house, rows):
 
 
 def test_a_dropped_folder_is_taken_in_once(house, rows):
-    parts = {"registry": rows, "store": StoreResource(), "catalog": CatalogResource()}
+    parts = {"installation": rows}
     inbox = house.home / "inbox"
     draw_pictures(inbox / "bob", 3)
     (inbox / "bob" / "tune.yaml").write_text("name: mug\ntoken: zkqj\n")
     draw_pictures(inbox / "ann", 2)
     (inbox / "ann" / "tune.yaml").write_text("name: mug\nrank: 8\n")
-    context = dg.build_sensor_context(instance=house.instance)
-    said = sensors.new_datasets(context, **parts).skip_message
+    said = look(sensors.new_datasets, house, **parts).skip_message
     assert "bob: taken in" in said and "rank" in said
-    assert sensors.new_datasets(context, **parts).skip_message == "Nothing new."
+    assert look(sensors.new_datasets, house, **parts).skip_message == "Nothing new."
     (tune,) = house.registry.list_tunes()
     assert tune.token == "zkqj" and tune.origin == "drop" and tune.status == "queued"
 
@@ -112,12 +112,12 @@ def submit_run(house, run_key: str, status: dg.DagsterRunStatus) -> str:
 
 
 def stuck(house, rows) -> str:
-    return look(sensors.stuck_work, house, registry=rows).skip_message
+    return look(sensors.stuck_work, house, installation=rows).skip_message
 
 
 def test_work_whose_run_died_is_given_back(house, rows):
     tune = house.submit()
-    (request,) = look(sensors.queued_tunes, house, registry=rows).run_requests
+    (request,) = look(sensors.queued_tunes, house, installation=rows).run_requests
     run_id = submit_run(house, request.run_key, dg.DagsterRunStatus.STARTED)
     house.registry.claim("prepare", tune.id, run_id, run_key=request.run_key)
     assert stuck(house, rows) == "All is well."
@@ -125,20 +125,20 @@ def test_work_whose_run_died_is_given_back(house, rows):
     assert "1 attempts were lost" in stuck(house, rows)
     (work,) = house.registry.work_of(tune.id, "prepare")
     assert work.state == "queued"
-    (again,) = look(sensors.queued_tunes, house, registry=rows).run_requests
+    (again,) = look(sensors.queued_tunes, house, installation=rows).run_requests
     assert again.run_key != request.run_key
 
 
 def test_a_run_that_waits_in_the_queue_is_left_alone(house, rows):
     house.submit()
-    (request,) = look(sensors.queued_tunes, house, registry=rows).run_requests
+    (request,) = look(sensors.queued_tunes, house, installation=rows).run_requests
     submit_run(house, request.run_key, dg.DagsterRunStatus.STARTING)
     assert stuck(house, rows) == "All is well."
 
 
 def test_a_run_cancelled_in_the_queue_ends_its_tune_as_cancelled(house, rows):
     tune = house.submit()
-    (request,) = look(sensors.queued_tunes, house, registry=rows).run_requests
+    (request,) = look(sensors.queued_tunes, house, installation=rows).run_requests
     submit_run(house, request.run_key, dg.DagsterRunStatus.CANCELED)
     assert "1 cancelled" in stuck(house, rows)
     assert house.status(tune.id) == "cancelled"
@@ -146,7 +146,7 @@ def test_a_run_cancelled_in_the_queue_ends_its_tune_as_cancelled(house, rows):
 
 def test_a_silent_run_is_given_up_and_marked_as_failed(house, rows, monkeypatch):
     tune = house.submit()
-    (request,) = look(sensors.queued_tunes, house, registry=rows).run_requests
+    (request,) = look(sensors.queued_tunes, house, installation=rows).run_requests
     run_id = submit_run(house, request.run_key, dg.DagsterRunStatus.STARTED)
     work = house.registry.claim("prepare", tune.id, run_id, run_key=request.run_key)
     later = clock.now() + timedelta(hours=1)
@@ -158,7 +158,7 @@ def test_a_silent_run_is_given_up_and_marked_as_failed(house, rows, monkeypatch)
 
 def test_a_run_whose_work_ended_but_that_never_did_gives_its_slot_back(house, rows, monkeypatch):
     tune = house.submit()
-    (request,) = look(sensors.queued_tunes, house, registry=rows).run_requests
+    (request,) = look(sensors.queued_tunes, house, installation=rows).run_requests
     run_id = submit_run(house, request.run_key, dg.DagsterRunStatus.STARTED)
     work = house.registry.claim("prepare", tune.id, run_id, run_key=request.run_key)
     slots = house.instance.event_log_storage
@@ -180,9 +180,7 @@ def test_a_run_whose_work_ended_but_that_never_did_gives_its_slot_back(house, ro
 
 
 def test_due_callbacks_reports_what_it_did(house, rows):
-    found = sensors.due_callbacks(
-        dg.build_sensor_context(instance=house.instance), registry=rows, notifier=NotifierResource()
-    )
+    found = look(sensors.due_callbacks, house, installation=rows, notifier=NotifierResource())
     assert found.skip_message.startswith("0 delivered")
 
 

@@ -17,12 +17,12 @@ from tests.support.houses import write_catalog
 from tunes_dagster.core.prices import load_prices
 from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.core.store import Store
-from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.gateway.app import create_app, load_dialect
 from tunes_dagster.gateway.native import DIALECT as NATIVE
-from tunes_dagster.gateway.options import DIALECTS, GatewayOptions, signing_secret
+from tunes_dagster.gateway.options import DIALECTS, GatewayOptions
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.service.installation import Installation
 
 PUBLIC = "https://tunes.example.com"
 
@@ -177,22 +177,14 @@ def house(
     get_settings.cache_clear()
     settings = get_settings()
     chosen = GatewayOptions.model_validate({"public_url": PUBLIC, **options})
-    service = Service(
-        settings,
-        chosen,
-        Registry(settings.resolved_registry_url),
-        Store(settings.resolved_store_url),
-        load_catalog(),
-        load_prices(),
-        signing_secret(settings, chosen),
-    )
+    service = Service(Installation(settings), chosen)
     app = create_app(settings, chosen, service)
     Documented.found.clear()
     app.add_middleware(Documented)
     yield House(
         settings, service, TestClient(app, base_url="http://testserver", raise_server_exceptions=False)
     )
-    service.registry.close()
+    service.installation.close()
     get_settings.cache_clear()
     assert not Documented.found, Documented.found
 

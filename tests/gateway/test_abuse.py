@@ -213,15 +213,7 @@ def test_servers_share_their_counts(house: House, redis: str) -> None:
     from tunes_dagster.gateway.service import Service
 
     service = house.service
-    other = Service(
-        service.settings,
-        service.options,
-        service.registry,
-        service.store,
-        service.catalog,
-        service.prices,
-        service.secret,
-    )
+    other = Service(service.installation, service.options)
     for one in (service, other):
         one.limiter = FixedWindowRateLimiter(storage_from_string(redis))
     second = TestClient(create_app(service.settings, service.options, other))

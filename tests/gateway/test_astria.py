@@ -32,7 +32,7 @@ def told(house: House) -> list:
     for callback in urls:
         sending = house.registry.begin_delivery(callback, lease)
         assert sending is not None
-        found.append(in_form(house.registry, sending))
+        found.append(in_form(house.service.installation, sending))
         house.registry.end_delivery(sending.delivery_id, status_code=200)
     return found
 

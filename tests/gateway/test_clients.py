@@ -252,7 +252,7 @@ def test_bases_have_the_numbers_that_an_operator_gives_them(house: House) -> Non
         "title": "House XL",
     }
     entries = {**known.entries, **known.auxiliary, "house-xl": BaseModelEntry.model_validate(entry)}
-    house.service.catalog = Catalog(entries, known.profile)
+    house.service.installation.catalog = Catalog(entries, known.profile)
     shown = house.client.get("/tunes/712345", headers=house.auth()).json()
     listed = house.client.get("/gallery/tunes?limit=200", headers=house.auth()).json()
     assert shown in listed and (shown["branch"], shown["title"]) == ("sdxl1", "House XL")

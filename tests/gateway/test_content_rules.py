@@ -14,6 +14,7 @@ from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest, TuneRequest
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.submit import submit_prompt, submit_tune
 
 SAID = "The prompt was blocked by the rule 'explicit sex'. Ask for something else; nothing was charged."
@@ -53,7 +54,9 @@ def test_every_api_refuses_in_its_own_form_before_anything_is_charged(house: Hou
 def test_campaigns_tunes_and_the_command_line_are_told_before_anything_is_queued(house: House) -> None:
     house.key()
     service, registry = house.service, house.registry
-    keeper = Keeper(registry, house.store, service.catalog, service.settings)
+    keeper = Keeper(
+        Installation(service.settings, registry=registry, store=house.store, catalog=service.catalog)
+    )
     text = "name: looks\ncron: '0 7 * * 1'\nstart: 2026-02-02\naccount: ann\nbase: sdxl\nprompts: t.csv\n"
     table = f'text\na beach\n"{BAD}"\n'
     drawn = keeper.check(Source("looks.yaml", text.encode(), {"t.csv": table.encode()}))

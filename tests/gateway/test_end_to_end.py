@@ -27,6 +27,7 @@ import pytest
 from PIL import Image
 
 from tests.support.houses import draw_pictures, write_catalog
+from tests.support.registry import around
 from tunes_dagster.callbacks.deliver import deliver_due
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.gateway.app import create_app
@@ -186,7 +187,7 @@ class Running:
             return not waits["work"] and not waits["prompts_queued"]
 
         drive(self.settings, done, registry=self.registry, instance=dg.DagsterInstance.ephemeral())
-        deliver_due(self.registry, allow_hosts=["127.0.0.1"])
+        deliver_due(around(self.registry), allow_hosts=["127.0.0.1"])
 
     def picture(self, url: str) -> Image.Image:
         """Return a picture as anybody may fetch it: without a key."""
@@ -352,5 +353,5 @@ def test_astrias_samples_and_the_callbacks_of_the_headshots_application(running:
         assert set(content) == ({"tune"} if "train" in path else {"prompt"})
         for url in content.get("prompt", {}).get("images", []):
             assert running.picture(url).width >= 64
-    deliver_due(running.registry, allow_hosts=["127.0.0.1"])
+    deliver_due(around(running.registry), allow_hosts=["127.0.0.1"])
     assert len([one for one in Callers.seen if one[1].startswith("/astria/")]) == 3

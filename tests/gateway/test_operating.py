@@ -123,7 +123,7 @@ def test_a_request_can_be_followed_into_its_runs(
     house.client.post(opened["upload_url"], files=pictures(5))
     context: Any = SimpleNamespace(log=logging.getLogger("nobody"), run=SimpleNamespace(run_id="run-7"))
     work = house.registry.claim("prepare", job, "run-7")
-    mine = own(context, house.registry, work, Pulse(60))
+    mine = own(context, house.service.installation, work, Pulse(60))
     mine.report.phase(Phase.FETCHING, "https://secret.example.com/private.png?token=hunter2")
     mine.fail(Failure(FailureCode.TOO_FEW_PICTURES, "private.png is no picture."))
     asked, uploaded, *ran = lines()

@@ -88,7 +88,7 @@ def test_the_webhook_tells_of_success_and_of_failure(house: House, pictures, end
     (callback,) = urls
     sending = house.registry.begin_delivery(callback, lease)
     assert sending is not None
-    told = in_form(house.registry, sending)
+    told = in_form(house.service.installation, sending)
     assert told.method == "POST" and sorted(told.body) == ["job_id", "status", "timestamp"]
     assert told.body["status"] == ("completed" if end == "ready" else "failed")
     wallet = house.registry.get_wallet("ann")

@@ -47,7 +47,7 @@ def test_a_model_and_its_portrait(house: House) -> None:
     for callback in urls:
         sending = house.registry.begin_delivery(callback, lease)
         assert sending is not None
-        told.append(in_form(house.registry, sending))
+        told.append(in_form(house.service.installation, sending))
     assert {one.method for one in told} == {"GET"}
     assert {one.url for one in told} == {
         f"https://caller.example.com/hook?model_uid={uid}",
@@ -71,7 +71,7 @@ def test_those_who_ask_are_told_of_failures_beside_the_uid(house: House) -> None
     lease, (callback,) = house.registry.lease_callbacks(60)
     sending = house.registry.begin_delivery(callback, lease)
     assert sending is not None
-    told = in_form(house.registry, sending)
+    told = in_form(house.service.installation, sending)
     assert (
         told.url == f"https://caller.example.com/hook?model_uid={uid}&error=cancelled"
         and told.method == "GET"

@@ -20,7 +20,7 @@ from tunes_dagster.registry import Registry
 def elsewhere(house: House, postgres: Engine) -> Iterator[House]:  # noqa: F811
     url = new_database(postgres)
     house.service.registry.close()
-    house.service.registry = Registry(url)
+    house.service.installation.registry = Registry(url)
     yield house
     house.service.registry.close()
     with postgres.connect() as connection:

@@ -31,7 +31,7 @@ def bucket() -> Iterator[Store]:
 
 def test_a_picture_in_a_bucket_is_delivered_by_the_bucket(house: House, bucket: Store) -> None:
     house.key()
-    house.service.store = bucket
+    house.service.installation.store = bucket
     bucket.write_bytes("batches/b/1/p-0.png", bytes(range(100)))
     url = desk_for(house.service, "ann", "").url("batches/b/1/p-0.png", clock.now(), 1)
     lead = house.client.get(url, follow_redirects=False)
@@ -47,7 +47,7 @@ def test_a_picture_in_a_bucket_is_delivered_by_the_bucket(house: House, bucket: 
 
 def test_uploads_stream_into_a_bucket(house: House, bucket: Store) -> None:
     house.key()
-    house.service.store = bucket
+    house.service.installation.store = bucket
     files = [("tune[images][]", (f"{n}.png", b"\x89PNG" + bytes(50), "image/png")) for n in range(3)]
     data = {"tune[title]": "N", "tune[name]": "man"}
     answer = house.client.post("/tunes", data=data, files=files, headers=house.auth())

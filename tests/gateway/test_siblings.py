@@ -21,7 +21,7 @@ def test_the_sibling_renders_the_prompt_and_another_base_is_refused(house: House
     quick = entries["tiny-sdxl"].model_copy(update={"branch": "quick", "embedded": "quick", "aliases": []})
     changes = {"renders_on": "quick", "renders_on_by_default": False}
     entries["tiny-sdxl"] = entries["tiny-sdxl"].model_copy(update=changes)
-    house.service.catalog = Catalog({**entries, "quick": quick})
+    house.service.installation.catalog = Catalog({**entries, "quick": quick})
     tune = add_tune(house.registry, account_id="ann", base="tiny-sdxl")
     desk = Desk(house.service, Caller("ann", "", 60, {}), "http://testserver")
 

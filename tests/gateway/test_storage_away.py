@@ -29,7 +29,7 @@ PATHS = {
 def test_a_registry_that_is_locked_is_a_passing_refusal(house: House, path: str) -> None:
     auth = {**house.auth(), "Ocp-Apim-Subscription-Key": house.key()}
     impatient = Registry(house.registry.url, busy_seconds=0.05, patience=0.1)
-    house.service.registry = impatient
+    house.service.installation.registry = impatient
     other = sqlite3.connect(impatient.engine.url.database or "", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     try:
@@ -52,7 +52,9 @@ def elsewhere(house: House, own_postgres: Server, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(postgres, "_MARGIN_SECONDS", 0.2)
     monkeypatch.setitem(postgres._LIBPQ, "connect_timeout", 2)
     house.service.registry.close()
-    house.service.registry = Registry(new_database(own_postgres.engine), answer_seconds=2.0, patience=0.1)
+    house.service.installation.registry = Registry(
+        new_database(own_postgres.engine), answer_seconds=2.0, patience=0.1
+    )
     house.key()
     yield house
 

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from tests.homes.home import Callers
-from tests.support.registry import render_settings
+from tests.support.registry import around, render_settings
 from tunes_dagster.callbacks.deliver import deliver_due
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.ids import new_id
@@ -162,7 +162,7 @@ class Site:
 
     def deliver(self) -> None:
         """Send what is due."""
-        deliver_due(self.registry, allow_hosts=["127.0.0.1"], budget_seconds=5)
+        deliver_due(around(self.registry), allow_hosts=["127.0.0.1"], budget_seconds=5)
 
     def settle(self) -> None:
         """Do everything that waits, and send what is owed."""

@@ -20,6 +20,7 @@ from tunes_dagster.gateway.app import create_app
 from tunes_dagster.gateway.options import GatewayOptions
 from tunes_dagster.pipeline.definitions import build_defs
 from tunes_dagster.registry.engine import HEAD
+from tunes_dagster.service.installation import Installation
 
 
 def test_it_opens_and_shows_what_was_there(home: OldHome, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +132,8 @@ def test_hashes_of_before_stand(home: OldHome) -> None:
         (TrainingOptions(), json.loads(tune["request"])["training"]),
     ):
         assert options.hashed().keys() == then.keys(), "mark what is new with Later()"
-    keeper = Keeper(home.registry, home.store, load_catalog(), home.settings)
+    keeper = Keeper(
+        Installation(home.settings, registry=home.registry, store=home.store, catalog=load_catalog())
+    )
     row, _drawn = keeper.plan(home.registry.get_campaign("looks"), "2026-03-02")
     assert (row.plan["new"], row.plan["kept"]) == (0, 2), "pictures that are there are rendered again"

@@ -19,6 +19,7 @@ from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.registry import Prompt, Registry, Tune, Use
 from tunes_dagster.registry.campaign_tables import CampaignPrompt
 from tunes_dagster.service.erase import erase_tunes, tunes_of_person
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.retain import retain
 from tunes_dagster.training.cache import digest
 
@@ -198,7 +199,9 @@ def test_a_forgotten_person_is_in_no_plan_or_report_of_a_campaign(
         title: make_ready(registry, add_tune(registry, title=title, labels={"person": title, "team": "x"}))
         for title in ("annabel", "rex")
     }
-    keeper = Keeper(registry, store, load_catalog(), Settings(home=tmp_path))
+    keeper = Keeper(
+        Installation(Settings(home=tmp_path), registry=registry, store=store, catalog=load_catalog())
+    )
     yaml = b"name: looks\ncron: '0 7 * * 1'\nstart: 2026-02-02\nlabels: {team: x}\nprompts: looks.csv\n"
     table = b"text,seeds\n{{title}} at sea,1\n"
     campaign, _ = keeper.add(Source("looks.yaml", yaml, {"looks.csv": table}), registry.now())

@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TuneRequest
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.service.installation import Installation
 
 
 class Clock:
@@ -64,3 +66,8 @@ def make_ready(registry: Registry, tune: Tune) -> Tune:
     for kind in ("prepare", "train", "finish"):
         run_stage(registry, kind, tune.id)
     return registry.get_tune(tune.id)
+
+
+def around(registry: Registry) -> Installation:
+    """Return an installation with a registry that is open already."""
+    return Installation(Settings(), registry=registry)

@@ -29,7 +29,8 @@ from tunes_dagster.registry.retrying import DatabaseAway
 if TYPE_CHECKING:
     import httpx
 
-    from tunes_dagster.registry import Registry, Sending
+    from tunes_dagster.registry import Sending
+    from tunes_dagster.service.installation import Installation
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +153,11 @@ def _head(answer: httpx.Response) -> str:
 class _Senders:
     """A few threads that send what `Turns` hands out, and abandon what outlives the budget."""
 
-    def __init__(self, registry: Registry, client: httpx.Client, turns: Turns, timeout: float) -> None:
-        self.registry, self.client, self.turns, self.timeout = registry, client, turns, timeout
+    def __init__(
+        self, installation: Installation, client: httpx.Client, turns: Turns, timeout: float
+    ) -> None:
+        self.installation, self.registry = installation, installation.registry
+        self.client, self.turns, self.timeout = client, turns, timeout
         self.report = DeliveryReport()
         self.flying: dict[str, Sending] = {}
         self.lock = threading.Lock()
@@ -214,7 +218,7 @@ class _Senders:
             self.flying[sending.delivery_id] = sending
         left = self.turns.budget_ends - time.monotonic()
         try:
-            form = in_form(self.registry, sending)
+            form = in_form(self.installation, sending)
             outcome = send(self.client, form, max(1.0, min(self.timeout, left)), self.registry.now())
         except DatabaseAway:
             outcome = Outcome(error="It was not sent: our own database did not answer.")
@@ -245,7 +249,7 @@ class _Senders:
 
 
 def deliver_due(
-    registry: Registry,
+    installation: Installation,
     http: httpx.Client | None = None,
     *,
     allow_hosts: Iterable[str] = (),
@@ -256,13 +260,14 @@ def deliver_due(
     """Send what is due until nothing is left or the budget is spent.
 
     Args:
-        registry: Keeps the outbox.
+        installation: Its registry keeps the outbox; the rest makes the bodies.
         http: Client to use; None makes one whose every connection passes the guard.
         allow_hosts: Hosts that may be private, for the client made here.
         budget_seconds: No attempt is started after this; the call returns within a second of it.
         timeout_seconds: For one attempt.
         workers: Attempts in the air at most.
     """
+    registry = installation.registry
     if waiting := unrecorded(registry):
         return DeliveryReport(unrecorded=waiting)
     if just_back(registry):
@@ -278,7 +283,7 @@ def deliver_due(
         client = guarded_client(Guard(allow_hosts), timeout=timeout_seconds, max_connections=workers)
     turns = Turns(time.monotonic() + budget_seconds, workers)
     turns.add(lease_id, leased)
-    senders = _Senders(registry, client, turns, timeout_seconds)
+    senders = _Senders(installation, client, turns, timeout_seconds)
     try:
         senders.run(lease_seconds)
     finally:

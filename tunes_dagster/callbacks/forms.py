@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 from tunes_dagster.registry.outbox import Sending
 
 if TYPE_CHECKING:
-    from tunes_dagster.registry import Registry
+    from tunes_dagster.service.installation import Installation
 
 
-def in_form(registry: Registry, sending: Sending) -> Sending:
+def in_form(installation: Installation, sending: Sending) -> Sending:
     """Return the attempt as its receiver expects it.
 
-    A dialect's module has a function `callback(registry, sending) -> Sending`.
+    A dialect's module has a function `callback(installation, sending) -> Sending`.
     """
     if not sending.form:
         return sending
     dialect = import_module(f"tunes_dagster.gateway.dialects.{sending.form}")
-    return dialect.callback(registry, sending)
+    return dialect.callback(installation, sending)

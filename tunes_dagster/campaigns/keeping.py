@@ -23,10 +23,8 @@ from tunes_dagster.registry.campaign_costs import OverCap
 from tunes_dagster.registry.campaigns import TunesEnded
 
 if TYPE_CHECKING:
-    from tunes_dagster.core.settings import Settings
-    from tunes_dagster.core.store import Store
-    from tunes_dagster.families.catalog import Catalog
-    from tunes_dagster.registry import Campaign, CampaignDate, Registry
+    from tunes_dagster.registry import Campaign, CampaignDate
+    from tunes_dagster.service.installation import Installation
 
 
 # How often a plan is drawn again because a tune of it ended meanwhile; each time another one has to end.
@@ -35,19 +33,14 @@ _REDRAWN = 5
 
 @dataclass
 class Keeper:
-    """Everything that campaigns are kept with.
+    """Keeps the campaigns of an installation: their rows, files, plans and reports."""
 
-    Attributes:
-        registry: Their rows.
-        store: Their files, plans and reports.
-        catalog: The bases.
-        settings: The operator's.
-    """
+    installation: Installation
 
-    registry: Registry
-    store: Store
-    catalog: Catalog
-    settings: Settings
+    def __post_init__(self) -> None:
+        whole = self.installation
+        self.registry, self.store = whole.registry, whole.store
+        self.catalog, self.settings = whole.catalog, whole.settings
 
     @property
     def costing(self) -> Costing:

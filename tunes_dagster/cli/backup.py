@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunes_dagster.cli.installation import Installation, set_dagster_home
+from tunes_dagster.cli.installation import Installation, open_installation, set_dagster_home
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say
 from tunes_dagster.core.failures import Failure, FailureCode
 
@@ -28,7 +28,7 @@ def backup(
     """Copy registry, store and Dagster's history into a folder. Everything may go on working meanwhile."""
     from tunes_dagster.service.backup import back_up
 
-    settings = Installation().settings
+    settings = open_installation().settings
     made = back_up(settings, folder.expanduser().resolve(), with_store=store)
     if as_json:
         emit_json(asdict(made))
@@ -55,7 +55,7 @@ def restore(
     from tunes_dagster.service.backup import put_back
     from tunes_dagster.service.restore import check_files, delete_again
 
-    installation = Installation()
+    installation = open_installation()
     set_dagster_home(installation.settings)
     _nobody_works(installation)
     about = None

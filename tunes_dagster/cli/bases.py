@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.installation import open_installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say, table
 from tunes_dagster.families.catalog import AuxiliaryEntry
 
@@ -19,7 +19,7 @@ def list_bases(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """List the base models of the catalog and the models beside them, and which are installed."""
-    installation = Installation()
+    installation = open_installation()
     catalog, folder = installation.catalog, installation.settings.bases_folder
     entries = [*catalog.entries.values(), *catalog.auxiliary.values()]
     if as_json:
@@ -69,7 +69,7 @@ def pull(
     from tunes_dagster.families.pulling import HuggingFaceHub, plan_pull
     from tunes_dagster.families.pulling import pull as bring
 
-    installation = Installation()
+    installation = open_installation()
     entry = installation.catalog.resolve(base)
     if entry.installed(installation.settings.bases_folder) and not entry.repo_id.startswith("embedded:"):
         say(f"{entry.branch} is installed at {escape(entry.location(installation.settings.bases_folder))}.")

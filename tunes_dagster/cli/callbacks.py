@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.installation import open_installation
 from tunes_dagster.cli.output import ago, emit_json, escape, say, styled, table
 from tunes_dagster.core import clock
 
@@ -25,7 +25,7 @@ def list_callbacks(
     as_json: AsJson = False,
 ) -> None:
     """List callbacks, newest first."""
-    rows = Installation().registry.list_callbacks(state=state, subject_id=subject, limit=limit)
+    rows = open_installation().registry.list_callbacks(state=state, subject_id=subject, limit=limit)
     if as_json:
         emit_json([{name: getattr(row, name) for name in _FIELDS} for row in rows])
         return
@@ -53,7 +53,7 @@ def list_callbacks(
 @app.command()
 def show(callback: Which, as_json: AsJson = False) -> None:
     """Show one callback: its body, and every attempt with the receiver's answer."""
-    registry = Installation().registry
+    registry = open_installation().registry
     row = registry.get_callback(callback)
     deliveries = registry.list_deliveries(row.id)
     if as_json:
@@ -77,7 +77,7 @@ def replay(
     force: Annotated[bool, typer.Option("--force", help="Also when it was delivered.")] = False,
 ) -> None:
     """Send a callback again, also one that was given up. It goes out with the daemon's next tick."""
-    row = Installation().registry.replay_callback(callback, force=force)
+    row = open_installation().registry.replay_callback(callback, force=force)
     say(f"{row.id} goes out again with the next tick of the daemon (`tunes dev`).")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunes_dagster.cli.installation import Installation, set_dagster_home
+from tunes_dagster.cli.installation import Installation, open_installation, set_dagster_home
 from tunes_dagster.cli.output import ago, complain, emit_json, escape, say, styled, table
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import format_count
@@ -39,7 +39,7 @@ def keeper_of(installation: Installation) -> Keeper:
     """Return what campaigns are kept with."""
     from tunes_dagster.campaigns.keeping import Keeper
 
-    return Keeper(installation.registry, installation.store, installation.catalog, installation.settings)
+    return Keeper(installation)
 
 
 def _source(file: Path) -> Any:
@@ -56,7 +56,7 @@ def _source(file: Path) -> Any:
 @app.command()
 def check(file: File, as_json: AsJson = False) -> int:
     """Say what a campaign would render, how long that takes here, what it costs, and every mistake. Queues nothing."""
-    keeper = keeper_of(Installation())
+    keeper = keeper_of(open_installation())
     drawn = keeper.check(_source(file))
     wrong = [one for one in drawn.problems if one.level == "error"]
     if as_json:
@@ -137,7 +137,7 @@ def add(
     files: Annotated[list[Path], typer.Argument(help="YAMLs of campaigns, or folders of them.")],
 ) -> int:
     """Check campaigns, keep them, and put them on the schedule; the same name replaces. A wrong one stops no other."""
-    installation = Installation()
+    installation = open_installation()
     keeper, failed, added = keeper_of(installation), 0, ""
     for file in _yamls(files):
         drawn = keeper.check(_source(file))
@@ -171,7 +171,7 @@ def list_campaigns(as_json: AsJson = False) -> None:
     """List the campaigns: when they come next, how their newest date stands, and what is wrong with broken ones."""
     from tunes_dagster.campaigns.dates import tick_after
 
-    installation = Installation()
+    installation = open_installation()
     keeper = keeper_of(installation)
     rows = [keeper.look(row) for row in installation.registry.list_campaigns()]
     newest = {row.name: next(iter(installation.registry.list_dates(row.id, limit=1)), None) for row in rows}
@@ -228,7 +228,7 @@ def _campaign_as_dict(row: Campaign, date: CampaignDate | None) -> dict[str, Any
 @app.command()
 def show(name: Name, date: Date = None, as_json: AsJson = False) -> None:
     """Show a campaign's dates, or one of them: what is done, what it waits for, where its report lies."""
-    installation = Installation()
+    installation = open_installation()
     registry = installation.registry
     row = keeper_of(installation).look(registry.get_campaign(name))
     dates = registry.list_dates(row.id)
@@ -299,7 +299,7 @@ def run(name: Name, date: Date = None, wait: Wait = True) -> int:
 @app.command()
 def rerun(name: Name, date: Date = None, wait: Wait = True) -> int:
     """Render again what failed on a date; everything that is done is kept."""
-    installation = Installation()
+    installation = open_installation()
     row = installation.registry.get_campaign(name)
     key = keeper_of(installation).date_of(row, date)
     planned = installation.registry.get_date(row.id, key)
@@ -322,7 +322,7 @@ def backfill(
     wait: Wait = True,
 ) -> int:
     """Render dates that were missed."""
-    installation = Installation()
+    installation = open_installation()
     keeper = keeper_of(installation)
     row = installation.registry.get_campaign(name)
     if missed:
@@ -343,7 +343,7 @@ def backfill(
 @app.command()
 def reload() -> int:
     """Read the kept files of all campaigns again, after they were changed in the store, and reload the schedule."""
-    installation = Installation()
+    installation = open_installation()
     keeper = keeper_of(installation)
     rows = [keeper.read_again(row) for row in installation.registry.list_campaigns()]
     for row in rows:
@@ -358,7 +358,7 @@ def reload() -> int:
 @app.command()
 def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Take a campaign off the schedule; what it still waits for is cancelled, its pictures and reports stay."""
-    installation = Installation()
+    installation = open_installation()
     row = installation.registry.get_campaign(name)
     if not yes:
         typer.confirm(f"Remove the campaign {row.name}? Its pictures and reports stay.", abort=True)
@@ -372,7 +372,7 @@ def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do
 def _render_dates(name: str, dates: list[str | None], wait: bool) -> int:
     from tunes_dagster.cli.rendering_dates import render_date
 
-    installation = Installation()
+    installation = open_installation()
     set_dagster_home(installation.settings)
     row = installation.registry.get_campaign(name)
     keys = [keeper_of(installation).date_of(row, date) for date in dates]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tunes_dagster.cli.flags import Account, Which, called
-from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.installation import Installation, open_installation
 from tunes_dagster.cli.output import emit_json, escape, say, table
 from tunes_dagster.core.failures import Failure, FailureCode
 
@@ -28,7 +28,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show the captions, and where each comes from."""
-    installation = Installation()
+    installation = open_installation()
     row, captions = _load(installation, account, tune)
     if as_json:
         emit_json(
@@ -55,7 +55,7 @@ def set_caption(
     """Change one caption."""
     from tunes_dagster.intake.captions import edit_caption
 
-    installation = Installation()
+    installation = open_installation()
     row, before = _load(installation, account, tune)
     after = edit_caption(row.id, picture, caption, installation.store)
     _say_next(row, before, after)
@@ -66,7 +66,7 @@ def edit(tune: Which, account: Account = "local") -> None:
     """Open the table in your editor ($VISUAL, $EDITOR) and keep what you change."""
     from tunes_dagster.intake.captions import set_captions
 
-    installation = Installation()
+    installation = open_installation()
     row, before = _load(installation, account, tune)
     old = before.texts()
     edited = {

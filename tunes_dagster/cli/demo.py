@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.installation import Installation, open_installation
 from tunes_dagster.cli.output import escape, say
 from tunes_dagster.core.failures import Failure, FailureCode
 
@@ -38,7 +38,7 @@ def demo(
             f"Choose {' or '.join(library.BASES)}.",
         )
     started = time.monotonic()
-    installation = Installation()
+    installation = open_installation()
     registry, store, catalog, settings = (
         installation.registry,
         installation.store,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunes_dagster.cli.installation import Installation, set_dagster_home
+from tunes_dagster.cli.installation import open_installation, set_dagster_home
 from tunes_dagster.cli.output import emit_json, escape, say
 
 _MARKS = {"ok": "[green]✓[/]", "note": "[yellow]·[/]", "problem": "[red]✗[/]"}
@@ -28,7 +28,7 @@ def doctor(
     """
     from tunes_dagster.cli.checkup import Finding, examine, summary
 
-    installation = Installation()
+    installation = open_installation()
     set_dagster_home(installation.settings)
     mended = installation.registry.mend() if mend else None
     if mended is not None and not as_json:

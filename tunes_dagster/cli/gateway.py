@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.installation import open_installation
 from tunes_dagster.cli.output import ago, emit_json, escape, say, table
 from tunes_dagster.core.failures import Failure, FailureCode
 
@@ -40,7 +40,7 @@ def serve(
         os.environ["TUNES_GATEWAY_PUBLIC_URL"] = public_url
     options = GatewayOptions()
     set_up_logging("tunes.gateway", options.log_format)
-    installation = Installation()
+    installation = open_installation()
     if not installation.registry.list_keys():
         say("[yellow]Nobody has a key yet:[/] tunes accounts create NAME")
     app = create_app(installation.settings, options)
@@ -61,7 +61,7 @@ def create(
     from tunes_dagster.core.prices import MICRO as micro
     from tunes_dagster.service.quote import prices_of
 
-    installation = Installation()
+    installation = open_installation()
     registry, limits = installation.registry, prices_of(installation.settings).plan(plan)
     registry.add_account(account)
     wallet = registry.open_wallet(
@@ -86,7 +86,7 @@ def create(
 @accounts.command("list")
 def list_accounts(as_json: AsJson = False) -> None:
     """List accounts with what they may spend."""
-    registry = Installation().registry
+    registry = open_installation().registry
     rows = []
     for account in registry.list_accounts():
         try:
@@ -125,7 +125,7 @@ def grant(
         raise Failure(
             FailureCode.INVALID_REQUEST, f"{usd} is no amount of dollars.", "Write for example 12.50."
         )
-    wallet = Installation().registry.adjust_wallet(account, round(usd * 1e6), memo)
+    wallet = open_installation().registry.adjust_wallet(account, round(usd * 1e6), memo)
     say(f"{escape(account)} has ${wallet.available / 1e6:g}.")
 
 
@@ -140,7 +140,7 @@ def set_option(
         raise Failure(
             FailureCode.INVALID_REQUEST, f"{option!r} is not NAME=VALUE.", f"Options: {', '.join(_OPTIONS)}."
         )
-    wallet = Installation().registry.set_options(account, **{name: _option(name, value)})
+    wallet = open_installation().registry.set_options(account, **{name: _option(name, value)})
     say(f"{escape(account)}: {escape(str(wallet.options))}")
 
 
@@ -179,7 +179,7 @@ def signing(
     import base64
     import secrets
 
-    registry = Installation().registry
+    registry = open_installation().registry
     secret = None if off else "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     unknown = registry.get_account(account).callback_unknown
     registry.set_callback_options(account, secret=secret, unknown=unknown)
@@ -196,7 +196,7 @@ def create_key(
     ] = None,
 ) -> None:
     """Make a key; it is shown once."""
-    row, secret = Installation().registry.add_key(account, _prefix(dialect), name, days)
+    row, secret = open_installation().registry.add_key(account, _prefix(dialect), name, days)
     say(f"{row.id}, shown only now: [bold]{secret}[/]")
 
 
@@ -206,7 +206,7 @@ def list_keys(
     as_json: AsJson = False,
 ) -> None:
     """List keys; the secrets themselves are nowhere kept."""
-    rows = Installation().registry.list_keys(account)
+    rows = open_installation().registry.list_keys(account)
     if as_json:
         fields = ("id", "account_id", "hint", "name", "created_at", "revoked_at", "expires_at")
         emit_json([{name: getattr(row, name) for name in fields} for row in rows])
@@ -230,7 +230,7 @@ def list_keys(
 @keys.command("revoke")
 def revoke(key: Annotated[str, typer.Argument(help="Id of the key: key_…")]) -> None:
     """Refuse a key from now on (running servers within five seconds)."""
-    row = Installation().registry.revoke_key(key)
+    row = open_installation().registry.revoke_key(key)
     say(f"{row.id} ({escape(row.hint)}) is revoked.")
 
 

@@ -1,18 +1,14 @@
-"""What commands work on: settings, registry, store and catalog of this installation, opened when first used."""
+"""Which installation commands work on, and the Dagster instance that belongs to it."""
 
 from __future__ import annotations
 
 import os
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.service.installation import Installation
 
-if TYPE_CHECKING:
-    from tunes_dagster.core.store import Store
-    from tunes_dagster.families.catalog import Catalog
-    from tunes_dagster.registry import Registry
+__all__ = ["Installation", "instance_folder", "open_installation", "set_dagster_home"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -26,32 +22,9 @@ def instance_folder() -> Path:
     return clone if (clone / "dagster.yaml").is_file() else _PACKAGE / "pipeline" / "instance"
 
 
-class Installation:
-    """Settings, registry, store and catalog, each opened once and only when asked for."""
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or get_settings()
-
-    @cached_property
-    def registry(self) -> Registry:
-        """The rows."""
-        from tunes_dagster.registry import open_registry
-
-        return open_registry(self.settings)
-
-    @cached_property
-    def store(self) -> Store:
-        """The files."""
-        from tunes_dagster.core.store import Store
-
-        return Store(self.settings.resolved_store_url, self.settings.store_options)
-
-    @cached_property
-    def catalog(self) -> Catalog:
-        """The base models."""
-        from tunes_dagster.families.catalog import load_catalog
-
-        return load_catalog(self.settings.profile)
+def open_installation(settings: Settings | None = None) -> Installation:
+    """Return the installation of the settings, by default of those in the environment."""
+    return Installation(settings or get_settings())
 
 
 def set_dagster_home(settings: Settings | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunes_dagster.cli.flags import Account, assignments, called, merged, takes
-from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.installation import Installation, open_installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import DatasetOptions, RenderSettings, TrainingOptions
@@ -87,7 +87,7 @@ def train(
         "training": training,
         "dataset": dataset,
     }
-    installation = Installation()
+    installation = open_installation()
     request, allowed = build_request(
         installation, folder, config, merged(_given(said), assignments(set_ or []))
     )
@@ -260,7 +260,7 @@ def render(
     from tunes_dagster.core.validation import checked
     from tunes_dagster.service.submit import submit_prompt
 
-    installation = Installation()
+    installation = open_installation()
     settings = with_files(settings)
     common = {"tune": tune, "base": base, "callback_url": callback_url, "settings": settings}
     requests = [checked(PromptRequest, {"text": one, **common}, "The prompt") for one in text]
@@ -368,7 +368,7 @@ def resume(
     from tunes_dagster.cli.following import follow
     from tunes_dagster.cli.watching import TUNE_OVER
 
-    installation = Installation()
+    installation = open_installation()
     registry = installation.registry
     whose = registry.get_account(account).id
     open_tunes = registry.list_tunes(limit=1000, account_id=whose)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tunes_dagster.cli.flags import takes
-from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.installation import Installation, open_installation
 from tunes_dagster.cli.output import emit_json, escape, say, table
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import UNTRAINED, TrainingOptions
@@ -35,7 +35,7 @@ def plan(
     from tunes_dagster.resources.compute import find_devices
     from tunes_dagster.training.planner import Machine
 
-    installation = Installation()
+    installation = open_installation()
     entry = installation.catalog.resolve(base)
     options = entry.training_options(checked(TrainingOptions, training, "The request"))
     if options.kind in UNTRAINED:

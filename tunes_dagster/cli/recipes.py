@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tunes_dagster.cli.flags import Account, Which, assignments
-from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.installation import open_installation
 from tunes_dagster.cli.output import emit_json, escape, say
 from tunes_dagster.cli.tunes import AsJson
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -25,7 +25,7 @@ def diff(
     from tunes_dagster.cli.output import console
     from tunes_dagster.service.compare import differences
 
-    installation = Installation()
+    installation = open_installation()
     rows = [installation.registry.tune_named(account, name) for name in (first, second)]
     found = differences(rows[0], rows[1], installation.store)
     if as_json:
@@ -68,7 +68,7 @@ def rerun(
     from tunes_dagster.cli.showing import say_warnings, tune_as_dict
     from tunes_dagster.service.rerun import rerun as hand_in
 
-    installation = Installation()
+    installation = open_installation()
     registry = installation.registry
     row = hand_in(
         registry,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunes_dagster.cli.flags import Account, Which
-from tunes_dagster.cli.installation import Installation, set_dagster_home
+from tunes_dagster.cli.installation import Installation, open_installation, set_dagster_home
 from tunes_dagster.cli.output import ago, emit_json, escape, megabytes, say, table
 from tunes_dagster.core.failures import Failure, FailureCode
 
@@ -41,7 +41,7 @@ def delete(
     """Delete a tune, or all of a person: pictures, captions, caches, weights and renders; prints what was removed."""
     from tunes_dagster.service.erase import erase_tunes, tunes_of_person
 
-    installation = Installation()
+    installation = open_installation()
     registry = installation.registry
     if (tune is not None and person is not None) or tune is person is account is None:
         raise Failure(
@@ -97,7 +97,7 @@ def keep(
     account: Account = "local",
 ) -> None:
     """Keep a tune longer than its account's rule says."""
-    registry = Installation().registry
+    registry = open_installation().registry
     row = registry.tune_named(account, tune)
     if for_ is None and auto_extend is None:
         raise Failure(
@@ -159,7 +159,7 @@ def set_rules(
     """Set how long an account's tunes and pictures are kept. Nothing goes before its warning had its time."""
     from tunes_dagster.service.submit import check_callback_url
 
-    installation = Installation()
+    installation = open_installation()
     rules: dict[str, Any] = {}
     if tunes is not None:
         rules["keep_tunes_hours"] = _hours(tunes)
@@ -182,7 +182,7 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for pr
     """Show the rules of all accounts."""
     from tunes_dagster.registry.retention import RULES
 
-    rows = Installation().registry.list_accounts()
+    rows = open_installation().registry.list_accounts()
     if as_json:
         emit_json([{"account": row.id, **{name: getattr(row, name) for name in RULES}} for row in rows])
         return
@@ -207,7 +207,7 @@ def run() -> None:
     """Warn, extend and delete now; the `housekeeping` schedule does it every day."""
     from tunes_dagster.service.retain import retain
 
-    installation = Installation()
+    installation = open_installation()
     done = retain(installation.registry, installation.store, installation.registry.now())
     say(done.sentence())
     _say_erased(done.erased)
@@ -222,7 +222,7 @@ def log(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show the records of what was deleted."""
-    rows = Installation().registry.list_deletions(account, limit)
+    rows = open_installation().registry.list_deletions(account, limit)
     if as_json:
         fields = (
             "id",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tunes_dagster.cli.installation import Installation, instance_folder, set_dagster_home
+from tunes_dagster.cli.installation import instance_folder, open_installation, set_dagster_home
 from tunes_dagster.cli.output import escape, say
 
 
@@ -24,7 +24,7 @@ def dev(
     ] = 8000,
 ) -> None:
     """Open the Dagster UI, run the daemon and serve the HTTP APIs: what is handed in is worked on and can be seen."""
-    installation = Installation()
+    installation = open_installation()
     set_dagster_home(installation.settings)
     workspace = instance_folder() / "workspace.yaml"
     if not _loopback(host):

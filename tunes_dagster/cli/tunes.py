@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tunes_dagster.cli.flags import Account, Which, called
-from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.installation import Installation, open_installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say, styled
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.service.download import download_key, pieces
@@ -33,7 +33,7 @@ def list_tunes(
     """List tunes, newest first."""
     from tunes_dagster.cli.showing import prompt_as_dict, say_prompts, say_tunes, tune_as_dict
 
-    registry = Installation().registry
+    registry = open_installation().registry
     whose = None if everybody else registry.get_account(account).id
     if prompts:
         tune_id = registry.tune_named(account, tune, deleted=True).id if tune else None
@@ -68,7 +68,7 @@ def status(
     """Say where tunes stand: phase, step, time left, timeline, files."""
     from tunes_dagster.cli.showing import prompt_as_dict, say_tune, tune_as_dict
 
-    registry = Installation().registry
+    registry = open_installation().registry
     if tune is None:
         _overall(registry, account, watch, as_json)
         return
@@ -121,7 +121,7 @@ def cancel(
     account: Account = "local",
 ) -> None:
     """Stop a tune. Its checkpoints are kept; tunes that train in the same run go on."""
-    registry = Installation().registry
+    registry = open_installation().registry
     row = registry.tune_named(account, tune)
     registry.request_cancel(row.id, keep=keep)
     after = registry.get_tune(row.id)
@@ -149,7 +149,7 @@ def export(
 
     A LoRA is a safetensors file; a whole model (kind checkpoint) is the zip of a diffusers folder.
     """
-    installation = Installation()
+    installation = open_installation()
     row = installation.registry.tune_named(account, tune)
     result = row.result or {}
     if format == "kohya" and result.get("weights_key") and not result.get("kohya_key"):

@@ -119,7 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     task.cancel()
     await run_in_threadpool(service.settle)
-    service.registry.close()
+    service.installation.close()
 
 
 def _mount(app: FastAPI, dialect: Dialect, place: str) -> None:

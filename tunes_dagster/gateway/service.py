@@ -10,22 +10,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import storage_from_string
 from limits.strategies import FixedWindowRateLimiter
 
 from tunes_dagster.core.prices import PriceList
-from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
-from tunes_dagster.families.catalog import Catalog, load_catalog
+from tunes_dagster.families.catalog import Catalog
 from tunes_dagster.gateway.options import GatewayOptions, signing_secret
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.turns import Turns
 from tunes_dagster.intake.sandbox.pool import get_pool
-from tunes_dagster.registry import ApiKey, Registry, Wallet, open_registry
+from tunes_dagster.registry import ApiKey, Registry, Wallet
 from tunes_dagster.registry.accounts import key_hash
-from tunes_dagster.service.quote import prices_of
+from tunes_dagster.service.installation import Installation
 
 log = logging.getLogger("tunes.gateway")
 
@@ -81,13 +82,8 @@ class Rate:
 class Service:
     """Everything a request needs; made once per process by `app.create_app`."""
 
-    settings: Settings
+    installation: Installation
     options: GatewayOptions
-    registry: Registry
-    store: Store
-    catalog: Catalog
-    prices: PriceList
-    secret: bytes
     _seen: dict[str, tuple[float, Caller]] = field(default_factory=dict)
     _pace: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -97,6 +93,32 @@ class Service:
         self._outward_of: dict[str, threading.BoundedSemaphore] = {}
         self.looking = Turns(get_pool().places)
         self.limiter = FixedWindowRateLimiter(storage_from_string(self.options.rate_limit_store))
+        self.secret = signing_secret(self.settings, self.options)
+
+    @property
+    def settings(self) -> Settings:
+        """The operator's."""
+        return self.installation.settings
+
+    @property
+    def registry(self) -> Registry:
+        """The rows."""
+        return self.installation.registry
+
+    @property
+    def store(self) -> Store:
+        """The files."""
+        return self.installation.store
+
+    @property
+    def catalog(self) -> Catalog:
+        """The base models."""
+        return self.installation.catalog
+
+    @property
+    def prices(self) -> PriceList:
+        """What the work costs."""
+        return self.installation.prices
 
     @contextmanager
     def outward(self, account_id: str) -> Iterator[None]:
@@ -205,36 +227,11 @@ def _busy() -> Problem:
 
 
 def open_service(settings: Settings, options: GatewayOptions | None = None) -> Service:
-    """Open the installation for a server, or for the daemon that writes callbacks."""
-    chosen = options or GatewayOptions()
-    return Service(
-        settings,
-        chosen,
-        open_registry(settings, answer_seconds=_ANSWER_SECONDS),
-        Store(settings.resolved_store_url, settings.store_options),
-        load_catalog(settings.profile),
-        prices_of(settings),
-        signing_secret(settings, chosen),
-    )
+    """Open the installation for a server."""
+    return Service(Installation(settings, answer_seconds=_ANSWER_SECONDS), options or GatewayOptions())
 
 
-def service_around(registry: Registry) -> Service:
-    """Return what writing a callback needs, around a registry that is open already."""
-    found = _around.get(registry.url)
-    if found is None:
-        settings, options = get_settings(), GatewayOptions()
-        store = Store(settings.resolved_store_url, settings.store_options)
-        found = Service(
-            settings,
-            options,
-            registry,
-            store,
-            load_catalog(settings.profile),
-            prices_of(settings),
-            signing_secret(settings, options),
-        )
-        _around[registry.url] = found
-    return found
-
-
-_around: dict[str, Service] = {}
+@lru_cache(maxsize=4)  # a process writes callbacks of one installation; tests of a few
+def service_around(installation: Installation) -> Service:
+    """Return what writing a callback needs, around an installation that is open already."""
+    return Service(installation, GatewayOptions())

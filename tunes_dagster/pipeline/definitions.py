@@ -16,22 +16,28 @@ from tunes_dagster.assets.campaigns import campaign_defs, load_campaigns
 from tunes_dagster.pipeline.jobs import ALL_JOBS
 from tunes_dagster.pipeline.schedules import ALL_SCHEDULES, campaign_schedule
 from tunes_dagster.pipeline.sensors import ALL_SENSORS, finished_campaigns_sensor
-from tunes_dagster.resources import default_resources
+from tunes_dagster.resources import default_resources, installed
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign
 
 
 def build_defs(
-    *, resource_overrides: dict[str, Any] | None = None, campaigns: Sequence[Campaign] | None = None
+    *,
+    resource_overrides: dict[str, Any] | None = None,
+    campaigns: Sequence[Campaign] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> dg.Definitions:
     """Assemble the definitions.
 
     Args:
         resource_overrides: Resources by key that replace the default ones, for tests and other deployments.
         campaigns: Rows of the campaigns to show; None shows those of this installation.
+        settings: Settings by name (`heartbeat_seconds`) instead of the environment's.
     """
-    rows = list(load_campaigns() if campaigns is None else campaigns)
+    resources = {**default_resources(), **(resource_overrides or {})}
+    resources.setdefault("installation", installed(resources, settings))
+    rows = list(load_campaigns(resources["installation"]) if campaigns is None else campaigns)
     shown = [campaign_defs(row) for row in rows]
     working = {one.name for one in shown if not one.problem}
     return dg.Definitions(
@@ -39,7 +45,7 @@ def build_defs(
         jobs=[*ALL_JOBS, *(job for one in shown for job in one.jobs)],
         sensors=[*ALL_SENSORS, finished_campaigns_sensor(sorted(working))],
         schedules=[*ALL_SCHEDULES, *(campaign_schedule(row) for row in rows if row.name in working)],
-        resources={**default_resources(), **(resource_overrides or {})},
+        resources=resources,
         # One process per run: a process per step costs seconds and would load the model again.
         executor=dg.in_process_executor,
     )

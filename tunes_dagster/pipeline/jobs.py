@@ -16,7 +16,7 @@ from pydantic import Field
 from tunes_dagster.assets.cohort import train_cohort_members
 from tunes_dagster.assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
 from tunes_dagster.assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS, REPORT_CARD, longest_run
-from tunes_dagster.resources import CatalogResource, ComputeResource, RegistryResource, StoreResource
+from tunes_dagster.resources import ComputeResource, InstallationResource
 from tunes_dagster.service.retain import retain
 
 prepare_tune = dg.define_asset_job(
@@ -66,13 +66,11 @@ class HousekeepingConfig(dg.Config):
 def train_op(
     context: dg.OpExecutionContext,
     config: CohortConfig,
-    registry: RegistryResource,
-    store: StoreResource,
-    catalog: CatalogResource,
+    installation: InstallationResource,
     compute: ComputeResource,
 ) -> None:
     """Train; each tune is materialized and checked as it finishes."""
-    train_cohort_members(context, config.cohort_id, registry.open(), store.open(), catalog, compute)
+    train_cohort_members(context, config.cohort_id, installation.open(), compute)
 
 
 @dg.job(
@@ -92,13 +90,11 @@ def train_cohort() -> None:
 def embed_op(
     context: dg.OpExecutionContext,
     config: CohortConfig,
-    registry: RegistryResource,
-    store: StoreResource,
-    catalog: CatalogResource,
+    installation: InstallationResource,
     compute: ComputeResource,
 ) -> None:
     """Look; each tune is materialized and checked as it finishes."""
-    train_cohort_members(context, config.cohort_id, registry.open(), store.open(), catalog, compute)
+    train_cohort_members(context, config.cohort_id, installation.open(), compute)
 
 
 @dg.job(
@@ -121,20 +117,20 @@ def embed_faces() -> None:
 def clean_up_op(
     context: dg.OpExecutionContext,
     config: HousekeepingConfig,
-    registry: RegistryResource,
-    store: StoreResource,
+    installation: InstallationResource,
 ) -> None:
     """Prune."""
     runs = prune_runs(context.instance, config.keep_failed_run_days, config.keep_service_run_days)
     context.log.info(f"Deleted {runs} old runs.")
-    rows = registry.open()
-    done = retain(rows, store.open(), rows.now())
+    whole = installation.open()
+    rows, store = whole.registry, whole.store
+    done = retain(rows, store, rows.now())
     context.log.info(done.sentence())
     if done.tune_ids:
-        context.log.info(forget_tunes(context.instance, registry.open(), done.tune_ids).sentence())
-    keys = prune_partitions(context.instance, registry.open())
+        context.log.info(forget_tunes(context.instance, rows, done.tune_ids).sentence())
+    keys = prune_partitions(context.instance, rows)
     context.log.info(f"Deleted {keys} partitions of deleted tunes.")
-    freed = prune_cache(store.open(), config.keep_cache_days)
+    freed = prune_cache(store, config.keep_cache_days)
     context.log.info(f"Deleted {freed.count} cache files, {freed.megabytes:.0f} MB.")
 
 

@@ -13,7 +13,6 @@ import dagster as dg
 from tunes_dagster.assets.names import POOLS, Group
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure
-from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.pipeline.jobs import embed_faces, train_cohort
 from tunes_dagster.pipeline.launches import (
     cancel_what_people_cancelled,
@@ -24,9 +23,10 @@ from tunes_dagster.pipeline.launches import (
     without_work,
 )
 from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
-from tunes_dagster.registry import Campaign, CampaignDate, Registry
-from tunes_dagster.resources import CatalogResource, NotifierResource, RegistryResource, StoreResource
+from tunes_dagster.registry import Campaign, CampaignDate
+from tunes_dagster.resources import InstallationResource, NotifierResource
 from tunes_dagster.service import decide
+from tunes_dagster.service.installation import Installation
 
 # The daemon looks every 5 s; a smaller interval means "each time".
 EACH_TIME = 2
@@ -67,13 +67,12 @@ def _patiently(
     return look()
 
 
-def take_in_drops(
-    registry: Registry, store: StoreResource, catalog: CatalogResource, settings: Settings
-) -> str:
+def take_in_drops(installation: Installation) -> str:
     """Submit what is complete in the drop folder and remember what was seen; returns a sentence."""
     from tunes_dagster.intake.drop import scan_drop_folder
     from tunes_dagster.service.submit import submit_tune
 
+    registry, settings = installation.registry, installation.settings
     found = scan_drop_folder(
         settings.resolved_drop_folder,
         registry.list_drops(),
@@ -96,8 +95,8 @@ def take_in_drops(
             if not registry.has_tune(tune_id):
                 submit_tune(
                     registry,
-                    store.open(),
-                    catalog.open(),
+                    installation.store,
+                    installation.catalog,
                     settings,
                     drop.request,
                     origin="drop",
@@ -120,9 +119,9 @@ def take_in_drops(
     default_status=RUNNING,
     description="Starts a preparation for each queued tune.",
 )
-def queued_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
+def queued_tunes(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
     """Queued tunes → prepare_tune."""
-    return _launch(context, decide.prepare_launches(registry.open(works=False)))
+    return _launch(context, decide.prepare_launches(installation.open(works=False).registry))
 
 
 @dg.sensor(
@@ -134,9 +133,12 @@ def queued_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource
         "made by runs of their own, which wait for no GPU."
     ),
 )
-def prepared_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
+def prepared_tunes(
+    context: dg.SensorEvaluationContext, installation: InstallationResource
+) -> dg.SensorResult:
     """Prepared tunes → cohorts → train_cohort, embed_faces."""
-    rows, settings = registry.open(works=False), get_settings()
+    whole = installation.open(works=False)
+    rows, settings = whole.registry, whole.settings
     return _launch(
         context,
         _patiently(
@@ -153,9 +155,9 @@ def prepared_tunes(context: dg.SensorEvaluationContext, registry: RegistryResour
     default_status=RUNNING,
     description="Finishes each trained tune.",
 )
-def trained_tunes(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
+def trained_tunes(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
     """Trained tunes → finish_tune."""
-    return _launch(context, decide.finish_launches(registry.open(works=False)))
+    return _launch(context, decide.finish_launches(installation.open(works=False).registry))
 
 
 @dg.sensor(
@@ -164,9 +166,12 @@ def trained_tunes(context: dg.SensorEvaluationContext, registry: RegistryResourc
     default_status=RUNNING,
     description="Groups queued prompts by base and shape into batches and renders each batch in one run.",
 )
-def queued_prompts(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SensorResult:
+def queued_prompts(
+    context: dg.SensorEvaluationContext, installation: InstallationResource
+) -> dg.SensorResult:
     """Queued prompts → batches → render_batch."""
-    rows, settings = registry.open(works=False), get_settings()
+    whole = installation.open(works=False)
+    rows, settings = whole.registry, whole.settings
     return _launch(
         context,
         _patiently(
@@ -182,9 +187,9 @@ def queued_prompts(context: dg.SensorEvaluationContext, registry: RegistryResour
     default_status=RUNNING,
     description="Takes in datasets that were dropped into the watched folder; `queued_tunes` starts them.",
 )
-def new_datasets(registry: RegistryResource, store: StoreResource, catalog: CatalogResource) -> dg.SkipReason:
+def new_datasets(installation: InstallationResource) -> dg.SkipReason:
     """Drop folder → tunes."""
-    return dg.SkipReason(take_in_drops(registry.open(works=False), store, catalog, get_settings()))
+    return dg.SkipReason(take_in_drops(installation.open(works=False)))
 
 
 @dg.sensor(
@@ -192,9 +197,9 @@ def new_datasets(registry: RegistryResource, store: StoreResource, catalog: Cata
     default_status=RUNNING,
     description="Delivers the callbacks that are owed, concurrently, inside a 20 s budget.",
 )
-def due_callbacks(registry: RegistryResource, notifier: NotifierResource) -> dg.SkipReason:
+def due_callbacks(installation: InstallationResource, notifier: NotifierResource) -> dg.SkipReason:
     """Outbox → receivers."""
-    done = notifier.deliver(registry.open(works=False))
+    done = notifier.deliver(installation.open(works=False))
     return dg.SkipReason(
         f"{done.delivered} delivered, {done.failed} to be tried again, {done.dead} given up, "
         f"{done.held} held, {done.left} left for the next tick, {done.unrecorded} to be recorded."
@@ -206,9 +211,10 @@ def due_callbacks(registry: RegistryResource, notifier: NotifierResource) -> dg.
     default_status=RUNNING,
     description="Gives attempts up whose run is gone: requeues them (they resume) or fails them with a reason.",
 )
-def stuck_work(context: dg.SensorEvaluationContext, registry: RegistryResource) -> dg.SkipReason:
+def stuck_work(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SkipReason:
     """Lost attempts → back into the queue."""
-    rows, settings, instance = registry.open(works=False), get_settings(), context.instance
+    whole, instance = installation.open(works=False), context.instance
+    rows, settings = whole.registry, whole.settings
     cancelled = cancel_what_people_cancelled(instance, rows)
     now = rows.now()
     watch = decide.Watch.after(decide.Watch.read(context.cursor), now, settings.lost_after_seconds)
@@ -246,9 +252,9 @@ def finished_campaigns_sensor(names: Sequence[str]) -> dg.SensorDefinition:
         asset_selection=dg.AssetSelection.groups(Group.CAMPAIGNS),
         description="Makes the report of a campaign date when all of its prompts have ended.",
     )
-    def finished_campaigns(registry: RegistryResource) -> dg.SensorResult:
+    def finished_campaigns(installation: InstallationResource) -> dg.SensorResult:
         """Ended prompts → campaign_report."""
-        due = registry.open(works=False).due_reports(names)
+        due = installation.open(works=False).registry.due_reports(names)
         if not due:
             return dg.SensorResult(skip_reason="No campaign date has finished.")
         return dg.SensorResult(run_requests=[report_request(campaign, date) for campaign, date in due])

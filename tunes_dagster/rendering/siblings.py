@@ -63,8 +63,8 @@ def rendering_base(
     if asked is False or not used or not home.renders_on_by_default:
         return home
     meant = [name for name in _OF_THE_BASE if getattr(request.settings, name) is not None]
-    hindered = bool(meant) or any(True for _ in _hindrances(request.settings, sibling, used))
-    return home if hindered or not sibling.installed(settings.bases_folder) else sibling
+    stays = bool(meant) or any(True for _ in _hindrances(request.settings, sibling, used))
+    return home if stays or not sibling.installed(settings.bases_folder) else sibling
 
 
 def _hindrances(settings: RenderSettings, sibling: BaseModelEntry, kinds: set[str]) -> Iterator[Problem]:

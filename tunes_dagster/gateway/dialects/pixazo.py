@@ -21,9 +21,10 @@ from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import Problem, invalid, not_found
 from tunes_dagster.gateway.rehearsal import rehearsable
-from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.registry import Tune
 from tunes_dagster.registry.outbox import Sending
 from tunes_dagster.service.download import served_key
+from tunes_dagster.service.installation import Installation
 
 NAME = "pixazo"
 _BASE = "flux2-dev"
@@ -250,6 +251,6 @@ def _file(url: str | None, name: str, kind: str) -> dict[str, Any] | None:
     return {"url": url, "file_name": name, "content_type": kind} if url else None
 
 
-def callback(_registry: Registry, sending: Sending) -> Sending:
+def callback(_installation: Installation, sending: Sending) -> Sending:
     """This API has no callbacks; nothing ever asks for one."""
     return sending

@@ -29,9 +29,9 @@ from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.gateway.rehearsal import rehearsable, truth
-from tunes_dagster.registry import Registry
 from tunes_dagster.registry.outbox import Sending
 from tunes_dagster.rendering.styles import compositions
+from tunes_dagster.service.installation import Installation
 
 NAME = "pixu"
 _BASE = "realistic-vision"
@@ -313,9 +313,9 @@ def results(body: Results, mine: Desk = Mine) -> dict[str, Any]:
     return {"response": answer}
 
 
-def callback(registry: Registry, sending: Sending) -> Sending:
+def callback(installation: Installation, sending: Sending) -> Sending:
     """Return a GET of the caller's address with the uid at its end, exactly as documented; `&error=` of failures."""
-    seen = registry.get_object(sending.subject_id)
+    seen = installation.registry.get_object(sending.subject_id)
     uid = (seen.public_id if seen else None) or sending.subject_id
     failed = sending.event.endswith((".failed", ".cancelled"))
     failure = (sending.body or {}).get("data", {}).get("failure") or {}

@@ -19,8 +19,9 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     tune_object,
 )
 from tunes_dagster.gateway.service import service_around
-from tunes_dagster.registry import ApiObject, Prompt, Registry
+from tunes_dagster.registry import ApiObject, Prompt
 from tunes_dagster.registry.outbox import Sending
+from tunes_dagster.service.installation import Installation
 
 router = APIRouter()
 for part in (tunes, prompts, packs, people, workspaces):
@@ -70,25 +71,25 @@ DIALECT = Dialect(
 )
 
 
-def callback(registry: Registry, sending: Sending) -> Sending:
+def callback(installation: Installation, sending: Sending) -> Sending:
     """Return a POST of `{"tune": …}` or `{"prompt": …}`; of a group of prompts an array of them."""
     if sending.event == "prompts.done":
-        members = registry.group_members(sending.subject_id)
-        return replace(sending, body=[_prompt(registry, prompt, seen) for prompt, seen in members])
-    seen = registry.get_object(sending.subject_id)
+        members = installation.registry.group_members(sending.subject_id)
+        return replace(sending, body=[_prompt(installation, prompt, seen) for prompt, seen in members])
+    seen = installation.registry.get_object(sending.subject_id)
     if sending.event.startswith("tune."):
-        tune = registry.get_tune(sending.subject_id)
+        tune = installation.registry.get_tune(sending.subject_id)
         return replace(
-            sending, body={"tune": tune_object(_desk(registry, tune.account_id, seen), tune, seen)}
+            sending, body={"tune": tune_object(_desk(installation, tune.account_id, seen), tune, seen)}
         )
-    prompt = registry.get_prompt(sending.subject_id)
-    return replace(sending, body={"prompt": _prompt(registry, prompt, seen)})
+    prompt = installation.registry.get_prompt(sending.subject_id)
+    return replace(sending, body={"prompt": _prompt(installation, prompt, seen)})
 
 
-def _prompt(registry: Registry, prompt: Prompt, seen: ApiObject | None) -> dict[str, Any]:
-    mine = _desk(registry, prompt.account_id, seen)
+def _prompt(installation: Installation, prompt: Prompt, seen: ApiObject | None) -> dict[str, Any]:
+    mine = _desk(installation, prompt.account_id, seen)
     return prompt_object(mine, prompt, seen, tune_number(mine, prompt, seen))
 
 
-def _desk(registry: Registry, account_id: str, seen: ApiObject | None) -> Desk:
-    return desk_for(service_around(registry), account_id, seen.base_url if seen else "")
+def _desk(installation: Installation, account_id: str, seen: ApiObject | None) -> Desk:
+    return desk_for(service_around(installation), account_id, seen.base_url if seen else "")

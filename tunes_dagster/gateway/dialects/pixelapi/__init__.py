@@ -21,8 +21,8 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     error,
     tune_status,
 )
-from tunes_dagster.registry import Registry
 from tunes_dagster.registry.outbox import Sending
+from tunes_dagster.service.installation import Installation
 
 router = APIRouter()
 router.include_router(images.router)
@@ -50,7 +50,7 @@ DIALECT = Dialect(
 )
 
 
-def callback(registry: Registry, sending: Sending) -> Sending:
+def callback(installation: Installation, sending: Sending) -> Sending:
     """Return a flat POST: `{job_id, status, timestamp}`."""
     status = tune_status(sending.body["data"]["status"])
     body = {"job_id": sending.subject_id, "status": status, "timestamp": sending.body["timestamp"]}

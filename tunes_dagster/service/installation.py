@@ -1,0 +1,107 @@
+"""One installation: settings, registry, store, catalog and prices, opened when first used and handed on.
+
+The command line, the gateway, callbacks, campaigns and Dagster's resources work on one of these. Nobody below them
+reads the environment again: what was passed to the one who opened it counts everywhere.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from tunes_dagster.core.settings import Settings
+
+if TYPE_CHECKING:
+    from tunes_dagster.core.prices import PriceList
+    from tunes_dagster.core.store import Store
+    from tunes_dagster.families.catalog import BaseModelEntry, Catalog
+    from tunes_dagster.registry import Registry
+
+
+class Installation:
+    """What everything works on.
+
+    Args:
+        settings: The operator's.
+        registry: One that is open already and stays its opener's; None opens the one that the settings name.
+        store: The same for the files.
+        catalog: The same for the base models.
+        works: Whether what is done with the registry would be lost with its database; see `open_registry`.
+        answer_seconds: That a statement may take on a server; None as `open_registry` has it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        registry: Registry | None = None,
+        store: Store | None = None,
+        catalog: Catalog | None = None,
+        works: bool = False,
+        answer_seconds: float | None = None,
+    ) -> None:
+        self.settings = settings
+        self._works, self._answer_seconds = works, answer_seconds
+        self._opened: Registry | None = None
+        # A part that was handed in takes the place of the one that would be opened.
+        given = {"registry": registry, "store": store, "catalog": catalog}
+        self.__dict__.update({name: part for name, part in given.items() if part is not None})
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The rows."""
+        from tunes_dagster.registry import open_registry
+
+        if self._answer_seconds is None:
+            self._opened = open_registry(self.settings, works=self._works)
+        else:
+            self._opened = open_registry(self.settings, answer_seconds=self._answer_seconds)
+        return self._opened
+
+    @cached_property
+    def store(self) -> Store:
+        """The files."""
+        from tunes_dagster.core.store import Store
+
+        return Store(self.settings.resolved_store_url, self.settings.store_options)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The base models."""
+        from tunes_dagster.families.catalog import load_catalog
+
+        return load_catalog(self.settings.profile)
+
+    @cached_property
+    def prices(self) -> PriceList:
+        """What the work costs."""
+        from tunes_dagster.service.quote import prices_of
+
+        return prices_of(self.settings)
+
+    def usable(self, word: str) -> tuple[BaseModelEntry, Path]:
+        """Return the entry whose weights are used for a word, and where they lie.
+
+        Raises:
+            Failure: `UNKNOWN_BASE` or `BASE_NOT_INSTALLED`.
+        """
+        folder = self.settings.bases_folder
+        entry = self.catalog.usable(word, folder)
+        return entry, entry.location(folder)
+
+    def close(self) -> None:
+        """Close what was opened here; the second time does nothing."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
+            self.__dict__.pop("registry", None)
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
