@@ -247,7 +247,7 @@ def test_a_price_list_that_would_give_work_away_is_refused_with_its_file(
     path.write_text(yaml.safe_dump({k: v for k, v in {**shipped, **change}.items() if v is not None}))
     with pytest.raises(Failure) as refused:
         load_prices(str(path))
-    assert said in refused.value.message and str(path) in refused.value.message
+    assert said in refused.value.message and str(path) in refused.value.detail
 
 
 def test_prices_are_looked_for_from_the_closest_to_the_general_one() -> None:

@@ -126,4 +126,8 @@ def load_prices(path: str = "") -> PriceList:
             "See TUNES_GATEWAY_PRICES.",
             detail_of(error, file),
         ) from error
-    return checked(PriceList, raw, f"The price list {file.name}")
+    try:
+        return checked(PriceList, raw, f"The price list {file.name}")
+    except Failure as failure:
+        failure.detail = str(file)
+        raise
