@@ -14,6 +14,9 @@ from tunes_dagster.core.failures import Failure, FailureCode
 class Elsewhere:
     """A registry in which all work belongs to another run; `yours` is still this one's."""
 
+    def with_patience(self, _seconds: float) -> Elsewhere:
+        return self
+
     def heartbeat(self, work_id: str, run_id: str) -> str:
         if work_id == "yours":
             return ""

@@ -43,7 +43,7 @@ def database(_folder: Path) -> Exception:
     error = OperationalError("SELECT 1", {}, driver)
     trouble = trouble_of(error)
     assert trouble is not None
-    return away(error, trouble, "postgresql://tunes@10.1.2.3/srv")
+    return away(error, trouble, "postgresql://tunes@10.1.2.3/srv", False)
 
 
 def disk(_folder: Path) -> Exception:
