@@ -113,6 +113,8 @@ def told(place, **asked):
     [
         ({"super_resolution": True}, {"super_resolution": True, "upscaler": "lanczos"}, "upscale-4x"),
         ({"face_correct": True}, {"face_correct": False}, "gfpgan"),
+        ({"denoising_strength": 0.5}, {}, "denoising_strength means nothing"),
+        ({"controlnet_txt2img": True}, {}, "controlnet_txt2img needs a controlnet"),
         ({"base": "flux1-dev", "negative_prompt": "dark"}, {"negative_prompt": ""}, "negative_prompt is not"),
         ({"base": "flux1-dev", "text": "a (red:1.3) hat"}, {}, "text has weights"),
         (
@@ -183,8 +185,6 @@ def test_templates_know_the_tune_and_those_in_tags(place):
     [
         {"mask_image": "x"},
         {"controlnet": "canny"},
-        {"denoising_strength": 0.5},
-        {"controlnet_txt2img": True},
         {"style": "Baroque"},
         {"color_grading": "Kodak"},
         {"aspect_ratio": "7:3"},

@@ -303,19 +303,12 @@ class RenderSettings(Strict):
     @model_validator(mode="after")
     def _render_goes_together(self) -> RenderSettings:
         if self.input_image is None:
-            needs = {
-                "mask_image": self.mask_image,
-                "controlnet": self.controlnet,
-                "denoising_strength": self.denoising_strength,
-            }
+            needs = {"mask_image": self.mask_image, "controlnet": self.controlnet}
             for name, value in needs.items():
                 if value is not None:
                     raise wrong(name, "needs an input_image")
-        if self.controlnet is None and self.controlnet_txt2img:
-            raise wrong("controlnet_txt2img", "needs a controlnet")
-        if self.controlnet_txt2img and (self.mask_image or self.denoising_strength is not None):
-            said = "starts from noise: leave mask_image and denoising_strength out"
-            raise wrong("controlnet_txt2img", said)
+        if self.controlnet and self.controlnet_txt2img and self.mask_image:
+            raise wrong("controlnet_txt2img", "starts from noise: leave mask_image out")
         return self
 
     def filled(self, defaults: dict[str, Any]) -> RenderSettings:

@@ -38,7 +38,8 @@ async def read_body(request: Body) -> dict[str, Any]:
         raise Problem(400, "The body is not valid JSON", code="invalid") from None
     if not isinstance(parsed, dict):
         raise Problem(400, "The body is not a JSON object", code="invalid")
-    return parsed
+    # Some write the names of form fields into JSON: `{"tune[title]": "Ann"}`.
+    return nested(parsed.items()) if any("[" in name for name in parsed) else parsed
 
 
 def nested(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def without_unmet(request: PromptRequest, context: PromptContext) -> RenderSetti
     if family in AUXILIARY:
         changes |= _meaningless(asked, context)
     else:
-        changes |= _quality(asked, context) | _words(request, context)
+        changes |= _quality(asked, context) | _words(request, context) | _starts(asked, context)
     return asked.model_copy(update=changes)
 
 
@@ -85,6 +85,20 @@ def _quality(asked: RenderSettings, context: PromptContext) -> dict[str, Any]:
     if asked.face_correct and (missing := restorer_missing(folder)):
         wishes.leave("face_correct", missing.why, "faces are left as they are", missing.remedy)
         changes["face_correct"] = False
+    return changes
+
+
+def _starts(asked: RenderSettings, context: PromptContext) -> dict[str, Any]:
+    """Return the changes for what says how to start from a picture where there is none to start from."""
+    changes = dict[str, Any]()
+    from_noise = asked.controlnet is not None and asked.controlnet_txt2img
+    if asked.controlnet_txt2img and asked.controlnet is None:
+        context.wishes.leave("controlnet_txt2img", "needs a controlnet", "it is left out")
+        changes["controlnet_txt2img"] = False
+    if asked.denoising_strength is not None and (asked.input_image is None or from_noise):
+        why = "means nothing to a picture that starts from noise"
+        context.wishes.leave("denoising_strength", why, "it is left out")
+        changes["denoising_strength"] = None
     return changes
 
 
