@@ -112,6 +112,9 @@ def evaluate(
     except Exception as error:
         if isinstance(error, Cancelled) and not error.keep:
             raise
+        passing = isinstance(error, Failure) and error.code == FailureCode.STORE_UNAVAILABLE
+        if passing and mine.work.tries < mine.registry.max_attempts:
+            raise
         said = f"{error} {error.detail}".strip() if isinstance(error, Failure) else traceback.format_exc()
         context.log.warning(f"The report card could not be made; the last checkpoint is published. {said}")
         scored = Scored(failed_card(tune.id, called, options, error))

@@ -84,9 +84,8 @@ def prune_cache(store: Store, keep_days: float) -> Freed:
     limit = _before(keep_days).timestamp()
     count, size = 0, 0
     for key in list(store.list("cache")):
-        stat = store.path(key).stat()
-        if stat.st_mtime < limit:
-            size += stat.st_size
+        if store.changed(key) < limit:
+            size += store.size(key)
             store.delete(key)
             count += 1
     return Freed(count, size / 1e6)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.gateway.conftest import House
 from tests.support.databases import Server, new_database
 from tunes_dagster.gateway.dialects import pixazo
+from tunes_dagster.gateway.files import file_url
 from tunes_dagster.registry import Registry, postgres
 
 PATHS = {
@@ -95,3 +98,20 @@ def test_a_server_that_froze_or_was_killed_is_a_passing_refusal_in_every_dialect
         go_on()
         again = {one: status for one, (status, _after, _body) in ask_all(elsewhere).items()}
         assert again == well
+
+
+def test_a_file_is_not_gone_when_the_store_is_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = house.store.write_bytes("batches/b/1/p-0.png", b"\x89PNG")
+    until = house.registry.now() + timedelta(hours=1)
+    path = urlsplit(file_url(house.service.secret, "http://testserver", key, until)).path
+    found, broken = house.store.path, [ConnectionResetError(104, "Connection reset by peer")]
+
+    def reset_once(key: str) -> object:
+        if broken:
+            raise broken.pop()
+        return found(key)
+
+    monkeypatch.setattr(house.store, "path", reset_once)
+    answer = house.client.get(path)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5"), answer.text
+    assert house.client.get(path).status_code == 200

@@ -91,14 +91,14 @@ class Keeper:
         """Return the files of a campaign as they lie in the store now.
 
         Raises:
-            Failure: `STORE_UNAVAILABLE` when its YAML is gone.
+            Failure: `INVALID_REQUEST` when its YAML is gone, `STORE_UNAVAILABLE` when the store cannot be reached.
         """
         folder = campaign.file.rpartition("/")[0]
         try:
             data = self.store.read_bytes(campaign.file)
-        except OSError as error:
+        except OSError as error:  # a store that cannot be reached is a failure already
             raise Failure(
-                FailureCode.STORE_UNAVAILABLE,
+                FailureCode.INVALID_REQUEST,
                 f"The file of the campaign {campaign.name} cannot be read.",
                 "Put it back, or add the campaign again: tunes campaign add FILE.",
                 detail_of(error, self.store.url(campaign.file)),
@@ -119,8 +119,10 @@ class Keeper:
                 source.tables[name] = source.read(name)
             if campaign.state == "good" and _version(source, name) == campaign.version:
                 return campaign
-        except (Failure, OSError):
-            pass  # gone: read_again says so
+        except (Failure, OSError) as error:
+            if isinstance(error, Failure) and error.code == FailureCode.STORE_UNAVAILABLE:
+                raise
+            # gone: read_again says so
         return self.read_again(campaign)
 
     def read_again(self, campaign: Campaign) -> Campaign:
@@ -132,6 +134,8 @@ class Keeper:
         try:
             source = self.source_of(campaign)
         except Failure as failure:
+            if failure.code == FailureCode.STORE_UNAVAILABLE:
+                raise
             return self._broken(campaign, [Problem(campaign.file, 0, failure.message, failure.remedy)]), None
         drawn = self.sketch(source, date, True) if date else self.check(source, lenient=True)
         if drawn.parsed.file is not None and drawn.parsed.file.id != campaign.name:

@@ -140,6 +140,8 @@ def _subjects(
     try:
         registry.get_account(file.account)
     except Failure as failure:
+        if failure.code == FailureCode.STORE_UNAVAILABLE:
+            raise
         drawn.problems.append(Problem(source.label, parsed.line("account"), failure.message, failure.remedy))
         return [], []
     if registry.campaign_owner(file.id) not in (None, file.account):
@@ -195,7 +197,9 @@ def _subjects(
 def _find(registry: Registry, word: str, account: str) -> Tune | None:
     try:
         return registry.tune_named(account, word, deleted=True)
-    except Failure:
+    except Failure as failure:
+        if failure.code == FailureCode.STORE_UNAVAILABLE:
+            raise
         return None
 
 
@@ -247,6 +251,8 @@ def _complete(
         try:
             drawn.planned.append(completer.planned(item))
         except Failure as failure:
+            if failure.code == FailureCode.STORE_UNAVAILABLE:
+                raise
             if not lenient or failure.code not in (FailureCode.UNKNOWN_TUNE, FailureCode.CONFLICT):
                 drawn.problems.append(Problem(label, item.line, failure.message, failure.remedy))
                 continue

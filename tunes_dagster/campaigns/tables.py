@@ -16,7 +16,7 @@ from typing import Any
 
 from tunes_dagster.campaigns.files import CampaignFile, Parsed, Source, table_name
 from tunes_dagster.campaigns.problems import Problem
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import RenderSettings
 
 log = logging.getLogger("tunes.campaigns")
@@ -190,6 +190,8 @@ def _grid_of_workbook(
     try:
         sheets, rows = read_workbook(data, sheet, MAX_ROWS + 50)
     except Failure as failure:
+        if failure.code == FailureCode.STORE_UNAVAILABLE:
+            raise
         return [], [Problem(name, 0, failure.message, failure.remedy)]
     if sheet is not None and sheet not in sheets:
         return [], [

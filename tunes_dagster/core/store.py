@@ -10,11 +10,16 @@ the key. Keys are relative, `/`-separated, and laid out as
     tunes/<tune>/lora/<attempt>/…            weights, checkpoints, curve, samples
     batches/<batch>/<attempt>/…              renders and their contact sheet
     cache/…                                  latents and embeddings by content hash; may be deleted any time
+
+What is not there is a `FileNotFoundError`. A store that cannot be reached, refuses or breaks off is a `Failure` of the
+code `STORE_UNAVAILABLE`, whatever its library raises: whoever wanted a file may want it again, and nothing is said
+about the file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -27,7 +32,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from upath import UPath
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -46,6 +51,71 @@ def check_key(key: str) -> str:
             FailureCode.INVALID_REQUEST, f"{key!r} is not a key of the store.", "Use a relative key."
         )
     return key
+
+
+# What an operation on a file says about the file, and not about the store.
+_ABOUT_THE_FILE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+# Libraries between us and an object store; what they raise is about the way to it.
+_CARRIERS = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "s3fs", "urllib3"}
+
+
+@contextmanager
+def _reaching(key: str) -> Iterator[None]:
+    """Translate what keeps us from a file.
+
+    Raises:
+        Failure: `STORE_UNAVAILABLE`.
+    """
+    try:
+        yield
+    except (Failure, *_ABOUT_THE_FILE):
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _CARRIERS:
+            raise
+        unreachable = Failure(
+            FailureCode.STORE_UNAVAILABLE,
+            "The store cannot be reached.",
+            "It is tried again; if it goes on, the operator should check the store's connection, rights and space.",
+            key,
+        )
+        raise as_failure(error, unreachable) from error
+
+
+class _Reading(io.RawIOBase):
+    """An open file whose reads are translated."""
+
+    def __init__(self, file: IO[bytes], key: str) -> None:
+        self._file, self._key = file, key
+
+    def readable(self) -> bool:
+        """Whether it can be read: yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether a place in it can be chosen."""
+        return self._file.seekable()
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; returns how much."""
+        with _reaching(self._key):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Choose a place; returns it."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 class Store:
@@ -72,19 +142,28 @@ class Store:
 
     def exists(self, key: str) -> bool:
         """Whether a file lies under the key."""
-        return self.path(key).exists()
+        with _reaching(key):
+            return self.path(key).exists()
 
     def size(self, key: str) -> int:
         """Return the size in bytes."""
-        return int(self.path(key).stat().st_size)
+        with _reaching(key):
+            return int(self.path(key).stat().st_size)
+
+    def changed(self, key: str) -> float:
+        """Return when the file was written, in seconds since 1970 by the store's clock."""
+        with _reaching(key):
+            return float(self.path(key).stat().st_mtime)
 
     def read_bytes(self, key: str) -> bytes:
         """Return the content.
 
         Raises:
             FileNotFoundError: When nothing lies under the key.
+            Failure: `STORE_UNAVAILABLE` when it cannot be reached; the same goes for all that follows.
         """
-        return self.path(key).read_bytes()
+        with _reaching(key):
+            return self.path(key).read_bytes()
 
     def read_text(self, key: str) -> str:
         """Return the content as UTF-8 text."""
@@ -96,16 +175,24 @@ class Store:
 
     def write_bytes(self, key: str, data: bytes) -> str:
         """Write the content and return the key."""
-        path = self.path(key)
-        if not self.is_local:
-            path.write_bytes(data)
-            return key
+        with _reaching(key):
+            path = self.path(key)
+            if not self.is_local:
+                path.write_bytes(data)
+                return key
+            local, part = self._beside(path)
+            try:
+                part.write_bytes(data)
+                part.replace(local)
+            finally:
+                part.unlink(missing_ok=True)
+        return key
+
+    def _beside(self, path: UPath) -> tuple[Path, Path]:
+        """Return a local path in a folder that is there, and one beside it to write to first."""
         local = Path(str(path))
         local.parent.mkdir(parents=True, exist_ok=True)
-        part = local.with_name(f".{local.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-        part.write_bytes(data)
-        part.replace(local)
-        return key
+        return local, local.with_name(f".{local.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
 
     def write_text(self, key: str, text: str) -> str:
         """Write UTF-8 text and return the key."""
@@ -117,22 +204,25 @@ class Store:
 
     def write_file(self, key: str, source: Path) -> str:
         """Copy a local file into the store without reading it whole, and return the key."""
-        path = self.path(key)
-        if not self.is_local:
-            path.fs.put_file(str(source), path.path)
-            return key
-        local = Path(str(path))
-        local.parent.mkdir(parents=True, exist_ok=True)
-        part = local.with_name(f".{local.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-        shutil.copyfile(source, part)
-        part.replace(local)
+        with _reaching(key):
+            path = self.path(key)
+            if not self.is_local:
+                path.fs.put_file(str(source), path.path)
+                return key
+            local, part = self._beside(path)
+            try:
+                shutil.copyfile(source, part)
+                part.replace(local)
+            finally:
+                part.unlink(missing_ok=True)
         return key
 
     def write_stream(self, key: str, source: SupportsRead[bytes]) -> str:
         """Copy an open file into the store piece by piece, and return the key."""
-        path = self.path(key)
+        with _reaching(key):
+            path = self.path(key)
         if not self.is_local:
-            with path.open("wb") as target:
+            with _reaching(key), path.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
             return key
         with self.writing(key) as file:
@@ -158,16 +248,16 @@ class Store:
 
         For files that are made piece by piece. On other stores than a local folder they are made in a temporary file.
         """
-        path = self.path(key)
+        with _reaching(key):
+            path = self.path(key)
         if not self.is_local:
             with tempfile.TemporaryFile(prefix="tunes-store-") as made:
                 yield made
                 made.seek(0)
                 self.write_stream(key, made)
             return
-        local = Path(str(path))
-        local.parent.mkdir(parents=True, exist_ok=True)
-        part = local.with_name(f".{local.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+        with _reaching(key):
+            local, part = self._beside(path)
         try:
             with part.open("wb") as target:
                 yield target
@@ -177,24 +267,27 @@ class Store:
 
     def open_read(self, key: str) -> IO[bytes]:
         """Open for streaming reads."""
-        return self.path(key).open("rb")
+        with _reaching(key):
+            return io.BufferedReader(_Reading(self.path(key).open("rb"), key), 1 << 18)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield every key below a prefix, sorted, without the temporary files of writers."""
-        base = self.path(prefix)
-        if not base.exists():
-            return
-        if self.is_local:
-            root = Path(str(self.root))
-            found = [p.relative_to(root).as_posix() for p in Path(str(base)).rglob("*") if p.is_file()]
-        else:
-            root_path = self.root.path.rstrip("/")
-            found = [p.removeprefix(root_path).lstrip("/") for p in base.fs.find(base.path)]
+        with _reaching(prefix):
+            base = self.path(prefix)
+            if not base.exists():
+                return
+            if self.is_local:
+                root = Path(str(self.root))
+                found = [p.relative_to(root).as_posix() for p in Path(str(base)).rglob("*") if p.is_file()]
+            else:
+                root_path = self.root.path.rstrip("/")
+                found = [p.removeprefix(root_path).lstrip("/") for p in base.fs.find(base.path)]
         yield from sorted(key for key in found if not key.endswith(".part"))
 
     def delete(self, key: str) -> None:
         """Delete one file; a missing one is fine."""
-        self.path(key).unlink(missing_ok=True)
+        with _reaching(key):
+            self.path(key).unlink(missing_ok=True)
 
     def delete_prefix(self, prefix: str) -> Sequence[str]:
         """Delete everything below a prefix and return the keys that went."""
@@ -208,7 +301,8 @@ class Store:
     @contextmanager
     def local(self, key: str) -> Iterator[Path]:
         """Give a local file with the content of a key: the file itself, or a copy for the while."""
-        path = self.path(key)
+        with _reaching(key):
+            path = self.path(key)
         if self.is_local:
             if not path.exists():
                 raise FileNotFoundError(str(path))
@@ -216,13 +310,15 @@ class Store:
             return
         with tempfile.TemporaryDirectory(prefix="tunes-store-") as folder:
             target = Path(folder) / PurePosixPath(key).name
-            path.fs.get_file(path.path, str(target))
+            with _reaching(key):
+                path.fs.get_file(path.path, str(target))
             yield target
 
     @contextmanager
     def local_folder(self, prefix: str) -> Iterator[Path]:
         """Give a local folder with every file below a prefix: the folder itself, or a copy for the while."""
-        path = self.path(prefix)
+        with _reaching(prefix):
+            path = self.path(prefix)
         if self.is_local:
             if not path.is_dir():
                 raise FileNotFoundError(str(path))
@@ -232,5 +328,6 @@ class Store:
             for key in self.list(prefix):
                 target = Path(folder) / PurePosixPath(key).relative_to(prefix.rstrip("/"))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                path.fs.get_file(self.path(key).path, str(target))
+                with _reaching(key):
+                    path.fs.get_file(self.path(key).path, str(target))
             yield Path(folder)

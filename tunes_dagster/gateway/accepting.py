@@ -335,7 +335,9 @@ class Accepting:
         tag, word, scale = named[0]
         try:
             tune = named_tune(self.registry, self.account_id, word, meant)
-        except Failure:
+        except Failure as failure:
+            if failure.code == FailureCode.STORE_UNAVAILABLE:
+                raise
             raise invalid("text", f"names the tune {word!r}, which does not exist") from None
         if tag != (right := tag_of(tune.kind)):
             raise invalid("text", f"names the tune {word!r} as <{tag}:…>; it is used as <{right}:…>")

@@ -18,8 +18,9 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
+from tunes_dagster.gateway.problems import of_failure
 from tunes_dagster.service.download import holds_weights, pieces, zipped_folder
 
 PREFIX = "/files"
@@ -81,7 +82,10 @@ def serve(request: Request, signature: str, expires: str, packed: str, name: str
         if owner is not None and service.registry.get_tune(owner).status != "ready":
             raise FileNotFoundError(key)
         return answer(service.store, key)
-    except (FileNotFoundError, Failure):
+    except (FileNotFoundError, Failure) as gone:
+        if isinstance(gone, Failure) and gone.code == FailureCode.STORE_UNAVAILABLE:
+            away = of_failure(gone)
+            return JSONResponse({"detail": away.message}, away.status, away.headers)
         return JSONResponse({"detail": "This file is gone."}, 404)
 
 
@@ -101,8 +105,7 @@ def answer(store: Store, key: str) -> Response:
     if zipped_folder(store, key) is not None:
         return StreamingResponse(pieces(store, key), media_type=kind, headers=headers)
     if store.is_local:
-        path = Path(str(store.path(key)))
-        if not path.is_file():
+        if not store.exists(key) or not (path := Path(str(store.path(key)))).is_file():
             raise FileNotFoundError(key)
         return FileResponse(path, media_type=kind, headers=headers)
     if (presigned := _presigned(store, key)) is not None:

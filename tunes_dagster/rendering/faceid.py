@@ -89,6 +89,8 @@ class FaceShelf:
                 adapter.check_fits(network)
             self.adapter = adapter
         except Failure as failure:
+            if failure.code == FailureCode.STORE_UNAVAILABLE:
+                raise
             self._failures = dict.fromkeys(keys, failure)
             return
         self._files = {}
@@ -97,6 +99,8 @@ class FaceShelf:
                 self._files[key] = read_face(store, key)
                 self._check_fits(key)
             except Failure as failure:
+                if failure.code == FailureCode.STORE_UNAVAILABLE:
+                    raise
                 self._failures[key] = failure
 
     def _check_fits(self, key: str) -> None:

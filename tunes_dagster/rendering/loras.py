@@ -88,6 +88,8 @@ def read_weights(store: Store, key: str) -> Weights:
             f"The weights {key!r} are not in the store.",
             "Train the tune again, or check whether it was deleted.",
         ) from error
+    except Failure:
+        raise  # the store's trouble, not the file's
     except Exception as error:
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
@@ -156,6 +158,8 @@ class LoraShelf:
                 _check_fits(network, weights.state)
                 self._weights[key] = weights
             except Failure as failure:
+                if failure.code == FailureCode.STORE_UNAVAILABLE:
+                    raise
                 self.failures[key] = failure
 
     def failure(self, combination: Combination) -> Failure | None:

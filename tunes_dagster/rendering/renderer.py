@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["RenderJob", "RenderResult", "RenderedImage", "render"]
 
 _SAVERS = 2
+# What ends the run and not one picture: the next attempt goes on with the rest.
+_OF_THE_RUN = (FailureCode.CANCELLED, FailureCode.STORE_UNAVAILABLE)
 
 
 def render(
@@ -168,6 +170,8 @@ class _Batch:
             try:
                 first = self.checker.first_picture(index, job, combination, self.faces[index], warnings)
             except Failure as failure:
+                if failure.code in _OF_THE_RUN:
+                    raise
                 self._fail(index, failure)
                 continue
             slot = slots.setdefault(combination, len(slots)) if combination else -1
@@ -209,9 +213,9 @@ class _Batch:
             self._decode_and_save(pictures, latents)
             return
         except Exception as error:
-            if isinstance(error, Failure) and error.code == FailureCode.CANCELLED:
-                raise
             failure = picture_failure(error)
+            if failure.code in _OF_THE_RUN:
+                raise
         # Outside of the handler, so that the traceback no longer holds the tensors.
         self.steps_done = done_before
         if failure.code == FailureCode.OUT_OF_MEMORY:
@@ -286,7 +290,7 @@ class _Batch:
                 raise policy.blocked(policy.SAFETY_RULE, "A picture")
         except Exception as error:
             failure = picture_failure(error)
-            if failure.code == FailureCode.CANCELLED:
+            if failure.code in _OF_THE_RUN:
                 raise
             if failure.code == FailureCode.OUT_OF_MEMORY:
                 dn.release_memory()

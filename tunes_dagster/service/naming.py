@@ -90,7 +90,9 @@ class Named:
             return self.seen[word]
         try:
             tune = named_tune(self._registry, self._account_id, word, self._meant)
-        except Failure:
+        except Failure as failure:
+            if failure.code == FailureCode.STORE_UNAVAILABLE:
+                raise
             raise Failure(
                 FailureCode.UNKNOWN_TUNE,
                 f"The text names the tune {word!r}, which does not exist.",

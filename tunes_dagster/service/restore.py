@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.service.backup import Backup, keys_of
@@ -164,7 +164,9 @@ def _dataset_is_there(store: Store, there: Files, tune: Tune) -> bool:
     try:
         dataset = TrainingSet.load(store, tune.id)
         texts = CaptionTable.load(store, tune.id).texts()
-    except (OSError, ValueError, KeyError, Failure, json.JSONDecodeError):
+    except (OSError, ValueError, KeyError, Failure, json.JSONDecodeError) as error:
+        if isinstance(error, Failure) and error.code == FailureCode.STORE_UNAVAILABLE:
+            raise  # nobody knows
         return False
     named = {key for item in dataset.items for key in (item.key, item.mask_key) if key}
     return all(map(there.has, named)) and {item.hash for item in dataset.items} <= texts.keys()

@@ -82,6 +82,10 @@ def read_tensors(store: Store, key: str) -> dict[str, torch.Tensor] | None:
         return load(store.read_bytes(key))
     except (FileNotFoundError, ValueError, OSError, RuntimeError):
         return None
+    except Failure as failure:
+        if failure.code == FailureCode.STORE_UNAVAILABLE:
+            return None  # what is cached can be made again
+        raise
     except Exception as error:  # safetensors' own error class is not exported under one name
         if type(error).__name__ == "SafetensorError":
             return None

@@ -156,8 +156,9 @@ def find_newest(store: Store, prefix: str, data_hash: str | None = None) -> str 
             if data_hash is None or read_info(store, key).data_hash == data_hash:
                 load(store, key)  # a broken one is passed over
                 return key
-        except Failure:
-            continue
+        except Failure as failure:
+            if failure.retryable:  # it may be whole, and training must not begin anew
+                raise
     return None
 
 

@@ -67,6 +67,8 @@ def read_face(store: Store, key: str) -> FaceFile:
         data = store.read_bytes(key)
         tensors = load(data)
         embeds, nothing = tensors[EMBEDS], tensors[NOTHING]
+    except Failure:
+        raise  # the store's trouble, not the file's
     except Exception as error:
         said = "not there" if isinstance(error, FileNotFoundError) else "not the file of one"
         raise Failure(

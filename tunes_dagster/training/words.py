@@ -132,6 +132,8 @@ def load(store: Store, key: str) -> dict[str, Tensor]:
 
     try:
         return parse(store.read_bytes(key))
+    except Failure:
+        raise  # the store's trouble, not the file's
     except Exception as error:
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,

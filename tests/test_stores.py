@@ -1,0 +1,318 @@
+"""A store that fails once and then works: no reader takes that for a word about the file, and all may ask again.
+
+The readers are found in the code: one that could swallow the store's failure has a case here, or a reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import inspect
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from tests.test_rooms import modules
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store import Store
+
+BYTES = save({"embeds": torch.zeros(1, 2), "nothing": torch.zeros(1, 2), "a": torch.ones(2)}, {"x": "y"})
+KEY = "tunes/t/lora/1/step-000003.checkpoint.safetensors"
+
+
+class Flaky(Store):
+    """A store whose next operation fails when `broken` names an error."""
+
+    broken: Exception | None = None
+
+    def path(self, key: str) -> Any:
+        if self.broken is not None:
+            error, self.broken = self.broken, None
+            raise error
+        return super().path(key)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Flaky:
+    made = Flaky(tmp_path / "store")
+    made.write_bytes(KEY, BYTES)
+    return made
+
+
+def carriers() -> list[Exception]:
+    """Return what libraries raise when an object store cannot be reached, or says that it is overloaded."""
+    import aiohttp
+    from botocore.exceptions import EndpointConnectionError, IncompleteReadError, ReadTimeoutError
+    from fsspec.exceptions import FSTimeoutError
+    from s3fs.errors import translate_boto_error
+
+    answered = type("Answered", (Exception,), {})("slow down")
+    answered.response = {"Error": {"Code": "SlowDown", "Message": "Reduce your request rate"}}  # type: ignore[attr-defined]
+    return [
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        TimeoutError(),
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        PermissionError(errno.EACCES, "Forbidden"),
+        EndpointConnectionError(endpoint_url="http://minio.internal"),
+        ReadTimeoutError(endpoint_url="http://minio.internal"),
+        IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        aiohttp.ClientOSError("broken"),
+        aiohttp.ClientPayloadError("broken"),
+        FSTimeoutError(),
+        translate_boto_error(answered),
+    ]
+
+
+def entered(opened: Any) -> Any:
+    with opened as given:
+        return given
+
+
+OPERATIONS: dict[str, Callable[[Store], Any]] = {
+    "exists": lambda store: store.exists(KEY),
+    "size": lambda store: store.size(KEY),
+    "changed": lambda store: store.changed(KEY),
+    "read_bytes": lambda store: store.read_bytes(KEY),
+    "read_text": lambda store: store.read_text("tunes/t/note.json"),
+    "read_json": lambda store: store.read_json("tunes/t/note.json"),
+    "write_bytes": lambda store: store.write_bytes("new", b"x"),
+    "write_text": lambda store: store.write_text("new", "x"),
+    "write_json": lambda store: store.write_json("new", {}),
+    "write_file": lambda store: store.write_file("new", Path(__file__)),
+    "write_stream": lambda store: store.write_stream("new", io.BytesIO(b"x")),
+    "write_blob": lambda store: store.write_blob(b"x", ".png"),
+    "writing": lambda store: entered(store.writing("new")),
+    "open_read": lambda store: entered(store.open_read(KEY)),
+    "list": lambda store: list(store.list("tunes")),
+    "delete": lambda store: store.delete("new"),
+    "delete_prefix": lambda store: store.delete_prefix("new"),
+    "local": lambda store: entered(store.local(KEY)),
+    "local_folder": lambda store: entered(store.local_folder("tunes")),
+}
+SAYS_ADDRESSES = {"path", "url"}  # which ask nothing of the store
+
+
+def test_every_operation_has_its_case():
+    public = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if not name.startswith("_")}
+    assert public == OPERATIONS.keys() | SAYS_ADDRESSES
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_that_failed_may_be_asked_again(store, name):
+    store.write_json("tunes/t/note.json", {})
+    for error in carriers():
+        store.broken = error
+        with pytest.raises(Failure) as raised:
+            OPERATIONS[name](store)
+        failure = raised.value
+        assert failure.code == FailureCode.STORE_UNAVAILABLE and failure.retryable, error
+        told = f"{failure.message} {failure.remedy}"
+        assert "minio" not in told and "Errno" not in told and failure.detail, error
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        assert ("no space" in told) == full
+        OPERATIONS[name](store)
+
+
+def test_what_is_not_there_is_not_there(store):
+    for read in (store.read_bytes, store.size, store.changed, store.open_read):
+        with pytest.raises(FileNotFoundError):
+            read("tunes/t/nothing")
+    for give in (store.local, store.local_folder):
+        with pytest.raises(FileNotFoundError), give("tunes/t/nothing"):
+            pass
+
+
+def test_a_stream_that_breaks_off_says_so(store, monkeypatch):
+    with store.open_read(KEY) as file:
+        assert file.read(8) == BYTES[:8] and file.seek(2) == 2 and file.read() == BYTES[2:]
+
+    class Broken(io.BytesIO):
+        def read(self, *_: Any) -> bytes:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    monkeypatch.setattr(store, "path", lambda _key: SimpleNamespace(open=lambda _mode: Broken()))
+    with store.open_read(KEY) as file, pytest.raises(Failure) as raised:
+        file.read(8)
+    assert raised.value.code == FailureCode.STORE_UNAVAILABLE
+
+
+# Readers: what is called, and what it answers when the store works.
+
+
+def lora_shelf(store: Store) -> Any:
+    from tunes_dagster.rendering import loras
+
+    use = SimpleNamespace(key=KEY)
+    return loras.LoraShelf(store, [(use,)], torch.nn.Linear(1, 1))  # type: ignore[list-item]
+
+
+def face_shelf(store: Store) -> Any:
+    from tunes_dagster.rendering import faceid
+
+    kind = next(
+        one
+        for name, one in vars(faceid).items()
+        if inspect.isclass(one) and "find_adapter" in str(inspect.signature(one))
+    )
+    adapter = SimpleNamespace(check_fits=lambda _network: None)
+    return kind(store, [(SimpleNamespace(key=KEY),)], None, lambda: adapter)
+
+
+def newest(store: Store) -> Any:
+    from tunes_dagster.training.checkpoints import find_newest
+
+    return find_newest(store, KEY, "hash")
+
+
+def cached(store: Store) -> Any:
+    from tunes_dagster.training.cache import read_tensors
+
+    return read_tensors(store, KEY)
+
+
+def stored(store: Store) -> Any:
+    from tunes_dagster.training.cache import open_stored
+
+    return open_stored(store, KEY, "The picture")
+
+
+def face(store: Store) -> Any:
+    from tunes_dagster.training.faceid import read_face
+
+    return read_face(store, KEY)
+
+
+def words(store: Store) -> Any:
+    from tunes_dagster.training import words
+
+    return words.load(store, KEY)
+
+
+def weights(store: Store) -> Any:
+    from tunes_dagster.rendering.loras import read_weights
+
+    return read_weights(store, KEY)
+
+
+def restored(store: Store) -> Any:
+    from tunes_dagster.service.restore import _dataset_is_there
+
+    return _dataset_is_there(store, SimpleNamespace(has=lambda _key: True), SimpleNamespace(id="t"))  # type: ignore[arg-type]
+
+
+def campaign(store: Store) -> Any:
+    from tunes_dagster.campaigns.keeping import Keeper
+
+    keeper = Keeper(None, store, None, None)  # type: ignore[arg-type]
+    return keeper.source_of(SimpleNamespace(name="looks", file=KEY))  # type: ignore[arg-type]
+
+
+def looked_at(store: Store) -> Any:
+    from tunes_dagster.campaigns.keeping import Keeper
+
+    keeper = Keeper(None, store, None, None)  # type: ignore[arg-type]
+    return keeper.look(SimpleNamespace(name="looks", file=KEY, state="good", version=""))  # type: ignore[arg-type]
+
+
+def report_picture(store: Store) -> Any:
+    from tunes_dagster.campaigns import report
+
+    kind = next(one for _, one in vars(report).items() if inspect.isclass(one) and hasattr(one, "_reduced"))
+    return kind._reduced(SimpleNamespace(store=store), KEY)
+
+
+CASES: dict[str, Callable[[Store], Any]] = {
+    "tunes_dagster/campaigns/keeping.py source_of": campaign,
+    "tunes_dagster/campaigns/keeping.py look": looked_at,
+    "tunes_dagster/campaigns/report.py _reduced": report_picture,
+    "tunes_dagster/rendering/faceid.py __init__": face_shelf,
+    "tunes_dagster/rendering/loras.py __init__": lora_shelf,
+    "tunes_dagster/rendering/loras.py read_weights": weights,
+    "tunes_dagster/service/restore.py _dataset_is_there": restored,
+    "tunes_dagster/training/cache.py open_stored": stored,
+    "tunes_dagster/training/checkpoints.py find_newest": newest,
+    "tunes_dagster/training/faceid.py read_face": face,
+    "tunes_dagster/training/words.py load": words,
+}
+ELSEWISE = {
+    "assets/datasets.py collected": "goes on after TOO_FEW_PICTURES alone",
+    "assets/evaluated.py evaluate": "tries again, and at last publishes without a card",
+    "assets/trained.py _samples": "a tune is ready without its sheet of samples, and a note says so",
+    "tunes_dagster/cli/checkup.py _store": "tells the operator that the store does not work",
+    "tunes_dagster/gateway/accepting.py _submit_tune": "tidies up and passes on what was raised",
+    "tunes_dagster/gateway/files.py serve": "answers 503, see test_a_file_is_not_gone_when_the_store_is_away",
+    "tunes_dagster/rendering/plain.py _one": "passes it on",
+    "tunes_dagster/training/cache.py read_tensors": "what is cached is made again",
+    "tunes_dagster/training/loop.py _prepare": "ends the tune's attempt with it, which is tried again",
+}
+READS = {name for name in OPERATIONS if not name.startswith(("write", "delete"))}
+STORES = {"store", "kept", "_store"}
+
+
+def last_name(node: ast.AST) -> str:
+    return ast.unparse(node).rpartition(".")[2]
+
+
+def reads_the_store(node: ast.AST) -> bool:
+    """Whether a call reads a store, or hands one on to what may."""
+    if not isinstance(node, ast.Call):
+        return False
+    func = node.func
+    direct = isinstance(func, ast.Attribute) and func.attr in READS and last_name(func.value) in STORES
+    return direct or any(last_name(given) in STORES for given in node.args)
+
+
+def swallows(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler gets a failure."""
+    said = "Exception" if handler.type is None else ast.unparse(handler.type)
+    return any(
+        name in said.replace("(", " ").replace(",", " ").replace(")", " ").split()
+        for name in ("Exception", "BaseException", "Failure")
+    )
+
+
+def readers() -> Iterator[str]:
+    """Yield `path function` of all functions that read the store where they could swallow its failure."""
+    for _room, path, tree in modules():
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            for node in ast.walk(function):
+                if (
+                    isinstance(node, ast.Try)
+                    and any(map(swallows, node.handlers))
+                    and any(reads_the_store(inner) for part in node.body for inner in ast.walk(part))
+                ):
+                    yield f"{path} {function.name}"
+
+
+def test_every_reader_that_could_swallow_it_has_its_case():
+    found = set(readers()) - {one for one in readers() if one.startswith("tunes_dagster/core/store.py")}
+    assert not (new := found - CASES.keys() - ELSEWISE.keys()), new
+    assert not (gone := ELSEWISE.keys() - found), gone
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_reader_passes_on_that_the_store_is_away(store, name):
+    for error in carriers()[:2]:
+        store.broken = error
+        with pytest.raises(Failure) as raised:
+            CASES[name](store)
+        assert raised.value.code == FailureCode.STORE_UNAVAILABLE, raised.value
+        try:
+            CASES[name](store)
+        except Exception as failure:  # the file itself is no picture, for example
+            assert getattr(failure, "code", None) != FailureCode.STORE_UNAVAILABLE
+
+
+def test_a_cache_that_is_away_is_empty(store):
+    store.broken = carriers()[0]
+    assert cached(store) is None
+    assert cached(store)["a"].shape == (2,)
