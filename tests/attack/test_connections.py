@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,6 +144,47 @@ def test_curl_with_http2(running: Running) -> None:
         ]
         told = subprocess.run(command, input=sent, capture_output=True, timeout=60, check=False)
         assert json.loads(told.stdout).get("status") == "queued" or b"base64" in told.stdout, told
+
+
+JAVA = """
+import java.net.URI;
+import java.net.http.*;
+public class Client {
+  public static void main(String[] words) throws Exception {
+    HttpClient client = HttpClient.newHttpClient();  // HTTP/2 by default: it offers h2c in the clear
+    for (int n = 0; n < 3; n++) {
+      HttpRequest request = HttpRequest.newBuilder(URI.create(words[0]))
+        .header("Authorization", "Bearer " + words[1]).header("Content-Type", "application/json")
+        .POST(HttpRequest.BodyPublishers.ofString("{\\"prompt\\": \\"a dog\\"}")).build();
+      HttpResponse<String> answer = client.send(request, HttpResponse.BodyHandlers.ofString());
+      System.out.println(answer.version() + " " + answer.statusCode() + " " + answer.body());
+    }
+    HttpRequest plain = HttpRequest.newBuilder(URI.create(words[0])).header("Authorization", "Bearer " + words[1])
+      .POST(HttpRequest.BodyPublishers.noBody()).build();
+    System.out.println(client.send(plain, HttpResponse.BodyHandlers.ofString()).statusCode());
+  }
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("javac") is None, reason="no JDK is installed")
+def test_javas_client_as_it_comes(running: Running, tmp_path: Path) -> None:
+    (tmp_path / "Client.java").write_text(JAVA)
+    url = f"http://127.0.0.1:{running.port}/v1/image/generate"
+    command = [
+        "java",
+        "-Xshare:auto",
+        "-XX:TieredStopAtLevel=1",
+        str(tmp_path / "Client.java"),
+        url,
+        running.house.key(),
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    lines = told.stdout.splitlines()
+    assert len(lines) == 4, told.stderr
+    assert all(line.startswith("HTTP_1_1 200 ") and "gen_" in line for line in lines[:3])
+    assert lines[3] == "422"
+    assert len(running.house.registry.list_prompts(account_id="ann")) == 3
 
 
 def test_connections_are_counted_by_address_and_in_all(running: Running) -> None:
