@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.gateway.conftest import House
 from tests.gateway.test_pixelapi import TRAIN
+from tunes_dagster.gateway.dialects.astria import callback
+from tunes_dagster.registry.outbox import Sending
 
 TUNE: dict[str, Any] = {"title": "t", "name": "woman"}
 URL = "https://example.com/x.jpg"
@@ -190,3 +194,46 @@ def test_native_endpoints_take_the_ids_of_every_api(house: House) -> None:
     for prompt in (picture["generation_id"], render):
         found = house.client.get(f"/native/v1/prompts/{prompt}/timeline", headers=house.auth())
         assert found.status_code == 200, prompt
+
+
+def test_pictures_are_jpegs_where_their_address_says_so(house: House) -> None:
+    asked = {"prompt": {"text": "a cat", "callback": "https://a.example.com/x"}}
+    made = house.client.post("/tunes/690204/prompts", json=asked, headers=house.auth()).json()
+    house.render_all()
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(png, "PNG")
+    (key,) = house.prompt(made["id"]).images
+    house.store.write_bytes(key, png.getvalue())
+
+    def shown() -> tuple[str, str, bytes]:
+        (url,) = house.client.get(f"/prompts/{made['id']}", headers=house.auth()).json()["images"]
+        found = house.client.get(url)
+        assert house.client.head(url).headers["content-type"] == found.headers["content-type"]
+        return url, found.headers["content-type"], found.content
+
+    url, kind, data = shown()
+    assert url.endswith(".png") and kind == "image/png" and data == png.getvalue()
+    same = house.client.get(url.removesuffix("png") + "jpg")
+    assert same.headers["content-type"] == "image/jpeg" and same.content[:3] == b"\xff\xd8\xff"
+    house.registry.set_options("ann", picture_format="jpeg")
+    house.service._seen.clear()
+    url, kind, data = shown()
+    assert url.endswith(".jpg") and kind == "image/jpeg"
+    assert Image.open(io.BytesIO(data)).format == "JPEG"
+    told = callback(house.registry, sending_of(house, made["id"]))
+    assert told.body["prompt"]["images"][0].endswith(".jpg")
+
+
+def sending_of(house: House, number: int) -> Sending:
+    row = house.prompt(number)
+    return Sending(
+        "delivery", "callback", "prompt.done", "https://a.example.com/x", {}, None, 1, subject_id=row.id
+    )
+
+
+def test_what_was_handed_in_is_served_as_what_it_is(house: House) -> None:
+    files = [("tune[images][]", ("a.jpg", b"\x89PNG\r\n\x1a\n" + bytes(20), "image/jpeg"))]
+    fields = {"tune[title]": "t", "tune[name]": "woman"}
+    made = house.client.post("/tunes", data=fields, files=files, headers=house.auth()).json()
+    served = house.client.get(made["orig_images"][0])
+    assert served.status_code == 200 and served.headers["content-type"] == "image/png"

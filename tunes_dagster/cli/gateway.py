@@ -134,7 +134,7 @@ def set_option(
     account: Account,
     option: Annotated[str, typer.Argument(help="NAME=VALUE; an empty value takes it back.")],
 ) -> None:
-    """Set an option of an account: idempotency, failure_callbacks, face_crop, scheduler, upload limits."""
+    """Set an option of an account: idempotency, failure_callbacks, face_crop, scheduler, formats, upload limits."""
     name, equals, value = option.partition("=")
     if not equals or name not in _OPTIONS:
         raise Failure(
@@ -152,6 +152,8 @@ def _option(name: str, value: str) -> object:
     """
     if not value:
         return None
+    if name == "picture_format" and value not in ("png", "jpeg"):
+        raise Failure(FailureCode.INVALID_REQUEST, f"{name} is {value!r}, but should be png or jpeg.")
     if not name.startswith("max_"):
         return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
     if not value.replace(".", "", 1).isdecimal():
@@ -165,6 +167,7 @@ _OPTIONS = (
     "failure_callbacks",
     "face_crop",
     "scheduler",
+    "picture_format",
     "max_upload_files",
     "max_upload_mb",
 )

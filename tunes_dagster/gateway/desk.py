@@ -138,14 +138,21 @@ class Desk(Accepting):
         """Return the catalog's entry that a word means."""
         return self.service.catalog.resolve(base)
 
-    def url(self, key: str, since: datetime | None, hours: float | None = None) -> str:
-        """Return a signed URL of a file, which leads there until so many hours after a moment."""
+    def url(
+        self, key: str, since: datetime | None, hours: float | None = None, suffix: str | None = None
+    ) -> str:
+        """Return a signed URL of a file, which leads there until so many hours after a moment; see `file_url`."""
         life = timedelta(hours=self.service.options.picture_url_hours if hours is None else hours)
-        return file_url(self.service.secret, self.base_url, key, (since or self.registry.now()) + life)
+        ends = (since or self.registry.now()) + life
+        return file_url(self.service.secret, self.base_url, key, ends, suffix)
 
     def images(self, prompt: Prompt, hours: float | None = None) -> list[str]:
-        """Return the URLs of a prompt's pictures."""
-        return [self.url(key, prompt.done_at, hours) for key in prompt.images or []]
+        """Return the URLs of a prompt's pictures, which lead to JPEGs where the account wants these."""
+        suffix = ".jpg" if self.caller.options.get("picture_format") == "jpeg" else None
+        return [
+            self.url(key, prompt.done_at, hours, suffix if key.endswith(".png") else None)
+            for key in prompt.images or []
+        ]
 
     def progress(self, prompt: Prompt) -> float:
         """Return how far a prompt is, in percent: as far as the batch that it is rendered in."""
@@ -184,4 +191,4 @@ def refuse(name: str, why: str) -> NoReturn:
 
 def desk_for(service: Service, account_id: str, base_url: str) -> Desk:
     """Return the desk of an account without a request: for callbacks, and for bearers of an upload token."""
-    return Desk(service, Caller(account_id, "", 0, {}), base_url)
+    return Desk(service, Caller(account_id, "", 0, service.registry.options_of(account_id)), base_url)

@@ -26,6 +26,8 @@ from tunes_dagster.service.download import holds_weights, pieces, zipped_folder
 PREFIX = "/files"
 PRESIGNED_SECONDS = 3600
 # What a browser may show in place; everything else is offered as a download.
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
+_BEGINNINGS = {b"\x89PNG\r\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 _SHOWN = ("image/png", "image/jpeg", "image/webp", "image/gif", "video/mp4", "application/json")
 # Beside 200, what a request for a file is answered with.
 FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -42,7 +44,7 @@ def _sign(secret: bytes, key: str, expires: int) -> str:
     return base64.urlsafe_b64encode(mac[:24]).decode().rstrip("=")
 
 
-def file_url(secret: bytes, base_url: str, key: str, expires_at: datetime) -> str:
+def file_url(secret: bytes, base_url: str, key: str, expires_at: datetime, suffix: str | None = None) -> str:
     """Return the absolute URL of a file of the store.
 
     Args:
@@ -50,10 +52,12 @@ def file_url(secret: bytes, base_url: str, key: str, expires_at: datetime) -> st
         base_url: Public address of the server.
         key: Of the file.
         expires_at: The URL leads nowhere after this.
+        suffix: Of the name at its end, where that is not the key's: a render is delivered as JPEG under `.jpg`.
     """
     expires = int(expires_at.timestamp())
     packed = base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
-    name = quote(PurePosixPath(key).name)
+    path = PurePosixPath(key)
+    name = quote((path.with_suffix(suffix) if suffix else path).name)
     return f"{base_url.rstrip('/')}{PREFIX}/{_sign(secret, key, expires)}/{expires}/{packed}/{name}"
 
 
@@ -81,6 +85,8 @@ def serve(request: Request, signature: str, expires: str, packed: str, name: str
         owner = holds_weights(key)
         if owner is not None and service.registry.get_tune(owner).status != "ready":
             raise FileNotFoundError(key)
+        if _is_wanted_as_jpeg(key, name):
+            return _as_jpeg(service.store, key)
         return answer(service.store, key)
     except (FileNotFoundError, Failure) as gone:
         if isinstance(gone, Failure) and gone.code == FailureCode.STORE_UNAVAILABLE:
@@ -89,17 +95,43 @@ def serve(request: Request, signature: str, expires: str, packed: str, name: str
         return JSONResponse({"detail": "This file is gone."}, 404)
 
 
+def _is_wanted_as_jpeg(key: str, name: str) -> bool:
+    """Whether a render is asked for under a name that ends in `.jpg`; what strangers sent is delivered as it came."""
+    return key.startswith("batches/") and key.endswith(".png") and name.lower().endswith((".jpg", ".jpeg"))
+
+
+def _as_jpeg(store: Store, key: str) -> Response:
+    from tunes_dagster.rendering.png import jpeg_of
+
+    name = quote(PurePosixPath(key).with_suffix(".jpg").name)
+    headers = {**_HEADERS, "Content-Disposition": f"inline; filename*=UTF-8''{name}"}
+    return Response(jpeg_of(store.read_bytes(key)), media_type="image/jpeg", headers=headers)
+
+
+def _kind_of(store: Store, key: str) -> str:
+    """Return the type of a file; of a picture that somebody handed in by how it begins, whatever its name says."""
+    kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
+    if "/uploads/" not in key or not store.is_local:
+        return kind
+    try:
+        with store.open_read(key) as file:
+            begins = file.read(12)
+    except OSError:
+        return kind
+    found = (one for start, one in _BEGINNINGS.items() if begins.startswith(start))
+    return "image/webp" if begins[:4] == b"RIFF" and begins[8:] == b"WEBP" else next(found, kind)
+
+
 def answer(store: Store, key: str) -> Response:
     """Return the response that delivers a file; the zip of a folder is made while it is sent.
 
     Raises:
         FileNotFoundError: When it is not there.
     """
-    kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
+    kind = _kind_of(store, key)
     shown = "inline" if kind in _SHOWN else "attachment"
     headers = {
-        "X-Content-Type-Options": "nosniff",
-        "Cache-Control": "private, max-age=3600",
+        **_HEADERS,
         "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(PurePosixPath(key).name)}",
     }
     if zipped_folder(store, key) is not None:

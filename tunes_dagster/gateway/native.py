@@ -226,6 +226,7 @@ def prompt_facts(mine: Desk, row: Prompt) -> dict[str, Any]:
         "text": row.text,
         "settings": row.settings,
         "status": row.status,
+        "progress": mine.progress(row),
         "images": mine.images(row),
         "result": row.result,
         "failure": failure_facts(row),

@@ -116,6 +116,7 @@ class PromptTimeline(Answer):
     text: str
     settings: dict[str, Any]
     status: str
+    progress: float = Field(description="Percent of the batch it is rendered in; never falls.")
     images: list[Address]
     result: dict[str, Any] | None
     failure: Reason | None

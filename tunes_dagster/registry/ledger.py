@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -288,6 +289,12 @@ class LedgerQueries(Database):
                     memo=SIGN_UP,
                 )
             return wallet
+
+    def options_of(self, account_id: str) -> dict[str, Any]:
+        """Return the options of an account; of one without a wallet there are none."""
+        with self.reading() as session:
+            wallet = session.get(Wallet, account_id)
+            return dict(wallet.options) if wallet is not None else {}
 
     def get_wallet(self, account_id: str) -> Wallet:
         """Return an account's wallet, with this month's grant in it.

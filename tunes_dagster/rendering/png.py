@@ -6,6 +6,7 @@ read, in the chunk `parameters` (the form of A1111, which ComfyUI, Civitai and p
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import struct
@@ -72,6 +73,24 @@ def png_bytes(image: Image.Image, recipe: dict[str, Any] | None = None) -> bytes
 def save_png(store: Store, key: str, image: Image.Image, recipe: dict[str, Any] | None = None) -> str:
     """Write a picture with its recipe into the store and return the key."""
     return store.write_bytes(key, png_bytes(image, recipe))
+
+
+def jpeg_of(data: bytes) -> bytes:
+    """Return a PNG that this program made as JPEG, with its recipe in A1111's words in the comment.
+
+    Raises:
+        Failure: `RENDER_FAILED` when it cannot be read.
+    """
+    try:
+        picture = open_own(data)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Failure(FailureCode.RENDER_FAILED, "The picture cannot be read.", detail=str(error)) from error
+    comment = b""
+    with contextlib.suppress(Failure):  # it carries no recipe
+        comment = parameters_text(read_recipe(data)).encode("utf-8")[:60_000]
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95, subsampling=0, comment=comment)
+    return buffer.getvalue()
 
 
 def open_own(data: bytes) -> Image.Image:
