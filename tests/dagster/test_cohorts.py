@@ -106,15 +106,16 @@ def test_who_may_join_a_cohort(tmp_path):
     launched = prepared(rows)
     assert rows.join_cohort("cohort_unknown", "run-1", 9) == []
     assert rows.join_cohort(cohort.id, "run-1", 0) == []
-    (joined,) = rows.join_cohort(cohort.id, "run-1", 1)
+    (joined,) = rows.join_cohort(cohort.id, "run-1", 1, [first])
     assert (joined.subject_id, joined.state, joined.attempt) == (waiting, "running", 1)
     assert {work.subject_id for work in rows.claim_cohort(cohort.id, "run-1")} == {first, waiting}
 
     # Launched by itself just now: its run may begin at any moment. After a while it waits for this very run.
     started = [c for c, works in rows.make_cohorts(wait_seconds=0) if works[0].subject_id == launched]
-    assert rows.join_cohort(cohort.id, "run-1", 9) == []
+    here = [first, waiting]
+    assert rows.join_cohort(cohort.id, "run-1", 9, here) == []
     clock.forward(11)
-    (taken,) = rows.join_cohort(cohort.id, "run-1", 9)
+    (taken,) = rows.join_cohort(cohort.id, "run-1", 9, here)
     assert (taken.subject_id, taken.attempt, taken.cohort_id) == (launched, 2, cohort.id)
     assert rows.claim_cohort(started[0].id, "run-2") == []
     assert rows.heartbeat(taken.id, "run-1") == ""
