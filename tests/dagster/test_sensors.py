@@ -10,9 +10,11 @@ import pytest
 from tests.support.houses import draw_pictures
 from tunes_dagster.assets.names import GPU_POOL
 from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.pipeline import sensors
 from tunes_dagster.pipeline.launches import RUN_KEY_TAG
 from tunes_dagster.resources import NotifierResource, default_resources, installed
+from tunes_dagster.service import submit
 
 
 @pytest.fixture
@@ -101,6 +103,21 @@ def test_a_dropped_folder_is_taken_in_once(house, rows):
     assert look(sensors.new_datasets, house, **parts).skip_message == "Nothing new."
     (tune,) = house.registry.list_tunes()
     assert tune.token == "zkqj" and tune.origin == "drop" and tune.status == "queued"
+
+
+def test_a_drop_is_taken_in_once_the_store_is_back(house, rows, monkeypatch):
+    draw_pictures(house.home / "inbox" / "bob", 3)
+    (house.home / "inbox" / "bob" / "tune.yaml").write_text("name: mug\ntoken: zkqj\n")
+    away = Failure(FailureCode.STORE_UNAVAILABLE, "The store cannot be reached.")
+
+    def refuse(*_args, **_more):
+        raise away
+
+    with monkeypatch.context() as patched, pytest.raises(Failure):
+        patched.setattr(submit, "submit_tune", refuse)
+        sensors.take_in_drops(rows.open(works=False))
+    assert house.registry.list_drops() == {}
+    assert "bob: taken in" in sensors.take_in_drops(rows.open(works=False))
 
 
 def submit_run(house, run_key: str, status: dg.DagsterRunStatus) -> str:

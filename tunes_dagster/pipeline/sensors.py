@@ -12,7 +12,7 @@ import dagster as dg
 
 from tunes_dagster.assets.names import POOLS, Group
 from tunes_dagster.core import clock
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.pipeline.jobs import embed_faces, train_cohort
 from tunes_dagster.pipeline.launches import (
     cancel_what_people_cancelled,
@@ -103,6 +103,8 @@ def take_in_drops(installation: Installation) -> str:
                     tune_id=tune_id,
                 )
         except Failure as failure:
+            if failure.code == FailureCode.STORE_UNAVAILABLE:
+                raise  # it says nothing about the drop, which the next tick looks at again
             registry.record_drop(
                 drop.path, fingerprint=drop.fingerprint, state="invalid", message=str(failure)
             )
