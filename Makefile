@@ -37,10 +37,10 @@ setup-dev:  ## the same, and what tests and linters need
 	@$(SETUP) dev $(SETUP_FLAGS)
 
 demo: setup  ## train a tune on the demo subject and render with it: minutes, no GPU, no download of models
-	@$(BIN)/tunes demo
+	@$(BIN)/tunes registry upgrade >/dev/null && $(BIN)/tunes demo
 
 dev: setup  ## the Dagster UI with sensors on at http://127.0.0.1:3000 (HOST=, PORT=), the HTTP APIs at :8000
-	@$(BIN)/tunes dev --host $(HOST) --port $(PORT)
+	@$(BIN)/tunes registry upgrade && $(BIN)/tunes dev --host $(HOST) --port $(PORT)
 
 test: setup-dev lint  ## lint, type-check and run the tests
 	@$(TEST_ENV) $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)

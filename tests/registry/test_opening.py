@@ -102,7 +102,8 @@ def test_what_older_versions_said_of_the_inside_becomes_a_detail(url: str) -> No
                 data='{"a": 1}',
             )
     engine.dispose()
-    registry = Registry(url)
+    registry = Registry(url, migrate=False)
+    registry.migrate(older=True)
     rows = {name: registry.get_tune(name) for name in said}
     events = {name: registry.events(name)[0] for name in said}
     registry.close()
@@ -115,6 +116,38 @@ def test_what_older_versions_said_of_the_inside_becomes_a_detail(url: str) -> No
     assert events["bug"].message == UNEXPECTED
     assert events["bug"].data == {"a": 1, "detail": "KeyError: 'x' Ask. [internal]"}
     assert events["picture"].message.startswith("The picture came out") and events["picture"].data == {"a": 1}
+
+
+def test_an_older_schema_on_a_server_is_upgraded_when_an_operator_says_so(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = make_engine(url).execution_options(tunes_writes=True)
+    with engine.connect() as connection, connection.begin():
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0010")
+    engine.dispose()
+    if not url.startswith("sqlite"):
+        with pytest.raises(Failure) as refused:
+            Registry(url)
+        assert refused.value.code == FailureCode.CONFLICT and "schema 0010" in refused.value.message
+        assert "`tunes registry upgrade`" in refused.value.remedy
+    from tunes_dagster.cli import main
+    from tunes_dagster.core.settings import get_settings
+
+    monkeypatch.setenv("TUNES_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TUNES_REGISTRY_URL", url)
+    get_settings.cache_clear()
+    try:
+        assert main(["registry", "upgrade"]) == 0
+        assert f"from schema 0010 to {HEAD}" in capsys.readouterr().out
+        assert main(["registry", "upgrade"]) == 0
+        assert "already" in capsys.readouterr().out
+    finally:
+        get_settings.cache_clear()
+    registry = Registry(url)
+    assert registry.revision() == HEAD
+    registry.close()
 
 
 def test_a_registry_of_a_newer_version_is_refused(url: str) -> None:

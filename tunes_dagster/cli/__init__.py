@@ -23,6 +23,7 @@ from tunes_dagster.cli import (
     making,
     plan,
     recipes,
+    registry,
     retention,
     serving,
     tunes,
@@ -70,6 +71,7 @@ app.command("serve", rich_help_panel=_MACHINE)(gateway.serve)
 app.add_typer(gateway.accounts, name="accounts", rich_help_panel=_MACHINE)
 app.add_typer(gateway.keys, name="keys", rich_help_panel=_MACHINE)
 app.add_typer(bases.app, name="bases", rich_help_panel=_MACHINE)
+app.add_typer(registry.app, name="registry", rich_help_panel=_MACHINE)
 app.command("plan", rich_help_panel=_MACHINE)(plan.plan)
 app.command("dev", rich_help_panel=_MACHINE)(serving.dev)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)

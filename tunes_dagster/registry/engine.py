@@ -23,6 +23,7 @@ from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.retrying import (
     ASKED_SECONDS,
     DatabaseAway,
@@ -240,29 +241,41 @@ class Database:
         return view
 
     @retried
-    def migrate(self) -> None:
-        """Upgrade the schema to this version's when it is older; safe when several processes do it at once.
+    def migrate(self, *, older: bool = False) -> str | None:
+        """Make the schema in an empty database, and upgrade an older one; safe when several processes do it at once.
+
+        Args:
+            older: Upgrade a server's database, too. Others may work on that with the version that it has, so that it
+                is done when an operator says so (`tunes registry upgrade`); a SQLite file is its one installation's.
+
+        Returns:
+            The revision that was there before, None for an empty database.
 
         Raises:
-            Failure: `CONFLICT` when a newer version of the software has already upgraded it,
-                `STORE_UNAVAILABLE` when it cannot be opened.
+            Failure: `CONFLICT` when a newer version of the software has already upgraded it, or an older schema is
+                not to be upgraded; `STORE_UNAVAILABLE` when it cannot be opened.
         """
-        if self.revision() == HEAD:
-            return
-        from tunes_dagster.registry.migrate import upgrade
+        found = self.revision()
+        if found == HEAD:
+            return found
+        from tunes_dagster.registry.migrate import check_known, upgrade
 
         if self.engine.dialect.name == "sqlite":
             upgrade(self._writer)
-            return
+            return found
+        if found is not None and not older:
+            check_known(found)
+            raise Failure(
+                FailureCode.CONFLICT,
+                f"The registry has schema {found}, and this version needs {HEAD}.",
+                "The operator should stop what runs on it, make a backup, and run `tunes registry upgrade`.",
+            )
         unhurried = make_engine(self.url, _UPGRADE_SECONDS, _UPGRADE_SECONDS)
         try:
             upgrade(unhurried)
         finally:
             unhurried.dispose()
-
-    def create_all(self) -> None:
-        """Make all tables; the same as `migrate`."""
-        self.migrate()
+        return found
 
     @retried
     def revision(self) -> str | None:

@@ -30,6 +30,21 @@ def alembic_config() -> Config:
     return config
 
 
+def check_known(revision: str) -> None:
+    """Refuse a schema that a newer version of this software made.
+
+    Raises:
+        Failure: `CONFLICT`.
+    """
+    scripts = ScriptDirectory.from_config(alembic_config())
+    if revision not in {one.revision for one in scripts.walk_revisions()}:
+        raise Failure(
+            FailureCode.CONFLICT,
+            f"The registry has schema {revision}, which this version does not know.",
+            "It was upgraded by a newer version of tunes-dagster: upgrade this installation too.",
+        )
+
+
 def upgrade(engine: Engine) -> None:
     """Upgrade to the newest revision in one transaction that keeps every other upgrader out.
 
@@ -48,13 +63,8 @@ def upgrade(engine: Engine) -> None:
         current = MigrationContext.configure(connection).get_current_revision()
         if current == scripts.get_current_head():
             return
-        known = {revision.revision for revision in scripts.walk_revisions()}
-        if current is not None and current not in known:
-            raise Failure(
-                FailureCode.CONFLICT,
-                f"The registry has schema {current}, which this version does not know.",
-                "It was upgraded by a newer version of tunes-dagster: upgrade this installation too.",
-            )
+        if current is not None:
+            check_known(current)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         if connection.dialect.name == "sqlite":

@@ -142,6 +142,7 @@ def put_back(settings: Settings, folder: Path, *, with_store: bool = True) -> Ba
             "--single-transaction",
             str(folder / _POSTGRES),
         )
+        _upgrade(settings)  # a backup of an earlier version, put back by this one
     if with_store and about.files is not None:
         mirror(
             Store(folder / "store"), Store(settings.resolved_store_url, settings.store_options), prune=False
@@ -152,6 +153,16 @@ def put_back(settings: Settings, folder: Path, *, with_store: bool = True) -> Ba
         if (folder / name).is_file() and not (settings.resolved_home / name).exists():
             shutil.copy2(folder / name, settings.resolved_home / name)
     return about
+
+
+def _upgrade(settings: Settings) -> None:
+    from tunes_dagster.registry.engine import Database
+
+    database = Database(settings.resolved_registry_url, migrate=False)
+    try:
+        database.migrate(older=True)
+    finally:
+        database.close()
 
 
 def dagster_storage(settings: Settings) -> Path:
