@@ -19,6 +19,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.intake.collect import collect_sources
 from tunes_dagster.intake.faces import NoDetector
 from tunes_dagster.intake.fetch import Fetcher
+from tunes_dagster.intake.folders import settled
 from tunes_dagster.intake.manifest import Finding, Manifest
 from tunes_dagster.intake.payloads import move_payloads, store_upload
 
@@ -339,6 +340,24 @@ def test_folders_outside_what_is_allowed(tmp_path: Path, store: Store, fetcher: 
     (inside / "link.png").symlink_to(tmp_path / "secret" / "b.png")
     manifest = collect(request({"folder": str(inside)}), store, fetcher, allow_folders=allowed)
     assert [r.name for r in manifest.rows] == ["a.png"]  # a link that leads out is not followed
+
+
+def test_a_folder_that_became_a_link_after_it_was_allowed_is_not_followed(
+    tmp_path: Path, store: Store, fetcher: Fetcher
+) -> None:
+    """Whoever writes into the drop folder waits until it was accepted, and puts a link to others' pictures there."""
+    mine = fill(tmp_path / "drop" / "mine", {"a.png": png(1)})
+    theirs = fill(tmp_path / "store" / "theirs", {"b.png": png(2)})
+    asked = request({"folder": settled(str(mine))})
+    assert len(collect(asked, store, fetcher).accepted) == 1
+    for moved in (mine, mine.parent):
+        moved.rename(tmp_path / f"was {moved.name}")
+        moved.symlink_to(theirs if moved == mine else theirs.parent)
+        with pytest.raises(Failure, match="is a link now") as caught:
+            collect(asked, store, fetcher)
+        assert caught.value.code == FailureCode.SOURCE_REFUSED and "theirs" not in caught.value.message
+        moved.unlink()
+        (tmp_path / f"was {moved.name}").rename(moved)
 
 
 def test_the_same_from_and_to_s3(s3: dict[str, Any], tmp_path: Path, fetcher: Fetcher) -> None:

@@ -82,6 +82,28 @@ def check_folder(folder: str, allowed: Sequence[str]) -> str:
     )
 
 
+def settled(folder: str) -> str:
+    """Return where a folder leads, links and `..` followed; what was allowed is written down like this."""
+    return str(open_folder(folder)) if "://" not in folder else folder
+
+
+def check_settled(folder: str) -> None:
+    """Check that a folder still leads where it led when it was allowed.
+
+    Whoever may write beside it can put a link in its place while it waits.
+
+    Raises:
+        Failure: `SOURCE_REFUSED`.
+    """
+    if Path(folder).is_absolute() and settled(folder) != folder:
+        raise Failure(
+            FailureCode.SOURCE_REFUSED,
+            f"The folder {Path(folder).name!r} is a link now, or lies behind one.",
+            "Put the pictures themselves there, or hand in the folder that it leads to.",
+            f"{folder} leads to {settled(folder)}",
+        )
+
+
 def _parts(path: UPath) -> list[str]:
     return [part for part in str(path.path).replace("\\", "/").split("/") if part not in ("", ".")]
 

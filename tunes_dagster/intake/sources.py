@@ -16,7 +16,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.core.urls import show_url
 from tunes_dagster.intake.archives import archive_kind
 from tunes_dagster.intake.fetch import MB, Fetcher, Kind
-from tunes_dagster.intake.folders import FolderFile, list_files, open_folder
+from tunes_dagster.intake.folders import FolderFile, check_settled, list_files, open_folder
 from tunes_dagster.intake.payloads import check_upload_key, decode_payload
 from tunes_dagster.intake.pictures import SUFFIXES
 from tunes_dagster.intake.sidecars import Sidecars, is_sidecar
@@ -169,6 +169,7 @@ def _add_uploads(plan: Plan, keys: list[str], tune_id: str, store: Store) -> Non
 def _add_folder(plan: Plan, folder: str, store: Store, options: Mapping[str, Any] | None) -> None:
     if options is None and not store.is_local and folder.startswith(f"{store.root.protocol}://"):
         options = dict(store.root.storage_options)
+    check_settled(folder)
     root = open_folder(folder, options)
     sidecars = plan.sidecars.setdefault("folder", Sidecars())
     for file in list_files(root):

@@ -88,7 +88,7 @@ def submit_tune(
     if request.training.kind == "faceid":
         adapter_for(catalog, entry, settings.bases_folder)
     chosen = check_id(tune_id) if tune_id else new_id("tune")
-    _check_sources(request, chosen, settings, allow_folder)
+    request = _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
     named = Named(registry, catalog, entry, account_id)
     completed = [
@@ -365,8 +365,13 @@ def _check_address(guard: Guard, url: str, field: str) -> None:
 
 def _check_sources(
     request: TuneRequest, tune_id: str, settings: Settings, allow_folder: str | Sequence[str] | None
-) -> None:
-    from tunes_dagster.intake.folders import check_folder
+) -> TuneRequest:
+    """Return the request with its folder as it was allowed.
+
+    Raises:
+        Failure: For a source that it may not name.
+    """
+    from tunes_dagster.intake.folders import check_folder, settled
     from tunes_dagster.intake.guard import Guard
     from tunes_dagster.intake.payloads import check_upload_key
 
@@ -388,6 +393,11 @@ def _check_sources(
             f"{named} pictures were handed in, but dataset.max_pictures is {request.dataset.max_pictures}.",
             "Send fewer pictures, or raise dataset.max_pictures.",
         )
+    if sources.folder is None:
+        return request
+    return request.model_copy(
+        update={"sources": sources.model_copy(update={"folder": settled(sources.folder)})}
+    )
 
 
 def _complete_prompt(
