@@ -220,6 +220,8 @@ def populate(house: House) -> Tenants:
     both.words["kept"] = [Word(str(one), str(one)) for one in (pack["id"], prompts[0].number)]
     both.words["cursor"] = [Word(str(tunes[0].number), str(tunes[0].number))]
     both.name("pack", pack["id"], pack["slug"])
+    space = house.client.post("/workspaces", json={"workspace": {"title": SECRET}}, headers=auth).json()
+    both.name("workspace", space["id"], space["slug"])
     both.name("callback", *callbacks[:2])
     both.name("text", SECRET)
     both.name("picture", *(house.prompt(prompts[0].number, ALFA).images or []))

@@ -137,6 +137,9 @@ CASES: dict[str, list[Case]] = {
         within("tune number", {"tune": {**TUNE, "branch": None, "base_tune_id": "WORD"}}, pack_id="headshots"),
         within(ANY, {"tune": {**TUNE, "prompt_attributes": {"text": "<lora:WORD:1> x"}}}, pack_id="headshots"),
     ],
+    "GET /cli/models": LOOK, "GET /workspaces": LOOK, "POST /workspaces": [Case(body={"workspace": {"title": "mine"}})],
+    "GET /workspaces/{workspace_id}": [below("workspace", "workspace_id")],
+    "PATCH /workspaces/{workspace_id}": [below("workspace", "workspace_id", {"workspace": {"brief": "mine"}})],
     "POST /images/inspect": [within("picture", {"file_url": "WORD"})],
     "POST /v1/tunes/train": [within(ANY, {"model": "sdxl", "trigger_word": "ohwx", "base_tune_id": "WORD"})],
     "POST /v1/tunes/infer": [
@@ -149,7 +152,12 @@ CASES: dict[str, list[Case]] = {
     "POST /v1/image/generate": [*_texts("", "prompt"), within("picture", {"prompt": "x", "image_url": "WORD"}),
                                 within("picture", {"prompt": "x", "image": "WORD"})],
     **{f"GET /v1/{word}/{{generation_id}}": [below("prompt id+uid", "generation_id")]
-       for word in ("image", "jobs", "generation")},
+       for word in ("image", "jobs", "generation", "image/upscale", "video")},
+    "POST /v1/video/generate": _texts("", "prompt"),
+    "POST /v1/image/upscale": [within("picture", {"image_url": "WORD"}), within("picture", {"image": "WORD"})],
+    "POST /v1/image/batch": [within("picture", {"operation": "upscale", "images": ["WORD"]})],
+    "GET /v1/image/batch/{batch_id}": [below("prompt id+job", "batch_id")],
+    "POST /v1/image/{operation}": [Case(path={"operation": "remove-background"}, body={})],
     f"POST {TRAINER}": [within("picture", {"image_data_url": "WORD"}), within("tune id", {
         "image_data_url": URLS[0], "default_caption": "<lora:WORD:1>", "base_tune_id": "WORD"})],
     f"POST {TRAINER}-result": [within("job+uid+prompt id", {"request_id": "WORD"})],

@@ -260,6 +260,8 @@ def test_every_endpoint_keeps_tenants_apart(house: House) -> None:
     prompt = house.client.get("/prompts", headers=house.auth()).json()[0]["id"]
     own = {"title": "Secret", "prompts_per_class": {"man": [{"text": "x"}]}}
     pack = house.client.post("/packs", json={"pack": own}, headers=house.auth()).json()["slug"]
+    space = {"workspace": {"title": "Secret"}}
+    space = house.client.post("/workspaces", json=space, headers=house.auth()).json()["id"]
     house.registry.request_cancel(job)
     ids = {
         "job_id": [job],
@@ -271,6 +273,9 @@ def test_every_endpoint_keeps_tenants_apart(house: House) -> None:
         "request_id": [job],
         "callback_id": [one.id for one in house.registry.list_account_callbacks("ann")] or ["cb_x"],
         "form": ["kohya"],
+        "operation": ["remove-background"],
+        "batch_id": ["batch_x"],
+        "workspace_id": [str(space)],
     }
     bob = {**house.auth("bob"), "Ocp-Apim-Subscription-Key": house.key("bob")}
     bodies = {

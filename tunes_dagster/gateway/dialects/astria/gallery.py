@@ -51,18 +51,17 @@ def gallery(catalog: Catalog) -> Mapping[int, GalleryBase]:
     }
 
 
-def unknown(mine: Desk, number: Any) -> str:
+def unknown(number: Any) -> str:
     """Return what is said of a number that is neither a base's nor one of the account's tunes, and what to do."""
-    known = ", ".join(f"{one.number} {one.title}" for one in gallery(mine.service.catalog).values())
     return (
-        f"{number} is neither a tune of yours nor a base of this server, which has {known}: use one of these; "
-        "its operator gives a base other numbers as aliases in the catalog"
+        f"{number} is neither a tune of yours nor a base of this server: GET /gallery/tunes lists the bases, and the "
+        "server's operator gives a base other numbers as aliases in the catalog"
     )
 
 
-def not_there(mine: Desk, number: Any) -> Problem:
+def not_there(number: Any) -> Problem:
     """Return the answer for a tune of a path that is neither the account's nor a base."""
-    return Problem(404, f"Not found: {unknown(mine, number)}", code="not_found")
+    return Problem(404, f"Not found: {unknown(number)}", code="not_found")
 
 
 def shown(mine: Desk, base: GalleryBase) -> dict[str, Any]:

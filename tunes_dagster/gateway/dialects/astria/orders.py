@@ -72,7 +72,7 @@ def base_of(mine: Desk, branch: str | None, number: int | None) -> Base:
     if number is not None:
         found = mine.registry.find_tune(mine.account_id, number)
         if found is None:
-            raise invalid("base_tune_id", f"does not exist: {unknown(mine, number)}")
+            raise invalid("base_tune_id", f"does not exist: {unknown(number)}")
         if branch == "fast":
             return Base("fast", "fast", number)
         shown = (found[1].asked.get("branch") if found[1] else None) or branch or "sd15"

@@ -88,7 +88,7 @@ def base_or_tune(mine: Desk, text: str) -> tuple[Base, Tune | None, dict[str, An
     known = row_number(word)
     if (base := gallery(mine.service.catalog).get(known or 0)) is not None:
         return Base(base.word, base.branch, known), None, {}
-    raise not_there(mine, word[:40])
+    raise not_there(word[:40])
 
 
 def find_prompt(

@@ -195,7 +195,7 @@ def retrieve(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
         return tune_object(mine, *found)
     if (base := gallery(mine.service.catalog).get(row_number(word) or 0)) is not None:
         return shown(mine, base)
-    raise not_there(mine, word[:40])
+    raise not_there(word[:40])
 
 
 @router.patch("/tunes/{tune_id}")
