@@ -58,6 +58,7 @@ OTHERS: dict[str, str] = {
     "demo": "makes the operator's own tune",
     "serve": "a server", "dev": "a server", "doctor": "looks at the whole installation",
     "backup": "of the whole installation", "restore": "of the whole installation",
+    "registry upgrade": "of the whole installation",
     "plan": "reckons with options; no tune is looked up",
     "bases list": "bases", "bases pull": "a base",
     "campaign check": "files: see the fields of campaigns", "campaign add": "files: see the fields of campaigns",
