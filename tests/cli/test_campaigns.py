@@ -134,3 +134,18 @@ def test_a_date_above_the_cap_is_refused_before_anything_is_queued(
     said = tunes("campaign", "run", "looks", "--no-wait")
     assert said.code == 1 and "above the cap" in said.err
     assert installation.registry.list_prompts() == []
+
+
+def test_wishes_that_cannot_be_met_are_warnings_of_a_campaign_and_of_a_command(
+    tunes: Tunes, looks: Path, installation: Installation
+) -> None:
+    looks.write_text(YAML + "settings: {super_resolution: true}\n")
+    said = tunes("campaign", "check", str(looks))
+    assert said.code == 0, said.err
+    assert "Of 12 prompts: super_resolution needs upscale-4x, which is not installed" in plain(said.out)
+    assert "costs $0.02 of at most" in plain(said.out), "a resampler costs nothing"
+    said = tunes("render", "a cat", "--super-resolution", "--no-wait")
+    assert said.code == 0 and "super_resolution needs upscale-4x" in plain(said.out), said
+    row = installation.registry.list_prompts()[0]
+    shown = json.loads(tunes("render", "a cat", "--face-correct", "--no-wait", "--json").out)
+    assert row.settings["upscaler"] == "lanczos" and "face_correct" in shown[0]["warnings"][0]

@@ -94,7 +94,7 @@ def shown(mine: Desk, base: GalleryBase) -> dict[str, Any]:
 def models(service: Service) -> dict[str, Any]:
     """Return what Astria's command line offers as `--model`: the bases that can be used here, by a short word."""
     catalog, folder = service.catalog, service.settings.bases_folder
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for base in gallery(catalog).values():
         try:
             catalog.usable(base.word, folder)

@@ -67,7 +67,7 @@ def base_of(mine: Desk, branch: str | None, number: int | None) -> Base:
     listed = gallery(mine.service.catalog)
     if branch == "fast" and (number is None or number in listed):
         return Base("fast", "fast", number)
-    if number in listed:
+    if number is not None and number in listed:
         return Base(listed[number].word, branch or listed[number].branch, number)
     if number is not None:
         found = mine.registry.find_tune(mine.account_id, number)

@@ -158,7 +158,7 @@ def _cost(mine: Desk, pack: Pack, rows: list[dict[str, Any]]) -> int:
     """Return what a tune of a pack with these prompts costs."""
     number = pack.fields.get("base_tune_id")
     listed = gallery(mine.service.catalog)
-    word = listed[number].word if number in listed else BRANCHES["sd15"]
+    word = listed[number].word if number is not None and number in listed else BRANCHES["sd15"]
     kind = "faceid" if pack.fields.get("model_type") == "faceid" else "lora"
     price = mine.training_price(word, kind)
     for row in rows:

@@ -120,7 +120,11 @@ def tune_number(mine: Desk, prompt: Prompt, seen: ApiObject | None) -> int | Non
 
 def _number(mine: Desk, prompt: Prompt, seen: ApiObject | None, numbers: dict[str, int]) -> int | None:
     asked = (seen.asked if seen else {}).get("tune_id")
-    if asked in gallery(mine.service.catalog) and not (seen and seen.asked.get("own_tune")):
+    if (
+        asked is not None
+        and asked in gallery(mine.service.catalog)
+        and not (seen and seen.asked.get("own_tune"))
+    ):
         return int(asked)
     return numbers.get(prompt.tune_id) if prompt.tune_id else asked
 
