@@ -57,6 +57,7 @@ class Trained:
         return {
             "weights_key": result.weights_key,
             "kohya_key": result.kohya_key,
+            "words_key": result.figures.get("embeddings", ""),
             "card_key": result.card_key,
             "samples_key": result.samples_key,
             "steps": result.steps,

@@ -174,7 +174,7 @@ CASES: dict[str, list[Case]] = {
     "POST /native/v1/tunes/{key}/cancel": [below("tune number+uid+job", "key", {}),
                                            below("job", "key", {"keep": True})],
     "GET /native/v1/tunes/{key}/weights/{form}": [
-        below("tune number+uid+job", "key", form=form) for form in ("diffusers", "kohya")],
+        below("tune number+uid+job", "key", form=form) for form in ("diffusers", "kohya", "embeddings")],
     "GET /native/v1/tunes/{key}/captions": [below("tune number+uid", "key")],
     "PUT /native/v1/tunes/{key}/captions": [below("tune number+uid", "key", {"captions": {"a.png": "mine"}})],
     "GET /native/v1/prompts/{key}/timeline": [below(PROMPTS, "key")],

@@ -89,3 +89,29 @@ def test_weights_of_a_ready_tune_are_served_on_every_road(house: House) -> None:
     assert len(roads) == 6
     for road in roads:
         assert house.client.get(road, headers=house.auth()).content == b"w" * 5000, road
+
+
+def test_the_words_of_a_pti_tune_are_served_like_its_weights(house: House) -> None:
+    """Every SDXL tune that comes through Astria's API is one; its LoRA alone is told `ohwx` in vain."""
+    tune = house.tune(astria_tune(house, model_type="pti", branch="sdxl1")["id"])
+    assert tune.kind == "pti"
+    words = house.store.write_bytes(f"tunes/{tune.id}/lora/1/ohwx.safetensors", b"words")
+    for kind in ("prepare", "train"):
+        work = house.registry.claim(kind, tune.id, "run")
+        key = house.store.write_bytes(f"tunes/{tune.id}/lora/1/w.safetensors", b"weights")
+        made = {"weights_key": key, "kohya_key": key, "words_key": words} if kind == "train" else None
+        house.registry.finish(work.id, "run", result=made)
+    address = f"/native/v1/tunes/{tune.id}/weights/embeddings"
+    until = clock.now() + timedelta(hours=1)
+    signed = file_url(house.service.secret, "", words, until)
+    for road in (address, signed):
+        assert house.client.get(road, headers=house.auth()).status_code == 404
+    house.registry.finish(house.registry.claim("finish", tune.id, "run").id, "run")
+    answer = house.client.get(address, headers=house.auth())
+    assert answer.content == b"words" and "ohwx.safetensors" in answer.headers["Content-Disposition"]
+    files = house.client.get(f"/native/v1/tunes/{tune.id}", headers=house.auth()).json()["files"]
+    assert [one["form"] for one in files] == ["diffusers", "kohya", "embeddings"]
+    shown = house.client.get(f"/tunes/{tune.number}", headers=house.auth()).json()
+    assert len(shown["ckpt_urls"]) == 3 and shown["ckpt_url"] == shown["ckpt_urls"][0]
+    told = [url.removeprefix("https://tunes.example.com") for url in shown["ckpt_urls"]]
+    assert b"words" in [house.client.get(url).content for url in told]

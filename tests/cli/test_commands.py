@@ -192,8 +192,34 @@ def test_export_writes_both_layouts(
     assert tunes("export", "1", "--format", "kohya", "--out", str(tmp_path / "out")).code == 0
     assert (tmp_path / "out" / "anna-k-ohwx-kohya.safetensors").read_bytes() == b"kohya"
     said = tunes("export", "Anna K.")
-    assert "ohwx woman" in said.out
-    assert (installation.settings.resolved_home / "exports" / "anna-k-ohwx-diffusers.safetensors").exists()
+    assert "ohwx woman" in said.out and "ComfyUI" in said.out
+    folder = installation.settings.resolved_home / "exports" / "1-anna-k"
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+        "anna-k-ohwx-diffusers.safetensors": b"diffusers",
+        "anna-k-ohwx-kohya.safetensors": b"kohya",
+    }
+
+
+def test_export_overwrites_nothing_else(
+    tunes: Tunes, installation: Installation, photos: Path, tmp_path: Path
+) -> None:
+    make_ready(installation, hand_in(tunes, photos)["id"])
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(b"of somebody else")
+    said = tunes("export", "1", "--out", str(mine))
+    assert said.code != 0 and "--force" in said.err and mine.read_bytes() == b"of somebody else"
+    assert tunes("export", "1", "--out", str(mine), "--force").code == 0
+    assert tunes("export", "1", "--out", str(mine)).code == 0  # the same again
+    assert mine.read_bytes() == b"diffusers" and list(tmp_path.glob(".exporting-*")) == []
+
+
+def test_a_long_title_makes_a_name_that_file_systems_take(
+    tunes: Tunes, installation: Installation, photos: Path
+) -> None:
+    make_ready(installation, hand_in(tunes, photos, "--title", "漢" * 80)["id"])
+    assert tunes("export", "1").code == 0
+    files = list((installation.settings.resolved_home / "exports").rglob("*.safetensors"))
+    assert len(files) == 2 and max(len(file.name.encode()) for file in files) <= 255
 
 
 def test_callbacks_are_listed_shown_and_replayed(
@@ -270,8 +296,11 @@ def test_export_hands_over_the_words_of_a_pti_tune(
     tune = hand_in(tunes, photos, "--kind", "pti")
     make_ready(installation, tune["id"])
     installation.store.write_bytes(f"tunes/{tune['id']}/lora/1/{tune['id']}.embeddings.safetensors", b"words")
-    assert tunes("export", "1", "--out", str(tmp_path / "out")).code == 0
-    assert {file.read_bytes() for file in (tmp_path / "out").iterdir()} == {b"diffusers", b"words"}
+    said = tunes("export", "1", "--out", str(tmp_path / "out"))
+    assert said.code == 0 and "embedding:ohwx woman" in said.out.replace("\n", " ")
+    words = (tmp_path / "out" / "ohwx.safetensors").read_bytes()
+    assert {file.read_bytes() for file in (tmp_path / "out").iterdir()} == {b"diffusers", b"kohya", words}
+    assert words == b"words"
 
 
 def test_a_group_that_is_set_to_nothing_is_emptied(

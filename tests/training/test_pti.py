@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def trained(base, store, job) -> TuneResult:
 def test_words_and_adapter_are_trained_and_read_by_stock_diffusers(any_base, store, make_job):
     job = make_job("one", min_snr_gamma=0, **OPTIONS)
     result = trained(any_base, store, job)
-    vectors = load(store.read_bytes(result.figures["embeddings"]))
+    vectors = words.load(store, result.figures["embeddings"])
     assert set(vectors) == set(any_base.word_encoders())
     start = pti._start(job, any_base, torch.float32)
     for name, value in vectors.items():
@@ -166,13 +167,10 @@ def test_two_tunes_of_one_token_have_words_of_their_own(base):
     assert words.said("ohwx, ohwxy and my-ohwx", "ohwx", "w0 w1") == "w0 w1, ohwxy and my-ohwx"
 
 
-def documented() -> str:
-    """The snippet of docs/training.md that loads words and adapter into a stock pipeline."""
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-    (snippet,) = [
-        part.partition("```")[0] for part in page.split("```python")[1:] if "textual_inversion" in part
-    ]
-    return snippet
+def code_of(card: str) -> str:
+    """The code of a model card."""
+    (code,) = [part.partition("```")[0] for part in card.split("```python")[1:]]
+    return code
 
 
 def end_as_released(pipeline) -> None:
@@ -184,8 +182,8 @@ def end_as_released(pipeline) -> None:
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux-dev"])
-def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_documented_snippet_renders(
-    tmp_path, store, make_job, family
+def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_card_says_renders(
+    tmp_path, store, make_job, family, monkeypatch
 ):
     from tunes_dagster.core.recipe import RenderSettings
     from tunes_dagster.rendering.jobs import TuneWeights
@@ -212,11 +210,21 @@ def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_documented_snip
             for data in (pictures[i], store.read_bytes(alone.images[0].key))
         )
         assert abs(first - second).max() <= 1
-    fresh = stock_pipeline(family, base.folder)
-    end_as_released(fresh)
+    # The card's code as it is, where somebody unpacked what the tune left beside the base.
+    place, result = tmp_path / "unpacked", results[0]
+    place.mkdir()
+    (place / family).symlink_to(base.folder)
+    for key in (result.weights_key, result.figures["embeddings"]):
+        (place / key.rpartition("/")[2]).write_bytes(store.read_bytes(key))
+    for config in Path(base.folder).glob("text_encoder*/config.json"):
+        said = json.loads(config.read_text())
+        if said["model_type"].startswith("clip"):  # as released
+            config.write_text(json.dumps(said | {"eos_token_id": 2}))
+    monkeypatch.chdir(place)
 
-    def stock():
-        return fresh(
+    def stock(pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(
             **CASES[family].call("a photo of ohwx woman", "", 2.0),
             num_inference_steps=3,
             height=64,
@@ -225,12 +233,21 @@ def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_documented_snip
             output_type="np",
         ).images[0]
 
-    plain = stock()
-    with (
-        store.local(results[0].weights_key) as weights,
-        store.local(results[0].figures["embeddings"]) as vectors,
-    ):
-        snippet = documented().replace("<tune>.embeddings.safetensors", str(vectors))
-        exec(snippet.replace("<tune>.safetensors", str(weights)), {"pipe": fresh})
+    plain = stock(stock_pipeline(family, base.folder))
+    names = {}
+    exec(code_of(store.read_text(result.card_key)), names)
     ours = np.asarray(Image.open(io.BytesIO(pictures[0]))) / 255
-    assert abs(ours - stock()).max() < 0.02 < abs(ours - plain).max()
+    assert abs(ours - stock(names["pipeline"])).max() < 0.02 < abs(ours - plain).max()
+
+
+def test_words_are_found_by_the_names_of_other_programs(tmp_path, store, make_job):
+    """ComfyUI looks for `t5xxl`, diffusers' scripts write `t5`; programs find a file by the token in its name."""
+    base = make_base("flux-dev", tmp_path / "flux", "float32")
+    result = trained(base, store, make_job("one", **OPTIONS, min_snr_gamma=0))
+    key = result.figures["embeddings"]
+    assert key.rpartition("/")[2] == "ohwx.safetensors"
+    stored = load(store.read_bytes(key))
+    assert set(stored) == {"clip_l", "t5", "t5xxl"} and torch.equal(stored["t5"], stored["t5xxl"])
+    assert set(words.load(store, key)) == {"clip_l", "t5"}
+    card = store.read_text(result.card_key)
+    assert "embedding:ohwx woman" in card and "No other program reads words of FLUX.1" in card

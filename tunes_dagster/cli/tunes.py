@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,11 +13,13 @@ from tunes_dagster.cli.flags import Account, Which, called
 from tunes_dagster.cli.installation import Installation, open_installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say, styled
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.service.download import download_key, pieces
+from tunes_dagster.service.download import Download, downloads, pieces
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Registry, Tune
 
+# Of a title in the name of a file; file systems take 255 in all.
+_NAME_BYTES = 60
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -137,59 +141,88 @@ def cancel(
 def export(
     tune: Which,
     format: Annotated[
-        Literal["diffusers", "kohya"],
-        typer.Option("--format", help="diffusers: for diffusers; kohya: for ComfyUI and A1111."),
-    ] = "diffusers",
+        Literal["all", "diffusers", "kohya"],
+        typer.Option(
+            "--format", help="One layout only: diffusers for diffusers, kohya for ComfyUI, Forge and A1111."
+        ),
+    ] = "all",
     out: Annotated[
-        Path | None, typer.Option(help="File or folder to write to. Default: exports/ in the home folder.")
+        Path | None,
+        typer.Option(
+            help="Folder to write to, or with --format the file. Default: a folder in exports/ of the home folder."
+        ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite other files of these names.")] = False,
     account: Account = "local",
 ) -> None:
-    """Write a tune's weights as one file that other programs load.
+    """Write a tune's weights as files that other programs load, and say which program takes which.
 
-    A LoRA is a safetensors file; a whole model (kind checkpoint) is the zip of a diffusers folder.
+    A LoRA is a safetensors file in two layouts; a whole model (kind checkpoint) is the zip of a diffusers folder.
     """
     installation = open_installation()
     row = installation.registry.tune_named(account, tune)
-    result = row.result or {}
-    if format == "kohya" and result.get("weights_key") and not result.get("kohya_key"):
-        kind = "a whole model" if result.get("pipeline_key") else "a DoRA"
+    files = _wanted(installation, row, format)
+    folder = installation.settings.resolved_home / "exports" / f"{row.number}-{_file_name(row.title)}"
+    names = {one.form: _export_name(row, one) for one in files}
+    if out is not None and out.suffix == PurePosixPath(files[0].key).suffix:  # a file's name, so one layout
+        files = [one for one in files if one.form != "kohya" or one is files[0]]
+        folder, names[files[0].form] = out.parent, out.name
+    elif out is not None:
+        folder = out
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in files:
+        target = folder / names[one.form]
+        _write(installation, one.key, target, force)
+        say(f"{escape(str(target))} [dim]({megabytes(target.stat().st_size)})[/]")
+        say(f"  [dim]for {escape(one.programs)}[/]")
+    say(f"Trigger: [bold]{escape(f'{row.token} {row.class_name}')}[/] on {row.branch}")
+
+
+def _export_name(row: Tune, file: Download) -> str:
+    """Return what a file is called; words keep the name by which programs find them."""
+    if file.form == "embeddings":
+        return file.name
+    return f"{_file_name(row.title)}-{row.token}-{file.form}{PurePosixPath(file.key).suffix}"
+
+
+def _wanted(installation: Installation, row: Tune, form: str) -> list[Download]:
+    """Return the files to export; the words of a pti tune come with every layout."""
+    result, every = row.result or {}, downloads(row)
+    if form == "kohya" and result.get("weights_key") and not result.get("kohya_key"):
+        kinds = {"checkpoint": "a whole model", "faceid": "a face, not weights,"}
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"Tune {row.number} is {kind}, which has no kohya layout.",
+            f"Tune {row.number} is {kinds.get(row.kind, 'a DoRA')} which has no kohya layout.",
             "Leave --format out: it is exported as diffusers reads it.",
         )
-    key = download_key(result) if format == "diffusers" else result.get("kohya_key")
-    if not key or not installation.store.exists(result["weights_key"]):
+    if not every or not installation.store.exists(result["weights_key"]):
         raise Failure(
             FailureCode.CONFLICT,
             f"Tune {row.number} has no weights yet; it is {row.status}.",
             f"Look at it with: tunes status {called(row)}",
         )
-    target, ending = out or installation.settings.resolved_home / "exports", PurePosixPath(key).suffix
-    if target.suffix != ending:
-        target = target / f"{_file_name(row.title)}-{row.token}-{format}{ending}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        for piece in pieces(installation.store, key):
-            file.write(piece)
-    say(f"{escape(target)} [dim]({megabytes(target.stat().st_size)})[/]")
-    if words := _words_of(installation, row):
-        beside = target.with_name(f"{target.stem}.embeddings.safetensors")
-        beside.write_bytes(installation.store.read_bytes(words))
-        say(f"{escape(beside)} [dim](the new words, which are loaded beside it: docs/training.md)[/]")
-    say(f"Trigger: [bold]{escape(f'{row.token} {row.class_name}')}[/] on {row.branch}")
+    return [one for one in every if form == "all" or one.form in (form, "embeddings")]
 
 
-def _words_of(installation: Installation, tune: Tune) -> str | None:
-    """Return the key of a pti tune's words; an earlier checkpoint that was published lies one folder deeper."""
-    if tune.kind != "pti":
-        return None
-    folder = PurePosixPath((tune.result or {})["weights_key"]).parent
-    keys = [str(place / f"{tune.id}.embeddings.safetensors") for place in (folder, folder.parent)]
-    return next((key for key in keys if installation.store.exists(key)), None)
+def _write(installation: Installation, key: str, target: Path, force: bool) -> None:
+    """Write a file from the store; what lies there already with other content is left alone unless `force`."""
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".exporting-", delete=False) as file:
+        try:
+            for piece in pieces(installation.store, key):
+                file.write(piece)
+            file.close()
+            if target.exists() and not force and not filecmp.cmp(file.name, target, shallow=False):
+                raise Failure(
+                    FailureCode.CONFLICT,
+                    f"{target} is there already and holds something else.",
+                    "Name another folder with --out, or overwrite it with --force.",
+                )
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(target)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
 
 def _file_name(title: str) -> str:
-    plain = "".join(c if c.isalnum() or c == "_" else " " for c in title)
-    return "-".join(plain.lower().split()) or "tune"
+    plain = "-".join("".join(c if c.isalnum() or c == "_" else " " for c in title).lower().split())
+    return plain.encode()[:_NAME_BYTES].decode(errors="ignore").strip("-") or "tune"

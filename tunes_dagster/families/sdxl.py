@@ -143,4 +143,6 @@ SPEC = FamilySpec(
     quantize=(),
     sizes_like="sdxl1",
     default_guidance=7.5,
+    programs=("ComfyUI", "SwarmUI", "Forge", "AUTOMATIC1111"),
+    word_programs=("ComfyUI", "Forge", "AUTOMATIC1111"),
 )

@@ -51,6 +51,8 @@ class FamilySpec:
         quantize: Values of `training.quantize`, beside `none`, that it can be trained with.
         sizes_like: The branch in `sizes.yaml` that a base of unknown make is measured by.
         default_guidance: Guidance scale of a prompt where neither it nor the catalog entry names one.
+        programs: Programs beside diffusers that read its LoRAs in kohya layout.
+        word_programs: Those of them that read the words of a pti tune as well.
     """
 
     name: str
@@ -66,6 +68,8 @@ class FamilySpec:
     quantize: tuple[str, ...]
     sizes_like: str
     default_guidance: float
+    programs: tuple[str, ...] = ()
+    word_programs: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=1)

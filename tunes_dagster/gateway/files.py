@@ -122,8 +122,13 @@ def _kind_of(store: Store, key: str) -> str:
     return "image/webp" if begins[:4] == b"RIFF" and begins[8:] == b"WEBP" else next(found, kind)
 
 
-def answer(store: Store, key: str) -> Response:
+def answer(store: Store, key: str, name: str = "") -> Response:
     """Return the response that delivers a file; the zip of a folder is made while it is sent.
+
+    Args:
+        store: Where it lies.
+        key: Under which key.
+        name: What to save it as; empty for the key's own.
 
     Raises:
         FileNotFoundError: When it is not there.
@@ -132,7 +137,7 @@ def answer(store: Store, key: str) -> Response:
     shown = "inline" if kind in _SHOWN else "attachment"
     headers = {
         **_HEADERS,
-        "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(PurePosixPath(key).name)}",
+        "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(name or PurePosixPath(key).name)}",
     }
     if zipped_folder(store, key) is not None:
         return StreamingResponse(pieces(store, key), media_type=kind, headers=headers)

@@ -35,7 +35,7 @@ from tunes_dagster.gateway.problems import Problem, not_found
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Callback, Prompt, Tune
 from tunes_dagster.rendering.styles import compositions
-from tunes_dagster.service.download import served_key
+from tunes_dagster.service.download import served
 from tunes_dagster.service.submit import check_callback_url
 
 
@@ -168,6 +168,7 @@ def tune_facts(tune: Tune) -> dict[str, Any]:
         "seconds_left": tune.seconds_left,
         "cancel": tune.cancel,
         "recipe_hash": tune.recipe_hash,
+        "files": [{"form": one.form, "name": one.name, "programs": one.programs} for one in served(tune)],
         "failure": failure_facts(tune),
         "warnings": tune.warnings,
         "created_at": iso(tune.created_at),
@@ -281,13 +282,16 @@ def cancel(key: str, body: CancelBody | None = None, mine: Desk = Mine) -> dict[
 
 @router.get("/tunes/{key}/weights/{form}", responses=FILE_ANSWERS)
 def weights(key: str, form: str, mine: Desk = Mine) -> Response:
-    """Deliver the weights as `diffusers` or `kohya` safetensors; a whole model as the zip of its diffusers folder."""
+    """Deliver the weights as `diffusers` or `kohya` safetensors; a whole model as the zip of its diffusers folder.
+
+    `embeddings` are the words that a tune of the kind pti has learned for its token.
+    """
     row, _seen = mine.tune(own_id(key))
-    stored = served_key(row, form)
-    if stored is None:
+    wanted = next((one for one in served(row) if one.form == form), None)
+    if wanted is None:
         raise not_found("Weights")
     try:
-        return answer(mine.service.store, stored)
+        return answer(mine.service.store, wanted.key, wanted.name)
     except FileNotFoundError:
         raise not_found("Weights") from None
 

@@ -52,6 +52,14 @@ class Reason(Answer):
     remedy: str
 
 
+class TuneFile(Answer):
+    """One file of a tune."""
+
+    form: str = Field(description="As `weights/{form}` takes it: `diffusers`, `kohya` or `embeddings`.")
+    name: str = Field(description="What to call it; programs find words by the name of their file.")
+    programs: str = Field(description="Which programs take it.")
+
+
 class TuneFacts(Answer):
     """A tune, whichever API it came through."""
 
@@ -71,6 +79,7 @@ class TuneFacts(Answer):
     seconds_left: float | None
     cancel: str | None
     recipe_hash: str | None
+    files: list[TuneFile] = Field(description="What can be taken away of a ready tune.")
     failure: Reason | None
     warnings: list[str] | None = Field(description="Wishes that could not be met, and what was done instead.")
     created_at: Moment

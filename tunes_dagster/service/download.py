@@ -10,6 +10,7 @@ since weights do not shrink.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
@@ -38,6 +39,64 @@ def download_key(result: Mapping[str, Any] | None) -> str | None:
     return known.get("weights_key")
 
 
+@dataclass(frozen=True)
+class Download:
+    """One file of a tune that people take away.
+
+    Attributes:
+        form: `diffusers`, `kohya` or `embeddings`.
+        key: In the store.
+        name: Of the file, where programs find it by that.
+        programs: Which programs take it, and how its subject is called there.
+    """
+
+    form: str
+    key: str
+    name: str
+    programs: str
+
+
+def downloads(tune: Tune) -> list[Download]:
+    """Return the files of a tune that people take away; empty while there are none."""
+    result = tune.result or {}
+    main = download_key(result)
+    if not main:
+        return []
+    name = PurePosixPath(main).name
+    if result.get("pipeline_key"):
+        return [Download("diffusers", main, name, "diffusers (DiffusionPipeline.from_pretrained), unpacked")]
+    if tune.kind == "faceid":
+        return [Download("diffusers", main, name, "diffusers, with the IP-Adapter that the model card names")]
+    found = [Download("diffusers", main, name, "diffusers (load_lora_weights)")]
+    if kohya := result.get("kohya_key"):
+        programs = "ComfyUI, Forge, AUTOMATIC1111, SwarmUI, sd-scripts"
+        found.append(Download("kohya", kohya, PurePosixPath(kohya).name, programs))
+    if words := _words_key(tune):
+        said = f"{tune.token} {tune.class_name}"
+        found.append(
+            Download(
+                "embeddings",
+                words,
+                f"{tune.token}.safetensors",
+                f"the words behind {tune.token}, beside the LoRA: in the embeddings folder of ComfyUI "
+                f"(write embedding:{said}), Forge or AUTOMATIC1111 (write {said}); the model card has the code for "
+                "diffusers",
+            )
+        )
+    return found
+
+
+def _words_key(tune: Tune) -> str | None:
+    """Return the key of a pti tune's words; earlier versions did not keep it and named the file after the tune."""
+    result = tune.result or {}
+    if tune.kind != "pti" or result.get("words_key"):
+        return result.get("words_key") or None
+    folder = PurePosixPath(result.get("last_weights_key") or result["weights_key"]).parent
+    # An earlier checkpoint that was published lies one folder deeper.
+    folder = folder.parent if folder.name.startswith("step-") else folder
+    return f"{folder}/{tune.id}.embeddings.safetensors"
+
+
 def served_key(tune: Tune, form: str = "diffusers") -> str | None:
     """Return the key of what the owner of a tune may take away over the network, or None: only ready tunes are served.
 
@@ -45,12 +104,14 @@ def served_key(tune: Tune, form: str = "diffusers") -> str | None:
 
     Args:
         tune: Whose weights.
-        form: `diffusers` or `kohya`.
+        form: `diffusers`, `kohya` or `embeddings`.
     """
-    if tune.status != "ready":
-        return None
-    kept = {"diffusers": download_key(tune.result), "kohya": (tune.result or {}).get("kohya_key")}
-    return kept.get(form) or None
+    return next((one.key for one in served(tune) if one.form == form), None)
+
+
+def served(tune: Tune) -> list[Download]:
+    """Return what the owner of a tune may take away over the network, as `served_key` decides."""
+    return downloads(tune) if tune.status == "ready" else []
 
 
 def holds_weights(key: str) -> str | None:

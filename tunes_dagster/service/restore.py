@@ -27,6 +27,7 @@ _WEIGHTS = (
     "weights_key",
     "kohya_key",
     "pipeline_key",
+    "words_key",
     "last_weights_key",
     "last_kohya_key",
     "last_pipeline_key",

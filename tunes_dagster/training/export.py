@@ -11,6 +11,7 @@ import tunes_dagster
 from tunes_dagster.core.recipe import recipe_hash
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
+from tunes_dagster.families.specs import spec_of
 from tunes_dagster.intake.subject import example_prompt, is_style
 from tunes_dagster.training.files import read_header
 from tunes_dagster.training.jobs import TuneJob, TuneResult
@@ -132,7 +133,7 @@ def _header(
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.license": base.entry.licence,
         "modelspec.description": _described(job, base, whole),
-        "modelspec.usage_hint": f"Write {job.token} {job.class_name} in a prompt.",
+        "modelspec.usage_hint": _hint(job),
         **({"modelspec.date": job.date} if job.date else {}),
         # alpha / rank is folded into the weights
         **(
@@ -190,6 +191,13 @@ def recipe_beside(store: Store, weights_key: str) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(store.read_text(f"{folder}/{RECIPE_FILE}"))
             return found
     return dict(json.loads(read_header(store, weights_key).get("tunes_dagster.recipe", "{}")))
+
+
+def _hint(job: TuneJob) -> str:
+    said = f"{job.token} {job.class_name}"
+    if not job.words:
+        return f"Write {said} in a prompt."
+    return f"Write {said} in a prompt, in ComfyUI embedding:{said}; the words lie in {job.token}.safetensors."
 
 
 def _described(job: TuneJob, base: LoadedBase, whole: bool) -> str:
@@ -254,7 +262,7 @@ instance_prompt: {job.token} {job.class_name}
 {what} for `{entry.branch}` ({entry.public_name}, licence {entry.licence}), trained on {_pictures(job)}.
 Write `{job.token} {job.class_name}` in a prompt to see the {seen}.{_one_picture(job)}
 
-{_use(job, files)}
+{_use(job, base, files)}
 
 | | |
 | --- | --- |
@@ -264,8 +272,8 @@ Last mean loss {last}. Recipe `{name}`; the header of the weights holds it, with
 """
 
 
-def _use(job: TuneJob, files: Files) -> str:
-    """Return how the files are used."""
+def _use(job: TuneJob, base: LoadedBase, files: Files) -> str:
+    """Return how the files are used, in diffusers as code that runs in their folder, and in other programs."""
     prompt = f'pipeline("{example_prompt(job.token, job.class_name, "on the beach")}")'
     if files.pipeline_key:
         return (
@@ -274,12 +282,48 @@ def _use(job: TuneJob, files: Files) -> str:
             "This folder is complete: text encoders, VAE and scheduler are the base's own."
         )
     ours, theirs = (key.rpartition("/")[2] for key in (files.weights_key, files.kohya_key))
-    also = f"; `{theirs}` holds the same numbers for ComfyUI and A1111" if theirs else ""
-    told = (
-        f" `{job.token}` stands for words of its own, which lie in `{job.tune_id}.embeddings.safetensors` and are "
-        "loaded with `load_textual_inversion` first."
+    loading = f'pipeline.load_lora_weights(".", weight_name="{ours}")'
+    imports, words = "from diffusers import DiffusionPipeline", ""
+    if job.words:
+        imports += "\nfrom safetensors.torch import load_file"
+        words = _LOAD_WORDS.format(token=job.token)
+    code = (
+        f'{imports}\n\npipeline = DiffusionPipeline.from_pretrained("{base.entry.public_name}")\n'
+        f"{words}{loading}\n{prompt}"
     )
-    return (
-        f'```python\npipeline.load_lora_weights(".", weight_name="{ours}")\n{prompt}\n```\n\n'
-        f"`{ours}` is in diffusers layout{also}.{told if job.words else ''}"
-    )
+    return f"```python\n{code}\n```\n\n{_elsewhere(job, base, theirs)}"
+
+
+# The line about `eos_token_id`: the CLIP configurations of SDXL and FLUX.1 have a wrong one, which new words bring to
+# light (`words.pool_at_the_end`).
+_LOAD_WORDS = """places = {{"clip_l": "", "clip_g": "_2", "t5": "_2"}}
+words = load_file("{token}.safetensors")
+for name, place in places.items():
+    if name not in words:
+        continue
+    tokenizer, encoder = (getattr(pipeline, part + place) for part in ("tokenizer", "text_encoder"))
+    pipeline.load_textual_inversion({{"{token}": words[name]}}, tokenizer=tokenizer, text_encoder=encoder)
+    if name != "t5":
+        getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
+"""
+
+
+def _elsewhere(job: TuneJob, base: LoadedBase, theirs: str) -> str:
+    """Return which other programs take the files, and what to write there."""
+    spec, said = spec_of(base.entry.family), f"{job.token} {job.class_name}"
+    if not theirs:
+        return "A DoRA has no file for other programs: they disagree about how one is to be read."
+    if not spec.programs:
+        return f"`{theirs}` holds the same numbers in kohya's names."
+    lines = [f"In {', '.join(spec.programs)}: `{theirs}` as a LoRA, at strength 1; write `{said}`."]
+    if job.words:
+        file = f"`{job.token}.safetensors`"
+        lines.append(
+            f"`{job.token}` stands for words of its own, which lie in {file} and belong into the folder for "
+            f"embeddings, under this name. In ComfyUI write `embedding:{said}`; in Forge and AUTOMATIC1111 `{said}`."
+            if "Forge" in spec.word_programs
+            else f"`{job.token}` stands for words of its own, which lie in {file} and belong into ComfyUI's folder for "
+            f"embeddings, under this name; write `embedding:{said}` there. No other program reads words of "
+            f"{spec.title}: in them the LoRA alone knows its subject less well."
+        )
+    return "\n\n".join(lines)

@@ -36,6 +36,8 @@ __all__ = [
 
 # How released CLIP configurations call the end of a text, which they number 49407.
 _WRONG_END = 2
+# What ComfyUI calls an encoder's vectors, where it is not what diffusers calls them.
+_COMFY = {"t5": "t5xxl"}
 # Fields of the weights' header that lead to the vectors.
 KEY_FIELD, TOKEN_FIELD = "tunes_dagster.embeddings", "tunes_dagster.token"
 
@@ -118,8 +120,13 @@ def pool_at_the_end(tokenizer: Any, encoder: Any) -> None:
 
 
 def save(store: Store, key: str, vectors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """Write vectors as `load_textual_inversion` reads them, `[words, width]` by name of the encoder."""
-    return write_tensors(store, key, vectors, header, torch.float32)
+    """Write vectors as `load_textual_inversion` reads them, `[words, width]` by name of the encoder.
+
+    T5's are there twice: under the name of diffusers' training scripts and under the one that ComfyUI looks for, which
+    would take CLIP's for them otherwise.
+    """
+    both = {_COMFY[name]: value for name, value in vectors.items() if name in _COMFY}
+    return write_tensors(store, key, {**vectors, **both}, header, torch.float32)
 
 
 def load(store: Store, key: str) -> dict[str, Tensor]:
@@ -131,7 +138,8 @@ def load(store: Store, key: str) -> dict[str, Tensor]:
     from safetensors.torch import load as parse
 
     try:
-        return parse(store.read_bytes(key))
+        found = parse(store.read_bytes(key))
+        return {name: value for name, value in found.items() if name not in _COMFY.values()}
     except Failure:
         raise  # the store's trouble, not the file's
     except Exception as error:

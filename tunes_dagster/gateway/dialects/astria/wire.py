@@ -18,7 +18,7 @@ from tunes_dagster.gateway.dialect import header_key
 from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
 from tunes_dagster.gateway.rehearsal import truth
 from tunes_dagster.registry import ApiObject, Prompt, Tune
-from tunes_dagster.service.download import served_key
+from tunes_dagster.service.download import served
 
 NAME = "astria"
 KEYS = header_key("authorization")
@@ -256,8 +256,7 @@ def tune_object(mine: Desk, tune: Tune, seen: ApiObject | None) -> dict[str, Any
     """Return a tune as Astria shows it."""
     asked = seen.asked if seen else {}
     trained = tune.ready_at
-    key = served_key(tune)
-    weights = mine.url(key, trained, DAYS * 24.0) if key else None
+    weights = [mine.url(one.key, trained, DAYS * 24.0) for one in served(tune)]
     sources = tune.request.get("sources", {})
     uploads = [mine.url(one, tune.created_at, DAYS * 24.0) for one in sources.get("uploads", [])]
     return {
@@ -271,8 +270,8 @@ def tune_object(mine: Desk, tune: Tune, seen: ApiObject | None) -> dict[str, Any
         "steps": tune.total_steps or asked.get("steps"),
         "face_crop": bool(asked.get("face_crop")),
         "training_face_correct": bool(asked.get("training_face_correct")),
-        "ckpt_url": weights,
-        "ckpt_urls": [weights] if weights else [],
+        "ckpt_url": weights[0] if weights else None,
+        "ckpt_urls": weights,
         "eta": iso(_eta(mine, tune)),
         "progress": round(tune.progress, 1),
         "callback": tune.callback_url,
