@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tunes_dagster.intake.fetch import Fetcher
 from tunes_dagster.intake.folders import settled
 from tunes_dagster.intake.manifest import Finding, Manifest
 from tunes_dagster.intake.payloads import move_payloads, store_upload
+from tunes_dagster.intake.sources import plan_sources
 
 
 class Watcher(Silent):
@@ -358,6 +360,20 @@ def test_a_folder_that_became_a_link_after_it_was_allowed_is_not_followed(
         assert caught.value.code == FailureCode.SOURCE_REFUSED and "theirs" not in caught.value.message
         moved.unlink()
         (tmp_path / f"was {moved.name}").rename(moved)
+
+
+def test_a_picture_that_became_a_link_after_the_folder_was_listed_is_not_followed(
+    tmp_path: Path, store: Store, fetcher: Fetcher
+) -> None:
+    mine = fill(tmp_path / "mine", {"a.png": png(1), "b.png": png(3)})
+    theirs = fill(tmp_path / "theirs", {"c.png": png(2)}) / "c.png"
+    plan = plan_sources(request({"folder": str(mine)}).sources, "tune_1", store, fetcher)
+    (mine / "a.png").unlink()
+    (mine / "a.png").symlink_to(theirs)
+    first, second = plan.origins
+    with pytest.raises(Failure, match="a.png is a link now"):
+        first.load(tmp_path / "copy", threading.Event())
+    assert second.load(tmp_path / "copy", threading.Event()).path == mine / "b.png"
 
 
 def test_the_same_from_and_to_s3(s3: dict[str, Any], tmp_path: Path, fetcher: Fetcher) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from upath import UPath
+
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.recipe import Sources
 from tunes_dagster.core.store import Store
@@ -179,30 +181,47 @@ def _add_folder(plan: Plan, folder: str, store: Store, options: Mapping[str, Any
         elif file.name.lower() in NAMES:
             continue
         elif is_picture_name(file.name):
-            plan.origins.append(_folder_file(file, "picture"))
+            plan.origins.append(_folder_file(file, "picture", root))
         elif is_archive_name(file.name):
-            plan.origins.append(_folder_file(file, "archive"))
+            plan.origins.append(_folder_file(file, "archive", root))
         else:
-            _add_by_content(plan, file)
+            _add_by_content(plan, file, root)
 
 
-def _add_by_content(plan: Plan, file: FolderFile) -> None:
+def _add_by_content(plan: Plan, file: FolderFile, root: UPath) -> None:
     """Take a file whose name says nothing when its first bytes are those of a picture or an archive."""
     with file.path.open("rb") as stream:
         head = stream.read(512)
     if looks_like_picture(file.name, head):
-        plan.origins.append(_folder_file(file, "picture"))
+        plan.origins.append(_folder_file(file, "picture", root))
     elif archive_kind(head) in ("zip", "tar"):
-        plan.origins.append(_folder_file(file, "archive"))
+        plan.origins.append(_folder_file(file, "archive", root))
     else:
         plan.ignored.append(file.name)
 
 
-def _folder_file(file: FolderFile, kind: Kind) -> Origin:
+def _still_inside(file: FolderFile, root: UPath) -> Path:
+    """Return the file itself; it may have been replaced by a link since the folder was listed, minutes ago.
+
+    Raises:
+        Failure: `SOURCE_REFUSED`.
+    """
+    actual = Path(str(file.path)).resolve()
+    if not actual.is_relative_to(Path(str(root))):
+        raise Failure(
+            FailureCode.SOURCE_REFUSED,
+            f"The file {file.name} is a link now that leads out of its folder.",
+            "Put the picture itself there.",
+            str(actual),
+        )
+    return actual
+
+
+def _folder_file(file: FolderFile, kind: Kind, root: UPath) -> Origin:
     def load(path: Path, stop: threading.Event) -> Local:
         try:
             if file.path.protocol in ("", "file", "local"):
-                return Local(Path(str(file.path)), file.name)
+                return Local(_still_inside(file, root), file.name)
             file.path.fs.get_file(file.path.path, str(path))
         except FileNotFoundError:
             raise Failure(
