@@ -19,6 +19,7 @@ from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.files import file_url
 from tunes_dagster.gateway.problems import invalid, not_found
 from tunes_dagster.gateway.service import Caller, Service
+from tunes_dagster.gateway.uploads import refuse_empty
 from tunes_dagster.intake.payloads import Base64File
 from tunes_dagster.registry import ApiGroup, ApiObject, Prompt, Tune, Wallet
 from tunes_dagster.rendering.wishes import upscaling_model
@@ -67,6 +68,7 @@ class Desk(Accepting):
 
     def keep_picture(self, file: UploadFile) -> str:
         """Copy an uploaded picture into the store and return its key, for a prompt to start from."""
+        refuse_empty(file, "input_image")
         file.file.seek(0)
         return self._kept(file.file)
 

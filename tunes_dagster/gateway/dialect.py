@@ -97,7 +97,7 @@ class Dialect:
     error: ErrorForm
     paths: tuple[str, ...]
     start: Callable[[Registry], None] | None = None
-    codes: tuple[int, ...] = (400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 503)
+    codes: tuple[int, ...] = (400, 401, 402, 403, 404, 408, 409, 413, 415, 422, 429, 503)
     problem: dict[str, Any] = field(default_factory=dict)
     forms: Mapping[str, Form] = field(default_factory=dict)
     about: str = ""
@@ -181,6 +181,7 @@ def manners(
                 request = kind(plain.scope, plain.receive)
                 request.state.dialect = name
                 try:
+                    _drop_blanks(request)
                     await _admit(request, find_key, needs_key)
                     if request.method in _CHANGES and await rehearsal.is_rehearsal(request):
                         rehearsal.refuse_unless(endpoint)
@@ -238,9 +239,19 @@ def as_problem(raised: Exception) -> Problem:
         return of_pydantic([dict(one) for one in raised.errors()])
     if isinstance(raised, ClientDisconnect):
         return Problem(400, "The connection was closed before the request was complete", code="broken_off")
+    if isinstance(raised, HTTPException) and raised.status_code == 400:  # FastAPI's, of what no text can hold
+        return Problem(400, "The body is not valid JSON", code="invalid")
     if isinstance(raised, HTTPException):
         return Problem(raised.status_code, HTTPStatus(raised.status_code).phrase)
     return Problem(500, "An unexpected error occurred, please try again later", code="internal")
+
+
+def _drop_blanks(request: Body) -> None:
+    """Take `limit=` for a limit that was not given, as forms send what nobody filled in."""
+    query = request.scope["query_string"]
+    if request.method == "GET" and b"=" in query:
+        parts = [part for part in query.split(b"&") if not part.endswith(b"=") or part.count(b"=") > 1]
+        request.scope["query_string"] = b"&".join(parts)
 
 
 async def _admit(request: Body, find_key: KeyFinder, needs_key: bool) -> None:
@@ -248,6 +259,10 @@ async def _admit(request: Body, find_key: KeyFinder, needs_key: bool) -> None:
     service = service_of(request)
     if "\x00" in request.scope["path"] or b"%00" in request.scope["query_string"]:
         raise Problem(400, "The address holds a character that no text has", code="invalid")
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):  # what it unpacks to has no limit that could be kept to
+        said = f"The body is compressed ({coding[:40]!r} in Content-Encoding); send it as it is"
+        raise Problem(415, said, headers={"Accept-Encoding": "identity"}, code="invalid")
     secret = await find_key(request)
     if not secret and request.key_field and request.method in _CHANGES:
         secret = await request.shown_key()

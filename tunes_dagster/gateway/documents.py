@@ -28,6 +28,7 @@ _SAID = {
     408: "The body came too slowly",
     409: "In conflict with what is there",
     413: "Too large",
+    415: "The body is compressed",
     422: "A field is refused, by name",
     429: "Too many requests",
     503: "The store or registry does not answer",

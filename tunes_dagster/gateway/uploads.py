@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,13 @@ from starlette.formparsers import MultiPartException
 from tunes_dagster.core.store import Store
 from tunes_dagster.gateway.bodies import Body, too_large
 from tunes_dagster.gateway.options import own_limit
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.intake.payloads import upload_key
 
 # Fields of a form beside its files; 1000 prompts with 20 fields each.
 _MAX_FIELDS = 20_000
+_NUMBERED = re.compile(r"\[\d*\]$")
 
 
 async def read_form(request: Body, account: dict[str, Any] | None = None) -> FormData:
@@ -48,13 +50,29 @@ async def read_form(request: Body, account: dict[str, Any] | None = None) -> For
 
 
 def files_of(form: FormData, *names: str) -> list[UploadFile]:
-    """Return the files of repeated fields, in their order."""
-    return [value for name, value in form.multi_items() if name in names and isinstance(value, UploadFile)]
+    """Return the files of repeated fields, in their order: `images`, `images[]` and `images[0]` are one name."""
+    return [
+        value
+        for name, value in form.multi_items()
+        if _NUMBERED.sub("", name) in names and isinstance(value, UploadFile)
+    ]
+
+
+def refuse_empty(file: UploadFile, field: str) -> None:
+    """Refuse a file without a single byte, which can be no picture.
+
+    Raises:
+        Problem: 422, naming it.
+    """
+    if file.size == 0:
+        raise invalid(field, f"has {(file.filename or '')[:80]!r}, which is empty")
 
 
 def keep_files(store: Store, tune_id: str, files: Sequence[UploadFile], first: int = 0) -> list[str]:
     """Copy files into the store as uploads of a tune and return their keys; names are made harmless."""
     keys = []
+    for file in files:
+        refuse_empty(file, "images")
     for number, file in enumerate(files, first):
         key = upload_key(tune_id, number, file.filename or "upload")
         file.file.seek(0)

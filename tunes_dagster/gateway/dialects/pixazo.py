@@ -35,6 +35,7 @@ _WORDS = {
     403: "Access denied for this operation",
     404: "Endpoint not found",
     405: "Endpoint not found",
+    415: "Invalid request parameters",
     429: "Rate limit exceeded, please retry later",
     500: "An unexpected error occurred, please try again later",
 }
@@ -60,7 +61,7 @@ def error(problem: Problem) -> tuple[int, Any]:
     if status == 422:
         return 400, {"error": "Invalid parameters", "detail": problem.message}
     body = {"error": _WORDS.get(status, problem.message)}
-    if status in (400, 402, 404, 409, 413) and problem.message != body["error"]:
+    if status in (400, 402, 404, 409, 413, 415) and problem.message != body["error"]:
         body["detail"] = problem.message
     return status, body
 
@@ -75,7 +76,7 @@ DIALECT = Dialect(
     "pz_",
     error,
     ("/flux-2-pro", "/v2/requests"),
-    codes=(400, 401, 402, 403, 404, 408, 409, 413, 429, 503),
+    codes=(400, 401, 402, 403, 404, 408, 409, 413, 415, 429, 503),
     about="The API of https://www.pixazo.ai/models/tools/flux-2-trainer-api: submit a dataset, ask for the result. "
     "What differs: docs/gateway-pixazo.md.",
     keys=("ocp-apim-subscription-key",),

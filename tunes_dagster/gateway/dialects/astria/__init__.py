@@ -48,7 +48,7 @@ DIALECT = Dialect(
     error,
     _PATHS,
     start=packs.seed,
-    codes=(400, 401, 404, 408, 409, 422, 429, 503),
+    codes=(400, 401, 404, 408, 409, 415, 422, 429, 503),
     about="The API of https://docs.astria.ai: tunes, prompts, packs. Bodies may be JSON, multipart or urlencoded, "
     "nested as Rails nests them; paths also work with `.json`. What differs: docs/gateway-astria.md.",
     problem={
