@@ -220,7 +220,7 @@ def test_pictures_are_jpegs_where_their_address_says_so(house: House) -> None:
     url, kind, data = shown()
     assert url.endswith(".jpg") and kind == "image/jpeg"
     assert Image.open(io.BytesIO(data)).format == "JPEG"
-    told = callback(house.service, sending_of(house, made["id"]))
+    told = callback(house.service.installation, sending_of(house, made["id"]))
     assert told.body["prompt"]["images"][0].endswith(".jpg")
 
 
