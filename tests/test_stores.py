@@ -210,14 +210,14 @@ def restored(store: Store) -> Any:
 def campaign(store: Store) -> Any:
     from tunes_dagster.campaigns.keeping import Keeper
 
-    keeper = Keeper(None, store, None, None)  # type: ignore[arg-type]
+    keeper = Keeper(SimpleNamespace(registry=None, store=store, catalog=None, settings=None))  # type: ignore[arg-type]
     return keeper.source_of(SimpleNamespace(name="looks", file=KEY))  # type: ignore[arg-type]
 
 
 def looked_at(store: Store) -> Any:
     from tunes_dagster.campaigns.keeping import Keeper
 
-    keeper = Keeper(None, store, None, None)  # type: ignore[arg-type]
+    keeper = Keeper(SimpleNamespace(registry=None, store=store, catalog=None, settings=None))  # type: ignore[arg-type]
     return keeper.look(SimpleNamespace(name="looks", file=KEY, state="good", version=""))  # type: ignore[arg-type]
 
 

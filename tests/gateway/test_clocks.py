@@ -21,8 +21,8 @@ DAILY = b"name: looks\ncron: '0 0 * * *'\nstart: 2026-01-01\nbase: sdxl\nprompts
 def elsewhen(house: House, request: pytest.FixtureRequest) -> House:
     """A server whose database has another time than its host."""
     apart = timedelta(seconds=request.param)
-    house.service.registry.close()
-    house.service.registry = Registry(
+    house.registry.close()
+    house.service.installation.registry = Registry(
         house.settings.resolved_registry_url, now=lambda: datetime.now(UTC) + apart
     )
     return house
@@ -51,6 +51,6 @@ def test_addresses_uploads_and_pictures_live_as_long_as_ever(elsewhen: House, pi
 
 def test_a_campaign_comes_when_the_database_says_so(elsewhen: House) -> None:
     house = elsewhen
-    keeper = Keeper(house.registry, house.store, house.service.catalog, house.settings)
+    keeper = Keeper(house.service.installation)
     row, _drawn = keeper.add(Source("looks.yaml", DAILY))
     assert keeper.dates(row)[-1] == keeper.date_of(row, None) == f"{house.registry.now():%Y-%m-%d}"
