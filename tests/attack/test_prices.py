@@ -20,8 +20,11 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.prices import PriceList, load_prices
 from tunes_dagster.core.recipe import PromptRequest, TuneRequest
 from tunes_dagster.gateway.rehearsal import is_rehearsable
+from tunes_dagster.intake.captions import CaptionTable
+from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.registry import Prompt, Tune
 from tunes_dagster.service.installation import Installation
+from tunes_dagster.service.rerun import rerun
 from tunes_dagster.service.submit import submit_prompt, submit_tune
 
 PICTURES = {"image_urls": ["https://example.com/x.jpg"]}
@@ -120,7 +123,27 @@ def _by_hand(house: House) -> None:
             submit_prompt(
                 house.registry, service.catalog, service.settings, ask, account_id="ann", store=house.store
             )
-    _ready(house, "by-hand-sdxl")
+    for base in ("sdxl", "sd15"):  # of every kind, as the command line and as Astria's clients ask for them
+        for kind in (
+            {"kind": "pti"},
+            {"kind": "checkpoint"},
+            {"kind": "faceid"},
+            {"kind": "lora", "dora": True},
+        ):
+            asked = {"name": "woman", "base": base, "sources": PICTURES, "training": kind}
+            submit_tune(
+                house.registry,
+                house.store,
+                service.catalog,
+                service.settings,
+                TuneRequest.model_validate(asked),
+                account_id="ann",
+            )
+    for kind_word in ("lora", "pti", "checkpoint", "faceid"):
+        astria_tune(house, branch="sd15", model_type=kind_word)
+    ready = _ready(house, "by-hand-sdxl")
+    keep_dataset(house, ready.id)
+    rerun(house.registry, house.store, service.catalog, service.settings, ready)
     keeper = Keeper(
         Installation(service.settings, registry=house.registry, store=house.store, catalog=service.catalog)
     )
@@ -136,11 +159,18 @@ def _by_hand(house: House) -> None:
     keeper.plan(campaign, keeper.dates(campaign)[-1])
 
 
+def keep_dataset(house: House, tune_id: str) -> None:
+    """Leave what preparing a tune leaves, as far as asking for it again looks for it."""
+    TrainingSet(tune_id=tune_id, class_name="dog", resolution=64, seed=0).save(house.store)
+    CaptionTable(tune_id=tune_id, token="ohwx", class_name="dog").save(house.store, "made")
+
+
 def _work_of(house: House, row: Tune | Prompt) -> tuple[Any, ...]:
     """Return what was asked for, as one who pays for it sees it."""
     catalog = house.service.catalog
     if isinstance(row, Tune):
-        return "train", catalog.resolve(row.base).family, row.base == "fast"
+        what = "embed" if row.kind == "faceid" else "train"
+        return what, catalog.resolve(row.base).family, row.base == "fast"
     uses = house.registry.uses_of([row.id]).get(row.id, [])
     home = house.registry.get_tune(row.tune_id).base if row.tune_id else row.base
     entry = catalog.resolve(home)
@@ -166,7 +196,9 @@ def test_no_road_is_cheaper_than_another(house: House) -> None:
     for work, prices in found.items():
         assert len(prices) == 1, (work, dict(prices))
         assert (0 in prices) == work[-1], (work, "only the shipped bases are free")
-    assert len(found) == 3 * 5, sorted(found)
+    assert len(found) == 3 * 5 + 2, sorted(found)
+    kinds = {(row.kind, bool(row.recipe["training"].get("dora"))) for row in rows if isinstance(row, Tune)}
+    assert kinds == {*((kind, False) for kind in ("lora", "pti", "checkpoint", "faceid")), ("lora", True)}
     origins = {row.origin for row in rows}
     assert origins == {"api", "cli", "campaign"}
 
