@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from tunes_dagster.core.failures import Failure, FailureCode, detail_of, is_out_of_memory
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure, is_out_of_memory
 from tunes_dagster.core.store import Store
 from tunes_dagster.rendering.memory import ADAPTER_SHARE, parts_that_fit
 from tunes_dagster.training.names import is_whole
@@ -88,15 +88,14 @@ def read_weights(store: Store, key: str) -> Weights:
             f"The weights {key!r} are not in the store.",
             "Train the tune again, or check whether it was deleted.",
         ) from error
-    except Failure:
-        raise  # the store's trouble, not the file's
     except Exception as error:
-        raise Failure(
+        # The store's trouble stands for itself, and a lack of memory is not the file's.
+        unusable = Failure(
             FailureCode.WEIGHTS_UNUSABLE,
             f"The weights {key!r} cannot be read.",
             "Export the tune again.",
-            detail_of(error),
-        ) from error
+        )
+        raise as_failure(error, unusable) from error
     if not is_whole(state):
         split_state(state)
     told = words.load(store, header[words.KEY_FIELD]) if words.KEY_FIELD in header else None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Failure, FailureCode, detail_of
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import recipe_hash
 from tunes_dagster.core.store import Store
@@ -67,16 +67,15 @@ def read_face(store: Store, key: str) -> FaceFile:
         data = store.read_bytes(key)
         tensors = load(data)
         embeds, nothing = tensors[EMBEDS], tensors[NOTHING]
-    except Failure:
-        raise  # the store's trouble, not the file's
     except Exception as error:
+        # The store's trouble stands for itself, and a lack of memory is not the file's.
         said = "not there" if isinstance(error, FileNotFoundError) else "not the file of one"
-        raise Failure(
+        unusable = Failure(
             FailureCode.WEIGHTS_UNUSABLE,
             f"The face {key!r} cannot be used: it is {said}.",
             "Make the tune again, or check whether it was deleted.",
-            detail_of(error),
-        ) from error
+        )
+        raise as_failure(error, unusable) from error
     header = read_header(store, key)
     digest = hashlib.sha256(data).hexdigest()
     return FaceFile(

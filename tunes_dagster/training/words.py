@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunes_dagster.core.failures import Failure, FailureCode, detail_of
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training.files import read_header, write_tensors
@@ -140,15 +140,14 @@ def load(store: Store, key: str) -> dict[str, Tensor]:
     try:
         found = parse(store.read_bytes(key))
         return {name: value for name, value in found.items() if name not in _COMFY.values()}
-    except Failure:
-        raise  # the store's trouble, not the file's
     except Exception as error:
-        raise Failure(
+        # The store's trouble stands for itself, and a lack of memory is not the file's.
+        unusable = Failure(
             FailureCode.WEIGHTS_UNUSABLE,
             f"The words of the tune, {key!r}, cannot be read.",
             "Train the tune again.",
-            detail_of(error),
-        ) from error
+        )
+        raise as_failure(error, unusable) from error
 
 
 @contextmanager
