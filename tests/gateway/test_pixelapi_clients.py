@@ -49,7 +49,7 @@ def enlarging(house: House) -> House:
     known = house.service.catalog
     model = AuxiliaryEntry(branch="upscale-4x", family="upscale", repo_id=str(folder), licence="none")
     entries = {**known.entries, **known.auxiliary, "upscale-4x": model}
-    house.service.catalog = Catalog(entries, known.profile)
+    house.service.installation.catalog = Catalog(entries, known.profile)
     return house
 
 
