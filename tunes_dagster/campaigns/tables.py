@@ -122,9 +122,9 @@ def _own_rows(source: Source, parsed: Parsed, file: CampaignFile) -> Table:
     table = Table(source.label, header=parsed.line("prompts"))
     for index, row in enumerate(file.prompts):
         assert isinstance(row, dict)
-        cells = {_column(str(name)): _own_cell(str(name), value) for name, value in row.items()}
-        table.columns += [name for name in cells if name not in table.columns]
-        cells = {name: value for name, value in cells.items() if value is not None}
+        said = {_column(str(name)): _own_cell(str(name), value) for name, value in row.items()}
+        table.columns += [name for name in said if name not in table.columns]
+        cells = {name: value for name, value in said.items() if value is not None}
         if any(cells.values()):
             table.rows.append(Row(parsed.line(f"prompts.{index}"), cells))
     if not table.rows:

@@ -168,7 +168,7 @@ def manners(
             rehearsal.documented(endpoint, more)
             answers.documented(endpoint, more, rehearsed if rehearsal.is_rehearsable(endpoint) else None)
             super().__init__(path, endpoint, **more)
-            if "GET" in self.methods:  # whoever asks for the head alone gets it
+            if self.methods and "GET" in self.methods:  # whoever asks for the head alone gets it
                 self.methods.add("HEAD")
             if not _needs_key(self.dependant):
                 self.openapi_extra = {**(self.openapi_extra or {}), "security": []}
