@@ -140,7 +140,8 @@ def test_packs_that_are_there_already_are_cleaned(
         for slug, public in (("open", "2026-01-01"), ("closed", None)):
             connection.execute(text(insert), {"slug": slug, "rows": rows, "public": public})
     engine.dispose()
-    registry = Registry(url)
+    registry = Registry(url, migrate=False)
+    registry.migrate(older=True)
     public = registry.find_pack("local", "open")
     private = registry.find_pack("local", "closed")
     assert public is not None and public.prompts == {"rows": [{"id": 1, "class": "woman", **PLAIN}]}

@@ -194,7 +194,8 @@ def test_rows_of_before_are_linked_where_that_is_clear_and_listed_where_not(url:
             result = {"weights": weights} if weights else {}
             connection.execute(insert(prompts), _row(prompts, **row, status=status, result=result))
     engine.dispose()
-    registry = Registry(url)
+    registry = Registry(url, migrate=False)
+    registry.migrate(older=True)
     found = registry.uses_of([f"prompt_{number}" for number in range(1, 9)])
     uses = {
         key[7:]: [(use.kind, use.word, use.tune_id, use.scale) for use in some] for key, some in found.items()
