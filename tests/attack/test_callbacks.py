@@ -103,7 +103,7 @@ def test_hanging_receivers_hold_nobody_elses_callback(registry: Registry) -> Non
         guard = Guard(names, resolver=lambda _host, _port: ["127.0.0.1"])
         with guarded_client(guard, timeout=30, max_connections=WORKERS) as client:
             tick = threading.Thread(
-                target=deliver_due, args=(registry, client), kwargs={"budget_seconds": 25.0}
+                target=deliver_due, args=(around(registry), client), kwargs={"budget_seconds": 25.0}
             )
             tick.start()
             assert _soon(lambda: all(registry.get_callback(one).state == "delivered" for one in mine))

@@ -21,6 +21,7 @@ from tunes_dagster.gateway.app import create_app
 from tunes_dagster.gateway.options import GatewayOptions
 from tunes_dagster.pipeline.definitions import build_defs
 from tunes_dagster.pipeline.inprocess import drive, run_campaign_job
+from tunes_dagster.service.installation import Installation
 
 # From their queue, from a checkpoint, from where their process died.
 BOTH = ("theo", "tara", "fips", "finn")
@@ -70,7 +71,9 @@ def go_on(home: OldHome) -> None:
 
 def deliver(home: OldHome) -> None:
     for _again in range(2):
-        deliver_due(home.registry, allow_hosts=["127.0.0.1"], budget_seconds=20)
+        deliver_due(
+            Installation(home.settings, registry=home.registry), allow_hosts=["127.0.0.1"], budget_seconds=20
+        )
 
 
 @pytest.mark.slow
