@@ -19,7 +19,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def home(request: pytest.FixtureRequest, unpacked: Path, tmp_path: Path) -> Iterator[OldHome]:
-    """The home, not yet opened by this version."""
+    """The home, not yet opened by this version; on PostgreSQL upgraded by its operator."""
     url = new_database(request.getfixturevalue("postgres")) if request.param == "postgres" else None
     with old_home(unpacked, tmp_path, url) as opened:
         yield opened
