@@ -143,16 +143,19 @@ def load_scorer(entry: ScorerEntry, bases_folder: Path, device: str = "cpu") -> 
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
             f"The scorer {entry.name!r} is not installed.",
-            "`tunes doctor` says what installs it; or name another scorer.",
-            f"It belongs at {place}; `{_download(entry, place)}` puts it there.",
+            f"{_download(entry, place)}, or name another scorer.",
+            f"It belongs at {place}.",
         )
     return _LOADERS[entry.kind](entry, place, device)
 
 
 def _download(entry: ScorerEntry, place: Path) -> str:
-    """Return the command that installs a scorer from the hub."""
+    """Return what installs a scorer, without where this installation lies."""
+    if Path(entry.repo_id).expanduser().is_absolute():
+        return "Put its model where the scorer's entry says"
     revision = f" --revision {entry.revision}" if entry.revision else ""
-    return f"hf download {entry.repo_id}{revision} --local-dir {place}"
+    target = f'"$TUNES_HOME/bases/{place.name}"'
+    return f"Run `hf download {entry.repo_id}{revision} --local-dir {target}`"
 
 
 class ClipScorer:
