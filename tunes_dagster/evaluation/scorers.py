@@ -143,18 +143,18 @@ def load_scorer(entry: ScorerEntry, bases_folder: Path, device: str = "cpu") -> 
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
             f"The scorer {entry.name!r} is not installed.",
-            f"{_download(entry, place)}, or name another scorer.",
+            f"{_download(entry, place.name)}, or name another scorer.",
             f"It belongs at {place}.",
         )
     return _LOADERS[entry.kind](entry, place, device)
 
 
-def _download(entry: ScorerEntry, place: Path) -> str:
+def _download(entry: ScorerEntry, folder: str) -> str:
     """Return what installs a scorer, without where this installation lies."""
     if Path(entry.repo_id).expanduser().is_absolute():
         return "Put its model where the scorer's entry says"
     revision = f" --revision {entry.revision}" if entry.revision else ""
-    target = f'"$TUNES_HOME/bases/{place.name}"'
+    target = f'"$TUNES_HOME/bases/{folder}"'
     return f"Run `hf download {entry.repo_id}{revision} --local-dir {target}`"
 
 
