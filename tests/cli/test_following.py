@@ -92,6 +92,27 @@ def test_a_running_daemon_gets_the_work(
     assert json.loads(said.out)["status"] == "ready"
 
 
+def test_a_daemon_that_dies_while_we_wait_leaves_the_work_to_us(
+    tunes: Tunes,
+    installation: Installation,
+    photos: Path,
+    driven: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tunes_dagster.cli import following
+
+    driven(lambda ids, prompts: walk(installation, ids[0]))
+    answers = iter([True, True, False])  # its last heartbeat is believed until it is too old
+    monkeypatch.setattr(
+        sys.modules["tunes_dagster.pipeline.inprocess"], "daemon_is_alive", lambda _: next(answers)
+    )
+    monkeypatch.setattr(following, "_ASK_SECONDS", 0.0)
+    said = tunes("train", str(photos), "--name", "woman")
+    assert said.code == 0, said.err
+    assert "The daemon has fallen silent" in said.out
+    assert "woman: ready" in said.out
+
+
 def test_a_failed_tune_ends_with_its_sentence_and_code_1(
     tunes: Tunes, installation: Installation, photos: Path, driven: Callable[..., None]
 ) -> None:

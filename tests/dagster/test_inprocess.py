@@ -13,7 +13,7 @@ from tunes_dagster.core import clock
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.pipeline import inprocess
-from tunes_dagster.pipeline.launches import full_pools
+from tunes_dagster.pipeline.launches import RUN_KEY_TAG, full_pools
 from tunes_dagster.service.submit import submit_prompt
 
 
@@ -63,3 +63,22 @@ def test_a_process_that_was_killed_gives_the_device_back_without_a_daemon(house,
     assert house.instance.get_run_by_id(holder).status == dg.DagsterRunStatus.FAILURE
     (work,) = house.registry.queued_work("train", later + timedelta(minutes=1))
     assert work.attempt == 1
+
+
+def test_a_run_that_waits_for_a_daemon_which_is_gone_is_taken_over(house, monkeypatch):
+    tune = house.submit("ann")
+    (launch,) = inprocess.next_launches(house.registry, house.settings)  # as the daemon's sensor took it
+    tags = {RUN_KEY_TAG: launch.run_key}
+    queued = create_run_for_test(
+        house.instance, job_name="prepare_tune", status=dg.DagsterRunStatus.STARTING, tags=tags
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(inprocess, "daemon_is_alive", lambda instance: True)
+        inprocess._give_up_lost(house.registry, house.instance, house.settings)
+    assert house.instance.get_run_by_id(queued.run_id).status == dg.DagsterRunStatus.STARTING
+
+    monkeypatch.setattr(inprocess, "_DAEMON_SILENCE_SECONDS", -1.0)
+    inprocess._give_up_lost(house.registry, house.instance, house.settings)
+    assert house.instance.get_run_by_id(queued.run_id).status == dg.DagsterRunStatus.FAILURE
+    later = house.registry.now() + timedelta(minutes=1)
+    assert [work.subject_id for work in house.registry.queued_work("prepare", later)] == [tune.id]

@@ -169,7 +169,7 @@ def test_a_daemon_is_alive_while_its_heartbeat_is_fresh(paper_house):
     from dagster._daemon.types import DaemonHeartbeat
 
     assert not daemon_is_alive(paper_house.instance)
-    for age, alive in ((5, True), (120, False)):
+    for age, alive in ((5, True), (120, False), (-3600, False)):  # the last: the clock was set back since
         paper_house.instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - age, "SENSOR", "id", None))
         assert daemon_is_alive(paper_house.instance) is alive
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,11 @@ from tunes_dagster.cli.installation import Installation, set_dagster_home
 from tunes_dagster.cli.output import noise_to, say
 from tunes_dagster.cli.watching import Watch, show_while
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.progress import Phase, Silent
+from tunes_dagster.core.progress import Phase, Reporter, Silent
+
+# Between two questions whether the daemon is still there; its own sign of life is up to 45 s old anyway.
+_ASK_SECONDS = 2.0
+_POLL_SECONDS = 0.5
 
 
 def follow(
@@ -28,35 +33,67 @@ def follow(
         Failure: The first failure among them, as its row states it.
     """
     set_dagster_home(installation.settings)
-    from tunes_dagster.pipeline.inprocess import daemon_is_alive, drive, open_instance
+    from tunes_dagster.pipeline.inprocess import daemon_is_alive, open_instance
 
     registry = installation.registry
     own = [prompt.id for tune in tunes for prompt in registry.list_prompts(tune_id=tune, status="waiting")]
     everything = [*prompts, *own]
     watch = Watch(registry, tunes, everything)
     instance = open_instance(installation.settings)
-    by_daemon = daemon_is_alive(instance)
     try:
-        if by_daemon:
-            if not stderr:
-                say(
-                    "[dim]The daemon is running and does the work; Ctrl-C stops the watching, not the work.[/]"
-                )
-            show_while(watch, stderr=stderr)
-        else:
-            log = installation.settings.resolved_home / "logs" / "cli.log"
-
-            def work() -> None:
-                told = _Waiting(watch)
-                drive(installation.settings, lambda: watch.over, told, registry=registry, instance=instance)
-
-            with noise_to(log):
-                show_while(watch, work, stderr)
+        have_done(installation, watch, instance, _Waiting(watch), stderr)
     except KeyboardInterrupt:
-        _say_how_to_go_on(registry, tunes, prompts, by_daemon)
+        _say_how_to_go_on(registry, tunes, prompts, daemon_is_alive(instance))
         raise
     for row in [*map(registry.get_tune, tunes), *map(registry.get_prompt, everything)]:
         raise_if_failed(row)
+
+
+def have_done(
+    installation: Installation,
+    watch: Watch,
+    instance: Any,
+    told: Reporter | None = None,
+    stderr: bool = False,
+) -> None:
+    """Have what is watched done, showing progress: by the daemon while one is alive, otherwise here and now.
+
+    A heartbeat outlives its daemon, so whether anybody works is asked again while we wait.
+
+    Args:
+        installation: Where the rows are.
+        watch: Looks at them.
+        instance: Dagster's.
+        told: Told what is done here.
+        stderr: Show progress on standard error.
+    """
+    from tunes_dagster.pipeline.inprocess import daemon_is_alive, drive
+
+    def attended() -> None:
+        while daemon_is_alive(instance):
+            until = time.monotonic() + _ASK_SECONDS
+            while not watch.over:
+                if time.monotonic() >= until:
+                    break
+                time.sleep(_POLL_SECONDS)
+            else:
+                return
+
+    def here() -> None:
+        drive(
+            installation.settings, lambda: watch.over, told, registry=installation.registry, instance=instance
+        )
+
+    if daemon_is_alive(instance):
+        if not stderr:
+            say("[dim]The daemon is running and does the work; Ctrl-C stops the watching, not the work.[/]")
+        show_while(watch, attended, stderr)
+        if watch.over:
+            return
+        if not stderr:
+            say("[dim]The daemon has fallen silent: the work is done here from now on.[/]")
+    with noise_to(installation.settings.resolved_home / "logs" / "cli.log"):
+        show_while(watch, here, stderr)
 
 
 class _Waiting(Silent):

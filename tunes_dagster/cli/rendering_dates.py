@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from tunes_dagster.cli.following import have_done
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.output import complain, escape, noise_to, say
-from tunes_dagster.cli.watching import Line, Watch, show_while, tune_line
+from tunes_dagster.cli.watching import Line, Watch, tune_line
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign, CampaignDate
@@ -56,47 +57,32 @@ def render_date(installation: Installation, campaign: Campaign, date: str, wait:
     )
     if row.message:
         say(escape(row.message))
-    by_daemon = daemon_is_alive(instance)
     if not wait:
-        if not by_daemon:
+        if not daemon_is_alive(instance):
             say(
                 "It is rendered when the daemon runs (`tunes dev`), or here: "
                 f"[bold]tunes campaign run {campaign.name} {date}[/]"
             )
         return 0
     try:
-        _finish(installation, campaign, row, instance, by_daemon)
+        _finish(installation, campaign, row, instance)
     except KeyboardInterrupt:
         say(f"\nWhat was rendered is kept. Go on with: [bold]tunes campaign run {campaign.name} {date}[/]")
         raise
     return _say_result(installation, campaign, date)
 
 
-def _finish(
-    installation: Installation, campaign: Campaign, row: CampaignDate, instance: Any, by_daemon: bool
-) -> None:
-    from tunes_dagster.pipeline.inprocess import drive, run_campaign_job
+def _finish(installation: Installation, campaign: Campaign, row: CampaignDate, instance: Any) -> None:
+    from tunes_dagster.pipeline.inprocess import daemon_is_alive, run_campaign_job
 
-    registry, settings = installation.registry, installation.settings
-    watch = DateWatch(installation, campaign, row.id)
-    log = settings.resolved_home / "logs" / "cli.log"
-    if by_daemon:
-        say("[dim]The daemon is running and does the work; Ctrl-C stops the watching, not the work.[/]")
-        show_while(watch)
-        until = time.monotonic() + _REPORT_SECONDS
-        while time.monotonic() < until:
-            after = registry.get_date(campaign.id, row.date)
-            if after is not None and after.status == "reported":
-                return
-            time.sleep(_POLL_SECONDS)
-    else:
-
-        def work() -> None:
-            drive(settings, lambda: watch.over, registry=registry, instance=instance)
-
-        with noise_to(log):
-            show_while(watch, work)
-    with noise_to(log):
+    have_done(installation, DateWatch(installation, campaign, row.id), instance)
+    until = time.monotonic() + _REPORT_SECONDS
+    while daemon_is_alive(instance) and time.monotonic() < until:  # its sensor asks for the report
+        after = installation.registry.get_date(campaign.id, row.date)
+        if after is not None and after.status == "reported":
+            return
+        time.sleep(_POLL_SECONDS)
+    with noise_to(installation.settings.resolved_home / "logs" / "cli.log"):
         run_campaign_job("report", campaign, row.date, instance)
 
 

@@ -27,6 +27,7 @@ from tunes_dagster.pipeline.launches import (
     ORIGIN_TAG,
     RUN_KEY_TAG,
     cancel_what_people_cancelled,
+    find_run,
     forgotten_runs,
     full_pools,
     give_up_runs,
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.3
 # The sensor daemon writes a heartbeat every 30 s.
 _DAEMON_SILENCE_SECONDS = 45.0
+# Runs that somebody asked for and that only a daemon brings to life.
+_TAKEN_UP_BY_DAEMON = (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING)
 _STORAGE_ENV = "TUNES_DAGSTER_STORAGE"
 
 
@@ -75,9 +78,13 @@ def _one_at_a_time(lock: Path) -> Iterator[None]:
 
 
 def daemon_is_alive(instance: dg.DagsterInstance) -> bool:
-    """Whether a daemon that runs the sensors has shown itself within the last 45 s."""
+    """Whether a daemon that runs the sensors has shown itself within the last 45 s.
+
+    A heartbeat outlives its daemon, so whoever waits asks again. One from the future is no sign of life either: the
+    clock was set back since.
+    """
     heartbeat = instance.get_daemon_heartbeats().get("SENSOR")
-    return heartbeat is not None and time.time() - heartbeat.timestamp < _DAEMON_SILENCE_SECONDS
+    return heartbeat is not None and abs(time.time() - heartbeat.timestamp) < _DAEMON_SILENCE_SECONDS
 
 
 def drive(
@@ -130,19 +137,38 @@ def _give_up_lost(
     settings: Settings,
     watch: decide.Watch | None = None,
 ) -> None:
-    """Do what the sensor `stuck_work` does."""
+    """Do what the sensor `stuck_work` does, and take over what a daemon that is gone had asked Dagster for."""
     cancel_what_people_cancelled(instance, registry)
     now, patience = registry.now(), settings.lost_after_seconds
+    never: list[str] = []
+
+    def alive(name: str) -> bool | None:
+        run = find_run(instance, name)
+        if run is not None and _nobody_starts(instance, run):
+            never.append(run.run_id)
+            return False
+        return run_is_alive(instance, name)
+
     stuck = decide.find_stuck(
         registry,
         now,
-        lambda name: run_is_alive(instance, name),
+        alive,
         watch=watch,
         lost_after_seconds=patience,
         longest=settings.longest,
     )
     forgotten = forgotten_runs(instance, registry, POOLS, now, patience)
     give_up_runs(instance, [*without_work(registry, [one.run_id for one in stuck]), *forgotten])
+    for run in filter(None, map(instance.get_run_by_id, never)):
+        instance.report_run_failed(run, "No daemon was there to start it; its work is done by another run.")
+
+
+def _nobody_starts(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a run waits for a daemon that is gone; another process's own run is in these states for a moment only."""
+    if run.status not in _TAKEN_UP_BY_DAEMON or daemon_is_alive(instance):
+        return False
+    record = instance.get_run_record_by_id(run.run_id)
+    return record is not None and time.time() - record.update_timestamp.timestamp() > _DAEMON_SILENCE_SECONDS
 
 
 def next_launches(registry: Registry, settings: Settings, full: Collection[str] = ()) -> list[decide.Launch]:
