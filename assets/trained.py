@@ -5,7 +5,9 @@ from typing import Any
 
 import dagster as dg
 
+from tunes_dagster.assets.attempt import Context
 from tunes_dagster.assets.display import files, load_pictures, picture, save_sheet, sparkline
+from tunes_dagster.assets.journal import log_materialized
 from tunes_dagster.assets.names import LORA, check_spec
 from tunes_dagster.core.failures import Cancelled
 from tunes_dagster.core.progress import Phase, Reporter
@@ -196,20 +198,7 @@ def facts(tune: Tune, result: Any, store: Store, device: Device) -> dict[str, An
     }
 
 
-def log_trained(context: dg.OpExecutionContext, trained: Trained) -> None:
+def log_trained(context: Context, trained: Trained) -> None:
     """Log materialization and checks of one tune's partition from a run that has many."""
-    partition = trained.tune.id
-    context.log_event(dg.AssetMaterialization(asset_key=LORA, partition=partition, metadata=trained.metadata))
-    for answer in trained.checks:
-        assert answer.check_name is not None
-        context.log_event(
-            dg.AssetCheckEvaluation(  # type: ignore[arg-type]
-                asset_key=LORA,
-                check_name=answer.check_name,
-                passed=bool(answer.passed),
-                metadata=answer.metadata,
-                severity=answer.severity,
-                description=answer.description,
-                partition=partition,
-            )
-        )
+    result = dg.MaterializeResult(metadata=trained.metadata, check_results=trained.checks)
+    log_materialized(context, LORA, trained.tune.id, result)

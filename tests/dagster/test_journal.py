@@ -1,0 +1,72 @@
+"""What is logged for a partition, read back through the GraphQL that the pages of the UI send."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import dagster as dg
+import pytest
+from dagster._core.remote_origin import InProcessCodeLocationOrigin
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
+from dagster_graphql.cli import execute_query
+
+from tunes_dagster.assets.names import LORA
+from tunes_dagster.assets.trained import LORA_CHECKS, Trained, log_trained
+from tunes_dagster.pipeline.inprocess import open_instance
+
+CHECKS = """
+{ assetNodeOrError(assetKey: {path: ["lora"]}) { ... on AssetNode {
+    partitionStats { numMaterialized }
+    assetChecksOrError { ... on AssetChecks { checks { name partitionStatuses {
+      ... on AssetCheckDefaultPartitionStatuses { succeededPartitions failedPartitions }
+    } } } }
+} } }
+"""
+
+
+def ask(instance: dg.DagsterInstance, query: str) -> dict:
+    """Ask what a page of the UI asks, of the real definitions."""
+    target = LoadableTargetOrigin(module_name="tunes_dagster.definitions", attribute="defs")
+    origin = InProcessCodeLocationOrigin(target, location_name="tunes")
+    with (
+        WorkspaceProcessContext(instance, InProcessWorkspaceLoadTarget(origin)) as workspace,
+        dg.partition_loading_context(dynamic_partitions_store=instance),
+    ):
+        answer = execute_query(workspace, query)
+    assert not answer.get("errors"), answer
+    return answer["data"]
+
+
+def trained(tune_id: str, passed: bool) -> Trained:
+    """Return a tune whose checks all say the same."""
+    answers = [dg.AssetCheckResult(passed=passed, check_name=one.name, asset_key=LORA) for one in LORA_CHECKS]
+    return Trained(SimpleNamespace(id=tune_id), None, {"steps": 12}, answers)
+
+
+@pytest.fixture
+def instance(paper_house, monkeypatch) -> Iterator[dg.DagsterInstance]:
+    """The instance of an installation, on disk: a workspace wants to share it with others."""
+    monkeypatch.setenv("TUNES_DAGSTER_STORAGE", str(paper_house.home / "dagster"))
+    with open_instance(paper_house.settings) as opened:
+        yield opened
+
+
+def test_checks_of_tunes_that_a_cohort_trained_show_for_their_partitions(instance):
+    instance.add_dynamic_partitions("tunes", ["good", "bad"])
+
+    @dg.op
+    def train(context: dg.OpExecutionContext) -> None:
+        for name, passed in (("good", False), ("good", True), ("bad", False)):
+            log_trained(context, trained(name, passed))
+
+    @dg.job
+    def cohort() -> None:
+        train()
+
+    cohort.execute_in_process(instance=instance)
+    node = ask(instance, CHECKS)["assetNodeOrError"]
+    assert node["partitionStats"]["numMaterialized"] == 2
+    shown = {one["name"]: one["partitionStatuses"] for one in node["assetChecksOrError"]["checks"]}
+    both = {"succeededPartitions": ["good"], "failedPartitions": ["bad"]}
+    assert shown == {one.name: both for one in LORA_CHECKS}
