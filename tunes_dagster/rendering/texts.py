@@ -1,8 +1,9 @@
 """Texts as the denoiser gets them: weighted words, prompts of any length, each text encoded once and kept.
 
 A CLIP encoder reads 77 tokens, two of which mark start and end. A longer prompt is encoded in chunks of 75 tokens
-that lie one after another, as A1111 does it; weights multiply the hidden states of their tokens, whose mean over the
-text is then put back, so that a weight moves attention between words and not the strength of the whole text.
+that lie one after another, as A1111 does it; weights multiply the hidden states of their tokens, and the root mean
+square over the text's tokens is then put back, so that a weight moves attention between words and not the strength of
+the whole text. (A1111 puts the mean back, which lies near zero and may change its sign: the text becomes noise.)
 
 How many chunks a text is encoded in changes what the others in its row block see, so pictures of one forward share it.
 """
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Embeddings that stay with a base between batches: SDXL's take 0.6 MB each in float32.
 _KEPT = 1024
+# The least root mean square of a text's weights that is made up for.
+_FAINTEST = 0.25
 
 
 def chunk_count(base: LoadedBase, *texts: str) -> int:
@@ -124,22 +127,35 @@ def encode_weighted(base: LoadedBase, text: str, chunks: int) -> Conditioning:
     hidden, pooled = [], None
     with torch.no_grad():
         for tokenizer, encoder, layer in base.clip_encoders():
-            ids, weights = _chunked(tokenizer, pieces, chunks)
-            said = encoder(ids.to(base.device), output_hidden_states=True)
+            ids, weights, words = (one.to(base.device) for one in _chunked(tokenizer, pieces, chunks))
+            said = encoder(ids, output_hidden_states=True)
             states = said.last_hidden_state if layer == 0 else said.hidden_states[layer]
-            hidden.append(_scaled(states, weights.to(states)).flatten(0, 1))
+            hidden.append(_scaled(states, weights, words).flatten(0, 1))
             pooled = getattr(said, "text_embeds", None) if layer else None
     encoded = {"hidden": torch.cat(hidden, dim=-1).unsqueeze(0).to(base.dtype)}
     return encoded if pooled is None else {**encoded, "pooled": pooled[:1].to(base.dtype)}
 
 
-def _scaled(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return hidden states `[chunks, tokens, d]` times weights `[chunks, tokens]`, with their old mean."""
-    if bool((weights == 1).all()):
+def _scaled(states: torch.Tensor, weights: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """Return hidden states `[chunks, tokens, d]` whose words are weighted against each other.
+
+    The root mean square of the words' states stays what it was: the weights are divided by their own, in which each
+    token counts by the strength of its state. That is between the least and the greatest weight, so it neither changes
+    sign nor vanishes; below a quarter the text is let fade, as all of it was asked to be next to nothing.
+
+    Args:
+        states: Of an encoder.
+        weights: `[chunks, tokens]`, 0 to 3.
+        words: Which tokens are words `[chunks, tokens]`; start, end and padding are left as they are.
+    """
+    import torch
+
+    if bool((weights[words] == 1).all()):
         return states
-    before = states.float().mean()
-    scaled = states * weights.unsqueeze(-1)
-    return scaled * (before / scaled.float().mean()).to(scaled)
+    energy = states.float().square().sum(dim=-1)[words]
+    mean = (weights[words].square() * energy).sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny)
+    factors = torch.where(words, weights / mean.sqrt().clamp(min=_FAINTEST), torch.ones_like(weights))
+    return (states.float() * factors.unsqueeze(-1)).to(states)
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
@@ -153,17 +169,18 @@ def _ids(tokenizer: Any, words: str) -> list[int]:
 
 def _chunked(
     tokenizer: Any, pieces: Sequence[tuple[str, float]], chunks: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and weights, `[chunks, 77]` each; start, end and padding have the weight 1."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return token ids, weights, and which of the tokens are words, `[chunks, 77]` each."""
     import torch
 
     length = tokenizer.model_max_length
     numbered = [(one, weight) for words, weight in pieces for one in _ids(tokenizer, words)]
-    rows, scales = [], []
+    rows, scales, words = [], [], []
     for start in range(0, chunks * (length - 2), length - 2):
         part = numbered[start : start + length - 2]
         ids = [tokenizer.bos_token_id, *(one for one, _ in part), tokenizer.eos_token_id]
         weights = [1.0, *(weight for _, weight in part), 1.0]
         rows.append(ids + [tokenizer.pad_token_id] * (length - len(ids)))
         scales.append(weights + [1.0] * (length - len(weights)))
-    return torch.tensor(rows), torch.tensor(scales)
+        words.append([0 < place <= len(part) for place in range(length)])
+    return torch.tensor(rows), torch.tensor(scales), torch.tensor(words)
