@@ -159,11 +159,12 @@ def finished(door: Door, **fields: object) -> Tune:
 
 
 def test_a_tune_is_continued_in_its_own_shape_on_its_own_base(door: Door) -> None:
-    first = finished(door, base="tiny", training={"rank": 8, "targets": "all"})
+    first = finished(door, base="tiny", token="zwx", training={"rank": 8, "targets": "all", "resolution": 96})
     second = door.tune(training={"base_tune_id": str(first.number), "steps": 20})
     assert second.branch == "tiny"
     assert second.request["training"]["base_tune_id"] == first.id
     assert second.recipe["training"]["rank"] == 8 and second.recipe["training"]["targets"] == "all"
+    assert second.recipe["training"]["resolution"] == 96 and second.recipe["token"] == "zwx"
     assert second.recipe["continues"] == {
         "tune_id": first.id,
         "branch": "tiny",

@@ -124,6 +124,25 @@ def test_a_continued_tune_starts_where_the_other_ended(base, store, make_job):
     assert fresh.data_hash("x") != job.data_hash("x")
 
 
+def test_a_continued_tune_is_read_with_the_settings_it_was_exported_with(base, store, make_job):
+    (first,) = trained(base, store, make_job("one", alpha=2, export_scale=0.5))
+    job = make_job("two", steps=1, alpha=4, learning_rate=1e-12)
+    job.recipe = {"continues": {"weights_key": first.weights_key}}
+    (second,) = trained(base, store, job)
+    before, after = products(weights(store, first)), products(weights(store, second))
+    for name in before:
+        torch.testing.assert_close(after[name], before[name] / 0.5, rtol=1e-4, atol=1e-7)
+
+
+def test_weights_that_predict_something_else_are_no_start(base, store, make_job, monkeypatch):
+    (first,) = trained(base, store, make_job("one", steps=1))
+    job = make_job("two", steps=1)
+    job.recipe = {"continues": {"weights_key": first.weights_key}}
+    monkeypatch.setattr(base, "prediction", "epsilon")
+    (outcome,) = loop.train([job], base, store).values()
+    assert "were trained to predict 'v'" in str(outcome)
+
+
 def test_a_continued_tune_of_another_shape_is_refused(base, store, make_job):
     (first,) = trained(base, store, make_job("one", targets="attention", rank=4))
     job = make_job("two", targets="all", rank=4)

@@ -54,15 +54,20 @@ def continued(
         )
     shape = {name: before[name] for name in _SHAPE}
     shape["alpha"] = before["alpha"] if asked.alpha is None else asked.alpha
+    shape["resolution"] = before["resolution"] if asked.resolution is None else asked.resolution
     training = asked.model_copy(update={**shape, "base_tune_id": earlier.id})
     base = request.base if "base" in request.model_fields_set else earlier.base
+    # The weights know the subject by that tune's token.
+    token = (
+        request.token if "token" in request.model_fields_set else earlier.recipe.get("token", request.token)
+    )
     continues = {
         "tune_id": earlier.id,
         "branch": earlier.branch,
         "weights_key": earlier.result["weights_key"],
         "recipe_hash": earlier.result.get("weights_recipe_hash", ""),
     }
-    return request.model_copy(update={"training": training, "base": base}), continues
+    return request.model_copy(update={"training": training, "base": base, "token": token}), continues
 
 
 def check_same_base(continues: dict[str, Any], entry: BaseModelEntry) -> None:

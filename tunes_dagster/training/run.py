@@ -17,6 +17,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import Conditioning, LoadedBase
 from tunes_dagster.intake.subject import is_style
 from tunes_dagster.training import cache, checkpoints, order, prior
+from tunes_dagster.training.earlier import read_earlier
 from tunes_dagster.training.jobs import TuneJob
 from tunes_dagster.training.masks import masks_by_bucket
 from tunes_dagster.training.weights import TrainedWeights
@@ -144,20 +145,6 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     )
 
 
-def _exported(store: Store, key: str) -> dict[str, Tensor]:
-    """Return the weights of a finished tune in diffusers layout."""
-    from tunes_dagster.training.verify import read_weights
-
-    if not store.exists(key):
-        raise Failure(
-            FailureCode.WEIGHTS_UNUSABLE,
-            f"The weights {key} to continue from are not in the store any more.",
-            "Start a tune of its own.",
-        )
-    with store.local(key) as path:
-        return read_weights(path)
-
-
 def _prior_prompts(job: TuneJob) -> list[str]:
     if job.prior_prompts is not None:
         return list(job.prior_prompts)
@@ -272,7 +259,7 @@ class TuneRun:
         if found is None:
             weights.enter(self.slot, self.options)
             if self.job.start_from:
-                weights.start_from(self.slot, self.options, _exported(store, self.job.start_from))
+                weights.start_from(self.slot, self.options, read_earlier(self.job, self.base, store))
                 self.job.report.note(f"Continues from the weights {self.job.start_from}.")
             return
         key, info, state = found

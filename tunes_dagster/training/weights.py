@@ -72,7 +72,7 @@ class TrainedWeights(Protocol):
         """Put a tune at its beginning into a slot: initial numbers by its seed, a fresh optimizer."""
 
     def start_from(self, slot: int, options: TrainingOptions, adapter: Mapping[str, Tensor]) -> None:
-        """Put a tune into a slot that starts with the exported weights of an earlier one.
+        """Put a tune into a slot that starts with the weights of an earlier one, without its export's scale.
 
         Raises:
             Failure: `WEIGHTS_UNUSABLE` when they are not of the shape that the options ask for.
@@ -167,7 +167,7 @@ class StackedWeights:
                 "Continue it with the rank and targets it was trained with.",
             )
         for _, _, up in self.bank.views(self.bank.values.detach()[slot]):
-            up /= scale * export_scale(options)  # which were folded in
+            up /= scale  # which was folded in, whatever alpha it was trained with
         self.bank.occupy(slot, rank, scale, layers, self.bank.slot_dora[slot])
         self._export_scales[slot] = export_scale(options)
         self.optimizer.start(slot, options)

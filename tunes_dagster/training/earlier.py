@@ -1,0 +1,67 @@
+"""The weights of a finished tune as another one starts from them: read with that tune's settings, not with its own."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.core.store import Store
+from tunes_dagster.training.files import read_header
+from tunes_dagster.training.weights import export_scale
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tunes_dagster.families.base import LoadedBase
+    from tunes_dagster.training.jobs import TuneJob
+
+
+def read_earlier(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tensor]:
+    """Return the weights that a tune continues, in diffusers layout, as they were trained.
+
+    The export's scale is taken out again: it is the earlier tune's, which its file's header names, whatever this one
+    asks for. That the base is not the one they were made on is said, and refused when it predicts something else.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE`.
+    """
+    from tunes_dagster.training.verify import read_weights
+
+    key = job.start_from
+    assert key is not None
+    if not store.exists(key):
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The weights {key} to continue from are not in the store any more.",
+            "Start a tune of its own.",
+        )
+    header = read_header(store, key)
+    recipe: dict[str, Any] = json.loads(header.get("tunes_dagster.recipe", "{}"))
+    predicted = header.get("modelspec.prediction_type", base.prediction)
+    if predicted != base.prediction:
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The weights {key} to continue from were trained to predict {predicted!r}, and the base "
+            f"{base.entry.branch} predicts {base.prediction!r} now.",
+            "Start a tune of its own.",
+        )
+    made_on = recipe.get("base_fingerprint", "")
+    if made_on and made_on != base.fingerprint():
+        job.report.note(
+            f"The base {base.entry.branch} is another one than the weights {key} were made on: the start is not "
+            "exactly where that tune ended."
+        )
+    with store.local(key) as path:
+        state = read_weights(path)
+    scale = _export_scale(recipe.get("training", {}))
+    if scale == 1:
+        return state
+    return {name: value / scale if ".lora_B." in name else value for name, value in state.items()}
+
+
+def _export_scale(training: dict[str, Any]) -> float:
+    """Return what an adapter of these options, perhaps of an earlier version's, was multiplied by."""
+    known = {name: training[name] for name in ("dora", "export_scale") if name in training}
+    return export_scale(TrainingOptions(**known))
