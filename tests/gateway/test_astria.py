@@ -103,6 +103,10 @@ def test_a_lora_in_the_text_of_a_base(house: House) -> None:
     create(house, branch="flux1", title="Ada")
     again = house.client.post(f"/prompts/{named['id']}/duplicate", json={}, headers=house.auth()).json()
     assert again["text"] == "ohwx <lora:Ada:1>"
+    for word in (tune["id"], "Eve"):
+        twice = {"prompt": {"text": f"ohwx <lora:Eve:2> <lora:{word}:2>"}}
+        refused = house.client.post(path, json=twice, headers=house.auth())
+        assert refused.status_code == 422 and "with 4 in all" in str(refused.json()["text"])
     assert house.prompt(again["id"]).tune_id == row.tune_id, "a copy means what the first one meant"
 
 

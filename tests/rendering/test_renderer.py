@@ -261,6 +261,11 @@ def test_jobs_are_made_of_rows_and_tags():
     assert make_job("p", text, settings(), tagged=twice).loras == [("fern.safetensors", 0.7, "tune_fern")]
     with pytest.raises(Failure, match="'7' in the prompt means was never settled"):
         make_job("p", text, settings(), tagged=twice[:1])
+    for words in (("Fern", "Fern"), ("Fern", "7")):
+        strong = [Tagged(word, fern, 2.0) for word in words]
+        text = "ohwx man " + " ".join(f"<lora:{word}:2>" for word in words)
+        with pytest.raises(Failure, match="one tune, with 4 in all"):
+            make_job("p", text, settings(), tagged=strong)
 
 
 def test_half_precision_shows_the_same_picture(base_folder, base, store):

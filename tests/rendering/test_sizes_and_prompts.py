@@ -58,6 +58,8 @@ def test_loras_are_taken_out_of_the_text():
         ("a {{hair}} man", "{{hair}}"),
         ("a <hypernet:x:1> man", "<hypernet:x:1>"),
         ("a man <lora:x:9>", "<lora:x:9>"),
+        ("a man <lora:x:2> <lora:x:2>", "'x' name one tune, with 4 in all"),
+        ("a man <faceid:x:1.5> <faceid:x>", "'x' name one tune, with 2.5 in all"),
         ("a man <lora::1>", "<lora::1>"),
         ("a man <lora:x:much>", "<lora:x:much>"),
         ("a man <lora:x:nan>", "<lora:x:nan>"),

@@ -14,6 +14,8 @@ from tunes_dagster.rendering.prompts import (
     ParsedPrompt,
     missing_token,
     parse_prompt,
+    summed,
+    tag_of,
     without_token,
 )
 
@@ -156,9 +158,10 @@ def make_job(
     parsed = parse_prompt(text, known) if text else ParsedPrompt("")
     _check_known(parsed, tagged)
     chosen: dict[str, tuple[TuneWeights, float]] = {}
-    for tag in tagged:  # one tune may go by several words
-        before = chosen[tag.tune.id][1] if tag.tune.id in chosen else 0.0
-        chosen[tag.tune.id] = (tag.tune, before + tag.scale)
+    for kind in ("lora", "faceid"):  # one tune may go by several words
+        some = {one.tune.id: one.tune for one in tagged if tag_of(one.tune.kind) == kind}
+        sums = summed(kind, [(one.tune.id, one.word, one.scale) for one in tagged if one.tune.id in some])
+        chosen |= {id: (some[id], scale) for id, scale in sums.items()}
     if tune is not None:
         chosen = {tune.id: (tune, settings.lora_scale), **chosen}
     faces = [pair for pair in chosen.values() if pair[0].kind == "faceid"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -72,30 +72,56 @@ def split_tags(text: str) -> tuple[str, Named, Named]:
     """Return a prompt without its tags, templates still in it, and (tune, scale) of each LoRA and of each face.
 
     Raises:
-        Failure: `INVALID_REQUEST` for a malformed tag, an unknown kind of tag, a weight outside its range, or more
-            than 8 LoRAs or 3 faces.
+        Failure: `INVALID_REQUEST` for a malformed tag, an unknown kind of tag, a weight or the sum of one tune's
+            weights outside its range, or more than 8 LoRAs or 3 faces.
     """
-    found: dict[str, dict[str, float]] = {"lora": {}, "faceid": {}}
+    said: dict[str, list[tuple[str, float]]] = {"lora": [], "faceid": []}
 
     def take(match: re.Match[str]) -> str:
         kind = match.group(1).lower()
-        if kind not in found:
+        if kind not in said:
             raise _refused(
                 f"The tag {match.group(0)!r} is not understood.",
                 "Only <lora:ID:weight> and <faceid:ID:weight> are.",
             )
-        name, scale = _named(match.group(0), kind, match.group(2))
-        found[kind][name] = found[kind].get(name, 0.0) + scale
+        said[kind].append(_named(match.group(0), kind, match.group(2)))
         return " "
 
     bare = clean(_TAG.sub(take, text))
     if broken := _BROKEN_TAG.search(bare):
         kind = broken.group(1).lower()
         raise _refused(f"A <{kind} tag in the prompt is not closed.", f"Write it as <{kind}:ID:weight>.")
+    found = {kind: summed(kind, [(word, word, scale) for word, scale in some]) for kind, some in said.items()}
     for kind, most, what in (("lora", MAX_LORAS, "LoRAs"), ("faceid", MAX_FACES, "faces")):
         if len(found[kind]) > most:
             raise _refused(f"The prompt names {len(found[kind])} {what}.", f"At most {most} can be combined.")
     return bare, list(found["lora"].items()), list(found["faceid"].items())
+
+
+def summed(tag: str, named: Iterable[tuple[str, str, float]]) -> dict[str, float]:
+    """Return the scale of each tune that tags name: the sum of its tags, whatever words they call it by.
+
+    Args:
+        tag: `lora` or `faceid`.
+        named: (tune, word, scale) of each tag.
+
+    Raises:
+        Failure: `INVALID_REQUEST` for a sum outside the range of a single tag.
+    """
+    low, high = FACE_SCALES if tag == "faceid" else LORA_SCALES
+    scales: dict[str, float] = {}
+    words: dict[str, list[str]] = {}
+    for tune, word, scale in named:
+        scales[tune] = round(scales.get(tune, 0.0) + scale, 6)
+        words.setdefault(tune, []).append(word)
+    for tune, scale in scales.items():
+        if not low <= scale <= high:
+            names = " and ".join(repr(word) for word in dict.fromkeys(words[tune]))
+            raise _refused(
+                f"The tags of {names} name one tune, with {scale:g} in all, which is not between {low:g} and {high:g}.",
+                f"Weights of one tune are added up: name it once, for example <{tag}:{words[tune][0]}:0.8>.",
+            ).about("text")
+    return scales
 
 
 def tag_of(kind: str) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.families.catalog import BaseModelEntry, Catalog
 from tunes_dagster.registry import Registry, Tune, Use
-from tunes_dagster.rendering.prompts import split_tags, tag_of
+from tunes_dagster.rendering.prompts import split_tags, summed, tag_of
 from tunes_dagster.rendering.siblings import ADAPTERS
 
 
@@ -76,6 +76,15 @@ class Named:
             Failure: `UNKNOWN_TUNE`, and what `split_tags` refuses.
         """
         return [self._found(use[0], tag).kind for tag, some in _tags(text) for use in some]
+
+    def check_sums(self, text: str) -> None:
+        """Refuse tags that name one tune, by whatever words, with more than one tag may ask for.
+
+        Raises:
+            Failure: `INVALID_REQUEST`, `UNKNOWN_TUNE`, and what `split_tags` refuses.
+        """
+        for tag, some in _tags(text):
+            summed(tag, [(self._found(word, tag).id, word, scale) for word, scale in some])
 
     def tags(self, text: str) -> list[Use]:
         """Return what the tags of a text use."""

@@ -448,5 +448,6 @@ def _complete_prompt(
     known = own.characteristics if own is not None else characteristics or {}
     wishes = Wishes(settings.unmet_wishes)
     context = PromptContext(base, entry, catalog, settings, store, known, named, named.owns_picture, wishes)
+    named.check_sums(request.text)
     complete = complete_prompt(request, context)
     return Completed(complete, entry, asked, warnings=wishes.told())
