@@ -50,15 +50,18 @@ class Attempt:
     member: Member = field(repr=False)
     lines: RunLines = field(default_factory=RunLines, repr=False)
 
-    def finish(self, result: dict[str, Any] | None = None, continue_: bool | None = None) -> None:
+    def finish(
+        self, result: dict[str, Any] | None = None, continue_: bool | None = None, whole: bool = True
+    ) -> None:
         """Close the attempt as done; in the same transaction the row's subject moves on.
 
         Args:
             result: Merged into the result of the tune or batch.
             continue_: Open the next piece of work; None does so unless the tune was ready already.
+            whole: Whether all of the work was done; the rest of a part is queued.
         """
         # Closed only once the row says so: while its database is away the work is done, and still alive.
-        self.registry.finish(self.work.id, self.run_id, result=result, continue_=continue_)
+        self.registry.finish(self.work.id, self.run_id, result=result, continue_=continue_, whole=whole)
         self.member.close()
         self.lines.say("done")
 

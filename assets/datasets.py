@@ -59,12 +59,14 @@ def closes_attempt(context: dg.AssetExecutionContext) -> bool:
 def close(context: dg.AssetExecutionContext, mine: Attempt, result: dict[str, Any]) -> None:
     """Close the attempt when this asset is the last one.
 
-    Training is queued only after a whole dataset, and not when this very run trains as well.
+    Training is queued only after a whole dataset, and not when this very run trains as well. Of a part (`source_images`
+    alone, say) the rest is queued.
     """
     if not closes_attempt(context):
         return
-    goes_on = None if context.asset_key == CAPTIONS and LORA not in assets_of_run(context) else False
-    mine.finish(result, continue_=goes_on)
+    trains = LORA in assets_of_run(context)
+    whole = trains or context.asset_key == CAPTIONS
+    mine.finish(result, continue_=False if trains or not whole else None, whole=whole)
 
 
 @dg.asset(

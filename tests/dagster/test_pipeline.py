@@ -201,6 +201,19 @@ def test_a_new_tune_starts_in_the_ui_and_trains_in_the_same_run(house):
     assert row.status == "ready" and row.result["steps"] == 4 and "/lora/2/" in row.result["weights_key"]
 
 
+def test_what_starts_in_the_ui_with_its_pictures_alone_goes_on_by_itself(paper_house):
+    from tests.support.houses import draw_pictures
+
+    folder = draw_pictures(paper_house.home / "theirs", 4)
+    request = {"name": "mug", "folder": str(folder), "dataset": {"captioner": False}}
+    started = materialize(paper_house, [SOURCE_IMAGES], "my-mug", {"source_images": {"config": request}})
+    assert started.success, failure_text(started)
+    assert paper_house.status("my-mug") == "queued"
+    drive_until(paper_house, "my-mug", status=("prepared", *ENDED))
+    assert materialization(paper_house, CAPTIONS, "my-mug")["captions"].records
+    assert [work.kind for work in paper_house.registry.queued_work("train")] == ["train"]
+
+
 def test_the_ui_refuses_with_a_sentence(house):
     without = materialize(house, [SOURCE_IMAGES], "nobody")
     assert "nobody has asked for this tune" in failure_text(without)

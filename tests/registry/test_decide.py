@@ -210,3 +210,30 @@ def test_work_that_takes_too_long_is_given_up_however_alive_it_is(registry: Regi
             registry, clock(), lambda _name: True, lost_after_seconds=10**6, longest=hours.__getitem__
         )
     assert one.work.state == "failed" and one.work.failure_code == "timed_out"
+
+
+def test_a_part_of_the_dataset_leaves_the_rest_in_the_queue(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = registry.claim("prepare", tune.id, "ui-run", origin="ui")
+    for _ in range(2):  # the answer to the first may have been lost
+        after = registry.finish(work.id, "ui-run", result={"pictures": {}}, continue_=False, whole=False)
+        assert (after.state, registry.get_tune(tune.id).status) == ("queued", "queued")
+    (launch,) = decide.prepare_launches(registry)
+    assert (launch.partition, registry.audit()) == (tune.id, [])
+    make_ready(registry, tune)
+    run_stage(registry, "prepare", tune.id, continue_=False, whole=False)
+    assert registry.get_tune(tune.id).status == "ready" and not decide.prepare_launches(registry)
+
+
+def test_a_tune_whose_next_work_nobody_opened_goes_on_once_its_run_is_over(
+    registry: Registry, clock: Clock
+) -> None:
+    tune = add_tune(registry)
+    run_stage(registry, "prepare", tune.id, "ui-run", continue_=False)  # it meant to train in the same run
+    clock.forward(61)
+    asked: list[str] = []
+    decide.find_stuck(registry, clock(), lambda name: asked.append(name) or True)
+    assert asked == ["ui-run"] and not registry.queued_work("train")
+    assert stuck(registry, clock, False) == []
+    (work,) = registry.queued_work("train")
+    assert work.subject_id == tune.id and registry.audit() == []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 
 from tunes_dagster.registry.api_tables import Reservation
 from tunes_dagster.registry.audit import AuditQueries, idle_rows
@@ -48,11 +49,30 @@ class MendingQueries(AuditQueries):
         with self.reading() as session:
             idle = [subject_id for _account, subject_id, _said in idle_rows(session)]
             held = session.scalars(select(Reservation.subject_id).where(Reservation.state == "open")).all()
-        queued = sum(self._queue_prompt(one) or self._queue_tune(one) for one in idle)
+        queued = sum(self._queue_prompt(one) or self.queue_tune(one) for one in idle)
         return Mended(queued, sum(self._settle_ended(subject_id) for subject_id in held))
 
+    def idle_tunes(self, before: datetime) -> list[tuple[str, str | None]]:
+        """Return tunes that have not ended, that no work is open for and that nothing moved since; oldest first.
+
+        With each comes the run of its last work, if there was one: that run may yet do the next piece itself.
+        """
+        busy = exists().where(Work.subject_id == Tune.id, Work.state.in_(OPEN_WORK))
+        last = (
+            select(Work.run_id)
+            .where(Work.subject_id == Tune.id, Work.run_id.is_not(None))
+            .order_by(Work.finished_at.desc(), Work.id)
+            .limit(1)
+            .scalar_subquery()
+        )
+        going = (*WAITING.values(), *RUNNING.values())  # by the index of statuses: most tunes have ended
+        query = select(Tune.id, last).where(Tune.status.in_(going), Tune.updated_at < before, ~busy)
+        with self.reading() as session:
+            return [(tune_id, run_id) for tune_id, run_id in session.execute(query.order_by(Tune.number))]
+
     @retried
-    def _queue_tune(self, tune_id: str) -> int:
+    def queue_tune(self, tune_id: str) -> int:
+        """Open the next work of a tune that nobody works on, or end it as was asked for; returns how many it was."""
         now = self.now()
         with self.writing() as session:
             tune = lock_one(session, Tune, Tune.id == tune_id)

@@ -60,6 +60,7 @@ class OutcomeQueries(WorkQueries):
         result: dict[str, Any] | None = None,
         continue_: bool | None = None,
         notify: bool | None = None,
+        whole: bool = True,
     ) -> Work:
         """End an attempt well and let its tune or batch move on.
 
@@ -69,6 +70,8 @@ class OutcomeQueries(WorkQueries):
             result: Merged into the tune's or batch's result.
             continue_: Open the next piece of work; None does so unless the tune was ready already.
             notify: Owe the callback; None does so unless a person opened the work in the UI.
+            whole: Whether all of the work was done. A part of it, as a person may choose in the UI, leaves a tune that
+                is not ready in the queue for the same work: nothing after it can use a part.
 
         Raises:
             Failure: `CONFLICT` for a late writer.
@@ -76,7 +79,7 @@ class OutcomeQueries(WorkQueries):
         now = self.now()
         with self.writing() as session:
             found = session.get(Work, work_id)
-            if found is not None and found.state == "done" and found.run_id == run_id:
+            if found is not None and found.state in ("done", "queued") and found.run_id == run_id:
                 return found
             work, subject = owned(session, work_id, run_id)
             told = owes_callbacks(work, subject) if notify is None else notify
@@ -90,21 +93,34 @@ class OutcomeQueries(WorkQueries):
                 )
                 batch_ended(session, subject, "done", now, left, notify=told)
             else:
-                self._tune_moves_on(session, work, subject, continue_, told, now)
+                self._tune_moves_on(session, work, subject, continue_, told, whole, now)
             self._cohort_done(session, work.cohort_id, now)
             return work
 
     def _tune_moves_on(
-        self, session: Session, work: Work, tune: Tune, continue_: bool | None, notify: bool, now: datetime
+        self,
+        session: Session,
+        work: Work,
+        tune: Tune,
+        continue_: bool | None,
+        notify: bool,
+        whole: bool,
+        now: datetime,
     ) -> None:
         tune.updated_at = now
-        if tune.status != "ready":
+        if tune.status != "ready" and whole:
             self.note_progress(session, work, tune, "", 1.0)
         if tune.cancel == "cancel" or tune.status == "deleted":
             work.state = "cancelled"
             tune_cancelled(session, tune, now, notify)
             return
         was_ready = tune.status == "ready"
+        if not whole and not was_ready:
+            run_id = work.run_id
+            open_work(session, work.kind, tune.id, work.origin, now)
+            work.run_id = run_id  # so that the same call again is known
+            back_to_waiting(session, tune, work, f"A part of {work.kind} was done; the rest follows.", now)
+            return
         note(session, tune.id, "finished", f"{work.kind} finished.", now, attempt=work.attempt)
         show(tune, "", "")
         if not was_ready and work.kind == "finish":

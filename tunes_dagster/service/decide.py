@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from tunes_dagster.core.failures import FailureCode
@@ -266,7 +266,7 @@ def find_stuck(
 ) -> list[Stuck]:
     """Give up attempts whose run is gone: requeue them (next attempt) or fail them with a reason.
 
-    Prompts that still wait for a tune which has ended follow it.
+    Prompts that still wait for a tune which has ended follow it, and tunes whose next work nobody opened go on.
 
     Args:
         registry: Where the rows lie.
@@ -282,6 +282,9 @@ def find_stuck(
         limit: Most rows to look at.
     """
     registry.end_stranded()
+    for tune_id, run_id in registry.idle_tunes(now - timedelta(seconds=lost_after_seconds)):
+        if run_id is None or not run_is_alive(run_id):
+            registry.queue_tune(tune_id)
     answers: dict[str, bool | None] = {}
     stuck = []
     for work in registry.active_work(limit):
