@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.gateway.app import create_app
@@ -12,6 +13,7 @@ from tunes_dagster.gateway.options import GatewayOptions
 from tunes_dagster.gateway.service import Service, service_around
 from tunes_dagster.pipeline import sensors
 from tunes_dagster.pipeline.definitions import build_defs
+from tunes_dagster.registry.engine import make_engine
 from tunes_dagster.resources import NotifierResource, RegistryResource, StoreResource
 from tunes_dagster.service.installation import Installation
 
@@ -94,3 +96,17 @@ def test_an_installation_is_opened_once_and_closed_once(tmp_path, monkeypatch):
         assert lent.registry is mine
     assert mine.list_tunes() == []  # who lends a registry closes it
     mine.close()
+
+
+def test_a_home_that_no_database_address_can_hold_is_refused_before_anything_is_written(tmp_path):
+    home = tmp_path / "what?" / "home"
+    with pytest.raises(Failure, match="question mark"):
+        Settings(home=home).resolved_registry_url  # noqa: B018 - asking is what makes the folder
+    with pytest.raises(Failure, match="question mark"):
+        make_engine(f"sqlite:///{home}/registry.db")
+    assert list(tmp_path.iterdir()) == []
+    for name in ("a#b", "100%25", "a b", "a::b", "a[1]*"):
+        engine = make_engine(Settings(home=tmp_path / name).resolved_registry_url)
+        engine.connect().close()
+        engine.dispose()
+        assert (tmp_path / name / "registry.db").is_file()

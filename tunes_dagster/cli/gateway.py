@@ -32,6 +32,7 @@ def serve(
     import os
 
     from tunes_dagster.core.logs import set_up_logging
+    from tunes_dagster.core.urls import address_of
     from tunes_dagster.gateway.app import create_app
     from tunes_dagster.gateway.options import GatewayOptions
     from tunes_dagster.gateway.serving import run
@@ -44,8 +45,9 @@ def serve(
     if not installation.registry.list_keys():
         say("[yellow]Nobody has a key yet:[/] tunes accounts create NAME")
     app = create_app(installation.settings, options)
-    shown = ", ".join(f"http://{host}:{port}/docs/{name}" for name in (*options.mounts, "native"))
-    say(f"Serving on [bold]http://{escape(host)}:{port}[/] (Ctrl-C stops it). Documentation: {shown}")
+    address = address_of(host, port)
+    shown = ", ".join(f"{address}/docs/{name}" for name in (*options.mounts, "native"))
+    say(f"Serving on [bold]{escape(address)}[/] (Ctrl-C stops it). Documentation: {escape(shown)}")
     run(app, host, port)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from tunes_dagster.cli.installation import instance_folder, open_installation, set_dagster_home
 from tunes_dagster.cli.output import escape, say
+from tunes_dagster.core.urls import address_of
 
 
 def dev(
@@ -37,7 +38,7 @@ def dev(
     from tunes_dagster.pipeline.inprocess import open_instance
 
     open_instance(settings).dispose()  # makes its tables before several processes open it
-    say(f"Dagster UI: [bold]http://{escape(host)}:{port}[/]   (Ctrl-C stops it)")
+    say(f"Dagster UI: [bold]{escape(address_of(host, port))}[/]   (Ctrl-C stops it)")
     say(f"Drop folders of pictures into {escape(settings.resolved_drop_folder)} to train on them.")
     command = [
         sys.executable,
@@ -66,7 +67,7 @@ def dev(
 
 def _server(host: str, port: int) -> list[str]:
     """Return the command of the HTTP server."""
-    say(f"HTTP APIs: [bold]http://{escape(host)}:{port}[/]   (--api-port 0 leaves them out)")
+    say(f"HTTP APIs: [bold]{escape(address_of(host, port))}[/]   (--api-port 0 leaves them out)")
     call = "from tunes_dagster.cli import main; main()"
     return [sys.executable, "-W", "ignore", "-c", call, "serve", "--host", host, "--port", str(port)]
 

@@ -9,6 +9,26 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tunes_dagster.core.failures import Failure, FailureCode
+
+
+def check_database_folder(folder: Path, setting: str) -> Path:
+    """Return a folder in which SQLite databases of ours and of Dagster's can lie.
+
+    SQLAlchemy's addresses, which Dagster writes as we do, end at a question mark and have no way to escape it: the
+    database would be a file of the shorter name, outside, where another installation would find it.
+
+    Raises:
+        Failure: `INVALID_REQUEST`.
+    """
+    if "?" in str(folder):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"Databases cannot lie in {str(folder)!r}: there is a question mark in the path.",
+            f"Let {setting} name a folder without one.",
+        )
+    return folder
+
 
 class Settings(BaseSettings):
     """The operator's settings. All state lives under `home` unless a URL says otherwise.
@@ -116,8 +136,12 @@ class Settings(BaseSettings):
 
     @cached_property
     def resolved_home(self) -> Path:
-        """The absolute home folder, created when missing."""
-        home = self.home.expanduser().resolve()
+        """The absolute home folder, created when missing.
+
+        Raises:
+            Failure: `INVALID_REQUEST` for a path that the addresses of SQLite databases cannot hold.
+        """
+        home = check_database_folder(self.home.expanduser().resolve(), "TUNES_HOME")
         home.mkdir(parents=True, exist_ok=True)
         return home
 

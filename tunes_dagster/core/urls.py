@@ -185,6 +185,11 @@ def _in_ascii(text: str, name: str) -> str:
         raise _refused(text, f"is not a URL: {name[:60]!r} cannot be the name of a host") from None
 
 
+def address_of(host: str, port: int) -> str:
+    """Return the address of our own server on a host and port, for people and programs to open."""
+    return f"http://{_bracketed(host)}:{port}"
+
+
 def _port(text: str, rest: str) -> int | None:
     """Return the port of `:8080`; None for nothing."""
     if not rest:

@@ -21,7 +21,7 @@ from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 from tunes_dagster.assets.names import GPU_POOL, POOLS, REPORT_POOL
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.progress import Phase, Reporter, Silent
-from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.settings import Settings, check_database_folder
 from tunes_dagster.pipeline.launches import (
     JOB_OF_KIND,
     ORIGIN_TAG,
@@ -60,7 +60,7 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     """
     home = Path(os.environ.get("DAGSTER_HOME") or Path(__file__).with_name("instance"))
     storage = Path(os.environ.setdefault(_STORAGE_ENV, str(settings.resolved_home / "dagster")))
-    storage.mkdir(parents=True, exist_ok=True)
+    check_database_folder(storage.absolute(), _STORAGE_ENV).mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
     if not (home / "dagster.yaml").is_file():
         home = storage

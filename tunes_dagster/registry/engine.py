@@ -109,6 +109,13 @@ def make_engine(
         from tunes_dagster.registry.postgres import make_postgres_engine
 
         return make_postgres_engine(parsed, min(busy_seconds, answer_seconds), answer_seconds)
+    options = url.partition("?")[2].split("&") if "?" in url else []
+    if any("=" not in one or "/" in one.partition("=")[0] for one in options):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The registry cannot lie in {url.removeprefix('sqlite:///')!r}: there is a question mark in the path.",
+            "Let TUNES_REGISTRY_URL name a folder without one.",
+        )
     pool = {}
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
