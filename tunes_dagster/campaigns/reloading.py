@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tunes_dagster.core.urls import is_loopback
+
 _MUTATION = """
 mutation { reloadWorkspace { __typename ... on Workspace { locationEntries { name locationOrLoadError { __typename } } }
   ... on PythonError { message } } }
@@ -25,11 +27,12 @@ def reload_code_location(ui_url: str, timeout: float = 60.0) -> str:
             f"{ui_url.rstrip('/')}/graphql",
             json={"query": _MUTATION},
             timeout=httpx.Timeout(timeout, connect=5.0),
+            trust_env=not is_loopback(httpx.URL(ui_url).host),  # no proxy leads to this machine
         ).raise_for_status()
         found = answer.json()["data"]["reloadWorkspace"]
     except httpx.ReadTimeout:
         return f"The UI at {ui_url} is still reloading after {timeout:.0f} s: see its page of code locations."
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return f"No Dagster UI answers at {ui_url} (TUNES_UI_URL), so nothing was reloaded. {_BY_HAND}"
     entries = found.get("locationEntries", [])
     broken = [one["name"] for one in entries if one["locationOrLoadError"]["__typename"] == "PythonError"]

@@ -10,6 +10,8 @@ from tunes_dagster.service.installation import Installation
 
 __all__ = ["Installation", "instance_folder", "open_installation", "set_dagster_home"]
 
+_PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -24,7 +26,22 @@ def instance_folder() -> Path:
 
 def open_installation(settings: Settings | None = None) -> Installation:
     """Return the installation of the settings, by default of those in the environment."""
+    _reach_this_machine_directly()
     return Installation(settings or get_settings())
+
+
+def _reach_this_machine_directly() -> None:
+    """Keep proxies out of the way to this machine (a store, a hub), here and in whatever is started from here.
+
+    A proxy elsewhere cannot reach our loopback addresses, and few who set one think of `NO_PROXY`.
+    """
+    if not any(os.environ.get(name) for name in _PROXIES):
+        return
+    named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in named.split(",") if host.strip()]
+    if "*" not in hosts:
+        hosts += [host for host in _THIS_MACHINE if host not in hosts]
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
 
 def set_dagster_home(settings: Settings | None = None) -> None:

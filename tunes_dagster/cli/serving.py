@@ -11,7 +11,7 @@ import typer
 
 from tunes_dagster.cli.installation import instance_folder, open_installation, set_dagster_home
 from tunes_dagster.cli.output import escape, say
-from tunes_dagster.core.urls import address_of
+from tunes_dagster.core.urls import address_of, is_loopback
 
 
 def dev(
@@ -28,7 +28,7 @@ def dev(
     installation = open_installation()
     set_dagster_home(installation.settings)
     workspace = instance_folder() / "workspace.yaml"
-    if not _loopback(host):
+    if not is_loopback(host):
         say(
             f"[yellow]The UI has no login: whoever reaches {escape(host)} can run and delete everything "
             "(docs/dagster.md).[/]"
@@ -70,7 +70,3 @@ def _server(host: str, port: int) -> list[str]:
     say(f"HTTP APIs: [bold]{escape(address_of(host, port))}[/]   (--api-port 0 leaves them out)")
     call = "from tunes_dagster.cli import main; main()"
     return [sys.executable, "-W", "ignore", "-c", call, "serve", "--host", host, "--port", str(port)]
-
-
-def _loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

@@ -185,6 +185,12 @@ def _in_ascii(text: str, name: str) -> str:
         raise _refused(text, f"is not a URL: {name[:60]!r} cannot be the name of a host") from None
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host by name or address is this very machine."""
+    plain = host.strip("[]").rstrip(".").lower()
+    return plain in ("localhost", "::1") or plain.endswith(".localhost") or plain.startswith("127.")
+
+
 def address_of(host: str, port: int) -> str:
     """Return the address of our own server on a host and port, for people and programs to open."""
     return f"http://{_bracketed(host)}:{port}"
