@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
+from tunes_dagster.rendering.pictures import Shape
 from tunes_dagster.rendering.renderer import RenderJob, render
+from tunes_dagster.rendering.schedulers import SCHEDULERS
 
 TEXT, FERN = "a photo of ohwx man", [("tunes/fern.safetensors", 1.0)]
 
@@ -80,6 +83,35 @@ def test_strength_decides_how_much_of_the_picture_is_left(base, store, given):
     batch = [job(str(s), input_image=key, denoising_strength=s) for s in (0.17, 0.6, 1.0)]
     little, half, all_new = (made(store, r) for r in render(batch, base, store, "out", Silent()))
     assert psnr(little, half) > psnr(little, all_new)
+
+
+def test_no_strength_hands_the_picture_back_at_any_number_of_steps(base, store, given):
+    more = {"input_image": given(scene()), "denoising_strength": 0.0}
+    batch = [
+        job("one", steps=1, **more),
+        job("masked", mask_image=given(Image.new("L", (64, 64), 255)), **more),
+    ]
+    for result in render(batch, base, store, "out", Silent()):
+        assert (np.asarray(made(store, result)) == np.asarray(scene())).all()
+
+
+@pytest.mark.parametrize("steps", [1, 4, 30, 150])
+def test_few_steps_never_start_noisier_than_asked(base, steps):
+    for name, strength in itertools.product(SCHEDULERS, (0.0011, 0.01, 0.05, 0.15, 0.26, 0.5)):
+        shape = Shape(64, 64, steps, name, False, strength=strength)
+        scheduler = base.scheduler(name, shape.schedule, 64, 64)
+        left = scheduler.timesteps[shape.skipped * scheduler.order :]
+        # The distilled samplers know fifty levels, 20 apart; a level may be the one around what was asked.
+        coarse = 19 if name in ("lcm", "tcd") else 1
+        assert len(left) >= 1 and left[0] <= 1000 * strength + coarse, (name, strength)
+
+
+def test_weak_strengths_differ_at_four_steps(base, store, given):
+    key = given(scene())
+    batch = [job(str(s), steps=4, input_image=key, denoising_strength=s) for s in (0.01, 0.05, 0.15, 0.5)]
+    pictures = [made(store, result) for result in render(batch, base, store, "out", Silent())]
+    near = [psnr(picture, pictures[0]) for picture in pictures[1:]]
+    assert near == sorted(near, reverse=True) and near[0] < 60
 
 
 def test_only_what_the_mask_shows_is_painted(base, store, given):

@@ -68,7 +68,7 @@ def denoise(
 
     shape = pictures[0].shape
     own = generators(pictures)
-    scheduler = base.scheduler(shape.scheduler, shape.steps, shape.width, shape.height)
+    scheduler = base.scheduler(shape.scheduler, shape.schedule, shape.width, shape.height)
     repeat = 2 if shape.guided else 1
     rows = {**conditioning(base, pictures, texts), **face_rows(base, pictures, repeat)}
     if bank is not None:

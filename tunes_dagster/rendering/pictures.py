@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,12 @@ if TYPE_CHECKING:
     from tunes_dagster.rendering.faceid import Face
 
 
+# Levels of noise that the bases were trained on; no schedule is finer.
+_FINEST = 1000
+# Steps that are done at least where a picture is there to start from.
+_FEWEST = 2
+
+
 @dataclass(frozen=True)
 class Shape:
     """What pictures must share to be denoised together.
@@ -18,7 +25,7 @@ class Shape:
     Attributes:
         width: Pixels.
         height: Pixels.
-        steps: Of the schedule.
+        steps: As asked.
         scheduler: Public name; None is the base's own.
         guided: Whether each picture takes a second row without text.
         chunks: In which its texts are encoded.
@@ -38,16 +45,34 @@ class Shape:
     control: str = ""
 
     @property
+    def kept(self) -> bool:
+        """Whether the picture to start from is handed back: its strength is below the finest noise there is."""
+        return self.strength is not None and self.strength * _FINEST < 1
+
+    @property
+    def schedule(self) -> int:
+        """Steps of the whole schedule: as asked, or so many more that two lie within the strength.
+
+        Four steps have nothing below a strength of a quarter: 0.05 is done as the last two of forty. A last step alone
+        would not do: schedules that count from the clean end have it at the same noise however many there are.
+        """
+        if not self.strength or self.strength == 1 or self.kept:
+            return self.steps
+        return max(self.steps, min(_FINEST, math.ceil(_FEWEST / self.strength)))
+
+    @property
     def skipped(self) -> int:
-        """Steps that are left out because a picture is there to start from; at least one is done."""
+        """Steps of the schedule that are left out because a picture is there to start from."""
         if self.strength is None:
             return 0
-        return self.steps - min(self.steps, max(1, int(self.steps * self.strength)))
+        if self.kept:
+            return self.steps
+        return self.schedule - min(self.schedule, max(1, int(self.schedule * self.strength)))
 
     @property
     def steps_done(self) -> int:
         """Steps that are really computed."""
-        return self.steps - self.skipped
+        return self.schedule - self.skipped
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,9 @@ class _Batch:
     def _render_some(self, pictures: list[Picture], bank: AdapterBank | MergedBank | None) -> None:
         """Render pictures together; what fails is halved until the culprit is alone."""
         done_before = self.steps_done
+        if pictures[0].shape.kept:
+            self._save_good(pictures, [one.start for one in pictures], [True] * len(pictures))
+            return
         try:
             branch = pictures[0].shape.control
             steer = (self.aids.control(branch, self.base),) if branch else ()
@@ -251,11 +254,15 @@ class _Batch:
                 fit = max(1, len(some) // 2)
                 continue
             start += len(some)
-            for picture, array, good in zip(some, *decoded, strict=True):
-                if not good:
-                    self._fail(picture.job, not_finite(picture), picture.number)
-                elif (treated := self._treated(picture, array)) is not None:
-                    self.saving.append((picture, self.pool.submit(self._save, picture, treated, self.tiled)))
+            self._save_good(some, *decoded)
+
+    def _save_good(self, pictures: Sequence[Picture], arrays: Sequence[Any], good: Sequence[bool]) -> None:
+        """Treat and save the pixels of pictures, but for those that are not finite."""
+        for picture, array, finite in zip(pictures, arrays, good, strict=True):
+            if not finite:
+                self._fail(picture.job, not_finite(picture), picture.number)
+            elif (treated := self._treated(picture, array)) is not None:
+                self.saving.append((picture, self.pool.submit(self._save, picture, treated, self.tiled)))
 
     def _decode(self, latents: Any) -> tuple[np.ndarray, list[bool]] | None:
         """Decode, or return None when memory ran out and a smaller part, or tiles, may still do."""
