@@ -19,10 +19,10 @@ from tunes_dagster.intake.captions import (
     CaptionTable,
     changed_items,
     edit_caption,
-    read_csv,
     set_captions,
     write_captions,
 )
+from tunes_dagster.intake.edits import read_csv
 from tunes_dagster.intake.manifest import Manifest
 from tunes_dagster.intake.subject import holds_subject, template, with_subject
 from tunes_dagster.intake.training_set import TrainingSet
@@ -182,7 +182,11 @@ def test_a_file_broken_by_hand_loses_nothing(store: Store) -> None:
     before = write(store)
     for junk in (b"", b"\x00\xff\x00", b"name,caption\nx,y\n", b"hash;caption\n;;\n"):
         store.write_bytes(before.key, junk)
-        assert CaptionTable.load(store, "tune_1").rows == before.rows
+        if b"x" in junk or b"\xff" in junk:  # an edit that cannot be read is refused, never passed over
+            with pytest.raises(Failure, match=r"captions.csv cannot be taken: line \d"):
+                CaptionTable.load(store, "tune_1")
+        else:
+            assert CaptionTable.load(store, "tune_1").rows == before.rows
 
 
 def test_edits_of_a_picture_that_is_left_out_come_back_with_it(store: Store) -> None:
@@ -331,3 +335,19 @@ def test_the_captioners_words_about_the_subject_are_not_used(store: Store) -> No
     assert heard.notes == ["Left out of the captions, so that the token learns it: blue."]
     style = write(store, Parrot("a blue mug on a table"), name="ink style")
     assert "a blue mug on a table, in ohwx ink style" in {row.caption for row in style.rows}
+
+
+def test_an_edited_table_is_taken_or_refused_by_line() -> None:
+    names = {"12e4": "a.png", "h2": "caf\u00e9.png"}
+    spoilt = "name;caption;source;hash\ra.png;one;edit;1,20E+05\rcafe\u0301.png;two;edit;?\r"
+    assert read_csv(spoilt.encode(), names) == {"12e4": "one", "h2": "two"}
+    assert read_csv(b"name,caption\na.png,\n", names) == {}
+    for table, said in (
+        (b"name,caption,source,hash\na.png,one, two,edit,12e4\n", "line 2: it has 5 cells"),
+        (b'name,caption,source,hash\na.png,"one,edit,12e4\n', "line 2: its quotation marks"),
+        (b"name,caption,source,hash\nz.png,one,edit,zz\n", "line 2: there is no picture 'z.png'"),
+        (b"a.png,one\n", "line 1: the header lacks"),
+        (b"PK\x03\x04 no workbook", "not an XLSX workbook"),
+    ):
+        with pytest.raises(Failure, match=said):
+            read_csv(table, names)

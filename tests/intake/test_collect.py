@@ -17,6 +17,7 @@ from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.store import Store
+from tunes_dagster.intake import sources
 from tunes_dagster.intake.collect import collect_sources
 from tunes_dagster.intake.faces import NoDetector
 from tunes_dagster.intake.fetch import Fetcher
@@ -413,3 +414,68 @@ def test_masks_beside_pictures_are_no_pictures(tmp_path: Path, store: Store, fet
         "b/2.png": True,
         "face-mask.png": False,
     }
+
+
+def test_one_odd_file_costs_only_itself(
+    tmp_path: Path, store: Store, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill(
+        tmp_path / "photos", {f"{n}.png": png(n) for n in range(3)} | {"0.txt": b"x", "1.txt": b"one"}
+    )
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(png(7))
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"accented")
+    (folder / "away.png").symlink_to(tmp_path)
+    listed = sources.list_files
+
+    def meanwhile(*arguments: Any) -> Any:
+        files = list(listed(*arguments))
+        (folder / "0.txt").unlink()
+        (folder / "2.png").unlink()
+        return files
+
+    monkeypatch.setattr(sources, "list_files", meanwhile)
+    manifest = collect(request({"folder": str(folder)}), store, fetcher)
+    assert {r.name: (r.verdict, r.caption) for r in manifest.rows} == {
+        "0.png": ("accepted", None),
+        "1.png": ("accepted", "one"),
+        "2.png": ("rejected", None),
+        "café.png": ("accepted", "accented"),
+    }
+    assert [note.split(":")[0] for note in manifest.notes] == [
+        "away.png",
+        "0.txt",
+        "Without a caption among those that came along",
+    ]
+
+
+def test_one_damaged_member_of_a_zip_costs_only_itself(
+    server: ScriptedServer, store: Store, fetcher: Fetcher
+) -> None:
+    files = {"a.png": png(1), "b.png": png(2), "c.txt": b"a caption " * 50, "Icon\r": b""}
+    data = bytearray(zipped(files))
+    for name in (b"b.png", b"c.txt"):
+        at = data.index(name) + len(name) + 10
+        data[at : at + 8] = b"\xff" * 8
+    server.routes["/p.zip"] = bytes(data)
+    manifest = collect(request({"archive_url": server.url("/p.zip")}), store, fetcher)
+    assert [(r.name, r.verdict) for r in manifest.rows] == [("a.png", "accepted"), ("b.png", "rejected")]
+    assert "damaged inside its archive" in manifest.rows[1].reason
+    assert manifest.ignored == ["c.txt"] and "c.txt: not used" in manifest.notes[0]
+
+
+def test_names_of_a_zip_without_the_flag_for_utf8(
+    server: ScriptedServer, store: Store, fetcher: Fetcher
+) -> None:
+    data = zipped({"cafe_.png": png(1), "captions.csv": "café.png,one".encode()})
+    server.routes["/p.zip"] = data.replace(b"cafe_.png", "café.png".encode())
+    (row,) = collect(request({"archive_url": server.url("/p.zip")}), store, fetcher).rows
+    assert (row.name, row.caption) == ("café.png", "one")
+
+
+def test_a_folder_of_links_says_that_they_are(tmp_path: Path, store: Store, fetcher: Fetcher) -> None:
+    elsewhere, folder = fill(tmp_path / "elsewhere", {"a.png": png(1)}), tmp_path / "links"
+    folder.mkdir()
+    (folder / "a.png").symlink_to(elsewhere / "a.png")
+    (folder / "b.png").symlink_to(elsewhere / "nothing.png")
+    with pytest.raises(Failure, match="a.png: not used, it is a link that leads out"):
+        collect(request({"folder": str(folder)}), store, fetcher)

@@ -99,3 +99,75 @@ def test_a_text_file_wins_over_a_table_and_two_of_a_name_are_no_guess() -> None:
 def test_which_files_are_sidecars() -> None:
     assert all(is_sidecar(n) for n in ("a.txt", "x/A.TXT", "a.caption", "captions.csv", "x/metadata.jsonl"))
     assert not any(is_sidecar(n) for n in ("README.txt", "license.txt", "a.jpg", "other.csv", "a.json"))
+
+
+def told(name: str, data: bytes, pictures: list[str]) -> tuple[dict[str, str], list[str]]:
+    beside = Sidecars()
+    beside.add(name, data)
+    found = {pictures[i]: text for i, text in beside.captions_for(pictures).items()}
+    return found, beside.notes + beside.unmatched()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_any_line_ends(end: str) -> None:
+    table = end.join(["file,caption", "a.png,one", "b.png,two", ""])
+    assert told("captions.csv", table.encode(), ["a.png", "b.png"]) == ({"a.png": "one", "b.png": "two"}, [])
+
+
+def test_rows_that_do_not_fit_cost_themselves_and_are_named() -> None:
+    rows = [
+        "sep=;",
+        "file;caption;tags",
+        'a.png;"one; two";x',
+        "b.png;one; two;x",
+        'c.png;"open;x',
+        "d.png;" + "y" * 140_000,
+    ]
+    rows += ["e.png", ";nobody", 'f.png;"a \\"big\\" dog";x', "g.png;last"]
+    found, notes = told("captions.csv", "\n".join(rows).encode(), [f"{n}.png" for n in "abcdefg"])
+    assert found == {"a.png": "one; two", "f.png": 'a "big" dog', "g.png": "last"}
+    assert [note.split(":")[0] for note in notes] == [f"captions.csv, line {n}" for n in (5, 6, 4, 7, 8)]
+
+
+def test_unquoted_commas_at_the_end_of_a_row_are_part_of_the_sentence() -> None:
+    table = b"file,caption\np0.png,a woman, red scarf, smiling\np9.png,nobody\n"
+    found, notes = told("captions.csv", table, ["p0.png"])
+    assert found == {"p0.png": "a woman, red scarf, smiling"}
+    assert notes == ["captions.csv, line 3: not used, there is no picture p9.png."]
+    assert told("captions.csv", b"p0.png,a woman, smiling", ["p0.png"])[0] == {"p0.png": "a woman, smiling"}
+
+
+def test_strings_of_json_hold_what_other_tools_take_for_line_ends() -> None:
+    rows = [{"file_name": f"{n}.png", "text": "by\u2028the\x85sea"} for n in (1, 2)]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    for text in (lines, json.dumps(rows, indent=1), lines.replace("\n", "\r")):
+        found, notes = told("metadata.jsonl", text.encode(), ["1.png", "2.png"])
+        assert found == {"1.png": "by the sea", "2.png": "by the sea"} and notes == []
+    deep = b'{"file_name": "1.png", "text": "\\ud83d one"}\n' + b"[" * 200_000
+    found, notes = told("metadata.jsonl", deep, ["1.png"])
+    assert found == {"1.png": "one"} and notes == ["metadata.jsonl, line 2: it is not JSON."]
+
+
+def test_a_name_is_the_same_in_every_unicode_form_and_in_other_case_where_that_is_clear() -> None:
+    beside = Sidecars()
+    beside.add("cafe\u0301.txt", b"one")
+    beside.add("captions.csv", "\u00fcber.png,two\nA.PNG,three\nB.PNG,four\nB.png,five".encode())
+    names = ["caf\u00e9.jpg", "u\u0308ber.PNG", "a.png", "b.png", "B.PNG"]
+    assert beside.captions_for(names) == {0: "one", 1: "two", 2: "three", 4: "four", 3: "five"}
+    twins = Sidecars()
+    twins.add("captions.csv", b"TWIN.PNG,whose")
+    assert twins.captions_for(["twin.png", "Twin.png"]) == {}
+    assert twins.unmatched() == ["captions.csv, line 1: not used, it could be twin.png or Twin.png."]
+
+
+def test_what_is_shared_overridden_or_cut_is_named() -> None:
+    beside = Sidecars()
+    beside.add("a.txt", b"file " + b"x" * MAX_CAPTION)
+    beside.add("captions.csv", b"a.jpg,row\na.jpg,other row\n")
+    assert set(beside.captions_for(["a.jpg", "a.png"])) == {0, 1}
+    assert [note.split(":")[0] for note in beside.notes] == [
+        "a.txt",
+        "captions.csv, line 1",
+        "a.txt is the caption of a.jpg and of a.png.",
+        "captions.csv, line 2",
+    ]

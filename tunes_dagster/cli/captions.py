@@ -70,15 +70,17 @@ def edit(tune: Which, account: Account = "local") -> None:
     row, before = _load(installation, account, tune)
     old = before.texts()
     edited = {
-        key: text for key, text in _edited(installation, row).items() if key in old and old[key] != text
+        key: text
+        for key, text in _edited(installation, row, before.names()).items()
+        if key in old and old[key] != text
     }
     after = set_captions(row.id, edited, installation.store) if edited else before
     _say_next(row, before, after)
 
 
-def _edited(installation: Installation, tune: Any) -> dict[str, str]:
+def _edited(installation: Installation, tune: Any, names: dict[str, str]) -> dict[str, str]:
     """Let a person edit the CSV; return hash → caption as it stands afterwards."""
-    from tunes_dagster.intake.captions import read_csv
+    from tunes_dagster.intake.edits import read_csv
 
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "nano"
     with tempfile.TemporaryDirectory(prefix="tunes-captions-") as folder:
@@ -92,7 +94,7 @@ def _edited(installation: Installation, tune: Any) -> dict[str, str]:
                 f"The editor {editor!r} did not run: {error}.",
                 "Set EDITOR, or change one caption with: tunes captions set",
             ) from error
-        return read_csv(file.read_bytes())
+        return read_csv(file.read_bytes(), names)
 
 
 def _key(tune_id: str) -> str:

@@ -6,7 +6,10 @@
     archives.py      zip and tar, read member by member, hostile ones refused by name
     pictures.py      one way to every picture format; the normalised form that is stored
     parallel.py      a few at a time, bounded
+    names.py         what is the same name: Unicode forms, case, code pages of archives
+    tables.py        tables of text as people write them, each row held against the header
     sidecars.py      captions that come along with pictures
+    edits.py         a caption table that was edited by hand
     payloads.py      base64 and data URIs; uploads in the store
     workbooks.py     XLSX as rows of plain values
     folders.py       local folders and S3 prefixes, and which of them may be named

@@ -42,10 +42,11 @@ class ArchiveLimits:
 
 @dataclass(frozen=True)
 class Member:
-    """One file of an archive: its name with `/`, and its content."""
+    """One file of an archive: its name with `/`, and its content or why there is none."""
 
     name: str
     data: bytes
+    fault: str = ""
 
 
 def archive_kind(head: bytes) -> str | None:
@@ -74,7 +75,8 @@ def is_junk(name: str) -> bool:
     """Whether a file is what operating systems leave behind (`__MACOSX/…`, `.DS_Store`, `Thumbs.db`)."""
     path = PurePosixPath(name)
     return (
-        "__MACOSX" in path.parts
+        path.name == "Icon\r"  # a folder's own picture on a Mac
+        or "__MACOSX" in path.parts
         or path.name.lower() in _JUNK_FILES
         or path.name.startswith("._")
         or path.name == ""
@@ -119,12 +121,12 @@ def read_archive(path: Path, limits: ArchiveLimits | None = None, name: str = ""
     ):
         try:
             for message in task.messages():
-                member, size = _checked(message.get("member"), limits, label, refused)
+                member, size, fault = _checked(message.get("member"), limits, label, refused)
                 members, total = members + 1, total + size
                 if members > limits.members or total > limits.total_bytes:
                     raise refused("it unpacks to more than it may", "")
                 content.seek(0)
-                yield Member(member, content.read(size))
+                yield Member(member, content.read(size), fault)
                 task.go_on()
         except Gone:
             raise Failure(
@@ -134,12 +136,13 @@ def read_archive(path: Path, limits: ArchiveLimits | None = None, name: str = ""
             ) from None
 
 
-def _checked(said: Any, limits: ArchiveLimits, label: str, refused: Any) -> tuple[str, int]:
-    """Return the name and size of a member when a child says something sensible."""
+def _checked(said: Any, limits: ArchiveLimits, label: str, refused: Any) -> tuple[str, int, str]:
+    """Return the name and size of a member, and why it has no content, when a child says something sensible."""
     name, size = (said.get("name"), said.get("size")) if isinstance(said, dict) else (None, None)
     if not isinstance(name, str) or type(size) is not int or not 0 <= size <= limits.member_bytes:
         raise refused("what was read of it makes no sense", "")
-    return check_name(name, label), size
+    fault = "".join(c for c in str(said.get("fault", ""))[:200] if c.isprintable())
+    return check_name(name, label), 0 if fault else size, fault
 
 
 def check_name(name: str, label: str) -> str:

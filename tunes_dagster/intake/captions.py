@@ -28,9 +28,10 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Phase, Reporter
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.store import Store
+from tunes_dagster.intake.edits import read_csv
 from tunes_dagster.intake.manifest import Manifest
 from tunes_dagster.intake.pictures import decode
-from tunes_dagster.intake.sidecars import decode_text, tidy
+from tunes_dagster.intake.sidecars import tidy
 from tunes_dagster.intake.subject import is_style, template, with_subject
 from tunes_dagster.intake.training_set import TrainingItem, TrainingSet
 from tunes_dagster.intake.varying import what_varies
@@ -122,6 +123,10 @@ class CaptionTable(BaseModel):
         """Return item hash → caption."""
         return {row.hash: row.caption for row in self.rows}
 
+    def names(self) -> dict[str, str]:
+        """Return item hash → name."""
+        return {row.hash: row.name for row in self.rows}
+
     def find(self, picture: str) -> list[CaptionRow]:
         """Return the rows that a person means by a file name, a hash, or the start (6 or more) of a hash.
 
@@ -175,14 +180,15 @@ class CaptionTable(BaseModel):
 
         Raises:
             FileNotFoundError: When there are none yet.
+            Failure: `INVALID_REQUEST` when what was changed by hand cannot be read.
         """
         prefix = f"tunes/{tune_id}/captions/"
         table = cls.model_validate_json(store.read_bytes(f"{prefix}captions.json"))
         try:
-            by_hand = read_csv(store.read_bytes(f"{prefix}captions.csv"))
+            data = store.read_bytes(f"{prefix}captions.csv")
         except FileNotFoundError:
             return table
-        return table.edited({key: text for key, text in by_hand.items() if key in table.texts()})
+        return table if data == table.to_csv().encode() else table.edited(read_csv(data, table.names()))
 
     def edited(self, captions: Mapping[str, str]) -> CaptionTable:
         """Return the table with other captions for some items (by hash); unchanged ones keep their source."""
@@ -194,23 +200,6 @@ class CaptionTable(BaseModel):
                 row = row.model_copy(update={"caption": caption, "source": "edit"})
             rows.append(row)
         return self.model_copy(update={"rows": rows})
-
-
-def read_csv(data: bytes) -> dict[str, str]:
-    """Return item hash → caption from a table as people save it: any encoding, comma, semicolon or tab.
-
-    A table without readable columns gives nothing.
-    """
-    text = decode_text(data)
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    found = {}
-    for row in rows:
-        plain = {str(k).strip().lower(): v for k, v in row.items() if isinstance(v, str)}
-        if plain.get("hash", "").strip() and plain.get("caption", "").strip():
-            found[plain["hash"].strip()] = plain["caption"]
-    return found
 
 
 def write_captions(

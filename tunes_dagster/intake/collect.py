@@ -6,6 +6,7 @@ stopped goes on where it stopped, on any machine. A failing picture becomes a ro
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 from collections import deque
@@ -23,18 +24,32 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.intake.archives import ArchiveLimits, Member, archive_kind, read_archive
 from tunes_dagster.intake.faces import FaceDetector
 from tunes_dagster.intake.fetch import Fetcher
-from tunes_dagster.intake.folders import check_folder
+from tunes_dagster.intake.folders import check_folder, may_not_be_read, out_of_space
 from tunes_dagster.intake.judge import judge
 from tunes_dagster.intake.manifest import Examined, Manifest, PictureRow
 from tunes_dagster.intake.parallel import completed
-from tunes_dagster.intake.pictures import Picture, normalise
+from tunes_dagster.intake.pictures import Picture, normalise, unreadable
 from tunes_dagster.intake.sandbox.pool import Session, get_pool
 from tunes_dagster.intake.sidecars import Sidecars, is_sidecar, masked_picture
-from tunes_dagster.intake.sources import Local, Origin, Plan, looks_like_picture, plan_sources
+from tunes_dagster.intake.sources import (
+    Local,
+    Origin,
+    Plan,
+    is_picture_name,
+    looks_like_picture,
+    plan_sources,
+)
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+# Pictures without a caption beside others that have one, told by name.
+_NAMED = 20
+# Notes that are told while it runs; the manifest has all of them.
+_NOTES = 40
 # Pictures of an archive that are examined beside its unpacking.
 _AT_A_TIME = 2
+
+
+logger = logging.getLogger(__name__)
 
 
 class _Record(BaseModel):
@@ -68,6 +83,11 @@ class _Examiner:
                 measured = self._measured(picture)
         except Failure as failure:
             return _failed(row, failure)
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # whatever a stranger's picture brings up, it ends that picture only
+            logger.exception("A picture could not be examined.")
+            return _failed(row, unreadable(name, f"looking at it went wrong ({type(error).__name__})", ""))
         measured["key"] = self.store.write_blob(picture.data, picture.suffix)
         return row.model_copy(update=measured)
 
@@ -88,8 +108,13 @@ class _Examiner:
 
     def expand(self, origin: Origin, local: Local, stop: threading.Event) -> _Record:
         """Examine the picture at a path, or every picture of the archive that lies there."""
-        with local.path.open("rb") as file:
-            head = file.read(512)
+        try:
+            with local.path.open("rb") as file:
+                head = file.read(512)
+        except OSError as error:
+            if out_of_space(error):
+                raise
+            raise may_not_be_read(local.name, error) from error
         # Somebody may give a picture's address as the archive's, or the other way round.
         if archive_kind(head) or (origin.kind == "archive" and not looks_like_picture("", head)):
             return self._expand_archive(origin, local, stop)
@@ -108,23 +133,39 @@ class _Examiner:
             for member in read_archive(local.path, self.limits, local.name):
                 if stop.is_set():
                     raise Cancelled
-                if is_sidecar(member.name):
+                if member.fault and not is_picture_name(member.name):
+                    record.ignored.append(member.name)
+                    record.notes.append(f"{member.name}: not used, it is damaged ({member.fault}).")
+                elif is_sidecar(member.name):
                     sidecars.add(member.name, member.data)
+                elif member.fault:
+                    record.rows.append(
+                        _failed(Examined(name=member.name, source=source(member)), _damaged(member))
+                    )
                 elif looks_like_picture(member.name, member.data[:16]):
                     yield member
                 else:
                     record.ignored.append(member.name)
 
         def examine(member: Member, _: threading.Event) -> Examined:
-            return self.examine(member.data, member.name, f"{origin.source} » {member.name}")
+            return self.examine(member.data, member.name, source(member))
+
+        def source(member: Member) -> str:
+            return f"{origin.source} » {member.name}"
 
         for _, row in completed(examine, pictures(), _AT_A_TIME):
             record.rows.append(row)
-        for row in record.rows:
-            row.caption = sidecars.caption_for(row.name)
+        for index, caption in sidecars.captions_for([row.name for row in record.rows]).items():
+            record.rows[index].caption = caption
         record.rows.sort(key=lambda row: row.name)
-        record.notes = sidecars.notes
+        record.notes += sidecars.notes + sidecars.unmatched()
         return record
+
+
+def _damaged(member: Member) -> Failure:
+    return unreadable(
+        member.name, f"it is damaged inside its archive ({member.fault})", "Pack the pictures again."
+    )
 
 
 def _length(data: bytes | Path) -> int:
@@ -191,6 +232,8 @@ def collect_sources(
     manifest = _judged(tune_id, request, plan, records, detector.name)
     manifest.save(store)
     counts = manifest.counts()
+    for note in manifest.notes[:_NOTES]:
+        report.note(note)
     report.note(
         f"{len(manifest.rows)} pictures: {counts['accepted']} accepted, {counts['warned']} with a warning, "
         f"{counts['rejected']} rejected."
@@ -268,13 +311,9 @@ def _load_record(tune_id: str, origin: Origin, examiner: _Examiner) -> _Record |
 def _judged(
     tune_id: str, request: TuneRequest, plan: Plan, records: Sequence[_Record], detector: str
 ) -> Manifest:
-    pictures: list[Examined] = []
-    for origin, record in zip(plan.origins, records, strict=True):
-        sidecars = plan.sidecars.get(origin.group)
-        for row in record.rows:
-            beside = sidecars.caption_for(row.name) if sidecars and row.caption is None else None
-            pictures.append(row.model_copy(update={"caption": beside}) if beside else row)
+    pictures, unmatched = _captioned(plan, records)
     pictures = _with_masks(pictures)
+    unmatched += _without_caption(pictures)
     _tell_apart(pictures)
     rows, notes = judge(
         pictures,
@@ -283,7 +322,7 @@ def _judged(
         faces_looked_for=detector != "none",
         resolution=request.training.resolution,
     )
-    notes += [note for sidecars in plan.sidecars.values() for note in sidecars.notes]
+    notes += plan.notes + unmatched
     return Manifest(
         tune_id=tune_id,
         class_name=request.name,
@@ -292,6 +331,29 @@ def _judged(
         ignored=plan.ignored + [name for record in records for name in record.ignored],
         notes=notes + [note for record in records for note in record.notes],
     )
+
+
+def _captioned(plan: Plan, records: Sequence[_Record]) -> tuple[list[Examined], list[str]]:
+    """Return the pictures with the captions that lay beside them, and notes about captions that were not used."""
+    pictures = [row for record in records for row in record.rows]
+    groups = [o.group for o, record in zip(plan.origins, records, strict=True) for _ in record.rows]
+    notes: list[str] = []
+    for group, sidecars in plan.sidecars.items():
+        mine = [i for i, of in enumerate(groups) if of == group]
+        for at, caption in sidecars.captions_for([pictures[i].name for i in mine]).items():
+            if pictures[mine[at]].caption is None:
+                pictures[mine[at]] = pictures[mine[at]].model_copy(update={"caption": caption})
+        notes += sidecars.notes + sidecars.unmatched()
+    return pictures, notes
+
+
+def _without_caption(pictures: Sequence[Examined]) -> list[str]:
+    """Return a note that names the pictures without a caption, when others came with one."""
+    bare = [picture.name for picture in pictures if picture.caption is None and picture.key]
+    if not bare or len(bare) == sum(picture.key is not None for picture in pictures):
+        return []
+    more = f" and {len(bare) - _NAMED:,} more" if len(bare) > _NAMED else ""
+    return [f"Without a caption among those that came along: {', '.join(bare[:_NAMED])}{more}."]
 
 
 def _with_masks(pictures: Sequence[Examined]) -> list[Examined]:
@@ -346,7 +408,7 @@ def check_enough(manifest: Manifest, request: TuneRequest) -> None:
     if sources and len(sources) == len(manifest.rows) and len({row.failure for row in sources}) == 1:
         raise _as_failure(sources[0], sources, facts)
     found = f"{have} of {len(manifest.rows)} pictures can be used; {need} are needed."
-    listed = reasons[:5] if manifest.rows else ["No pictures were found in the sources."]
+    listed = reasons[:5] if manifest.rows else ["No pictures were found in the sources.", *manifest.notes[:5]]
     raise Failure(
         FailureCode.TOO_FEW_PICTURES,
         " ".join([found, *listed]),

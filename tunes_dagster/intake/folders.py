@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,12 @@ from upath import UPath
 
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.intake.archives import is_junk
+from tunes_dagster.intake.names import shown
 
 PROTOCOLS = frozenset({"", "file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory"})
 MAX_FILES = 10_000
+_NAMED = 20
+"""So many of the files that are left out are told one by one."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,34 @@ def _parts(path: UPath) -> list[str]:
     return [part for part in str(path.path).replace("\\", "/").split("/") if part not in ("", ".")]
 
 
-def list_files(folder: UPath) -> Iterator[FolderFile]:
+def may_not_be_read(name: str, error: OSError) -> Failure:
+    """Return what is said of a file that is there and cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return Failure(FailureCode.SOURCE_REFUSED, f"The file {name} is gone.", "Put it back.")
+    if isinstance(error, PermissionError):
+        return Failure(
+            FailureCode.SOURCE_REFUSED,
+            f"The file {name} may not be read by whoever runs this.",
+            "Give the right to read it, or leave it out.",
+        )
+    return Failure(
+        FailureCode.SOURCE_UNREACHABLE, f"{name} could not be read.", "Try again.", detail_of(error)
+    )
+
+
+def out_of_space(error: OSError) -> bool:
+    """Whether it is this machine that has no room, whatever file was being read."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def list_files(folder: UPath, left_out: list[str] | None = None) -> Iterator[FolderFile]:
     """Yield the files below a folder, sorted by name, without junk, hidden files and links that lead out.
 
     A folder that is a file yields that one file.
+
+    Args:
+        folder: See `open_folder`.
+        left_out: Takes what was left out that somebody may miss, in sentences.
 
     Raises:
         Failure: `SOURCE_UNREACHABLE` when it does not exist or cannot be listed; `SOURCE_REFUSED` when it
@@ -123,7 +152,8 @@ def list_files(folder: UPath) -> Iterator[FolderFile]:
             return
         if not folder.is_dir():
             raise FileNotFoundError(str(folder))
-        found = _local_files(folder) if folder.protocol in ("", "file", "local") else _remote_files(folder)
+        local = folder.protocol in ("", "file", "local")
+        found = _local_files(folder, left_out) if local else _remote_files(folder)
     except FileNotFoundError as error:
         raise Failure(
             FailureCode.SOURCE_REFUSED,
@@ -150,18 +180,52 @@ def _too_many(folder: UPath) -> Failure:
     )
 
 
-def _local_files(folder: UPath) -> list[FolderFile]:
+def _local_files(folder: UPath, left_out: list[str] | None) -> list[FolderFile]:
     root = Path(str(folder))
     found: list[FolderFile] = []
+    missed: list[tuple[str, str]] = []
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         hidden = any(part.startswith(".") for part in Path(name).parts)
-        if hidden or is_junk(name) or not path.is_file() or not path.resolve().is_relative_to(root):
+        if hidden or is_junk(name):
             continue
-        found.append(_file(name, UPath(path)))
+        try:
+            why = _why_left_out(path, root)
+            if why is None:
+                found.append(_file(shown(name), UPath(path)))
+            elif why:
+                missed.append((shown(name), why))
+        except (OSError, RuntimeError):  # gone since, or links in a ring
+            missed.append((shown(name), "cannot be looked at"))
         if len(found) > MAX_FILES:
             raise _too_many(folder)
+    if left_out is not None:
+        left_out += [f"{name}: not used, it {why}." for name, why in missed[:_NAMED]]
+        if len(missed) > _NAMED:
+            left_out.append(f"{len(missed) - _NAMED:,} more like these are not used.")
     return found
+
+
+def _why_left_out(path: Path, root: Path) -> str | None:
+    """Return why something in a folder is not read, empty for what nobody misses; None for a file that is."""
+    if path.is_symlink():
+        if not path.resolve().is_relative_to(root):
+            return "is a link that leads out of its folder; put the file itself there"
+        if not path.exists():
+            return "is a link to nothing"
+    if path.is_dir():
+        readable = os.access(path, os.R_OK | os.X_OK)
+        linked = path.is_symlink()
+        return (
+            "is a link to a folder"
+            if linked
+            else ""
+            if readable
+            else "is a folder that may not be looked into"
+        )
+    if not path.is_file():
+        return "is not a plain file"
+    return None if path.resolve().is_relative_to(root) else ""
 
 
 def _remote_files(folder: UPath) -> list[FolderFile]:

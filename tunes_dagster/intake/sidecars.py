@@ -1,4 +1,4 @@
-"""Captions that come along with pictures: `NAME.txt`, `captions.csv`, `metadata.csv`, `metadata.jsonl`.
+"""Captions that come along with pictures: `NAME.txt`, and tables `captions` and `metadata` as CSV, TSV, XLSX, JSONL.
 
 `metadata.jsonl` and `metadata.csv` are those of Hugging Face's ImageFolder (`file_name` and `text`). Files may
 be in any encoding. What cannot be read is noted and costs nobody else's caption.
@@ -6,19 +6,26 @@ be in any encoding. What cannot be read is noted and costs nobody else's caption
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from tunes_dagster.intake.names import Stage, base, loose, match, plain, shown, stem
+from tunes_dagster.intake.pictures import SUFFIXES
+from tunes_dagster.intake.tables import read_json, read_sheet, read_table
+
 MAX_CAPTION = 2000
 _TEXT_SUFFIXES = (".txt", ".caption")
-_TABLES = ("captions.csv", "metadata.csv", "captions.jsonl", "metadata.jsonl")
+_TABLES = tuple(
+    f"{name}.{kind}" for name in ("captions", "metadata") for kind in ("csv", "tsv", "xlsx", "jsonl")
+)
 _NAME_COLUMNS = ("file_name", "filename", "file", "image", "name", "path")
 _TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "description")
+_COLUMNS = (_NAME_COLUMNS, _TEXT_COLUMNS)
+# So many malformed lines of a table, and so many captions without a picture, are told one by one.
+_NAMED = 20
+_UNMATCHED = 50
 # Text files that people leave among pictures and that are no captions.
 _NOT_CAPTIONS = frozenset({"readme", "license", "licence", "notes", "requirements"})
 
@@ -60,11 +67,44 @@ def masked_picture(name: str) -> str | None:
 
     `a/b.mask.png`, `a/b-mask.png` and `a/b_mask.png` are masks of `a/b.jpg` or of any other picture `a/b`.
     """
-    path = PurePosixPath(name.lower())
+    path = PurePosixPath(plain(name))
     for ending in (".mask", "-mask", "_mask"):
-        if path.stem.endswith(ending) and len(path.stem) > len(ending):
-            return str(path.with_name(path.stem.removesuffix(ending)))
+        if path.stem.lower().endswith(ending) and len(path.stem) > len(ending):
+            return str(path.with_name(path.stem[: -len(ending)]))
     return None
+
+
+@dataclass
+class _Caption:
+    """One caption that came along: for which name, where it stands, and whether it has found its picture."""
+
+    name: str
+    text: str
+    place: str
+    used: bool = False
+    could_be: list[str] = field(default_factory=list)
+
+
+def _without_picture_suffix(name: str) -> str:
+    return stem(name) if PurePosixPath(name.lower()).suffix in SUFFIXES else plain(name)
+
+
+# `a.jpg.txt` is of `a.jpg`, `a.txt` of every `a`.
+_TEXT_STAGES = (
+    Stage(plain, plain, plain),
+    Stage(plain, stem, stem),
+    Stage(loose, loose, plain),
+    Stage(loose, lambda name: loose(stem(name)), stem),
+)
+# A row names a picture by its path, by its name in whatever folder, or without its suffix.
+_ROW_STAGES = (
+    Stage(plain, plain, plain),
+    Stage(loose, loose, plain),
+    Stage(base, base, plain),
+    Stage(lambda name: loose(base(name)), lambda name: loose(base(name)), plain),
+    Stage(_without_picture_suffix, stem, stem),
+    Stage(lambda name: loose(base(name)), lambda name: loose(base(stem(name))), stem),
+)
 
 
 @dataclass
@@ -72,78 +112,117 @@ class Sidecars:
     """The captions found beside pictures.
 
     Attributes:
-        by_name: Lower-case name (full path inside the source, or file name) to caption, from tables.
-        by_stem: Lower-case path without suffix to caption, from text files.
         notes: What could not be used, in sentences.
     """
 
-    by_name: dict[str, str] = field(default_factory=dict)
-    by_stem: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    _texts: dict[str, _Caption] = field(default_factory=dict)
+    _rows: dict[str, _Caption] = field(default_factory=dict)
 
     def add(self, name: str, data: bytes) -> None:
-        """Take a sidecar file into account."""
-        path = PurePosixPath(name)
-        text = decode_text(data).replace("\x00", "")
+        """Take a sidecar file into account; nothing that stands in it ends more than itself."""
+        path = PurePosixPath(plain(name))
         if path.name.lower() in _TABLES:
-            rows = _jsonl_rows if path.suffix.lower() == ".jsonl" else _csv_rows
-            folder = "" if str(path.parent) == "." else f"{path.parent}/"
-            for file_name, caption in rows(name, text, self.notes):
-                self.by_name[(folder + file_name.replace("\\", "/")).lower()] = tidy(caption)
+            self._add_table(name, path, data)
             return
-        caption = tidy(text)
+        caption = self._tidied(decode_text(data).replace("\x00", ""), name)
         if caption:
-            self.by_stem[str(path.with_suffix("")).lower()] = caption
+            self._keep(self._texts, _Caption(stem(str(path)), caption, name))
         else:
             self.notes.append(f"{name} is empty; its picture gets a caption of its own.")
 
+    def _add_table(self, name: str, path: PurePosixPath, data: bytes) -> None:
+        rows, faults = _table_rows(path, data)
+        for line, file_name, text in rows:
+            place = f"{name}, line {line}"
+            wanted = plain(shown(file_name)).lstrip("/")
+            if str(path.parent) != ".":
+                wanted = f"{path.parent}/{wanted}"
+            caption = self._tidied(text, place)
+            if caption:
+                self._keep(self._rows, _Caption(wanted, caption, place))
+        self.notes += [f"{name}, line {line}: {why}." for line, why in faults[:_NAMED]]
+        if len(faults) > _NAMED:
+            self.notes.append(f"{name}: {len(faults) - _NAMED:,} more lines like these.")
+
+    def _tidied(self, text: str, place: str) -> str:
+        caption = tidy(text)
+        if len(caption) == MAX_CAPTION and len(" ".join(text.split())) > MAX_CAPTION:
+            self.notes.append(f"{place}: the caption is cut to its first {MAX_CAPTION:,} characters.")
+        return caption
+
+    def _keep(self, among: dict[str, _Caption], caption: _Caption) -> None:
+        before = among.get(caption.name)
+        if before is not None and before.text != caption.text:
+            self.notes.append(
+                f"{before.place}: not used, {caption.place} has another caption for that picture."
+            )
+        among[caption.name] = caption
+
+    def captions_for(self, names: Sequence[str]) -> dict[int, str]:
+        """Return index → caption of pictures: that of its text file, else of its row in a table.
+
+        Args:
+            names: Of all pictures that these captions may belong to, so that what is ambiguous is not guessed.
+        """
+        found: dict[int, _Caption] = {}
+        for among, stages in ((self._texts, _TEXT_STAGES), (self._rows, _ROW_STAGES)):
+            captions = list(among.values())
+            matches = match([caption.name for caption in captions], names, stages)
+            for index, which in matches.ambiguous.items():
+                captions[index].could_be = which
+            holders: dict[int, list[int]] = {}
+            for picture, index in matches.found.items():
+                holders.setdefault(index, []).append(picture)
+            for index, pictures in sorted(holders.items()):
+                self._give(captions[index], sorted(pictures), names, found)
+        return {picture: caption.text for picture, caption in found.items()}
+
+    def _give(
+        self, caption: _Caption, pictures: list[int], names: Sequence[str], found: dict[int, _Caption]
+    ) -> None:
+        caption.used = True
+        for picture in pictures:
+            first = found.setdefault(picture, caption)
+            if first.text != caption.text:
+                self.notes.append(
+                    f"{caption.place}: not used, {first.place} has another caption for that picture."
+                )
+        different = list(dict.fromkeys(names[picture] for picture in pictures))
+        if len(different) > 1:
+            self.notes.append(f"{caption.place} is the caption of {' and of '.join(different)}.")
+
     def caption_for(self, name: str) -> str | None:
-        """Return the caption of a picture: its text file's, else its row's in a table, else None."""
-        path = PurePosixPath(name.lower())
-        for stem in (str(path.with_suffix("")), str(path)):  # a.txt and a.jpg.txt
-            if stem in self.by_stem:
-                return self.by_stem[stem]
-        if str(path) in self.by_name:
-            return self.by_name[str(path)]
-        same = [text for key, text in self.by_name.items() if PurePosixPath(key).name == path.name]
-        return same[0] if len(same) == 1 and same[0] else None
+        """Return the caption of one picture that is looked at alone, or None."""
+        return self.captions_for([name]).get(0)
+
+    def unmatched(self) -> list[str]:
+        """Return, in sentences, each caption that found no picture."""
+        sentences = []
+        left = [c for c in (*self._texts.values(), *self._rows.values()) if not c.used]
+        for caption in left[:_UNMATCHED]:
+            names = " or ".join(map(shown, caption.could_be[:4]))
+            why = f"it could be {names}" if names else f"there is no picture {caption.name}"
+            sentences.append(f"{caption.place}: not used, {why}.")
+        if len(left) > _UNMATCHED:
+            sentences.append(f"{len(left) - _UNMATCHED:,} more captions have no picture.")
+        return sentences
 
 
-def _jsonl_rows(name: str, text: str, notes: list[str]) -> list[tuple[str, str]]:
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found = _pick(json.loads(line))
-        except ValueError:
-            found = None
-        if found is None:
-            notes.append(f"{name}, line {number}, has no file_name and text.")
-        else:
-            rows.append(found)
-    return rows
-
-
-def _csv_rows(name: str, text: str, notes: list[str]) -> list[tuple[str, str]]:
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count) if any(d in first for d in ",;\t") else ","
-    lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
-    if not lines:
-        return []
-    header = [cell.strip().lower() for cell in lines[0]]
-    if not (set(header) & set(_NAME_COLUMNS) and set(header) & set(_TEXT_COLUMNS)):
-        header, lines = ["file_name", "text"], [[], *lines]  # a table without a header: name, caption
-    rows = []
-    for number, cells in enumerate(lines[1:], 2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        found = _pick(dict(zip(header, cells, strict=False)))
-        if found is None:
-            notes.append(f"{name}, line {number}, has no file name and caption.")
-        else:
-            rows.append(found)
-    return rows
+def _table_rows(path: PurePosixPath, data: bytes) -> tuple[list[tuple[int, str, str]], list[tuple[int, str]]]:
+    """Return line, file name and caption of each row, and what is wrong with the others."""
+    if path.suffix.lower() == ".jsonl":
+        parsed, faults = read_json(decode_text(data).replace("\x00", ""))
+        rows = [(line, found) for line, row in parsed if (found := _pick(row))]
+        whole = {line for line, _ in rows}
+        faults += [(line, "it has no file_name and text") for line, _ in parsed if line not in whole]
+        return [(line, *found) for line, found in rows], sorted(faults)
+    table = (
+        read_sheet(data, _COLUMNS)
+        if data.startswith(b"PK\x03\x04")
+        else read_table(decode_text(data).replace("\x00", ""), _COLUMNS)
+    )
+    return [(line, cells[0], cells[1]) for line, cells in table.rows], table.faults
 
 
 def _pick(row: Any) -> tuple[str, str] | None:

@@ -12,13 +12,14 @@ from typing import Any
 
 from upath import UPath
 
-from tunes_dagster.core.failures import Failure, FailureCode, detail_of
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import Sources
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.urls import show_url
 from tunes_dagster.intake.archives import archive_kind
 from tunes_dagster.intake.fetch import MB, Fetcher, Kind
-from tunes_dagster.intake.folders import FolderFile, check_settled, list_files, open_folder
+from tunes_dagster.intake.folders import FolderFile, check_settled, list_files, may_not_be_read, open_folder
+from tunes_dagster.intake.names import shown
 from tunes_dagster.intake.payloads import check_upload_key, decode_payload
 from tunes_dagster.intake.pictures import SUFFIXES
 from tunes_dagster.intake.sidecars import Sidecars, is_sidecar
@@ -57,7 +58,7 @@ class Origin:
     @property
     def record_name(self) -> str:
         """Name of its record in the store."""
-        return hashlib.sha256(self.id.encode()).hexdigest()[:32]
+        return hashlib.sha256(self.id.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 @dataclass
@@ -68,11 +69,13 @@ class Plan:
         origins: In the order of the request.
         sidecars: Captions by group, from folders and uploads; an archive has its own inside.
         ignored: Names of files that are neither pictures, archives nor captions.
+        notes: What was left out and why, in sentences.
     """
 
     origins: list[Origin] = field(default_factory=list)
     sidecars: dict[str, Sidecars] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def is_picture_name(name: str) -> bool:
@@ -151,7 +154,9 @@ def _add_uploads(plan: Plan, keys: list[str], tune_id: str, store: Store) -> Non
         check_upload_key(key, tune_id)
         name = re.sub(r"^\d{4}-", "", PurePosixPath(key).name)
         if is_sidecar(name):
-            if store.exists(key) and store.size(key) <= MAX_SIDECAR:
+            if not store.exists(key):
+                plan.notes.append(f"{name}: not used, the upload is gone.")
+            elif _short_enough(plan, name, store.size(key)):
                 sidecars.add(name, store.read_bytes(key))
             continue
 
@@ -174,10 +179,9 @@ def _add_folder(plan: Plan, folder: str, store: Store, options: Mapping[str, Any
     check_settled(folder)
     root = open_folder(folder, options)
     sidecars = plan.sidecars.setdefault("folder", Sidecars())
-    for file in list_files(root):
+    for file in list_files(root, plan.notes):
         if is_sidecar(file.name):
-            if file.size <= MAX_SIDECAR:
-                sidecars.add(file.name, file.path.read_bytes())
+            _add_sidecar(plan, sidecars, file, root)
         elif file.name.lower() in NAMES:
             continue
         elif is_picture_name(file.name):
@@ -188,10 +192,37 @@ def _add_folder(plan: Plan, folder: str, store: Store, options: Mapping[str, Any
             _add_by_content(plan, file, root)
 
 
+def _short_enough(plan: Plan, name: str, size: int) -> bool:
+    """Whether a file of captions is read; one that is too large for that is noted."""
+    if size > MAX_SIDECAR:
+        plan.notes.append(f"{name}: not used, captions of more than {MAX_SIDECAR // MB} MB are not read.")
+    return size <= MAX_SIDECAR
+
+
+def _add_sidecar(plan: Plan, sidecars: Sidecars, file: FolderFile, root: UPath) -> None:
+    if not _short_enough(plan, file.name, file.size):
+        return
+    try:
+        local = file.path.protocol in ("", "file", "local")
+        data = _still_inside(file, root).read_bytes() if local else file.path.read_bytes()
+    except (Failure, OSError) as error:
+        failure = error if isinstance(error, Failure) else may_not_be_read(file.name, error)
+        if failure.code == FailureCode.STORE_UNAVAILABLE:
+            raise failure from error
+        plan.notes.append(f"{file.name}: not used. {failure.message}")
+        return
+    sidecars.add(file.name, data)
+
+
 def _add_by_content(plan: Plan, file: FolderFile, root: UPath) -> None:
     """Take a file whose name says nothing when its first bytes are those of a picture or an archive."""
-    with file.path.open("rb") as stream:
-        head = stream.read(512)
+    try:
+        with file.path.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        plan.ignored.append(file.name)
+        plan.notes.append(may_not_be_read(file.name, error).message)
+        return
     if looks_like_picture(file.name, head):
         plan.origins.append(_folder_file(file, "picture", root))
     elif archive_kind(head) in ("zip", "tar"):
@@ -228,12 +259,7 @@ def _folder_file(file: FolderFile, kind: Kind, root: UPath) -> Origin:
                 FailureCode.SOURCE_REFUSED, f"The file {file.name} is gone.", "Put it back."
             ) from None
         except OSError as error:
-            raise Failure(
-                FailureCode.SOURCE_UNREACHABLE,
-                f"{file.name} could not be read.",
-                "Try again.",
-                detail_of(error),
-            ) from error
+            raise may_not_be_read(file.name, error) from error
         return Local(path, file.name)
 
-    return Origin(f"file:{file.path}:{file.size}:{file.stamp}", str(file.path), kind, load, "folder")
+    return Origin(f"file:{file.path}:{file.size}:{file.stamp}", shown(str(file.path)), kind, load, "folder")

@@ -14,6 +14,7 @@ import stat
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +29,7 @@ from tunes_dagster.intake.archives import (
     is_junk,
     refuse,
 )
+from tunes_dagster.intake.names import from_bytes, shown
 from tunes_dagster.intake.sandbox.child.tasks import Work
 
 _METHODS = {
@@ -60,6 +62,7 @@ _TAR_HEADER_BYTES = 64 * 1024
 _TAR_HEADERS_BYTES = 8 * MB
 _HEADERS_PER_MEMBER = 4
 _PIECE = MB
+_UTF8 = 0x800
 
 
 def unpack(work: Work) -> None:
@@ -67,12 +70,12 @@ def unpack(work: Work) -> None:
     arguments = work.arguments
     limits = ArchiveLimits(**arguments["limits"])
     meter = _Meter(str(arguments["name"]), limits, packed=int(arguments["size"]))
-    for name, size in _members(work.file, meter, work.outputs[0]):
-        work.say(member={"name": name, "size": size})
+    for name, size, fault in _members(work.file, meter, work.outputs[0]):
+        work.say(member={"name": name, "size": size, "fault": fault})
         work.wait()
 
 
-def _members(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[tuple[str, int]]:
+def _members(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[tuple[str, int, str]]:
     kind = archive_kind(file.read(512))
     file.seek(0)
     try:
@@ -159,7 +162,7 @@ class _Meter:
             )
 
 
-def _read_zip(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[tuple[str, int]]:
+def _read_zip(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[tuple[str, int, str]]:
     _check_directory(file, meter)
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
@@ -168,13 +171,44 @@ def _read_zip(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[tuple[
         _check_overlap(infos, archive.start_dir, meter)
         if sum(info.file_size for info in infos) > meter.limits.total_bytes:
             meter.count_bytes(meter.limits.total_bytes + 1)
-        for info in infos:
-            name = check_name(info.filename, meter.label)
+        for info, name in zip(infos, _zip_names(infos), strict=True):
             if info.is_dir() or is_junk(name):
                 continue
-            with archive.open(info) as stream:
-                size = _copy_member(stream, name, meter, out, count=True)
-            yield name, size
+            name, size, fault = check_name(name, meter.label), 0, ""
+            try:
+                with archive.open(info) as stream:
+                    size = _copy_member(stream, name, meter, out, count=True)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                fault = str(error)[:200] or "it ends early"  # the others lie elsewhere in the file
+            yield name, size, fault
+
+
+def _zip_names(infos: Sequence[zipfile.ZipInfo]) -> list[str]:
+    """Return the members' names; without the flag that says UTF-8 they are bytes of any code page."""
+    found = [_own_unicode(info) or info.filename for info in infos]
+    bare = [i for i, info in enumerate(infos) if not info.flag_bits & _UTF8 and found[i] == info.filename]
+    for i, name in zip(bare, from_bytes([_zip_bytes(infos[i]) for i in bare]), strict=True):
+        found[i] = name
+    return found
+
+
+def _zip_bytes(info: zipfile.ZipInfo) -> bytes:
+    try:
+        return info.filename.encode("cp437")  # as which `zipfile` has read it
+    except UnicodeEncodeError:
+        return info.filename.encode()
+
+
+def _own_unicode(info: zipfile.ZipInfo) -> str | None:
+    """Return the name in a member's Unicode path field (Info-ZIP, 0x7075), when it is of this very name."""
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + length], extra[4 + length :]
+        theirs = kind == 0x7075 and len(field) > 5 and field[0] == 1
+        if theirs and struct.unpack_from("<I", field, 1)[0] == zlib.crc32(_zip_bytes(info)):
+            return field[5:].decode("utf-8", "replace")
+    return None
 
 
 def _check_directory(file: IO[bytes], meter: _Meter) -> None:
@@ -208,7 +242,7 @@ def _check_directory(file: IO[bytes], meter: _Meter) -> None:
 
 def _check_entry(info: zipfile.ZipInfo, meter: _Meter) -> None:
     meter.count_member()
-    name = check_name(info.filename, meter.label)
+    name = info.filename if is_junk(info.filename) else check_name(info.filename, meter.label)
     mode = info.external_attr >> 16
     if stat.S_ISLNK(mode):
         raise refuse(meter.label, f"holds the link {name!r}", "Put the file itself into the archive.")
@@ -238,27 +272,25 @@ def _check_overlap(infos: Sequence[zipfile.ZipInfo], end: int, meter: _Meter) ->
             )
 
 
-def _read_tar(file: IO[bytes], kind: str, meter: _Meter, out: IO[bytes]) -> Iterator[tuple[str, int]]:
+def _read_tar(file: IO[bytes], kind: str, meter: _Meter, out: IO[bytes]) -> Iterator[tuple[str, int, str]]:
     with (
         _CountingReader(_unpacker(file, kind, meter), meter) as stream,
         tarfile.open(fileobj=stream, mode="r|", errorlevel=1, tarinfo=_counted(meter)) as archive,  # type: ignore[call-overload]
     ):
         for info in archive:
             meter.count_member()
-            name = check_name(info.name, meter.label)
-            if info.isdir():
+            if info.isdir() or is_junk(info.name):
                 continue
+            name = check_name(shown(info.name), meter.label)
             if info.issym() or info.islnk():
                 raise refuse(meter.label, f"holds the link {name!r}", "Put the file itself into the archive.")
             if not info.isreg() or info.issparse():
                 raise refuse(meter.label, f"holds {name!r}, which is not a plain file", "Leave it out.")
             if info.size > meter.limits.member_bytes:
                 raise meter.too_large(name)
-            if is_junk(name):
-                continue
             content = archive.extractfile(info)
             assert content is not None
-            yield name, _copy_member(content, name, meter, out, count=False)
+            yield name, _copy_member(content, name, meter, out, count=False), ""
 
 
 def _counted(meter: _Meter) -> type[tarfile.TarInfo]:
