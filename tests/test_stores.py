@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import BaseModel
 from safetensors.torch import save
 
 from tests.test_rooms import modules
@@ -75,6 +76,10 @@ def entered(opened: Any) -> Any:
         return given
 
 
+class Note(BaseModel):
+    """What the note in the store is read as."""
+
+
 OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "exists": lambda store: store.exists(KEY),
     "size": lambda store: store.size(KEY),
@@ -82,6 +87,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "read_bytes": lambda store: store.read_bytes(KEY),
     "read_text": lambda store: store.read_text("tunes/t/note.json"),
     "read_json": lambda store: store.read_json("tunes/t/note.json"),
+    "read_model": lambda store: store.read_model("tunes/t/note.json", Note, "The note"),
     "write_bytes": lambda store: store.write_bytes("new", b"x"),
     "write_text": lambda store: store.write_text("new", "x"),
     "write_json": lambda store: store.write_json("new", {}),
@@ -228,6 +234,24 @@ def report_picture(store: Store) -> Any:
     return kind._reduced(SimpleNamespace(store=store), KEY)
 
 
+def checkpoint_info(store: Store) -> Any:
+    from tunes_dagster.training.checkpoints import read_info
+
+    return read_info(store, KEY)
+
+
+def checkpoint_weights(store: Store) -> Any:
+    from tunes_dagster.training.checkpoints import load_weights
+
+    return load_weights(store, KEY)
+
+
+def header_fields(store: Store) -> Any:
+    from tunes_dagster.training.files import read_fields
+
+    return read_fields(store, KEY)
+
+
 CASES: dict[str, Callable[[Store], Any]] = {
     "tunes_dagster/campaigns/keeping.py source_of": campaign,
     "tunes_dagster/campaigns/keeping.py look": looked_at,
@@ -238,7 +262,10 @@ CASES: dict[str, Callable[[Store], Any]] = {
     "tunes_dagster/service/restore.py _dataset_is_there": restored,
     "tunes_dagster/training/cache.py open_stored": stored,
     "tunes_dagster/training/checkpoints.py find_newest": newest,
+    "tunes_dagster/training/checkpoints.py read_info": checkpoint_info,
+    "tunes_dagster/training/checkpoints.py _read": checkpoint_weights,
     "tunes_dagster/training/faceid.py read_face": face,
+    "tunes_dagster/training/files.py read_fields": header_fields,
     "tunes_dagster/training/words.py load": words,
 }
 ELSEWISE = {
@@ -317,3 +344,22 @@ def test_a_cache_that_is_away_is_empty(store):
     store.broken = carriers()[0]
     assert cached(store) is None
     assert cached(store)["a"].shape == (2,)
+
+
+def test_damaged_lists_of_a_tune_are_named_without_a_word_of_theirs(tmp_path: Path) -> None:
+    from tunes_dagster.intake.captions import CaptionTable
+    from tunes_dagster.intake.manifest import Manifest
+    from tunes_dagster.intake.training_set import TrainingSet
+
+    plain = Store(tmp_path)
+    for model, key in (
+        (Manifest, Manifest.store_key("t")),
+        (TrainingSet, TrainingSet.store_key("t")),
+        (CaptionTable, "tunes/t/captions/captions.json"),
+    ):
+        for damage in (b"", b"<html>", b"\xff\xfe\x00", b'{"rows": "a photo of anna"}', b"[" * 100_000):
+            plain.write_bytes(key, damage)
+            with pytest.raises(Failure) as raised:
+                model.load(plain, "t")
+            assert raised.value.code == FailureCode.PICTURE_UNREADABLE
+            assert key in raised.value.message and "anna" not in f"{raised.value}{raised.value.detail}"

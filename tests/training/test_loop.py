@@ -12,14 +12,47 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from tests.training.conftest import Recorder
 from tests.training.killable import make_killable
-from tunes_dagster.core.failures import Cancelled, FailureCode
-from tunes_dagster.training import checkpoints, order, prior, run
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.training import cache, checkpoints, files, order, prior, run
 from tunes_dagster.training.jobs import TuneResult, learning_rate
 from tunes_dagster.training.loop import patient, train
+
+DAMAGE = {
+    "random": bytes(random.Random(1).randbytes(4096)),
+    "page": b"<!DOCTYPE html><html><body>502 Bad Gateway</body></html>" * 20,
+    "empty": b"",
+    "zeros": bytes(64),
+    "no dict": (4).to_bytes(8, "little") + b"[1] ",
+    "deep": (200_000).to_bytes(8, "little") + b"[" * 200_000,
+    "another file": save({"a": torch.zeros(2)}),
+}
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGE))
+def test_a_damaged_checkpoint_is_passed_over_by_name(store, damage):
+    def write(step: int) -> str:
+        info = checkpoints.CheckpointInfo(step, "data", 1.0, 4, ["layer"])
+        key = checkpoints.checkpoint_key("tunes/t/lora/1", step)
+        checkpoints.save(store, key, info, {"x": torch.ones(2)}, {"values": torch.ones(2)})
+        return key
+
+    good, bad, passed = write(10), write(20), []
+    store.write_bytes(bad, DAMAGE[damage])
+    assert checkpoints.find_newest(store, "tunes/t/lora", "data", passed_over=passed.append) == good
+    assert passed == [bad]
+    for read in (checkpoints.load, checkpoints.load_weights):
+        if (read, damage) != (checkpoints.load_weights, "another file"):
+            with pytest.raises(Failure) as raised:
+                read(store, bad)
+            assert raised.value.code == FailureCode.WEIGHTS_UNUSABLE and bad in raised.value.message
+    if damage != "another file":
+        with pytest.raises(Failure, match="is damaged"):
+            files.read_header(store, bad)
+    assert checkpoints.find_newest(store, "tunes/t/lora", "data", most=9) is None
 
 
 def weights(store, outcome) -> dict[str, torch.Tensor]:
@@ -193,6 +226,34 @@ def test_a_resumed_tune_ends_bit_for_bit_as_an_uninterrupted_one(base, store, ma
     other.resume_from = "tunes/tune_one/lora/first"
     train([other], base, store)
     assert any("starts from the beginning" in note for note in other.report.notes)
+
+
+def test_fewer_steps_than_are_done_already_are_what_was_asked_for(base, store, make_job):
+    def job(prefix, steps):
+        made = make_job(steps=steps, checkpoint_every=2, lr_schedule="constant", prior_weight=0.0)
+        made.out_prefix = f"tunes/tune_one/lora/{prefix}"
+        return made
+
+    train([job("long", 4)], base, store)
+    short = job("short", 3)
+    short.resume_from = "tunes/tune_one/lora/long"
+    result = train([short], base, store)["tune_one"]
+    assert "step 2 of 3" in " ".join(short.report.notes)
+    assert result.steps == result.recipe["steps_done"] == 3
+    fresh = train([job("fresh", 3)], base, store)["tune_one"]
+    assert store.read_bytes(result.weights_key) == store.read_bytes(fresh.weights_key)
+
+
+def test_cached_latents_of_another_kind_or_broken_numbers_are_none(store):
+    good = torch.ones(2)
+    for name, tensors, usable in (
+        ("good", {"mean": good, "std": good}, True),
+        ("other", {"noisy": good}, False),
+        ("shape", {"mean": good, "std": torch.ones(3)}, False),
+        ("nan", {"mean": good * float("nan"), "std": good}, False),
+    ):
+        cache.write_tensors(store, name, {part: value.clone() for part, value in tensors.items()})
+        assert (cache._posterior(store, name) is not None) is usable, name
 
 
 def test_sigkill_at_any_moment_loses_at_most_an_interval(base, base_folder: Path, store, make_job):

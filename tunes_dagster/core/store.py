@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from upath import UPath
 
@@ -36,6 +36,9 @@ from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
+    from pydantic import BaseModel
+
+_Model = TypeVar("_Model", bound="BaseModel")
 
 
 def check_key(key: str) -> str:
@@ -172,6 +175,28 @@ class Store:
     def read_json(self, key: str) -> Any:
         """Return the content parsed as JSON."""
         return json.loads(self.read_bytes(key))
+
+    def read_model(self, key: str, model: type[_Model], what: str) -> _Model:
+        """Return the content as the model that was written there.
+
+        Args:
+            key: Where it lies.
+            model: Checks it.
+            what: Begins the sentence about a damaged file: `The list of pictures`.
+
+        Raises:
+            FileNotFoundError: When there is nothing.
+            Failure: `PICTURE_UNREADABLE` when it is damaged. It quotes nothing: these files hold people's words.
+        """
+        data = self.read_bytes(key)
+        try:
+            return model.model_validate_json(data)
+        except ValueError as error:
+            raise Failure(
+                FailureCode.PICTURE_UNREADABLE,
+                f"{what} {key} is damaged.",
+                "Put the file back from a backup, or hand the pictures in again as a new tune.",
+            ) from error
 
     def write_bytes(self, key: str, data: bytes) -> str:
         """Write the content and return the key."""

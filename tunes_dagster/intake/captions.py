@@ -183,7 +183,7 @@ class CaptionTable(BaseModel):
             Failure: `INVALID_REQUEST` when what was changed by hand cannot be read.
         """
         prefix = f"tunes/{tune_id}/captions/"
-        table = cls.model_validate_json(store.read_bytes(f"{prefix}captions.json"))
+        table = store.read_model(f"{prefix}captions.json", cls, "The table of captions")
         try:
             data = store.read_bytes(f"{prefix}captions.csv")
         except FileNotFoundError:

@@ -174,4 +174,4 @@ class Manifest(BaseModel):
         Raises:
             FileNotFoundError: When there is none yet.
         """
-        return cls.model_validate_json(store.read_bytes(cls.store_key(tune_id)))
+        return store.read_model(cls.store_key(tune_id), cls, "The list of pictures")

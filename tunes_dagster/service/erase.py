@@ -233,7 +233,7 @@ def traces_of(store: Store, tune: Tune) -> _Traces:
 def _rows(store: Store, key: str, name: str) -> list[dict[str, Any]]:
     try:
         return list(store.read_json(key).get(name, []))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):  # a damaged list names nothing
         return []
 
 
@@ -245,7 +245,7 @@ def _captions(store: Store, folder: str) -> set[str]:
     found: set[str] = set()
     for key in store.list(f"{folder}/captions"):
         if key.endswith(".csv"):
-            rows = csv.DictReader(io.StringIO(store.read_text(key)))
+            rows = csv.DictReader(io.StringIO(store.read_bytes(key).decode("utf-8", "replace")))
             found |= {row["caption"] for row in rows if row.get("caption")}
     return found
 

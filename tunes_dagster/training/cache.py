@@ -182,7 +182,7 @@ def cached_latents(
     fingerprint = base.fingerprint("vae")
     with ThreadPoolExecutor(_READERS) as readers:
         keys = list(readers.map(lambda item: picture_key(store, item, fingerprint), items))
-        found = list(readers.map(lambda key: read_tensors(store, key), keys))
+        found = list(readers.map(lambda key: _posterior(store, key), keys))
     count = CacheCount(len(items), sum(entry is not None for entry in found))
     latents = {i: Latents(e["mean"], e["std"]) for i, e in enumerate(found) if e is not None}
     missing: dict[tuple[int, int], list[int]] = {}
@@ -204,6 +204,14 @@ def cached_latents(
 
         in_parts(len(indices), _PICTURE_PIXELS // (width * height), encode)
     return [latents[i] for i in range(len(items))], count
+
+
+def _posterior(store: Store, key: str) -> dict[str, torch.Tensor] | None:
+    """Return what lies under a key of latents; what is of another kind or not finite is none."""
+    found = read_tensors(store, key)
+    if found is None or not {"mean", "std"} <= set(found) or found["mean"].shape != found["std"].shape:
+        return None
+    return found if all(bool(value.isfinite().all()) for value in found.values()) else None
 
 
 def _stack(pictures: Sequence[Image.Image]) -> torch.Tensor:

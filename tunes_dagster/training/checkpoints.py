@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Failure, FailureCode, detail_of
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.core.store import Store
 from tunes_dagster.training.files import read_header, write_tensors
 
@@ -89,7 +89,10 @@ def save(
 def load(store: Store, key: str) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Return a checkpoint's header and what resuming needs."""
     info = read_info(store, key)
-    return info, _read(store, state_key(key) if info.apart else key, "state/")
+    state = _read(store, state_key(key) if info.apart else key, "state/")
+    if not state:
+        raise _unreadable(key, ValueError("nothing to resume from"))
+    return info, state
 
 
 def load_weights(store: Store, key: str) -> dict[str, Tensor]:
@@ -112,40 +115,52 @@ def read_info(store: Store, key: str) -> CheckpointInfo:
     """
     try:
         raw: dict[str, Any] = json.loads(read_header(store, key)[_HEADER])
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raw["curve"] = [(int(step), float(loss)) for step, loss in raw["curve"]]
+        return CheckpointInfo(**raw)
+    except Exception as error:  # whatever a damaged file holds
         raise _unreadable(key, error) from error
-    raw["curve"] = [(int(step), float(loss)) for step, loss in raw["curve"]]
-    return CheckpointInfo(**raw)
 
 
 def _read(store: Store, key: str, prefix: str) -> dict[str, Tensor]:
     """Return the tensors below a prefix; of a local file they are read when they are looked at."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with store.local(key) as path, safe_open(str(path), framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
             return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-    except (SafetensorError, FileNotFoundError) as error:
+    except Exception as error:  # whatever a damaged file holds
         raise _unreadable(key, error) from error
 
 
 def _unreadable(key: str, error: Exception) -> Failure:
-    return Failure(
+    """Return the failure of a damaged checkpoint; the store's trouble and a lack of memory stand for themselves."""
+    if isinstance(error, Failure) and error.code != FailureCode.WEIGHTS_UNUSABLE:
+        return error
+    damaged = Failure(
         FailureCode.WEIGHTS_UNUSABLE,
         f"The checkpoint {key} cannot be read.",
         "Delete it; training resumes from the one before.",
-        detail_of(error),
     )
+    return damaged if isinstance(error, Failure) else as_failure(error, damaged)
 
 
-def find_newest(store: Store, prefix: str, data_hash: str | None = None) -> str | None:
+def find_newest(
+    store: Store,
+    prefix: str,
+    data_hash: str | None = None,
+    *,
+    most: int | None = None,
+    passed_over: Callable[[str], None] = lambda key: None,
+) -> str | None:
     """Return the key of the checkpoint with the most steps below a prefix, or None.
 
     Args:
         store: Where to look.
         prefix: `tunes/<tune>/lora` covers all attempts; a checkpoint's own key is found too.
         data_hash: Only checkpoints of this recipe count.
+        most: Only checkpoints of so many steps or fewer count.
+        passed_over: Told the keys of those that are damaged.
     """
     if _NAME.search(prefix) and store.exists(prefix):
         keys = [prefix]
@@ -153,12 +168,16 @@ def find_newest(store: Store, prefix: str, data_hash: str | None = None) -> str 
         keys = [key for key in store.list(prefix) if _NAME.search(key)]
     for key in sorted(keys, key=lambda k: (_step(k), k), reverse=True):
         try:
-            if data_hash is None or read_info(store, key).data_hash == data_hash:
-                load(store, key)  # a broken one is passed over
+            info = read_info(store, key)
+            if (data_hash is None or info.data_hash == data_hash) and (most is None or info.step <= most):
+                load(store, key)
                 return key
         except Failure as failure:
-            if failure.retryable:  # it may be whole, and training must not begin anew
+            if (
+                failure.code != FailureCode.WEIGHTS_UNUSABLE
+            ):  # it may be whole, and training must not begin anew
                 raise
+            passed_over(key)
     return None
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.core.store import Store
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _NAMES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
+# Bytes; the library refuses longer ones as well. What is no header at all would be any number.
+_LONGEST_HEADER = 100_000_000
 # Of a file, what kohya's first way of recognising a network looks at.
 _LEGACY_RANGE = (0x100000, 0x110000)
 
@@ -131,13 +134,28 @@ def read_fields(store: Store, key: str) -> tuple[dict[str, str], dict[str, str]]
     """Return the metadata of a safetensors file, and the type of each tensor by its name.
 
     Raises:
-        ValueError: When the file is not of this format.
+        FileNotFoundError: When it is not there.
+        Failure: `WEIGHTS_UNUSABLE` when the file is not of this format.
     """
-    with store.open_read(key) as file:
-        size = int.from_bytes(file.read(8), "little")
-        fields = json.loads(file.read(size))
-    header: dict[str, str] = fields.pop("__metadata__", {})
-    return header, {name: str(tensor["dtype"]) for name, tensor in fields.items()}
+    try:
+        with store.open_read(key) as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 2 <= size <= _LONGEST_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            fields = json.loads(file.read(size))
+        header = fields.pop("__metadata__", {})
+        if not all(isinstance(value, str) for value in header.values()):
+            raise ValueError("metadata that is no text")
+        return header, {name: str(tensor["dtype"]) for name, tensor in fields.items()}
+    except (FileNotFoundError, Failure):
+        raise
+    except Exception as error:  # whatever bytes that are no header look like to those who read one
+        damaged = Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The file {key} is damaged: it holds no weights.",
+            "Put it back from a backup, or train the tune again.",
+        )
+        raise as_failure(error, damaged) from error
 
 
 def sha256_of(path: Path) -> str:

@@ -224,7 +224,7 @@ def class_set(
     name = cache.digest(list(prompts), width, height, CLASS_DRAWS, _SAMPLING_STEPS, base.entry.rendering)
     key = f"cache/prior/{base.fingerprint()}/{name}.safetensors"
     found = cache.read_tensors(store, key)
-    if found is not None:
+    if found is not None and {"noisy", "timesteps", "predictions"} <= set(found):
         texts = [text for text in prompts for _ in range(CLASS_DRAWS)]
         return PriorSet(found["noisy"], found["timesteps"], found["predictions"], texts), True
     table, _ = cache.cached_text(prompts, base, store)

@@ -270,7 +270,14 @@ class TuneRun:
     def _checkpoint(self, store: Store) -> tuple[str, checkpoints.CheckpointInfo, dict[str, Tensor]] | None:
         if self.job.resume_from is None:
             return None
-        key = checkpoints.find_newest(store, self.job.resume_from, self.prepared.data_hash)
+
+        def told(damaged: str) -> None:
+            self.job.report.note(f"The checkpoint {damaged} is damaged; the one before it is taken.")
+
+        # More steps than are asked for now would be another tune's weights under this one's recipe.
+        key = checkpoints.find_newest(
+            store, self.job.resume_from, self.prepared.data_hash, most=self.total, passed_over=told
+        )
         if key is None:
             self.job.report.note(
                 "No checkpoint of this recipe was found; training starts from the beginning."

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Failure, FailureCode, detail_of
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training.files import read_header
@@ -166,18 +166,15 @@ def read_weights(path: Any) -> dict[str, Any]:
     Raises:
         Failure: `WEIGHTS_UNUSABLE` when it is none.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(str(path))
-    except (SafetensorError, FileNotFoundError) as error:
-        raise Failure(
-            FailureCode.WEIGHTS_UNUSABLE,
-            f"{Path(path).name} holds no weights.",
-            "Train the tune again.",
-            detail_of(error, path),
-        ) from error
+    except Exception as error:  # whatever a damaged file holds; a lack of memory is not the file's
+        damaged = Failure(
+            FailureCode.WEIGHTS_UNUSABLE, f"{Path(path).name} holds no weights.", "Train the tune again."
+        )
+        raise as_failure(error, damaged) from error
 
 
 @contextmanager
