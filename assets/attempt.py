@@ -61,6 +61,7 @@ class Attempt:
             whole: Whether all of the work was done; the rest of a part is queued.
         """
         # Closed only once the row says so: while its database is away the work is done, and still alive.
+        self.member.tell(self.registry)
         self.registry.finish(self.work.id, self.run_id, result=result, continue_=continue_, whole=whole)
         self.member.close()
         self.lines.say("done")
@@ -76,6 +77,7 @@ class Attempt:
             "failed", code=str(failure.code), **({"detail": failure.detail} if failure.detail else {})
         )
         try:
+            self.member.tell(self.registry)
             self.registry.fail(self.work.id, self.run_id, failure)
         except Failure as refused:
             if refused.code != FailureCode.CONFLICT:  # another attempt owns the row by now, and goes on

@@ -71,6 +71,10 @@ class RunLog:
         """Log a line."""
         self._log.info(f"{self._prefix}{message}")
 
+    def finding(self, message: str) -> None:
+        """Log a line."""
+        self.note(message)
+
     def check_cancelled(self) -> None:
         """The run's log asks for nothing."""
 
@@ -94,6 +98,9 @@ class RunLines:
 
     def note(self, message: str) -> None:
         """Notes stay in the run's log: they may quote names of files."""
+
+    def finding(self, message: str) -> None:
+        """Findings quote names of files, too."""
 
     def check_cancelled(self) -> None:
         """Nobody asks here."""
@@ -120,6 +127,7 @@ class Member:
             "seconds_left": None,
         }
         self._changed = False
+        self._findings: list[str] = []
         self._lock = threading.Lock()
 
     def phase(self, phase: Phase, message: str = "") -> None:
@@ -149,6 +157,24 @@ class Member:
     def note(self, message: str) -> None:
         """Notes stay in the run's log."""
 
+    def finding(self, message: str) -> None:
+        """Remember what was found; the pulse writes it into the row within a second."""
+        with self._lock:
+            self._findings.append(message)
+
+    def tell(self, registry: Registry | None = None) -> None:
+        """Write what was found since into the row; a registry that is given waits longer for its database."""
+        with self._lock:
+            found, self._findings = self._findings, []
+        if not found:
+            return
+        try:
+            (registry or self._registry).add_findings(self.work_id, self.run_id, found)
+        except BaseException:
+            with self._lock:
+                self._findings = [*found, *self._findings]
+            raise
+
     def check_cancelled(self) -> None:
         """Raise what the last heartbeat heard: a cancel, or that another attempt owns the row now."""
         if self.lost is not None:
@@ -168,6 +194,7 @@ class Member:
             changed, self._changed = self._changed, False
             progress = dict(self._progress)
         try:
+            self.tell()
             if changed:
                 self.flag = self._registry.progress(self.work_id, self.run_id, **progress)
                 self._beaten = time.monotonic()

@@ -122,6 +122,7 @@ class Inspector:
         except Cancelled:
             raise
         except Exception as error:
+            report.finding("Samples over the checkpoints could not be rendered; the weights are as they are.")
             report.note(
                 f"Samples over the checkpoints could not be rendered: {type(error).__name__}: {error}"
             )

@@ -310,3 +310,23 @@ def test_a_group_that_is_set_to_nothing_is_emptied(
     tune = hand_in(tunes, photos, "--set", "labels={}")
     row = installation.registry.get_tune(tune["id"])
     assert row.labels == {} and row.request["training"]["rank"] == 8
+
+
+def test_findings_and_verdicts_stand_wherever_a_tune_does(
+    tunes: Tunes, installation: Installation, photos: Path
+) -> None:
+    tune = hand_in(tunes, photos)
+    work = installation.registry.claim("prepare", tune["id"], "run", origin="cli")
+    installation.registry.add_findings(work.id, "run", ["5 of 11 pictures are not used."])
+    installation.registry.finish(work.id, "run")
+    reason = {"code": "copies", "sentence": "It copies.", "remedy": "Train for fewer steps."}
+    card = {"verdict": "bad", "line": "bad: likeness 0.10", "warnings": [reason], "page_key": "page"}
+    for kind in ("train", "finish"):
+        work = installation.registry.claim(kind, tune["id"], "run", origin="cli")
+        installation.registry.finish(work.id, "run", result={"report_card": card})
+    said = " ".join(tunes("status", "1").out.split())
+    assert "5 of 11 pictures are not used." in said
+    assert "bad: likeness 0.10" in said and "It copies. Train for fewer steps." in said
+    assert "report card: bad" in " ".join(tunes("list").out.split())
+    (row,) = json.loads(tunes("list", "--json").out)
+    assert row["findings"] == ["5 of 11 pictures are not used."] and row["verdict"]["verdict"] == "bad"

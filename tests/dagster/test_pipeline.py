@@ -7,6 +7,7 @@ import time
 
 import dagster as dg
 import pytest
+from PIL import Image
 
 from tunes_dagster.assets.names import CAPTIONS, LORA, RENDERS, REPORT_CARD, SOURCE_IMAGES, TRAINING_SET
 from tunes_dagster.core.failures import UNEXPECTED
@@ -205,6 +206,7 @@ def test_what_starts_in_the_ui_with_its_pictures_alone_goes_on_by_itself(paper_h
     from tests.support.houses import draw_pictures
 
     folder = draw_pictures(paper_house.home / "theirs", 4)
+    Image.new("RGB", (20, 20)).save(folder / "tiny.png")
     request = {"name": "mug", "folder": str(folder), "dataset": {"captioner": False}}
     started = materialize(paper_house, [SOURCE_IMAGES], "my-mug", {"source_images": {"config": request}})
     assert started.success, failure_text(started)
@@ -212,6 +214,10 @@ def test_what_starts_in_the_ui_with_its_pictures_alone_goes_on_by_itself(paper_h
     drive_until(paper_house, "my-mug", status=("prepared", *ENDED))
     assert materialization(paper_house, CAPTIONS, "my-mug")["captions"].records
     assert [work.kind for work in paper_house.registry.queued_work("train")] == ["train"]
+    first, *each = paper_house.registry.get_tune("my-mug").findings
+    assert first == "1 of 5 pictures are not used." and any(
+        said.startswith("tiny.png: Too small") for said in each
+    )
 
 
 def test_the_ui_refuses_with_a_sentence(house):

@@ -6,7 +6,7 @@ from tests.intake.conftest import photo
 from tunes_dagster.core.recipe import DatasetOptions
 from tunes_dagster.intake.faces import is_person
 from tunes_dagster.intake.judge import judge
-from tunes_dagster.intake.manifest import Examined, Finding, PictureRow
+from tunes_dagster.intake.manifest import Examined, Finding, Manifest, PictureRow
 from tunes_dagster.intake.measures import fingerprint
 
 FACE = (10, 10, 30, 30)
@@ -142,3 +142,25 @@ def test_people(word: str) -> None:
 @pytest.mark.parametrize("word", ["dog", "mug", "style", "mannequin", "woman's shoe", "car"])
 def test_not_people(word: str) -> None:
     assert not is_person(word) or word == "woman's shoe"
+
+
+def test_many_pictures_of_one_fault_share_a_sentence() -> None:
+    rows = [
+        PictureRow(
+            name=f"{n}.jpg",
+            verdict="rejected",
+            findings=[Finding.TOO_MANY],
+            reason="Too many.",
+            remedy="Raise it.",
+        )
+        for n in range(800)
+    ]
+    rows.append(PictureRow(name="odd.jpg", verdict="warned", findings=[Finding.BLURRED], reason="Blurred."))
+    said = Manifest(tune_id="t", rows=[*rows, PictureRow(name="good.jpg")], notes=["A note."]).findings()
+    assert said == [
+        "800 of 802 pictures are not used.",
+        "800 pictures are more than dataset.max_pictures takes and are not used: "
+        "0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg and 795 more. Raise it.",
+        "odd.jpg: Blurred.",
+        "A note.",
+    ]

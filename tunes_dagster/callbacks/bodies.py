@@ -39,6 +39,9 @@ def tune_body(event: str, tune: Tune, now: datetime) -> dict[str, Any]:
         "recipe_hash": tune.recipe_hash,
         "result": tune.result,
         "failure": failure_facts(tune),
+        "warnings": tune.warnings,
+        "findings": tune.findings,
+        "verdict": tune.verdict,
         "created_at": iso(tune.created_at),
         "started_at": iso(tune.started_at),
         "ready_at": iso(tune.ready_at),
@@ -60,6 +63,8 @@ def prompt_body(event: str, prompt: Prompt, now: datetime) -> dict[str, Any]:
         "images": prompt.images,
         "result": prompt.result,
         "failure": failure_facts(prompt),
+        "warnings": prompt.warnings,
+        "findings": prompt.findings,
         "created_at": iso(prompt.created_at),
         "done_at": iso(prompt.done_at),
     }

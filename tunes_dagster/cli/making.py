@@ -218,16 +218,18 @@ def _submit(
 
 
 def _say_what_came_out(installation: Installation, tune: Any) -> None:
-    from tunes_dagster.cli.showing import files_of
+    from tunes_dagster.cli.showing import files_of, say_findings
 
     if tune.status == "cancelled":
         say("Cancelled. Checkpoints are kept.")
         return
+    prompts = installation.registry.list_prompts(tune_id=tune.id)
+    say_findings([tune, *prompts])
     for what, key in files_of(tune):
         if installation.store.exists(key):
             size = megabytes(installation.store.size(key))
             say(f"  {what:<22} {escape(installation.store.url(key))} [dim]({size})[/]")
-    for row in installation.registry.list_prompts(tune_id=tune.id):
+    for row in prompts:
         for key in row.images or []:
             say(f"  {'picture':<22} {escape(installation.store.url(key))}")
     say(
@@ -255,7 +257,7 @@ def render(
 
     `tunes render "a photo of ohwx woman in the snow" --tune 1 --num-images 4`
     """
-    from tunes_dagster.cli.showing import say_warnings
+    from tunes_dagster.cli.showing import say_findings, say_warnings
     from tunes_dagster.core.recipe import PromptRequest
     from tunes_dagster.core.validation import checked
     from tunes_dagster.service.submit import submit_prompt
@@ -290,6 +292,7 @@ def render(
 
         emit_json([prompt_as_dict(row) for row in rows])
         return
+    say_findings(rows)
     for row in rows:
         if not wait:
             say(f"Prompt [bold]{row.number}[/] ({row.id}) is {row.status}.")

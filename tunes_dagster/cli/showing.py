@@ -33,6 +33,8 @@ def tune_as_dict(tune: Any) -> dict[str, Any]:
         "seconds_left": tune.seconds_left,
         "failure": failure,
         "warnings": tune.warnings,
+        "findings": tune.findings,
+        "verdict": tune.verdict,
         "result": tune.result,
         "recipe_hash": tune.recipe_hash,
         "origin": tune.origin,
@@ -71,6 +73,7 @@ def prompt_as_dict(prompt: Any) -> dict[str, Any]:
         "images": prompt.images,
         "failure": failure,
         "warnings": prompt.warnings,
+        "findings": prompt.findings,
         "origin": prompt.origin,
         "created_at": clock.iso(prompt.created_at),
         "done_at": clock.iso(prompt.done_at),
@@ -83,8 +86,26 @@ def say_warnings(rows: list[Any]) -> None:
         say(f"[yellow]{escape(sentence)}.[/]")
 
 
+def say_findings(rows: list[Any]) -> None:
+    """Print what work found out about tunes and prompts, each once, and what report cards say of ready tunes."""
+    for row in rows:
+        if verdict := getattr(row, "verdict", None):
+            say(f"Report card: {_coloured(verdict)}")
+            for reason in verdict["reasons"]:
+                say(f"  [yellow]{escape(reason)}[/]")
+    for sentence in together(said for row in rows for said in row.findings):
+        say(f"[yellow]{escape(sentence)}[/]")
+
+
+def _coloured(verdict: dict[str, Any]) -> str:
+    colour = {"good": "green", "bad": "red"}.get(verdict["verdict"], "yellow")
+    return f"[{colour}]{escape(verdict['line'])}[/]"
+
+
 def progress_of(tune: Any) -> str:
-    """Return how far a tune is in a few words: `37 %, training 120/400, 40 s left`."""
+    """Return how far a tune is in a few words: `37 %, training 120/400, 40 s left`; of a ready one its verdict."""
+    if tune.status == "ready" and tune.verdict:
+        return f"report card: {tune.verdict['verdict']}"
     if tune.status in ("ready", "cancelled", "deleted"):
         return ""
     if tune.status == "failed":
@@ -142,16 +163,14 @@ def say_tune(tune: Any, events: list[Any], prompts: list[Any]) -> None:
         f"  {escape(f'{tune.token} {tune.class_name}')} on {tune.base}{stands_in}; recipe {tune.recipe_hash[:12]}"
     )
     words = progress_of(tune)
-    if words and tune.status != "failed":
+    if words and tune.status not in ("failed", "ready"):
         say(f"  {escape(words)}")
     if tune.failure_code:
         say(f"  [red]{escape(tune.failure_message or '')}[/] {escape(tune.failure_remedy or '')}")
     if tune.failure_detail:
         say(f"  [dim]{escape(tune.failure_detail)}[/]")
-    card = (tune.result or {}).get("report_card")
-    if card:
-        say(f"  report card: {escape(card['line'])}")
-        say(f"  [dim]{escape(card['page_key'])}[/]")
+    say_warnings([tune, *prompts])
+    say_findings([tune, *prompts])
     if events:
         say("\n[bold]Timeline[/]")
         for event in events[-30:]:

@@ -1,7 +1,7 @@
 """How long work shows itself: one small protocol that every long function reports to.
 
 The library never asks who is watching. The Dagster run log, the registry row and the terminal are three
-reporters behind the same five calls; `Tee` joins them.
+reporters behind the same six calls; `Tee` joins them.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class Reporter(Protocol):
     def note(self, message: str) -> None:
         """Say something worth a line in a log."""
 
+    def finding(self, message: str) -> None:
+        """Say what whoever asked for the work should know: a whole sentence, which stays with the tune."""
+
     def check_cancelled(self) -> None:
         """Raise `Cancelled` when somebody asked for it. Cheap to call every step."""
 
@@ -59,6 +62,10 @@ class Silent:
 
     def note(self, message: str) -> None:
         """Ignore."""
+
+    def finding(self, message: str) -> None:
+        """Where there is no row to keep it in, it is a line like others."""
+        self.note(message)
 
     def check_cancelled(self) -> None:
         """Never cancelled."""
@@ -84,6 +91,11 @@ class Tee:
         """Say a line everywhere."""
         for reporter in self.reporters:
             reporter.note(message)
+
+    def finding(self, message: str) -> None:
+        """Say a finding everywhere."""
+        for reporter in self.reporters:
+            reporter.finding(message)
 
     def check_cancelled(self) -> None:
         """Raise `Cancelled` when any reporter does."""

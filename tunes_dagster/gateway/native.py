@@ -171,6 +171,8 @@ def tune_facts(tune: Tune) -> dict[str, Any]:
         "files": [{"form": one.form, "name": one.name, "programs": one.programs} for one in served(tune)],
         "failure": failure_facts(tune),
         "warnings": tune.warnings,
+        "findings": tune.findings,
+        "verdict": tune.verdict,
         "created_at": iso(tune.created_at),
         "started_at": iso(tune.started_at),
         "ready_at": iso(tune.ready_at),
@@ -232,6 +234,7 @@ def prompt_facts(mine: Desk, row: Prompt) -> dict[str, Any]:
         "result": row.result,
         "failure": failure_facts(row),
         "warnings": row.warnings,
+        "findings": row.findings,
         "created_at": iso(row.created_at),
         "done_at": iso(row.done_at),
     }

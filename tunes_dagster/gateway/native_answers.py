@@ -60,6 +60,14 @@ class TuneFile(Answer):
     programs: str = Field(description="Which programs take it.")
 
 
+class Verdict(Answer):
+    """What the report card says of a tune."""
+
+    verdict: str = Field(description="good, weak or bad; unscored when nothing could be measured.")
+    line: str
+    reasons: list[str] = Field(description="What is not good, and what to do about it.")
+
+
 class TuneFacts(Answer):
     """A tune, whichever API it came through."""
 
@@ -82,6 +90,10 @@ class TuneFacts(Answer):
     files: list[TuneFile] = Field(description="What can be taken away of a ready tune.")
     failure: Reason | None
     warnings: list[str] | None = Field(description="Wishes that could not be met, and what was done instead.")
+    findings: list[str] = Field(
+        description="What the work found out: pictures that are not used, and the like."
+    )
+    verdict: Verdict | None = Field(description="What its report card says; of tunes that are ready.")
     created_at: Moment
     started_at: Moment | None
     ready_at: Moment | None
@@ -130,6 +142,9 @@ class PromptTimeline(Answer):
     result: dict[str, Any] | None
     failure: Reason | None
     warnings: list[str] | None = Field(description="Wishes that could not be met, and what was done instead.")
+    findings: list[str] = Field(
+        description="What the work found out: pictures that are not used, and the like."
+    )
     created_at: Moment
     done_at: Moment | None
     phases: list[PhaseFacts]

@@ -290,7 +290,7 @@ def _asked(
         if not hits:
             rejected = any(key in (row.name, row.hash) for row in manifest.rows)
             why = "its picture was not accepted" if rejected else "there is no such picture"
-            report.note(f"The caption for {key!r} is not used: {why}.")
+            report.finding(f"The caption for {key!r} is not used: {why}.")
     return found
 
 

@@ -238,6 +238,8 @@ def collect_sources(
         f"{len(manifest.rows)} pictures: {counts['accepted']} accepted, {counts['warned']} with a warning, "
         f"{counts['rejected']} rejected."
     )
+    for sentence in manifest.findings():
+        report.finding(sentence)
     check_enough(manifest, request)
     return manifest
 

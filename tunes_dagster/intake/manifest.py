@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -30,6 +31,30 @@ class Finding(StrEnum):
     ENLARGED = "enlarged"
     NO_FACE = "no_face"
     SEVERAL_FACES = "several_faces"
+
+
+_WORDS = {
+    Finding.UNREADABLE: "cannot be read",
+    Finding.UNREACHABLE: "could not be fetched",
+    Finding.REFUSED: "were refused",
+    Finding.TOO_MANY: "are more than dataset.max_pictures takes",
+    Finding.TOO_SMALL: "are too small",
+    Finding.EXACT_DUPLICATE: "are the same as others",
+    Finding.NEAR_DUPLICATE: "are nearly the same as others",
+    Finding.BLANK: "show one flat colour",
+    Finding.BLURRED: "look blurred",
+    Finding.ENLARGED: "must be enlarged",
+    Finding.NO_FACE: "show no face",
+    Finding.SEVERAL_FACES: "show several faces",
+}
+# Pictures of one finding that get a sentence each; more share one.
+_ALONE = 2
+_NAMED = 5
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 class Examined(BaseModel):
@@ -145,6 +170,26 @@ class Manifest(BaseModel):
         rows = sorted((r for r in self.rows if r.reason), key=lambda r: r.verdict != "rejected")
         lines = [f"{row.name}: {row.reason} {row.remedy}".strip() for row in rows[:limit]]
         return lines + ([f"… and {len(rows) - limit} more."] if len(rows) > limit else [])
+
+    def findings(self) -> list[str]:
+        """Return what its owner should know, a sentence or two each: what is not used and why, what is odd, notes."""
+        lost = [row for row in self.rows if row.verdict == "rejected"]
+        said = [f"{len(lost)} of {len(self.rows)} pictures are not used."] if lost else []
+        groups: dict[tuple[bool, Finding], list[PictureRow]] = {}
+        for row in sorted((r for r in self.rows if r.findings), key=lambda r: r.verdict != "rejected"):
+            groups.setdefault((row.verdict == "rejected", row.findings[0]), []).append(row)
+        for (rejected, finding), rows in groups.items():
+            if len(rows) <= _ALONE:
+                said += [f"{row.name}: {row.reason} {row.remedy}".strip() for row in rows]
+                continue
+            use = "not used" if rejected else "used all the same"
+            said.append(
+                f"{len(rows)} pictures {_WORDS[finding]} and are {use}: {_first([row.name for row in rows])}. "
+                f"{rows[0].remedy}".strip()
+            )
+        if self.ignored:
+            said.append(f"Neither pictures nor captions, and not read: {_first(self.ignored)}.")
+        return [*said, *self.notes]
 
     def records(self) -> list[dict[str, Any]]:
         """Return the rows as a small table for people: one dict of plain values per picture."""

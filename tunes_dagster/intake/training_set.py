@@ -157,7 +157,7 @@ def build_training_set(
         )
     out = choose_held_out(rows, options.hold_out, seed)
     if options.hold_out is not None and len(out) < options.hold_out:
-        report.note(
+        report.finding(
             f"Held out {len(out)} instead of {options.hold_out} pictures, so that some are left to train on."
         )
     items: list[TrainingItem] = []
@@ -193,14 +193,14 @@ def _tell(
     if options.one_picture and len(rows) == 1:
         report.note(f"A one-picture tune: {rows[0].name} is trained on in {len(items)} variations of itself.")
     elif options.one_picture:
-        report.note(
+        report.finding(
             f"one_picture was asked for, but {len(rows)} pictures came in; each is trained on as it is."
         )
     if options.mask != "off":
         without = sum(not (item.mask_key or item.mask_box) for item in items if not item.held_out)
         if without:
             what = "mask file" if options.mask == "file" else "face"
-            report.note(f"{without} items have no {what}; the loss looks at all of each.")
+            report.finding(f"{without} items have no {what}; the loss looks at all of each.")
 
 
 def _variations_of(

@@ -150,6 +150,7 @@ class RetentionQueries(Database):
             tune.title, tune.labels, tune.callback_url = "", {}, None
             tune.request = {"name": tune.class_name, "title": "deleted", "base": tune.base}
             tune.recipe = {**tune.recipe, "captions": {}}
+            tune.result = {name: value for name, value in tune.result.items() if name != "findings"}
             own = set(session.scalars(select(Prompt.id).where(Prompt.tune_id == tune_id)))
             for prompt in lock_each(session, Prompt, Prompt.id, own | set(prompt_ids)):
                 prompt.text = ""

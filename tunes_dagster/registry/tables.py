@@ -28,6 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from tunes_dagster.core.recipe import UNTRAINED
+from tunes_dagster.core.wishes import ended
 
 JsonType = JSON().with_variant(JSONB(), "postgresql")
 
@@ -167,6 +168,21 @@ class Tune(Table):
         """What is made: `lora`, `pti`, `checkpoint`, `faceid`."""
         return str(self.recipe.get("training", {}).get("kind", "lora"))
 
+    @property
+    def findings(self) -> list[str]:
+        """What work found out that its owner should know, a sentence each, in the order of the work."""
+        found = (self.result or {}).get("findings", {})
+        return [said for kind in ("prepare", "train", "finish") for said in found.get(kind, [])]
+
+    @property
+    def verdict(self) -> dict[str, Any] | None:
+        """What the report card says of a tune that has one: its verdict in a word and a line, and the reasons."""
+        card = (self.result or {}).get("report_card")
+        if self.status != "ready" or not card:
+            return None
+        reasons = [f"{one['sentence']} {one['remedy']}".strip() for one in card.get("warnings") or []]
+        return {"verdict": card["verdict"], "line": card["line"], "reasons": reasons}
+
 
 def trains() -> ColumnElement[bool]:
     """Return the condition that a tune is trained, and does not only keep what an encoder sees."""
@@ -228,6 +244,12 @@ class Prompt(Table):
     kept_until: Mapped[datetime | None]
     warned_at: Mapped[datetime | None]
     expired_at: Mapped[datetime | None]
+
+    @property
+    def findings(self) -> list[str]:
+        """What its rendering found out that its owner should know, beside `warnings`, a sentence each."""
+        known = ended(self.warnings or [])
+        return [said for said in (self.result or {}).get("warnings") or [] if said not in known]
 
 
 class Batch(Table):

@@ -190,6 +190,25 @@ class TuneQueries(PromptQueries):
             return {row[0]: row[1] for row in rows}
 
     @repeatable
+    def add_findings(self, work_id: str, run_id: str, findings: Sequence[str]) -> None:
+        """Keep what an attempt found out that its tune's owner should know; of a batch its prompts say it themselves.
+
+        Args:
+            work_id: The claimed work.
+            run_id: The run that owns it.
+            findings: Whole sentences. They stay until the same kind of work begins anew.
+
+        Raises:
+            Failure: `CONFLICT` for a late writer.
+        """
+        with self.writing() as session:
+            work, tune = owned(session, work_id, run_id)
+            if isinstance(tune, Tune):
+                kept = (tune.result or {}).get("findings", {})
+                mine = list(dict.fromkeys([*kept.get(work.kind, []), *findings]))
+                tune.result = {**(tune.result or {}), "findings": {**kept, work.kind: mine}}
+
+    @repeatable
     def set_recipe(
         self, work_id: str, run_id: str, recipe: dict[str, Any], request: TuneRequest | None = None
     ) -> Tune:

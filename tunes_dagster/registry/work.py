@@ -441,6 +441,9 @@ def start(session: Session, work: Work, subject: Tune | Batch, run_id: str, now:
             subject.status = RUNNING[work.kind]
         subject.started_at = subject.started_at or now
         subject.updated_at = now
+        if work.kind in (found := (subject.result or {}).get("findings", {})):
+            left = {kind: said for kind, said in found.items() if kind != work.kind}
+            subject.result = {**subject.result, "findings": left}
     show(subject, "queued", f"Attempt {work.attempt} of {work.kind} started.")
     note(
         session,

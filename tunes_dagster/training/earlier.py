@@ -49,7 +49,7 @@ def read_earlier(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
         )
     made_on = recipe.get("base_fingerprint", "")
     if made_on and made_on != base.fingerprint():
-        job.report.note(
+        job.report.finding(
             f"The base {base.entry.branch} is another one than the weights {key} were made on: the start is not "
             "exactly where that tune ended."
         )

@@ -1,0 +1,43 @@
+"""What work finds out stands in the row of its subject, for as long as it is true."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.registry import add_tune, make_ready, run_stage
+from tunes_dagster.callbacks.bodies import tune_body
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.gateway.native import tune_facts
+from tunes_dagster.registry import Registry
+
+
+def test_findings_stay_until_the_same_work_begins_anew(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = registry.claim("prepare", tune.id, "run-1")
+    registry.add_findings(work.id, "run-1", ["a.jpg: Too small.", "a.jpg: Too small."])
+    registry.finish(work.id, "run-1")
+    training = registry.claim("train", tune.id, "run-2")
+    registry.add_findings(training.id, "run-2", ["No samples."])
+    assert registry.get_tune(tune.id).findings == ["a.jpg: Too small.", "No samples."]
+    with pytest.raises(Failure):
+        registry.add_findings(training.id, "somebody else", ["Nothing."])
+    registry.finish(training.id, "run-2")
+    run_stage(registry, "prepare", tune.id)
+    assert registry.get_tune(tune.id).findings == ["No samples."]
+    registry.delete_tune(tune.id)
+    registry.forget_words(tune.id)
+    assert registry.get_tune(tune.id).findings == []
+
+
+def test_the_verdict_stands_beside_ready(registry: Registry) -> None:
+    tune = add_tune(registry)
+    for kind in ("prepare", "train"):
+        run_stage(registry, kind, tune.id)
+    copies = {"code": "copies", "sentence": "It copies.", "remedy": "Train for fewer steps."}
+    card = {"verdict": "bad", "line": "bad: likeness 0.10; copies", "warnings": [copies], "page_key": "page"}
+    run_stage(registry, "finish", tune.id, result={"report_card": card})
+    ready = registry.get_tune(tune.id)
+    verdict = {"verdict": "bad", "line": card["line"], "reasons": ["It copies. Train for fewer steps."]}
+    assert ready.verdict == tune_facts(ready)["verdict"] == verdict
+    assert tune_body("tune.ready", ready, registry.now())["data"]["verdict"] == verdict
+    assert make_ready(registry, add_tune(registry)).verdict is None
