@@ -201,5 +201,7 @@ def facts(tune: Tune, result: Any, store: Store, device: Device) -> dict[str, An
 
 def log_trained(context: Context, trained: Trained) -> None:
     """Log materialization and checks of one tune's partition from a run that has many."""
-    result = dg.MaterializeResult(metadata=trained.metadata, check_results=trained.checks)
+    result: dg.MaterializeResult[None] = dg.MaterializeResult(
+        metadata=trained.metadata, check_results=trained.checks
+    )
     log_materialized(context, LORA, trained.tune.id, result)
