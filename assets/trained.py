@@ -180,7 +180,7 @@ def facts(tune: Tune, result: Any, store: Store, device: Device) -> dict[str, An
     """Return numbers, files and the recipe."""
     keys = {
         "model (diffusers)" if result.pipeline_key else "weights (diffusers)": result.weights_key,
-        "weights (kohya: ComfyUI, A1111)": result.kohya_key,
+        "weights (kohya)": result.kohya_key,
         "model card": result.card_key,
         "samples": result.samples_key,
     }

@@ -192,7 +192,7 @@ def _wanted(installation: Installation, row: Tune, form: str) -> list[Download]:
         kinds = {"checkpoint": "a whole model", "faceid": "a face, not weights,"}
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"Tune {row.number} is {kinds.get(row.kind, 'a DoRA')} which has no kohya layout.",
+            f"Tune {row.number} is {kinds.get(row.kind, 'a DoRA of an earlier version,')} which has no kohya layout.",
             "Leave --format out: it is exported as diffusers reads it.",
         )
     if not every or not installation.store.exists(result["weights_key"]):

@@ -265,6 +265,6 @@ SPEC = FamilySpec(
     quantize=("int8", "nf4"),
     sizes_like="flux1-dev",
     default_guidance=3.5,
-    programs=("ComfyUI", "SwarmUI", "Forge"),
-    word_programs=("ComfyUI",),
+    programs=("ComfyUI", "SwarmUI", "Forge", "sd-scripts"),
+    word_programs=("ComfyUI", "SwarmUI"),
 )

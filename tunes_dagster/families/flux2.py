@@ -254,5 +254,5 @@ SPEC = FamilySpec(
     quantize=("int8", "nf4"),
     sizes_like="flux2-klein-4b",
     default_guidance=4.0,
-    programs=("ComfyUI", "SwarmUI"),
+    programs=("ComfyUI", "SwarmUI", "musubi-tuner"),
 )

@@ -98,6 +98,7 @@ SPEC = FamilySpec(
     quantize=(),
     sizes_like="realistic-vision",
     default_guidance=7.5,
-    programs=("ComfyUI", "SwarmUI", "Forge", "AUTOMATIC1111"),
-    word_programs=("ComfyUI", "Forge", "AUTOMATIC1111"),
+    programs=("ComfyUI", "SwarmUI", "Forge", "AUTOMATIC1111", "sd-scripts"),
+    word_programs=("ComfyUI", "SwarmUI", "Forge", "AUTOMATIC1111"),
+    dora_programs=("ComfyUI", "SwarmUI", "Forge"),
 )

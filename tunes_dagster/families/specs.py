@@ -53,6 +53,7 @@ class FamilySpec:
         default_guidance: Guidance scale of a prompt where neither it nor the catalog entry names one.
         programs: Programs beside diffusers that read its LoRAs in kohya layout.
         word_programs: Those of them that read the words of a pti tune as well.
+        dora_programs: Those of them that render a DoRA as it was trained.
     """
 
     name: str
@@ -70,6 +71,7 @@ class FamilySpec:
     default_guidance: float
     programs: tuple[str, ...] = ()
     word_programs: tuple[str, ...] = ()
+    dora_programs: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=1)

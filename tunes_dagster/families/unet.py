@@ -179,13 +179,20 @@ class UnetBase(LoadedBase):
         """See `LoadedBase.kohya_layout`.
 
         The names come from diffusers; its alpha is an integer tensor, which kohya's own loader multiplies into
-        half precision weights, so it is made a float here.
+        half precision weights, so it is made a float here. A DoRA's magnitudes become the `dora_scale` with which
+        ComfyUI and Forge render what was trained.
         """
         import torch
         from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 
-        converted = convert_state_dict_to_kohya(dict(adapter))
-        return {
+        from tunes_dagster.training.dora import kohya_scales
+        from tunes_dagster.training.names import MAGNITUDE
+
+        converted = convert_state_dict_to_kohya(
+            {key: value for key, value in adapter.items() if MAGNITUDE not in key}
+        )
+        scales = kohya_scales(self.denoiser, adapter)
+        return scales | {
             key: torch.tensor(float(value)) if key.endswith(".alpha") else value.contiguous()
             for key, value in converted.items()
         }

@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.families.specs import families
+from tunes_dagster.training.programs import lora_line, ways_to_say
 
 if TYPE_CHECKING:
+    from tunes_dagster.families.specs import FamilySpec
     from tunes_dagster.registry import Tune
 
 _PIECE = 1 << 20
@@ -68,22 +72,29 @@ def downloads(tune: Tune) -> list[Download]:
     if tune.kind == "faceid":
         return [Download("diffusers", main, name, "diffusers, with the IP-Adapter that the model card names")]
     found = [Download("diffusers", main, name, "diffusers (load_lora_weights)")]
+    spec = _family(tune)
     if kohya := result.get("kohya_key"):
-        programs = "ComfyUI, Forge, AUTOMATIC1111, SwarmUI, sd-scripts"
+        dora = bool(tune.recipe.get("training", {}).get("dora"))
+        programs = lora_line(spec, dora) if spec else "programs that read kohya's names"
         found.append(Download("kohya", kohya, PurePosixPath(kohya).name, programs))
     if words := _words_key(tune):
-        said = f"{tune.token} {tune.class_name}"
+        ways = ways_to_say(spec.word_programs if spec else ("ComfyUI",), tune.token, tune.class_name)
         found.append(
             Download(
                 "embeddings",
                 words,
                 f"{tune.token}.safetensors",
-                f"the words behind {tune.token}, beside the LoRA: in the embeddings folder of ComfyUI "
-                f"(write embedding:{said}), Forge or AUTOMATIC1111 (write {said}); the model card has the code for "
-                "diffusers",
+                f"the words behind {tune.token}, beside the LoRA, in the folder for embeddings: {ways}; "
+                "the model card has the code for diffusers",
             )
         )
     return found
+
+
+def _family(tune: Tune) -> FamilySpec | None:
+    """Return the family of a tune's base; None where the catalog or the installation does not know it any more."""
+    entry = load_catalog().entries.get(tune.branch)
+    return families().get(entry.family) if entry else None
 
 
 def _words_key(tune: Tune) -> str | None:

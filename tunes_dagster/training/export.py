@@ -17,6 +17,7 @@ from tunes_dagster.training.files import read_header
 from tunes_dagster.training.jobs import TuneJob, TuneResult
 from tunes_dagster.training.layouts import Files, write_layouts
 from tunes_dagster.training.names import is_whole, split_state
+from tunes_dagster.training.programs import deaf_programs, lora_line, ways_to_say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,7 +134,7 @@ def _header(
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.license": base.entry.licence,
         "modelspec.description": _described(job, base, whole),
-        "modelspec.usage_hint": _hint(job),
+        "modelspec.usage_hint": _hint(job, base),
         **({"modelspec.date": job.date} if job.date else {}),
         # alpha / rank is folded into the weights
         **(
@@ -193,15 +194,16 @@ def recipe_beside(store: Store, weights_key: str) -> dict[str, Any]:
     return dict(json.loads(read_header(store, weights_key).get("tunes_dagster.recipe", "{}")))
 
 
-def _hint(job: TuneJob) -> str:
+def _hint(job: TuneJob, base: LoadedBase) -> str:
     said = f"{job.token} {job.class_name}"
     if not job.words:
-        return f"Write {said} in a prompt."
-    return f"Write {said} in a prompt, in ComfyUI embedding:{said}; the words lie in {job.token}.safetensors."
+        return f"Write {said} in a prompt{', with the LoRA at strength 1' if job.options.dora else ''}."
+    ways = ways_to_say(spec_of(base.entry.family).word_programs, job.token, job.class_name)
+    return f"The words behind {job.token} lie in {job.token}.safetensors: {ways}."
 
 
 def _described(job: TuneJob, base: LoadedBase, whole: bool) -> str:
-    what = "A full fine-tune" if whole else "A LoRA"
+    what = "A full fine-tune" if whole else "A DoRA" if job.options.dora else "A LoRA"
     return f"{what} of a {job.class_name} for {base.entry.branch}, trained on {_pictures(job)}."
 
 
@@ -248,6 +250,7 @@ def _card(
     table = "\n".join(f"| {key} | {value} |" for key, value in shown.items() if value is not None)
     seen = "style" if is_style(job.class_name) else "subject"
     what, tags = ("A full fine-tune", "") if files.pipeline_key else ("A LoRA", "lora, ")
+    what = "A DoRA" if options.dora and not files.pipeline_key else what
     last = f"{curve[-1][1]:.4f}" if curve else "not recorded"
     return f"""---
 base_model: {entry.public_name}
@@ -312,18 +315,28 @@ def _elsewhere(job: TuneJob, base: LoadedBase, theirs: str) -> str:
     """Return which other programs take the files, and what to write there."""
     spec, said = spec_of(base.entry.family), f"{job.token} {job.class_name}"
     if not theirs:
-        return "A DoRA has no file for other programs: they disagree about how one is to be read."
+        return "There is no file of it for other programs: a DoRA has no place in this family's other layout."
     if not spec.programs:
         return f"`{theirs}` holds the same numbers in kohya's names."
+    if job.options.dora:
+        return f"`{theirs}` is for {lora_line(spec, dora=True)}. Write `{said}`."
     lines = [f"In {', '.join(spec.programs)}: `{theirs}` as a LoRA, at strength 1; write `{said}`."]
     if job.words:
-        file = f"`{job.token}.safetensors`"
+        ways = ways_to_say(spec.word_programs, job.token, job.class_name)
         lines.append(
-            f"`{job.token}` stands for words of its own, which lie in {file} and belong into the folder for "
-            f"embeddings, under this name. In ComfyUI write `embedding:{said}`; in Forge and AUTOMATIC1111 `{said}`."
-            if "Forge" in spec.word_programs
-            else f"`{job.token}` stands for words of its own, which lie in {file} and belong into ComfyUI's folder for "
-            f"embeddings, under this name; write `embedding:{said}` there. No other program reads words of "
-            f"{spec.title}: in them the LoRA alone knows its subject less well."
+            f"`{job.token}` stands for words of its own, which lie in `{job.token}.safetensors` and belong into the "
+            f"folder for embeddings, under this name: {_quoted(ways)}."
         )
+        if deaf := deaf_programs(spec):
+            lines[-1] += (
+                f" No other program reads words of {spec.title}: in {', '.join(deaf)} the LoRA alone knows its subject "
+                "less well."
+            )
     return "\n\n".join(lines)
+
+
+def _quoted(ways: str) -> str:
+    """Return ways to say a word as Markdown, in which a tag in angle brackets would vanish."""
+    return "; ".join(
+        f"{who} write `{way}`" for who, way in (one.split(" write ", 1) for one in ways.split("; "))
+    )

@@ -149,7 +149,7 @@ class TuneResult:
     Attributes:
         tune_id: Whose.
         weights_key: Safetensors in diffusers layout: the adapter, or the denoiser of the pipeline.
-        kohya_key: The adapter in kohya layout; empty for a whole network and for a DoRA.
+        kohya_key: The adapter in kohya layout; empty for a whole network.
         card_key: Model card.
         loss_curve: (step, mean loss since the point before).
         steps: Steps trained; fewer than asked for when it was stopped and kept.

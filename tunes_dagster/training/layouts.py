@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
+from tunes_dagster.training.dora import SCALE
 from tunes_dagster.training.files import with_hashes, write_tensors
 from tunes_dagster.training.names import is_whole, split_magnitudes
 
@@ -37,7 +38,7 @@ class Files:
 
     Attributes:
         weights_key: What is rendered with: the adapter in diffusers layout, or the pipeline's denoiser.
-        kohya_key: The adapter in kohya layout; empty for a whole network and for a DoRA.
+        kohya_key: The adapter in kohya layout; empty for a whole network.
         pipeline_key: Folder of the pipeline; empty for an adapter.
     """
 
@@ -73,15 +74,12 @@ def write_layouts(
     ours = {**header, "modelspec.implementation": "diffusers"}
     if is_whole(state):
         return _write_pipeline(store, f"{folder}/pipeline", base, state, ours, dtype)
-    if split_magnitudes(state):
-        # Readers of kohya's layout disagree about `dora_scale`: diffusers drops it, and ComfyUI divides it by the norms
-        # of the base's weights instead of the adapted ones (https://github.com/Comfy-Org/ComfyUI/pull/15458).
-        named = with_hashes(state, ours, dtype)
-        return Files(write_tensors(store, f"{folder}/{name}.safetensors", state, named, dtype))
     files = Files(f"{folder}/{name}.safetensors", f"{folder}/{name}.kohya.safetensors")
     write_tensors(store, files.weights_key, state, with_hashes(state, ours, dtype), dtype)
     stored = {key: value if dtype is None else value.to(dtype) for key, value in state.items()}
     renamed = base.kohya_layout(stored)
+    if split_magnitudes(state) and not any(key.endswith(SCALE) for key in renamed):
+        return Files(files.weights_key)  # a family whose layout has no place for them: half a DoRA is none
     theirs = with_hashes(renamed, {**header, "modelspec.implementation": base.implementation})
     write_tensors(store, files.kohya_key, renamed, theirs)
     return files

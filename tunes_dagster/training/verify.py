@@ -8,7 +8,7 @@ it was exported as.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,13 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training.files import read_header
 from tunes_dagster.training.layouts import Files
-from tunes_dagster.training.names import is_whole, split_state
+from tunes_dagster.training.names import is_whole, split_magnitudes, split_state
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    from torch import Tensor
 
 # Two orders of summation differ by about 1e-5 of the picture's range in float32 and 1e-2 in bfloat16.
 _TOLERANCE = {"torch.float64": 1e-4, "torch.float32": 2e-3}
@@ -55,7 +56,8 @@ class Verification:
     @property
     def loads(self) -> bool:
         """Whether both files render what was trained."""
-        return self.furthest <= self.tolerance
+        seen = (self.diffusers_difference, self.kohya_difference)
+        return all(one <= self.tolerance for one in seen if one is not None)  # not of a number that is none
 
     @property
     def furthest(self) -> float:
@@ -105,8 +107,13 @@ def verify(files: Files, prompt: str, base: LoadedBase, store: Store, seed: int 
     clear(base.pipeline())
     differences = [
         float(np.abs(_picture(stock, prompt, base, seed) - ours).max())
-        for stock in _stock_pipelines(files, is_whole(state), base, store)
+        for stock in _stock_pipelines(files, state, base, store)
     ]
+    if files.kohya_key and split_magnitudes(state):
+        with _read_as_dora(files.kohya_key, base, store):
+            theirs = _picture(with_own_vae(base.pipeline()), prompt, base, seed)
+        clear(base.pipeline())
+        differences.append(float(np.abs(theirs - ours).max()))
     return Verification(
         finite=finite,
         layers=len(state if is_whole(state) else split_state(state)),
@@ -117,18 +124,37 @@ def verify(files: Files, prompt: str, base: LoadedBase, store: Store, seed: int 
     )
 
 
-def _stock_pipelines(files: Files, whole: bool, base: LoadedBase, store: Store) -> Iterator[Any]:
-    """Yield pipelines that diffusers' own loaders put the files into, one after another."""
-    if whole:
+def _stock_pipelines(
+    files: Files, state: Mapping[str, Tensor], base: LoadedBase, store: Store
+) -> Iterator[Any]:
+    """Yield pipelines that diffusers' own loaders put the files into, one after another.
+
+    They take a DoRA in its first layout alone, and drop the scales of the second one.
+    """
+    if is_whole(state):
         with store.local_folder(files.pipeline_key) as folder, exported(folder, base) as pipeline:
             yield pipeline
         return
     from tunes_dagster.training.stock import place
 
-    for key in filter(None, (files.weights_key, files.kohya_key)):
+    second = "" if split_magnitudes(state) else files.kohya_key
+    for key in filter(None, (files.weights_key, second)):
         with loaded(key, base, store) as stock:
             _tell(stock, files.weights_key, base, store)
             yield place(stock, base)
+
+
+@contextmanager
+def _read_as_dora(key: str, base: LoadedBase, store: Store) -> Iterator[None]:
+    """Wear a DoRA in kohya's layout for the while, with the weights that ComfyUI makes of the file."""
+    from tunes_dagster.training.dora import from_kohya
+    from tunes_dagster.training.wholes import worn
+
+    with store.local(key) as path:
+        read = from_kohya(base.denoiser, read_weights(path))
+    with worn(base, [read]) as bank:
+        bank.assign_all(0)
+        yield
 
 
 @contextmanager
