@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Tunes
+from tunes_dagster.cli import main
 from tunes_dagster.cli.installation import Installation
 
 
@@ -330,3 +332,23 @@ def test_findings_and_verdicts_stand_wherever_a_tune_does(
     assert "report card: bad" in " ".join(tunes("list").out.split())
     (row,) = json.loads(tunes("list", "--json").out)
     assert row["findings"] == ["5 of 11 pictures are not used."] and row["verdict"]["verdict"] == "bad"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_no_letter_ends_a_command_whatever_the_encoding_of_its_output(
+    tunes: Tunes, photos: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    tune = hand_in(tunes, photos, "--title", "漢 \U0001f600 \N{LATIN SMALL LETTER O WITH DIAERESIS}")
+    for command in (["list"], ["status", tune["id"]], ["list", "--json"], ["--help"], ["train", "--help"]):
+        raw = io.BytesIO()
+        with monkeypatch.context() as patch:
+            stream = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
+            patch.setattr(sys, "stdout", stream)
+            assert main(command) == 0
+        said = raw.getvalue().decode(encoding)
+        if "--help" not in command:
+            assert ("漢" in said) is (encoding == "utf-8")
+        if "--json" in command:
+            assert json.loads(said)[0]["title"] == tune["title"]
+        elif command[0] == "list" and encoding != "utf-8":
+            assert "\\u6f22" in said

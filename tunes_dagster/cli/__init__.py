@@ -96,8 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Without the program's name; None takes those of the process.
     """
-    from tunes_dagster.cli.output import complain
+    from tunes_dagster.cli.output import complain, print_anything
 
+    print_anything()
     try:
         outcome = app(
             args=list(arguments) if arguments is not None else sys.argv[1:],

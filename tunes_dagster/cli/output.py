@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -33,6 +34,8 @@ STATUS_STYLES = {
 }
 
 
+# What becomes of letters that a stream cannot write.
+_LETTERS = "backslashreplace"
 _consoles: dict[bool, Console] = {}
 
 
@@ -54,6 +57,16 @@ def console(stderr: bool = False) -> Console:
     return _consoles[stderr]
 
 
+def print_anything() -> None:
+    """Let standard output write letters that its encoding lacks as `\\u6f22`, as standard error does.
+
+    Titles are anybody's and files may have any name: a letter must not end a command whose work goes on.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_LETTERS)
+
+
 @contextmanager
 def noise_to(log: Path) -> Iterator[None]:
     """Send what libraries and Dagster print to a log file; `console()` still reaches the terminal.
@@ -70,7 +83,9 @@ def noise_to(log: Path) -> Iterator[None]:
     kept = {}
     for error, stream in streams.items():
         stream.flush()
-        kept[error] = os.fdopen(os.dup(stream.fileno()), "w", encoding="utf-8", buffering=1)
+        kept[error] = os.fdopen(
+            os.dup(stream.fileno()), "w", encoding=stream.encoding, errors=_LETTERS, buffering=1
+        )
         _consoles[error] = _make_console(error, kept[error])
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 1)
@@ -118,7 +133,9 @@ def complain(message: str, remedy: str = "", detail: str = "") -> None:
 
 def emit_json(value: Any) -> None:
     """Print a value as JSON for programs."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    # Escapes of JSON's own where the encoding lacks letters: Python's for those beyond U+FFFF are none in JSON.
+    narrow = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=narrow, default=_plain))
 
 
 def _plain(value: Any) -> Any:
