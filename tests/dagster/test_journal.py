@@ -13,7 +13,9 @@ from dagster_graphql.cli import execute_query
 
 from tunes_dagster.assets.names import LORA
 from tunes_dagster.assets.trained import LORA_CHECKS, Trained, log_trained
-from tunes_dagster.pipeline.inprocess import open_instance
+from tunes_dagster.definitions import build_defs
+from tunes_dagster.pipeline.inprocess import execute, open_instance
+from tunes_dagster.service import decide
 
 CHECKS = """
 { assetNodeOrError(assetKey: {path: ["lora"]}) { ... on AssetNode {
@@ -70,3 +72,20 @@ def test_checks_of_tunes_that_a_cohort_trained_show_for_their_partitions(instanc
     shown = {one["name"]: one["partitionStatuses"] for one in node["assetChecksOrError"]["checks"]}
     both = {"succeededPartitions": ["good"], "failedPartitions": ["bad"]}
     assert shown == {one.name: both for one in LORA_CHECKS}
+
+
+TIMELINE = """
+{ repositoriesOrError { ... on RepositoryConnection { nodes { pipelines {
+    name runs(limit: 5) { runId repositoryOrigin { repositoryName repositoryLocationName } }
+} } } } }
+"""
+
+
+def test_runs_of_the_command_line_stand_in_the_timeline_of_their_job(instance):
+    launch = decide.Launch("finish", "work_1:1", "nobody", "work_1")
+    assert not execute(build_defs(), instance, launch)  # there is no such tune; the run says so
+    (run,) = instance.get_runs()
+    (repository,) = ask(instance, TIMELINE)["repositoriesOrError"]["nodes"]
+    shown = {job["name"]: job["runs"] for job in repository["pipelines"]}
+    origin = {"repositoryName": "__repository__", "repositoryLocationName": "tunes"}
+    assert shown["finish_tune"] == [{"runId": run.run_id, "repositoryOrigin": origin}]

@@ -12,11 +12,15 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
+from dagster._core.remote_origin import RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.workspace.load_target import WorkspaceFileTarget
 
 from tunes_dagster.assets.names import GPU_POOL, POOLS, REPORT_POOL
 from tunes_dagster.core.failures import Failure
@@ -193,6 +197,25 @@ def next_launches(registry: Registry, settings: Settings, full: Collection[str] 
     return []
 
 
+def _origin(job_name: str) -> RemoteJobOrigin:
+    """Return where the web server finds a job: without it, timeline and jobs leave a run out."""
+    (location,) = WorkspaceFileTarget(
+        [str(Path(__file__).with_name("instance") / "workspace.yaml")]
+    ).create_origins()
+    return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job_name)
+
+
+@contextmanager
+def _as_of_the_workspace(instance: dg.DagsterInstance, job_name: str) -> Iterator[None]:
+    """Give runs that are made meanwhile the origin of those that the daemon starts; `execute_in_process` takes none."""
+    create = partial(instance.create_run_for_job, remote_job_origin=_origin(job_name))
+    instance.create_run_for_job = create  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del instance.create_run_for_job
+
+
 def execute(definitions: dg.Definitions, instance: dg.DagsterInstance, launch: decide.Launch) -> bool:
     """Execute one launch in this process; returns whether it went well.
 
@@ -206,13 +229,14 @@ def execute(definitions: dg.Definitions, instance: dg.DagsterInstance, launch: d
     job = definitions.resolve_job_def(JOB_OF_KIND[launch.kind])
     run_id = str(uuid.uuid4())
     try:
-        job.execute_in_process(
-            run_config=run_config(launch),
-            instance=instance,
-            partition_key=partition,
-            tags={**launch.tags, RUN_KEY_TAG: launch.run_key, ORIGIN_TAG: "cli"},
-            run_id=run_id,
-        )
+        with _as_of_the_workspace(instance, job.name):
+            job.execute_in_process(
+                run_config=run_config(launch),
+                instance=instance,
+                partition_key=partition,
+                tags={**launch.tags, RUN_KEY_TAG: launch.run_key, ORIGIN_TAG: "cli"},
+                run_id=run_id,
+            )
     except (KeyboardInterrupt, DagsterExecutionInterruptedError) as stop:
         run = instance.get_run_by_id(run_id)
         if run is None or run.status not in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED):
@@ -253,12 +277,13 @@ def run_campaign_job(
     plan_key, _ = campaigns_keys(campaign.name)
     config = {"ops": {plan_key.to_python_identifier(): {"config": {"retry_failed": retry_failed}}}}
     try:
-        job.execute_in_process(
-            run_config=config if what == "plan" else None,
-            instance=instance,
-            partition_key=date,
-            tags={"tunes/campaign": campaign.name, "tunes/date": date, ORIGIN_TAG: "cli"},
-        )
+        with _as_of_the_workspace(instance, job.name):
+            job.execute_in_process(
+                run_config=config if what == "plan" else None,
+                instance=instance,
+                partition_key=date,
+                tags={"tunes/campaign": campaign.name, "tunes/date": date, ORIGIN_TAG: "cli"},
+            )
     except dg.Failure as failure:
         cause = failure.__cause__
         raise cause if isinstance(cause, Failure) else failure from failure
