@@ -131,6 +131,30 @@ def test_an_id_is_taken_once(door: Door) -> None:
     refused(FailureCode.CONFLICT, door.tune, tune_id="my cat")
 
 
+def test_an_id_can_be_a_file_name_a_partition_and_a_tag(door: Door) -> None:
+    wrong = [
+        "漢" * 80,
+        "a,b",
+        "a:b",
+        "<b>",
+        "[a]",
+        "a*",
+        'a"b',
+        "a...b",
+        " a",
+        "a ",
+        "a\n",
+        "a\u202eb",
+        "a\u2028b",
+    ]
+    for name in [*wrong, "e\u0301", "\ud800", "x" * 81, ".a", "a|b"]:
+        refused(FailureCode.INVALID_REQUEST, door.tune, tune_id=name)
+    for name in ["漢" * 50, "x" * 80, "anna_2.v-3", "größe"]:
+        tune = door.tune(tune_id=name)
+        key = door.store.write_text(f"tunes/{tune.id}/lora/1/{tune.id}-kohya.safetensors", "x")
+        assert door.store.read_text(key) == "x"
+
+
 def test_prompts_get_a_seed_and_every_setting(door: Door) -> None:
     prompt = door.prompt()
     settings = prompt.settings

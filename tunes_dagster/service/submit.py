@@ -6,6 +6,7 @@ render, the base's training defaults) is filled in now, so that the row always s
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 
     from tunes_dagster.intake.guard import Guard
 
-# Dagster's partition keys may not hold these.
-_FORBIDDEN_IN_IDS = ("...", "|", "/", "\\")
+# What means something in partition keys and selections of Dagster's, in paths, or in tags of prompts.
+_FORBIDDEN_IN_IDS = ("...", *"|/\\,:;<>[]{}()*?\"'`")
+# Bytes: `.<id>-kohya.safetensors.<random>` is a file name, too.
+_LONGEST_ID = 160
 
 # What a prompt renders on that names neither tune nor base: what a tune would be trained on.
 DEFAULT_BASE = str(TuneRequest.model_fields["base"].default)
@@ -320,19 +323,32 @@ def make_recipe(
 
 
 def check_id(text: str) -> str:
-    """Return an id that a person typed when it can be a partition key and a folder of the store.
+    """Return an id that a person typed when it can be a partition key, a folder and file of the store, and in a tag.
+
+    Dagster's selections of partitions give a meaning to commas, brackets, quotes and asterisks, `<lora:ID:0.8>` to
+    colons and angle brackets; file names end at 255 bytes, of which other parts need some.
 
     Raises:
         Failure: `INVALID_REQUEST`.
     """
+    size = len(text.encode("utf-8", "surrogatepass"))
     bad = (
-        not text or len(text) > 80 or text.startswith(".") or any(part in text for part in _FORBIDDEN_IN_IDS)
+        not text
+        or len(text) > 80
+        or size > _LONGEST_ID
+        or text.startswith(".")
+        or text != text.strip()
+        or text != unicodedata.normalize("NFC", text)
+        or any(part in text for part in _FORBIDDEN_IN_IDS)
+        # Control characters, what shows nothing or turns text round, halves of letters, odd spaces.
+        or any(unicodedata.category(letter)[0] in "CZ" and letter != " " for letter in text)
     )
-    if bad or any(ord(character) < 32 for character in text):
+    if bad:
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"{text[:90]!r} cannot be the id of a tune.",
-            "Use up to 80 characters without slashes, '|' and '...', not beginning with a dot.",
+            f"Use up to 80 letters and digits ({_LONGEST_ID} bytes in UTF-8), spaces, '-', '_' and '.' "
+            f"between them; not {' '.join(_FORBIDDEN_IN_IDS)}.",
         )
     return text
 
