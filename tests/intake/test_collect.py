@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import threading
 import time
@@ -479,3 +480,33 @@ def test_a_folder_of_links_says_that_they_are(tmp_path: Path, store: Store, fetc
     (folder / "b.png").symlink_to(elsewhere / "nothing.png")
     with pytest.raises(Failure, match="a.png: not used, it is a link that leads out"):
         collect(request({"folder": str(folder)}), store, fetcher)
+
+
+def test_masks_are_fitted_or_refused_by_name_and_what_is_transparent_is_not_meant(
+    tmp_path: Path, store: Store, fetcher: Fetcher
+) -> None:
+    clear = Image.new("RGBA", (48, 40), (255, 255, 255, 0))
+    clear.paste((255, 255, 255, 255), (0, 0, 24, 40))
+    files = {f"{n}.png": png(n) for n in range(3)} | {"broken.png": b"no", "broken_mask.png": png(8)}
+    files |= {
+        "0_mask.png": encoded(clear),
+        "1_Mask.PNG": png(5, 60, 90),
+        "2-mask.png": encoded(clear.convert("L")),
+    }
+    folder = fill(tmp_path / "photos", files)
+    manifest = collect(request({"folder": str(folder)}, dataset={"mask": "file"}), store, fetcher)
+    assert {r.name: (r.verdict, bool(r.mask_key)) for r in manifest.rows if r.name != "broken.png"} == {
+        "0.png": ("accepted", True),
+        "1.png": ("accepted", False),
+        "1_Mask.PNG": ("rejected", False),
+        "2.png": ("accepted", True),
+    }
+    refused = next(r for r in manifest.rows if r.name == "1_Mask.PNG")
+    assert "the mask of 1.png" in refused.reason and "60 x 90, the picture is 96 x 80" in refused.reason
+    key = next(r.mask_key for r in manifest.rows if r.name == "0.png")
+    with Image.open(io.BytesIO(store.read_bytes(key))) as mask:
+        assert mask.convert("L").getextrema() == (0, 255) and mask.getpixel((40, 20)) == (0, 0, 0)
+    assert any("2-mask.png shows one flat colour" in note for note in manifest.notes)
+    assert any(
+        "Taken as masks by their names" in note and "0_mask.png (of 0.png)" in note for note in manifest.notes
+    )

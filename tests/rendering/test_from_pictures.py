@@ -12,10 +12,12 @@ from PIL import Image
 from tests.rendering.test_equal_to_stock import psnr
 from tests.support.families import fresh_pipeline
 from tests.support.tiny_aids import catalog_of, entry_of, make_random_controlnet
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
+from tunes_dagster.rendering.inputs import Inputs
 from tunes_dagster.rendering.pictures import Shape
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.rendering.schedulers import SCHEDULERS
@@ -112,6 +114,20 @@ def test_weak_strengths_differ_at_four_steps(base, store, given):
     pictures = [made(store, result) for result in render(batch, base, store, "out", Silent())]
     near = [psnr(picture, pictures[0]) for picture in pictures[1:]]
     assert near == sorted(near, reverse=True) and near[0] < 60
+
+
+def test_a_mask_is_fitted_and_what_is_transparent_in_it_is_not_meant(store, given):
+    mask = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+    mask.paste((255, 255, 255, 255), (8, 8, 24, 24))
+    solid = Image.new("L", (64, 64), 0)
+    solid.paste(255, (16, 16, 48, 48))
+    inputs = Inputs(store, Aids())
+    data = io.BytesIO()
+    mask.save(data, "PNG")
+    seen = inputs.mask(store.write_blob(data.getvalue(), ".png"), scene())
+    assert seen.size == (64, 64) and np.array_equal(np.asarray(seen), np.asarray(solid))
+    with pytest.raises(Failure, match="their shapes differ"):
+        inputs.mask(given(Image.new("L", (64, 32))), scene())
 
 
 def test_only_what_the_mask_shows_is_painted(base, store, given):

@@ -76,6 +76,11 @@ def test_pictures_in_a_request_move_into_the_store(place):
     assert settings.input_image.startswith("blobs/") and settings.denoising_strength == 0.8
     assert Image.open(io.BytesIO(place[1].read_bytes(settings.mask_image))).size == (64, 48)
     assert complete(place, input_image=settings.input_image).settings.input_image == settings.input_image
+    half, other = png((32, 24)), png((48, 64))
+    assert complete(place, input_image=png(), mask_image=half).settings.mask_image
+    assert "mask_image is 48 x 64, but input_image is 64 x 48" in refused(
+        place, input_image=png(), mask_image=other
+    )
     url = "https://example.com/a.png"
     assert complete(place, input_image=url).settings.input_image == url
     refused(place, FailureCode.SOURCE_REFUSED, input_image="http://169.254.169.254/a.png")

@@ -53,6 +53,18 @@ def test_a_mask_follows_the_crop_and_the_mirror(store):
     assert (mirrored == kept[:, ::-1]).all()
 
 
+def test_a_mask_of_another_size_is_fitted_to_its_picture(store):
+    half = Image.new("L", (32, 32), 0)
+    half.paste(255, (0, 0, 16, 32))
+    data = io.BytesIO()
+    half.save(data, "PNG")
+    small = store.write_blob(data.getvalue(), ".png")
+    for crop in (None, (16, 0, 48, 32), (32, 0, 64, 32)):
+        item = TrainExample(add_picture(store, 1), "", (64, 64), crop, mask_key=left_half(store))
+        fitted = picture_mask(replace(item, mask_key=small), (4, 4), store)
+        assert np.array_equal(np.asarray(fitted), np.asarray(picture_mask(item, (4, 4), store)))
+
+
 def test_the_loss_of_the_loop_is_the_masked_one(base, store, make_job):
     """One step: the gradient is that of the weighted squared error, written out."""
     job = make_job(

@@ -9,6 +9,7 @@
     names.py         what is the same name: Unicode forms, case, code pages of archives
     tables.py        tables of text as people write them, each row held against the header
     sidecars.py      captions that come along with pictures
+    companions.py    captions and masks found for the pictures they belong to
     edits.py         a caption table that was edited by hand
     payloads.py      base64 and data URIs; uploads in the store
     workbooks.py     XLSX as rows of plain values

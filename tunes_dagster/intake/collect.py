@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -22,6 +21,7 @@ from tunes_dagster.core.progress import Phase, Reporter
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.store import Store
 from tunes_dagster.intake.archives import ArchiveLimits, Member, archive_kind, read_archive
+from tunes_dagster.intake.companions import captioned, tell_apart, with_masks, without_caption
 from tunes_dagster.intake.faces import FaceDetector
 from tunes_dagster.intake.fetch import Fetcher
 from tunes_dagster.intake.folders import check_folder, may_not_be_read, out_of_space
@@ -41,8 +41,6 @@ from tunes_dagster.intake.sources import (
 )
 
 RECORD_VERSION = 2
-# Pictures without a caption beside others that have one, told by name.
-_NAMED = 20
 # Notes that are told while it runs; the manifest has all of them.
 _NOTES = 40
 # Pictures of an archive that are examined beside its unpacking.
@@ -79,7 +77,7 @@ class _Examiner:
         row = Examined(name=name, source=source, bytes=_length(data))
         try:
             with self.room:
-                picture = normalise(data, name, self.among)
+                picture = normalise(data, name, self.among, as_mask=masked_picture(name) is not None)
                 measured = self._measured(picture)
         except Failure as failure:
             return _failed(row, failure)
@@ -313,10 +311,10 @@ def _load_record(tune_id: str, origin: Origin, examiner: _Examiner) -> _Record |
 def _judged(
     tune_id: str, request: TuneRequest, plan: Plan, records: Sequence[_Record], detector: str
 ) -> Manifest:
-    pictures, unmatched = _captioned(plan, records)
-    pictures = _with_masks(pictures)
-    unmatched += _without_caption(pictures)
-    _tell_apart(pictures)
+    pictures, unmatched = captioned(plan, [record.rows for record in records])
+    pictures, about_masks = with_masks(pictures, used=request.dataset.mask == "file")
+    unmatched += about_masks + without_caption(pictures)
+    tell_apart(pictures)
     rows, notes = judge(
         pictures,
         request.dataset,
@@ -333,60 +331,6 @@ def _judged(
         ignored=plan.ignored + [name for record in records for name in record.ignored],
         notes=notes + [note for record in records for note in record.notes],
     )
-
-
-def _captioned(plan: Plan, records: Sequence[_Record]) -> tuple[list[Examined], list[str]]:
-    """Return the pictures with the captions that lay beside them, and notes about captions that were not used."""
-    pictures = [row for record in records for row in record.rows]
-    groups = [o.group for o, record in zip(plan.origins, records, strict=True) for _ in record.rows]
-    notes: list[str] = []
-    for group, sidecars in plan.sidecars.items():
-        mine = [i for i, of in enumerate(groups) if of == group]
-        for at, caption in sidecars.captions_for([pictures[i].name for i in mine]).items():
-            if pictures[mine[at]].caption is None:
-                pictures[mine[at]] = pictures[mine[at]].model_copy(update={"caption": caption})
-        notes += sidecars.notes + sidecars.unmatched()
-    return pictures, notes
-
-
-def _without_caption(pictures: Sequence[Examined]) -> list[str]:
-    """Return a note that names the pictures without a caption, when others came with one."""
-    bare = [picture.name for picture in pictures if picture.caption is None and picture.key]
-    if not bare or len(bare) == sum(picture.key is not None for picture in pictures):
-        return []
-    more = f" and {len(bare) - _NAMED:,} more" if len(bare) > _NAMED else ""
-    return [f"Without a caption among those that came along: {', '.join(bare[:_NAMED])}{more}."]
-
-
-def _with_masks(pictures: Sequence[Examined]) -> list[Examined]:
-    """Return the pictures, each with its mask; a picture named like a mask of another one is no picture itself."""
-    stems = {
-        str(PurePosixPath(picture.name.lower()).with_suffix("")): i for i, picture in enumerate(pictures)
-    }
-    masks: dict[int, int] = {}
-    for i, picture in enumerate(pictures):
-        owner = stems.get(masked_picture(picture.name) or "")
-        if owner is not None and owner != i and picture.key is not None:
-            masks[i] = owner
-    of = {owner: pictures[i].key for i, owner in masks.items() if owner not in masks}
-    return [
-        picture.model_copy(update={"mask_key": of[i]}) if i in of else picture
-        for i, picture in enumerate(pictures)
-        if i not in masks
-    ]
-
-
-def _tell_apart(pictures: list[Examined]) -> None:
-    """Number names that several pictures share (`a.jpg`, `a.jpg (2)`), so that a person can tell them apart."""
-    seen: deque[str] = deque()
-    for index, picture in enumerate(pictures):
-        name, number = picture.name, 1
-        while name in seen:
-            number += 1
-            name = f"{picture.name} ({number})"
-        seen.append(name)
-        if number > 1:
-            pictures[index] = picture.model_copy(update={"name": name})
 
 
 def check_enough(manifest: Manifest, request: TuneRequest) -> None:

@@ -96,7 +96,10 @@ class Glance:
 
 
 def decode(
-    source: bytes | Path | IO[bytes], name: str = "the picture", among: Session | None = None
+    source: bytes | Path | IO[bytes],
+    name: str = "the picture",
+    among: Session | None = None,
+    as_mask: bool = False,
 ) -> Image.Image:
     """Return a picture as upright 8-bit RGB in sRGB.
 
@@ -104,12 +107,29 @@ def decode(
         source: The file, or its content.
         name: What the picture is called in messages.
         among: More pictures of the same owner are opened there.
+        as_mask: Whether it says what counts, in white: then what is transparent is black.
 
     Raises:
         Failure: `PICTURE_UNREADABLE`, saying whether it is no picture, truncated, too large, or costs more to open
             than it may; `TIMED_OUT` when the machine is too busy.
     """
-    return _opened(source, name, {}, lambda said, pixels, _kept: said.image(pixels), among)
+    return _opened(source, name, {"as_mask": as_mask}, lambda said, pixels, _kept: said.image(pixels), among)
+
+
+def size_of(source: bytes | Path | IO[bytes], name: str = "the picture") -> tuple[int, int]:
+    """Return width and height of a picture as it is looked at.
+
+    Raises:
+        Failure: See `decode`.
+    """
+    return _opened(source, name, {"fit": 1}, lambda said, _pixels, _kept: (said.width, said.height))
+
+
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two pictures have one aspect, as far as whole pixels of the smaller one can have it."""
+    small, large = sorted((one, other), key=lambda size: size[0] * size[1])
+    scale = (small[0] * small[1] / (large[0] * large[1])) ** 0.5
+    return all(abs(b * scale - a) <= max(1.0, a / 100) for a, b in zip(small, large, strict=True))
 
 
 def glance(source: bytes | Path | IO[bytes], side: int, name: str = "the picture") -> Glance:
@@ -135,7 +155,10 @@ def check(source: bytes | Path | IO[bytes], name: str = "the picture") -> None:
 
 
 def normalise(
-    source: bytes | Path | IO[bytes], name: str = "the picture", among: Session | None = None
+    source: bytes | Path | IO[bytes],
+    name: str = "the picture",
+    among: Session | None = None,
+    as_mask: bool = False,
 ) -> Picture:
     """Decode a picture and return it in the form that the store keeps.
 
@@ -143,6 +166,7 @@ def normalise(
         source: The file, or its content.
         name: What the picture is called in messages.
         among: More pictures of the same owner are opened there.
+        as_mask: See `decode`.
 
     Raises:
         Failure: See `decode`.
@@ -156,7 +180,7 @@ def normalise(
         digest = hashlib.sha256(data).hexdigest()
         return Picture(said.image(pixels), data, suffix, digest, said.pixels_hash, said.measures(), said.note)
 
-    return _opened(source, name, {"measure": True, "keep": True}, made, among)
+    return _opened(source, name, {"measure": True, "keep": True, "as_mask": as_mask}, made, among)
 
 
 def _content(source: bytes | Path | IO[bytes]) -> bytes:

@@ -74,23 +74,63 @@ def keep_picture(
     return place.write_blob(data, ".png" if data.startswith(b"\x89PNG") else ".picture")
 
 
-def read_picture(value: str, store: Store, allow_hosts: Sequence[str] = ()) -> Image.Image:
+def check_masks(settings: RenderSettings, store: Store) -> None:
+    """Refuse a mask whose shape is not its picture's, when both lie in the store; addresses are read when rendering.
+
+    Raises:
+        Failure: `INVALID_REQUEST`.
+    """
+    from tunes_dagster.intake.pictures import size_of
+
+    if not (settings.input_image and settings.mask_image):
+        return
+    picture, mask = settings.input_image, settings.mask_image
+    if any(value.lower().startswith(("http://", "https://")) for value in (picture, mask)):
+        return
+    check_mask_size(
+        size_of(store.read_bytes(mask), "mask_image"), size_of(store.read_bytes(picture), "input_image")
+    )
+
+
+def check_mask_size(mask: tuple[int, int], picture: tuple[int, int]) -> None:
+    """Refuse a mask of another shape than its picture.
+
+    Raises:
+        Failure: `INVALID_REQUEST`.
+    """
+    from tunes_dagster.intake.pictures import same_shape
+
+    if not same_shape(mask, picture):
+        sizes = f"is {mask[0]} x {mask[1]}, but input_image is {picture[0]} x {picture[1]}"
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"mask_image {sizes}: their shapes differ.",
+            "Draw the mask on the input image itself, at any size.",
+            problems=(Problem("mask_image", sizes),),
+        )
+
+
+def read_picture(
+    value: str, store: Store, allow_hosts: Sequence[str] = (), as_mask: bool = False
+) -> Image.Image:
     """Return a picture that a prompt names, as RGB.
 
     Args:
         value: URL or key in the store.
         store: Where keys lie.
         allow_hosts: Hosts that an address may lead to although it is private.
+        as_mask: Whether what is transparent counts as black.
 
     Raises:
         Failure: `SOURCE_UNREACHABLE`, `SOURCE_REFUSED`, `PICTURE_UNREADABLE`, `INVALID_REQUEST`.
     """
     from tunes_dagster.intake.pictures import decode
 
+    name = "the mask image" if as_mask else "the input image"
     if value.lower().startswith(("http://", "https://")):
-        return decode(_download(value, allow_hosts), "the input image")
+        return decode(_download(value, allow_hosts), name, as_mask=as_mask)
     try:
-        return decode(store.read_bytes(value), "the input image")
+        return decode(store.read_bytes(value), name, as_mask=as_mask)
     except FileNotFoundError as error:
         raise Failure(
             FailureCode.INVALID_REQUEST,
@@ -116,13 +156,23 @@ class Inputs:
 
     def __init__(self, store: Store, aids: Aids) -> None:
         self._store, self._aids = store, aids
-        self._read: dict[str, Image.Image] = {}
+        self._read: dict[tuple[str, bool], Image.Image] = {}
 
-    def picture(self, value: str) -> Image.Image:
+    def picture(self, value: str, as_mask: bool = False) -> Image.Image:
         """Return a picture by URL or key."""
-        if value not in self._read:
-            self._read[value] = read_picture(value, self._store, self._aids.allow_hosts)
-        return self._read[value]
+        if (value, as_mask) not in self._read:
+            self._read[value, as_mask] = read_picture(value, self._store, self._aids.allow_hosts, as_mask)
+        return self._read[value, as_mask]
+
+    def mask(self, value: str, of: Image.Image) -> Image.Image:
+        """Return the mask of a picture in grey, at its size.
+
+        Raises:
+            Failure: When it has another shape.
+        """
+        seen = self.picture(value, as_mask=True)
+        check_mask_size(seen.size, of.size)
+        return seen.convert("L").resize(of.size, Image.Resampling.BOX)
 
     def given(self, picture: Picture, settings: RenderSettings, base: LoadedBase) -> Picture:
         """Return a picture with what its settings give it to start from, at the size it is rendered at.
@@ -145,7 +195,8 @@ class Inputs:
         strength = 0.8 if settings.denoising_strength is None else settings.denoising_strength
         mask = None
         if settings.mask_image is not None:
-            grey = enlarge(self.picture(settings.mask_image), shape.width, shape.height).convert("L")
+            whole = self.mask(settings.mask_image, self.picture(settings.input_image))
+            grey = enlarge(whole, shape.width, shape.height)
             mask = (np.asarray(grey, np.float32) / 255 >= 0.5).astype(np.float32)
         shape = replace(shape, strength=strength, masked=mask is not None)
         return replace(picture, shape=shape, start=pixels, mask=mask)

@@ -20,7 +20,7 @@ from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import AUXILIARY, AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.families.specs import spec_of
-from tunes_dagster.rendering.inputs import keep_picture
+from tunes_dagster.rendering.inputs import check_masks, keep_picture
 from tunes_dagster.rendering.policy import check_text, load_rules
 from tunes_dagster.rendering.prompts import named_tunes, parse_prompt
 from tunes_dagster.rendering.sizes import MULTIPLE, fit_area
@@ -96,7 +96,11 @@ def complete_prompt(request: PromptRequest, context: PromptContext) -> PromptReq
         for name in ("input_image", "mask_image")
         if (value := getattr(filled, name)) is not None
     }
-    return request.model_copy(update={"settings": filled.model_copy(update=kept)})
+    settings = filled.model_copy(update=kept)
+    if settings.mask_image:
+        place = context.store or Store(context.settings.resolved_store_url, context.settings.store_options)
+        check_masks(settings, place)
+    return request.model_copy(update={"settings": settings})
 
 
 def _check_text(text: str, filled: RenderSettings, context: PromptContext) -> None:

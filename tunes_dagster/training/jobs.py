@@ -25,7 +25,7 @@ class TrainExample:
             rectangle of the bucket's aspect.
         mirrored: Trained on left for right.
         tone: Factors on brightness and contrast.
-        mask_key: Store key of a picture of the same size that is white where the loss should look.
+        mask_key: Store key of a picture of the same shape that is white where the loss should look.
         mask_box: x, y, width, height in the stored picture's pixels: where the loss should look.
         is_face: Whether the crop is that of a face.
     """

@@ -56,6 +56,10 @@ def _weights(item: TrainExample, size: tuple[int, int], floor: float, store: Sto
     return weights / mean if mean > 1e-6 else torch.ones_like(weights)
 
 
+def _size(item: TrainExample, store: Store) -> tuple[int, int]:
+    return open_stored(store, item.key, "The training picture").size
+
+
 def picture_mask(item: TrainExample, size: tuple[int, int], store: Store) -> Image.Image:
     """Return an item's mask in grey, cropped and mirrored as the picture is, at a size (width, height)."""
     if item.mask_key is not None:
@@ -67,5 +71,10 @@ def picture_mask(item: TrainExample, size: tuple[int, int], store: Store) -> Ima
         left, top, width, height = item.mask_box
         ImageDraw.Draw(mask).ellipse((left, top, left + width, top + height), fill=255)
     box: Any = item.crop or centred_crop(mask.size, item.bucket)
+    if item.crop is not None and item.mask_key is not None:
+        # The crop is in the picture's pixels; the mask may have been drawn at another size.
+        across, down = (a / b for a, b in zip(mask.size, _size(item, store), strict=True))
+        left, top, right, bottom = item.crop
+        box = (left * across, top * down, min(right * across, mask.width), min(bottom * down, mask.height))
     mask = mask.resize(size, Image.Resampling.BOX, box=box)
     return mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if item.mirrored else mask

@@ -59,20 +59,23 @@ class ToSrgb:
 
     Args:
         image: The picture, loaded.
+        ground: Colour behind what is transparent.
 
     Attributes:
+        clear: Whether anything may be transparent.
         converted: Whether the pixels are others than those of the file.
     """
 
-    def __init__(self, image: Image.Image) -> None:
+    def __init__(self, image: Image.Image, ground: str = "white") -> None:
+        self._ground = ground
         self._deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
         self._scale = _scale(image) if self._deep else 1.0
         # Each value that 16 bits can have is worked out once.
         whole = np.arange(65_536, dtype=np.float64) if image.mode.startswith("I;16") else None
         self._table = None if whole is None else self._eight_bits(whole)
         clear = "A" in image.getbands() or image.mode in ("La", "RGBa") or "transparency" in image.info
-        self._clear = clear and not self._deep
-        self._mode = image.mode if image.mode in ("RGB", "CMYK") and not self._clear else "RGB"
+        self.clear = clear and not self._deep
+        self._mode = image.mode if image.mode in ("RGB", "CMYK") and not self.clear else "RGB"
         profile = image.info.get("icc_profile")
         self._transform = _transform(profile, self._mode) if profile and not self._deep else None
         self.converted = self._deep or self._transform is not None
@@ -83,9 +86,9 @@ class ToSrgb:
             values: Any = np.asarray(strip)
             grey = self._table[values] if self._table is not None else self._eight_bits(values)
             return Image.fromarray(grey, "L").convert("RGB")
-        if self._clear:
+        if self.clear:
             clear = strip.convert("RGBA")
-            strip = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+            strip = Image.alpha_composite(Image.new("RGBA", clear.size, self._ground), clear).convert("RGB")
         elif strip.mode != self._mode:
             strip = strip.convert(self._mode)
         if self._transform is not None:

@@ -81,7 +81,8 @@ def _decode(file: IO[bytes], arguments: dict[str, Any], name: str, seen: _Seen) 
             # Some formats turn what they load themselves, and then say so here.
             turned = opened.getexif().get(ORIENTATION, 1)
             orientation = turned if isinstance(turned, int) else 1
-            convert = ToSrgb(opened)
+            black = bool(arguments.get("as_mask"))
+            convert = ToSrgb(opened, "black" if black else "white")
             mode = opened.mode
             seen.begin(*upright_size(opened, orientation))
             for strip in upright_strips(opened, orientation):
@@ -104,7 +105,10 @@ def _decode(file: IO[bytes], arguments: dict[str, Any], name: str, seen: _Seen) 
         why = "the file is cut off" if short else f"the file is damaged ({type(error).__name__}: {error})"
         raise unreadable(name, why[:200], "Copy or export it again from where it came from.") from error
     fine = kind == "JPEG" and mode == "RGB" and orientation == 1 and not convert.converted
-    return fine, "its first frame is used" if moves else ""
+    notes = ["its first frame is used"] if moves else []
+    if black and convert.clear:
+        notes.append("it is named like a mask, so what is transparent counts as black")
+    return fine, "; ".join(notes)
 
 
 class _Seen:
