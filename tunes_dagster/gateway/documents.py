@@ -43,7 +43,7 @@ _PARAMETERS = {
     "generation_id": "Id of a picture (`gen_…`).",
     "request_id": "What the submission answered.",
     "key": "Id of a tune or prompt in any API: `tune_…`, its number, its public id.",
-    "form": "`diffusers` or `kohya`.",
+    "form": "`diffusers`, `kohya` or, of a pti tune, `embeddings`.",
     "callback_id": "Id of a callback.",
     "before_id": "Only rows older than this id: the way to page.",
     "offset": "Rows to leave out; `before_id` reaches further.",
