@@ -273,6 +273,25 @@ def test_nothing_is_left_to_cancel_on_a_ready_tune(registry: Registry) -> None:
     refused(lambda: registry.request_cancel(tune.id))
 
 
+@pytest.mark.parametrize("end", ["stopped", "finished"])
+def test_what_is_done_again_of_a_ready_tune_is_cancelled_and_it_stays_ready(
+    registry: Registry, end: str
+) -> None:
+    tune = make_ready(registry, add_tune(registry))
+    work = registry.claim("train", tune.id, "ui-run", origin="ui")
+    refused(lambda: registry.request_cancel(tune.id, by_caller=True))
+    assert registry.request_cancel(tune.id).status == "ready"
+    assert registry.heartbeat(work.id, "ui-run") == "cancel"
+    if end == "stopped":
+        registry.fail(work.id, "ui-run", Cancelled())
+    else:
+        registry.finish(work.id, "ui-run", continue_=True)
+    after = registry.get_tune(tune.id)
+    assert (after.status, after.cancel, after.failure_code) == ("ready", "", None)
+    refused(lambda: registry.request_cancel(tune.id))  # now there is nothing left
+    registry.claim("train", tune.id, "ui-run-2", origin="ui")
+
+
 def test_delete_stops_what_runs_and_stays_deleted(registry: Registry) -> None:
     tune = add_tune(registry)
     work = registry.claim("prepare", tune.id, "run")

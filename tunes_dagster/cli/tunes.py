@@ -129,7 +129,9 @@ def cancel(
     row = registry.tune_named(account, tune)
     registry.request_cancel(row.id, keep=keep)
     after = registry.get_tune(row.id)
-    if after.status == "cancelled":
+    if after.status == "ready":
+        say(f"What was done again of tune {row.number} stops; it stays ready with the weights it has.")
+    elif after.status == "cancelled":
         say(f"Tune {row.number} is cancelled.")
     else:
         what = "stops and becomes ready with what it learned" if keep else "stops"

@@ -110,11 +110,14 @@ class OutcomeQueries(WorkQueries):
         tune.updated_at = now
         if tune.status != "ready" and whole:
             self.note_progress(session, work, tune, "", 1.0)
+        was_ready = tune.status == "ready"
+        stops = was_ready and tune.cancel == "cancel"  # too late for this piece of work, which is done
+        if was_ready:
+            tune.cancel = ""
         if tune.cancel == "cancel" or tune.status == "deleted":
             work.state = "cancelled"
             tune_cancelled(session, tune, now, notify)
             return
-        was_ready = tune.status == "ready"
         if not whole and not was_ready:
             run_id = work.run_id
             open_work(session, work.kind, tune.id, work.origin, now)
@@ -129,7 +132,7 @@ class OutcomeQueries(WorkQueries):
         if not was_ready:
             tune.status = DONE[work.kind]
         following = NEXT.get(work.kind)
-        if following and (not was_ready if continue_ is None else continue_):
+        if following and not stops and (not was_ready if continue_ is None else continue_):
             open_work(session, following, tune.id, work.origin, now)
             if not was_ready:
                 show(tune, "queued", f"Waiting to be {'trained' if following == 'train' else 'finished'}.")
@@ -271,8 +274,9 @@ class OutcomeQueries(WorkQueries):
             end = "cancelled" if cancelled else "failed"
             batch_ended(session, subject, end, now, failure, left=end, notify=notify)
         elif subject.status == "ready":  # it was ready before this attempt and still is
+            subject.cancel = ""
             show(subject, "", "")
-            note(session, subject.id, "failed", str(failure), now)
+            note(session, subject.id, "cancelled" if cancelled else "failed", str(failure), now)
         elif cancelled:
             tune_cancelled(session, subject, now, notify)
         else:
@@ -296,6 +300,8 @@ class OutcomeQueries(WorkQueries):
             tune = lock_tune(session, tune_id)
             if tune.status == "cancelled" or tune.cancel == "cancel":
                 return tune
+            if tune.status == "ready" and not by_caller and self._stop_again(session, tune, keep, now):
+                return tune
             if tune.status in ENDED_TUNE:
                 raise Failure(
                     FailureCode.CONFLICT,
@@ -304,6 +310,23 @@ class OutcomeQueries(WorkQueries):
                 )
             self._stop(session, tune, keep, now, by_caller)
             return tune
+
+    def _stop_again(self, session: Session, tune: Tune, keep: bool, now: datetime) -> bool:
+        """Stop what is done again of a ready tune, which stays ready; returns whether there was anything."""
+        rows = lock(session, Work, Work.subject_id == tune.id)
+        work = next((row for row in rows if row.state in OPEN_WORK), None)
+        if work is None:
+            return False
+        tune.updated_at = now
+        note(session, tune.id, "cancel", f"Cancel of {work.kind}, which is done again, was asked for.", now)
+        if work.state == "running":
+            tune.cancel = "keep" if keep and work.kind == "train" else "cancel"
+            tune.message = "Stopping."
+            return True
+        close_work(work, "cancelled", now)
+        show(tune, "", "")
+        self._cohort_done(session, work.cohort_id, now)
+        return True
 
     def _stop(self, session: Session, tune: Tune, keep: bool, now: datetime, by_caller: bool) -> None:
         rows = lock(session, Work, Work.subject_id == tune.id)
