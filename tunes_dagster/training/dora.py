@@ -59,7 +59,7 @@ def from_kohya(network: nn.Module, written: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _weight(network: nn.Module, name: str) -> Tensor:
-    weight: Tensor = network.get_submodule(name).weight.detach()  # type: ignore[assignment,operator]
+    weight: Tensor = network.get_submodule(name).weight.detach()  # type: ignore[operator]
     return weight
 
 
