@@ -6,7 +6,15 @@ import pytest
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import RenderSettings
-from tunes_dagster.rendering.prompts import has_weights, parse_prompt, weighted, without_weights
+from tunes_dagster.rendering.brackets import (
+    has_weights,
+    plain_sentence,
+    weighs_words,
+    weighted,
+    without_breaks,
+    without_weights,
+)
+from tunes_dagster.rendering.prompts import parse_prompt
 from tunes_dagster.rendering.styles import compositions, dressed, find_composition, styles
 
 
@@ -37,6 +45,76 @@ def test_what_is_not_understood_is_named(text):
     with pytest.raises(Failure) as caught:
         parse_prompt(text, {"eye_color": "blue eyes"})
     assert caught.value.code == FailureCode.INVALID_REQUEST and caught.value.remedy
+
+
+FOREIGN = [
+    ("{red|blue} mug", "{red|blue}", "one of several"),
+    ("a {red|{light|dark} blue} mug", "{light|dark}", "one of several"),
+    ("a [cat|dog] by the sea", "[cat|dog]", "alternates"),
+    ("a [cat:dog:0.5]", "[cat:dog:0.5]", "at a step"),
+    ("a [cat::10]", "[cat::10]", "at a step"),
+    ("a [(red:1.2) cat:7]", "[(red:1.2) cat:7]", "at a step"),
+    ("embedding:nova woman", "embedding:nova", "textual inversion"),
+    ("(embedding:nova:1.2) woman", "embedding:nova:1.2)", "textual inversion"),
+    ("a __color__ mug", "__color__", "a file"),
+    ("a cat AND a dog", "AND", "joins"),
+    ("a cat AND HDR", "AND", "joins"),
+    ('("a cat", "a dog").blend(0.5, 0.5)', ").blend(", "function"),
+]
+
+
+@pytest.mark.parametrize(("text", "named", "why"), FOREIGN)
+@pytest.mark.parametrize("weighs", [True, False])
+def test_syntax_of_other_programs_is_refused_by_name_on_every_base(text, named, why, weighs):
+    with pytest.raises(Failure) as caught:
+        parse_prompt(text, weighs=weighs)
+    assert repr(named) in caught.value.message and why in caught.value.message and caught.value.remedy
+
+
+def test_weights_of_another_program_are_refused_where_words_are_weighed():
+    for text in ("a (red)1.3 mug", "a (red)++ mug", "a (red)--"):
+        with pytest.raises(Failure, match="another program's way"):
+            parse_prompt(text)
+        assert parse_prompt(text, weighs=False).text == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a neon sign "ROCK AND {a|b} [x|y] BREAK"',
+        "a poster that says ROCK AND ROLL",
+        "an android and a sandy BREAKFAST",
+        "a clock at [10:30], [16:9], [10:30:20]",
+        r"a \[cat|dog\] and \{a|b\}",
+        "a {curly} c++ book, snake_case__name, word embedding",
+        "(a cat), 1.5 m long :)",
+    ],
+)
+def test_what_only_looks_like_syntax_is_text(text):
+    assert parse_prompt(text).text == parse_prompt(text, weighs=False).text == text
+
+
+def test_brackets_are_characters_where_no_words_are_weighed():
+    for text in (
+        "a woman (in her thirties) smiling :(",
+        "at ((noon)) (10:30)",
+        "a (red",
+        "1) a [b",
+        "(big:9)",
+        "C:\\x",
+    ):
+        assert parse_prompt(text, weighs=False).text == text == plain_sentence(text)
+        assert not weighs_words(text)
+    assert plain_sentence(r"a ((red:1.5) mug) BREAK \(x\) (new (hat:1.2):0.5)") == "a (red mug) (x) new hat"
+    assert weighs_words("a (red:1.5) mug") and weighs_words("a BREAK b") and not weighs_words('say "BREAK"')
+
+
+def test_a_sad_face_opens_nothing():
+    assert weighted("a man :( in (rain:1.2)") == [("a man :( in ", 1), ("rain", 1.2)]
+
+
+def test_rules_see_through_break():
+    assert without_breaks("one BREAK (two)") == "one (two)" and without_weights("a BREAK (b)") == "a b"
 
 
 def test_characteristics_fill_templates():

@@ -140,6 +140,14 @@ def test_a_wish_that_cannot_be_met_is_left_out_and_told_of(place, asked, done, s
     assert said.split()[0] in refused(place, **asked), "under the rule `refuse` it ends the request"
 
 
+def test_foreign_syntax_is_refused_in_both_texts_and_brackets_are_text_on_flux(place):
+    for base in ("sdxl", "flux1-dev", "cogvideo-2b"):
+        assert "{red|blue}" in refused(place, base=base, text="{red|blue} mug")
+    assert "[a|b]" in refused(place, negative_prompt="[a|b]")
+    assert "not closed" in refused(place, negative_prompt="(dark")
+    complete(place, base="flux1-dev", text="a woman (in her thirties) :( or (so")
+
+
 def test_a_resampler_that_was_asked_for_is_no_wish_unmet(place):
     settings, sentences = told(place, super_resolution=True, upscaler="lanczos")
     assert settings.upscaler == "lanczos" and not sentences

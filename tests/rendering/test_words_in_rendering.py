@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.rendering.test_equal_to_stock import psnr
@@ -97,6 +98,17 @@ def test_weights_and_the_end_of_long_prompts_are_seen(base, store):
     assert chunk_count(base, LONG.format("green")) == 3
 
 
+def test_break_begins_a_chunk(base, store):
+    halves = [encode_weighted(base, text, 1)["hidden"] for text in ("a woman", "a red mug")]
+    whole = encode_weighted(base, "a woman BREAK a red mug", 2)["hidden"]
+    assert torch.allclose(whole, torch.cat(halves, dim=1), atol=1e-5)
+    counts = {"a": 1, "a BREAK b BREAK c": 3, "BREAK a BREAK BREAK": 1, "(a BREAK b:1.2)": 2, 'a "BREAK"': 1}
+    assert {text: chunk_count(base, text) for text in counts} == counts
+    batch = [job("one", "a woman a red mug"), job("two", "a woman BREAK a red mug")]
+    one, two = pictures(store, render(batch, base, store, "out", Silent()))
+    assert 10 < psnr(one, two) < 60
+
+
 def test_a_text_is_encoded_once_and_kept_for_the_next_batch(base, store, monkeypatch):
     seen = []
     real = base.encode_text
@@ -109,8 +121,13 @@ def test_a_text_is_encoded_once_and_kept_for_the_next_batch(base, store, monkeyp
 
 def test_weights_are_read_as_words_where_the_encoder_has_none(tmp_path, store):
     base = make_base("flux", tmp_path / "flux")
-    texts = {"weighted": "a (red:1.5) mug", "plain": "a red mug", "brackets": r"a \(red\) mug"}
+    texts = {
+        "weighted": "a (red:1.5) mug",
+        "plain": "a red mug",
+        "brackets": r"a \(red\) mug",
+        "text": "a (red) mug",
+    }
     results = render([job(name, text) for name, text in texts.items()], base, store, "out", Silent())
     assert not any(result.failure for result in results)
-    weighted, plain, brackets = (result.images[0].recipe_hash for result in results)
-    assert weighted == plain != brackets, "they are the same picture"
+    weighted, plain, brackets, text = (result.images[0].recipe_hash for result in results)
+    assert weighted == plain != brackets == text, "they are the same picture"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.rendering import policy
+from tunes_dagster.rendering.brackets import plain_sentence, without_breaks
 from tunes_dagster.rendering.pictures import Picture, Shape
-from tunes_dagster.rendering.prompts import parse_prompt, without_weights
+from tunes_dagster.rendering.prompts import check_words, parse_prompt
 from tunes_dagster.rendering.schedulers import check_scheduler, samplers_of
 from tunes_dagster.rendering.sizes import rendered_size
 from tunes_dagster.rendering.styles import dressed
@@ -98,7 +99,8 @@ class Checker:
 
     def _words(self, job: RenderJob) -> tuple[str, str]:
         """Return the prompt and the negative prompt as the encoders get them."""
-        parsed = parse_prompt(job.text)
+        weighs = bool(self.base.clip_encoders())
+        parsed = parse_prompt(job.text, weighs=weighs)
         if named := [*parsed.loras, *parsed.faces]:
             raise Failure(
                 FailureCode.INVALID_REQUEST,
@@ -106,9 +108,10 @@ class Checker:
                 "Make jobs with `make_job`, which takes tags out of the text.",
             )
         text, negative = dressed(parsed.text, job.settings)
-        policy.check_text(text, self.aids.rules)
-        if not self.base.clip_encoders():
-            text, negative = without_weights(text), without_weights(negative)
+        policy.check_text(without_breaks(text), self.aids.rules)
+        check_words(negative, weighs)
+        if not weighs:
+            text, negative = plain_sentence(text), plain_sentence(negative)
         if self.base.guidance != "classifier-free":
             negative = ""
         return text, negative

@@ -155,7 +155,7 @@ def make_job(
     known: dict[str, str] = {}
     for one in reversed([*([tune] if tune else []), *(tag.tune for tag in tagged)]):
         known.update(one.characteristics)
-    parsed = parse_prompt(text, known) if text else ParsedPrompt("")
+    parsed = parse_prompt(text, known, weighs=None) if text else ParsedPrompt("")
     _check_known(parsed, tagged)
     chosen: dict[str, tuple[TuneWeights, float]] = {}
     for kind in ("lora", "faceid"):  # one tune may go by several words

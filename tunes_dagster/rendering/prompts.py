@@ -1,7 +1,7 @@
-"""Prompts as people write them: in-text LoRAs and faces are taken out, templates filled in, weights read.
+"""Prompts as people write them: in-text LoRAs and faces are taken out, templates filled in, the rest looked at.
 
-What is understood here is what the renderer does; anything else that looks like syntax is refused by name rather
-than sent to the text encoder as noise.
+What is understood here and in `brackets.py` is what the renderer does; what is another program's syntax is refused by
+name (`foreign.py`) rather than sent to the text encoder as noise.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.rendering.brackets import weighted
+from tunes_dagster.rendering.foreign import refuse_foreign
 from tunes_dagster.rendering.paper import clean
 
 MAX_LORAS, MAX_FACES = 8, 3
 LORA_SCALES, FACE_SCALES = (-2.0, 3.0), (0.0, 2.0)
 
 _TAG = re.compile(r"<\s*([A-Za-z][\w-]*)\s*:([^<>]*)>")
-WEIGHTS = (0.0, 3.0)
-# What brackets without a number mean, as in A1111: each pair multiplies or divides by this.
-BRACKET = 1.1
-
-_PIECE = re.compile(r"\\[()\[\]\\]|[()\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
 _TEMPLATE = re.compile(r"\{\{([^{}]*)\}\}")
 _BROKEN_TAG = re.compile(r"<\s*(lora|faceid)\b", re.IGNORECASE)
 
@@ -32,7 +29,7 @@ class ParsedPrompt:
     """A prompt taken apart.
 
     Attributes:
-        text: Without tags and templates; weights are still in it, see `weighted`.
+        text: Without tags and templates; weights are still in it, see `brackets.weighted`.
         loras: Tune id (or title, or number) and scale, in the order of the text; same ids are added up.
         faces: The same for tunes of the kind `faceid`.
     """
@@ -42,7 +39,9 @@ class ParsedPrompt:
     faces: tuple[tuple[str, float], ...] = field(default=())
 
 
-def parse_prompt(text: str, characteristics: Mapping[str, str] | None = None) -> ParsedPrompt:
+def parse_prompt(
+    text: str, characteristics: Mapping[str, str] | None = None, weighs: bool | None = True
+) -> ParsedPrompt:
     """Take `<lora:ID:weight>` and `<faceid:ID:weight>` out of a prompt, fill in `{{…}}` and tidy its white space.
 
     A weight that is left out is 1.
@@ -50,10 +49,11 @@ def parse_prompt(text: str, characteristics: Mapping[str, str] | None = None) ->
     Args:
         text: As written.
         characteristics: What the templates stand for; names are compared without case.
+        weighs: Whether the base weighs words by brackets; None where it is not known and the words are checked later.
 
     Raises:
         Failure: `INVALID_REQUEST` for a malformed tag, an unknown kind of tag, a weight outside its range, more than
-            8 LoRAs or 3 faces, an unknown `{{template}}`, or nothing left to render.
+            8 LoRAs or 3 faces, an unknown `{{template}}`, nothing left to render, and what `check_words` refuses.
     """
     bare, loras, faces = split_tags(text)
     bare = fill_in(bare, characteristics or {})
@@ -61,8 +61,21 @@ def parse_prompt(text: str, characteristics: Mapping[str, str] | None = None) ->
     bare = re.sub(r"(,\s*){2,}", ", ", bare).strip(" ,")
     if not bare:
         raise _refused("Nothing is left of the prompt without its tags.", "Say what to render.")
-    weighted(bare)
+    if weighs is not None:
+        check_words(bare, weighs)
     return ParsedPrompt(bare, tuple(loras), tuple(faces))
+
+
+def check_words(text: str, weighs: bool) -> None:
+    """Refuse a text, without its tags, of which a part would not be understood.
+
+    Raises:
+        Failure: `INVALID_REQUEST` for another program's syntax; where words are weighed, for a weight outside 0…3, a
+            bracket that is not closed, or nothing but brackets.
+    """
+    refuse_foreign(text, weighs)
+    if weighs and text.strip() and not weighted(text):
+        raise _refused("Nothing is left of the text without its brackets.", "Say what to render.")
 
 
 Named = list[tuple[str, float]]
@@ -158,68 +171,6 @@ def fill_in(text: str, characteristics: Mapping[str, str]) -> str:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip().lower())
-
-
-def weighted(text: str) -> list[tuple[str, float]]:
-    r"""Return a prompt as pieces with weights, in A1111's syntax.
-
-    `(word:1.2)` has the weight 1.2, `(word)` 1.1, `[word]` 1 / 1.1, nested ones multiply; `\(` is a parenthesis.
-
-    Raises:
-        Failure: `INVALID_REQUEST` for a weight outside 0…3 or a bracket that is not closed.
-    """
-    pieces: list[list[str | float]] = []
-    open_at: list[tuple[str, int]] = []
-
-    def scale(start: int, by: float) -> None:
-        for piece in pieces[start:]:
-            piece[1] = float(piece[1]) * by
-
-    for match in _PIECE.finditer(text):
-        sign, number = match.group(0), match.group(1)
-        if sign.startswith("\\") and len(sign) == 2:
-            pieces.append([sign[1], 1.0])
-        elif sign in "([":
-            open_at.append((sign, len(pieces)))
-        elif number is not None and open_at and open_at[-1][0] == "(":
-            scale(open_at.pop()[1], float(number))
-        elif sign in (")", "]") and open_at and open_at[-1][0] == {")": "(", "]": "["}[sign]:
-            scale(open_at.pop()[1], BRACKET if sign == ")" else 1 / BRACKET)
-        else:  # also a bracket that closes nothing, as in `1) a cat`
-            pieces.append([sign, 1.0])
-    if open_at:
-        kind = open_at[-1][0]
-        raise _refused(
-            f"A {kind!r} in the prompt is not closed.", f"Close it, or write \\{kind} for the character."
-        )
-    return _joined(pieces)
-
-
-def _joined(pieces: list[list[str | float]]) -> list[tuple[str, float]]:
-    """Join neighbours of the same weight, and check the weights."""
-    low, high = WEIGHTS
-    joined: list[tuple[str, float]] = []
-    for words, weight in ((str(w), round(float(v), 6)) for w, v in pieces):
-        if not low <= weight <= high:
-            raise _refused(
-                f"The weight {weight:g} of {words.strip()!r} is not between {low:g} and {high:g}.",
-                "Write it as (word:1.2).",
-            )
-        if joined and joined[-1][1] == weight:
-            joined[-1] = (joined[-1][0] + words, weight)
-        else:
-            joined.append((words, weight))
-    return [(words, weight) for words, weight in joined if words.strip()]
-
-
-def has_weights(text: str) -> bool:
-    """Whether any part of a prompt has another weight than 1."""
-    return any(weight != 1 for _, weight in weighted(text))
-
-
-def without_weights(text: str) -> str:
-    """Return the words of a prompt without brackets and numbers."""
-    return clean("".join(words for words, _ in weighted(text)))
 
 
 def _named(tag: str, kind: str, rest: str) -> tuple[str, float]:

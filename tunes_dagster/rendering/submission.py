@@ -20,9 +20,10 @@ from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import AUXILIARY, AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.families.specs import spec_of
+from tunes_dagster.rendering.brackets import without_breaks
 from tunes_dagster.rendering.inputs import check_masks, keep_picture
 from tunes_dagster.rendering.policy import check_text, load_rules
-from tunes_dagster.rendering.prompts import named_tunes, parse_prompt
+from tunes_dagster.rendering.prompts import check_words, named_tunes, parse_prompt
 from tunes_dagster.rendering.sizes import MULTIPLE, fit_area
 from tunes_dagster.rendering.styles import dressed, find_composition
 from tunes_dagster.rendering.wishes import without_unmet
@@ -121,9 +122,14 @@ def _check_text(text: str, filled: RenderSettings, context: PromptContext) -> No
         known = {**(context.find(name, tag) if context.find else {}), **known}
     if any(tag == "faceid" for _, tag in named):
         adapter_for(context.catalog, context.entry, context.settings.bases_folder)
-    bare = parse_prompt(text, known).text
+    weighs = family not in AUXILIARY and spec_of(family).weighted_text
+    bare = parse_prompt(text, known, weighs).text
+    try:
+        check_words(filled.negative_prompt, weighs)
+    except Failure as failure:
+        raise failure.about("negative_prompt") from None
     said, _ = dressed(bare, filled)
-    check_text(said, load_rules(context.settings))
+    check_text(without_breaks(said), load_rules(context.settings))
 
 
 def _filled(asked: RenderSettings, entry: BaseModelEntry) -> RenderSettings:

@@ -1,9 +1,10 @@
 """Texts as the denoiser gets them: weighted words, prompts of any length, each text encoded once and kept.
 
 A CLIP encoder reads 77 tokens, two of which mark start and end. A longer prompt is encoded in chunks of 75 tokens
-that lie one after another, as A1111 does it; weights multiply the hidden states of their tokens, and the root mean
-square over the text's tokens is then put back, so that a weight moves attention between words and not the strength of
-the whole text. (A1111 puts the mean back, which lies near zero and may change its sign: the text becomes noise.)
+that lie one after another, as A1111 does it, and BREAK begins a new one. Weights multiply the hidden states of their
+tokens, and the root mean square over the text's tokens is then put back, so that a weight moves attention between words
+and not the strength of the whole text. (A1111 puts the mean back, which lies near zero and may change its sign: the
+text becomes noise.)
 
 How many chunks a text is encoded in changes what the others in its row block see, so pictures of one forward share it.
 """
@@ -14,7 +15,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.rendering.prompts import has_weights, weighted, without_weights
+from tunes_dagster.rendering.brackets import (
+    CHUNK_END,
+    has_breaks,
+    has_weights,
+    weighted,
+    without_weights,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +40,8 @@ def chunk_count(base: LoadedBase, *texts: str) -> int:
     encoders = base.clip_encoders()
     most = 1
     for tokenizer, _, _ in encoders:
-        room = tokenizer.model_max_length - 2
         for text in texts:
-            most = max(most, -(-len(_tokens(tokenizer, text)) // room))
+            most = max(most, len(_parts(tokenizer, weighted(text))))
     return most
 
 
@@ -88,7 +94,7 @@ class TextCache:
 
     def _has_weights(self, text: str) -> bool:
         """Whether a text is to be encoded by its weights; elsewhere brackets are what they look like."""
-        return self._weighs and has_weights(text)
+        return self._weighs and (has_weights(text) or has_breaks(text))
 
     def _keep(self, key: tuple[str, int], value: Conditioning) -> None:
         self._known[key] = value
@@ -158,8 +164,19 @@ def _scaled(states: torch.Tensor, weights: torch.Tensor, words: torch.Tensor) ->
     return (states.float() * factors.unsqueeze(-1)).to(states)
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    return [one for words, _ in (weighted(text) if text else []) for one in _ids(tokenizer, words)]
+def _parts(tokenizer: Any, pieces: Sequence[tuple[str, float]]) -> list[list[tuple[int, float]]]:
+    """Return the (token, weight) of each chunk: as many as an encoder reads, and a new one after each BREAK."""
+    room = tokenizer.model_max_length - 2
+    parts: list[list[tuple[int, float]]] = [[]]
+    for words, weight in pieces:
+        for index, some in enumerate(words.split(CHUNK_END)):
+            if index and parts[-1]:
+                parts.append([])
+            for one in _ids(tokenizer, some) if some.strip() else ():
+                if len(parts[-1]) == room:
+                    parts.append([])
+                parts[-1].append((one, weight))
+    return parts if parts[-1] else parts[:-1]
 
 
 def _ids(tokenizer: Any, words: str) -> list[int]:
@@ -174,10 +191,9 @@ def _chunked(
     import torch
 
     length = tokenizer.model_max_length
-    numbered = [(one, weight) for words, weight in pieces for one in _ids(tokenizer, words)]
+    parts = _parts(tokenizer, pieces)
     rows, scales, words = [], [], []
-    for start in range(0, chunks * (length - 2), length - 2):
-        part = numbered[start : start + length - 2]
+    for part in [*parts, *([[]] * (chunks - len(parts)))]:
         ids = [tokenizer.bos_token_id, *(one for one, _ in part), tokenizer.eos_token_id]
         weights = [1.0, *(weight for _, weight in part), 1.0]
         rows.append(ids + [tokenizer.pad_token_id] * (length - len(ids)))

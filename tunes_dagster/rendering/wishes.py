@@ -9,7 +9,7 @@ from tunes_dagster.core.recipe import PromptRequest, RenderSettings
 from tunes_dagster.families.catalog import AUXILIARY, AuxiliaryEntry, Catalog
 from tunes_dagster.families.specs import spec_of
 from tunes_dagster.intake.restore import restorer_missing
-from tunes_dagster.rendering.prompts import has_weights
+from tunes_dagster.rendering.brackets import weighs_words
 
 if TYPE_CHECKING:
     from tunes_dagster.rendering.submission import PromptContext
@@ -112,11 +112,9 @@ def _words(request: PromptRequest, context: PromptContext) -> dict[str, Any]:
             why = f"is not understood by {entry.branch}, which was distilled to do without one"
             context.wishes.leave("negative_prompt", why, "it is left out")
             changes["negative_prompt"] = ""
-        weighted = has_weights(request.text) or has_weights(
-            changes.get("negative_prompt", asked.negative_prompt)
-        )
-        if weighted and not spec_of(entry.family).weighted_text:
-            why = f"has weights in brackets, and the encoder of {entry.branch} was trained on plain sentences"
+        texts = (request.text, changes.get("negative_prompt", asked.negative_prompt))
+        if not spec_of(entry.family).weighted_text and any(weighs_words(one) for one in texts):
+            why = f"has weights or BREAK, and the encoder of {entry.branch} was trained on plain sentences"
             instead = r"the words are read without them (write \( and \) for brackets that are meant)"
             context.wishes.leave("text", why, instead)
     return changes

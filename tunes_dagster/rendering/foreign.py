@@ -1,0 +1,96 @@
+"""Syntax of other programs that means nothing here: refused by name, with what to write instead.
+
+Only what can hardly be a sentence is taken for syntax, and nothing in double quotes, which are words that a picture
+shows.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.rendering.brackets import outside_quotes
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """One kind of syntax.
+
+    Attributes:
+        pattern: That finds it.
+        why: What is not done, after the words that were found.
+        remedy: What to write instead.
+        weighing: Whether it only means something where words are weighed by brackets.
+    """
+
+    pattern: re.Pattern[str]
+    why: str
+    remedy: str
+    weighing: bool = False
+
+
+_WORD = r"(?:(?<![A-Z]{2} )(?<!\w)AND(?!\w)|(?<!\w)AND(?! [A-Z]{2})(?!\w))"
+_NUMBER = r"\s*\d*\.?\d+\s*"
+_FOREIGN = (
+    _Foreign(
+        re.compile(r"(?<!\\)\{[^{}]*\|[^{}]*\}"),
+        "chooses one of several words, which is not done here",
+        "Write one of them, or send a prompt for each; a campaign renders lists of words.",
+    ),
+    _Foreign(
+        re.compile(r"(?<!\\)\[[^\[\]]*\|[^\[\]]*\]"),
+        "alternates words from step to step, which is not done here",
+        r"Write one of them, or both with weights, (cat:0.8) (dog:0.8); \[ is the character.",
+    ),
+    _Foreign(
+        re.compile(
+            rf"(?<!\\)\[(?:[^\[\]]*(?<!\d):{_NUMBER}\]|(?=[^\[\]]*[^\W\d])[^\[\]:]*:[^\[\]:]*:{_NUMBER}\])"
+        ),
+        "changes words at a step, which is not done here",
+        r"Write the words that are meant, weighted as (word:0.8) where some are to count less; \[ is the character.",
+    ),
+    _Foreign(
+        re.compile(r"(?<![\w.])embedding:\S+", re.IGNORECASE),
+        "names a textual inversion, and such files are not loaded",
+        "Train a tune with words of its own (kind `pti`) and write <lora:ID:weight>, or leave it out.",
+    ),
+    _Foreign(
+        re.compile(r"(?<!\w)__[\w/*-]*\w__(?!\w)"),
+        "stands for a line of a file of words, and there is none here",
+        "Write the words, or {{name}} for a characteristic of the tune.",
+    ),
+    _Foreign(
+        re.compile(_WORD),
+        "joins two prompts into one picture, which is not done here",
+        "Write `and`, or BREAK between the parts on SD 1.x and SDXL; in double quotes it is a word of the picture.",
+    ),
+    _Foreign(
+        re.compile(r"\)\.(?:and|blend|swap)\("),
+        "is a function of another program",
+        "Write the words that are meant.",
+    ),
+    _Foreign(
+        re.compile(r"(?<!\\)\)(?:\++|-{2,}|\d+\.\d+)(?=[\s,.]|$)"),
+        "weighs words in another program's way",
+        "Write the weight inside of the parentheses: (word:1.2).",
+        weighing=True,
+    ),
+)
+
+
+def refuse_foreign(text: str, weighs: bool) -> None:
+    """Refuse a text with another program's syntax in it.
+
+    Args:
+        text: Without tags and templates.
+        weighs: Whether words are weighed by brackets.
+
+    Raises:
+        Failure: `INVALID_REQUEST` with what was found, and what to write instead.
+    """
+    said = outside_quotes(text)
+    for one in _FOREIGN:
+        if (one.weighing and not weighs) or not (found := one.pattern.search(said)):
+            continue
+        raise Failure(FailureCode.INVALID_REQUEST, f"{found.group(0)!r} {one.why}.", one.remedy)
