@@ -22,6 +22,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.rendering import png, policy
 from tunes_dagster.rendering.aids import Aids
+from tunes_dagster.rendering.brackets import plain_sentence
 from tunes_dagster.rendering.inputs import Inputs
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.records import library_versions, optional_settings, picture_failure
@@ -228,7 +229,7 @@ def _one(
 ) -> RenderResult:
     images: list[RenderedImage] = []
     try:
-        text, negative = dressed(job.text, job.settings)
+        text, negative = (plain_sentence(words) for words in dressed(job.text, job.settings))
         policy.check_text(text, aids.rules)
         for number in range(job.settings.num_images):
             order = Order(job, (job.settings.seed or 0) + number, text, negative)

@@ -256,7 +256,7 @@ class _Batch:
             start += len(some)
             self._save_good(some, *decoded)
 
-    def _save_good(self, pictures: Sequence[Picture], arrays: Sequence[Any], good: Sequence[bool]) -> None:
+    def _save_good(self, pictures: Sequence[Picture], arrays: Iterable[Any], good: Iterable[bool]) -> None:
         """Treat and save the pixels of pictures, but for those that are not finite."""
         for picture, array, finite in zip(pictures, arrays, good, strict=True):
             if not finite:
