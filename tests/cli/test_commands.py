@@ -115,6 +115,8 @@ def test_train_takes_an_archive(
         (["train", "PHOTOS", "--name", "cat", "--base", "sdx"], "no base model called 'sdx'", "sdxl"),
         (["train", "PHOTOS", "--nam", "cat"], "No such option: --nam", "tunes train --help"),
         (["train", "PHOTOS", "--name", "cat", "--targets", "some"], "'some'", "tunes train --help"),
+        (["list", "--status", "rdy"], "There is no status 'rdy'. Did you mean ready?", "Choose one of"),
+        (["list", "--prompts", "--status", "ready"], "There is no status 'ready'.", "done"),
         (["status", "99"], "There is no tune '99'", "tunes list"),
         (["render", "hello", "--tune", "nobody"], "There is no tune 'nobody'", "tunes list"),
         (["render", "hello", "--width", "13"], "settings.width", ""),
@@ -142,6 +144,28 @@ def test_a_broken_tune_yaml_is_named_with_its_line(tunes: Tunes, photos: Path) -
     assert (said.code, "is not YAML, line 3" in said.err) == (2, True)
     missing = tunes("train", str(photos), "--config", "/no/tune.yaml")
     assert (missing.code, "/no/tune.yaml cannot be read" in missing.err) == (2, True)
+
+
+def test_an_empty_folder_is_refused_before_anything_starts(tunes: Tunes, tmp_path: Path) -> None:
+    (tmp_path / "none" / "below").mkdir(parents=True)
+    said = tunes("train", str(tmp_path / "none"), "--name", "cat")
+    assert (said.code, "is empty" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "doubted"),
+    [
+        ("mug", "mug", ["token"]),
+        ("red coffee mug", "ohwx", ["name"]),
+        ("oil painting style", "ohwx", []),
+        ("mug", "ohwx", []),
+    ],
+)
+def test_words_that_teach_less_than_they_seem_to_are_told_of(
+    tunes: Tunes, photos: Path, name: str, token: str, doubted: list[str]
+) -> None:
+    said = tunes("train", str(photos), "--name", name, "--token", token, "--no-wait", "--json")
+    assert [one.split()[0] for one in json.loads(said.out)["warnings"]] == doubted
 
 
 def test_list_and_status_speak_to_people_and_programs(tunes: Tunes, photos: Path) -> None:

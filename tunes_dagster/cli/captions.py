@@ -124,4 +124,4 @@ def _say_next(tune: Any, before: Any, after: Any) -> None:
     say(
         f"{changed} caption{'s' if changed > 1 else ''} changed; this is version {after.version} of the table."
     )
-    say(f"Train on it: materialize [bold]lora[/] of partition {tune.id} in the Dagster UI (`tunes dev`).")
+    say(f"Train on it: [bold]tunes rerun {called(tune)}[/]")

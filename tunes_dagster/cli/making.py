@@ -146,6 +146,8 @@ def build_request(
 
     if source is not None and not source.exists():
         raise Failure(FailureCode.INVALID_REQUEST, f"There is no folder {source}.", "Check the path.")
+    if source is not None and source.is_dir() and not any(one.is_file() for one in source.rglob("*")):
+        raise Failure(FailureCode.INVALID_REQUEST, f"The folder {source} is empty.", "Put pictures into it.")
     if config is None and source is not None:
         config = next(
             (source / name for name in ("tune.yaml", "tune.yml") if (source / name).is_file()), None

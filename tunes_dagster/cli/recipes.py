@@ -65,7 +65,7 @@ def rerun(
     On the same device the weights are the same, number for number, unless something is changed with --set or
     in the captions. Pictures that were encoded before are not encoded again.
     """
-    from tunes_dagster.cli.showing import say_warnings, tune_as_dict
+    from tunes_dagster.cli.showing import say_findings, say_warnings, tune_as_dict
     from tunes_dagster.service.rerun import rerun as hand_in
 
     installation = open_installation()
@@ -88,6 +88,7 @@ def rerun(
         emit_json(tune_as_dict(row))
         return
     say_warnings([row])
+    say_findings([row])
     say(f"Tune [bold]{row.number}[/] ({row.id}) is {row.status}. Compare: tunes diff {tune} {row.number}")
 
 

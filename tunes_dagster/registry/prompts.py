@@ -21,7 +21,13 @@ from tunes_dagster.registry.locks import lock_each, lock_one
 from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Prompt, Tune, Work
-from tunes_dagster.registry.transitions import OPEN_PROMPT, note, prompt_ended
+from tunes_dagster.registry.transitions import (
+    OPEN_PROMPT,
+    PROMPT_STATUSES,
+    check_statuses,
+    note,
+    prompt_ended,
+)
 from tunes_dagster.registry.uses import Use, own_use, write_uses
 from tunes_dagster.registry.work import owned
 
@@ -265,7 +271,11 @@ class PromptQueries(Database):
             limit: Length of the page; None is 100, or all of a batch.
             before: Only prompts with a smaller number: the last one of the page before.
             account_id: Only this account's.
+
+        Raises:
+            Failure: `INVALID_REQUEST` for a status that no prompt has.
         """
+        check_statuses(status, PROMPT_STATUSES)
         query = select(Prompt)
         if tune_id is not None:
             query = query.where(Prompt.tune_id == tune_id)

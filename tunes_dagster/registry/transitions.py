@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import exists, select
@@ -35,8 +36,27 @@ OPEN_WORK = ("queued", "submitted", "running")
 LOST_TUNE = ("failed", "cancelled", "deleted")
 ENDED_TUNE = ("ready", *LOST_TUNE)
 OPEN_PROMPT = ("waiting", "queued", "rendering")
+TUNE_STATUSES = ("awaiting_images", *WAITING.values(), *RUNNING.values(), *ENDED_TUNE)
+PROMPT_STATUSES = (*OPEN_PROMPT, "done", "failed", "blocked", "cancelled")
 # What a tune or prompt is told of once in its life.
 ONCE = ("tune.ready", "prompt.done")
+
+
+def check_statuses(asked: str | Sequence[str] | None, known: Sequence[str]) -> None:
+    """Refuse to look for a status that no row ever has: the answer would read as if there were none.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, naming what it may be.
+    """
+    for status in [asked] if isinstance(asked, str) else asked or ():
+        if status not in known:
+            close = get_close_matches(status, known, 1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"There is no status {status!r}.{meant}",
+                f"Choose one of {', '.join(known)}.",
+            )
 
 
 def lock_tune(session: Session, tune_id: str) -> Tune:

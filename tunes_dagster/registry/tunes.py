@@ -17,7 +17,7 @@ from tunes_dagster.registry.pages import newest
 from tunes_dagster.registry.prompts import PromptQueries, lock_used, new_prompt, said_of_accepted
 from tunes_dagster.registry.retrying import repeatable, unheard
 from tunes_dagster.registry.tables import Prompt, Tune
-from tunes_dagster.registry.transitions import lock_tune, note, open_work, show
+from tunes_dagster.registry.transitions import TUNE_STATUSES, check_statuses, lock_tune, note, open_work, show
 from tunes_dagster.registry.uses import Use, own_use, write_uses
 from tunes_dagster.registry.work import owned
 
@@ -172,7 +172,11 @@ class TuneQueries(PromptQueries):
             limit: Length of the page.
             before: Only tunes with a smaller number: the last one of the page before.
             account_id: Only this account's.
+
+        Raises:
+            Failure: `INVALID_REQUEST` for a status that no tune has.
         """
+        check_statuses(status, TUNE_STATUSES)
         query = select(Tune).order_by(Tune.number.desc()).limit(limit)
         if before is not None:
             query = query.where(Tune.number < before)

@@ -19,6 +19,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.families.ipadapter import adapter_for
+from tunes_dagster.intake.subject import is_style
 from tunes_dagster.registry import Prompt, Registry, Tune, Use
 from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.service.continuing import check_same_base, continued
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 _FORBIDDEN_IN_IDS = ("...", *"|/\\,:;<>[]{}()*?\"'`")
 # Bytes: `.<id>-kohya.safetensors.<random>` is a file name, too.
 _LONGEST_ID = 160
+
+# Of a name: `coffee mug` is one thing, `red coffee mug` describes one.
+_MANY_WORDS = 3
 
 # What a prompt renders on that names neither tune nor base: what a tune would be trained on.
 DEFAULT_BASE = str(TuneRequest.model_fields["base"].default)
@@ -124,11 +128,27 @@ def submit_tune(
         tags=[named.tags(one.request.text) for one in completed],
         price=tune_price(prices, catalog, complete),
         prompt_prices=prompt_prices,
-        warnings=wishes.told(),
+        warnings=[*wishes.told(), *_doubts(request)],
         prompt_warnings=[one.warnings for one in completed],
         before=before,
         also=also,
     )
+
+
+def _doubts(request: TuneRequest) -> list[str]:
+    """Return what is accepted and hardly meant, in the form of wishes that are not met."""
+    said, words = [], request.name.split()
+    if request.token.lower() in request.name.lower().split():
+        said.append(
+            f"token is a word of the name ({request.token}): what the base knows by it and what it learns mix; "
+            "a rare word like ohwx keeps them apart"
+        )
+    if len(words) >= _MANY_WORDS and not is_style(request.name):
+        said.append(
+            f"name has {len(words)} words: each caption and prompt must hold all of them; "
+            "one that the base knows is enough"
+        )
+    return said
 
 
 def submit_prompt(
