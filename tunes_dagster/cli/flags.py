@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Annotated, Any, Optional, get_args, get_origin, get_type_hints
 
 import typer
-import yaml
 from pydantic import BaseModel
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.written import read_value
 
 Account = Annotated[str, typer.Option("--account", help="Account whose tunes are meant.")]
 Which = Annotated[str, typer.Argument(help="Tune by number, id or title.")]
@@ -127,7 +127,7 @@ def assignments(pairs: list[str]) -> dict[str, Any]:
         *groups, last = path.strip().split(".")
         for group in groups:
             place = place.setdefault(group, {})
-        place[last] = yaml.safe_load(value)
+        place[last] = read_value(value)
     return result
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from tunes_dagster.core.validation import wrong
+from tunes_dagster.core.written import as_wanted
 
 
 class Later:
@@ -35,6 +36,18 @@ class Strict(BaseModel):
     """A model that refuses keys it does not know, by name."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strings_as_written(cls, data: Any) -> Any:
+        """Take numbers of a YAML file for what was written wherever a string is wanted (`title: 2024`)."""
+        if not isinstance(data, dict):
+            return data
+        fields = cls.model_fields
+        return {
+            name: as_wanted(value, fields[name].annotation) if name in fields else value
+            for name, value in data.items()
+        }
 
     def hashed(self) -> dict[str, Any]:
         """Return the options as they go into hashes of what they decide; see `Later`."""

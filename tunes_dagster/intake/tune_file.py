@@ -9,6 +9,7 @@ import yaml
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.validation import checked
+from tunes_dagster.core.written import Loader
 from tunes_dagster.intake.sidecars import decode_text
 
 NAMES = ("tune.yaml", "tune.yml")
@@ -61,7 +62,7 @@ def _invalid(label: str, why: str, remedy: str) -> Failure:
     return Failure(FailureCode.INVALID_REQUEST, f"{label} {why}.", remedy)
 
 
-class _Plain(yaml.SafeLoader):
+class _Plain(Loader):
     """A safe loader that refuses aliases: a few of them, nested, unfold to more than memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
