@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.cli.conftest import Tunes
+from tunes_dagster.cli.installation import Installation
+from tunes_dagster.cli.supervising import only_one
 
 # A process that ends on SIGINT, and left a child in another session that wants to hear of nothing.
 MAIN = """
@@ -111,3 +116,19 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def test_a_taken_port_is_refused_before_anything_is_announced(tunes: Tunes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for options in (["serve", "--port"], ["dev", "--port"], ["dev", "--port", "0", "--api-port"]):
+            said = tunes(*options, port)
+            assert said.code == 2 and said.out == ""
+            assert f"listens on http://127.0.0.1:{port} already" in said.err
+    assert "cannot listen" in tunes("serve", "--host", "192.0.2.1").err
+
+
+def test_a_second_dev_in_the_same_home_is_refused(tunes: Tunes, installation: Installation) -> None:
+    with only_one(installation.settings.resolved_home / "dev.lock"):
+        said = tunes("dev", "--port", "0", "--api-port", "0")
+    assert said.code == 2 and "runs in this installation already" in said.err and said.out == ""

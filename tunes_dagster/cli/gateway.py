@@ -31,12 +31,14 @@ def serve(
     """Serve the HTTP APIs. The work itself is done by the daemon: `tunes dev` beside it."""
     import os
 
+    from tunes_dagster.cli.supervising import check_free
     from tunes_dagster.core.logs import set_up_logging
     from tunes_dagster.core.urls import address_of
     from tunes_dagster.gateway.app import create_app
     from tunes_dagster.gateway.options import GatewayOptions
     from tunes_dagster.gateway.serving import run
 
+    check_free(host, port, "--port")
     if public_url:
         os.environ["TUNES_GATEWAY_PUBLIC_URL"] = public_url
     options = GatewayOptions()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tunes_dagster.cli.installation import instance_folder, open_installation, set_dagster_home
+from tunes_dagster.cli.installation import Installation, instance_folder, open_installation, set_dagster_home
 from tunes_dagster.cli.output import escape, say
 from tunes_dagster.core.urls import address_of, is_loopback
 
@@ -27,6 +27,17 @@ def dev(
     """Open the Dagster UI, run the daemon and serve the HTTP APIs: what is handed in is worked on and can be seen."""
     installation = open_installation()
     set_dagster_home(installation.settings)
+    from tunes_dagster.cli.supervising import check_free, only_one, supervise
+
+    with only_one(installation.settings.resolved_home / "dev.lock"):
+        check_free(host, port, "--port")
+        if api_port:
+            check_free(host, api_port, "--api-port")
+        raise typer.Exit(supervise(_commands(installation, host, port, api_port)))
+
+
+def _commands(installation: Installation, host: str, port: int, api_port: int) -> list[list[str]]:
+    """Say what will be where, and return the commands of Dagster and of the HTTP server."""
     workspace = instance_folder() / "workspace.yaml"
     if not is_loopback(host):
         say(
@@ -57,12 +68,10 @@ def dev(
     command += ["--log-level", "warning"]
     os.chdir(settings.resolved_home)  # nothing is written beside where somebody happened to stand
     beside = [_server(host, api_port)] if api_port else []
-    from tunes_dagster.cli.supervising import supervise
-
     os.environ["TUNES_SERVE_WITH"] = str(
         os.getpid()
     )  # where nothing else tells the server that this one was killed
-    raise typer.Exit(supervise([command, *beside]))
+    return [command, *beside]
 
 
 def _server(host: str, port: int) -> list[str]:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import psutil
+
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.urls import address_of
 
 # Ctrl-C, `kill`, a closed terminal.
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -22,6 +29,53 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 PATIENCE_SECONDS = 25.0
 _LAST_SECONDS = 3.0
 _PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
+
+
+def check_free(host: str, port: int, option: str) -> None:
+    """Refuse a port on which somebody listens already, before anything is announced there.
+
+    Raises:
+        Failure: `CONFLICT` for a port that is taken, `INVALID_REQUEST` for an address that is not this machine's.
+    """
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(place)
+            trial.listen(1)
+    except (OSError, OverflowError) as error:  # the latter for ports beyond 65535
+        taken = getattr(error, "errno", None) == errno.EADDRINUSE
+        raise Failure(
+            FailureCode.CONFLICT if taken else FailureCode.INVALID_REQUEST,
+            f"Something listens on {address_of(host, port)} already."
+            if taken
+            else f"This machine cannot listen on {address_of(host, port)}.",
+            f"Stop it, or choose another port ({option})."
+            if taken
+            else f"Choose another address or port ({option}).",
+            str(error),
+        ) from error
+
+
+@contextlib.contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Be the only process that holds this lock file; the system lets go of it when the process ends, however.
+
+    Raises:
+        Failure: `CONFLICT` when another one holds it.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Failure(
+                FailureCode.CONFLICT,
+                "`tunes dev` runs in this installation already: a second daemon would do its work twice.",
+                "Stop it first, or set TUNES_HOME to another folder.",
+            ) from error
+        yield
 
 
 def supervise(commands: Sequence[Sequence[str]], patience: float = PATIENCE_SECONDS) -> int:
