@@ -36,7 +36,7 @@ _FOREIGN = (
     _Foreign(
         re.compile(r"(?<!\\)\{[^{}]*\|[^{}]*\}"),
         "chooses one of several words, which is not done here",
-        "Write one of them, or send a prompt for each; a campaign renders lists of words.",
+        "Write one of them, or send a prompt for each; in a campaign each is a row.",
     ),
     _Foreign(
         re.compile(r"(?<!\\)\[[^\[\]]*\|[^\[\]]*\]"),
