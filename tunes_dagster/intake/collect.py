@@ -40,7 +40,7 @@ from tunes_dagster.intake.sources import (
     plan_sources,
 )
 
-RECORD_VERSION = 2
+RECORD_VERSION = 1
 # Notes that are told while it runs; the manifest has all of them.
 _NOTES = 40
 # Pictures of an archive that are examined beside its unpacking.
