@@ -21,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 def list_callbacks(
     state: Annotated[str | None, typer.Option(help="pending, delivered, dead or held. Default: all.")] = None,
     subject: Annotated[str | None, typer.Option(help="Only those of this tune or prompt (id).")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many, newest first.")] = 30,
+    limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 30,
     as_json: AsJson = False,
 ) -> None:
     """List callbacks, newest first."""

@@ -115,6 +115,8 @@ def keep(
 
 # What `never` means where a time has to be written.
 _FOR_EVER = datetime(9999, 1, 1, tzinfo=UTC)
+# No calendar holds the end of much longer times.
+_LONGEST_HOURS = 100 * 366 * 24
 
 
 def _hours(word: str) -> float | None:
@@ -132,7 +134,14 @@ def _hours(word: str) -> float | None:
             f"{word!r} is no time to keep something.",
             "Write 24h, 30d, 8w, never.",
         )
-    return float(found.group(1)) * _UNITS[found.group(2)]
+    hours = float(found.group(1)) * _UNITS[found.group(2)]
+    if hours > _LONGEST_HOURS:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"{word!r} is longer than a hundred years.",
+            "Write never to keep it for good.",
+        )
+    return hours
 
 
 def _said(hours: float | None) -> str:
@@ -218,7 +227,7 @@ def run() -> None:
 @app.command()
 def log(
     account: Annotated[Word, typer.Option(help="Only this account's.")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show the records of what was deleted."""

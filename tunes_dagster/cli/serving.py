@@ -16,11 +16,13 @@ from tunes_dagster.core.urls import address_of, is_loopback
 
 def dev(
     host: Annotated[str, typer.Option(help="Address to listen on. Dagster's UI has no login.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
     api_port: Annotated[
         int,
         typer.Option(
-            help="Port of the HTTP APIs, on the same address (see `tunes serve`); 0 leaves them out."
+            help="Port of the HTTP APIs, on the same address (see `tunes serve`); 0 leaves them out.",
+            min=0,
+            max=65535,
         ),
     ] = 8000,
 ) -> None:

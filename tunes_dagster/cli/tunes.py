@@ -27,7 +27,7 @@ def list_tunes(
     status: Annotated[
         str | None, typer.Option(help="Only tunes in this state: ready, training, failed …")
     ] = None,
-    limit: Annotated[int, typer.Option(help="At most so many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 20,
     prompts: Annotated[bool, typer.Option("--prompts", help="List prompts instead of tunes.")] = False,
     tune: Annotated[str | None, typer.Option(help="With --prompts: only those of this tune.")] = None,
     account: Account = "local",
@@ -102,7 +102,7 @@ def _overall(registry: Registry, account: str, watch: bool, as_json: bool) -> No
         say_tunes(busy)
     else:
         say(
-            f"Nothing is open; {len(rows)} tunes are there (`tunes list`)."
+            f"Nothing is open; {'one tune is' if len(rows) == 1 else f'{len(rows)} tunes are'} there (`tunes list`)."
             if rows
             else "No tunes yet: tunes demo"
         )

@@ -18,7 +18,17 @@ class JournalQueries(Database):
     """Accounts, events, drops."""
 
     def add_account(self, id: str, name: str = "") -> Account:
-        """Add an account, or return the one of this id."""
+        """Add an account, or return the one of this id.
+
+        Raises:
+            Failure: `INVALID_REQUEST` for an id that nobody could read or type.
+        """
+        if not id.strip() or not id.isprintable():
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"{id!r} cannot be the id of an account.",
+                "Take letters and digits: ann",
+            )
         with self.writing() as session:
             account = session.get(Account, id)
             if account is None:
