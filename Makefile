@@ -17,8 +17,9 @@ export TUNES_HOME ?= $(CURDIR)/.tunes
 export TUNES_DAGSTER_STORAGE ?= $(TUNES_HOME)/dagster
 export DAGSTER_HOME ?= $(CURDIR)
 export PATH := $(BIN):$(PATH)
-# One worker per core, at most four; a file's tests stay together, since its fixtures are what takes long.
-WORKERS ?= -n auto --maxprocesses=4 --dist=loadfile
+# One worker per core, at most four; a file's tests stay together, since its fixtures are what takes long, and files
+# keep their order: those with few and long tests would come last otherwise.
+WORKERS ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 TEST_ENV := env -u DAGSTER_HOME -u TUNES_DAGSTER_STORAGE TUNES_HOME=$(CURDIR)/.tunes/test
 
 SETUP := $(PYTHON) scripts/setup_venv.py

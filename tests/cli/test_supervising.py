@@ -121,7 +121,11 @@ def free_port() -> int:
 def test_a_taken_port_is_refused_before_anything_is_announced(tunes: Tunes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for options in (["serve", "--port"], ["dev", "--port"], ["dev", "--port", "0", "--api-port"]):
+        for options in (
+            ["serve", "--port"],
+            ["dev", "--port"],
+            ["dev", "--port", str(free_port()), "--api-port"],
+        ):
             said = tunes(*options, port)
             assert said.code == 2 and said.out == ""
             assert f"listens on http://127.0.0.1:{port} already" in said.err
@@ -130,5 +134,5 @@ def test_a_taken_port_is_refused_before_anything_is_announced(tunes: Tunes) -> N
 
 def test_a_second_dev_in_the_same_home_is_refused(tunes: Tunes, installation: Installation) -> None:
     with only_one(installation.settings.resolved_home / "dev.lock"):
-        said = tunes("dev", "--port", "0", "--api-port", "0")
+        said = tunes("dev", "--port", str(free_port()), "--api-port", "0")
     assert said.code == 2 and "runs in this installation already" in said.err and said.out == ""

@@ -24,8 +24,9 @@ def check_database_folder(folder: Path, setting: str) -> Path:
     if "?" in str(folder):
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"Databases cannot lie in {str(folder)!r}: there is a question mark in the path.",
+            f"There is a question mark in the path that {setting} leads to, below which databases cannot lie.",
             f"Let {setting} name a folder without one.",
+            str(folder),
         )
     return folder
 

@@ -198,7 +198,10 @@ def read_weights(path: Any) -> dict[str, Any]:
         return load_file(str(path))
     except Exception as error:  # whatever a damaged file holds; a lack of memory is not the file's
         damaged = Failure(
-            FailureCode.WEIGHTS_UNUSABLE, f"{Path(path).name} holds no weights.", "Train the tune again."
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"{Path(path).name} holds no weights.",
+            "Train the tune again.",
+            str(path),
         )
         raise as_failure(error, damaged) from error
 
