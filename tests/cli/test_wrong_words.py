@@ -37,3 +37,17 @@ def test_times_that_no_calendar_holds_are_refused(tunes: Tunes, photos: Path) ->
 def test_a_list_shows_at_least_one(tunes: Tunes, command: tuple[str, ...]) -> None:
     for limit in ("0", "-3"):
         assert tunes(*command, "--limit", limit).code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["list", "--account", "nobody"], "tunes accounts create"),
+        (["accounts", "grant", "nobody", "5"], "tunes accounts create"),
+        (["callbacks", "show", "x"], "tunes callbacks list"),
+    ],
+)
+def test_what_is_not_there_is_answered_with_what_to_do(tunes: Tunes, words: list[str], remedy: str) -> None:
+    said = tunes(*words)
+    assert said.code == 2
+    assert remedy in " ".join(said.err.split())

@@ -16,6 +16,7 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.api_tables import ApiKey, IdempotencyKey
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.locks import lock, lock_one
+from tunes_dagster.registry.missing import no_account
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Account
 
@@ -61,7 +62,7 @@ class AccountQueries(Database):
         )
         with self.writing() as session:
             if session.get(Account, account_id) is None:
-                raise Failure(FailureCode.INVALID_REQUEST, f"There is no account {account_id!r}.")
+                raise no_account(account_id)
             session.add(row)
         return row, secret
 

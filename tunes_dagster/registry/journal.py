@@ -10,6 +10,7 @@ from sqlalchemy import select
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.locks import lock_one
+from tunes_dagster.registry.missing import no_account
 from tunes_dagster.registry.tables import Account, Drop, Event
 from tunes_dagster.registry.transitions import note
 
@@ -45,7 +46,7 @@ class JournalQueries(Database):
         with self.reading() as session:
             account = session.get(Account, account_id)
         if account is None:
-            raise Failure(FailureCode.INVALID_REQUEST, f"There is no account {account_id!r}.")
+            raise no_account(account_id)
         return account
 
     def set_callback_options(
@@ -74,7 +75,7 @@ class JournalQueries(Database):
         with self.writing() as session:
             account = lock_one(session, Account, Account.id == account_id)
             if account is None:
-                raise Failure(FailureCode.INVALID_REQUEST, f"There is no account {account_id!r}.")
+                raise no_account(account_id)
             if account.callback_secret != secret:
                 account.callback_secret_old = account.callback_secret if secret else None
             account.callback_secret, account.callback_unknown = secret, unknown

@@ -18,6 +18,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.api_tables import LedgerEntry, LedgerPosting, Reservation, Wallet
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.locks import lock_each, lock_one
+from tunes_dagster.registry.missing import no_wallet
 from tunes_dagster.registry.tables import Account
 
 MICRO = 1_000_000
@@ -306,7 +307,7 @@ class LedgerQueries(Database):
         with self.reading() as session:
             wallet = session.get(Wallet, account_id)
         if wallet is None:
-            raise Failure(FailureCode.INVALID_REQUEST, f"The account {account_id!r} has no wallet.")
+            raise no_wallet(account_id)
         if wallet.grant_month >= f"{now:%Y-%m}":
             return wallet
         with self.writing() as session:
@@ -331,7 +332,7 @@ class LedgerQueries(Database):
         with self.writing() as session:
             wallet = lock_wallet(session, account_id)
             if wallet is None:
-                raise Failure(FailureCode.INVALID_REQUEST, f"The account {account_id!r} has no wallet.")
+                raise no_wallet(account_id)
             turn_month(session, wallet, now)
             if wallet.available + amount < 0:
                 raise Failure(
@@ -346,7 +347,7 @@ class LedgerQueries(Database):
         with self.writing() as session:
             wallet = lock_wallet(session, account_id)
             if wallet is None:
-                raise Failure(FailureCode.INVALID_REQUEST, f"The account {account_id!r} has no wallet.")
+                raise no_wallet(account_id)
             merged = {**wallet.options, **options}
             wallet.options = {name: value for name, value in merged.items() if value is not None}
             return wallet

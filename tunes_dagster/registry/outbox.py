@@ -14,6 +14,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.locks import chunks, lock, lock_columns, lock_one
+from tunes_dagster.registry.missing import no_callback
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Account, Callback, Delivery
 
@@ -255,7 +256,7 @@ class OutboxQueries(Database):
         with self.reading() as session:
             row = session.get(Callback, callback_id)
         if row is None:
-            raise Failure(FailureCode.INVALID_REQUEST, f"There is no callback {callback_id!r}.")
+            raise no_callback(callback_id)
         return row
 
     def list_callbacks(
@@ -297,7 +298,7 @@ class OutboxQueries(Database):
         with self.writing() as session:
             row = lock_one(session, Callback, Callback.id == callback_id)
             if row is None:
-                raise Failure(FailureCode.INVALID_REQUEST, f"There is no callback {callback_id!r}.")
+                raise no_callback(callback_id)
             if row.state == "delivered" and not force:
                 raise Failure(
                     FailureCode.CONFLICT,
