@@ -116,7 +116,7 @@ def test_prompts_inside_a_tune_keep_their_tags(tenants: Registry) -> None:
         tenants,
         account_id="ann",
         prompts=[prompt_request("a <lora:other:1>"), prompt_request()],
-        tags=[[Use(other.id, "lora", "other", 1.0)], []],
+        tags=[(Use(other.id, "lora", "other", 1.0),), ()],
     )
     make_ready(tenants, tune)
     by_text = {prompt.text: prompt for prompt in tenants.list_prompts(tune_id=tune.id)}

@@ -8,6 +8,7 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.service.installation import Installation
 
 
@@ -53,6 +54,9 @@ def add_tune(registry: Registry, **changes: object) -> Tune:
         {"name": "dog", "callback_url": "http://caller.test/hook", **changes}
     )
     options = {"branch": "tiny-sdxl", "origin": "cli", **options}
+    if tags := options.pop("tags", None):
+        asked = zip(request.prompts, tags, strict=True)
+        options["prompts"] = [NewPrompt(one, str(options["branch"]), tags=some) for one, some in asked]
     return registry.add_tune(request, id=tune_id, recipe={"seed": 0}, **options)
 
 

@@ -20,7 +20,7 @@ from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, Campa
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.ledger import reserve_many
 from tunes_dagster.registry.locks import chunks, lock, lock_each, lock_one
-from tunes_dagster.registry.prompts import new_prompt
+from tunes_dagster.registry.prompts import NewPrompt, new_prompt
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Batch, Event, Prompt, Tune
 from tunes_dagster.registry.transitions import LOST_TUNE, OPEN_PROMPT, lock_ends, prompt_ended
@@ -236,18 +236,7 @@ class CampaignQueries(Database):
             session.execute(delete(CampaignPrompt).where(CampaignPrompt.date_id == row.id))
             for part in chunks(links):
                 session.execute(insert(CampaignPrompt), part)
-            events = [
-                {
-                    "subject_id": one.id,
-                    "at": now,
-                    "phase": one.status,
-                    "data": {"origin": ORIGIN},
-                    "message": " ".join([f"Planned by {campaign.name}, {date}.", *ended(one.warnings)]),
-                }
-                for one in fresh
-            ]
-            for part in chunks(events):
-                session.execute(insert(Event), part)
+            _note_planned(session, fresh, f"Planned by {campaign.name}, {date}.", now)
             prices = {link["prompt_id"]: one.price for link, one in zip(links, planned, strict=True)}
             costs = {one.id: prices[one.id] for one in fresh}
             # Before the prices: prompts are locked before wallets, and what these held can be spent again.
@@ -456,6 +445,22 @@ def _ready_tunes(session: Session, planned: Sequence[Planned]) -> set[str]:
     return {tune.id for tune in tunes if tune.status == "ready"}
 
 
+def _note_planned(session: Session, fresh: Sequence[Prompt], said: str, now: datetime) -> None:
+    """Begin the timelines of new prompts, with what was wished for and is not met."""
+    events = [
+        {
+            "subject_id": one.id,
+            "at": now,
+            "phase": one.status,
+            "data": {"origin": ORIGIN},
+            "message": " ".join([said, *ended(one.warnings)]),
+        }
+        for one in fresh
+    ]
+    for part in chunks(events):
+        session.execute(insert(Event), part)
+
+
 def _rows_of(
     campaign: Campaign,
     date_id: str,
@@ -473,17 +478,8 @@ def _rows_of(
             prompt_id = old.prompt_id
         else:
             status = "queued" if ready.issuperset(use.tune_id for use in one.uses) else "waiting"
-            row = new_prompt(
-                one.request,
-                campaign.account_id,
-                one.base,
-                one.branch,
-                ORIGIN,
-                status,
-                now,
-                one.tune_id,
-                one.warnings,
-            )
+            asked = NewPrompt(one.request, one.branch, one.base, one.tune_id, warnings=one.warnings)
+            row = new_prompt(asked, campaign.account_id, one.base, ORIGIN, status, now)
             fresh.append(row)
             prompt_id = row.id
         kept = bool(old and old.stands) and before.get(prompt_id, True)

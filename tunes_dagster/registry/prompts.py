@@ -41,32 +41,64 @@ def shape_of(settings: dict[str, Any]) -> str:
     return f"{size}/{settings.get('steps')}/{settings.get('guidance_scale')}/{settings.get('scheduler')}"
 
 
+@dataclass(frozen=True)
+class NewPrompt:
+    """A prompt that is to be accepted.
+
+    Attributes:
+        request: With settings filled and the seed fixed; see `submit.submit_prompts`.
+        branch: The catalog's entry that is really used.
+        base: The base as asked; None takes the tune's, or `branch`.
+        tune_id: Id of the tune, or None for the plain base.
+        tags: The tunes that tags in its text name.
+        price: Micro-dollars; None charges nothing.
+        warnings: What was wished for and is not met.
+        id: Its own; accepted twice, it is one prompt.
+    """
+
+    request: PromptRequest
+    branch: str
+    base: str | None = None
+    tune_id: str | None = None
+    tags: tuple[Use, ...] = ()
+    price: int | None = None
+    warnings: Sequence[str] = ()
+    id: str = field(default_factory=lambda: new_id("prompt"))
+
+
 def new_prompt(
-    request: PromptRequest,
+    asked: NewPrompt,
     account_id: str,
     base: str,
-    branch: str,
     origin: str,
     status: str,
     now: datetime,
     tune_id: str | None = None,
-    warnings: Sequence[str] = (),
-    id: str | None = None,
 ) -> Prompt:
-    """Return a prompt row that is not in the database yet; what it uses is written beside it (`uses.write_uses`)."""
-    settings = request.settings.model_dump(mode="json")
+    """Return a prompt row that is not in the database yet; what it uses is written beside it (`uses.write_uses`).
+
+    Args:
+        asked: What is asked for.
+        account_id: Who asks.
+        base: The base as asked, for people.
+        origin: cli, api, drop, ui, demo, campaign.
+        status: `queued` or `waiting`.
+        now: By the registry's clock.
+        tune_id: The tune it is of, when that is accepted with it.
+    """
+    settings = asked.request.settings.model_dump(mode="json")
     return Prompt(
-        id=id or new_id("prompt"),
+        id=asked.id,
         account_id=account_id,
-        tune_id=tune_id,
+        tune_id=tune_id or asked.tune_id,
         base=base,
-        branch=branch,
-        text=request.text,
+        branch=asked.branch,
+        text=asked.request.text,
         settings=settings,
         shape=shape_of(settings),
         status=status,
-        warnings=list(warnings),
-        callback_url=request.callback_url,
+        warnings=list(asked.warnings),
+        callback_url=asked.request.callback_url,
         origin=origin,
         created_at=now,
         queued_at=now if status == "queued" else None,
@@ -113,31 +145,6 @@ def lock_used(session: Session, account_id: str, uses: Sequence[Use]) -> dict[st
                 "Make a new tune, or materialize its failed asset again.",
             )
     return locked
-
-
-@dataclass(frozen=True)
-class NewPrompt:
-    """A prompt that is to be accepted.
-
-    Attributes:
-        request: With settings filled and the seed fixed; see `submit.submit_prompts`.
-        branch: The catalog's entry that is really used.
-        base: The base as asked; None takes the tune's, or `branch`.
-        tune_id: Id of the tune, or None for the plain base.
-        tags: The tunes that tags in its text name.
-        price: Micro-dollars; None charges nothing.
-        warnings: What was wished for and is not met.
-        id: Its own; accepted twice, it is one prompt.
-    """
-
-    request: PromptRequest
-    branch: str
-    base: str | None = None
-    tune_id: str | None = None
-    tags: tuple[Use, ...] = ()
-    price: int | None = None
-    warnings: Sequence[str] = ()
-    id: str = field(default_factory=lambda: new_id("prompt"))
 
 
 class PromptQueries(Database):
@@ -205,18 +212,7 @@ class PromptQueries(Database):
                 waits = any(locked[use.tune_id].status != "ready" for use in some if use.tune_id)
                 named = one.base or (tune.base if tune else one.branch)
                 status = "waiting" if waits else "queued"
-                row = new_prompt(
-                    one.request,
-                    account_id,
-                    named,
-                    one.branch,
-                    origin,
-                    status,
-                    now,
-                    one.tune_id,
-                    one.warnings,
-                    one.id,
-                )
+                row = new_prompt(one, account_id, named, origin, status, now)
                 prompts.append(row)
                 said = said_of_accepted(row, tune.branch if tune else row.branch)
                 note(session, row.id, row.status, said, now, origin=origin)

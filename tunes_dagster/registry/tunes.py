@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
@@ -14,12 +15,27 @@ from tunes_dagster.core.recipe import TuneRequest, recipe_hash
 from tunes_dagster.core.wishes import ended
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.pages import newest
-from tunes_dagster.registry.prompts import PromptQueries, lock_used, new_prompt, said_of_accepted
+from tunes_dagster.registry.prompts import NewPrompt, PromptQueries, lock_used, new_prompt, said_of_accepted
 from tunes_dagster.registry.retrying import repeatable, unheard
 from tunes_dagster.registry.tables import Prompt, Tune
 from tunes_dagster.registry.transitions import TUNE_STATUSES, check_statuses, lock_tune, note, open_work, show
-from tunes_dagster.registry.uses import Use, own_use, write_uses
+from tunes_dagster.registry.uses import own_use, write_uses
 from tunes_dagster.registry.work import owned
+
+
+def _add_its_prompts(
+    session: Session, tune: Tune, asked: Sequence[NewPrompt], origin: str, now: datetime
+) -> list[Prompt]:
+    """Write the prompts that were accepted with a tune; they wait for it, and the timeline says what is unusual."""
+    rows = [new_prompt(one, tune.account_id, tune.base, origin, "waiting", now, tune.id) for one in asked]
+    session.add_all(rows)
+    session.flush()
+    uses = {row.id: [*own_use(tune.id), *one.tags] for row, one in zip(rows, asked, strict=True)}
+    write_uses(session, uses)
+    for row in rows:
+        if row.warnings or row.branch != tune.branch:
+            note(session, row.id, row.status, said_of_accepted(row, tune.branch), now, origin=origin)
+    return rows
 
 
 class TuneQueries(PromptQueries):
@@ -32,16 +48,13 @@ class TuneQueries(PromptQueries):
         *,
         id: str,
         branch: str,
-        prompt_branches: Sequence[str] = (),
         recipe: dict[str, Any],
         account_id: str = "local",
         origin: str,
         status: str = "queued",
-        tags: Sequence[Sequence[Use]] = (),
+        prompts: Sequence[NewPrompt] | None = None,
         price: int | None = None,
-        prompt_prices: Sequence[int] = (),
         warnings: Sequence[str] = (),
-        prompt_warnings: Sequence[Sequence[str]] = (),
         before: Callable[[Session], None] | None = None,
         also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
     ) -> Tune:
@@ -51,16 +64,13 @@ class TuneQueries(PromptQueries):
             request: Complete; see `submit.submit_tune`, which every interface goes through.
             id: Id of the tune and its partition key.
             branch: The catalog's entry that is really used.
-            prompt_branches: For each of the request's prompts the entry that renders it; none means `branch`.
             recipe: Everything known now that decides the result.
             account_id: Who asks.
             origin: cli, api, drop, ui, demo.
             status: `queued`, or `awaiting_images` for a tune whose pictures come later.
-            tags: By prompt, the tunes that tags in its text name; empty when none does.
+            prompts: Its prompts; None takes the request's as they are, rendered on `branch` and free.
             price: Micro-dollars, which its account holds when it has a wallet; None charges nothing.
-            prompt_prices: The same of its prompts; empty charges nothing.
             warnings: What was wished for and is not met.
-            prompt_warnings: The same of its prompts; empty when all is met.
             before: Called first in the same transaction; raising there accepts nothing.
             also: Called last in it; the same.
 
@@ -68,6 +78,7 @@ class TuneQueries(PromptQueries):
             Failure: `CONFLICT` when the id is taken, `OUT_OF_CREDITS`, and for tags as `lock_used`.
         """
         now = self.now()
+        asked = [NewPrompt(one, branch) for one in request.prompts] if prompts is None else prompts
         tune = Tune(
             id=id,
             account_id=account_id,
@@ -94,31 +105,16 @@ class TuneQueries(PromptQueries):
                     return kept
                 if before is not None:
                     before(session)
-                lock_used(session, account_id, [use for some in tags for use in some])
+                lock_used(session, account_id, [use for one in asked for use in one.tags])
                 session.add(tune)
                 session.flush()
-                branches = prompt_branches or [branch] * len(request.prompts)
-                unmet = prompt_warnings or [()] * len(request.prompts)
-                prompts = [
-                    new_prompt(
-                        asked, account_id, tune.base, rendered_on, origin, "waiting", now, tune.id, said
-                    )
-                    for asked, rendered_on, said in zip(request.prompts, branches, unmet, strict=True)
-                ]
-                session.add_all(prompts)
-                session.flush()
-                tagged = zip(prompts, tags or [()] * len(prompts), strict=True)
-                write_uses(session, {row.id: [*own_use(tune.id), *some] for row, some in tagged})
-                for row in prompts:
-                    if row.warnings or row.branch != branch:
-                        said = said_of_accepted(row, branch)
-                        note(session, row.id, row.status, said, now, origin=origin)
-                held = dict(zip((row.id for row in prompts), prompt_prices, strict=False))
+                rows = _add_its_prompts(session, tune, asked, origin, now)
+                held = {row.id: one.price for row, one in zip(rows, asked, strict=True)}
                 hold(session, account_id, {tune.id: price, **held}, now, tune.id)
                 if status == "queued":
                     open_work(session, "prepare", tune.id, origin, now)
                 if also is not None:
-                    also(session, tune, prompts)
+                    also(session, tune, rows)
                 said = " ".join(["The tune was accepted.", *ended(warnings)])
                 note(session, tune.id, "queued", said, now, origin=origin)
         except IntegrityError as error:

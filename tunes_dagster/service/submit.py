@@ -82,13 +82,7 @@ def submit_tune(
             `OUT_OF_CREDITS`; nothing is kept then.
     """
     request, continues = continued(registry, request, account_id)
-    entry = catalog.usable(request.base, settings.bases_folder)
-    if isinstance(entry, AuxiliaryEntry):
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"No tune is made on {entry.branch!r}, a model for {entry.family}.",
-            f"Choose one of {', '.join(catalog.entries)}.",
-        )
+    entry = _base_of_tunes(catalog, request.base, settings)
     check_same_base(continues, entry)
     wishes = Wishes(settings.unmet_wishes)
     request = check_tune(request, catalog.resolve(request.base), entry, settings, wishes)
@@ -98,41 +92,65 @@ def submit_tune(
     request = _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
     named = Named(registry, catalog, entry, account_id)
+    kinds = [request.training.kind]
     completed = [
         _complete_prompt(
-            one, entry, catalog, settings, own=request, asked=request.base, named=named, store=store,
-            kinds=[request.training.kind],
+            one,
+            entry,
+            catalog,
+            settings,
+            own=request,
+            asked=request.base,
+            named=named,
+            store=store,
+            kinds=kinds,
         )
         for one in request.prompts
-    ]  # fmt: skip
+    ]
     complete = request.model_copy(update={"prompts": [one.request for one in completed]})
     recipe = make_recipe(complete, entry, continues)
     prices = prices_of(settings)
-    prompt_prices = [
-        prompt_price(prices, catalog, request.base, one.request.settings, tuned=True) for one in completed
-    ]
     if registry.has_tune(chosen):
         raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
     from tunes_dagster.intake.payloads import move_payloads
 
     complete = move_payloads(complete, store, chosen)
+    prompts = [
+        NewPrompt(
+            moved,
+            done.entry.branch,
+            tags=tuple(named.tags(moved.text)),
+            price=prompt_price(prices, catalog, request.base, moved.settings, tuned=True),
+            warnings=done.warnings,
+        )
+        for moved, done in zip(complete.prompts, completed, strict=True)
+    ]
     return registry.add_tune(
         complete,
         id=chosen,
         branch=entry.branch,
-        prompt_branches=[one.entry.branch for one in completed],
         recipe=recipe,
         account_id=account_id,
         origin=origin,
         status="awaiting_images" if complete.sources.empty else "queued",
-        tags=[named.tags(one.request.text) for one in completed],
+        prompts=prompts,
         price=tune_price(prices, catalog, complete),
-        prompt_prices=prompt_prices,
         warnings=[*wishes.told(), *_doubts(request)],
-        prompt_warnings=[one.warnings for one in completed],
         before=before,
         also=also,
     )
+
+
+def _base_of_tunes(catalog: Catalog, word: str, settings: Settings) -> BaseModelEntry:
+    """Return the base that a word means and tunes can be made on."""
+    entry = catalog.usable(word, settings.bases_folder)
+    if isinstance(entry, AuxiliaryEntry):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"No tune is made on {entry.branch!r}, a model for {entry.family}.",
+            f"Choose one of {', '.join(catalog.entries)}.",
+        )
+    return entry
 
 
 def _doubts(request: TuneRequest) -> list[str]:
