@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _COLUMNS = 8
 _TONES: dict[str, Tone] = {"good": "good", "weak": "warn", "bad": "bad", "unscored": "plain"}
 _CURVES = {
-    "learned": ("likeness", "#2662ba"),
+    "learned": ("learned", "#2662ba"),
     "obeyed": ("obedience", "#1e8449"),
     "varied": ("variety", "#c96f00"),
     "copied": ("copies", "#ba2d2d"),
@@ -115,13 +115,14 @@ def before_after(scored: Scored, training: Sequence[Image], held_out: Sequence[I
 
 
 def score_figure(card: Card, title: str) -> Any:
-    """Draw likeness, obedience, variety and copies over the checkpoints, each on its own scale of 0…1."""
+    """Draw what was learned, obedience, variety and copies over the checkpoints, by the names of the table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from tunes_dagster.rendering import plots
 
-    figure = Figure(figsize=(8, 4), dpi=110, facecolor=plots._PAPER, layout="constrained")
+    figure = Figure(figsize=(8, 4), dpi=110, facecolor=plots._PAPER)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)  # inches; the title would touch the frame
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     plots._style(axes)
@@ -210,8 +211,8 @@ def _page(card: Card, title: str, page_key: str, keys: dict[str, str]) -> str:
         sections.append(
             Section(
                 "Over the checkpoints",
-                "Likeness: 0 is the untuned base, 1 the subject's own pictures. Obedience: 1 is the untuned base. "
-                "Variety: 1 is the subject's own pictures. Copies: share of the renders.",
+                "Learned: 0 is the likeness of the untuned base, 1 that of the subject's own pictures. Obedience: 1 is "
+                "the untuned base. Variety: 1 is the subject's own pictures. Copies: share of the renders.",
                 table=_measured(rows),
                 wide=relative(keys["curve_key"], page_key) if "curve_key" in keys else "",
             )
