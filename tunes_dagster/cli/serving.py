@@ -70,9 +70,10 @@ def _commands(installation: Installation, host: str, port: int, api_port: int) -
     command += ["--log-level", "warning"]
     os.chdir(settings.resolved_home)  # nothing is written beside where somebody happened to stand
     beside = [_server(host, api_port)] if api_port else []
-    os.environ["TUNES_SERVE_WITH"] = str(
-        os.getpid()
-    )  # where nothing else tells the server that this one was killed
+    # Where nothing else tells the server that this one was killed.
+    os.environ["TUNES_SERVE_WITH"] = str(os.getpid())
+    # What libraries have to say of each other reaches the code server's terminal otherwise, `-W` or not.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
     return [command, *beside]
 
 
