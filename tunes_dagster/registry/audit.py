@@ -69,9 +69,18 @@ class AuditQueries(Database):
     def audit(self) -> list[Fault]:
         """Return every fault that is found, by kind and account."""
         looks: tuple[Callable[[Session], Sequence[Fault]], ...] = (
-            _doubtful_uses, _pack_callbacks, _callbacks_of_packs, _stranded, _held_for_nothing, _nothing_works_on,
-            _given_away, _charged_for_nothing, _charged_otherwise, _granted_twice, _books,
-        )  # fmt: skip
+            _doubtful_uses,
+            _pack_callbacks,
+            _callbacks_of_packs,
+            _stranded,
+            _held_for_nothing,
+            _nothing_works_on,
+            _given_away,
+            _charged_for_nothing,
+            _charged_otherwise,
+            _granted_twice,
+            _books,
+        )
         with self.reading() as session:
             return [fault for look in looks for fault in look(session)]
 
@@ -104,18 +113,20 @@ def _doubtful_uses(session: Session) -> list[Fault]:
             foreign.append((prompt.account_id, prompt.id, said))
     return [
         *_faults(
-            "foreign_tune", foreign,
+            "foreign_tune",
+            foreign,
             "{count} prompts of {account} use a tune of another account: {rows}.",
             "Look at their pictures; tell both accounts, and delete the pictures that must not be there. Those that "
             "were not rendered yet will be refused.",
         ),
         *_faults(
-            "unclear_tune", unclear,
+            "unclear_tune",
+            unclear,
             "{count} prompts of {account} name a tune that is none of the account's, or several: {rows}.",
             "Those that were not rendered yet will be refused: ask {account} to send them again with the tune's id. "
             "Pictures of the others are not found when a tune that they show is deleted: look at them.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _callbacks_in(pack: Pack) -> set[str]:
@@ -133,11 +144,12 @@ def _pack_callbacks(session: Session) -> list[Fault]:
         if _callbacks_in(pack)
     ]
     return _faults(
-        "pack_callback", rows,
+        "pack_callback",
+        rows,
         "{count} packs of {account} hold callback addresses, which are told of the pictures of whoever uses them: "
         "{rows}.",
         "Have {account} make the pack again without `callback`.",
-    )  # fmt: skip
+    )
 
 
 def _callbacks_of_packs(session: Session) -> list[Fault]:
@@ -163,11 +175,12 @@ def _callbacks_of_packs(session: Session) -> list[Fault]:
         if url in _callbacks_in(pack) or len(users[url]) > 1
     ]
     return _faults(
-        "callback_of_pack", rows,
+        "callback_of_pack",
+        rows,
         "{count} prompts of {account} have a callback that came with another account's pack, whose author is told of "
         "their pictures: {rows}.",
         "Tell {account}; `tunes callbacks list --json` shows what was delivered.",
-    )  # fmt: skip
+    )
 
 
 def _used_by(session: Session, pack: Pack, url: str) -> bool:
@@ -191,10 +204,11 @@ def _stranded(session: Session) -> list[Fault]:
         for account, prompt_id, number, tune, status in session.execute(query)
     ]
     return _faults(
-        "stranded", rows,
+        "stranded",
+        rows,
         "{count} prompts of {account} wait for tunes that have ended: {rows}.",
         "Nothing to do: they follow their tunes as soon as the daemon runs (`tunes dev`).",
-    )  # fmt: skip
+    )
 
 
 def _held_for_nothing(session: Session) -> list[Fault]:
@@ -213,10 +227,11 @@ def _held_for_nothing(session: Session) -> list[Fault]:
         for account, subject_id, amount, said in session.execute(query)
     ]
     return _faults(
-        "held_for_nothing", rows,
+        "held_for_nothing",
+        rows,
         "Credits of {account} are still held for {count} tunes and prompts that have ended: {rows}.",
         "`tunes doctor --mend` settles them by the rule of docs/registry.md.",
-    )  # fmt: skip
+    )
 
 
 def idle_rows(session: Session) -> list[tuple[str, str, str]]:
@@ -241,10 +256,11 @@ def idle_rows(session: Session) -> list[tuple[str, str, str]]:
 def _nothing_works_on(session: Session) -> list[Fault]:
     """Tunes that have not ended and that no work is open for, and prompts whose batch has ended without them."""
     return _faults(
-        "nobody_works_on", idle_rows(session),
+        "nobody_works_on",
+        idle_rows(session),
         "Nobody will ever work on {count} tunes and prompts of {account}: {rows}.",
         "`tunes doctor --mend` puts them back into the queue.",
-    )  # fmt: skip
+    )
 
 
 def _priced(*conditions: Any) -> Select[Any]:
@@ -269,11 +285,12 @@ def _given_away(session: Session) -> list[Fault]:
         for account, tune_id, number, _status, amount, _settled in session.execute(query)
     ]
     return _faults(
-        "given_away", rows,
+        "given_away",
+        rows,
         "{account} got all credits back for {count} tunes that were trained before they were cancelled: {rows}.",
         "Their weights are not served any more. Charge them, if you mean to: tunes accounts grant {account} -USD "
         "--memo TEXT.",
-    )  # fmt: skip
+    )
 
 
 def _charged_for_nothing(session: Session) -> list[Fault]:
@@ -301,10 +318,11 @@ def _charged_for_nothing(session: Session) -> list[Fault]:
         for account, subject_id, number, status, _amount, settled in session.execute(query)
     ]
     return _faults(
-        "charged_for_nothing", rows,
+        "charged_for_nothing",
+        rows,
         "{account} was charged for {count} tunes and prompts that failed: {rows}.",
         "Give it back: tunes accounts grant {account} USD --memo TEXT.",
-    )  # fmt: skip
+    )
 
 
 def _charged_otherwise(session: Session) -> list[Fault]:
@@ -328,10 +346,11 @@ def _charged_otherwise(session: Session) -> list[Fault]:
             said = f"prompt {prompt.number} (${held.settled / 1e6:g} of ${held.amount / 1e6:g})"
             rows.append((prompt.account_id, prompt.id, said))
     return _faults(
-        "charged_otherwise", rows,
+        "charged_otherwise",
+        rows,
         "{account} was charged another price than was held for {count} tunes and prompts that are there: {rows}.",
         "Settle the difference: tunes accounts grant {account} USD --memo TEXT (negative takes it away).",
-    )  # fmt: skip
+    )
 
 
 def _granted_twice(session: Session) -> list[Fault]:
@@ -351,10 +370,11 @@ def _granted_twice(session: Session) -> list[Fault]:
         if len(amounts) > 1
     ]
     return _faults(
-        "granted_twice", rows,
+        "granted_twice",
+        rows,
         "{account} was given the grant of a plan again after it had changed its plan: {rows}.",
         "Take it back, if you mean to: tunes accounts grant {account} -USD --memo TEXT.",
-    )  # fmt: skip
+    )
 
 
 def _books(session: Session) -> list[Fault]:
@@ -392,6 +412,8 @@ def _books(session: Session) -> list[Fault]:
         ]
         rows += [(wallet.account_id, wallet.account_id, one) for one in wrong]
     return _faults(
-        "books", rows, "The wallet of {account} says {rows}.",
+        "books",
+        rows,
+        "The wallet of {account} says {rows}.",
         "Please report it with the output of `tunes doctor --json`; the postings of the ledger count.",
-    )  # fmt: skip
+    )
