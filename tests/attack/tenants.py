@@ -84,9 +84,10 @@ class Tenants:
         """Return every row and every file that is Alfa's."""
         with self.house.registry.reading() as session:
             ids = {
-                row for table in (Tune, Prompt)
+                row
+                for table in (Tune, Prompt)
                 for row in session.scalars(select(table.id).where(table.account_id == ALFA))
-            }  # fmt: skip
+            }
             rows = []
             for mapper in Table.registry.mappers:
                 table = mapper.class_.__table__
@@ -121,9 +122,10 @@ class Tenants:
         """What of Alfa's nobody else may read: the secret word, and every id."""
         with self.house.registry.reading() as session:
             ids = [
-                one for table in (Tune, Prompt)
+                one
+                for table in (Tune, Prompt)
                 for one in session.scalars(select(table.id).where(table.account_id == ALFA))
-            ]  # fmt: skip
+            ]
         return [SECRET, HOOK, *ids, *(one.split("_", 1)[1] for one in ids)]
 
     def check(self, before: Any, attack: object) -> None:
@@ -202,8 +204,10 @@ def populate(house: House) -> Tenants:
     ]
     house.render_all()
     pack = house.client.post(
-        "/packs", json={"pack": {"title": SECRET, "prompts_per_class": {"woman": [{"text": SECRET}]}}}, headers=auth
-    ).json()  # fmt: skip
+        "/packs",
+        json={"pack": {"title": SECRET, "prompts_per_class": {"woman": [{"text": SECRET}]}}},
+        headers=auth,
+    ).json()
     _captions(house, tunes[0])
     callbacks = [one.id for one in house.registry.list_account_callbacks(ALFA)]
     unique = [tune.title for tune in (tunes[2], face)]

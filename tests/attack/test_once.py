@@ -37,16 +37,23 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "pixu model": ("/pixu/api/create_model", {"face_base64": FACE}),
     "pixu portrait": ("/pixu/api/txt2img_strict_portrait", {"model_uid": "UID"}),
     "pixu composition": ("/pixu/api/txt2img_composition", {}),
-    "astria tune": ("/tunes", {"tune": {**TUNE, "auto_extend": True, "prompts_attributes": [{"text": "ohwx"}]}}),
+    "astria tune": (
+        "/tunes",
+        {"tune": {**TUNE, "auto_extend": True, "prompts_attributes": [{"text": "ohwx"}]}},
+    ),
     "astria prompt": ("/tunes/TUNE/prompts", {"prompt": {"text": "ohwx woman"}}),
     "astria duplicate": ("/prompts/PROMPT/duplicate", {"prompt": {"seed": 3}}),
-    "astria pack": ("/p/corporate-headshots/tunes", {"tune": {**TUNE, "prompts_callback": "https://a.example.com/x"}}),
+    "astria pack": (
+        "/p/corporate-headshots/tunes",
+        {"tune": {**TUNE, "prompts_callback": "https://a.example.com/x"}},
+    ),
     "astria pack for tunes": (
-        "/p/corporate-headshots/tunes", {"tune": {"tune_ids": ["TUNE"], "prompts_callback": "https://a.example.com/x"}}
+        "/p/corporate-headshots/tunes",
+        {"tune": {"tune_ids": ["TUNE"], "prompts_callback": "https://a.example.com/x"}},
     ),
     "astria new pack": ("/packs", {"pack": {"title": "p"}}),
     "native sample": ("/native/v1/callbacks/sample", {"url": "https://a.example.com/x"}),
-}  # fmt: skip
+}
 
 
 def count(house: House) -> list[int]:
@@ -60,9 +67,11 @@ def send(house: House) -> Callable[..., httpx.Response]:
     house.key(credits=1_000_000_000)
     tune = astria_tune(house, prompts_attributes=[{"text": "ohwx woman"}])
     ids = {
-        "JOB": train(house)["job_id"], "UID": pixu_model(house), "TUNE": str(tune["id"]),
+        "JOB": train(house)["job_id"],
+        "UID": pixu_model(house),
+        "TUNE": str(tune["id"]),
         "PROMPT": str(house.client.get("/prompts", headers=house.auth()).json()[0]["id"]),
-    }  # fmt: skip
+    }
 
     def call(name: str, key: str = "order-1") -> httpx.Response:
         path, body = CALLS[name]

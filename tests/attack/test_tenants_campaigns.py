@@ -26,9 +26,13 @@ from tunes_dagster.registry import Tune
 from tunes_dagster.service.installation import Installation
 
 FILE: dict[str, Any] = {
-    "name": "bravos looks", "account": BRAVO, "cron": "0 7 * * 1", "start": "2026-02-02", "base": "fast",
+    "name": "bravos looks",
+    "account": BRAVO,
+    "cron": "0 7 * * 1",
+    "start": "2026-02-02",
+    "base": "fast",
     "prompts": [{"text": "a cat", "seeds": 1}],
-}  # fmt: skip
+}
 WORDS, PICTURES = "tune word", "picture"
 
 
@@ -48,11 +52,15 @@ FIELDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "variables": [(WORDS, {**row(text="a cat {{more}}"), "variables": {"more": "<lora:WORD:1>"}})],
     "settings": [(PICTURES, {"settings": {"input_image": "WORD"}})],
     "account": [("account", {"account": "WORD"})],
-    "description": [("", {"description": "x"})], "cron": [("", {"cron": "0 8 * * 1"})],
-    "timezone": [("", {"timezone": "Europe/Berlin"})], "start": [("", {"start": "2026-02-09"})],
-    "active": [("", {"active": False})], "sheet": [("", {"sheet": "x"})], "seeds": [("", {"seeds": "fixed"})],
+    "description": [("", {"description": "x"})],
+    "cron": [("", {"cron": "0 8 * * 1"})],
+    "timezone": [("", {"timezone": "Europe/Berlin"})],
+    "start": [("", {"start": "2026-02-09"})],
+    "active": [("", {"active": False})],
+    "sheet": [("", {"sheet": "x"})],
+    "seeds": [("", {"seeds": "fixed"})],
     "cost_cap": [("", {"cost_cap": 1.0})],
-}  # fmt: skip
+}
 SETTINGS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "input_image": [(PICTURES, {"settings": {"input_image": "WORD"}}), (PICTURES, row(input_image="WORD"))],
     "mask_image": [(PICTURES, {"settings": {"input_image": "WORD", "mask_image": "WORD"}})],
@@ -64,8 +72,10 @@ COLUMNS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "text": FIELDS["prompts"],
     "tunes": [(WORDS, row(tunes="WORD")), (WORDS, row(tunes="anna; WORD"))],
     "base": [(WORDS, row(base="WORD"))],
-    "label": [("", row(label="x"))], "sizes": [("", row(sizes="64x64"))], "seeds": [("", row(seeds="1-2"))],
-}  # fmt: skip
+    "label": [("", row(label="x"))],
+    "sizes": [("", row(sizes="64x64"))],
+    "seeds": [("", row(seeds="1-2"))],
+}
 
 
 def names_something(model: Any, field: str) -> bool:

@@ -56,21 +56,31 @@ CASES: dict[str, list[list[str]]] = {
 # Commands of operators that look no word of a person up, with what they take instead.
 OTHERS: dict[str, str] = {
     "demo": "makes the operator's own tune",
-    "serve": "a server", "dev": "a server", "doctor": "looks at the whole installation",
-    "backup": "of the whole installation", "restore": "of the whole installation",
+    "serve": "a server",
+    "dev": "a server",
+    "doctor": "looks at the whole installation",
+    "backup": "of the whole installation",
+    "restore": "of the whole installation",
     "registry upgrade": "of the whole installation",
     "plan": "reckons with options; no tune is looked up",
-    "bases list": "bases", "bases pull": "a base",
-    "campaign check": "files: see the fields of campaigns", "campaign add": "files: see the fields of campaigns",
-    "campaign list": "all", "campaign reload": "all",
-    **{f"campaign {one}": "a name, which is one campaign's in the whole installation"
-       for one in ("show", "run", "rerun", "backfill", "remove")},
-    "retention show": "all", "retention run": "all",
+    "bases list": "bases",
+    "bases pull": "a base",
+    "campaign check": "files: see the fields of campaigns",
+    "campaign add": "files: see the fields of campaigns",
+    "campaign list": "all",
+    "campaign reload": "all",
+    **{
+        f"campaign {one}": "a name, which is one campaign's in the whole installation"
+        for one in ("show", "run", "rerun", "backfill", "remove")
+    },
+    "retention show": "all",
+    "retention run": "all",
     **{f"callbacks {one}": "exact ids" for one in ("list", "show", "replay")},
     "accounts list": "all",
     **{f"accounts {one}": "an account" for one in ("create", "grant", "set", "signing")},
-    "keys create": "an account", "keys revoke": "an exact id",
-}  # fmt: skip
+    "keys create": "an account",
+    "keys revoke": "an exact id",
+}
 # What a command that looks no tune up may not take.
 NAMING = {"tune", "tunes", "first", "second", "prompt", "person", "title", "label", "input_image"}
 

@@ -54,8 +54,11 @@ LOOK = [Case()]
 TUNES, PROMPTS = "tune number+tune id", "prompt number+prompt id"
 ANY = "tune word+colliding"
 TAGS = ("<lora:WORD:1>", "<faceid:WORD:0.5>", "ohwx <lora:WORD:0.5> <lora:anna:0.5>", "< LoRA : WORD >")
-_OF_A_PROMPT = [below(PROMPTS, "prompt_id"), below("tune number", "tune_id", prompt_id="prompt"),
-                below("prompt number", "prompt_id", tune_id="tune")]  # fmt: skip
+_OF_A_PROMPT = [
+    below(PROMPTS, "prompt_id"),
+    below("tune number", "tune_id", prompt_id="prompt"),
+    below("prompt number", "prompt_id", tune_id="tune"),
+]
 _PIXU = {"api_key": "KEY", "app_uid": "api"}
 
 
@@ -73,21 +76,42 @@ def _at(cases: list[Case], **path: str) -> list[Case]:
 
 
 CASES: dict[str, list[Case]] = {
-    "GET /": LOOK, "GET /health": LOOK,
-    "GET /docs/{name}": LOOK, "GET /openapi/{name}.json": LOOK,
-    "GET /native/v1/health": LOOK, "GET /native/v1/metrics": LOOK, "GET /native/v1/compositions": LOOK,
-    "GET /native/v1/account": LOOK, "GET /native/v1/callbacks": LOOK, "GET /v1/tunes/config": LOOK,
-    "GET /v1/models": LOOK, "GET /v1/tunes/models": LOOK, "GET /v1/account/balance": LOOK, "GET /v1/usage": LOOK,
-    "GET /v1/account/credits": LOOK, "GET /v1/account/usage": LOOK, "GET /users": LOOK, "GET /users/self": LOOK,
-    "GET /gallery/tunes": LOOK, "GET /gallery/packs": LOOK, "POST /themes": [Case(body={})],
+    "GET /": LOOK,
+    "GET /health": LOOK,
+    "GET /docs/{name}": LOOK,
+    "GET /openapi/{name}.json": LOOK,
+    "GET /native/v1/health": LOOK,
+    "GET /native/v1/metrics": LOOK,
+    "GET /native/v1/compositions": LOOK,
+    "GET /native/v1/account": LOOK,
+    "GET /native/v1/callbacks": LOOK,
+    "GET /v1/tunes/config": LOOK,
+    "GET /v1/models": LOOK,
+    "GET /v1/tunes/models": LOOK,
+    "GET /v1/account/balance": LOOK,
+    "GET /v1/usage": LOOK,
+    "GET /v1/account/credits": LOOK,
+    "GET /v1/account/usage": LOOK,
+    "GET /users": LOOK,
+    "GET /users/self": LOOK,
+    "GET /gallery/tunes": LOOK,
+    "GET /gallery/packs": LOOK,
+    "POST /themes": [Case(body={})],
     "GET /packs": [Case(), Case(query={"public": "true"}), Case(query={"listed": "true"})],
     "GET /files/{signature}/{expires}/{packed}/{name}": [],  # below, by itself
-    "GET /tunes": [Case(), Case("tune word", query={"title": "WORD"}), Case("text", query={"name[]": "WORD"}),
-                   Case("cursor", query={"before_id": "WORD"})],
+    "GET /tunes": [
+        Case(),
+        Case("tune word", query={"title": "WORD"}),
+        Case("text", query={"name[]": "WORD"}),
+        Case("cursor", query={"before_id": "WORD"}),
+    ],
     "POST /tunes": [
         within("tune number", {"tune": {**TUNE, "branch": None, "base_tune_id": "WORD"}}),
         *(within(ANY, {"tune": {**TUNE, "prompts_attributes": [{"text": f"x {tag}"}]}}) for tag in TAGS[:2]),
-        within("prompt number", {"tune": {**TUNE, "prompts_attributes": [{"text": "x", "orig_prompt_id": "WORD"}]}}),
+        within(
+            "prompt number",
+            {"tune": {**TUNE, "prompts_attributes": [{"text": "x", "orig_prompt_id": "WORD"}]}},
+        ),
         within("picture", {"tune": {**TUNE, "prompts_attributes": [{"text": "x", "input_image": "WORD"}]}}),
         within("picture", {"tune": {**TUNE, "image_urls": ["WORD"]}}),
     ],
@@ -95,20 +119,25 @@ CASES: dict[str, list[Case]] = {
     "PATCH /tunes/{tune_id}": [below(TUNES, "tune_id", {"tune": {"title": "taken"}})],
     "DELETE /tunes/{tune_id}": [below(TUNES, "tune_id")],
     "GET /tunes/{tune_id}/prompts": [
-        below(TUNES, "tune_id"), Case("text", {"tune_id": "tune"}, query={"text": "WORD"}),
+        below(TUNES, "tune_id"),
+        Case("text", {"tune_id": "tune"}, query={"text": "WORD"}),
         Case("text", {"tune_id": "690204"}, query={"text": "WORD"}),
     ],
     "POST /tunes/{tune_id}/prompts": [
         below(TUNES, "tune_id", {"prompt": {"text": "ohwx woman"}}),
-        *_at(_texts("prompt", "text", forms=4), tune_id="tune"), *_at(_texts("prompt", "text"), tune_id="690204"),
+        *_at(_texts("prompt", "text", forms=4), tune_id="tune"),
+        *_at(_texts("prompt", "text"), tune_id="690204"),
         within("prompt number", {"prompt": {"text": "x", "orig_prompt_id": "WORD"}}, tune_id="tune"),
         within("picture", {"prompt": {"text": "x", "input_image": "WORD"}}, tune_id="tune"),
         within("picture", {"prompt": {"text": "x", "input_image_url": "WORD"}}, tune_id="tune"),
         within("pack", {"prompt": {"text": "x", "pack_id": "WORD"}}, tune_id="tune"),
     ],
     "GET /prompts": [
-        Case(), Case("tune number", query={"tune_id": "WORD"}), Case("text", query={"text": "WORD"}),
-        Case("cursor", query={"before_id": "WORD"}), Case("kept", query={"pack_id": "WORD"}),
+        Case(),
+        Case("tune number", query={"tune_id": "WORD"}),
+        Case("text", query={"text": "WORD"}),
+        Case("cursor", query={"before_id": "WORD"}),
+        Case("kept", query={"pack_id": "WORD"}),
         Case("kept", query={"orig_prompt_id": "WORD"}),
     ],
     "GET /prompts/{prompt_id}": [below(PROMPTS, "prompt_id")],
@@ -121,25 +150,39 @@ CASES: dict[str, list[Case]] = {
         below("tune number", "tune_id", {"prompt": {"community": "x"}}, prompt_id="prompt"),
     ],
     "POST /prompts/{prompt_id}/duplicate": [
-        below(PROMPTS, "prompt_id", {}), below("prompt number", "prompt_id", {"image_index": 0}),
+        below(PROMPTS, "prompt_id", {}),
+        below("prompt number", "prompt_id", {"image_index": 0}),
         *_at(_texts("prompt", "text"), prompt_id="prompt"),
         within("tune number", {"prompt": {"tune_id": "WORD"}}, prompt_id="prompt"),
     ],
-    **{f"{method} /prompts/{{prompt_id}}/{word}": [below(PROMPTS, "prompt_id")]
-       for method in ("POST", "DELETE") for word in ("like", "likes")},
-    "POST /packs": [within("tune number", {"pack": {"title": "mine", "base_tune_id": "WORD"}}),
-                    within("pack", {"pack": {"title": "WORD", "slug": "WORD"}})],
+    **{
+        f"{method} /prompts/{{prompt_id}}/{word}": [below(PROMPTS, "prompt_id")]
+        for method in ("POST", "DELETE")
+        for word in ("like", "likes")
+    },
+    "POST /packs": [
+        within("tune number", {"pack": {"title": "mine", "base_tune_id": "WORD"}}),
+        within("pack", {"pack": {"title": "WORD", "slug": "WORD"}}),
+    ],
     "GET /p/{pack_id}": [below("pack", "pack_id")],
     "POST /p/{pack_id}/tunes": [
         below("pack", "pack_id", {"tune": TUNE}),
         within(TUNES, {"tune": {"tune_ids": ["WORD"]}}, pack_id="headshots"),
         within("tune number", {"tune": {"tune_ids": ["tune", "WORD"]}}, pack_id="headshots"),
-        within("tune number", {"tune": {**TUNE, "branch": None, "base_tune_id": "WORD"}}, pack_id="headshots"),
-        within(ANY, {"tune": {**TUNE, "prompt_attributes": {"text": "<lora:WORD:1> x"}}}, pack_id="headshots"),
+        within(
+            "tune number", {"tune": {**TUNE, "branch": None, "base_tune_id": "WORD"}}, pack_id="headshots"
+        ),
+        within(
+            ANY, {"tune": {**TUNE, "prompt_attributes": {"text": "<lora:WORD:1> x"}}}, pack_id="headshots"
+        ),
     ],
-    "GET /cli/models": LOOK, "GET /workspaces": LOOK, "POST /workspaces": [Case(body={"workspace": {"title": "mine"}})],
+    "GET /cli/models": LOOK,
+    "GET /workspaces": LOOK,
+    "POST /workspaces": [Case(body={"workspace": {"title": "mine"}})],
     "GET /workspaces/{workspace_id}": [below("workspace", "workspace_id")],
-    "PATCH /workspaces/{workspace_id}": [below("workspace", "workspace_id", {"workspace": {"brief": "mine"}})],
+    "PATCH /workspaces/{workspace_id}": [
+        below("workspace", "workspace_id", {"workspace": {"brief": "mine"}})
+    ],
     "POST /images/inspect": [within("picture", {"file_url": "WORD"})],
     "POST /v1/tunes/train": [within(ANY, {"model": "sdxl", "trigger_word": "ohwx", "base_tune_id": "WORD"})],
     "POST /v1/tunes/infer": [
@@ -149,40 +192,61 @@ CASES: dict[str, list[Case]] = {
     "POST /v1/tunes/{job_id}/upload": [Case("job", {"job_id": "WORD"}, query={"token": "no"}, bearer=False)],
     "GET /v1/tunes/{job_id}": [below("job+prompt id+uid", "job_id")],
     "DELETE /v1/tunes/{tune_id}": [below("job+uid", "tune_id")],
-    "POST /v1/image/generate": [*_texts("", "prompt"), within("picture", {"prompt": "x", "image_url": "WORD"}),
-                                within("picture", {"prompt": "x", "image": "WORD"})],
-    **{f"GET /v1/{word}/{{generation_id}}": [below("prompt id+uid", "generation_id")]
-       for word in ("image", "jobs", "generation", "image/upscale", "video")},
+    "POST /v1/image/generate": [
+        *_texts("", "prompt"),
+        within("picture", {"prompt": "x", "image_url": "WORD"}),
+        within("picture", {"prompt": "x", "image": "WORD"}),
+    ],
+    **{
+        f"GET /v1/{word}/{{generation_id}}": [below("prompt id+uid", "generation_id")]
+        for word in ("image", "jobs", "generation", "image/upscale", "video")
+    },
     "POST /v1/video/generate": _texts("", "prompt"),
-    "POST /v1/image/upscale": [within("picture", {"image_url": "WORD"}), within("picture", {"image": "WORD"})],
+    "POST /v1/image/upscale": [
+        within("picture", {"image_url": "WORD"}),
+        within("picture", {"image": "WORD"}),
+    ],
     "POST /v1/image/batch": [within("picture", {"operation": "upscale", "images": ["WORD"]})],
     "GET /v1/image/batch/{batch_id}": [below("prompt id+job", "batch_id")],
     "POST /v1/image/{operation}": [Case(path={"operation": "remove-background"}, body={})],
-    f"POST {TRAINER}": [within("picture", {"image_data_url": "WORD"}), within("tune id", {
-        "image_data_url": URLS[0], "default_caption": "<lora:WORD:1>", "base_tune_id": "WORD"})],
+    f"POST {TRAINER}": [
+        within("picture", {"image_data_url": "WORD"}),
+        within(
+            "tune id", {"image_data_url": URLS[0], "default_caption": "<lora:WORD:1>", "base_tune_id": "WORD"}
+        ),
+    ],
     f"POST {TRAINER}-result": [within("job+uid+prompt id", {"request_id": "WORD"})],
     "GET /v2/requests/status/{request_id}": [below("job+uid+prompt id", "request_id")],
     "POST /pixu/api/create_model": [within("picture", {**_PIXU, "face_base64": "WORD"})],
     "POST /pixu/api/create_model_from_url": [within("picture", {**_PIXU, "url": "WORD"})],
-    **{f"POST /pixu/api/txt2img_{word}": [
-        within("uid+tune id", {**_PIXU, "model_uid": "WORD"}), *_texts("", "positive", **_PIXU, model_uid="tune id"),
-        *_texts("", "positive", **_PIXU),
-    ] for word in ("strict_portrait", "composition")},
+    **{
+        f"POST /pixu/api/txt2img_{word}": [
+            within("uid+tune id", {**_PIXU, "model_uid": "WORD"}),
+            *_texts("", "positive", **_PIXU, model_uid="tune id"),
+            *_texts("", "positive", **_PIXU),
+        ]
+        for word in ("strict_portrait", "composition")
+    },
     "POST /pixu/api/txt2img_results": [within("request+prompt id+uid", {**_PIXU, "request_uid": "WORD"})],
     "GET /native/v1/tunes/{key}": [below("tune number+uid+job", "key")],
     "GET /native/v1/tunes/{key}/timeline": [below("tune number+uid+job", "key")],
-    "POST /native/v1/tunes/{key}/cancel": [below("tune number+uid+job", "key", {}),
-                                           below("job", "key", {"keep": True})],
+    "POST /native/v1/tunes/{key}/cancel": [
+        below("tune number+uid+job", "key", {}),
+        below("job", "key", {"keep": True}),
+    ],
     "GET /native/v1/tunes/{key}/weights/{form}": [
-        below("tune number+uid+job", "key", form=form) for form in ("diffusers", "kohya", "embeddings")],
+        below("tune number+uid+job", "key", form=form) for form in ("diffusers", "kohya", "embeddings")
+    ],
     "GET /native/v1/tunes/{key}/captions": [below("tune number+uid", "key")],
     "PUT /native/v1/tunes/{key}/captions": [below("tune number+uid", "key", {"captions": {"a.png": "mine"}})],
     "GET /native/v1/prompts/{key}/timeline": [below(PROMPTS, "key")],
     "GET /native/v1/callbacks/{callback_id}": [below("callback", "callback_id")],
     "POST /native/v1/callbacks/{callback_id}/replay": [below("callback", "callback_id", {})],
-    "POST /native/v1/callbacks/sample": [Case(body={"url": "https://bravo.example.com", "dialect": one})
-                                         for one in ("native", "pixelapi", "pixu", "astria")],
-}  # fmt: skip
+    "POST /native/v1/callbacks/sample": [
+        Case(body={"url": "https://bravo.example.com", "dialect": one})
+        for one in ("native", "pixelapi", "pixu", "astria")
+    ],
+}
 
 
 @pytest.fixture

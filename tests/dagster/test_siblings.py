@@ -16,9 +16,11 @@ def test_a_tune_is_rendered_on_the_sibling_of_its_base(house, base_folder, monke
     sibling = shutil.copytree(base_folder, house.home / "quick")
     known = yaml.safe_load(Path(os.environ["TUNES_CATALOG"]).read_text())
     quick = known["tiny-sdxl"] | {
-        "repo_id": str(sibling), "embedded": "quick", "aliases": [],
+        "repo_id": str(sibling),
+        "embedded": "quick",
+        "aliases": [],
         "rendering": {"steps": 2, "guidance_scale": 1.0, "width": 64, "height": 64, "scheduler": "euler"},
-    }  # fmt: skip
+    }
     known["tiny-sdxl"]["renders_on"] = "quick"
     overlay = house.home / "siblings.yaml"
     overlay.write_text(yaml.safe_dump(known | {"quick": quick}))

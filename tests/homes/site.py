@@ -108,8 +108,14 @@ class Site:
                 reserve(session, account, row.id, PRICE, self.registry.now())
 
         self.registry.add_tune(
-            request, id=tune_id, branch="tiny-sdxl", recipe={"seed": 0}, account_id=account, origin="api", also=pays
-        )  # fmt: skip
+            request,
+            id=tune_id,
+            branch="tiny-sdxl",
+            recipe={"seed": 0},
+            account_id=account,
+            origin="api",
+            also=pays,
+        )
 
     def pipeline(self) -> None:
         """Do one piece of everything that waits."""
@@ -146,8 +152,14 @@ class Site:
         key = self.store.write_blob(data, ".png")
         digest = key.rpartition("/")[2].removesuffix(".png")
         item = TrainingItem(
-            hash=digest, picture=digest, key=key, name="0.png", kind="full", bucket=(64, 64), crop=(0, 0, 64, 64)
-        )  # fmt: skip
+            hash=digest,
+            picture=digest,
+            key=key,
+            name="0.png",
+            kind="full",
+            bucket=(64, 64),
+            crop=(0, 0, 64, 64),
+        )
         TrainingSet(tune_id=tune_id, class_name="dog", resolution=64, seed=0, items=[item]).save(self.store)
         row = CaptionRow(name="0.png", caption="a photo of ohwx dog", source="template", hash=digest)
         CaptionTable(tune_id=tune_id, token="ohwx", class_name="dog", rows=[row]).save(self.store, "played")

@@ -110,9 +110,13 @@ def test_packs_with_callbacks_and_prompts_that_took_them(registry: Registry) -> 
 
 def _seen(prompt: Prompt, pack: int, registry: Registry) -> ApiObject:
     return ApiObject(
-        id=prompt.id, account_id=prompt.account_id, dialect="astria", asked={"pack_id": pack}, events=[],
+        id=prompt.id,
+        account_id=prompt.account_id,
+        dialect="astria",
+        asked={"pack_id": pack},
+        events=[],
         created_at=registry.now(),
-    )  # fmt: skip
+    )
 
 
 def test_prompts_that_wait_for_a_tune_that_has_ended(registry: Registry) -> None:

@@ -123,9 +123,16 @@ def open_accounts(registry: Registry) -> None:
 def paid_prompt(registry: Registry, tenant: str, tune_id: str | None = None, group: str = "") -> Prompt:
     def also(session: Session, prompt: Prompt) -> None:
         session.add(
-            ApiObject(id=prompt.id, account_id=tenant, dialect="astria", asked={}, events=[], group_id=group or None,
-                      created_at=prompt.created_at)
-        )  # fmt: skip
+            ApiObject(
+                id=prompt.id,
+                account_id=tenant,
+                dialect="astria",
+                asked={},
+                events=[],
+                group_id=group or None,
+                created_at=prompt.created_at,
+            )
+        )
         reserve(session, tenant, prompt.id, 1_000, prompt.created_at)
 
     return registry.add_prompt(
@@ -189,12 +196,14 @@ def test_two_failing_batches_of_two_tenants(pair: tuple[Registry, Registry]) -> 
             mixed_batch(pair[0], order, some)
             for order, some in ((TENANTS, groups), (TENANTS[::-1], groups[::-1][::-1]))
         ]
-        together(*(
-            lambda registry=registry, batch=batch, work=work: registry.fail(
-                work.id, f"run-{batch.id}", Failure(FailureCode.RENDER_FAILED, "no")
+        together(
+            *(
+                lambda registry=registry, batch=batch, work=work: registry.fail(
+                    work.id, f"run-{batch.id}", Failure(FailureCode.RENDER_FAILED, "no")
+                )
+                for registry, (batch, work) in zip(pair, works, strict=True)
             )
-            for registry, (batch, work) in zip(pair, works, strict=True)
-        ))  # fmt: skip
+        )
         assert {pair[0].get_batch(batch.id).status for batch, _ in works} == {"failed"}  # type: ignore[union-attr]
     assert all(pair[0].get_wallet(tenant).reserved == 0 for tenant in TENANTS)
 
@@ -259,10 +268,12 @@ def test_two_members_that_end_at_once_close_their_cohort(pair: tuple[Registry, R
             run_stage(pair[0], "prepare", tune.id)
         ((cohort, _works),) = pair[0].make_cohorts(wait_seconds=0.0)
         members = pair[0].claim_cohort(cohort.id, "run")
-        together(*(
-            lambda registry=registry, work=work: registry.finish(work.id, "run")
-            for registry, work in zip(pair, members, strict=True)
-        ))  # fmt: skip
+        together(
+            *(
+                lambda registry=registry, work=work: registry.finish(work.id, "run")
+                for registry, work in zip(pair, members, strict=True)
+            )
+        )
         assert pair[0].get_cohort(cohort.id).done_at is not None  # type: ignore[union-attr]
 
 

@@ -104,19 +104,29 @@ def test_no_log_line_of_a_failing_statement_holds_what_was_to_be_written(
     impatient: Registry, own_postgres: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     row = {
-        "id": "cb", "account_id": "local", "event": "tune.ready", "subject_id": "t", "body": {"prompt": SECRET},
-        "url": f"http://caller.test/{SECRET}", "created_at": impatient.now(), "state": "pending", "form": "",
-    }  # fmt: skip
+        "id": "cb",
+        "account_id": "local",
+        "event": "tune.ready",
+        "subject_id": "t",
+        "body": {"prompt": SECRET},
+        "url": f"http://caller.test/{SECRET}",
+        "created_at": impatient.now(),
+        "state": "pending",
+        "form": "",
+    }
     event = {"subject_id": SECRET, "at": impatient.now(), "phase": SECRET, "message": SECRET, "data": {}}
     failing = [
         (insert(Callback), {**row, "account_id": SECRET}),  # IntegrityError, with a DETAIL
         (insert(Callback), {**row, "created_at": None}),
         (insert(Event), {**event, "at": "no time"}),  # StatementError, before the driver
-        (text("INSERT INTO events (subject_id, data) VALUES (:a, CAST(:b AS json))"), {"a": SECRET, "b": SECRET}),
+        (
+            text("INSERT INTO events (subject_id, data) VALUES (:a, CAST(:b AS json))"),
+            {"a": SECRET, "b": SECRET},
+        ),
         (text("SELECT CAST(:a AS integer)"), {"a": f"{SECRET} is\nno number"}),
         (text("SELECT :a FROM nowhere WHERE :a = 1"), {"a": SECRET}),  # ProgrammingError, with its LINE
         (text("SELECT pg_sleep(30), :a"), {"a": SECRET}),
-    ]  # fmt: skip
+    ]
     caplog.set_level(logging.DEBUG)
     for statement, values in failing:
         with pytest.raises((DBAPIError, StatementError)) as raised, impatient.writing() as session:

@@ -10,8 +10,19 @@ from tests.support.registry import Clock, add_tune, make_ready, prompt_request
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry import Registry
 
-WORDS = ("fetching", "checking", "captioning", "loading", "encoding", "words", "training", "packaging", "evaluating",
-         "rendering", "nonsense")  # fmt: skip
+WORDS = (
+    "fetching",
+    "checking",
+    "captioning",
+    "loading",
+    "encoding",
+    "words",
+    "training",
+    "packaging",
+    "evaluating",
+    "rendering",
+    "nonsense",
+)
 
 
 def reports(registry: Registry, clock: Clock, work_id: str, run: str, chance: random.Random) -> None:

@@ -20,9 +20,12 @@ def siblings(door: Door) -> Door:
     folder.mkdir()
     (folder / "model_index.json").write_text("{}")
     quick = door.entries["tiny"].model_dump() | {
-        "branch": "quick", "repo_id": str(folder), "embedded": "quick", "guidance": "none",
+        "branch": "quick",
+        "repo_id": str(folder),
+        "embedded": "quick",
+        "guidance": "none",
         "rendering": {"steps": 4, "guidance_scale": 1.0, "scheduler": "euler"},
-    }  # fmt: skip
+    }
     return told(
         door, quick=BaseModelEntry.model_validate(quick), tiny=changed(door, "tiny", renders_on="quick")
     )
@@ -62,9 +65,15 @@ def test_a_plain_base_and_the_tune_itself_stay_where_they_were_named(siblings: D
 
 @pytest.mark.parametrize(
     "settings",
-    [{"renders_on": False}, {"steps": 9}, {"guidance_scale": 5.0}, {"scheduler": "euler"}, {"baseline": "fast"},
-     {"negative_prompt": "a hat"}],
-)  # fmt: skip
+    [
+        {"renders_on": False},
+        {"steps": 9},
+        {"guidance_scale": 5.0},
+        {"scheduler": "euler"},
+        {"baseline": "fast"},
+        {"negative_prompt": "a hat"},
+    ],
+)
 def test_what_is_meant_for_the_base_is_rendered_there(siblings: Door, settings: dict) -> None:
     finished(siblings, base="tiny", title="Rex")
     assert rendered_on(siblings, tune="Rex", settings=settings)[0] == "tiny"

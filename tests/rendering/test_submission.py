@@ -38,9 +38,15 @@ def complete(
     asked = catalog.resolve(base)
     request = PromptRequest(text=text, base=base, settings=RenderSettings(**settings))
     context = PromptContext(
-        asked, catalog.real(asked), catalog, options, store, dict(characteristics), find,
+        asked,
+        catalog.real(asked),
+        catalog,
+        options,
+        store,
+        dict(characteristics),
+        find,
         wishes=Wishes("refuse") if wishes is None else wishes,
-    )  # fmt: skip
+    )
     return complete_prompt(request, context)
 
 

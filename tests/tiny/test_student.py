@@ -32,9 +32,14 @@ def test_the_walk_is_what_the_stock_pipeline_samples(pipe, tokens):
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
     stock = pipe(
-        "a photo of a red mug", num_inference_steps=5, guidance_scale=student.GUIDANCE, latents=noise.clone(),
-        output_type="latent", height=128, width=128,
-    ).images  # fmt: skip
+        "a photo of a red mug",
+        num_inference_steps=5,
+        guidance_scale=student.GUIDANCE,
+        latents=noise.clone(),
+        output_type="latent",
+        height=128,
+        width=128,
+    ).images
     walk = student.Walk(pipe, 5)
     ids = unet.tokenize(pipe.tokenizer, ["a photo of a red mug"]).astype(np.int64)
     with torch.inference_mode():
