@@ -65,6 +65,10 @@ class Settings(BaseSettings):
         max_batch_pictures: Most pictures of one render run, so that whoever comes next never waits for hundreds.
         render_memory_gb: Memory of the device that renders, by which runs are sized; 0 takes the last run's.
         campaign_turn_seconds: After so long a run of campaigns alone gives way to whoever waits for a single prompt.
+        sessions: Have device sessions do what needs a device, and not a process per run (docs/architecture.md).
+        keep_warm_seconds: How long a session that has nothing to do keeps its bases loaded; then it gives its memory
+            back.
+        render_share: Share of a device's time that pictures get while training waits for it, too.
         heartbeat_seconds: How often running work says that it is alive.
         registry_patience_seconds: How long running work waits for a registry that is away before it gives up.
         lost_after_seconds: Silence after which running work counts as lost.
@@ -115,6 +119,9 @@ class Settings(BaseSettings):
     max_batch_pictures: int = Field(default=128, ge=1)
     render_memory_gb: float = Field(default=0.0, ge=0)
     campaign_turn_seconds: float = Field(default=20.0, ge=0)
+    sessions: bool = False
+    keep_warm_seconds: float = Field(default=600.0, ge=0)
+    render_share: float = Field(default=0.5, gt=0, lt=1)
     heartbeat_seconds: float = 5.0
     lost_after_seconds: float = 60.0
     registry_patience_seconds: float = Field(default=600.0, ge=0)
