@@ -100,13 +100,24 @@ def run_origin(run: dg.DagsterRun) -> tuple[str, str | None]:
 def claim(context: Context, installation: Installation, kind: str, subject_id: str, pulse: Pulse) -> Attempt:
     """Claim the open work of a tune or batch for this run and put it under the pulse.
 
+    A re-execution takes what its parent left undone, and nothing that was done since.
+
     Raises:
-        Failure: `CONFLICT` when another live run has it, or `UNKNOWN_TUNE`.
+        Failure: `CONFLICT` when another live run has it or a re-execution finds it done, or `UNKNOWN_TUNE`.
     """
-    origin, run_key = run_origin(context.run)
-    claimed = installation.registry.claim
-    work = claimed(kind, subject_id, context.run.run_id, origin=origin, run_key=run_key)
+    rows, run_id = installation.registry, context.run.run_id
+    if context.run.parent_run_id is not None:
+        work = rows.claim_again(kind, subject_id, run_id, failed_parents(context))
+    else:
+        origin, run_key = run_origin(context.run)
+        work = rows.claim(kind, subject_id, run_id, origin=origin, run_key=run_key)
     return own(context, installation, work, pulse)
+
+
+def failed_parents(context: Context) -> list[str]:
+    """Return the run that this one executes again if it failed: its row may say done, and Dagster knows better."""
+    parent = context.instance.get_run_by_id(context.run.parent_run_id or "")
+    return [parent.run_id] if parent is not None and parent.status == DagsterRunStatus.FAILURE else []
 
 
 def own(

@@ -25,10 +25,10 @@ from tunes_dagster.assets.attempt import (
     meant,
     own,
     pulse_of,
-    run_origin,
     sentences,
 )
 from tunes_dagster.assets.embedded import embed
+from tunes_dagster.assets.members import claim_members, say_who_is_left
 from tunes_dagster.assets.reporting import Pulse
 from tunes_dagster.assets.requests import training_options
 from tunes_dagster.assets.trained import Inspector, Trained, log_trained
@@ -41,7 +41,7 @@ from tunes_dagster.registry.retrying import DatabaseAway
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
     from tunes_dagster.families.catalog import BaseModelEntry
-    from tunes_dagster.registry import Registry, Tune, Work
+    from tunes_dagster.registry import Tune, Work
     from tunes_dagster.resources import ComputeResource, Device
     from tunes_dagster.service.installation import Installation
     from tunes_dagster.training.jobs import TuneJob, TuneResult
@@ -277,16 +277,6 @@ class Crowd(Tee):
             raise cancelled
 
 
-def claim_members(context: Context, cohort_id: str, registry: Registry) -> list[Work]:
-    """Claim the members of a cohort; a person's re-execution takes them again, whatever came of them."""
-    if run_origin(context.run)[0] != "ui":
-        return registry.claim_cohort(cohort_id, context.run.run_id)
-    return [
-        registry.claim("train", work.subject_id, context.run.run_id, origin="ui")
-        for work in registry.cohort_members(cohort_id)
-    ]
-
-
 def train_cohort_members(
     context: dg.OpExecutionContext,
     cohort_id: str,
@@ -302,13 +292,14 @@ def train_cohort_members(
     registry, settings = installation.registry, installation.settings
 
     def on_trained(trainee: Trainee, trained: Trained) -> None:
-        trainee.mine.finish(trained.row_result())
+        # A tune that was ready is packaged again, so that what is published follows the new weights.
+        trainee.mine.finish(trained.row_result(), continue_=True)
         log_trained(context, trained)
 
     with sentences():
-        works = claim_members(context, cohort_id, registry)
-    if not works:
-        context.log.info(f"Nobody is left in cohort {cohort_id}; nothing to do.")
+        claimed = claim_members(context, cohort_id, registry)
+        say_who_is_left(context, cohort_id, claimed, registry)
+    if not claimed.works:
         return
     with pulse_of(context, settings) as pulse:
         trainees: list[Trainee] = []
@@ -334,9 +325,9 @@ def train_cohort_members(
             return recruit(works, "joined")
 
         with all_closed(context, trainees):
-            recruit(works, f"will be trained ({len(works)} at first)")
+            recruit(claimed.works, f"will be trained ({len(claimed.works)} at first)")
             train_trainees(context, trainees, installation, compute, on_trained, newcomers)
-    conclude(context, trainees)
+    conclude(context, trainees, claimed.refused)
 
 
 def recruited(context: Context, work: Work, installation: Installation, pulse: Pulse) -> Trainee:
@@ -364,28 +355,36 @@ def all_closed(context: Context, trainees: Sequence[Trainee]) -> Iterator[None]:
         raise
 
 
-def conclude(context: Context, trainees: Sequence[Trainee]) -> None:
+def conclude(
+    context: Context, trainees: Sequence[Trainee], refused: Mapping[str, Failure] | None = None
+) -> None:
     """End the run: cancelled when all were, failed when one failed, else well.
+
+    Args:
+        context: Of the asset or op.
+        trainees: With what became of them.
+        refused: Why tunes that were to be trained could not be taken, by id.
 
     Raises:
         dg.Failure: Naming what failed.
     """
-    bad = [t for t in trainees if t.failure is not None and not isinstance(t.failure, Cancelled)]
+    bad = [(t.tune.id, t.tune.title, t.failure) for t in trainees if t.failure is not None]
+    bad = [one for one in bad if not isinstance(one[2], Cancelled)]
+    bad += [(tune_id, tune_id, failure) for tune_id, failure in (refused or {}).items()]
     if not bad:
         if all(t.failure is not None for t in trainees):
             mark_cancelled(context)
         return
-    first = bad[0].failure
-    assert first is not None
-    if len(trainees) == 1:
+    first = bad[0][2]
+    if len(trainees) == 1 and not refused:
         raise as_dagster_failure(first)
-    said = "; ".join(f"{t.tune.title}: {t.failure.message}" for t in bad if t.failure)
+    said = "; ".join(f"{called}: {failure.message}" for _, called, failure in bad)
     raise as_dagster_failure(
         Failure(
             first.code,
-            f"{len(bad)} of {len(trainees)} tunes failed: {said}",
+            f"{len(bad)} of {len(trainees) + len(refused or {})} tunes failed: {said}",
             first.remedy,
-            facts={t.tune.id: str(t.failure) for t in bad},
+            facts={tune_id: str(failure) for tune_id, _, failure in bad},
         )
     )
 

@@ -84,7 +84,7 @@ def renders(
         batch = require_batch(rows, context.partition_key)
     with attempt(context, whole, "render", batch.id) as mine:
         began = time.monotonic()
-        prompts = {p.id: p for p in wanted_prompts(rows, batch, mine.work)}
+        prompts = {p.id: p for p in wanted_prompts(rows, batch, mine.work, all_again(context))}
         writer = PromptWriter(rows, mine.work.id, context.run.run_id)
         jobs = render_jobs(rows, list(prompts.values()), filled_in(config), writer)
         if not jobs:
@@ -248,14 +248,19 @@ class PromptWriter:
         self.on_done(RenderResult(prompt_id, [], failure))
 
 
-def wanted_prompts(registry: Registry, batch: Batch, work: Work) -> list[Prompt]:
-    """Return the prompts that an attempt renders: what is missing, or all of them for a person who asks again.
+def all_again(context: dg.AssetExecutionContext) -> bool:
+    """Whether a person materializes the batch anew; executing its run again does what that left undone."""
+    return context.run.parent_run_id is None
+
+
+def wanted_prompts(registry: Registry, batch: Batch, work: Work, anew: bool = True) -> list[Prompt]:
+    """Return the prompts that an attempt renders: what is missing, or all of them for a person who asks anew.
 
     What a campaign filled the batch up with comes last: somebody waits for the others.
     """
     everything = [p for p in registry.list_prompts(batch_id=batch.id) if p.status != "cancelled"]
     everything.sort(key=lambda prompt: prompt.origin == CAMPAIGN)
-    if work.origin == "ui":
+    if work.origin == "ui" and anew:
         return everything
     return [p for p in everything if p.status in ("queued", "rendering")]
 

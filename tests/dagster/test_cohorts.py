@@ -6,6 +6,7 @@ import threading
 import time
 
 import dagster as dg
+import pytest
 
 from tests.dagster.test_pipeline import checks, drive_until, materialization
 from tests.support.registry import Clock, add_tune, run_stage
@@ -121,3 +122,69 @@ def test_who_may_join_a_cohort(tmp_path):
     assert rows.heartbeat(taken.id, "run-1") == ""
     assert rows.work_of(other_base, "train")[0].cohort_id != cohort.id
     rows.close()
+
+
+def cohort_job() -> dg.JobDefinition:
+    """What a re-execution loads."""
+    return build_defs().resolve_job_def("train_cohort")
+
+
+def from_failure(house, run_id: str) -> dg.DagsterRun:
+    """Execute a run again as the button "from failure" does; returns the new run."""
+    options = dg.ReexecutionOptions.from_failure(run_id, house.instance)
+    again = dg.execute_job(
+        dg.reconstructable(cohort_job), house.instance, reexecution_options=options, raise_on_error=False
+    )
+    return house.instance.get_run_by_id(again.run_id)
+
+
+def trainings(house, tune) -> tuple[str, int, str | None]:
+    (work,) = house.registry.work_of(tune.id, "train")
+    return work.state, work.attempt, work.failure_message
+
+
+def why(house, run: dg.DagsterRun) -> str:
+    (event,) = house.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    return event.dagster_event.step_failure_data.user_failure_data.description
+
+
+@pytest.mark.slow
+def test_a_run_that_is_executed_again_does_what_failed_and_is_still_wanted(house):
+    good, bad, worse, unwanted = (house.submit(name) for name in ("good", "bad", "worse", "unwanted"))
+    members = [tune.id for tune in (good, bad, worse, unwanted)]
+    drive_until(house, *members, status=("prepared",))
+    (launch,) = decide.cohort_launches(house.registry, house.settings)
+    whole = {}
+    for tune in (bad, worse, unwanted):
+        for item in TrainingSet.load(house.store, tune.id).training:
+            whole[item.key] = house.store.read_bytes(item.key)
+            house.store.write_bytes(item.key, b"not a picture")
+    assert not execute(build_defs(), house.instance, launch)
+    (first,) = house.instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: launch.run_key}))
+    drive_until(house, good.id)
+    before = house.registry.get_tune(good.id)
+    house.registry.delete_tune(unwanted.id)
+    for item in TrainingSet.load(house.store, bad.id).training:
+        house.store.write_bytes(item.key, whole[item.key])
+
+    second = from_failure(house, first.run_id)
+    assert second.status == dg.DagsterRunStatus.FAILURE and second.parent_run_id == first.run_id
+    assert trainings(house, good)[:2] == ("done", 1) and trainings(house, bad)[:2] == ("done", 2)
+    assert trainings(house, worse)[:2] == ("failed", 2) and trainings(house, unwanted)[:2] == ("failed", 1)
+    assert house.registry.get_tune(good.id).result == before.result and house.status(good.id) == "ready"
+
+    # Again, by the first run and by the second: only what is still broken, as often as somebody tries.
+    reasons = {tune.id: trainings(house, tune) for tune in (good, bad, unwanted)}
+    assert from_failure(house, first.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert trainings(house, worse)[:2] == ("failed", 3)
+    for item in TrainingSet.load(house.store, worse.id).training:
+        house.store.write_bytes(item.key, whole[item.key])
+    assert from_failure(house, second.run_id).status == dg.DagsterRunStatus.SUCCESS
+    assert trainings(house, worse)[:2] == ("done", 4)
+    assert {tune.id: trainings(house, tune) for tune in (good, bad, unwanted)} == reasons
+
+    # Nothing is left, which is said.
+    last = from_failure(house, first.run_id)
+    assert last.status == dg.DagsterRunStatus.FAILURE
+    assert f"tune {good.number} is trained (ready)" in why(house, last)
+    assert f"tune {unwanted.number} was deleted" in why(house, last)

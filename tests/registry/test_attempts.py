@@ -333,3 +333,18 @@ def test_deleting_a_ready_tune_cancels_its_queued_prompts(registry: Registry) ->
 def test_a_tune_that_was_asked_for_in_the_ui_owes_its_callback(registry: Registry) -> None:
     tune = make_ready(registry, add_tune(registry, origin="ui"))
     assert [c.event for c in registry.list_callbacks(subject_id=tune.id)] == ["tune.ready"]
+
+
+def test_work_that_was_done_since_is_not_done_again_by_a_run_that_failed_before(registry: Registry) -> None:
+    tune = add_tune(registry)
+    work = registry.claim("prepare", tune.id, "run")
+    registry.fail(work.id, "run", Failure(FailureCode.TOO_FEW_PICTURES, "One.", "More."))
+    again = registry.claim_again("prepare", tune.id, "again", ["run"])
+    assert (again.state, again.attempt, again.origin) == ("running", 2, "ui")
+    registry.finish(work.id, "again")
+    before = registry.get_tune(tune.id)
+    with pytest.raises(Failure, match="is done already, by run again"):
+        registry.claim_again("prepare", tune.id, "third", ["run"])
+    assert registry.get_work(work.id).run_id == "again" and registry.get_tune(tune.id).status == before.status
+    # The run that did it failed after its row was written: Dagster has nothing of it.
+    assert registry.claim_again("prepare", tune.id, "third", ["again"]).attempt == 3

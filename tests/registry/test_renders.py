@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request
+from tunes_dagster.assets.renders import wanted_prompts
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.pipeline.launches import request_for
@@ -179,3 +180,20 @@ def test_a_person_renders_a_batch_again(registry: Registry, clock: Clock) -> Non
     registry.finish(again.id, "ui-run")
     assert registry.get_prompt(prompts[0].id).images == ["2/a.png"]
     assert len(registry.list_callbacks()) == 1
+
+
+def test_a_run_that_is_executed_again_renders_what_it_left_undone(registry: Registry, clock: Clock) -> None:
+    batch, (done, failed, gone), work = batch_of(registry, clock)
+    registry.prompt_done(done.id, work.id, "run", ["1/a.png"])
+    registry.prompt_failed(failed.id, work.id, "run", Failure(FailureCode.RENDER_FAILED, "Grey.", "Again."))
+    registry.cancel_prompt(gone.id)
+    registry.finish(work.id, "run")
+    again = registry.claim_again("render", batch.id, "again", ["run"])
+    assert [one.id for one in wanted_prompts(registry, batch, again, anew=False)] == [failed.id]
+    assert {one.id for one in wanted_prompts(registry, batch, again)} == {done.id, failed.id}
+    assert registry.claim_again("render", batch.id, "again", []).attempt == again.attempt
+    registry.prompt_done(failed.id, again.id, "again", ["2/a.png"])
+    registry.finish(again.id, "again")
+    with pytest.raises(Failure, match="is done already, by run again") as refused:
+        registry.claim_again("render", batch.id, "third", ["run"])
+    assert refused.value.code == FailureCode.CONFLICT and "renders" in refused.value.remedy

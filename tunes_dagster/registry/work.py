@@ -64,6 +64,16 @@ def lost(work: Work | None, work_id: str, run_id: str) -> Failure:
     )
 
 
+def done_since(work: Work, subject: Tune | Batch) -> Failure:
+    """Return the refusal that a re-execution gets whose work is done by now."""
+    asset = {"prepare": "source_images", "train": "lora", "finish": "report_card", "render": "renders"}
+    return Failure(
+        FailureCode.CONFLICT,
+        f"{work.kind} of {subject.id} is done already, by run {work.run_id}: nothing of it is left to do again.",
+        f"Materialize {asset[work.kind]} of {subject.id} to do it anew.",
+    )
+
+
 def owned(session: Session, work_id: str, run_id: str) -> tuple[Work, Tune | Batch]:
     """Return running work of a run and its subject, both locked.
 
@@ -198,6 +208,32 @@ class WorkQueries(PaceQueries):
             work.run_key = work.cohort_id = None
         start(session, work, subject, run_id, now)
         return work
+
+    @repeatable
+    def claim_again(self, kind: str, subject_id: str, run_id: str, parents: Sequence[str]) -> Work:
+        """Become the owner of work that an earlier run left undone; the first thing a run's re-execution does.
+
+        It keeps its cohort, so that the earlier run can be executed again as often as somebody tries.
+
+        Args:
+            kind: Of work.
+            subject_id: Tune or batch.
+            run_id: Of the re-execution.
+            parents: Runs whose own end counts for nothing: they ended badly, whatever their rows say.
+
+        Raises:
+            Failure: `CONFLICT` when nothing is left to be done: it was done since, or is on its way; and as `claim`.
+        """
+        with self.writing() as session:
+            subject = lock_subject(session, kind, subject_id)
+            work = lock_work(session, kind, subject_id)
+            cohort_id = work.cohort_id if work is not None else None
+            lacking = isinstance(subject, Batch) and lacks_pictures(session, subject)
+            if work is not None and work.state == "done" and work.run_id not in parents and not lacking:
+                raise done_since(work, subject)
+            claimed = self._claim(session, kind, subject_id, run_id, "ui", None)
+            claimed.cohort_id = cohort_id
+            return claimed
 
     @repeatable
     def claim_cohort(self, cohort_id: str, run_id: str) -> list[Work]:
@@ -407,11 +443,20 @@ def make_room(session: Session, kind: str, subject_id: str, now: datetime) -> No
         )
 
 
+# What a batch is rendered again for when a person asks.
+_LACKING = ("failed", "blocked")
+
+
+def lacks_pictures(session: Session, batch: Batch) -> bool:
+    """Whether prompts of a batch that has ended have no pictures although they are still wanted."""
+    failed = exists().where(Prompt.batch_id == batch.id, Prompt.status.in_(_LACKING))
+    return bool(session.scalar(select(failed)))
+
+
 def subject_reopened(session: Session, subject: Tune | Batch, now: datetime) -> None:
     """Clear what an earlier end left on a subject whose work is opened again by a person."""
     if isinstance(subject, Batch):
-        ended = ("failed", "blocked")
-        for prompt in lock(session, Prompt, Prompt.batch_id == subject.id, Prompt.status.in_(ended)):
+        for prompt in lock(session, Prompt, Prompt.batch_id == subject.id, Prompt.status.in_(_LACKING)):
             prompt.status, prompt.done_at, prompt.updated_at = "queued", None, now
             write_failure(prompt, None)
         subject.done_at = None
