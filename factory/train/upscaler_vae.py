@@ -24,7 +24,8 @@ from factory.train.vae import difference
 FACTOR = 4
 DRAWN = 512
 """Side of the drawings that crops are taken from."""
-CHANNELS, LATENT_CHANNELS = (16, 32, 64), 8
+CHANNELS, LATENT_CHANNELS = (32, 32, 64), 8
+"""32 channels at the full size take less time in bfloat16 on a CPU than 16 do: its matrix unit works on 32."""
 SCALING = 0.08333
 """The pipeline insists on this factor, so the latents are made to have a standard deviation of 1 / 0.08333."""
 KL_WEIGHT = 1e-4

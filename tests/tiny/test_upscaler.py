@@ -39,9 +39,9 @@ def test_the_vae_begins_with_the_levels_that_it_shares():
     vae = upscaler_vae.begun(upscaler_vae.build(), base)
     ours, theirs = vae.state_dict(), base.state_dict()
     for mine, other in (
-        ("decoder.conv_out.weight", "decoder.conv_out.weight"),
-        ("decoder.up_blocks.2.resnets.1.conv1.weight", "decoder.up_blocks.3.resnets.1.conv1.weight"),
-        ("encoder.down_blocks.1.resnets.0.conv1.weight", "encoder.down_blocks.1.resnets.0.conv1.weight"),
+        ("decoder.up_blocks.1.resnets.1.conv1.weight", "decoder.up_blocks.2.resnets.1.conv1.weight"),
+        ("encoder.down_blocks.1.resnets.0.conv2.weight", "encoder.down_blocks.1.resnets.0.conv2.weight"),
+        ("encoder.down_blocks.2.resnets.0.conv1.weight", "encoder.down_blocks.2.resnets.0.conv1.weight"),
     ):
         assert torch.equal(ours[mine], theirs[other]), mine
     assert vae.decode(torch.zeros(1, 8, 8, 8)).sample.shape == (1, 3, 32, 32)
@@ -69,7 +69,7 @@ def test_an_upscaler_from_nothing_to_a_stock_pipeline(tmp_path):
     plan = Plan(work=tmp_path, out=tmp_path / "weights", pictures=8, steps=few, start=weights_dir())
     STEPS["upscaler"](plan)
     folder = plan.out / UPSCALER
-    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 3.1e6
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 5.1e6
     pipe = StableDiffusionUpscalePipeline.from_pretrained(folder, torch_dtype=torch.float32)
     assert pipe.vae.config.scaling_factor == upscaler_vae.SCALING
     made = pipe("a dog", image=picture(3, 32)[0], num_inference_steps=1, guidance_scale=2.0).images[0]
