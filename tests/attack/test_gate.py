@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -233,6 +235,42 @@ def test_an_account_may_send_less_than_the_server_takes(house: House) -> None:
     key = {"api_key": house.key(), "app_uid": "api"}
     one = go(Exchange(house.client.app, PIXU, pixu_body(key, {}), JSON))
     assert one.status == 413 and one.taken < 200_000
+
+
+@pytest.mark.parametrize("options", [{"max_body_mb": 1, "unkeyed_body_kb": 64}])
+@pytest.mark.parametrize(
+    ("packed", "status"),
+    [
+        (gzip.compress(b'{"prompt": "' + bytes(100 * KB * KB), 1), 413),  # 100 MB in 450 KB
+        (gzip.compress(b"") * 30_000, 400),  # 600 KB that hold nothing
+        (b"\x1f\x8b\x08\x08" + bytes(6) + b"A" * 1200 * KB, 413),  # a file name that does not end
+        (gzip.compress(b'{"prompt": "x", "image": "' + b"A" * 300 * KB + b'"}')[:-20], 400),
+    ],
+)
+def test_what_a_packed_body_unpacks_to_is_what_counts(house: House, packed: bytes, status: int) -> None:
+    app, known = house.client.app, (b"authorization", f"Bearer {house.key()}".encode())
+    kind = [*JSON, (b"content-encoding", b"gzip")]
+    pieces = [packed[at : at + 16 * KB] for at in range(0, len(packed), 16 * KB)]
+    tracemalloc.start()
+    refused = go(Exchange(app, "/v1/image/generate", pieces, [*kind, known]))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused.status == status and most < 8 * KB * KB, (refused.said, most)
+    nobody = go(Exchange(app, PIXU, pieces, kind))  # ends where an unpacked one would
+    assert nobody.status in (400, 401) and nobody.taken <= 64 * KB + 2 * len(PIECE), nobody.said
+    assert house.registry.list_prompts() == []
+
+
+def test_a_packed_body_is_the_body_however_it_is_cut(house: House) -> None:
+    plain = b"".join(pixu_body({"api_key": house.key(), "app_uid": "api"}, {"height": 192}))
+    packed = gzip.compress(plain[:9]) + gzip.compress(plain[9:])
+    kind = [*JSON, (b"content-encoding", b"gzip"), (b"content-length", str(len(packed)).encode())]
+    for size in (7, 1000, len(packed)):
+        pieces = [packed[at : at + size] for at in range(0, len(packed), size)]
+        one = go(Exchange(house.client.app, PIXU, pieces, kind))
+        assert one.status == 200, one.said
+    kept = {house.store.read_bytes(key) for key in house.store.list("uploads")} or {b""}
+    assert len(house.registry.list_tunes()) == 3 and len(kept) == 1
 
 
 def test_addresses_and_proxies() -> None:

@@ -57,6 +57,14 @@ def test_what_is_legal_is_served(house: House, auth: dict[str, str], path: str) 
     }
     tries |= {
         "identity": house.client.post(path, content=raw, headers={**as_json, "Content-Encoding": "identity"}),
+        "gzip": house.client.post(
+            path, content=gzip.compress(raw), headers={**as_json, "Content-Encoding": "gzip"}
+        ),
+        "gzip in two members": house.client.post(
+            path,
+            content=iter((gzip.compress(raw[:9]), gzip.compress(raw[9:]))),
+            headers={**as_json, "Content-Encoding": "X-GZIP"},
+        ),
         "a byte order mark": house.client.post(path, content=b"\xef\xbb\xbf" + raw, headers=as_json),
         "every field twice": house.client.post(path, content=raw[:-1] + b"," + raw[1:], headers=as_json),
         "chunked": house.client.post(path, content=chunks(), headers=as_json),
@@ -76,7 +84,11 @@ def test_what_is_not_is_refused_in_the_vendors_form(house: House, auth: dict[str
     parts = {**as_json, "Content-Type": "multipart/form-data; boundary=x"}
     latin = json.dumps({**body, "x": "é"}, ensure_ascii=False).encode("latin-1")
     tries = [
-        house.client.post(path, content=gzip.compress(raw), headers={**as_json, "Content-Encoding": "gzip"}),
+        house.client.post(path, content=raw, headers={**as_json, "Content-Encoding": "br"}),
+        house.client.post(path, content=raw, headers={**as_json, "Content-Encoding": "gzip"}),
+        house.client.post(
+            path, content=gzip.compress(raw)[:-9], headers={**as_json, "Content-Encoding": "gzip"}
+        ),
         house.client.post(path, content=latin, headers=latin_1),
         house.client.post(path, content=raw[:-2], headers=as_json),
         house.client.post(path, content=b"null", headers=as_json),
@@ -88,6 +100,8 @@ def test_what_is_not_is_refused_in_the_vendors_form(house: House, auth: dict[str
         said = json.dumps(answer.json())
         assert isinstance(answer.json()[word], str) and "Bad Request" not in said, said
     assert tries[0].status_code == 415 and "compressed" in tries[0].text
+    assert tries[0].headers["Accept-Encoding"] == "gzip, identity"
+    assert [one.status_code for one in tries[1:3]] == [400, 400] and "gzip" in tries[1].text + tries[2].text
     assert house.registry.list_tunes() == [] and house.registry.list_prompts() == []
 
 

@@ -260,9 +260,9 @@ async def _admit(request: Body, find_key: KeyFinder, needs_key: bool) -> None:
     if "\x00" in request.scope["path"] or b"%00" in request.scope["query_string"]:
         raise Problem(400, "The address holds a character that no text has", code="invalid")
     coding = request.headers.get("content-encoding", "").strip().lower()
-    if coding not in ("", "identity"):  # what it unpacks to has no limit that could be kept to
-        said = f"The body is compressed ({coding[:40]!r} in Content-Encoding); send it as it is"
-        raise Problem(415, said, headers={"Accept-Encoding": "identity"}, code="invalid")
+    if coding not in ("", "identity"):  # gzip was unpacked on the way here
+        said = f"The body is compressed ({coding[:40]!r} in Content-Encoding); send it as it is, or by gzip"
+        raise Problem(415, said, headers={"Accept-Encoding": "gzip, identity"}, code="invalid")
     secret = await find_key(request)
     if not secret and request.key_field and request.method in _CHANGES:
         secret = await request.shown_key()

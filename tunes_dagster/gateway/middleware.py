@@ -18,6 +18,7 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.gateway.gate import Spool, holder
 from tunes_dagster.gateway.metrics import Meters
 from tunes_dagster.gateway.options import GatewayOptions
+from tunes_dagster.gateway.packed import GZIP, Unpacking
 from tunes_dagster.gateway.problems import Problem
 
 log = logging.getLogger("tunes.gateway")
@@ -88,6 +89,7 @@ class _Arriving:
     """The body of one request, which is refused when it is too large, comes too slowly, or is nobody's.
 
     Whose it is stands in the request's state as soon as it is known: `account`, and `body_limit`, the caller's own.
+    One that is packed by gzip arrives unpacked, and every limit is one of what it unpacks to.
     """
 
     def __init__(self, options: GatewayOptions, spool: Spool, scope: Scope, receive: Receive) -> None:
@@ -99,6 +101,8 @@ class _Arriving:
         self.done = 0
         self.began = time.monotonic()
         self.complete = False
+        self.packed = _unpacking(scope)
+        self.arrived = False  # whether all that is packed has
 
     async def receive(self) -> Message:
         """Return the next piece.
@@ -109,21 +113,44 @@ class _Arriving:
         if self.complete:  # only waits for the caller to go away
             return await self._receive()
         self._check(self.announced)
-        if self.done > self.options.unkeyed_bytes and not self._known():
+        if self._came > self.options.unkeyed_bytes and not self._known():
             said = f"none was shown in the first {self.options.unkeyed_body_kb:g} KB of the body"
             way = "send it at the start, or as a header: Authorization: Bearer KEY"
             raise Problem(401, f"Invalid or missing API key: {said}; {way}", code="unauthorized")
-        try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, self._patience()))
-        except TimeoutError:
-            raise Problem(408, "The body did not arrive in time", code="timeout") from None
+        message = await self._next() if self.packed is None else await self._unpacked(self.packed)
         self.complete = not message.get("more_body", False)
         size = len(message.get("body", b""))
         if size:
             self.spool.take(self.holder, size)
             self.done += size
-        self._check(self.done)
+        self._check(self._came)
         return message
+
+    @property
+    def _came(self) -> int:
+        """Bytes so far: unpacked ones, or packed ones where those are more, as of members that hold nothing."""
+        return max(self.done, self.packed.taken) if self.packed else self.done
+
+    async def _next(self) -> Message:
+        try:
+            return await asyncio.wait_for(self._receive(), max(0.0, self._patience()))
+        except TimeoutError:
+            raise Problem(408, "The body did not arrive in time", code="timeout") from None
+
+    async def _unpacked(self, packed: Unpacking) -> Message:
+        """Return the next piece of what a body unpacks to; one message may hold many, and other requests go on."""
+        await asyncio.sleep(0)
+        piece = packed.piece()
+        if not piece and self.arrived:
+            packed.end()
+        if piece or self.arrived:
+            return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+        message = await self._next()
+        if message["type"] != "http.request":
+            return message
+        packed.feed(message.get("body", b""))
+        self.arrived = not message.get("more_body", False)
+        return {"type": "http.request", "body": b"", "more_body": True}
 
     def forget(self) -> None:
         """Give back what the body took; its files are gone."""
@@ -144,6 +171,16 @@ class _Arriving:
         limit = self.state.get("body_limit", largest)
         if self.huge or size > limit:
             raise _too_large(limit, largest)
+
+
+def _unpacking(scope: Scope) -> Unpacking | None:
+    """Return what unpacks a body that is packed by gzip; whoever reads the headers then sees one that is not."""
+    coding = dict(scope["headers"]).get(b"content-encoding", b"").decode("latin-1").strip().lower()
+    if coding not in GZIP:
+        return None
+    packed = (b"content-encoding", b"content-length")
+    scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in packed]
+    return Unpacking()
 
 
 def _too_large(limit: int, largest: int) -> Problem:
