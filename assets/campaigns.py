@@ -14,7 +14,7 @@ from pydantic import Field
 
 from tunes_dagster.assets.attempt import as_dagster_failure, sentences
 from tunes_dagster.assets.display import files, picture, table
-from tunes_dagster.assets.names import LORA, RENDERS, Group, Owner, check_spec, longest_run
+from tunes_dagster.assets.names import LORA, RENDERS, Group, Owner, check_spec, process_run
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.pipeline.partitions import campaign_dates, campaigns_keys, loras_of_batch
 from tunes_dagster.resources import InstallationResource
@@ -85,13 +85,13 @@ def campaign_defs(campaign: "Campaign") -> CampaignDefs:
         dg.define_asset_job(
             plan_job_name(campaign.name),
             selection=[plan_key],
-            tags=longest_run("campaign"),
+            tags=process_run("campaign"),
             description=f"Plans dates of the campaign {campaign.name}: queues the prompts that are missing.",
         ),
         dg.define_asset_job(
             report_job_name(campaign.name),
             selection=[report_key],
-            tags=longest_run("campaign"),
+            tags=process_run("campaign"),
             description=f"Reports on dates of the campaign {campaign.name}.",
         ),
     ]

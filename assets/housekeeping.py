@@ -127,10 +127,16 @@ def forget_tunes(instance: dg.DagsterInstance, registry: Registry, tune_ids: Seq
                     own[run.run_id] = alone
     shown = registry.prompts_of_tunes(list(tune_ids))
     theirs = {prompt.id for prompt in shown}
+    alone_in: dict[str, bool] = {}
     for batch_id in sorted({prompt.batch_id for prompt in shown if prompt.batch_id}):
         alone = {prompt.id for prompt in registry.list_prompts(batch_id=batch_id)} <= theirs
+        alone_in[batch_id] = alone
         for run in instance.get_runs(dg.RunsFilter(tags={"dagster/partition": batch_id})):
             own[run.run_id] = alone
+    told_of = [*tune_ids, *(batch_id for batch_id, alone in alone_in.items() if alone)]
+    own.update(dict.fromkeys(registry.forget_device_runs(told_of), True))
+    # Batches share runs, and these show numbers only.
+    own.update({run_id: False for run_id, alone in own.items() if alone and registry.device_runs_of(run_id)})
     deleted = [run_id for run_id, alone in own.items() if alone]
     for run_id in deleted:
         instance.compute_log_manager.delete_logs(prefix=[run_id])

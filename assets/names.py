@@ -13,9 +13,17 @@ GPU_POOL = "gpu"
 REPORT_POOL = "report"
 POOLS = (GPU_POOL, REPORT_POOL)
 
+# A run that starts a worker process; `dagster.yaml` says how many may at a time.
+PROCESS_TAG = {"tunes/process": "own"}
+
 MAX_RUNTIME_TAG = "dagster/max_runtime"
 # The registry's own watch comes first, and says why.
 _MARGIN_SECONDS = 600
+
+
+def pool_of(name: str) -> str | None:
+    """Return the pool of an asset that needs a device; sessions, which hold devices themselves, need none."""
+    return None if get_settings().sessions else name
 
 
 def longest_run(kind: str) -> dict[str, str]:
@@ -25,6 +33,16 @@ def longest_run(kind: str) -> dict[str, str]:
     """
     times = 2 if kind == "train" else 1
     return {MAX_RUNTIME_TAG: str(round(times * get_settings().longest(kind)) + _MARGIN_SECONDS)}
+
+
+def process_run(kind: str) -> dict[str, str]:
+    """Return the tags of a job whose runs start a process."""
+    return {**longest_run(kind), **PROCESS_TAG}
+
+
+def device_run(kind: str) -> dict[str, str]:
+    """Return the tags of a job of device work: a process per run only without sessions."""
+    return longest_run(kind) if get_settings().sessions else process_run(kind)
 
 
 class Group:

@@ -9,7 +9,7 @@ import dagster as dg
 from tunes_dagster.assets.attempt import attempt, sentences
 from tunes_dagster.assets.display import files, picture, table
 from tunes_dagster.assets.launchpad import filled_in, merged, mirror
-from tunes_dagster.assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, check_spec
+from tunes_dagster.assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, check_spec, pool_of
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import RenderSettings
@@ -61,7 +61,7 @@ FINITE = check_spec(
     key=RENDERS,
     deps=[dg.AssetDep(LORA, partition_mapping=loras_of_batch)],
     partitions_def=render_batches,
-    pool=GPU_POOL,
+    pool=pool_of(GPU_POOL),
     group_name=Group.RENDERS,
     kinds={"pytorch", "diffusers", "png"},
     owners=[Owner.RENDERING],

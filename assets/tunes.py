@@ -15,6 +15,7 @@ from tunes_dagster.assets.names import (
     TRAINING_SET,
     Group,
     Owner,
+    pool_of,
 )
 from tunes_dagster.assets.packaging import package
 from tunes_dagster.assets.requests import require_tune
@@ -40,7 +41,7 @@ CARD_CONFIG = mirror(CardOptions, "ReportCardConfig")
     key=LORA,
     deps=[TRAINING_SET, CAPTIONS],
     partitions_def=tunes,
-    pool=GPU_POOL,
+    pool=pool_of(GPU_POOL),
     group_name=Group.TUNE,
     kinds={"pytorch", "diffusers", "safetensors"},
     owners=[Owner.TRAINING],
@@ -82,7 +83,7 @@ def lora(
     key=REPORT_CARD,
     deps=[LORA, TRAINING_SET],
     partitions_def=tunes,
-    pool=REPORT_POOL,
+    pool=pool_of(REPORT_POOL),
     group_name=Group.TUNE,
     kinds={"pytorch", "diffusers", "html"},
     owners=[Owner.TRAINING],

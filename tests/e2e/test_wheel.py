@@ -167,7 +167,7 @@ def test_dev_shows_the_pipeline_with_the_instance_of_the_project(
     assert "queued_tunes" in {sensor["name"] for sensor in repository["sensors"]}
     # The same queue, pools, monitoring and telemetry as in a clone: the very dagster.yaml.
     info = seen["instance"]["info"]
-    assert "free_slots_after_run_end_seconds: 10" in info and "max_concurrent_runs: 4" in info
+    assert "free_slots_after_run_end_seconds: 10" in info and "max_concurrent_runs: 200" in info
     assert "telemetry:\n  enabled: false" in info
     assert said["service"] == "tunesapi"
     assert {path.name for path in tmp_path.iterdir()} == {"home", "dev.log"}

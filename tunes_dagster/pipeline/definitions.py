@@ -37,13 +37,18 @@ def build_defs(
     """
     resources = {**default_resources(), **(resource_overrides or {})}
     resources.setdefault("installation", installed(resources, settings))
+    sensors: Sequence[dg.SensorDefinition] = ALL_SENSORS
+    if resources["installation"].settings.sessions:
+        from tunes_dagster.pipeline.session_sensors import SESSION_SENSORS
+
+        sensors = SESSION_SENSORS
     rows = list(load_campaigns(resources["installation"]) if campaigns is None else campaigns)
     shown = [campaign_defs(row) for row in rows]
     working = {one.name for one in shown if not one.problem}
     return dg.Definitions(
         assets=[*ALL_ASSETS, *(asset for one in shown for asset in one.assets)],
         jobs=[*ALL_JOBS, *(job for one in shown for job in one.jobs)],
-        sensors=[*ALL_SENSORS, finished_campaigns_sensor(sorted(working))],
+        sensors=[*sensors, finished_campaigns_sensor(sorted(working))],
         schedules=[*ALL_SCHEDULES, *(campaign_schedule(row) for row in rows if row.name in working)],
         resources=resources,
         # One process per run: a process per step costs seconds and would load the model again.

@@ -1,6 +1,7 @@
 """The jobs: what sensors launch, and what a person finds under Jobs in the UI.
 
 prepare_tune   source_images, training_set, captions of one tune; CPU only
+train_tune     lora of one tune: what a session's training is told as
 train_cohort   one op over the tunes of a cohort, in the GPU pool
 embed_faces    the same for tunes that train nothing (faceid); holds no GPU
 finish_tune    report_card of one trained tune: scored, packaged, ready
@@ -15,21 +16,36 @@ from pydantic import Field
 
 from tunes_dagster.assets.cohort import train_cohort_members
 from tunes_dagster.assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
-from tunes_dagster.assets.names import GPU_POOL, PREPARE_ASSETS, RENDERS, REPORT_CARD, longest_run
+from tunes_dagster.assets.names import (
+    GPU_POOL,
+    LORA,
+    PREPARE_ASSETS,
+    RENDERS,
+    REPORT_CARD,
+    device_run,
+    process_run,
+)
 from tunes_dagster.resources import ComputeResource, InstallationResource
 from tunes_dagster.service.retain import retain
 
 prepare_tune = dg.define_asset_job(
     "prepare_tune",
     selection=dg.AssetSelection.assets(*PREPARE_ASSETS),
-    tags=longest_run("prepare"),
+    tags=process_run("prepare"),
     description="Fetches, checks and captions the pictures of one tune. Holds no GPU.",
+)
+
+train_tune = dg.define_asset_job(
+    "train_tune",
+    selection=dg.AssetSelection.assets(LORA),
+    tags=device_run("train"),
+    description="Trains one tune. A session trains it together with others; this run tells of it alone.",
 )
 
 render_batch = dg.define_asset_job(
     "render_batch",
     selection=dg.AssetSelection.assets(RENDERS),
-    tags=longest_run("render"),
+    tags=device_run("render"),
     description="Renders the prompts of one batch: one base, one model load, tunes of any number.",
 )
 
@@ -37,7 +53,7 @@ render_batch = dg.define_asset_job(
 finish_tune = dg.define_asset_job(
     "finish_tune",
     selection=dg.AssetSelection.assets(REPORT_CARD),
-    tags=longest_run("finish"),
+    tags=device_run("finish"),
     description="Scores one trained tune, publishes the checkpoint that its report card chose, makes the tune ready.",
 )
 
@@ -75,7 +91,7 @@ def train_op(
 
 @dg.job(
     name="train_cohort",
-    tags=longest_run("train"),
+    tags=process_run("train"),
     description=(
         "Trains one or more tunes of one base together. Each tune's `lora` partition gets its own "
         "materialization and checks as it finishes."
@@ -99,7 +115,7 @@ def embed_op(
 
 @dg.job(
     name="embed_faces",
-    tags=longest_run("embed"),
+    tags=process_run("embed"),
     description=(
         "Makes tunes of the kind faceid, which train nothing, in seconds on the CPU. Each tune's `lora` partition "
         "gets its own materialization and checks."
@@ -136,7 +152,7 @@ def clean_up_op(
 
 @dg.job(
     name="housekeeping",
-    tags=longest_run("housekeeping"),
+    tags=process_run("housekeeping"),
     description="Deletes what nobody needs any more.",
 )
 def housekeeping() -> None:
@@ -144,4 +160,12 @@ def housekeeping() -> None:
     clean_up_op()
 
 
-ALL_JOBS: list[Any] = [prepare_tune, train_cohort, embed_faces, finish_tune, render_batch, housekeeping]
+ALL_JOBS: list[Any] = [
+    prepare_tune,
+    train_tune,
+    train_cohort,
+    embed_faces,
+    finish_tune,
+    render_batch,
+    housekeeping,
+]

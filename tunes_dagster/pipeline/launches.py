@@ -99,12 +99,13 @@ def cancel_what_people_cancelled(instance: dg.DagsterInstance, registry: Registr
         name = name_of_run(work)
         run = find_run(instance, name) if name else None
         if run is not None and run.status == DagsterRunStatus.CANCELED:
-            _cancel_subject(registry, work)
+            cancel_subject(registry, work)
             cancelled += 1
     return cancelled
 
 
-def _cancel_subject(registry: Registry, work: Work) -> None:
+def cancel_subject(registry: Registry, work: Work) -> None:
+    """Ask for a piece of work to be stopped; for a batch, for all of its prompts."""
     prompts = registry.list_prompts(batch_id=work.subject_id) if work.kind == "render" else []
     try:
         for prompt in prompts:

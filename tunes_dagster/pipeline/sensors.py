@@ -33,7 +33,7 @@ EACH_TIME = 2
 RUNNING = dg.DefaultSensorStatus.RUNNING
 
 
-def _launch(context: dg.SensorEvaluationContext, launches: Sequence[decide.Launch]) -> dg.SensorResult:
+def launched(context: dg.SensorEvaluationContext, launches: Sequence[decide.Launch]) -> dg.SensorResult:
     """Turn launches into run requests, with the partitions they need."""
     if not launches:
         return dg.SensorResult(skip_reason="Nothing waits.")
@@ -123,7 +123,7 @@ def take_in_drops(installation: Installation) -> str:
 )
 def queued_tunes(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
     """Queued tunes → prepare_tune."""
-    return _launch(context, decide.prepare_launches(installation.open(works=False).registry))
+    return launched(context, decide.prepare_launches(installation.open(works=False).registry))
 
 
 @dg.sensor(
@@ -141,7 +141,7 @@ def prepared_tunes(
     """Prepared tunes → cohorts → train_cohort, embed_faces."""
     whole = installation.open(works=False)
     rows, settings = whole.registry, whole.settings
-    return _launch(
+    return launched(
         context,
         _patiently(
             lambda: decide.cohort_launches(rows, settings),
@@ -159,7 +159,7 @@ def prepared_tunes(
 )
 def trained_tunes(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
     """Trained tunes → finish_tune."""
-    return _launch(context, decide.finish_launches(installation.open(works=False).registry))
+    return launched(context, decide.finish_launches(installation.open(works=False).registry))
 
 
 @dg.sensor(
@@ -174,7 +174,7 @@ def queued_prompts(
     """Queued prompts → batches → render_batch."""
     whole = installation.open(works=False)
     rows, settings = whole.registry, whole.settings
-    return _launch(
+    return launched(
         context,
         _patiently(
             lambda: decide.render_launches(rows, settings),

@@ -20,6 +20,7 @@ from tunes_dagster.registry.api_tables import (
 from tunes_dagster.registry.campaign_costs import CostQueries
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
 from tunes_dagster.registry.campaigns import CampaignQueries
+from tunes_dagster.registry.device_runs import DeviceRunQueries
 from tunes_dagster.registry.engine import ANSWER_SECONDS
 from tunes_dagster.registry.figures import FigureQueries
 from tunes_dagster.registry.groups import GroupQueries
@@ -38,6 +39,8 @@ from tunes_dagster.registry.tables import (
     Callback,
     Cohort,
     Delivery,
+    DeviceRun,
+    DeviceRunLine,
     Drop,
     Event,
     Prompt,
@@ -66,6 +69,7 @@ class Registry(
     UseQueries,
     RestoringQueries,
     WorkspaceQueries,
+    DeviceRunQueries,
 ):
     """All queries over one database; see `engine.Database` for how it is opened."""
 
@@ -105,6 +109,8 @@ __all__ = [
     "Cohort",
     "Deletion",
     "Delivery",
+    "DeviceRun",
+    "DeviceRunLine",
     "DoubtfulUse",
     "Drop",
     "Event",

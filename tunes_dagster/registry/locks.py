@@ -39,6 +39,8 @@ from tunes_dagster.registry.tables import (
     Callback,
     Cohort,
     Delivery,
+    DeviceRun,
+    DeviceRunLine,
     Drop,
     Prompt,
     Table,
@@ -66,12 +68,14 @@ ORDER: tuple[type[Table], ...] = (
     ApiKey,
     Drop,
     IdempotencyKey,
+    DeviceRun,
 )
 
 # Rows that change only while the row that guards them is locked: (their column, the guard).
 GUARDED: dict[type[Table], tuple[str, type[Table]]] = {
     CampaignPrompt: ("date_id", CampaignDate),
     Delivery: ("callback_id", Callback),
+    DeviceRunLine: ("device_run_id", DeviceRun),
     LedgerEntry: ("account_id", Wallet),
     LedgerPosting: ("entry_id", LedgerEntry),
     Reservation: ("account_id", Wallet),

@@ -429,3 +429,72 @@ class Drop(Table):
     tune_id: Mapped[str | None] = mapped_column(String(80))
     message: Mapped[str] = mapped_column(default="")
     seen_at: Mapped[datetime]
+
+
+class DeviceRun(Table):
+    """One attempt that a session makes at device work, and the Dagster run that tells of it; see `device_runs.py`.
+
+    Attributes:
+        work_id: The work; `attempt` is its attempt, 0 while what a person started in the UI waits for a session.
+        kind: train, finish, render.
+        subject_id: The tune or batch.
+        session_id: The session that makes it.
+        run_id: The Dagster run that tells of it; None until that is there.
+        leader_id: The attempt whose run tells of this one too; see `requests_due`.
+        changes: What a person filled in for it in the Launchpad.
+        requests: How often a run was asked for; a part of the run key.
+        state: done, failed, cancelled, returned, lost; empty while it goes on.
+        again: Whether another attempt follows it.
+        facts: What is shown of its files: ids, numbers and addresses.
+        told: How much its run says: '' | 'run' (it began) | 'begun' (so did the attempt) | 'ended'.
+        said: The last of its lines that its run holds.
+        teller: Who is telling its run, until `telling_until`; a name that stays tells of a teller that died.
+    """
+
+    __tablename__ = "device_runs"
+    __table_args__ = (
+        Index("ix_device_runs_work", "work_id", "attempt"),
+        Index("ix_device_runs_run", "run_id"),
+        Index("ix_device_runs_told", "told", "id"),
+        Index("ix_device_runs_subject", "subject_id"),
+        Index("ix_device_runs_requested", "kind", "requested_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    work_id: Mapped[str] = mapped_column(String(80))
+    kind: Mapped[str] = mapped_column(String(20))
+    subject_id: Mapped[str] = mapped_column(String(80))
+    attempt: Mapped[int] = mapped_column(default=0)
+    session_id: Mapped[str | None]
+    run_id: Mapped[str | None] = mapped_column(String(80))
+    leader_id: Mapped[str | None] = mapped_column(String(80))
+    changes: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    requests: Mapped[int] = mapped_column(default=0)
+    requested_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    began_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    state: Mapped[str] = mapped_column(String(20), default="")
+    failure_code: Mapped[str | None]
+    again: Mapped[bool] = mapped_column(default=False)
+    facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    told: Mapped[str] = mapped_column(String(10), default="")
+    said: Mapped[int] = mapped_column(default=0)
+    teller: Mapped[str | None]
+    telling_until: Mapped[datetime | None]
+
+
+class DeviceRunLine(Table):
+    """One line of the log of an attempt; it goes when its run has told it and ended."""
+
+    __tablename__ = "device_run_lines"
+    __table_args__ = (
+        Index("ix_device_run_lines_run", "device_run_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    device_run_id: Mapped[str] = mapped_column(String(80))
+    at: Mapped[datetime]
+    level: Mapped[int]
+    text: Mapped[str]

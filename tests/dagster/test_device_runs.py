@@ -1,0 +1,364 @@
+"""Runs that no process executes: bound to a session's attempts, told from its rows, read back as the UI reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import dagster as dg
+import pytest
+from dagster import DagsterRunStatus as Status
+
+from tests.support.paper_sessions import CHECKS, PaperSession
+from tunes_dagster.assets.housekeeping import forget_tunes
+from tunes_dagster.core import clock
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.recipe import PromptRequest
+from tunes_dagster.core.settings import get_settings
+from tunes_dagster.definitions import build_defs
+from tunes_dagster.pipeline import device_runs
+from tunes_dagster.pipeline.inprocess import _origin
+from tunes_dagster.pipeline.launcher import DEVICE_RUN_TAG, DeviceRunLauncher, device_kinds
+from tunes_dagster.pipeline.telling import Teller
+from tunes_dagster.service import submit
+from tunes_dagster.service.installation import Installation
+
+DEFS = build_defs(campaigns=[])
+
+
+class Place:
+    """An installation with sessions on, and what the daemon does in it, step by step."""
+
+    def __init__(self, house, instance: dg.DagsterInstance) -> None:
+        self.house, self.instance, self.registry = house, instance, house.registry
+        self.installation = Installation(house.settings)
+        self.session = PaperSession(house.registry)
+        self.teller = Teller(instance, self.installation)
+        self.defs = DEFS
+
+    def prepared(self, title: str = "bob"):
+        """Return a tune that waits to be trained."""
+        tune = self.house.submit(title)
+        work = self.registry.claim("prepare", tune.id, "run-prepare", origin="cli")
+        self.registry.finish(work.id, "run-prepare", result={})
+        return tune
+
+    def requested(self) -> list[str]:
+        """Do what the daemon does with what is requested now; returns the runs."""
+        due = self.registry.requests_due()
+        asked = device_runs.requests(self.instance, due)
+        for one in asked.dynamic_partitions_requests or []:
+            self.instance.add_dynamic_partitions(one.partitions_def_name, list(one.partition_keys))
+        made = []
+        for request in asked.run_requests or []:
+            tags = {**request.tags, "dagster/run_key": request.run_key}
+            made.append(self.created(request.job_name, request.partition_key, tags))
+        for run_id in made:
+            self.instance.launch_run(run_id, None)
+        return made
+
+    def created(self, job_name: str, partition: str, tags=None, assets=None, config=None) -> str:
+        """Create a run as the daemon, or the UI, does."""
+        job = self.defs.resolve_job_def(job_name)
+        if assets:
+            job = job.get_subset(asset_selection={dg.AssetKey(name) for name in assets})
+        run = self.instance.create_run_for_job(
+            job_def=job,
+            run_config=config,
+            tags={"dagster/partition": partition, **(tags or {})},
+            remote_job_origin=_origin(job_name),
+            asset_selection=frozenset(dg.AssetKey(name) for name in assets) if assets else None,
+        )
+        return run.run_id
+
+    def by_hand(self, assets: list[str], partition: str, config=None) -> str:
+        """Materialize some assets of a partition as a person does in the UI; returns the run."""
+        run_id = self.created("__ASSET_JOB", partition, None, assets, config)
+        self.instance.launch_run(run_id, None)
+        return run_id
+
+    def status(self, run_id: str) -> Status:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.status
+
+    def kinds(self, run_id: str) -> list[str]:
+        """Return the events of a run, in order."""
+        logs = self.instance.all_logs(run_id)
+        return [one.dagster_event.event_type_value if one.dagster_event else one.user_message for one in logs]
+
+
+@pytest.fixture
+def place(paper_house, monkeypatch) -> Iterator[Place]:
+    monkeypatch.setenv("TUNES_SESSIONS", "true")
+    get_settings.cache_clear()
+    paper_house.settings = get_settings()
+    instance = paper_house.instance
+    launcher = DeviceRunLauncher()
+    launcher.register_instance(instance)
+    monkeypatch.setattr(instance, "_run_launcher", launcher)
+    yield Place(paper_house, instance)
+    launcher.dispose()
+
+
+def told(place: Place) -> None:
+    assert place.teller.tell().left == 0
+
+
+def test_a_run_tells_of_an_attempt_from_its_start_to_its_end(place):
+    tune = place.prepared()
+    work = place.session.begin("train", tune.id)
+    (run_id,) = place.requested()
+    assert place.requested() == [] and place.status(run_id) == Status.STARTING
+    place.session.journal.line(work, "training 3/12")
+    told(place)
+    assert place.status(run_id) == Status.STARTED
+    place.session.finish(work)
+    told(place)
+    assert place.status(run_id) == Status.SUCCESS
+    events = [one for one in place.kinds(run_id) if one != "ENGINE_EVENT"]
+    assert events[-9:] == [
+        "PIPELINE_START",
+        "STEP_START",
+        "training 3/12",
+        "ASSET_MATERIALIZATION",
+        *["ASSET_CHECK_EVALUATION"] * 3,
+        "STEP_SUCCESS",
+        "PIPELINE_SUCCESS",
+    ]
+    before = place.kinds(run_id)
+    told(place)
+    assert place.kinds(run_id) == before
+    record = place.instance.get_run_record_by_id(run_id)
+    (row,) = place.registry.device_runs_of(run_id)
+    assert record.start_time == pytest.approx(row.began_at.timestamp())
+    assert record.end_time == pytest.approx(row.ended_at.timestamp())
+
+
+def test_work_that_is_done_before_dagster_hears_of_it_is_told_with_its_real_times(place, monkeypatch):
+    tune = place.prepared()
+    place.session.finish(place.session.begin("train", tune.id))
+    began = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: began + timedelta(hours=1))
+    (run_id,) = place.requested()
+    told(place)
+    record = place.instance.get_run_record_by_id(run_id)
+    assert place.status(run_id) == Status.SUCCESS and record.end_time < began.timestamp() + 60
+    (made,) = place.instance.fetch_materializations(dg.AssetKey("lora"), limit=5).records
+    assert made.partition_key == tune.id and made.timestamp == pytest.approx(record.end_time)
+    assert made.asset_materialization.metadata["steps"].value == 12
+
+
+@pytest.mark.parametrize("died", ["before its end", "after its row", "while telling"])
+def test_what_a_session_or_a_teller_did_not_come_to_say_is_said_by_the_next(place, died, monkeypatch):
+    tune = place.prepared()
+    work = place.session.begin("train", tune.id)
+    (run_id,) = place.requested()
+    told(place)
+    if died == "before its end":
+        place.registry.requeue_lost(work.id, "It was killed.")
+        told(place)
+        assert place.status(run_id) == Status.FAILURE
+        assert "STEP_FAILURE" in place.kinds(run_id)
+        again = place.session.begin("train", tune.id)
+        assert again.attempt == 2 and len(place.requested()) == 1
+        return
+    if died == "after its row":
+        place.registry.finish(work.id, place.session.name, result={"steps": 12, "checks": {CHECKS[0]: True}})
+    else:
+        place.session.finish(work)
+        write = type(place.instance).report_dagster_event
+        calls = []
+
+        def dies(self, *args, **kwargs):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            write(self, *args, **kwargs)
+
+        monkeypatch.setattr(type(place.instance), "report_dagster_event", dies)
+        with pytest.raises(KeyboardInterrupt):
+            place.teller.tell()
+        monkeypatch.setattr(type(place.instance), "report_dagster_event", write)
+        assert (
+            Teller(place.instance, place.installation).tell().runs == 1
+        )  # it is being told, for all one knows
+        assert place.status(run_id) == Status.STARTED
+        now = clock.now()
+        monkeypatch.setattr(clock, "now", lambda: now + timedelta(minutes=2))
+    Teller(place.instance, place.installation).tell()
+    events = place.kinds(run_id)
+    assert place.status(run_id) == Status.SUCCESS
+    assert events.count("ASSET_MATERIALIZATION") == events.count("PIPELINE_SUCCESS") == 1
+    assert events.count("ASSET_CHECK_EVALUATION") == (1 if died == "after its row" else 3)
+
+
+def test_failures_and_cancels_end_the_run_of_their_own_tune_only(place):
+    tunes = [place.prepared(f"t{number}") for number in range(3)]
+    works = [place.session.begin("train", tune.id) for tune in tunes]
+    runs = place.requested()
+    told(place)
+    place.session.fail(works[0], Failure(FailureCode.DIVERGED, "Ann's pictures diverged."))
+    assert place.instance.run_launcher.terminate(runs[1]) and place.session.obey(works[1])
+    place.session.finish(works[2])
+    told(place)
+    assert [place.status(one) for one in runs] == [Status.FAILURE, Status.CANCELED, Status.SUCCESS]
+    words = " ".join(map(str, place.instance.all_logs(runs[0])))
+    assert "diverged" in words and "Ann" not in words
+    assert place.house.status(tunes[1].id) == "cancelled"
+
+
+def test_a_run_cancelled_in_the_queue_cancels_its_work(place):
+    tune = place.prepared()
+    work = place.session.begin("train", tune.id)
+    (row,) = place.registry.requests_due()
+    request = device_runs.request_for_attempt(row)
+    tags = {**request.tags, "dagster/run_key": request.run_key}
+    place.instance.add_dynamic_partitions("tunes", [tune.id])
+    run = place.instance.get_run_by_id(place.created(request.job_name, tune.id, tags))
+    place.instance.report_run_canceled(run)
+    assert device_runs.heed_cancelled_runs(place.instance, place.registry) == 1
+    assert place.session.obey(work)
+    told(place)
+    assert place.status(run.run_id) == Status.CANCELED
+
+
+def test_many_small_batches_share_runs_and_few_do_not(place, monkeypatch):
+    monkeypatch.setattr("tunes_dagster.registry.device_runs.OWN_RUNS", 3)
+    tune = place.prepared()
+    place.session.finish(place.session.begin("train", tune.id))
+    finished = place.session.begin("finish", tune.id)
+    place.session.finish(
+        finished, {"report_card": {"likeness": 0.6, "base_likeness": 0.2, "verdict": "good"}}
+    )
+    for number in range(8):
+        submit.submit_prompt(
+            place.registry,
+            place.installation.catalog,
+            place.house.settings,
+            PromptRequest(text=f"a secret wish {number}", tune=tune.id),
+        )
+        place.registry.make_batches(wait_seconds=0)
+    batches = [work.subject_id for work in place.registry.queued_work("render")]
+    assert len(batches) == 8
+    for batch in batches:
+        place.session.finish(place.session.begin("render", batch))
+    runs = place.requested()
+    assert len(runs) == 2 + 3
+    assert place.requested() == []
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=31))
+    (shared,) = place.requested()
+    told(place)
+    assert {place.status(one) for one in [*runs, shared]} == {Status.SUCCESS}
+    (made,) = place.instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey("renders"), asset_partitions=[batches[3]]), limit=2
+    ).records
+    assert made.asset_materialization.metadata["prompts"].value == 5
+    assert "secret" not in " ".join(str(e) for one in [*runs, shared] for e in place.instance.all_logs(one))
+    evaluated = place.instance.fetch_materializations(dg.AssetKey("report_card"), limit=1).records
+    assert evaluated[0].asset_materialization.metadata["likeness"].value == 0.6
+
+
+def test_what_is_deleted_leaves_nothing_in_dagster(place):
+    kept, gone = place.prepared("ann"), place.prepared("bob")
+    for tune in (kept, gone):
+        place.session.finish(place.session.begin("train", tune.id))
+    runs = place.requested()
+    told(place)
+    place.registry.delete_tune(gone.id)
+    forget_tunes(place.instance, place.registry, [gone.id])
+    records = place.instance.fetch_materializations(dg.AssetKey("lora"), limit=5).records
+    assert [one.partition_key for one in records] == [kept.id]
+    assert place.instance.get_run_by_id(runs[1]) is None and place.status(runs[0]) == Status.SUCCESS
+    assert not place.registry.device_runs_of(runs[1])
+
+
+def test_a_run_that_somebody_deleted_is_told_no_more(place):
+    tune = place.prepared()
+    work = place.session.begin("train", tune.id)
+    (run_id,) = place.requested()
+    place.instance.delete_run(run_id)
+    place.session.finish(work)
+    told(place)
+    assert place.teller.tell().runs == 0 and not place.instance.all_logs(run_id)
+
+
+def test_by_hand_it_is_handed_to_the_session_that_is_there(place):
+    busy, tune = place.prepared("ann"), place.prepared("bob")
+    place.session.begin("train", busy.id)
+    place.instance.add_dynamic_partitions("tunes", [tune.id])
+    config = {"ops": {"lora": {"config": {"steps": 5}}}}
+    run_id = place.by_hand(["lora", "report_card"], tune.id, config)
+    assert place.status(run_id) == Status.STARTED
+    (work,) = place.registry.work_of(tune.id, "train")
+    assert work.state == "queued" and place.registry.changes_of(work) == {"steps": 5}
+    mine = place.session.begin("train", tune.id)
+    assert place.registry.changes_of(mine) == {"steps": 5}
+    place.session.finish(mine)
+    told(place)
+    assert place.status(run_id) == Status.STARTED
+    place.session.finish(place.session.begin("finish", tune.id), {"report_card": {}})
+    told(place)
+    assert place.status(run_id) == Status.SUCCESS
+    events = place.kinds(run_id)
+    assert events.count("PIPELINE_START") == 1 and events.count("ASSET_MATERIALIZATION") == 2
+
+
+def test_by_hand_what_is_done_already_is_refused_with_a_reason(place):
+    tune = place.prepared()
+    place.session.begin("train", tune.id)
+    place.instance.add_dynamic_partitions("tunes", [tune.id])
+    run_id = place.by_hand(["lora"], tune.id)
+    assert place.status(run_id) == Status.FAILURE
+    assert "is being done by session_paper" in str(place.instance.all_logs(run_id)[-1])
+
+
+def test_the_health_of_a_run_is_the_heartbeat_of_its_row(place, monkeypatch):
+    tune = place.prepared()
+    work = place.session.begin("train", tune.id)
+    (run_id,) = place.requested()
+    run, launcher = place.instance.get_run_by_id(run_id), place.instance.run_launcher
+    assert launcher.check_run_worker_health(run).status.value == "RUNNING"
+    now = clock.now() + timedelta(seconds=4 * place.house.settings.lost_after_seconds)
+    monkeypatch.setattr(clock, "now", lambda: now)
+    assert launcher.check_run_worker_health(run).status.value == "FAILED"
+    place.registry.heartbeat(work.id, place.session.name)
+    assert launcher.check_run_worker_health(run).status.value == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("job", "assets", "kinds"),
+    [
+        ("render_batch", None, ["render"]),
+        ("train_tune", None, ["train"]),
+        ("__ASSET_JOB", ["report_card", "lora"], ["train", "finish"]),
+        ("__ASSET_JOB", ["captions", "lora"], []),
+        ("__ASSET_JOB", None, []),
+        ("prepare_tune", None, []),
+        ("train_cohort", None, []),
+    ],
+)
+def test_device_work_is_known_by_what_a_run_selects(job, assets, kinds):
+    selection = frozenset(dg.AssetKey(name) for name in assets) if assets else None
+    run = dg.DagsterRun(job_name=job, run_id="r", asset_selection=selection)
+    assert device_kinds(run) == kinds
+
+
+def test_all_other_runs_go_to_the_launcher_that_is_wrapped(place, monkeypatch):
+    launched = []
+    wrapped = type(place.instance.run_launcher._wrapped)
+    monkeypatch.setattr(
+        wrapped, "launch_run", lambda _self, context: launched.append(context.dagster_run.run_id)
+    )
+    tune = place.prepared()
+    place.instance.add_dynamic_partitions("tunes", [tune.id])
+    nobody = place.by_hand(["lora"], tune.id)  # no session is there
+    mixed = place.by_hand(["captions", "lora"], tune.id)
+    assert launched == [nobody, mixed]
+    monkeypatch.setenv("TUNES_SESSIONS", "false")
+    get_settings.cache_clear()
+    place.instance.run_launcher.__dict__.pop("_settings", None)
+    off = place.created("train_tune", tune.id, {DEVICE_RUN_TAG: "drun_1"})
+    place.instance.launch_run(off, None)
+    assert launched == [nobody, mixed, off]

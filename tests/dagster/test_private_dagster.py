@@ -1,0 +1,111 @@
+"""What is used of Dagster without its promise: when one of these fails, look at `tunes_dagster/pipeline/journal.py`."""
+
+from __future__ import annotations
+
+import inspect
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluation,
+    AssetCheckEvaluationTargetMaterializationData,
+)
+from dagster._core.events import (
+    DagsterEvent,
+    DagsterEventType,
+    JobCanceledData,
+    JobFailureData,
+    RunFailureReason,
+    StepMaterializationData,
+)
+from dagster._core.events.log import EventLogEntry
+from dagster._core.execution.plan.objects import StepFailureData, StepSuccessData, UserFailureData
+from dagster._core.launcher.base import CheckRunHealthResult, RunLauncher, WorkerStatus
+
+# Callable → the parameters that are passed, by name or in this order.
+USED = {
+    dg.DagsterInstance.report_dagster_event: ["self", "dagster_event", "run_id", "log_level", "timestamp"],
+    dg.DagsterInstance.handle_new_event: ["self", "event"],
+    dg.DagsterInstance.report_run_canceling: ["self", "run"],
+    dg.DagsterInstance.report_run_canceled: ["self", "dagster_run", "message"],
+    dg.DagsterInstance.report_run_failed: ["self", "dagster_run", "message"],
+    dg.DagsterInstance.report_engine_event: ["self", "message", "dagster_run"],
+    dg.DagsterInstance.all_logs: ["self", "run_id"],
+    dg.DagsterInstance.fetch_materializations: ["self", "records_filter", "limit"],
+    DagsterEvent.__new__: [
+        "event_type_value",
+        "job_name",
+        "node_handle",
+        "step_kind_value",
+        "event_specific_data",
+        "message",
+    ],
+    EventLogEntry.__new__: [
+        "error_info",
+        "level",
+        "user_message",
+        "run_id",
+        "timestamp",
+        "step_key",
+        "job_name",
+        "dagster_event",
+    ],
+    StepMaterializationData.__new__: ["materialization"],
+    StepSuccessData.__new__: ["duration_ms"],
+    StepFailureData.__new__: ["error", "user_failure_data", "error_source"],
+    UserFailureData.__new__: ["label", "description", "metadata"],
+    JobFailureData.__new__: ["error", "failure_reason"],
+    JobCanceledData.__new__: ["error"],
+    AssetCheckEvaluationTargetMaterializationData: ["run_id", "storage_id", "timestamp"],
+    AssetCheckEvaluation: [
+        "asset_key",
+        "check_name",
+        "passed",
+        "metadata",
+        "severity",
+        "description",
+        "partition",
+        "target_materialization_data",
+    ],
+    CheckRunHealthResult: ["status", "msg", "run_worker_id"],
+    RunLauncher.launch_run: ["self", "context"],
+    RunLauncher.terminate: ["self", "run_id"],
+    RunLauncher.check_run_worker_health: ["self", "run"],
+    RunLauncher.register_instance: ["self", "instance"],
+}
+
+
+@pytest.mark.parametrize("used", USED, ids=lambda used: used.__qualname__)
+def test_what_is_called_takes_what_is_passed(used):
+    takes = list(getattr(used, "_fields", None) or inspect.signature(used).parameters)
+    missing = [name for name in USED[used] if name not in takes]
+    assert not missing, f"Dagster {dg.__version__}: {used.__qualname__} no longer takes {missing}: {takes}"
+
+
+def test_the_kinds_of_events_and_answers_are_there():
+    events = {
+        "RUN_START",
+        "RUN_SUCCESS",
+        "RUN_FAILURE",
+        "RUN_CANCELED",
+        "STEP_START",
+        "STEP_SUCCESS",
+        "STEP_FAILURE",
+        "ASSET_MATERIALIZATION",
+        "ASSET_CHECK_EVALUATION",
+    }
+    assert events <= set(DagsterEventType.__members__), f"Dagster {dg.__version__}"
+    assert {"RUNNING", "FAILED"} <= set(WorkerStatus.__members__), f"Dagster {dg.__version__}"
+    assert "STEP_FAILURE" in RunFailureReason.__members__, f"Dagster {dg.__version__}"
+
+
+def test_an_event_moves_its_run_at_its_own_time():
+    """Status, start and end of a run follow from its events: nothing else ever sets them."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(dg.GraphDefinition(name="nothing").to_job())
+        for kind, at in ((DagsterEventType.RUN_START, 1000.0), (DagsterEventType.RUN_SUCCESS, 1060.0)):
+            event = DagsterEvent(event_type_value=kind.value, job_name="nothing", message="")
+            instance.report_dagster_event(event, run_id=run.run_id, timestamp=at)
+        record = instance.get_run_record_by_id(run.run_id)
+    assert record is not None and record.dagster_run.status == dg.DagsterRunStatus.SUCCESS
+    assert (record.start_time, record.end_time) == (1000.0, 1060.0)

@@ -1,0 +1,84 @@
+"""The sensor that gives each attempt of a session its Dagster run, and tells what became of it.
+
+A run is requested when the work has begun, or is done already: nothing that needs a device waits for Dagster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from dagster import DagsterRunStatus
+
+from tunes_dagster.pipeline.launcher import DEVICE_RUN_TAG, KIND_OF_JOB
+from tunes_dagster.pipeline.launches import RUN_KEY_TAG, cancel_subject
+from tunes_dagster.pipeline.partitions import render_batches, tunes
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import DeviceRun, Registry
+
+JOB_OF_DEVICE_WORK = {kind: job for job, kind in KIND_OF_JOB.items()}
+
+
+def run_key_of(row: DeviceRun) -> str:
+    """Return the run key of the newest request for an attempt."""
+    return f"{row.id}:{row.requests}"
+
+
+def request_for_attempt(row: DeviceRun) -> dg.RunRequest:
+    """Return the request of a run that will tell of an attempt."""
+    subject = "tunes/batch" if row.kind == "render" else "tunes/tune"
+    return dg.RunRequest(
+        job_name=JOB_OF_DEVICE_WORK[row.kind],
+        run_key=run_key_of(row),
+        partition_key=row.subject_id,
+        tags={
+            "tunes/kind": row.kind,
+            "tunes/work": row.work_id,
+            "tunes/attempt": str(row.attempt),
+            subject: row.subject_id,
+            DEVICE_RUN_TAG: row.id,
+            # It starts no process, so that nobody has to wait for it.
+            "dagster/priority": "9",
+        },
+    )
+
+
+def requests(instance: dg.DagsterInstance, rows: Sequence[DeviceRun]) -> dg.SensorResult:
+    """Return the requests for some attempts, with the partitions that they need."""
+    if not rows:
+        return dg.SensorResult(skip_reason="Every attempt has its run.")
+    partitions = []
+    for definition, keys in (
+        (render_batches, [row.subject_id for row in rows if row.kind == "render"]),
+        (tunes, [row.subject_id for row in rows if row.kind != "render"]),
+    ):
+        assert definition.name is not None
+        new = [k for k in dict.fromkeys(keys) if not instance.has_dynamic_partition(definition.name, k)]
+        if new:
+            partitions.append(definition.build_add_request(new))
+    return dg.SensorResult(
+        run_requests=[request_for_attempt(row) for row in rows], dynamic_partitions_requests=partitions
+    )
+
+
+def heed_cancelled_runs(instance: dg.DagsterInstance, registry: Registry) -> int:
+    """Cancel the work of runs that a person cancelled where no launcher heard of it: in the queue, or by force.
+
+    Returns:
+        How many runs there were.
+    """
+    for row in registry.requested_device_runs():
+        found = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: run_key_of(row)}), limit=5)
+        run = next((one for one in found if one.parent_run_id is None), None)
+        if run is not None and run.is_finished:  # also when it could not be launched
+            registry.bind_device_run(row.id, run.run_id)
+    wanted = sorted({row.run_id for row in registry.open_device_runs() if row.run_id})
+    if not wanted:
+        return 0
+    over = instance.get_runs(dg.RunsFilter(run_ids=wanted, statuses=[DagsterRunStatus.CANCELED]))
+    for run in over:
+        for work in registry.works_of_run(run.run_id):
+            cancel_subject(registry, work)
+    return len(over)

@@ -1,0 +1,229 @@
+"""The run launcher of `dagster.yaml`: runs of device work are bound to rows and start nothing, all others go on.
+
+With `TUNES_SESSIONS` off, and for all work that needs no device, everything is left to the launcher that it wraps. It
+is loaded by every process that opens the instance, the web server included, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import dagster as dg
+from dagster import DagsterRun
+from dagster._core.launcher.base import (
+    CheckRunHealthResult,
+    LaunchRunContext,
+    ResumeRunContext,
+    RunLauncher,
+    WorkerStatus,
+)
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Registry, Work
+
+DEVICE_RUN_TAG = "tunes/device_run"
+
+# What a run selects → the kinds of work, in the order in which they are done. The step of each has its asset's name.
+KIND_OF_ASSET = {"lora": "train", "report_card": "finish", "renders": "render"}
+KIND_OF_JOB = {"train_tune": "train", "finish_tune": "finish", "render_batch": "render"}
+_ASSET_JOB = "__ASSET_JOB"
+
+
+def device_kinds(run: DagsterRun) -> list[str]:
+    """Return the kinds of device work that a run is about, in their order; none when it does anything else too.
+
+    It is known by what the run selects: what a person starts in the UI, or executes again, has no tags of ours.
+    """
+    if run.job_name in KIND_OF_JOB:
+        return [KIND_OF_JOB[run.job_name]]
+    if not run.job_name.startswith(_ASSET_JOB) or not run.asset_selection or run.asset_check_selection:
+        return []
+    names = {key.to_user_string() for key in run.asset_selection}
+    if run.step_keys_to_execute is not None:  # executed again from a failure
+        names &= set(run.step_keys_to_execute)
+    if not names or not names <= set(KIND_OF_ASSET):
+        return []
+    return [kind for name, kind in KIND_OF_ASSET.items() if name in names]
+
+
+def changes_in(run: DagsterRun, kind: str) -> dict[str, Any]:
+    """Return what was filled in in the Launchpad for the step of a kind of work."""
+    step = next(name for name, one in KIND_OF_ASSET.items() if one == kind)
+    ops = (run.run_config or {}).get("ops") or {}
+    filled = (ops.get(step) or {}).get("config") or {}
+    return {name: value for name, value in filled.items() if value is not None}
+
+
+class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
+    """Binds runs of device work to the rows that a session works on; wraps another launcher for everything else.
+
+    Args:
+        wrapped: `{module: …, class: …, config: …}` of the launcher for all other runs; Dagster's default one unless
+            given.
+        inst_data: Dagster's.
+    """
+
+    def __init__(
+        self, wrapped: Mapping[str, Any] | None = None, inst_data: ConfigurableClassData | None = None
+    ) -> None:
+        super().__init__()
+        self._inst_data = inst_data
+        chosen = wrapped or {}
+        self._wrapped: RunLauncher[Any] = ConfigurableClassData(
+            chosen.get("module", "dagster._core.launcher"),
+            chosen.get("class", "DefaultRunLauncher"),
+            _yaml(chosen.get("config")),
+        ).rehydrate(as_type=RunLauncher)
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        """As Dagster asks."""
+        return self._inst_data
+
+    @classmethod
+    def config_type(cls) -> Mapping[str, Any]:
+        """What `dagster.yaml` may say under `run_launcher: config`."""
+        launcher = {
+            "module": dg.Field(str),
+            "class": dg.Field(str),
+            "config": dg.Field(dg.Permissive(), is_required=False),
+        }
+        return {"wrapped": dg.Field(launcher, is_required=False)}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> Self:
+        """As Dagster asks."""
+        return cls(inst_data=inst_data, **config_value)
+
+    def register_instance(self, instance: dg.DagsterInstance) -> None:
+        """Be told whose launcher this is, and tell the wrapped one."""
+        super().register_instance(instance)
+        self._wrapped.register_instance(instance)
+
+    @cached_property
+    def _settings(self) -> Settings:
+        return get_settings()
+
+    @cached_property
+    def _registry(self) -> Registry:
+        from tunes_dagster.registry import open_registry
+
+        return open_registry(self._settings)
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Bind a run of device work; leave all others to the wrapped launcher."""
+        if not self._bound(context.dagster_run):
+            self._wrapped.launch_run(context)
+
+    def _bound(self, run: DagsterRun) -> bool:
+        kinds = device_kinds(run) if self._settings.sessions else []
+        partition = run.tags.get("dagster/partition")
+        if not kinds or not partition:
+            return False
+        asked_for = run.tags.get(DEVICE_RUN_TAG)
+        if asked_for and run.parent_run_id is None:
+            if not self._registry.bind_device_run(asked_for, run.run_id):
+                self._instance.report_run_canceled(run, "Another run tells of this attempt.")
+            return True
+        if not self._registry.session_lives(self._settings.lost_after_seconds):
+            return False  # the run's own process does it, and has the device meanwhile
+        self._hand_over(run, kinds, partition)
+        return True
+
+    def _hand_over(self, run: DagsterRun, kinds: list[str], partition: str) -> None:
+        from tunes_dagster.pipeline.journal import RunJournal
+
+        # Dagster gives up runs that have not begun after minutes; a session may be busy for longer.
+        RunJournal(self._instance, run).started(self._registry.now())
+        first, *rest = kinds
+        try:
+            self._registry.hand_over(first, partition, run.run_id, changes_in(run, first))
+            for kind in rest:
+                self._registry.expect(kind, partition, run.run_id, changes_in(run, kind))
+        except Failure as failure:
+            if failure.code == FailureCode.STORE_UNAVAILABLE:
+                raise
+            self._instance.report_run_failed(run, f"{failure.message} {failure.remedy}".strip())
+            return
+        self._instance.report_engine_event("It was handed to the session that holds the device.", run)
+
+    def terminate(self, run_id: str) -> bool:
+        """Ask for the work of a run to be cancelled; its end is told when it has ended."""
+        if not (self._settings.sessions and self._registry.device_runs_of(run_id)):
+            return self._wrapped.terminate(run_id)
+        works = self._registry.works_of_run(run_id)
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished or not works:
+            return False
+        self._instance.report_run_canceling(run)
+        from tunes_dagster.pipeline.launches import cancel_subject
+
+        for work in works:
+            cancel_subject(self._registry, work)
+        return True
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Rows say whether their work lives; runs of which the wrapped launcher knows nothing count as alive."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Return how a run is: for device work, what the heartbeat of its row says."""
+        rows = self._registry.device_runs_of(run.run_id) if self._settings.sessions else []
+        if not rows:
+            if self._wrapped.supports_check_run_worker_health:
+                return self._wrapped.check_run_worker_health(run)
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        silent = [work.id for work in self._registry.works_of_run(run.run_id) if self._is_silent(work)]
+        if silent:
+            return CheckRunHealthResult(WorkerStatus.FAILED, f"No heartbeat of {', '.join(silent)}.")
+        return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=rows[0].session_id)
+
+    def _is_silent(self, work: Work) -> bool:
+        """Whether work was silent for so long that the sensor that gives it to others should have done so."""
+        if work.state != "running" or work.heartbeat_at is None:
+            return False
+        patience = timedelta(seconds=3 * self._settings.lost_after_seconds)
+        return self._registry.now() - work.heartbeat_at > patience
+
+    def get_run_worker_debug_info(
+        self, run: DagsterRun, include_container_logs: bool | None = True
+    ) -> str | None:
+        """Return what helps to find out why a run does not go on."""
+        if self._settings.sessions and (rows := self._registry.device_runs_of(run.run_id)):
+            sessions = sorted({row.session_id for row in rows if row.session_id})
+            return f"Its work is done by {', '.join(sessions) or 'no session yet'}; see `tunes devices`."
+        return self._wrapped.get_run_worker_debug_info(run, include_container_logs)
+
+    @property
+    def supports_resume_run(self) -> bool:
+        """As the wrapped launcher."""
+        return self._wrapped.supports_resume_run
+
+    def resume_run(self, context: ResumeRunContext) -> None:
+        """Leave it to the wrapped launcher; device work is resumed by the registry."""
+        if not (self._settings.sessions and self._registry.device_runs_of(context.dagster_run.run_id)):
+            self._wrapped.resume_run(context)
+
+    def join(self, timeout: int = 30) -> None:
+        """Wait for the runs of the wrapped launcher."""
+        self._wrapped.join(timeout)
+
+    def dispose(self) -> None:
+        """Let go of everything."""
+        self._wrapped.dispose()
+        if "_registry" in self.__dict__:
+            self._registry.close()
+
+
+def _yaml(config: Mapping[str, Any] | None) -> str:
+    import yaml
+
+    return yaml.safe_dump(dict(config or {}))

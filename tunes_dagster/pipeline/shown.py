@@ -1,0 +1,247 @@
+"""What the run of a session's attempt shows of what was made: numbers, ids and addresses, read from the rows.
+
+Nothing that a person wrote, and no picture: of these, Dagster keeps every copy for ever.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from tunes_dagster.assets.display import files, sparkline, table
+from tunes_dagster.assets.names import LORA, RENDERS, REPORT_CARD
+from tunes_dagster.core.failures import FailureCode
+
+if TYPE_CHECKING:
+    from tunes_dagster.core.store import Store
+    from tunes_dagster.registry import DeviceRun, Registry
+    from tunes_dagster.service.installation import Installation
+
+ASSET_OF_KIND = {"train": LORA, "finish": REPORT_CARD, "render": RENDERS}
+
+# A failure's own sentence may name a person's files; what a code means stands here, and the rest where it is deleted.
+_MEANT = {
+    FailureCode.OUT_OF_MEMORY: "The device has too little memory for it.",
+    FailureCode.DIVERGED: "The loss left all bounds.",
+    FailureCode.WEIGHTS_UNUSABLE: "Its weights cannot be used.",
+    FailureCode.RENDER_FAILED: "It could not be rendered.",
+    FailureCode.NOT_FINITE: "Numbers of it were not finite (NaN).",
+    FailureCode.BASE_NOT_INSTALLED: "Its base model is not installed.",
+    FailureCode.BLOCKED: "A rule does not let it through.",
+    FailureCode.RUN_LOST: "The session that did it died.",
+    FailureCode.TIMED_OUT: "It took longer than it may.",
+    FailureCode.STORE_UNAVAILABLE: "The store did not answer.",
+    FailureCode.CONFLICT: "Something that it needs is not there, or changed meanwhile.",
+    FailureCode.INVALID_REQUEST: "It asks for what cannot be done.",
+    FailureCode.INTERNAL: "Something went wrong on our side.",
+}
+
+_BATCHES = {"batch": "string", "state": "string", "prompts": "int", "pictures": "int", "seconds": "float"}
+
+
+def why(row: DeviceRun) -> str:
+    """Return why an attempt ended as it did, in a sentence or two."""
+    ending = {
+        "lost": "The session that did it died.",
+        "returned": "The session stopped or gave way.",
+        "cancelled": "It was cancelled on request.",
+    }
+    try:
+        code = FailureCode(row.failure_code) if row.failure_code else None
+    except ValueError:  # of a newer version
+        code = None
+    said = ending.get(row.state) or _MEANT.get(code or FailureCode.INTERNAL, "It failed.")
+    if row.again:
+        return f"{said} It goes on in another attempt."
+    return said if row.state != "failed" else f"{said} [{row.failure_code}]"
+
+
+def facts_of_failure(row: DeviceRun) -> dict[str, Any]:
+    """Return what the UI shows beside the sentence."""
+    said = "tunes prompts" if row.kind == "render" else "tunes status"
+    return {
+        "code": row.failure_code or row.state,
+        "attempt": row.attempt,
+        "session": row.session_id or "",
+        "what to do": f"`{said} {row.subject_id}` says what is wrong and what helps.",
+    }
+
+
+def shown(
+    rows: Sequence[DeviceRun], installation: Installation
+) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    """Return metadata and answers of checks of the files that attempts of one kind made.
+
+    Args:
+        rows: Attempts that one run tells of; several only for batches.
+        installation: Holds the rows and files.
+    """
+    registry, store = installation.registry, installation.store
+    first = rows[0]
+    if first.kind == "render":
+        return _renders(rows, registry, store)
+    tune = registry.get_tune(first.subject_id)
+    made = _trained if first.kind == "train" else _evaluated
+    metadata, answers = made(first, tune.result or {}, store)
+    seconds = _seconds(first)
+    spent = {} if seconds is None else {"seconds on the device": round(seconds, 1)}
+    device = {"device": first.facts["device"]} if first.facts.get("device") else {}
+    return {
+        **metadata,
+        "base": tune.branch,
+        **spent,
+        **device,
+        "session": first.session_id or "",
+        "attempt": first.attempt,
+    }, answers
+
+
+def _seconds(row: DeviceRun) -> float | None:
+    if row.began_at is None or row.ended_at is None:
+        return None
+    return (row.ended_at - row.began_at).total_seconds()
+
+
+def _answers(row: DeviceRun, key: dg.AssetKey, kept: dict[str, bool]) -> list[dg.AssetCheckResult]:
+    """Return the answers that a session gave, or what the row kept of them."""
+    told = row.facts.get("checks") or [{"name": name, "passed": passed} for name, passed in kept.items()]
+    return [
+        dg.AssetCheckResult(
+            passed=bool(one["passed"]),
+            check_name=one["name"],
+            asset_key=key,
+            description=one.get("said"),
+            metadata=one.get("numbers") or {},
+            severity=dg.AssetCheckSeverity.WARN if one.get("warns") else dg.AssetCheckSeverity.ERROR,
+        )
+        for one in told
+    ]
+
+
+def _trained(
+    row: DeviceRun, result: dict[str, Any], store: Store
+) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    losses = row.facts.get("losses") or []
+    curve = {"loss at a glance": sparkline(losses, "loss"), "loss": round(losses[-1], 4)} if losses else {}
+    keys = {
+        "model (diffusers)" if result.get("pipeline_key") else "weights (diffusers)": result.get(
+            "weights_key"
+        ),
+        "weights (kohya)": result.get("kohya_key"),
+        "model card": result.get("card_key"),
+        "samples": result.get("samples_key"),
+    }
+    metadata = {
+        **({"steps": result["steps"]} if "steps" in result else {}),
+        **({"seconds of training": result["seconds"]} if "seconds" in result else {}),
+        **({"stopped early": True} if result.get("stopped") else {}),
+        "checkpoints": len(result.get("checkpoints") or []),
+        **curve,
+        **files(store, keys),
+        "recipe hash": result.get("weights_recipe_hash") or "",
+    }
+    return metadata, _answers(row, LORA, result.get("checks") or {})
+
+
+_SCORES = ("likeness", "base_likeness", "learned", "obedience", "variety", "copying", "leak", "chosen_step")
+
+
+def _evaluated(
+    row: DeviceRun, result: dict[str, Any], store: Store
+) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    card = result.get("report_card") or {}
+    scores = {name.replace("_", " "): card[name] for name in _SCORES if card.get(name) is not None}
+    keys = {
+        "page": card.get("page_key"),
+        "card": card.get("card_key"),
+        "before and after": card.get("sheet_key"),
+        "scores": card.get("curve_key"),
+    }
+    metadata = {"verdict": card.get("verdict") or "", **scores, **files(store, keys)}
+    likeness, base = card.get("likeness"), card.get("base_likeness")
+    measured = likeness is not None and base is not None
+    above = {
+        "name": "likeness_above_base",
+        "passed": measured and likeness > base,
+        "said": f"{likeness:.3f}, the base {base:.3f}." if measured else "Not measured.",
+        "warns": not measured,
+    }
+    return metadata, _answers(row, REPORT_CARD, {}) or _answers(_with(row, above), REPORT_CARD, {})
+
+
+def _with(row: DeviceRun, answer: dict[str, Any]) -> DeviceRun:
+    row.facts = {**row.facts, "checks": [answer]}
+    return row
+
+
+def _renders(
+    rows: Sequence[DeviceRun], registry: Registry, store: Store
+) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    batches, missing, broken, tunes = [], 0, 0, Counter[str]()
+    keys: dict[str, str | None] = {}
+    for row in rows:
+        batch = registry.get_batch(row.subject_id)
+        result = (batch.result if batch is not None else None) or {}
+        prompts = registry.list_prompts(batch_id=row.subject_id, limit=1_000)
+        pictures = sum(len(prompt.images) for prompt in prompts)
+        wanted = [prompt for prompt in prompts if prompt.status not in ("cancelled", "queued", "rendering")]
+        asked = sum(
+            int(prompt.settings.get("num_images", 1)) for prompt in wanted if prompt.expired_at is None
+        )
+        missing += max(0, asked - sum(len(prompt.images) for prompt in wanted))
+        broken += sum(prompt.failure_code == FailureCode.NOT_FINITE for prompt in prompts)
+        tunes.update(prompt.tune_id for prompt in prompts if prompt.tune_id)
+        batches.append(
+            {
+                "batch": row.subject_id,
+                "state": row.state,
+                "prompts": len(prompts),
+                "pictures": pictures,
+                "seconds": round(_seconds(row) or 0.0, 1),
+            }
+        )
+        keys |= {"page": result.get("page_key"), "contact sheet": result.get("sheet_key")}
+    total = sum(int(one["pictures"]) for one in batches)
+    seconds = sum(float(one["seconds"]) for one in batches)
+    device = rows[0].facts.get("device")
+    metadata = {
+        "pictures": total,
+        "prompts": sum(int(one["prompts"]) for one in batches),
+        "tunes": dg.MetadataValue.json(dict(sorted(tunes.items()))),
+        "seconds on the device": round(seconds, 1),
+        "seconds per picture": round(seconds / max(1, total), 2),
+        **({"batches": table(batches, _BATCHES)} if len(rows) > 1 else {}),
+        **({"device": device} if device else {}),
+        "session": rows[0].session_id or "",
+        **files(store, keys if len(rows) == 1 else {}),
+    }
+    blank = [one for row in rows for one in row.facts.get("checks") or [] if one["name"] == "not_blank"]
+    flat = [one for one in blank if not one["passed"]]
+    answers = [
+        dg.AssetCheckResult(
+            passed=not missing,
+            check_name="every_picture_is_there",
+            asset_key=RENDERS,
+            description=f"{missing} pictures are missing." if missing else "All are there.",
+        ),
+        dg.AssetCheckResult(
+            passed=not broken,
+            check_name="finite",
+            asset_key=RENDERS,
+            description=f"{broken} prompts were lost to them." if broken else "All numbers are finite.",
+        ),
+    ]
+    if blank:
+        answers.append(
+            dg.AssetCheckResult(
+                passed=not flat,
+                check_name="not_blank",
+                asset_key=RENDERS,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=f"{len(flat)} batches hold a flat picture." if flat else "All show something.",
+            )
+        )
+    return metadata, answers

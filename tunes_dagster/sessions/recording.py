@@ -1,0 +1,71 @@
+"""The journal that is kept in the registry, from which whoever tells Dagster's runs reads it (`pipeline/telling.py`).
+
+A session that writes it needs no Dagster: it may run in a container that reaches nothing but the registry. What it
+did not come to write when it died is filled in from the rows of its work (`Registry.end_lost_device_runs`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.registry.device_runs import Line
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Registry, Work
+    from tunes_dagster.sessions.journal import Outcome
+
+# Attempts whose row is known; a session makes a few at a time.
+_KNOWN = 1_000
+
+
+class Recorded:
+    """A `journal.Journal` in the registry; behind `journal.Queued`, because a row takes milliseconds."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._ids: OrderedDict[tuple[str, int], str] = OrderedDict()
+
+    def began(self, work: Work) -> None:
+        """Add the attempt."""
+        self._id_of(work)
+
+    def line(self, work: Work, text: str, level: int = logging.INFO) -> None:
+        """Add a line."""
+        self._registry.add_device_lines(self._id_of(work), [Line(self._registry.now(), level, text)])
+
+    def progress(self, work: Work, phase: str, done: int, total: int) -> None:
+        """Add a line."""
+        self.line(work, f"{phase} {done}/{total}")
+
+    def materialized(self, work: Work, result: Any) -> None:
+        """Keep what is not in the row of the tune or batch."""
+        self._registry.set_device_facts(self._id_of(work), facts_of(result))
+
+    def ended(self, work: Work, outcome: Outcome) -> None:
+        """Note the end."""
+        code = outcome.failure.code.value if outcome.failure is not None else None
+        self._registry.end_device_run(self._id_of(work), outcome.state, code, outcome.again)
+        self._ids.pop((work.id, work.attempt), None)
+
+    def _id_of(self, work: Work) -> str:
+        key = (work.id, work.attempt)
+        if key not in self._ids:
+            self._ids[key] = self._registry.begin_device_run(work).id
+            while len(self._ids) > _KNOWN:
+                self._ids.popitem(last=False)
+        return self._ids[key]
+
+
+def facts_of(result: Any) -> dict[str, Any]:
+    """Return the answers of checks and the device of a `Trained`, `Rendered` or `Evaluated`, as plain values."""
+    facts: dict[str, Any] = {}
+    answers = getattr(result, "answers", None)
+    if answers is not None:
+        facts["checks"] = [asdict(one) if is_dataclass(one) else dict(one) for one in answers]
+    device = getattr(result, "device", None)
+    if device is not None:
+        facts["device"] = f"{device.name} ({device.label}, {device.memory_gb:.0f} GiB, {device.dtype})"
+    return facts
