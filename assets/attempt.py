@@ -20,6 +20,7 @@ from tunes_dagster.assets.reporting import Member, Pulse, RunLines, RunLog
 from tunes_dagster.core.failures import UNEXPECTED, Cancelled, Failure, FailureCode, as_failure
 from tunes_dagster.core.logs import set_up_logging
 from tunes_dagster.core.progress import Reporter, Tee
+from tunes_dagster.core.results import BatchResult, TuneResult
 from tunes_dagster.pipeline.launches import ORIGIN_TAG, RUN_KEY_TAG
 
 if TYPE_CHECKING:
@@ -51,12 +52,15 @@ class Attempt:
     lines: RunLines = field(default_factory=RunLines, repr=False)
 
     def finish(
-        self, result: dict[str, Any] | None = None, continue_: bool | None = None, whole: bool = True
+        self,
+        result: TuneResult | BatchResult | None = None,
+        continue_: bool | None = None,
+        whole: bool = True,
     ) -> None:
         """Close the attempt as done; in the same transaction the row's subject moves on.
 
         Args:
-            result: Merged into the result of the tune or batch.
+            result: What the tune's or batch's result gets beside what it has.
             continue_: Open the next piece of work; None does so unless the tune was ready already.
             whole: Whether all of the work was done; the rest of a part is queued.
         """

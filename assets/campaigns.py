@@ -311,17 +311,17 @@ def report_result(
     with sentences():
         report = make_report(rows, store, rows.get_campaign(name), context.partition_key)
     counts = report.numbers
-    missing = int(counts["failed"]) + int(counts["open"])
-    said = f"{counts['failed']} prompts failed, {counts['open']} are still open."
+    missing = counts.failed + counts.open
+    said = f"{counts.failed} prompts failed, {counts.open} are still open."
     return dg.MaterializeResult(
         metadata={
             "contact sheet": picture(report.sheet, "campaign", store.url(report.sheet_key)),
-            "pictures": int(counts["pictures"]),
-            "prompts": int(counts["prompts"]),
-            "done": int(counts["done"]),
-            "failed": int(counts["failed"]),
-            "not yet rendered": int(counts["open"]),
-            "render seconds": float(counts["seconds"]),
+            "pictures": counts.pictures,
+            "prompts": counts.prompts,
+            "done": counts.done,
+            "failed": counts.failed,
+            "not yet rendered": counts.open,
+            "render seconds": counts.seconds,
             "failures": table(report.failures, FAILURE_COLUMNS),
             **files(
                 store,

@@ -400,7 +400,7 @@ def trainee_of(mine: Attempt, installation: Installation, changes: dict[str, Any
             registry.add_event(tune.id, tune.status, said)
         recipe = {**tune.recipe, "training": options.model_dump()}
         tune = registry.set_recipe(mine.work.id, mine.run_id, recipe)
-    return Trainee(mine, tune, options, resume="weights_key" not in tune.result)
+    return Trainee(mine, tune, options, resume=not tune.made.weights_key)
 
 
 # They fill in other options or name another tune's weights, which is done when a tune is handed in.

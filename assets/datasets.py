@@ -4,7 +4,7 @@ One run materializes all three (`prepare_tune`) under one attempt: the first ass
 it, the last one closes it.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -30,6 +30,7 @@ from tunes_dagster.assets.requests import SourceImagesConfig, change_request, re
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
+from tunes_dagster.core.results import TuneResult
 from tunes_dagster.pipeline.partitions import tunes
 from tunes_dagster.resources import (
     CaptionerResource,
@@ -56,7 +57,7 @@ def closes_attempt(context: dg.AssetExecutionContext) -> bool:
     return [key for key in PREPARE_ASSETS if key in chosen][-1] == context.asset_key
 
 
-def close(context: dg.AssetExecutionContext, mine: Attempt, result: dict[str, Any]) -> None:
+def close(context: dg.AssetExecutionContext, mine: Attempt, result: TuneResult | None = None) -> None:
     """Close the attempt when this asset is the last one.
 
     Training is queued only after a whole dataset, and not when this very run trains as well. Of a part (`source_images`
@@ -102,7 +103,7 @@ def source_images(
         if failure is not None:
             mine.fail(failure)
         else:
-            close(context, mine, {"pictures": manifest.counts()})
+            close(context, mine, TuneResult(pictures=manifest.counts()))
     return result
 
 
@@ -181,7 +182,7 @@ def training_set(
             open_restorer(whole.settings.bases_folder) if request.dataset.face_correct else None,
         )
         result = described_training_set(kept, tune, built)
-        close(context, mine, {"trained_on": len(built.training), "held_out": len(built.held_out)})
+        close(context, mine, TuneResult(trained_on=len(built.training), held_out=len(built.held_out)))
     return result
 
 
@@ -225,5 +226,5 @@ def captions(
             mine.report,
         )
         result = described_captions(kept, tune, written)
-        close(context, mine, {"captions": len(written.rows)})
+        close(context, mine, TuneResult(captions=len(written.rows)))
     return result

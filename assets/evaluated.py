@@ -17,6 +17,7 @@ from tunes_dagster.assets.names import REPORT_CARD, check_spec
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Phase, Reporter, Tee
 from tunes_dagster.core.recipe import UNTRAINED
+from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.store import Store
 from tunes_dagster.evaluation.card import Card, CardOptions
 from tunes_dagster.pipeline.partitions import tunes
@@ -57,7 +58,7 @@ class Evaluated:
 
     card: Card
     shown: Any
-    result: dict[str, Any] = field(default_factory=dict)
+    result: TuneResult = field(default_factory=TuneResult)
 
 
 class _Patient(Tee):
@@ -97,18 +98,20 @@ def evaluate(
     training: list[Any] = []
     held_out: list[Any] = []
     # What training wrote last, whatever an earlier card published.
-    result = {
-        short: tune.result[f"last_{short}"]
-        for short in ("weights_key", "kohya_key", "pipeline_key")
-        if tune.result.get(f"last_{short}") is not None
+    made = tune.made
+    last = {
+        "weights_key": made.last_weights_key or None,
+        "kohya_key": made.last_kohya_key,
+        "pipeline_key": made.last_pipeline_key,
     }
+    result = TuneResult.of({name: key for name, key in last.items() if key is not None})
     try:
         _must_be_scored(tune, mine, options, installation.settings.max_attempts)
         training, held_out = subject_pictures(tune.id, store)
         scored, published = _scored(
             tune, mine, options, installation, compute, scorers, context.run.run_id, training, held_out
         )
-        result |= published
+        result = result.beside(published)
     except Exception as error:
         if isinstance(error, Cancelled) and not error.keep:
             raise
@@ -119,13 +122,12 @@ def evaluate(
         context.log.warning(f"The report card could not be made; the last checkpoint is published. {said}")
         scored = Scored(failed_card(tune.id, called, options, error))
     shown = write_card(scored, training, held_out, tune.title, prefix, store)
-    result["report_card"] = {
-        **scored.card.summary(),
-        "card_key": shown.card_key,
-        "page_key": shown.page_key,
-        "sheet_key": shown.sheet_key,
-        "curve_key": shown.curve_key,
-    }
+    result.report_card = scored.card.summary(
+        card_key=shown.card_key,
+        page_key=shown.page_key,
+        sheet_key=shown.sheet_key,
+        curve_key=shown.curve_key,
+    )
     mine.report.note(f"Report card: {scored.card.line}. {scored.card.why}")
     return Evaluated(scored.card, shown, result)
 
@@ -136,7 +138,7 @@ def _must_be_scored(tune: Tune, mine: Attempt, options: CardOptions, limit: int)
         raise Failure(FailureCode.BLOCKED, "Scoring is turned off (report_checkpoints is 0).")
     if tune.kind in UNTRAINED:
         raise Failure(FailureCode.BLOCKED, "Nothing was trained: there are no checkpoints to choose from.")
-    if not tune.result.get("checkpoints"):
+    if not tune.made.checkpoints:
         raise Failure(FailureCode.BLOCKED, "Training left no checkpoints that could be scored.")
     if limit > 1 and mine.work.attempt == limit and mine.work.origin != "ui":
         raise Failure(FailureCode.BLOCKED, f"Scoring ended {limit - 1} attempts before; it is left out now.")
@@ -166,7 +168,7 @@ def _scored(
     run_id: str,
     training: list[Any],
     held_out: list[Any],
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, TuneResult]:
     """Score on a device, and return the card with its pictures and what publishing changes."""
     from tunes_dagster.evaluation.publishing import publish_checkpoint
     from tunes_dagster.evaluation.scoring import Subject, score_tune
@@ -175,20 +177,20 @@ def _scored(
 
     store, settings = installation.store, installation.settings
     entry, folder = installation.usable(tune.branch)
-    keys = [key for key in tune.result["checkpoints"] if store.exists(key)]
+    made = tune.made
+    keys = [key for key in made.checkpoints if store.exists(key)]
     subject = Subject(tune.id, tune.token, tune.class_name, training, held_out, keys)
     with compute.lease(_Patient(mine.report, options.seconds), settings, holder=run_id) as device:
         mine.report.phase(Phase.EVALUATING, f"Scoring on {device.name}: loading {entry.branch}.")
         base = load_family(entry, folder, device.name, device.torch_dtype)
         looking = scorers.open(settings, device.name)
         mine.report.phase(Phase.EVALUATING, "Scoring the untuned base and the checkpoints.")
-        with speaking(base, store, tune.result.get("last_weights_key") or tune.result["weights_key"]):
+        with speaking(base, store, made.trained_key):
             scored = score_tune(subject, base, looking, store, options, mine.report)
         card = scored.card
-        last = tune.result.get("last_weights_key") or tune.result["weights_key"]
         if not card.chosen_key or card.chosen_key == keys[-1]:
-            return scored, {"published_step": card.chosen_step or tune.result.get("steps")}
-        return scored, publish_checkpoint(last, card.chosen_key, card.chosen_step, base, store)
+            return scored, TuneResult(published_step=card.chosen_step or made.steps)
+        return scored, publish_checkpoint(made.trained_key, card.chosen_key, card.chosen_step, base, store)
 
 
 def described(done: Evaluated, tune: Tune, store: Store) -> dg.MaterializeResult:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
     from tunes_dagster.core.progress import Reporter
+    from tunes_dagster.core.results import TuneResult
     from tunes_dagster.core.store import Store
+    from tunes_dagster.registry import Tune
 
 
-def package(tune: Any, result: dict[str, Any], store: Store, report: Reporter) -> dict[str, Any]:
-    """Check a trained tune's files, write `tunes/<id>/tune.json`, and return the result of the tune.
+def package(tune: Tune, result: TuneResult, store: Store, report: Reporter) -> TuneResult:
+    """Check a trained tune's files, write `tunes/<id>/tune.json`, and return what scoring adds to its result.
 
     Args:
         tune: Its row.
-        result: Of training and scoring; names the files that are published.
+        result: Of scoring; names the files that are published where training wrote others last.
         store: Where they lie.
         report: Told where.
 
@@ -25,7 +27,7 @@ def package(tune: Any, result: dict[str, Any], store: Store, report: Reporter) -
     """
     from tunes_dagster.training.checkpoints import forget_states
 
-    key = result.get("weights_key")
+    key = tune.made.beside(result).weights_key
     if not key or not store.exists(key):
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
@@ -42,7 +44,7 @@ def package(tune: Any, result: dict[str, Any], store: Store, report: Reporter) -
             "base": tune.base,
             "branch": tune.branch,
             "recipe_hash": tune.recipe_hash,
-            **result,
+            **result.written(tune.result),
         },
     )
     # A finished tune is not resumed.

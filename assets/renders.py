@@ -13,6 +13,7 @@ from tunes_dagster.assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, ch
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.results import BatchResult, Machine, PromptResult
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.wishes import ended
 from tunes_dagster.pipeline.partitions import loras_of_batch, render_batches
@@ -88,7 +89,7 @@ def renders(
         writer = PromptWriter(rows, mine.work.id, context.run.run_id)
         jobs = render_jobs(rows, list(prompts.values()), filled_in(config), writer)
         if not jobs:
-            mine.finish({})
+            mine.finish()
             return nothing_left(writer)
         turn = Turn(rows, batch, mine.work, settings.campaign_turn_seconds)
         if turn.yields_at_once():
@@ -122,13 +123,13 @@ def renders(
         if not mine.member.closed:
             pictures = sum(len(result.images) for result in writer.results.values())
             machine = device.machine()
-            spent = {"seconds": round(seconds, 2), "load_seconds": round(loading, 2)}
             mine.finish(
-                {
-                    "pictures": pictures,
-                    **spent,
-                    "machine": {"kind": machine.kind, "gib": round(machine.gib, 2), "dtype": machine.dtype},
-                }
+                BatchResult(
+                    pictures=pictures,
+                    seconds=round(seconds, 2),
+                    load_seconds=round(loading, 2),
+                    machine=Machine(kind=machine.kind, gib=round(machine.gib, 2), dtype=machine.dtype),
+                )
             )
     if not jobs:
         return nothing_left(writer, GAVE_WAY)
@@ -152,7 +153,7 @@ class Turn:
 
     def __init__(self, registry: Registry, batch: Batch, work: Work, seconds: float) -> None:
         self._registry, self._attempt, self._seconds = registry, work.attempt, seconds
-        self._patient = bool((batch.result or {}).get(CAMPAIGN)) and work.origin != "ui"
+        self._patient = batch.made.campaign and work.origin != "ui"
         self._began = time.monotonic()
 
     def yields_at_once(self) -> bool:
@@ -232,14 +233,14 @@ class PromptWriter:
         if result.failure is not None:
             self._registry.prompt_failed(result.prompt_id, self._work_id, self._run_id, result.failure)
             return
-        facts = {
-            "seeds": [image.seed for image in result.images],
-            "rendered_at": list(result.images[0].rendered_at) if result.images else None,
-            "recipe_hash": result.images[0].recipe_hash if result.images else None,
-            "recipe_hashes": [image.recipe_hash for image in result.images],
-            "weights": self._weights.get(result.prompt_id, {}),
-            "warnings": result.warnings,
-        }
+        facts = PromptResult(
+            seeds=[image.seed for image in result.images],
+            rendered_at=list(result.images[0].rendered_at) if result.images else None,
+            recipe_hash=result.images[0].recipe_hash if result.images else None,
+            recipe_hashes=[image.recipe_hash for image in result.images],
+            weights=self._weights.get(result.prompt_id, {}),
+            warnings=result.warnings,
+        )
         keys = [image.key for image in result.images]
         self._registry.prompt_done(result.prompt_id, self._work_id, self._run_id, keys, facts)
 

@@ -11,6 +11,7 @@ from tunes_dagster.assets.journal import log_materialized
 from tunes_dagster.assets.names import LORA, check_spec
 from tunes_dagster.core.failures import Cancelled
 from tunes_dagster.core.progress import Phase, Reporter
+from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.store import Store
 from tunes_dagster.intake.subject import example_prompt
 from tunes_dagster.pipeline.partitions import tunes
@@ -53,29 +54,29 @@ class Trained:
     metadata: dict[str, Any] = field(default_factory=dict)
     checks: list[dg.AssetCheckResult] = field(default_factory=list)
 
-    def row_result(self) -> dict[str, Any]:
+    def row_result(self) -> TuneResult:
         """Return what the tune's row keeps."""
         result = self.result
-        return {
-            "weights_key": result.weights_key,
-            "kohya_key": result.kohya_key,
-            "words_key": result.figures.get("embeddings", ""),
-            "card_key": result.card_key,
-            "samples_key": result.samples_key,
-            "steps": result.steps,
-            "seconds": round(result.seconds, 1),
-            "stopped": result.stopped,
-            "weights_recipe_hash": result.recipe_hash,
+        return TuneResult(
+            weights_key=result.weights_key,
+            kohya_key=result.kohya_key,
+            words_key=result.figures.get("embeddings", ""),
+            card_key=result.card_key,
+            samples_key=result.samples_key,
+            steps=result.steps,
+            seconds=round(result.seconds, 1),
+            stopped=result.stopped,
+            weights_recipe_hash=result.recipe_hash,
             # What the report card chooses from; it may publish another checkpoint than the last one.
-            "checkpoints": list(result.checkpoints),
-            "published_step": result.steps,
-            "last_weights_key": result.weights_key,
-            "last_kohya_key": result.kohya_key,
-            "pipeline_key": result.pipeline_key,
-            "last_pipeline_key": result.pipeline_key,
-            "report_card": None,
-            "checks": {check.check_name: check.passed for check in self.checks},
-        }
+            checkpoints=list(result.checkpoints),
+            published_step=result.steps,
+            last_weights_key=result.weights_key,
+            last_kohya_key=result.kohya_key,
+            pipeline_key=result.pipeline_key,
+            last_pipeline_key=result.pipeline_key,
+            report_card=None,
+            checks={str(check.check_name): check.passed for check in self.checks},
+        )
 
 
 class Inspector:

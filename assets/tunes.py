@@ -110,5 +110,5 @@ def report_card(
     with attempt(context, whole, "finish", tune.id) as mine:
         done = evaluate(context, mine, tune, options, whole, compute, scorers)
         mine.report.phase(Phase.PACKAGING)
-        mine.finish(package(tune, {**tune.result, **done.result}, whole.store, mine.report))
+        mine.finish(package(tune, done.result, whole.store, mine.report))
     return described(done, tune, whole.store)

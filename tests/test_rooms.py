@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -140,15 +141,19 @@ ENGINES = {
 MAKES_ENGINES = {"create_engine", "create_async_engine", "engine_from_config", "create_pool_from_url"}
 
 
-def modules() -> Iterator[tuple[str, str, ast.Module]]:
-    """Yield (room, path from the root, syntax tree) of every module of the package."""
+@cache
+def modules() -> list[tuple[str, str, ast.Module]]:
+    """Return (room, path from the root, syntax tree) of every module of the package."""
+    found = []
     folders = [PACKAGE, ROOT / "assets", ROOT / "resources"]
     for folder in folders:
         for path in sorted(folder.rglob("*.py")):
             inside = path.relative_to(folder).parts
             room = folder.name if folder is not PACKAGE else inside[0].removesuffix(".py")
             if room != "__init__":
-                yield room, path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+                found.append((room, path.relative_to(ROOT).as_posix(), tree))
+    return found
 
 
 def used(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -362,3 +367,42 @@ def test_a_wrong_call_into_assets_fails_the_type_checker(tmp_path):
         check=False,
     )
     assert seen.stdout.count("[attr-defined]") == 3, seen.stdout
+
+
+def reads_by_key(node: ast.AST) -> bool:
+    """Whether an expression takes a field out of the result of a row by its name."""
+
+    def result(value: ast.AST) -> bool:
+        if isinstance(value, ast.BoolOp):
+            return any(map(result, value.values))
+        return isinstance(value, ast.Attribute) and value.attr == "result"
+
+    if isinstance(node, ast.Subscript):
+        return result(node.value)
+    return isinstance(node, ast.Attribute) and node.attr == "get" and result(node.value)
+
+
+# Columns of queries, whose class is a parameter, and a migration, which knows the rows of its day.
+NAMES_FIELDS = {
+    "tunes_dagster/registry/figures.py",
+    "tunes_dagster/registry/migrations/versions/0008_tunes_of_prompts.py",
+}
+
+
+def test_results_are_read_by_their_types():
+    wrong = [
+        f"{path}:{node.lineno}"
+        for _room, path, tree in modules()
+        for node in ast.walk(tree)
+        if path not in NAMES_FIELDS
+        and reads_by_key(node)
+        and not ast.unparse(node.value)[0].isupper()  # a column of a query: `Tune.result["steps"]`
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize(
+    "line", ["row.result['steps']", "(row.result or {}).get('steps')", "row.result.get('steps')"]
+)
+def test_every_way_to_read_a_result_by_a_name_is_seen(line):
+    assert any(map(reads_by_key, ast.walk(ast.parse(line))))

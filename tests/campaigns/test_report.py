@@ -57,7 +57,7 @@ def test_a_report_shows_every_picture_and_every_reason(registry, store, tmp_path
     registry.finish(work.id, "run", result={"pictures": 4, "seconds": 12.0, "load_seconds": 2.0})
 
     report = make_report(registry, store, campaign, "2026-02-23")
-    assert report.numbers == {
+    assert report.numbers.said() == {
         "prompts": 6,
         "pictures": 4,
         "done": 4,

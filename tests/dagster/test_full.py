@@ -58,7 +58,7 @@ def test_a_full_tune_goes_from_pictures_to_renders_and_away(house):
     assert len({read_recipe(data)["recipe_hash"] for data in pictures}) == 3
 
     # What is taken away is a zip of the pipeline.
-    with zipfile.ZipFile(io.BytesIO(b"".join(pieces(house.store, download_key(row.result))))) as archive:
+    with zipfile.ZipFile(io.BytesIO(b"".join(pieces(house.store, download_key(row.made))))) as archive:
         assert archive.testzip() is None
         assert {
             "pipeline/model_index.json",

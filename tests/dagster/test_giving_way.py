@@ -46,7 +46,7 @@ def test_a_campaign_gives_way_between_parts_and_goes_on(house, monkeypatch):
     assert execute(defs, house.instance, launches[True]) and stands() == {"done": 20}
     (work,) = registry.work_of(campaign.partition, "render")
     assert (work.state, work.attempt) == ("done", 3)
-    assert registry.last_machine()["kind"] == "cpu"
+    assert registry.last_machine().kind == "cpu"
 
 
 def _as_if_loaded_at_once():

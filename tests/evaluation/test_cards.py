@@ -139,7 +139,7 @@ def test_a_card_that_failed_still_has_a_page(store):
     shown = write_card(Scored(card), [], [], "Mug", "cards/t", store)
     page = store.read_text(shown.page_key)
     assert "no such thing" not in page and "the log of the run" in page and card.line.startswith("not scored")
-    assert card.summary()["verdict"] == "unscored" and card.summary()["likeness"] is None
+    assert card.summary().verdict == "unscored" and card.summary().likeness is None
 
 
 def test_an_earlier_checkpoint_is_published_in_both_layouts_with_its_own_step(store, base):
@@ -156,15 +156,15 @@ def test_an_earlier_checkpoint_is_published_in_both_layouts_with_its_own_step(st
     state = checkpoints.load_weights(store, last)
     weights = store.write_bytes("tunes/t/lora/1/t.safetensors", save(state, metadata=header))
     changed = publish_checkpoint(weights, first, 10, base, store)
-    assert changed["weights_key"] == "tunes/t/lora/1/step-000010/t.safetensors" and store.exists(weights)
+    assert changed.weights_key == "tunes/t/lora/1/step-000010/t.safetensors" and store.exists(weights)
     wanted = checkpoints.load_weights(store, first)
-    with store.local(changed["weights_key"]) as path, safe_open(str(path), framework="pt") as file:
+    with store.local(changed.weights_key) as path, safe_open(str(path), framework="pt") as file:
         names = set(file.keys())
         assert names == set(wanted) and all(bool((file.get_tensor(n) == wanted[n]).all()) for n in names)
         said = file.metadata()
     assert json.loads(said["tunes_dagster.recipe"])["steps_done"] == 10 and said["ss_steps"] == "10"
-    assert said["tunes_dagster.recipe_hash"] == changed["weights_recipe_hash"] != "old"
-    with store.local(changed["kohya_key"]) as path, safe_open(str(path), framework="pt") as file:
+    assert said["tunes_dagster.recipe_hash"] == changed.weights_recipe_hash != "old"
+    with store.local(changed.kohya_key) as path, safe_open(str(path), framework="pt") as file:
         assert set(file.keys()) == set(base.kohya_layout(wanted))
     half = dict(list(state.items())[2:])
     other = store.write_bytes("tunes/t/lora/1/other.safetensors", save(half, metadata=header))

@@ -46,7 +46,7 @@ def codes(card):
 def test_a_good_tune_is_called_good():
     card = card_of(scores(400))
     assert codes(card) == set() and card.tone == "good" and "likeness 0.80 (base 0.20)" in card.line
-    assert card.summary()["verdict"] == "good" and card.summary()["warnings"] == []
+    assert card.summary().verdict == "good" and card.summary().warnings == []
 
 
 @pytest.mark.parametrize(

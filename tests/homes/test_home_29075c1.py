@@ -37,6 +37,13 @@ def test_it_opens_and_shows_what_was_there(home: OldHome, capsys: pytest.Capture
         assert (now.status, now.images) == (row["status"], json.loads(row["images"])), row["text"]
     for account, books in home.made["books"].items():
         assert registry.books(account) == books, account
+    for tune_id, row in home.was("tunes").items():
+        made, kept = registry.get_tune(tune_id).made, json.loads(row["result"])
+        assert {
+            name: made.model_dump()[name] for name in kept.keys() & {"weights_key", "steps", "checkpoints"}
+        } == {name: kept[name] for name in kept.keys() & {"weights_key", "steps", "checkpoints"}}
+        if card := kept.get("report_card"):
+            assert made.report_card is not None and made.report_card.line == card["line"]
     _show_everything(home, capsys)
 
 

@@ -86,7 +86,7 @@ def test_a_late_writer_is_refused(registry: Registry, clock: Clock) -> None:
     late: list[Callable[[], Any]] = [
         lambda: registry.heartbeat(work.id, "old"),
         lambda: registry.progress(work.id, "old", phase="fetching", step=9),
-        lambda: registry.finish(work.id, "old", result={"stale": True}),
+        lambda: registry.finish(work.id, "old", result={"stopped": True}),
         lambda: registry.fail(work.id, "old", RuntimeError("stale")),
         lambda: registry.set_recipe(work.id, "old", {}),
         lambda: registry.claim("prepare", tune.id, "old", run_key=work.run_key),

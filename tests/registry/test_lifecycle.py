@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.results import TuneResult
 from tunes_dagster.registry import Registry, Use
 
 
@@ -24,11 +25,16 @@ def test_a_tune_goes_from_queued_to_ready(registry: Registry) -> None:
             work.id, f"run-{kind}", phase="training", message="m", step=3, total=9, seconds_left=6.0
         )
         assert registry.get_tune(tune.id).step == 3
-        registry.finish(work.id, f"run-{kind}", result={kind: 1})
+        left = {
+            "prepare": TuneResult(captions=1),
+            "train": TuneResult(steps=2),
+            "finish": TuneResult(stopped=True),
+        }
+        registry.finish(work.id, f"run-{kind}", result=left[kind])
         seen.append(registry.get_tune(tune.id).status)
     assert seen == ["preparing", "prepared", "training", "trained", "finishing", "ready"]
     done = registry.get_tune(tune.id)
-    assert done.result == {"prepare": 1, "train": 1, "finish": 1}
+    assert done.result == {"captions": 1, "steps": 2, "stopped": True, "version": 1}
     assert done.ready_at is not None and done.phase == ""
     (prompt,) = registry.list_prompts(tune_id=tune.id)
     assert prompt.status == "queued" and prompt.queued_at == done.ready_at
@@ -152,6 +158,6 @@ def test_finish_twice_by_the_same_run_changes_nothing(registry: Registry) -> Non
     tune = add_tune(registry)
     run_stage(registry, "prepare", tune.id)
     work = registry.work_of(tune.id, "prepare")[0]
-    registry.finish(work.id, "run", result={"x": 1})
+    registry.finish(work.id, "run", result={"steps": 1})
     assert registry.get_tune(tune.id).result == {}
     assert len(registry.queued_work("train")) == 1

@@ -97,10 +97,10 @@ def test_a_batch_is_limited_by_its_pictures(registry: Registry) -> None:
 def test_done_and_failed_prompts_each_owe_a_callback(registry: Registry, clock: Clock) -> None:
     batch, (one, two, three), work = batch_of(registry, clock)
     assert {p.status for p in registry.list_prompts(batch_id=batch.id)} == {"rendering"}
-    registry.prompt_done(one.id, work.id, "run", ["batches/x/1/a.png"], {"seconds": 2})
+    registry.prompt_done(one.id, work.id, "run", ["batches/x/1/a.png"], {"seeds": [2]})
     blocked = Failure(FailureCode.BLOCKED, "Not allowed.", "Ask for something else.")
     registry.prompt_failed(two.id, work.id, "run", blocked)
-    registry.finish(work.id, "run", result={"sheet": "k"})
+    registry.finish(work.id, "run", result={"pictures": 1})
     rows = {p.id: p for p in registry.list_prompts(batch_id=batch.id)}
     assert [rows[p.id].status for p in (one, two, three)] == ["done", "blocked", "failed"]
     assert rows[one.id].images == ["batches/x/1/a.png"] and rows[three.id].failure_code == "render_failed"
@@ -110,7 +110,7 @@ def test_done_and_failed_prompts_each_owe_a_callback(registry: Registry, clock: 
         "prompt.failed",
     ]
     after = registry.get_batch(batch.id)
-    assert after is not None and after.status == "done" and after.result == {"sheet": "k"}
+    assert after is not None and after.status == "done" and after.made.pictures == 1
 
 
 def test_a_died_render_run_repeats_only_what_is_missing(registry: Registry, clock: Clock) -> None:

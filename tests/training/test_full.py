@@ -237,7 +237,7 @@ def test_an_earlier_checkpoint_is_published_as_a_pipeline_of_its_own(base, store
 
     (result,) = trained(base, store, make_job("one", **FULL))
     changed = publish_checkpoint(result.weights_key, result.checkpoints[0], 2, base, store)
-    files = Files(changed["weights_key"], changed["kohya_key"], changed["pipeline_key"])
+    files = Files(changed.weights_key, changed.kohya_key, changed.pipeline_key)
     assert files.pipeline_key == "tunes/tune_one/lora/1/step-000002/pipeline" and not files.kohya_key
     wanted = checkpoints.load_weights(store, result.checkpoints[0])
     published = load(store.read_bytes(files.weights_key))
@@ -246,7 +246,7 @@ def test_an_earlier_checkpoint_is_published_as_a_pipeline_of_its_own(base, store
     header = read_header(store, files.weights_key)
     assert json.loads(header["tunes_dagster.recipe"])["steps_done"] == 2
     card = store.read_text(f"{files.pipeline_key}/README.md")
-    assert "| steps | 2 |" in card and changed["weights_recipe_hash"] in card
+    assert "| steps | 2 |" in card and changed.weights_recipe_hash in card
 
 
 def test_files_made_piece_by_piece_are_whole_or_not_there(tmp_path):

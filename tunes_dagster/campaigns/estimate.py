@@ -124,15 +124,13 @@ def speed_of(branch: str, batches: Iterable[Batch]) -> Speed | None:
     """Return how fast a base renders here: from its finished batches, else from what was measured elsewhere."""
     steps, loads, pictures = [], [], 0
     for batch in batches:
-        result = batch.result or {}
+        made = batch.made
         found = _STEPS.search(batch.shape)
-        if not found or not result.get("pictures") or not result.get("seconds"):
+        if not found or not made.pictures or made.seconds_each is None:
             continue
-        load = float(result.get("load_seconds") or 0.0)
-        work = int(result["pictures"]) * int(found.group(1))
-        steps.append(max(0.0, float(result["seconds"]) - load) / work)
-        loads.append(load)
-        pictures += int(result["pictures"])
+        steps.append(made.seconds_each / int(found.group(1)))
+        loads.append(made.load_seconds)
+        pictures += made.pictures
     if steps:
         source = f"{branch}: {pictures} pictures in the last {len(steps)} batches on this machine"
         return Speed(median(steps), median(loads), source)

@@ -315,7 +315,7 @@ class _Completer:
         tunes = {one.id: one for one in named}
         ready = [one for one in tunes.values() if one.status == "ready"]
         self.drawn.waits |= {one.title: one.status for one in tunes.values() if one.status != "ready"}
-        weights = {one.id: key for one in ready if (key := (one.result or {}).get("weights_key"))}
+        weights = {one.id: key for one in ready if (key := one.made.weights_key)}
         decided = {
             "text": complete.text,
             "settings": complete.settings.hashed(),

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tunes_dagster.campaigns.expand import OF_TUNE
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.results import DateResult
 from tunes_dagster.rendering.pages import Figure, Section, page, relative
 from tunes_dagster.rendering.png import open_own
 from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows, png_bytes
@@ -69,8 +70,8 @@ class Line:
     @property
     def recipe_hash(self) -> str:
         """Hash of everything that decided the picture; that of the plan where there is none."""
-        result = self.prompt.result or {}
-        hashes = result.get("recipe_hashes") or [result.get("recipe_hash")]
+        made = self.prompt.made
+        hashes = made.recipe_hashes or [made.recipe_hash or ""]
         return str((hashes[self.number] if self.number < len(hashes) else hashes[0]) or self.link.recipe_hash)
 
     @property
@@ -95,7 +96,7 @@ class Report:
         csv_key: Table of every picture.
         parquet_key: The same as Parquet; None where pyarrow is not installed.
         sheet: The overview as a picture.
-        numbers: prompts, pictures, done, failed, open, seconds.
+        numbers: Of its prompts and pictures.
         failures: Rows `{line, tune, prompt, reason}`.
     """
 
@@ -104,7 +105,7 @@ class Report:
     csv_key: str
     parquet_key: str | None
     sheet: Image.Image
-    numbers: dict[str, Any]
+    numbers: DateResult
     failures: list[dict[str, Any]]
 
 
@@ -126,7 +127,7 @@ def make_report(registry: Registry, store: Store, campaign: Campaign, date: str)
     titles = {**row.plan.get("tunes", {})}
     lines = list(report_lines(pairs, batches, titles))
     report = _Writer(store, campaign, row, lines).write()
-    registry.report_made(row.id, report.page_key, report.numbers, complete=not report.numbers["open"])
+    registry.report_made(row.id, report.page_key, report.numbers, complete=not report.numbers.open)
     return report
 
 
@@ -136,11 +137,8 @@ def report_lines(
     """Yield a line per picture, in the order of the plan; missing ones included."""
     for link, prompt in pairs:
         batch = batches.get(prompt.batch_id or "")
-        result = (batch.result if batch else None) or {}
-        seconds = None
-        if result.get("pictures") and result.get("seconds"):
-            spent = float(result["seconds"]) - float(result.get("load_seconds") or 0)
-            seconds = round(spent / int(result["pictures"]), 3)
+        each = batch.made.seconds_each if batch else None
+        seconds = None if each is None else round(each, 3)
         tune = titles.get(prompt.tune_id or "", prompt.tune_id or PLAIN)
         images = list(prompt.images or [])
         for number in range(max(len(images), int(prompt.settings.get("num_images") or 1))):
@@ -148,20 +146,20 @@ def report_lines(
             yield Line(link, prompt, number, key, seconds if key else None, tune)
 
 
-def numbers_of(lines: Sequence[Line], left_out: Sequence[Any] = ()) -> dict[str, Any]:
+def numbers_of(lines: Sequence[Line], left_out: Sequence[Any] = ()) -> DateResult:
     """Return what a report counts; prompts, but for the pictures."""
     states: dict[str, str] = {line.prompt.id: line.prompt.status for line in lines}
     open_ = sum(status in ("waiting", "queued", "rendering") for status in states.values())
     done = sum(status == "done" for status in states.values())
-    return {
-        "prompts": len(states) + len(left_out),
-        "pictures": sum(line.key is not None for line in lines),
-        "done": done,
-        "open": open_,
-        "failed": len(states) - done - open_ + len(left_out),
-        "kept": len({line.prompt.id for line in lines if line.link.kept}),
-        "seconds": round(sum(line.seconds or 0.0 for line in lines if not line.link.kept), 1),
-    }
+    return DateResult(
+        prompts=len(states) + len(left_out),
+        pictures=sum(line.key is not None for line in lines),
+        done=done,
+        open=open_,
+        failed=len(states) - done - open_ + len(left_out),
+        kept=len({line.prompt.id for line in lines if line.link.kept}),
+        seconds=round(sum(line.seconds or 0.0 for line in lines if not line.link.kept), 1),
+    )
 
 
 def table_of(lines: Sequence[Line], left_out: Sequence[dict[str, Any]], folder: str) -> Any:
@@ -249,16 +247,16 @@ class _Writer:
     def _title(self) -> str:
         return f"{self.campaign.definition.get('name') or self.campaign.name} · {self.row.date}"
 
-    def _subtitle(self, numbers: dict[str, Any]) -> str:
+    def _subtitle(self, numbers: DateResult) -> str:
         parts = [
-            f"{numbers['pictures']:,} pictures",
+            f"{numbers.pictures:,} pictures",
             _count(len(self.tunes), "tune"),
             _count(len(self.templates), "prompt"),
         ]
-        if numbers["failed"]:
-            parts.append(f"{numbers['failed']} failed")
-        if numbers["open"]:
-            parts.append(f"{numbers['open']} not rendered yet")
+        if numbers.failed:
+            parts.append(f"{numbers.failed} failed")
+        if numbers.open:
+            parts.append(f"{numbers.open} not rendered yet")
         bases = sorted({line.prompt.branch for line in self.lines})
         return " · ".join([*parts, *bases])
 
@@ -299,7 +297,7 @@ class _Writer:
             None, caption, line.prompt.status if not line.key else "gone", "bad" if failed else "info"
         )
 
-    def _overview(self, numbers: dict[str, Any]) -> Image.Image:
+    def _overview(self, numbers: DateResult) -> Image.Image:
         """Draw prompts × tunes when that fits on one sheet, else the first pictures of each tune."""
         title, subtitle, footer = self._title(), self._subtitle(numbers), self._footer()
         first: dict[tuple[str, str], Line] = {}
@@ -385,7 +383,7 @@ class _Writer:
 
     def _sections(
         self,
-        numbers: dict[str, Any],
+        numbers: DateResult,
         sheet_key: str,
         by_tune: dict[str, str],
         by_prompt: dict[str, str],
@@ -402,11 +400,11 @@ class _Writer:
         if self.row.plan_key:
             tables["the plan"] = path(self.row.plan_key)
         facts = {
-            "pictures": f"{numbers['pictures']:,} of {numbers['prompts']:,} prompts",
-            "kept from before": numbers["kept"] or "",
-            "failed": numbers["failed"] or "",
-            "not rendered yet": numbers["open"] or "",
-            "render time": f"{numbers['seconds']:,.0f} s",
+            "pictures": f"{numbers.pictures:,} of {numbers.prompts:,} prompts",
+            "kept from before": numbers.kept or "",
+            "failed": numbers.failed or "",
+            "not rendered yet": numbers.open or "",
+            "render time": f"{numbers.seconds:,.0f} s",
             "cost": f"${float(self.row.plan.get('cost_usd') or 0):,.2f}",
         }
         sections = [Section(facts=facts, links=tables), Section("Overview", wide=path(sheet_key))]

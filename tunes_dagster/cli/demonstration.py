@@ -143,14 +143,14 @@ def finish(demo: Demo, registry: Registry, store: Store) -> dict[str, Path]:
 def _page(demo: Demo, tune: Any, registry: Registry, store: Store, after: dict[str, bytes]) -> str:
     from tunes_dagster.rendering.pages import Figure, Section, page
 
-    result = tune.result or {}
+    made = tune.made
     renders = [
         Figure(_keep(demo.folder, f"render-{index + 1}.png", after[prompt.text]), prompt.text)
         for index, prompt in enumerate(demo.prompts)
         if prompt.text in after
     ]
-    samples_key = result.get("samples_key") or ""
-    curve_key = str(result.get("weights_key", "lora/")).rpartition("/")[0] + "/loss.png"
+    samples_key = made.samples_key or ""
+    curve_key = (made.weights_key or "lora/").rpartition("/")[0] + "/loss.png"
     samples, curve = (
         _keep(demo.folder, Path(key).name, store.read_bytes(key)) if key and store.exists(key) else ""
         for key in (samples_key, curve_key)
@@ -162,7 +162,7 @@ def _page(demo: Demo, tune: Any, registry: Registry, store: Store, after: dict[s
         for event in events
     }
     training = {k.replace("_", " "): v for k, v in (tune.recipe or {}).get("training", {}).items()}
-    files = {k.removesuffix("_key"): store.url(v) for k, v in result.items() if k.endswith("_key") and v}
+    files = {k.removesuffix("_key"): store.url(v) for k, v in made.said().items() if k.endswith("_key") and v}
     sections = [
         Section(
             "Before and after",

@@ -89,17 +89,17 @@ def _finish(installation: Installation, campaign: Campaign, row: CampaignDate, i
 def _say_result(installation: Installation, campaign: Campaign, date: str) -> int:
     row = installation.registry.get_date(campaign.id, date)
     assert row is not None
-    result = row.result
+    made = row.made
     if row.report_key:
         folder = row.report_key.rpartition("/")[0]
         say(f"  page           {escape(installation.store.url(row.report_key))}")
         say(f"  contact sheet  {escape(installation.store.url(f'{folder}/contact_sheet.png'))}")
         say(f"  table          {escape(installation.store.url(f'{folder}/pictures.csv'))}")
-    if result.get("failed"):
+    if made.failed:
         complain(
-            f"{result['failed']} of {result['prompts']} prompts failed; {result['pictures']} pictures are there.",
+            f"{made.failed} of {made.prompts} prompts failed; {made.pictures} pictures are there.",
             f"Why: tunes campaign show {campaign.name} {date}. Once more: tunes campaign rerun {campaign.name} {date}",
         )
         return 1
-    say(f"{result.get('pictures', 0):,} pictures.")
+    say(f"{made.pictures:,} pictures.")
     return 0

@@ -190,14 +190,14 @@ _WEIGHTS = {"checkpoint": "model (diffusers)", "faceid": "face embeddings"}
 
 
 def files_of(tune: Any) -> list[tuple[str, str]]:
-    """Return what a finished tune left in the store, as (what, key); keys are those of the result."""
-    result = tune.result or {}
-    names = {
-        "weights_key": _WEIGHTS.get(tune.kind, "LoRA (diffusers)"),
-        "kohya_key": "LoRA (kohya)",
-        "samples_key": "samples over training",
-        "card_key": "model card",
-    }
-    found = [(what, result[field]) for field, what in names.items() if result.get(field)]
-    page = (result.get("report_card") or {}).get("page_key")
-    return [*found, ("report card", page)] if page else found
+    """Return what a finished tune left in the store, as (what, key)."""
+    made = tune.made
+    card = made.report_card
+    files = [
+        (_WEIGHTS.get(tune.kind, "LoRA (diffusers)"), made.weights_key),
+        ("LoRA (kohya)", made.kohya_key),
+        ("samples over training", made.samples_key),
+        ("model card", made.card_key),
+        ("report card", card.page_key if card else None),
+    ]
+    return [(what, key) for what, key in files if key]

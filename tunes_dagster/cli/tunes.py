@@ -189,15 +189,15 @@ def _export_name(row: Tune, file: Download) -> str:
 
 def _wanted(installation: Installation, row: Tune, form: str) -> list[Download]:
     """Return the files to export; the words of a pti tune come with every layout."""
-    result, every = row.result or {}, downloads(row)
-    if form == "kohya" and result.get("weights_key") and not result.get("kohya_key"):
+    made, every = row.made, downloads(row)
+    if form == "kohya" and made.weights_key and not made.kohya_key:
         kinds = {"checkpoint": "a whole model", "faceid": "a face, not weights,"}
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"Tune {row.number} is {kinds.get(row.kind, 'a DoRA of an earlier version,')} which has no kohya layout.",
             "Leave --format out: it is exported as diffusers reads it.",
         )
-    if not every or not installation.store.exists(result["weights_key"]):
+    if not every or not installation.store.exists(made.weights_key):
         raise Failure(
             FailureCode.CONFLICT,
             f"Tune {row.number} has no weights yet; it is {row.status}.",

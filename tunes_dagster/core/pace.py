@@ -121,12 +121,11 @@ def measured_batches(batches: Iterable[Any]) -> Pace:
     """Return the medians of finished render batches; see `registry.Batch`."""
     loading, stepping = [], []
     for batch in batches:
-        result = batch.result or {}
-        if result.get("seconds") is None or not batch.total_steps:
+        made = batch.made
+        if made.seconds is None or not batch.total_steps:
             continue
-        load = float(result.get("load_seconds") or 0.0)
-        loading.append(load)
-        stepping.append(max(0.0, float(result["seconds"]) - load) / batch.total_steps)
+        loading.append(made.load_seconds)
+        stepping.append(max(0.0, made.seconds - made.load_seconds) / batch.total_steps)
     if not loading:
         return Pace()
     return Pace({("render", "loading"): median(loading)}, {("render", "rendering"): median(stepping)})

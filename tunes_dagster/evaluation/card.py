@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from tunes_dagster.core.recipe import Strict
+from tunes_dagster.core.results import CardSummary, Document, Part, Reason
 
 Tone = Literal["good", "weak", "bad"]
 _TONES: tuple[Tone, ...] = ("good", "weak", "bad")
@@ -30,7 +31,7 @@ class CardOptions(Strict):
     seed: int = Field(default=0, ge=0, le=2**31)
 
 
-class Scores(Strict):
+class Scores(Part):
     """What was measured of one state of a tune; None could not be measured.
 
     Attributes:
@@ -64,7 +65,7 @@ class Scores(Strict):
     score: float | None = None
 
 
-class Verdict(Strict):
+class Verdict(Part):
     """One thing that the card says.
 
     Attributes:
@@ -80,7 +81,7 @@ class Verdict(Strict):
     remedy: str = ""
 
 
-class Card(Strict):
+class Card(Document):
     """The report card.
 
     Attributes:
@@ -166,26 +167,31 @@ class Card(Strict):
         worst = [verdict.code for verdict in self.verdicts if verdict.tone != "good"]
         return f"{self.tone}: {', '.join(parts)}" + (f"; {', '.join(worst)}" if worst else "")
 
-    def summary(self) -> dict[str, Any]:
-        """Return what the tune's row keeps of the card."""
+    def summary(self, **keys: str | None) -> CardSummary:
+        """Return what the tune's row keeps of the card.
+
+        Args:
+            keys: Of its files in the store, by the summary's names.
+        """
         chosen, base = self.chosen, self.base
-        return {
-            "verdict": self.tone,
-            "line": self.line,
-            "warnings": [
-                {"code": one.code, "sentence": one.sentence, "remedy": one.remedy}
+        return CardSummary(
+            verdict=self.tone,
+            line=self.line,
+            warnings=[
+                Reason(code=one.code, sentence=one.sentence, remedy=one.remedy)
                 for one in self.verdicts
                 if one.tone != "good"
             ],
-            "chosen_step": self.chosen_step,
-            "why": self.why,
-            "likeness": chosen.likeness if chosen else None,
-            "base_likeness": base.likeness if base else None,
-            "learned": chosen.learned if chosen else None,
-            "obedience": chosen.obeyed if chosen else None,
-            "variety": chosen.varied if chosen else None,
-            "copying": chosen.copied if chosen else None,
-            "leak": self.leak,
-            "unmeasured": self.unmeasured,
-            "seconds": self.seconds,
-        }
+            chosen_step=self.chosen_step,
+            why=self.why,
+            likeness=chosen.likeness if chosen else None,
+            base_likeness=base.likeness if base else None,
+            learned=chosen.learned if chosen else None,
+            obedience=chosen.obeyed if chosen else None,
+            variety=chosen.varied if chosen else None,
+            copying=chosen.copied if chosen else None,
+            leak=self.leak,
+            unmeasured=self.unmeasured,
+            seconds=self.seconds,
+            **keys,
+        )

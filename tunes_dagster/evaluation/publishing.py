@@ -7,10 +7,11 @@ before keep what they were made with.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import recipe_hash
+from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.store import Store
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _RECIPE, _HASH = "tunes_dagster.recipe", "tunes_dagster.recipe_hash"
 
 def publish_checkpoint(
     weights_key: str, checkpoint_key: str, step: int, base: LoadedBase, store: Store
-) -> dict[str, Any]:
+) -> TuneResult:
     """Write a checkpoint in every layout with the header of the last files, its step in place of theirs.
 
     Args:
@@ -72,4 +73,10 @@ def publish_checkpoint(
         steps = f"| steps | {json.loads(header[_RECIPE])['steps_done']} |"
         card = card.replace(steps, f"| steps | {step} |").replace(header[_HASH], name)
         store.write_text(f"{files.pipeline_key}/README.md", card)
-    return {**files.as_dict(), "weights_recipe_hash": name, "published_step": step}
+    return TuneResult(
+        weights_key=files.weights_key,
+        kohya_key=files.kohya_key,
+        pipeline_key=files.pipeline_key,
+        weights_recipe_hash=name,
+        published_step=step,
+    )

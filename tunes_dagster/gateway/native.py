@@ -182,8 +182,9 @@ def tune_facts(tune: Tune) -> dict[str, Any]:
 def _steps(tune: Tune) -> dict[str, int | None]:
     """Return how far a training is, and of a ready tune which of its steps was published."""
     if tune.status == "ready":
-        made = tune.result or {}
-        return {"step": made.get("published_step", made.get("steps")), "total_steps": made.get("steps")}
+        made = tune.made
+        step = made.steps if made.published_step is None else made.published_step
+        return {"step": step, "total_steps": made.steps}
     return {"step": tune.step, "total_steps": tune.total_steps}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
+from tunes_dagster.core.results import DateResult
 from tunes_dagster.registry.tables import Table
 
 
@@ -90,6 +91,11 @@ class CampaignDate(Table):
     reported_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+
+    @property
+    def made(self) -> DateResult:
+        """What its report counted: `result`, read."""
+        return DateResult.read(self.result)
 
 
 class CampaignPrompt(Table):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
+from tunes_dagster.core.results import DateResult, PromptResult
 from tunes_dagster.core.wishes import ended
 from tunes_dagster.registry.campaign_costs import OverCap, over_cap, paid_by, total
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
@@ -345,7 +346,9 @@ class CampaignQueries(Database):
         return due
 
     @repeatable
-    def report_made(self, date_id: str, key: str, result: dict[str, Any], complete: bool) -> CampaignDate:
+    def report_made(
+        self, date_id: str, key: str, result: DateResult | Mapping[str, Any], complete: bool
+    ) -> CampaignDate:
         """Note that a date's report lies in the store.
 
         Args:
@@ -358,7 +361,8 @@ class CampaignQueries(Database):
         with self.writing() as session:
             row = lock_one(session, CampaignDate, CampaignDate.id == date_id)
             assert row is not None
-            row.report_key, row.result, row.reported_at, row.updated_at = key, result, now, now
+            row.report_key, row.result = key, DateResult.of(result).written({})
+            row.reported_at = row.updated_at = now
             if complete:
                 row.status, row.finished_at, row.report_attempt = "reported", row.finished_at or now, 0
             return row
@@ -419,7 +423,7 @@ def _known(session: Session, campaign_id: str, planned: Sequence[Planned]) -> di
             .order_by(Prompt.number)
         )
         for recipe_hash, prompt_id, status, expired_at, result in session.execute(query):
-            made_with = (result or {}).get("weights") or {}
+            made_with = PromptResult.read(result).weights
             retrained = any(made_with.get(t, key) != key for t, key in wanted[recipe_hash].items())
             stands = status in OPEN_PROMPT or (
                 status in ("done", "blocked") and expired_at is None and not retrained

@@ -6,11 +6,11 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import exists, func, select
 
 from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.results import BatchResult, Machine
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.locks import lock
 from tunes_dagster.registry.retrying import retried
@@ -253,17 +253,17 @@ class GroupQueries(Database):
         query = (
             select(Batch.id)
             .join(Work, (Work.subject_id == Batch.id) & (Work.kind == "render"))
-            .where(Work.state.in_(("queued", "submitted")), Batch.result[CAMPAIGN].as_boolean().is_(True))
+            .where(Work.state.in_(("queued", "submitted")), Batch.result["campaign"].as_boolean().is_(True))
         )
         with self.reading() as session:
             return set(session.scalars(query))
 
-    def last_machine(self) -> dict[str, Any] | None:
-        """Return kind, memory (GiB) and dtype of the device that rendered the newest finished batch, if one says so."""
+    def last_machine(self) -> Machine | None:
+        """Return what the newest finished batch was rendered on, if one says so."""
         query = select(Batch.result).where(Batch.status == "done").order_by(Batch.created_at.desc()).limit(20)
         with self.reading() as session:
-            found = (result.get("machine") for result in session.scalars(query) if result)
-            return next((one for one in found if one), None)
+            found = (BatchResult.read(result).machine for result in session.scalars(query))
+            return next((one for one in found if one is not None), None)
 
     def somebody_waits(self) -> bool:
         """Whether a prompt of a person waits: one that is no campaign's, and that no run has begun."""
@@ -280,7 +280,7 @@ class GroupQueries(Database):
     ) -> Batch | None:
         with self.writing() as session:
             batch = Batch(id=new_id("batch"), branch=branch, shape=shape, status="queued", created_at=now)
-            batch.result = {CAMPAIGN: True} if campaign else {}
+            batch.result = BatchResult(campaign=True).written({}) if campaign else {}
             session.add(batch)
             session.flush()
             open_work(session, "render", batch.id, "sensor", now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, as_failure
+from tunes_dagster.core.results import BatchResult, Document, TuneResult
 from tunes_dagster.registry.locks import lock, lock_one
 from tunes_dagster.registry.retrying import repeatable, retried
 from tunes_dagster.registry.settling import settle
@@ -57,7 +59,7 @@ class OutcomeQueries(WorkQueries):
         work_id: str,
         run_id: str,
         *,
-        result: dict[str, Any] | None = None,
+        result: TuneResult | BatchResult | Mapping[str, Any] | None = None,
         continue_: bool | None = None,
         notify: bool | None = None,
         whole: bool = True,
@@ -67,7 +69,7 @@ class OutcomeQueries(WorkQueries):
         Args:
             work_id: The claimed work.
             run_id: The run that owns it; the same call twice changes nothing the second time.
-            result: Merged into the tune's or batch's result.
+            result: What the tune's or batch's result gets beside what it has; a mapping is that of its fields.
             continue_: Open the next piece of work; None does so unless the tune was ready already.
             notify: Owe the callback; None does so unless a person opened the work in the UI.
             whole: Whether all of the work was done. A part of it, as a person may choose in the UI, leaves a tune that
@@ -83,7 +85,8 @@ class OutcomeQueries(WorkQueries):
                 return found
             work, subject = owned(session, work_id, run_id)
             told = owes_callbacks(work, subject) if notify is None else notify
-            subject.result = {**subject.result, **(result or {})}
+            made: type[Document] = BatchResult if isinstance(subject, Batch) else TuneResult
+            subject.result = made.of(result or {}).written(subject.result)
             close_work(work, "done", now)
             if isinstance(subject, Batch):
                 left = Failure(

@@ -85,7 +85,7 @@ def _tunes(session: Session, branch: str, kind: str) -> Pace:
     timelines: dict[str, list[Event]] = {tune.id: [] for tune in tunes}
     for event in session.scalars(select(Event).where(Event.subject_id.in_(timelines)).order_by(Event.id)):
         timelines[event.subject_id].append(event)
-    return measured(((tune.result or {}).get("steps") or 0, timelines[tune.id]) for tune in tunes)
+    return measured((tune.made.steps or 0, timelines[tune.id]) for tune in tunes)
 
 
 def _batches(session: Session, branch: str) -> Pace:

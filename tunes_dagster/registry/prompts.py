@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
+from tunes_dagster.core.results import PromptResult
 from tunes_dagster.core.wishes import ended
 from tunes_dagster.registry.engine import Database
 from tunes_dagster.registry.ledger import hold
@@ -296,7 +297,7 @@ class PromptQueries(Database):
         work_id: str,
         run_id: str,
         images: list[str],
-        result: dict[str, Any] | None = None,
+        result: PromptResult | Mapping[str, Any] | None = None,
     ) -> Prompt:
         """Record the pictures of a prompt, and owe its callback; a cancelled prompt stays cancelled.
 
@@ -307,7 +308,7 @@ class PromptQueries(Database):
             work, prompt = self._prompt_of(session, prompt_id, work_id, run_id)
             again = prompt.status == "done" and work.origin == "ui"
             if prompt.status in OPEN_PROMPT or again:
-                prompt.images, prompt.result = images, result or {}
+                prompt.images, prompt.result = images, PromptResult.of(result or {}).written({})
                 prompt_ended(session, prompt, "done", self.now(), notify=work.origin != "ui")
             return prompt
 

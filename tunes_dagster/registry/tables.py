@@ -28,6 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from tunes_dagster.core.recipe import UNTRAINED
+from tunes_dagster.core.results import BatchResult, PromptResult, TuneResult
 from tunes_dagster.core.wishes import ended
 
 JsonType = JSON().with_variant(JSONB(), "postgresql")
@@ -169,19 +170,24 @@ class Tune(Table):
         return str(self.recipe.get("training", {}).get("kind", "lora"))
 
     @property
+    def made(self) -> TuneResult:
+        """What the work on it has left so far: `result`, read."""
+        return TuneResult.read(self.result)
+
+    @property
     def findings(self) -> list[str]:
         """What work found out that its owner should know, a sentence each, in the order of the work."""
-        found = (self.result or {}).get("findings", {})
+        found = self.made.findings
         return [said for kind in ("prepare", "train", "finish") for said in found.get(kind, [])]
 
     @property
     def verdict(self) -> dict[str, Any] | None:
         """What the report card says of a tune that has one: its verdict in a word and a line, and the reasons."""
-        card = (self.result or {}).get("report_card")
-        if self.status != "ready" or not card:
+        card = self.made.report_card
+        if self.status != "ready" or card is None:
             return None
-        reasons = [f"{one['sentence']} {one['remedy']}".strip() for one in card.get("warnings") or []]
-        return {"verdict": card["verdict"], "line": card["line"], "reasons": reasons}
+        reasons = [f"{one.sentence} {one.remedy}".strip() for one in card.warnings]
+        return {"verdict": card.verdict, "line": card.line, "reasons": reasons}
 
 
 def trains() -> ColumnElement[bool]:
@@ -246,10 +252,15 @@ class Prompt(Table):
     expired_at: Mapped[datetime | None]
 
     @property
+    def made(self) -> PromptResult:
+        """What its rendering has left: `result`, read."""
+        return PromptResult.read(self.result)
+
+    @property
     def findings(self) -> list[str]:
         """What its rendering found out that its owner should know, beside `warnings`, a sentence each."""
         known = ended(self.warnings or [])
-        return [said for said in (self.result or {}).get("warnings") or [] if said not in known]
+        return [said for said in self.made.warnings if said not in known]
 
 
 class Batch(Table):
@@ -277,6 +288,11 @@ class Batch(Table):
     result: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]
     done_at: Mapped[datetime | None]
+
+    @property
+    def made(self) -> BatchResult:
+        """What is known of it: `result`, read."""
+        return BatchResult.read(self.result)
 
 
 class Cohort(Table):

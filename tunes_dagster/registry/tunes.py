@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TuneRequest, recipe_hash
+from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.wishes import ended
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.pages import newest
@@ -204,9 +205,9 @@ class TuneQueries(PromptQueries):
         with self.writing() as session:
             work, tune = owned(session, work_id, run_id)
             if isinstance(tune, Tune):
-                kept = (tune.result or {}).get("findings", {})
+                kept = tune.made.findings
                 mine = list(dict.fromkeys([*kept.get(work.kind, []), *findings]))
-                tune.result = {**(tune.result or {}), "findings": {**kept, work.kind: mine}}
+                tune.result = TuneResult(findings={**kept, work.kind: mine}).written(tune.result)
 
     @repeatable
     def set_recipe(

@@ -13,6 +13,7 @@ from sqlalchemy import Select, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.results import TuneResult
 from tunes_dagster.registry.locks import lock, lock_each
 from tunes_dagster.registry.pace import PaceQueries
 from tunes_dagster.registry.retrying import repeatable
@@ -486,9 +487,9 @@ def start(session: Session, work: Work, subject: Tune | Batch, run_id: str, now:
             subject.status = RUNNING[work.kind]
         subject.started_at = subject.started_at or now
         subject.updated_at = now
-        if work.kind in (found := (subject.result or {}).get("findings", {})):
+        if work.kind in (found := subject.made.findings):
             left = {kind: said for kind, said in found.items() if kind != work.kind}
-            subject.result = {**subject.result, "findings": left}
+            subject.result = TuneResult(findings=left).written(subject.result)
     show(subject, "queued", f"Attempt {work.attempt} of {work.kind} started.")
     note(
         session,

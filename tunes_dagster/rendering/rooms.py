@@ -16,6 +16,7 @@ from tunes_dagster.families.catalog import Catalog, load_catalog
 from tunes_dagster.rendering.memory import FORWARDS, Room, plan_room
 
 if TYPE_CHECKING:
+    from tunes_dagster.core.results import Machine as LastMachine
     from tunes_dagster.core.settings import Settings
     from tunes_dagster.registry import Registry
     from tunes_dagster.training.planner import Machine
@@ -41,7 +42,7 @@ class Rooms:
         return self._given or load_catalog(self._settings.profile)
 
     @cached_property
-    def _last(self) -> dict[str, str | float] | None:
+    def _last(self) -> LastMachine | None:
         return self._registry.last_machine()
 
     def room(self, branch: str, shape: str) -> Room:
@@ -70,12 +71,11 @@ class Rooms:
         from tunes_dagster.training.planner import Machine
 
         last, asked = self._last, self._settings.render_memory_gb
-        kind = str(last["kind"]) if last else "cuda"
-        dtype = str(last["dtype"]) if last else "bfloat16"
+        kind, dtype = (last.kind, last.dtype) if last else ("cuda", "bfloat16")
         if asked:
             return Machine(kind, asked, dtype), "as set"
         if last:
-            return Machine(kind, float(last["gib"]), dtype), "as the last run had"
+            return Machine(kind, last.gib, dtype), "as the last run had"
         if self._settings.device == "cpu" or (self._settings.device == "auto" and not _NVIDIA.exists()):
             return Machine("cpu", psutil.virtual_memory().total / 2**30, "float32"), "this machine"
         return Machine(kind, least_gb, dtype), "the least that its base needs"

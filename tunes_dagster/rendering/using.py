@@ -15,7 +15,7 @@ def weights_of(tune: Tune) -> TuneWeights:
     Raises:
         Failure: `WEIGHTS_UNUSABLE` when it is not ready, whatever weights it has: nobody paid for them.
     """
-    key = tune.result.get("weights_key")
+    key = tune.made.weights_key
     if not key or tune.status != "ready":
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,

@@ -37,8 +37,8 @@ class Difference:
 
 def recipe_of(tune: Tune, store: Store) -> dict[str, Any]:
     """Return the recipe of a tune: the one in its weights, else what is known before it is trained."""
-    key = (tune.result or {}).get("last_weights_key") or (tune.result or {}).get("weights_key")
-    if key and key.endswith(".safetensors") and store.exists(key):
+    key = tune.made.trained_key
+    if key.endswith(".safetensors") and store.exists(key):
         found = recipe_beside(store, key)
         if found:
             return found

@@ -28,7 +28,7 @@ def continued(
     if asked.base_tune_id is None:
         return request, {}
     earlier = registry.tune_named(account_id, asked.base_tune_id)
-    if earlier.status != "ready" or not earlier.result.get("weights_key"):
+    if earlier.status != "ready" or not earlier.made.weights_key:
         raise Failure(
             FailureCode.CONFLICT,
             f"The tune {earlier.title!r} cannot be continued: it is {earlier.status} and has no finished weights.",
@@ -64,8 +64,8 @@ def continued(
     continues = {
         "tune_id": earlier.id,
         "branch": earlier.branch,
-        "weights_key": earlier.result["weights_key"],
-        "recipe_hash": earlier.result.get("weights_recipe_hash", ""),
+        "weights_key": earlier.made.weights_key,
+        "recipe_hash": earlier.made.weights_recipe_hash,
     }
     return request.model_copy(update={"training": training, "base": base, "token": token}), continues
 

@@ -9,10 +9,10 @@ since weights do not shrink.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from tunes_dagster.core.store import Store
@@ -21,6 +21,7 @@ from tunes_dagster.families.specs import families
 from tunes_dagster.training.programs import lora_line, ways_to_say
 
 if TYPE_CHECKING:
+    from tunes_dagster.core.results import TuneResult
     from tunes_dagster.families.specs import FamilySpec
     from tunes_dagster.registry import Tune
 
@@ -31,16 +32,13 @@ _LOOKED_AT = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".json", ".csv", ".html"
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def download_key(result: Mapping[str, Any] | None) -> str | None:
+def download_key(made: TuneResult) -> str | None:
     """Return the key of what people take away of a tune, or None while there is nothing.
 
     Args:
-        result: Of the tune's row.
+        made: Of the tune's row.
     """
-    known = result or {}
-    if known.get("pipeline_key"):
-        return f"{known['pipeline_key']}.zip"
-    return known.get("weights_key")
+    return f"{made.pipeline_key}.zip" if made.pipeline_key else made.weights_key or None
 
 
 @dataclass(frozen=True)
@@ -62,18 +60,18 @@ class Download:
 
 def downloads(tune: Tune) -> list[Download]:
     """Return the files of a tune that people take away; empty while there are none."""
-    result = tune.result or {}
-    main = download_key(result)
+    made = tune.made
+    main = download_key(made)
     if not main:
         return []
     name = PurePosixPath(main).name
-    if result.get("pipeline_key"):
+    if made.pipeline_key:
         return [Download("diffusers", main, name, "diffusers (DiffusionPipeline.from_pretrained), unpacked")]
     if tune.kind == "faceid":
         return [Download("diffusers", main, name, "diffusers, with the IP-Adapter that the model card names")]
     found = [Download("diffusers", main, name, "diffusers (load_lora_weights)")]
     spec = _family(tune)
-    if kohya := result.get("kohya_key"):
+    if kohya := made.kohya_key:
         dora = bool(tune.recipe.get("training", {}).get("dora"))
         programs = lora_line(spec, dora) if spec else "programs that read kohya's names"
         found.append(Download("kohya", kohya, PurePosixPath(kohya).name, programs))
@@ -99,10 +97,10 @@ def _family(tune: Tune) -> FamilySpec | None:
 
 def _words_key(tune: Tune) -> str | None:
     """Return the key of a pti tune's words; earlier versions did not keep it and named the file after the tune."""
-    result = tune.result or {}
-    if tune.kind != "pti" or result.get("words_key"):
-        return result.get("words_key") or None
-    folder = PurePosixPath(result.get("last_weights_key") or result["weights_key"]).parent
+    made = tune.made
+    if tune.kind != "pti" or made.words_key:
+        return made.words_key or None
+    folder = PurePosixPath(made.trained_key).parent
     # An earlier checkpoint that was published lies one folder deeper.
     folder = folder.parent if folder.name.startswith("step-") else folder
     return f"{folder}/{tune.id}.embeddings.safetensors"

@@ -12,6 +12,7 @@ from typing import Any
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
+from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.validation import checked
@@ -92,7 +93,7 @@ def rerun(
             store.delete_prefix(f"tunes/{chosen}")
         raise
     work = registry.claim("prepare", chosen, f"rerun-{chosen}", origin="cli")
-    registry.finish(work.id, f"rerun-{chosen}", result={"again": tune.id})
+    registry.finish(work.id, f"rerun-{chosen}", result=TuneResult(again=tune.id))
     return registry.get_tune(chosen)
 
 

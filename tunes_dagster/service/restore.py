@@ -118,7 +118,7 @@ def _check_tune(registry: Registry, store: Store, there: Files, tune: Tune, done
     if tune.status in ("failed", "cancelled", "deleted", "awaiting_images"):
         return
     stage = _stage_of(tune)
-    lacking = [name for name in _WEIGHTS if not there.has(tune.result.get(name))]
+    lacking = [name for name in _WEIGHTS if not there.has(getattr(tune.made, name) or None)]
     if stage in ("finish", "ready") and not lacking:
         return
     if stage == "prepare" and _sources_are_there(there, tune):
