@@ -66,13 +66,13 @@ class Attempt:
         """
         # Closed only once the row says so: while its database is away the work is done, and still alive.
         self.member.tell(self.registry)
-        self.registry.finish(self.work.id, self.run_id, result=result, continue_=continue_, whole=whole)
+        self.registry.work.finish(self.work.id, self.run_id, result=result, continue_=continue_, whole=whole)
         self.member.close()
         self.lines.say("done")
 
     def give_back(self, reason: str) -> None:
         """Put the rest of the work back into the queue; another run goes on with it, and no try is counted."""
-        self.registry.give_back(self.work.id, self.run_id, reason)
+        self.registry.work.give_back(self.work.id, self.run_id, reason)
         self.member.close()
 
     def fail(self, failure: Failure) -> None:
@@ -82,7 +82,7 @@ class Attempt:
         )
         try:
             self.member.tell(self.registry)
-            self.registry.fail(self.work.id, self.run_id, failure)
+            self.registry.work.fail(self.work.id, self.run_id, failure)
         except Failure as refused:
             if refused.code != FailureCode.CONFLICT:  # another attempt owns the row by now, and goes on
                 raise
@@ -111,10 +111,10 @@ def claim(context: Context, installation: Installation, kind: str, subject_id: s
     """
     rows, run_id = installation.registry, context.run.run_id
     if context.run.parent_run_id is not None:
-        work = rows.claim_again(kind, subject_id, run_id, failed_parents(context))
+        work = rows.work.claim_again(kind, subject_id, run_id, failed_parents(context))
     else:
         origin, run_key = run_origin(context.run)
-        work = rows.claim(kind, subject_id, run_id, origin=origin, run_key=run_key)
+        work = rows.work.claim(kind, subject_id, run_id, origin=origin, run_key=run_key)
     return own(context, installation, work, pulse)
 
 
@@ -139,7 +139,7 @@ def own(
     registry, settings = installation.registry, installation.settings
     label = ""
     if many and work.kind != "render":
-        label = registry.get_tune(work.subject_id).title
+        label = registry.tunes.get(work.subject_id).title
     member = pulse.add(Member(registry, work.id, context.run.run_id))
     set_up_logging("tunes.pipeline", settings.log_format)
     lines = RunLines(
@@ -147,7 +147,7 @@ def own(
         subject=work.subject_id,
         attempt=work.attempt,
         run_id=context.run.run_id,
-        request_id=registry.request_id(work.subject_id),
+        request_id=registry.objects.request_id(work.subject_id),
     )
     lines.say("started")
     report = Tee([RunLog(context.log, label, percent=partial(_percent, registry, work)), member, lines])
@@ -158,8 +158,8 @@ def _percent(registry: Registry, work: Work) -> float | None:
     """Return how far all of a tune or batch is; None when the registry cannot say."""
     registry = registry.with_patience(0.0)
     try:
-        batch = registry.get_batch(work.subject_id) if work.kind == "render" else None
-        return batch.progress if batch is not None else registry.get_tune(work.subject_id).progress
+        batch = registry.groups.batch(work.subject_id) if work.kind == "render" else None
+        return batch.progress if batch is not None else registry.tunes.get(work.subject_id).progress
     except Exception:  # a line of the log without it is good enough, and the work must not end for it
         return None
 

@@ -183,7 +183,7 @@ def plan_results(
 
     plan_key, _ = campaigns_keys(name)
     with sentences():
-        campaign = keeper.registry.get_campaign(name)
+        campaign = keeper.registry.campaigns.get(name)
     try:
         row, drawn = keeper.plan(campaign, context.partition_key, retry_failed=config.retry_failed)
     except Failure as failure:
@@ -309,7 +309,7 @@ def report_result(
     from tunes_dagster.campaigns.report import make_report
 
     with sentences():
-        report = make_report(rows, store, rows.get_campaign(name), context.partition_key)
+        report = make_report(rows, store, rows.campaigns.get(name), context.partition_key)
     counts = report.numbers
     missing = counts.failed + counts.open
     said = f"{counts.failed} prompts failed, {counts.open} are still open."
@@ -384,7 +384,7 @@ def load_campaigns(installation: InstallationResource) -> "list[Campaign]":
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return installation.open(works=False).registry.list_campaigns()
+        return installation.open(works=False).registry.campaigns.rows()
     except (Failure, SQLAlchemyError, OSError) as error:
         logging.getLogger(__name__).warning("The campaigns cannot be read, so none are shown: %s", error)
         return []

@@ -319,7 +319,9 @@ def train_cohort_members(
             room = min(free, MOST_MEMBERS - len(trainees))
             here = [trainee.tune.id for trainee in trainees]
             try:  # those who train do not wait for those who might
-                works = registry.with_patience(0.0).join_cohort(cohort_id, context.run.run_id, room, here)
+                works = registry.with_patience(0.0).work.join_cohort(
+                    cohort_id, context.run.run_id, room, here
+                )
             except DatabaseAway:
                 return []
             return recruit(works, "joined")
@@ -336,7 +338,7 @@ def recruited(context: Context, work: Work, installation: Installation, pulse: P
     try:
         return trainee_of(mine, installation)
     except Exception as error:
-        trainee = Trainee(mine, installation.registry.get_tune(work.subject_id), TrainingOptions())
+        trainee = Trainee(mine, installation.registry.tunes.get(work.subject_id), TrainingOptions())
         trainee.failure = close_badly(context, mine, error) or meant(error)
         return trainee
 
@@ -392,14 +394,14 @@ def conclude(
 def trainee_of(mine: Attempt, installation: Installation, changes: dict[str, Any] | None = None) -> Trainee:
     """Return what this attempt trains, with the Launchpad's values written into the tune's recipe."""
     registry = installation.registry
-    tune = registry.get_tune(mine.work.subject_id)
+    tune = registry.tunes.get(mine.work.subject_id)
     entry = installation.catalog.resolve(tune.branch)
     options = entry.training_options(training_options(tune, changes or {}, entry))
     if changes:
         for said in ended(_check_changes(tune, changes, options, installation)):
-            registry.add_event(tune.id, tune.status, said)
+            registry.events.add(tune.id, tune.status, said)
         recipe = {**tune.recipe, "training": options.model_dump()}
-        tune = registry.set_recipe(mine.work.id, mine.run_id, recipe)
+        tune = registry.tunes.set_recipe(mine.work.id, mine.run_id, recipe)
     return Trainee(mine, tune, options, resume=not tune.made.weights_key)
 
 

@@ -73,7 +73,7 @@ def made_an_asset(instance: dg.DagsterInstance, run_id: str) -> bool:
 def prune_partitions(instance: dg.DagsterInstance, registry: Registry) -> int:
     """Delete the partitions of tunes that were deleted; returns how many."""
     known = set(instance.get_dynamic_partitions(TUNES))
-    gone = [tune.id for tune in registry.list_tunes(status="deleted", limit=_MOST_RUNS) if tune.id in known]
+    gone = [tune.id for tune in registry.tunes.rows(status="deleted", limit=_MOST_RUNS) if tune.id in known]
     for key in gone:
         instance.delete_dynamic_partition(TUNES, key)
     return len(gone)
@@ -120,23 +120,25 @@ def forget_tunes(instance: dg.DagsterInstance, registry: Registry, tune_ids: Seq
     for tune_id in tune_ids:
         for tags in ({"tunes/tune": tune_id}, {"dagster/partition": tune_id}):
             own.update({run.run_id: True for run in instance.get_runs(dg.RunsFilter(tags=tags))})
-        for work in registry.work_of(tune_id, "train"):
+        for work in registry.work.of(tune_id, "train"):
             if work.cohort_id:
-                alone = {member.subject_id for member in registry.cohort_members(work.cohort_id)} <= gone
+                alone = {member.subject_id for member in registry.groups.members(work.cohort_id)} <= gone
                 for run in instance.get_runs(dg.RunsFilter(tags={"tunes/cohort": work.cohort_id})):
                     own[run.run_id] = alone
-    shown = registry.prompts_of_tunes(list(tune_ids))
+    shown = registry.uses.prompts_of(list(tune_ids))
     theirs = {prompt.id for prompt in shown}
     alone_in: dict[str, bool] = {}
     for batch_id in sorted({prompt.batch_id for prompt in shown if prompt.batch_id}):
-        alone = {prompt.id for prompt in registry.list_prompts(batch_id=batch_id)} <= theirs
+        alone = {prompt.id for prompt in registry.prompts.rows(batch_id=batch_id)} <= theirs
         alone_in[batch_id] = alone
         for run in instance.get_runs(dg.RunsFilter(tags={"dagster/partition": batch_id})):
             own[run.run_id] = alone
     told_of = [*tune_ids, *(batch_id for batch_id, alone in alone_in.items() if alone)]
-    own.update(dict.fromkeys(registry.forget_device_runs(told_of), True))
+    own.update(dict.fromkeys(registry.device_runs.forget(told_of), True))
     # Batches share runs, and these show numbers only.
-    own.update({run_id: False for run_id, alone in own.items() if alone and registry.device_runs_of(run_id)})
+    own.update(
+        {run_id: False for run_id, alone in own.items() if alone and registry.device_runs.of_run(run_id)}
+    )
     deleted = [run_id for run_id, alone in own.items() if alone]
     for run_id in deleted:
         instance.compute_log_manager.delete_logs(prefix=[run_id])

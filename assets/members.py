@@ -31,15 +31,15 @@ def claim_members(context: Context, cohort_id: str, registry: Registry) -> Claim
     """Claim the members of a cohort; for a re-execution those that were not trained and are still wanted."""
     run = context.run
     if run_origin(run)[0] != "ui":
-        return Claimed(registry.claim_cohort(cohort_id, run.run_id))
+        return Claimed(registry.work.claim_cohort(cohort_id, run.run_id))
     claimed = Claimed()
-    for work in registry.cohort_members(cohort_id):
-        tune = registry.get_tune(work.subject_id)
+    for work in registry.groups.members(cohort_id):
+        tune = registry.tunes.get(work.subject_id)
         if said := _not_wanted(work, tune, run.run_id):
             claimed.left[tune.id] = said
             continue
         try:
-            claimed.works.append(registry.claim_again("train", tune.id, run.run_id, ()))
+            claimed.works.append(registry.work.claim_again("train", tune.id, run.run_id, ()))
         except Failure as failure:  # it moved meanwhile, or other work of it is in the way
             claimed.refused[tune.id] = failure
     return claimed
@@ -81,4 +81,4 @@ def say_who_is_left(context: Context, cohort_id: str, claimed: Claimed, registry
 
 
 def _named(registry: Registry, tune_id: str) -> str:
-    return f"tune {registry.get_tune(tune_id).number}"
+    return f"tune {registry.tunes.get(tune_id).number}"

@@ -158,7 +158,7 @@ class Turn:
 
     def yields_at_once(self) -> bool:
         """Whether to give way before anything is loaded."""
-        return self._patient and self._attempt == 1 and self._registry.somebody_waits()
+        return self._patient and self._attempt == 1 and self._registry.groups.somebody_waits()
 
     def look(self, loaded: float) -> None:
         """Give way when the turn is over and somebody waits.
@@ -172,7 +172,7 @@ class Turn:
         if not self._patient:
             return
         spent = time.monotonic() - self._began - loaded
-        if spent >= max(loaded, self._seconds) and self._registry.somebody_waits():
+        if spent >= max(loaded, self._seconds) and self._registry.groups.somebody_waits():
             raise GaveWay(GAVE_WAY)
 
 
@@ -205,7 +205,7 @@ def require_batch(registry: Registry, batch_id: str) -> Batch:
     Raises:
         Failure: `INVALID_REQUEST` when the registry has none.
     """
-    batch = registry.get_batch(batch_id)
+    batch = registry.groups.batch(batch_id)
     if batch is None:
         raise Failure(
             FailureCode.INVALID_REQUEST,
@@ -231,7 +231,7 @@ class PromptWriter:
         """Record the pictures of a prompt, or why it has none."""
         self.results[result.prompt_id] = result
         if result.failure is not None:
-            self._registry.prompt_failed(result.prompt_id, self._work_id, self._run_id, result.failure)
+            self._registry.prompts.failed(result.prompt_id, self._work_id, self._run_id, result.failure)
             return
         facts = PromptResult(
             seeds=[image.seed for image in result.images],
@@ -242,7 +242,7 @@ class PromptWriter:
             warnings=result.warnings,
         )
         keys = [image.key for image in result.images]
-        self._registry.prompt_done(result.prompt_id, self._work_id, self._run_id, keys, facts)
+        self._registry.prompts.done(result.prompt_id, self._work_id, self._run_id, keys, facts)
 
     def refuse(self, prompt_id: str, failure: Failure) -> None:
         """Record that a prompt cannot be rendered at all."""
@@ -259,7 +259,7 @@ def wanted_prompts(registry: Registry, batch: Batch, work: Work, anew: bool = Tr
 
     What a campaign filled the batch up with comes last: somebody waits for the others.
     """
-    everything = [p for p in registry.list_prompts(batch_id=batch.id) if p.status != "cancelled"]
+    everything = [p for p in registry.prompts.rows(batch_id=batch.id) if p.status != "cancelled"]
     everything.sort(key=lambda prompt: prompt.origin == CAMPAIGN)
     if work.origin == "ui" and anew:
         return everything
@@ -287,8 +287,8 @@ def render_jobs(
 ) -> list[RenderJob]:
     """Return the jobs of the prompts that can be rendered; the others are recorded as failed."""
     jobs = []
-    uses = registry.uses_of([prompt.id for prompt in prompts])
-    tunes = registry.tunes_by_id({use.tune_id for some in uses.values() for use in some if use.tune_id})
+    uses = registry.uses.of([prompt.id for prompt in prompts])
+    tunes = registry.uses.tunes_by_id({use.tune_id for some in uses.values() for use in some if use.tune_id})
     for prompt in prompts:
         try:
             settings = merged(RenderSettings.model_validate(prompt.settings), changes)
@@ -321,7 +321,7 @@ def described(done: Rendered, registry: Registry, store: Store) -> dg.Materializ
         footer=done.batch.id,
     )
     used = {LoraUse(*use).id for job in done.jobs for use in (*job.loras, *job.faces)}
-    tunes = {tune_id: registry.get_tune(tune_id).title for tune_id in sorted(used) if tune_id}
+    tunes = {tune_id: registry.tunes.get(tune_id).title for tune_id in sorted(used) if tune_id}
     sizes = {f"{image.rendered_at[0]}×{image.rendered_at[1]}" for image in images}
     return dg.MaterializeResult(
         metadata={

@@ -169,7 +169,7 @@ class Member:
         if not found:
             return
         try:
-            (registry or self._registry).add_findings(self.work_id, self.run_id, found)
+            (registry or self._registry).tunes.add_findings(self.work_id, self.run_id, found)
         except BaseException:
             with self._lock:
                 self._findings = [*found, *self._findings]
@@ -196,10 +196,10 @@ class Member:
         try:
             self.tell()
             if changed:
-                self.flag = self._registry.progress(self.work_id, self.run_id, **progress)
+                self.flag = self._registry.work.progress(self.work_id, self.run_id, **progress)
                 self._beaten = time.monotonic()
             elif time.monotonic() - self._beaten >= interval:
-                self.flag = self._registry.heartbeat(self.work_id, self.run_id)
+                self.flag = self._registry.work.heartbeat(self.work_id, self.run_id)
                 self._beaten = time.monotonic()
         except Failure as failure:
             if failure.code != FailureCode.CONFLICT:

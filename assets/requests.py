@@ -68,14 +68,14 @@ def require_tune(registry: Registry, tune_id: str) -> Tune:
     Raises:
         Failure: `UNKNOWN_TUNE` with the way to start one.
     """
-    if not registry.has_tune(tune_id):
+    if not registry.tunes.has(tune_id):
         raise Failure(
             FailureCode.UNKNOWN_TUNE,
             f"The registry has no tune {tune_id!r}: the partition exists, but nobody has asked for this tune.",
             "Materialize source_images of this partition with the request in the Launchpad "
             "(name and one of archive_url, image_urls, folder), or run `tunes train`.",
         )
-    return registry.get_tune(tune_id)
+    return registry.tunes.get(tune_id)
 
 
 def tune_of_partition(
@@ -87,8 +87,8 @@ def tune_of_partition(
         Failure: `UNKNOWN_TUNE` with neither row nor request, `INVALID_REQUEST` for wrong values.
     """
     changes, registry = _changes(config), installation.registry
-    if registry.has_tune(tune_id):
-        return registry.get_tune(tune_id), changes
+    if registry.tunes.has(tune_id):
+        return registry.tunes.get(tune_id), changes
     if not {"name", "sources"} <= set(changes):
         return require_tune(registry, tune_id), {}
     from tunes_dagster.service.submit import submit_tune
@@ -100,7 +100,7 @@ def tune_of_partition(
         installation.catalog,
         installation.settings,
         request,
-        account_id=registry.get_account(config.account).id,
+        account_id=registry.accounts.get(config.account).id,
         origin="ui",
         tune_id=tune_id,
         allow_folder=request.sources.folder,
@@ -132,9 +132,9 @@ def change_request(mine: Attempt, tune: Tune, changes: dict[str, Any], installat
     wishes = Wishes(settings.unmet_wishes)
     request = check_tune(request, catalog.resolve(request.base), entry, settings, wishes)
     for said in ended(wishes.told()):
-        registry.add_event(tune.id, tune.status, said)
+        registry.events.add(tune.id, tune.status, said)
     recipe = make_recipe(request, entry, tune.recipe.get("continues"))
-    return registry.set_recipe(mine.work.id, mine.run_id, recipe, request)
+    return registry.tunes.set_recipe(mine.work.id, mine.run_id, recipe, request)
 
 
 def training_options(tune: Tune, changes: dict[str, Any], entry: BaseModelEntry) -> TrainingOptions:

@@ -34,9 +34,9 @@ def serve(port: int, key_file: Path) -> None:
     from tunes_dagster.registry import open_registry
 
     registry = open_registry(get_settings())
-    registry.add_account("bench")
-    registry.open_wallet("bench", plan="house", requests_per_minute=10_000_000, sign_up_grant=10**15)
-    key_file.write_text(registry.add_key("bench")[1])
+    registry.accounts.add("bench")
+    registry.ledger.open_wallet("bench", plan="house", requests_per_minute=10_000_000, sign_up_grant=10**15)
+    key_file.write_text(registry.keys.add("bench")[1])
     run(create_app(get_settings()), port=port)
 
 

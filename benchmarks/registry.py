@@ -189,40 +189,40 @@ def calls(registry: Registry, tunes: int, prompts: int) -> dict[str, Callable[[]
         """Accept a tune, claim, beat, report, finish, cancel: six transactions that write."""
         from tunes_dagster.core.ids import new_id
 
-        tune = registry.add_tune(
+        tune = registry.tunes.add(
             TuneRequest.model_validate({"name": "dog"}),
             id=new_id("tune"),
             branch="x",
             recipe={},
             origin="api",
         )
-        work = registry.claim("prepare", tune.id, "run")
-        registry.heartbeat(work.id, "run")
-        registry.progress(work.id, "run", phase="fetching", step=1, total=2)
-        registry.finish(work.id, "run")
-        registry.request_cancel(tune.id)
+        work = registry.work.claim("prepare", tune.id, "run")
+        registry.work.heartbeat(work.id, "run")
+        registry.work.progress(work.id, "run", phase="fetching", step=1, total=2)
+        registry.work.finish(work.id, "run")
+        registry.work.cancel_tune(tune.id)
 
     return {
-        "get_tune_by_id": lambda: registry.get_tune(middle),
-        "get_tune_by_number": lambda: registry.tune_named("local", tunes // 2),
-        "get_tune_by_title": lambda: registry.tune_named("local", f"Rex {tunes // 2}"),
-        "list_tunes": lambda: registry.list_tunes(),
-        "list_tunes_deep": lambda: registry.list_tunes(before=tunes // 2),
-        "list_tunes_failed": lambda: registry.list_tunes("failed"),
-        "list_tunes_open": lambda: registry.list_tunes(("queued", "preparing", "training")),
-        "list_tunes_of_account": lambda: registry.list_tunes(account_id="local"),
-        "count_tunes": lambda: registry.count_tunes(),
-        "get_prompt": lambda: registry.get_prompt(some),
-        "list_prompts": lambda: registry.list_prompts(),
-        "list_prompts_of_tune": lambda: registry.list_prompts(tune_id=middle),
-        "list_prompts_of_batch": lambda: registry.list_prompts(batch_id="batch_00000001"),
-        "list_prompts_failed": lambda: registry.list_prompts(status="failed"),
-        "events": lambda: registry.events(middle),
-        "work_of": lambda: registry.work_of(middle),
-        "list_callbacks": lambda: registry.list_callbacks(),
-        "list_callbacks_dead": lambda: registry.list_callbacks("dead"),
-        "lease_callbacks_none_due": lambda: registry.lease_callbacks(1),
-        "add_prompt": lambda: registry.add_prompt(request, branch="tiny-sdxl"),
+        "get_tune_by_id": lambda: registry.tunes.get(middle),
+        "get_tune_by_number": lambda: registry.objects.tune_named("local", tunes // 2),
+        "get_tune_by_title": lambda: registry.objects.tune_named("local", f"Rex {tunes // 2}"),
+        "list_tunes": lambda: registry.tunes.rows(),
+        "list_tunes_deep": lambda: registry.tunes.rows(before=tunes // 2),
+        "list_tunes_failed": lambda: registry.tunes.rows("failed"),
+        "list_tunes_open": lambda: registry.tunes.rows(("queued", "preparing", "training")),
+        "list_tunes_of_account": lambda: registry.tunes.rows(account_id="local"),
+        "count_tunes": lambda: registry.tunes.count(),
+        "get_prompt": lambda: registry.prompts.get(some),
+        "list_prompts": lambda: registry.prompts.rows(),
+        "list_prompts_of_tune": lambda: registry.prompts.rows(tune_id=middle),
+        "list_prompts_of_batch": lambda: registry.prompts.rows(batch_id="batch_00000001"),
+        "list_prompts_failed": lambda: registry.prompts.rows(status="failed"),
+        "events": lambda: registry.events.of(middle),
+        "work_of": lambda: registry.work.of(middle),
+        "list_callbacks": lambda: registry.outbox.rows(),
+        "list_callbacks_dead": lambda: registry.outbox.rows("dead"),
+        "lease_callbacks_none_due": lambda: registry.outbox.lease(1),
+        "add_prompt": lambda: registry.prompts.add(request, branch="tiny-sdxl"),
         "six_write_transactions": work_cycle,
         "open": lambda: Registry(registry.url).close(),
     }

@@ -188,7 +188,7 @@ def populate(house: House) -> Tenants:
         "/pixu/api/create_model", json={**body, "face_base64": FACE, "name": SECRET}
     ).json()
     uid = uid["response"]["modelUid"]
-    model = house.registry.tune_named(ALFA, uid)
+    model = house.registry.objects.tune_named(ALFA, uid)
     request = house.client.post(
         "/pixu/api/txt2img_strict_portrait", json={**body, "model_uid": uid, "positive": SECRET}
     ).json()["response"]
@@ -209,7 +209,7 @@ def populate(house: House) -> Tenants:
         headers=auth,
     ).json()
     _captions(house, tunes[0])
-    callbacks = [one.id for one in house.registry.list_account_callbacks(ALFA)]
+    callbacks = [one.id for one in house.registry.outbox.of_account(ALFA)]
     unique = [tune.title for tune in (tunes[2], face)]
     numbers = [tune.number for tune in (tunes[0], face, model)]
     both.name("tune number", *numbers)

@@ -23,7 +23,7 @@ from tunes_dagster.registry import Registry
 def registry(tmp_path: Path) -> Iterator[Registry]:
     opened = Registry(f"sqlite:///{tmp_path}/registry.db", now=Clock())
     for account in ("mallory", "ann", "bob"):
-        opened.add_account(account)
+        opened.accounts.add(account)
     yield opened
     opened.close()
 
@@ -39,41 +39,41 @@ def storable(url: str) -> str:
 
 
 def states(registry: Registry, account: str) -> list[str]:
-    return [row.state for row in registry.list_account_callbacks(account, limit=1000)]
+    return [row.state for row in registry.outbox.of_account(account, limit=1000)]
 
 
 def test_a_row_that_cannot_be_sent_is_dead_with_a_reason_alone(registry: Registry) -> None:
     """Rows of before there was a check, or written by hand: every odd address there is, in one tick with a good one."""
     urls = [url for url in map(storable, ODD) if not origin_of(url)]
     assert len(urls) > 45
-    odd = [registry.add_callback("mallory", "sample", "sample", url, {"a": 1}) for url in urls]
+    odd = [registry.outbox.add("mallory", "sample", "sample", url, {"a": 1}) for url in urls]
     with serving(answering) as server:
-        good = registry.add_callback("ann", "sample", "sample", server.url(), {"a": 1})
+        good = registry.outbox.add("ann", "sample", "sample", server.url(), {"a": 1})
         report = deliver_due(around(registry), allow_hosts=["localhost"])
     assert (report.delivered, report.dead, report.failed, report.left) == (1, len(odd), 0, 0)
-    assert registry.get_callback(good.id).state == "delivered"
+    assert registry.outbox.get(good.id).state == "delivered"
     for row in odd:
-        (delivery,) = registry.list_deliveries(row.id)
-        assert registry.get_callback(row.id).state == "dead" and "The address" in (delivery.error or "")
+        (delivery,) = registry.outbox.deliveries(row.id)
+        assert registry.outbox.get(row.id).state == "dead" and "The address" in (delivery.error or "")
         assert delivery.finished_at is not None
 
 
 def test_a_row_that_cannot_be_read_or_written_harms_nobody(registry: Registry) -> None:
-    broken = registry.add_callback("mallory", "sample", "sample", "http://localhost/", {"a": 1})
-    unknown = registry.add_callback("mallory", "sample", "sample", "http://localhost/", {}, form="nobody's")
-    half = registry.add_callback("mallory", "sample", "sample", "http://localhost/", {"a": "\ud800"})
+    broken = registry.outbox.add("mallory", "sample", "sample", "http://localhost/", {"a": 1})
+    unknown = registry.outbox.add("mallory", "sample", "sample", "http://localhost/", {}, form="nobody's")
+    half = registry.outbox.add("mallory", "sample", "sample", "http://localhost/", {"a": "\ud800"})
     with registry.writing() as session:
         session.execute(text("UPDATE callbacks SET body = '{' WHERE id = :id"), {"id": broken.id})
     with serving(answering) as server:
-        good = registry.add_callback("ann", "sample", "sample", server.url(), {"a": 1})
+        good = registry.outbox.add("ann", "sample", "sample", server.url(), {"a": 1})
         report = deliver_due(around(registry), allow_hosts=["localhost"])
     assert (report.delivered, report.dead) == (1, 1)
-    assert registry.get_callback(good.id).state == "delivered"
-    (delivery,) = registry.list_deliveries(broken.id)
+    assert registry.outbox.get(good.id).state == "delivered"
+    (delivery,) = registry.outbox.deliveries(broken.id)
     assert "could not be read" in (delivery.error or "") and delivery.finished_at is not None
     for row in (unknown, half):
-        (delivery,) = registry.list_deliveries(row.id)
-        assert registry.get_callback(row.id).state == "pending" and "written" in (delivery.error or "")
+        (delivery,) = registry.outbox.deliveries(row.id)
+        assert registry.outbox.get(row.id).state == "pending" and "written" in (delivery.error or "")
 
 
 def test_an_outcome_that_cannot_be_recorded_ends_no_tick(
@@ -82,8 +82,8 @@ def test_an_outcome_that_cannot_be_recorded_ends_no_tick(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("the row is gone")
 
-    registry.add_callback("ann", "sample", "sample", "http://localhost:1/", {})
-    monkeypatch.setattr(registry, "end_delivery", fails)
+    registry.outbox.add("ann", "sample", "sample", "http://localhost:1/", {})
+    monkeypatch.setattr(registry.outbox, "end_delivery", fails)
     assert deliver_due(around(registry), allow_hosts=["localhost"]).delivered == 0
 
 
@@ -93,12 +93,12 @@ def test_hanging_receivers_hold_nobody_elses_callback(registry: Registry) -> Non
     names = ["ann.example", "shared.example", *hanging]
     with serving(silent) as black_hole, serving(answering) as server:
         for name in [*hanging, *["shared.example"] * 20]:
-            registry.add_callback("mallory", "sample", "sample", black_hole.url(host=name), {})
+            registry.outbox.add("mallory", "sample", "sample", black_hole.url(host=name), {})
         registry.now.forward(60)  # type: ignore[attr-defined]
         mine = [
-            registry.add_callback("ann", "sample", "sample", server.url(host="ann.example"), {}).id,
+            registry.outbox.add("ann", "sample", "sample", server.url(host="ann.example"), {}).id,
             # The same receiver as one of the others': that it does not answer them says nothing.
-            registry.add_callback("ann", "sample", "sample", server.url(host="shared.example"), {}).id,
+            registry.outbox.add("ann", "sample", "sample", server.url(host="shared.example"), {}).id,
         ]
         guard = Guard(names, resolver=lambda _host, _port: ["127.0.0.1"])
         with guarded_client(guard, timeout=30, max_connections=WORKERS) as client:
@@ -106,10 +106,10 @@ def test_hanging_receivers_hold_nobody_elses_callback(registry: Registry) -> Non
                 target=deliver_due, args=(around(registry), client), kwargs={"budget_seconds": 25.0}
             )
             tick.start()
-            assert _soon(lambda: all(registry.get_callback(one).state == "delivered" for one in mine))
+            assert _soon(lambda: all(registry.outbox.get(one).state == "delivered" for one in mine))
             # While the tick still waits for the others, somebody else's becomes due.
-            late = registry.add_callback("bob", "sample", "sample", server.url(host="ann.example"), {})
-            assert _soon(lambda: registry.get_callback(late.id).state == "delivered")
+            late = registry.outbox.add("bob", "sample", "sample", server.url(host="ann.example"), {})
+            assert _soon(lambda: registry.outbox.get(late.id).state == "delivered")
             assert tick.is_alive() and black_hole.connections <= WORKERS // 2
             black_hole.closing.set()
             tick.join()

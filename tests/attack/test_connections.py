@@ -122,7 +122,7 @@ def test_a_client_that_offers_h2c_keeps_its_body(running: Running) -> None:
             + BODY
         )
         assert answer_of(line)[0] == 200, "whatever is offered, there is one protocol here"
-    assert len(running.house.registry.list_prompts(account_id="ann")) == 11
+    assert len(running.house.registry.prompts.rows(account_id="ann")) == 11
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -184,7 +184,7 @@ def test_javas_client_as_it_comes(running: Running, tmp_path: Path) -> None:
     assert len(lines) == 4, told.stderr
     assert all(line.startswith("HTTP_1_1 200 ") and "gen_" in line for line in lines[:3])
     assert lines[3] == "422"
-    assert len(running.house.registry.list_prompts(account_id="ann")) == 3
+    assert len(running.house.registry.prompts.rows(account_id="ann")) == 3
 
 
 def test_connections_are_counted_by_address_and_in_all(running: Running) -> None:

@@ -91,8 +91,8 @@ def test_no_door_takes_an_address_that_is_none_or_leads_inside(house: House, doo
     for url in BAD:
         answer = ask(house, door, url)
         assert answer.status_code in (400, 422), (url, answer.status_code, answer.text)
-    assert house.registry.list_tunes(account_id="ann") == [] == house.registry.list_prompts(account_id="ann")
-    assert house.registry.list_account_callbacks("ann") == []
+    assert house.registry.tunes.rows(account_id="ann") == [] == house.registry.prompts.rows(account_id="ann")
+    assert house.registry.outbox.of_account("ann") == []
     if "inspect" not in door and "sample" not in door:
         assert ask(house, door, "https://caller.example/hook?secret=é&x=", dry_run="true").status_code < 300
 
@@ -130,7 +130,7 @@ def test_samples_are_limited_and_hold_nobody_up(house: House) -> None:
     other = {"url": "https://bob.example/"}
     answer = house.client.post("/native/v1/callbacks/sample", json=other, headers=house.auth("bob"))
     assert answer.status_code == 201
-    assert len(house.registry.list_account_callbacks("ann")) == 3
+    assert len(house.registry.outbox.of_account("ann")) == 3
     report = deliver_due(around(house.registry), allow_hosts=[], timeout_seconds=1.0)
     assert report.delivered == 0 and report.failed + report.dead == 4
 

@@ -155,12 +155,12 @@ def test_a_body_has_one_key(house: House) -> None:
     for number, body in enumerate(bodies):
         headers = [*JSON, (b"x-api-key", ann.encode())] if number == 3 else JSON
         one = go(Exchange(app, PIXU + "_from_url", [body.encode()], headers))
-        assert one.status in (401, 422) and not house.registry.list_tunes(account_id="bob"), (body, one.said)
+        assert one.status in (401, 422) and not house.registry.tunes.rows(account_id="bob"), (body, one.said)
     escaped = (
         json.dumps({"api_key": ann, **call}).replace("_", "\\u005f", 2).replace("api\\u005fkey", "api_key")
     )
     assert go(Exchange(app, PIXU + "_from_url", [escaped.encode()], JSON)).status == 200
-    assert len(house.registry.list_tunes(account_id="ann")) == 1
+    assert len(house.registry.tunes.rows(account_id="ann")) == 1
     assert go(Exchange(app, PIXU + "_from_url", [json.dumps(call).encode()], JSON)).status == 401
 
 
@@ -231,7 +231,7 @@ def test_an_upload_token_is_judged_before_anything_is_read(house: House) -> None
 
 def test_an_account_may_send_less_than_the_server_takes(house: House) -> None:
     house.key()
-    house.registry.set_options("ann", max_upload_mb=0.1)
+    house.registry.ledger.set_options("ann", max_upload_mb=0.1)
     key = {"api_key": house.key(), "app_uid": "api"}
     one = go(Exchange(house.client.app, PIXU, pixu_body(key, {}), JSON))
     assert one.status == 413 and one.taken < 200_000
@@ -258,7 +258,7 @@ def test_what_a_packed_body_unpacks_to_is_what_counts(house: House, packed: byte
     assert refused.status == status and most < 8 * KB * KB, (refused.said, most)
     nobody = go(Exchange(app, PIXU, pieces, kind))  # ends where an unpacked one would
     assert nobody.status in (400, 401) and nobody.taken <= 64 * KB + 2 * len(PIECE), nobody.said
-    assert house.registry.list_prompts() == []
+    assert house.registry.prompts.rows() == []
 
 
 def test_a_packed_body_is_the_body_however_it_is_cut(house: House) -> None:
@@ -270,7 +270,7 @@ def test_a_packed_body_is_the_body_however_it_is_cut(house: House) -> None:
         one = go(Exchange(house.client.app, PIXU, pieces, kind))
         assert one.status == 200, one.said
     kept = {house.store.read_bytes(key) for key in house.store.list("uploads")} or {b""}
-    assert len(house.registry.list_tunes()) == 3 and len(kept) == 1
+    assert len(house.registry.tunes.rows()) == 3 and len(kept) == 1
 
 
 def test_addresses_and_proxies() -> None:

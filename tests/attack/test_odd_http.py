@@ -102,7 +102,7 @@ def test_what_is_not_is_refused_in_the_vendors_form(house: House, auth: dict[str
     assert tries[0].status_code == 415 and "compressed" in tries[0].text
     assert tries[0].headers["Accept-Encoding"] == "gzip, identity"
     assert [one.status_code for one in tries[1:3]] == [400, 400] and "gzip" in tries[1].text + tries[2].text
-    assert house.registry.list_tunes() == [] and house.registry.list_prompts() == []
+    assert house.registry.tunes.rows() == [] and house.registry.prompts.rows() == []
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_empty_files_are_refused_by_name(house: House, auth: dict[str, str]) -> 
     fields, files = {"prompt[text]": "x"}, [("prompt[input_image]", empty)]
     prompt = house.client.post("/tunes/690204/prompts", data=fields, files=files, headers=auth)
     assert prompt.status_code == 422 and "which is empty" in prompt.json()["input_image"][0]
-    assert house.registry.list_tunes() == [] and list(house.store.list("tunes")) == []
+    assert house.registry.tunes.rows() == [] and list(house.store.list("tunes")) == []
 
 
 def test_parameters_that_nobody_filled_in_are_absent(house: House, auth: dict[str, str]) -> None:

@@ -26,7 +26,7 @@ from tests.gateway.test_pixu import create as pixu_model
 from tests.support.databases import new_database
 from tests.support.registry import Clock
 from tunes_dagster.registry import ApiGroup, Callback, Pack, Prompt, Registry, Reservation, Tune
-from tunes_dagster.registry.accounts import ABANDONED_SECONDS, bind_idempotent
+from tunes_dagster.registry.idempotency import ABANDONED_SECONDS, bind_idempotent
 
 MAKING = (Tune, Prompt, Pack, Reservation, Callback, ApiGroup)
 CALLS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -92,20 +92,20 @@ def test_a_repeat_after_a_server_died_gets_what_it_made(
     house: House, send: Callable[..., httpx.Response], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first server dies after the work is accepted and before the answer is remembered."""
-    remember = house.registry.end_idempotent
+    remember = house.registry.idempotency.end
 
     def die(*_: Any) -> None:
         raise SystemError("the power went")
 
-    monkeypatch.setattr(house.registry, "end_idempotent", die)
+    monkeypatch.setattr(house.registry.idempotency, "end", die)
     assert send(name).status_code == 500
     made = count(house)
-    monkeypatch.setattr(house.registry, "end_idempotent", remember)
+    monkeypatch.setattr(house.registry.idempotency, "end", remember)
     second, third = send(name), send(name)
     assert second.status_code < 300, second.text
     assert second.json() == third.json() and count(house) == made
     assert second.headers["idempotent-replayed"] == third.headers["idempotent-replayed"] == "true"
-    books, wallet = house.registry.books("ann"), house.registry.get_wallet("ann")
+    books, wallet = house.registry.ledger.books("ann"), house.registry.ledger.wallet("ann")
     assert (books["account"], books["reserved"]) == (wallet.available, wallet.reserved)
     other = send(name, "order-2")
     assert other.status_code < 300 and count(house) != made and "idempotent-replayed" not in other.headers
@@ -115,20 +115,20 @@ def test_an_answer_that_could_not_be_written_does_not_give_the_key_free(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     headers = {**house.auth(), "Idempotency-Key": "order-1"}
-    read = house.registry.get_wallet
+    read = house.registry.ledger.wallet
     house.client.get("/v1/models", headers=headers)
-    monkeypatch.setattr(house.registry, "get_wallet", lambda _account: 1 / 0)
+    monkeypatch.setattr(house.registry.ledger, "wallet", lambda _account: 1 / 0)
     assert house.client.post("/v1/tunes/train", json=TRAIN, headers=headers).status_code == 500
-    monkeypatch.setattr(house.registry, "get_wallet", read)
+    monkeypatch.setattr(house.registry.ledger, "wallet", read)
     again = house.client.post("/v1/tunes/train", json=TRAIN, headers=headers)
-    (tune,) = house.registry.list_tunes(account_id="ann")
-    assert again.json()["job_id"] == tune.id and house.registry.get_wallet("ann").reserved == 100_000
+    (tune,) = house.registry.tunes.rows(account_id="ann")
+    assert again.json()["job_id"] == tune.id and house.registry.ledger.wallet("ann").reserved == 100_000
 
 
 def test_the_upload_address_of_a_repeat_leads_to_the_job(
     house: House, send: Callable[..., httpx.Response], pictures: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(house.registry, "end_idempotent", lambda *_: 1 / 0)
+    monkeypatch.setattr(house.registry.idempotency, "end", lambda *_: 1 / 0)
     send("pixelapi train")
     monkeypatch.undo()
     told = send("pixelapi train").json()
@@ -147,7 +147,7 @@ def test_files_of_a_repeat_are_not_kept_beside_the_first_ones(
             "/tunes", data={"tune[title]": "N", "tune[name]": "man"}, files=files, headers=headers
         )
 
-    monkeypatch.setattr(house.registry, "end_idempotent", lambda *_: 1 / 0)
+    monkeypatch.setattr(house.registry.idempotency, "end", lambda *_: 1 / 0)
     send()
     monkeypatch.undo()
     before = sorted(house.store.list("tunes"))
@@ -157,11 +157,11 @@ def test_files_of_a_repeat_are_not_kept_beside_the_first_ones(
 def test_what_was_deleted_meanwhile_is_not_made_again(
     house: House, send: Callable[..., httpx.Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(house.registry, "end_idempotent", lambda *_: 1 / 0)
+    monkeypatch.setattr(house.registry.idempotency, "end", lambda *_: 1 / 0)
     send("astria tune")
     monkeypatch.undo()
-    tune = house.registry.list_tunes(account_id="ann")[0]
-    house.registry.delete_tune(tune.id, by_caller=True)
+    tune = house.registry.tunes.rows(account_id="ann")[0]
+    house.registry.work.delete_tune(tune.id, by_caller=True)
     made = count(house)
     assert [send("astria tune").status_code for _ in range(2)] == [404, 404] and count(house) == made
 
@@ -169,28 +169,28 @@ def test_what_was_deleted_meanwhile_is_not_made_again(
 def test_a_server_that_was_taken_over_makes_nothing(tmp_path: Any) -> None:
     clock = Clock()
     registry = Registry(f"sqlite:///{tmp_path}/registry.db", now=clock)
-    registry.add_account("ann")
-    slow, none = registry.begin_idempotent("ann", "k", "hash", {})
-    assert slow and none is None and registry.begin_idempotent("ann", "k", "hash", {})[0] == ""
+    registry.accounts.add("ann")
+    slow, none = registry.idempotency.begin("ann", "k", "hash", {})
+    assert slow and none is None and registry.idempotency.begin("ann", "k", "hash", {})[0] == ""
     clock.forward(ABANDONED_SECONDS + 1)
-    next_one, none = registry.begin_idempotent("ann", "k", "hash", {})
+    next_one, none = registry.idempotency.begin("ann", "k", "hash", {})
     assert next_one not in ("", slow) and none is None
     with registry.writing() as session:
         assert not bind_idempotent(session, "ann", "k", slow, ["tune_a"])
         assert bind_idempotent(session, "ann", "k", next_one, ["tune_b"])
-    registry.end_idempotent("ann", "k", slow, 200, "{}")
-    registry.end_idempotent("ann", "k", next_one, None)
+    registry.idempotency.end("ann", "k", slow, 200, "{}")
+    registry.idempotency.end("ann", "k", next_one, None)
     clock.forward(ABANDONED_SECONDS + 1)
-    claim, row = registry.begin_idempotent("ann", "k", "hash", {})
+    claim, row = registry.idempotency.begin("ann", "k", "hash", {})
     assert claim == "" and row is not None and (row.subjects, row.status_code) == (["tune_b"], None)
     registry.close()
 
 
 DYING = """
 import os, sys
-from tunes_dagster.registry import Registry
+from tunes_dagster.registry.idempotency import Idempotency
 if "die" in sys.argv:
-    Registry.end_idempotent = lambda *_: os._exit(9)
+    Idempotency.end = lambda *_: os._exit(9)
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.gateway.app import create_app
 from tunes_dagster.gateway.serving import run
@@ -226,9 +226,9 @@ def test_a_server_that_is_killed_between_accepting_and_answering(house: House) -
     finally:
         second.send_signal(signal.SIGTERM)
         second.wait(30)
-    (tune,) = house.registry.list_tunes(account_id="ann")
+    (tune,) = house.registry.tunes.rows(account_id="ann")
     assert again.status_code == 200 and again.json()["job_id"] == tune.id, again.text
-    assert house.registry.get_wallet("ann").reserved == 100_000
+    assert house.registry.ledger.wallet("ann").reserved == 100_000
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -254,20 +254,20 @@ def test_of_many_repeats_at_once_one_is_accepted(anywhere: House) -> None:
             pool.map(lambda _: house.client.post("/v1/tunes/train", json=TRAIN, headers=headers), range(12))
         )
     assert {one.status_code for one in sent} == {200} and len({one.json()["job_id"] for one in sent}) == 1
-    assert len(house.registry.list_tunes(account_id="ann")) == 1
-    assert house.registry.get_wallet("ann").reserved == 100_000
+    assert len(house.registry.tunes.rows(account_id="ann")) == 1
+    assert house.registry.ledger.wallet("ann").reserved == 100_000
 
 
 def test_of_many_tunes_of_one_title_at_once_one_is_accepted(anywhere: House) -> None:
     house, headers = anywhere, anywhere.auth()
-    house.registry.set_options("ann", title_idempotency=True)
+    house.registry.ledger.set_options("ann", title_idempotency=True)
     bodies = [{"tune": {**TUNE, "branch": "sdxl1"}}] * 6 + [
         {"tune": {**TUNE, "title": "other", "branch": "sdxl1"}}
     ]
     with ThreadPoolExecutor(7) as pool:
         sent = list(pool.map(lambda body: house.client.post("/tunes", json=body, headers=headers), bodies))
     assert {one.status_code for one in sent} == {201} and len({one.json()["id"] for one in sent}) == 2
-    assert house.registry.get_wallet("ann").reserved == 2 * 100_000
+    assert house.registry.ledger.wallet("ann").reserved == 2 * 100_000
     tried = house.client.post("/tunes?dry_run=1", json=bodies[0], headers=headers).json()
     assert tried["dry_run"] and tried["price_usd"] == 0 and tried["already_made"].startswith("tune_")
 
@@ -284,7 +284,7 @@ def test_prompts_are_known_by_their_fields_for_those_who_want_it(anywhere: House
         return int(answer.json()["id"])
 
     assert ask() != ask(), "unless the account asks for it"
-    house.registry.set_options("ann", prompt_idempotency=True)
+    house.registry.ledger.set_options("ann", prompt_idempotency=True)
     house.service._seen.clear()
     with ThreadPoolExecutor(6) as pool:
         ids = set(pool.map(lambda _: ask(seed=0), range(6)))
@@ -302,17 +302,17 @@ def test_prompts_of_a_pack_for_several_tunes_are_all_kept_or_none(anywhere: Hous
     tunes = [astria_tune(house, account="bob", title=str(n), branch="sd15")["id"] for n in range(4)]
     pack = {"title": "p", "prompts_per_class": {"woman": [{"text": "ohwx woman", "num_images": 3}]}}
     slug = house.client.post("/packs", json={"pack": pack}, headers=house.auth("bob")).json()["slug"]
-    wallet = house.registry.get_wallet("bob")
-    house.registry.adjust_wallet("bob", 3 * 3_000 - wallet.available)  # three of four
+    wallet = house.registry.ledger.wallet("bob")
+    house.registry.ledger.adjust("bob", 3 * 3_000 - wallet.available)  # three of four
     given = {"tune": {"tune_ids": tunes, "prompts_callback": "https://a.example.com/x"}}
     before = count(house)
     answer = house.client.post(f"/p/{slug}/tunes", json=given, headers=house.auth("bob"))
     assert answer.status_code == 422 and "left" in answer.text and count(house) == before
-    assert house.registry.get_wallet("bob").available == 9_000
+    assert house.registry.ledger.wallet("bob").available == 9_000
     gone = {"tune": {**given["tune"], "tune_ids": [*tunes[:2], tunes[3]]}}
-    house.registry.request_cancel(house.registry.find_tune("bob", tunes[3])[0].id)  # type: ignore[index]
+    house.registry.work.cancel_tune(house.registry.objects.find_tune("bob", tunes[3])[0].id)  # type: ignore[index]
     answer = house.client.post(f"/p/{slug}/tunes", json=gone, headers=house.auth("bob"))
     assert answer.status_code == 422 and count(house) == before
     good = {"tune": {**given["tune"], "tune_ids": tunes[:3]}}
     assert house.client.post(f"/p/{slug}/tunes", json=good, headers=house.auth("bob")).status_code == 201
-    assert house.registry.get_wallet("bob").available == 50_000  # that of the cancelled tune
+    assert house.registry.ledger.wallet("bob").available == 50_000  # that of the cancelled tune

@@ -28,20 +28,20 @@ CREDITS = 10_000_000
 def make_tunes(registry: Registry, name: str) -> None:
     tune = add_tune(registry, id=f"tune_{name}", price=100)
     for kind in ("prepare", "train", "finish"):
-        work = registry.claim(kind, tune.id, f"{name}-{kind}")
-        registry.progress(work.id, f"{name}-{kind}", phase="x", step=1, total=2)
-        registry.finish(work.id, f"{name}-{kind}")
+        work = registry.work.claim(kind, tune.id, f"{name}-{kind}")
+        registry.work.progress(work.id, f"{name}-{kind}", phase="x", step=1, total=2)
+        registry.work.finish(work.id, f"{name}-{kind}")
 
 
 def make_pictures(registry: Registry, name: str) -> None:
     asked = prompt_request(callback_url="http://caller.test/p")
-    registry.add_prompts([NewPrompt(asked, "tiny-sdxl", price=10) for _ in range(2)])
-    for batch in registry.make_batches(wait_seconds=0):
+    registry.prompts.add_many([NewPrompt(asked, "tiny-sdxl", price=10) for _ in range(2)])
+    for batch in registry.groups.make_batches(wait_seconds=0):
         run = new_id("run")
-        work = registry.claim("render", batch.id, run)
-        for prompt in registry.list_prompts(batch_id=batch.id):
-            registry.prompt_done(prompt.id, work.id, run, [f"{prompt.id}-0.png"])
-        registry.finish(work.id, run)
+        work = registry.work.claim("render", batch.id, run)
+        for prompt in registry.prompts.rows(batch_id=batch.id):
+            registry.prompts.done(prompt.id, work.id, run, [f"{prompt.id}-0.png"])
+        registry.work.finish(work.id, run)
 
 
 @pytest.mark.slow
@@ -56,8 +56,8 @@ def test_nothing_is_lost_doubled_or_stuck(
         return Registry(url, patience=patience, callback_backoff=(0.0,) * 8)
 
     registry = opened(120.0)
-    registry.open_wallet("local", plan="pro", requests_per_minute=60)
-    registry.adjust_wallet("local", CREDITS)
+    registry.ledger.open_wallet("local", plan="pro", requests_per_minute=60)
+    registry.ledger.adjust("local", CREDITS)
     ends, errors, got = time.monotonic() + SECONDS, [], Counter[str]()
 
     def again_and_again(act: Callable[[Registry, str], None], name: str, patience: float) -> None:
@@ -105,14 +105,14 @@ def test_nothing_is_lost_doubled_or_stuck(
         user.join(120)
     assert not any(user.is_alive() for user in users) and errors == []
     ends = time.monotonic() + 60
-    while registry.list_callbacks(state="pending", limit=1):
+    while registry.outbox.rows(state="pending", limit=1):
         assert time.monotonic() < ends
         send(registry, "")
-    tunes, prompts = registry.list_tunes(limit=10_000), registry.list_prompts(limit=10_000)
+    tunes, prompts = registry.tunes.rows(limit=10_000), registry.prompts.rows(limit=10_000)
     assert {tune.status for tune in tunes} == {"ready"} and {one.status for one in prompts} == {"done"}
-    wallet = registry.get_wallet("local")
+    wallet = registry.ledger.wallet("local")
     assert (wallet.reserved, CREDITS - wallet.available) == (0, 100 * len(tunes) + 10 * len(prompts))
-    assert sum(registry.books("local").values()) == 0
+    assert sum(registry.ledger.books("local").values()) == 0
     assert len(got) == len(tunes) + len(prompts) and set(got.values()) == {1}
-    assert registry.audit() == []
+    assert registry.audit.faults() == []
     registry.close()

@@ -14,6 +14,7 @@ from tests.gateway.conftest import House
 from tests.support.databases import new_database
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.gateway.dialects.astria.packs import OWN, SHARED
+from tunes_dagster.gateway.dialects.astria.rows import Packs
 from tunes_dagster.gateway.dialects.astria.wire import PromptFields
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.engine import make_engine
@@ -49,7 +50,7 @@ def made(house: House, account: str = "mallory", **fields: Any) -> Any:
 def used(house: House, slug: str, account: str = "ann") -> list[Any]:
     answer = house.client.post(f"/p/{slug}/tunes", json={"tune": TUNE}, headers=house.auth(account))
     assert answer.status_code == 201, answer.text
-    return house.registry.list_prompts(account_id=account)
+    return house.registry.prompts.rows(account_id=account)
 
 
 def test_a_public_pack_hands_out_how_pictures_are_made_and_nothing_else(house: House) -> None:
@@ -58,7 +59,7 @@ def test_a_public_pack_hands_out_how_pictures_are_made_and_nothing_else(house: H
     for name in THEIRS:
         assert name in answer.headers["x-tunes-warnings"], name
     slug = answer.json()["slug"]
-    assert "mallory" not in json.dumps(house.registry.find_pack("mallory", slug).prompts)
+    assert "mallory" not in json.dumps(Packs(house.registry).find("mallory", slug).prompts)
     (prompt,) = used(house, slug)
     assert prompt.callback_url is None and prompt.settings["input_image"] is None
     assert (prompt.settings["num_images"], prompt.settings["seed"]) == (2, 7)
@@ -66,7 +67,7 @@ def test_a_public_pack_hands_out_how_pictures_are_made_and_nothing_else(house: H
         house.client.get(path, headers=house.auth()).text
         for path in ("/prompts", "/gallery/packs", f"/p/{slug}")
     ]
-    seen = house.registry.get_object(prompt.id)
+    seen = house.registry.objects.get(prompt.id)
     everything += [
         json.dumps(seen.asked, default=str),
         json.dumps(prompt.request if hasattr(prompt, "request") else {}),
@@ -79,7 +80,7 @@ def test_rows_of_before_are_read_through_the_same_list(house: House) -> None:
     house.key("mallory")
     rows = [{"id": 1, "class": "woman", **PLAIN, **THEIRS}]
     facts = {"base_tune_id": 99, "cover_url": SECRET, "owner": "mallory"}
-    house.registry.add_pack("old", "Old", account_id="mallory", public=True, prompts=rows, fields=facts)
+    Packs(house.registry).add("old", "Old", account_id="mallory", public=True, prompts=rows, fields=facts)
     (prompt,) = used(house, "old")
     assert prompt.callback_url is None and prompt.settings["input_image"] is None
     for path in ("/gallery/packs", "/p/old", "/prompts", "/tunes"):
@@ -88,7 +89,7 @@ def test_rows_of_before_are_read_through_the_same_list(house: House) -> None:
     tune = house.client.get("/tunes", headers=house.auth()).json()[0]["id"]
     answer = house.client.post("/p/old/tunes", json={"tune": {"tune_ids": [tune]}}, headers=house.auth())
     assert answer.status_code == 201
-    assert [one.callback_url for one in house.registry.list_prompts(account_id="ann")] == [None, None]
+    assert [one.callback_url for one in house.registry.prompts.rows(account_id="ann")] == [None, None]
 
 
 def test_a_pack_of_ones_own_keeps_what_is_ones_own(house: House) -> None:
@@ -142,8 +143,8 @@ def test_packs_that_are_there_already_are_cleaned(
     engine.dispose()
     registry = Registry(url, migrate=False)
     registry.migrate(older=True)
-    public = registry.find_pack("local", "open")
-    private = registry.find_pack("local", "closed")
+    public = Packs(registry).find("local", "open")
+    private = Packs(registry).find("local", "closed")
     assert public is not None and public.prompts == {"rows": [{"id": 1, "class": "woman", **PLAIN}]}
     assert private is not None and private.prompts["rows"][0]["callback"] == SECRET
     registry.close()
@@ -162,9 +163,9 @@ def test_a_picture_does_not_carry_the_signature_of_what_it_was_made_from() -> No
 def test_a_choice_of_nothing_costs_nothing(house: House, name: str, value: Any) -> None:
     """It was taken for no choice: for another tune, or for all prompts."""
     slug = made(house, account="ann").json()["slug"]
-    before = house.registry.books("ann")
+    before = house.registry.ledger.books("ann")
     answer = house.client.post(
         f"/p/{slug}/tunes", json={"tune": {**TUNE, name: value}}, headers=house.auth("ann")
     )
     assert answer.status_code in (404, 422), answer.text
-    assert house.registry.books("ann") == before and not house.registry.list_tunes(account_id="ann")
+    assert house.registry.ledger.books("ann") == before and not house.registry.tunes.rows(account_id="ann")

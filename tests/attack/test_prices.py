@@ -67,9 +67,9 @@ def _send(house: House, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ready(house: House, tune_id: str) -> Tune:
-    row = house.registry.get_tune(tune_id)
+    row = house.registry.tunes.get(tune_id)
     if row.status == "awaiting_images":
-        house.registry.release_tune(tune_id)
+        house.registry.tunes.release(tune_id)
     return house.finish_tune(row)
 
 
@@ -79,9 +79,9 @@ def _over_http(house: House) -> None:
         job = _send(house, "/v1/tunes/train", {**TRAIN, "model": model})["job_id"]
         for count in (1, 4):
             _send(house, "/v1/tunes/infer", {"tune_id": job, "prompt": "ohwx", "num_images": count})
-    tags = house.registry.get_tune(job).number
+    tags = house.registry.tunes.get(job).number
     _send(house, "/v1/image/generate", {"prompt": "a cat"})
-    sdxl = house.registry.list_tunes(account_id="ann")[-1]
+    sdxl = house.registry.tunes.rows(account_id="ann")[-1]
     _send(house, "/v1/image/generate", {"prompt": f"a cat <lora:{sdxl.number}:1>"})
     _send(house, TRAINER, {"image_data_url": "https://example.com/x.zip"})
     for branch, number in (("sdxl1", 666678), ("flux1", 1504944), ("sd15", 690204), ("fast", None)):
@@ -171,8 +171,8 @@ def _work_of(house: House, row: Tune | Prompt) -> tuple[Any, ...]:
     if isinstance(row, Tune):
         what = "embed" if row.kind == "faceid" else "train"
         return what, catalog.resolve(row.base).family, row.base == "fast"
-    uses = house.registry.uses_of([row.id]).get(row.id, [])
-    home = house.registry.get_tune(row.tune_id).base if row.tune_id else row.base
+    uses = house.registry.uses.of([row.id]).get(row.id, [])
+    home = house.registry.tunes.get(row.tune_id).base if row.tune_id else row.base
     entry = catalog.resolve(home)
     return ("tuned" if uses else "plain"), entry.family, entry.branch == "tiny-sdxl"
 
@@ -184,10 +184,10 @@ def test_no_road_is_cheaper_than_another(house: House) -> None:
     _over_http(house)
     _by_hand(house)
     rows: list[Tune | Prompt] = [
-        *house.registry.list_tunes(account_id="ann", limit=1000),
-        *house.registry.list_prompts(account_id="ann", limit=1000),
+        *house.registry.tunes.rows(account_id="ann", limit=1000),
+        *house.registry.prompts.rows(account_id="ann", limit=1000),
     ]
-    held = house.registry.prices_of([row.id for row in rows])
+    held = house.registry.ledger.prices_of([row.id for row in rows])
     found: dict[tuple[Any, ...], dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         pictures = row.settings["num_images"] if isinstance(row, Prompt) else 1
@@ -207,7 +207,7 @@ def test_each_api_shows_what_was_held(house: House) -> None:
     house.key(credits=1_000_000_000)
 
     def held() -> int:
-        return house.registry.get_wallet("ann").reserved
+        return house.registry.ledger.wallet("ann").reserved
 
     before = held()
     told = _send(house, "/v1/tunes/train", TRAIN)
@@ -257,7 +257,7 @@ def test_a_poor_account_is_refused_on_every_road(house: House, model: str) -> No
             origin="cli",
         )
     assert refused.value.code == FailureCode.OUT_OF_CREDITS
-    assert house.registry.list_tunes(account_id="poor") == [] and list(house.store.list("tunes")) == []
+    assert house.registry.tunes.rows(account_id="poor") == [] and list(house.store.list("tunes")) == []
 
 
 @pytest.mark.parametrize(

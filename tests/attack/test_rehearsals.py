@@ -91,7 +91,7 @@ def ann(house: House) -> dict[str, str]:
     """What Ann has of everything: a value for every parameter of a path."""
     waiting = train(house)
     tune = astria_tune(house, prompts_attributes=[{"text": "ohwx woman"}], callback="https://a.example.com/x")
-    row = house.registry.find_tune("ann", str(tune["id"]))
+    row = house.registry.objects.find_tune("ann", str(tune["id"]))
     assert row is not None
     house.finish_tune(row[0])
     uid = pixu_model(house)
@@ -106,7 +106,7 @@ def ann(house: House) -> dict[str, str]:
         "workspace_id": str(_workspace(house)),
         "key": uid,
         "UID": uid,
-        "callback_id": house.registry.list_account_callbacks("ann")[0].id,
+        "callback_id": house.registry.outbox.of_account("ann")[0].id,
         "JOB": waiting["job_id"],
     }
 
@@ -189,7 +189,7 @@ def test_what_is_neither_yes_nor_no_is_refused_by_name(house: House, value: Any)
     ):
         answer = house.client.post(path, json={**body, "dry_run": value}, headers=house.auth())
         assert answer.status_code == 422 and "dry_run" in answer.text, answer.text
-    assert house.registry.list_tunes(account_id="ann") == []
+    assert house.registry.tunes.rows(account_id="ann") == []
 
 
 @pytest.mark.parametrize("value", [False, "false", "False", "0", 0, "", None])
@@ -201,7 +201,7 @@ def test_a_no_makes_work(house: House, value: Any) -> None:
     ):
         answer = house.client.post(path, json={**body, "dry_run": value}, headers=house.auth())
         assert answer.status_code in (200, 201) and "would_be_refused" not in answer.text, answer.text
-    assert len(house.registry.list_tunes(account_id="ann")) == 2
+    assert len(house.registry.tunes.rows(account_id="ann")) == 2
 
 
 def test_rehearsals_and_idempotency_keys_do_not_meet(house: House) -> None:

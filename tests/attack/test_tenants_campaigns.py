@@ -175,9 +175,9 @@ def test_a_name_that_another_account_has_is_refused_and_shows_nothing(both: Tena
     with pytest.raises(Failure, match="taken by a campaign of another account"):
         keeper.add(source({**FILE, "name": name}))
     with pytest.raises(Failure, match="taken by a campaign of another account"):
-        both.house.registry.put_campaign(name, account_id=BRAVO)
+        both.house.registry.campaigns.put(name, account_id=BRAVO)
     both.check(before, "taking a name")
-    both.house.registry.remove_campaign(both.house.registry.get_campaign(name).id)
+    both.house.registry.campaigns.remove(both.house.registry.campaigns.get(name).id)
     with pytest.raises(Failure, match="taken by a campaign of another account"):
         keeper.add(source({**FILE, "name": name}))
 
@@ -186,7 +186,7 @@ def test_words_that_both_have_mean_the_account_of_the_file(both: Tenants) -> Non
     keeper, registry = keeper_of(both), both.house.registry
     for number, word in enumerate(both.words["colliding"]):
         for account in (ALFA, BRAVO):
-            tune = registry.tune_named(account, word.real)
+            tune = registry.objects.tune_named(account, word.real)
             if tune.kind == "faceid":
                 continue
             rows = [
@@ -196,8 +196,8 @@ def test_words_that_both_have_mean_the_account_of_the_file(both: Tenants) -> Non
             content = {**FILE, "name": f"{account} {number}", "account": account, "prompts": rows}
             campaign, _ = keeper.add(source(content))
             date, _ = keeper.plan(campaign, keeper.dates(campaign)[-1])
-            prompts = [prompt for _link, prompt in registry.date_prompts(date.id)]
-            uses = registry.uses_of([prompt.id for prompt in prompts])
+            prompts = [prompt for _link, prompt in registry.campaigns.date_prompts(date.id)]
+            uses = registry.uses.of([prompt.id for prompt in prompts])
             assert [[use.tune_id for use in uses[one.id]] for one in prompts] == [[tune.id]] * 2, (
                 account,
                 word,

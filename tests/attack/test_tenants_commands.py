@@ -166,12 +166,12 @@ def test_words_that_both_have_mean_the_account_that_was_named(
 ) -> None:
     before = both.alfas()
     for word in both.words["colliding"]:
-        own = both.house.registry.tune_named(BRAVO, word.real)
+        own = both.house.registry.objects.tune_named(BRAVO, word.real)
         assert run("render", ["ohwx woman", "--tune", "WORD", "--no-wait"], word.real, BRAVO)[0] == 0
-        (newest,) = both.house.registry.list_prompts(account_id=BRAVO, limit=1)
+        (newest,) = both.house.registry.prompts.rows(account_id=BRAVO, limit=1)
         assert newest.tune_id == own.id
         assert run("keep", ["WORD", "--for", "30d"], word.real, BRAVO)[0] == 0
-        assert both.house.registry.get_tune(own.id).kept_until is not None
+        assert both.house.registry.tunes.get(own.id).kept_until is not None
     both.check(before, "rendering and keeping")
     for word in both.words["colliding"]:
         assert run("delete", ["WORD", "--yes"], word.real, BRAVO)[0] == 0

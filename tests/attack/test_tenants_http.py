@@ -331,7 +331,9 @@ def test_every_route_keeps_the_tenants_apart(both: Tenants) -> None:
 def test_words_that_both_have_mean_ones_own(both: Tenants) -> None:
     """By number, title and tag, in every door, Bravo gets Bravo's tunes, and Alfa Alfa's."""
     for word in both.words["colliding"]:
-        meant = {account: both.house.registry.tune_named(account, word.real) for account in (ALFA, BRAVO)}
+        meant = {
+            account: both.house.registry.objects.tune_named(account, word.real) for account in (ALFA, BRAVO)
+        }
         assert meant[ALFA].id != meant[BRAVO].id
         for account, tune in meant.items():
             if tune.kind == "faceid":
@@ -343,7 +345,7 @@ def test_words_that_both_have_mean_ones_own(both: Tenants) -> None:
 
 
 def _uses(both: Tenants, prompt: Prompt) -> list[str | None]:
-    return [use.tune_id for use in both.house.registry.uses_of([prompt.id])[prompt.id]]
+    return [use.tune_id for use in both.house.registry.uses.of([prompt.id])[prompt.id]]
 
 
 def test_what_one_does_to_ones_own_touches_nothing_of_the_other(both: Tenants) -> None:
@@ -351,18 +353,18 @@ def test_what_one_does_to_ones_own_touches_nothing_of_the_other(both: Tenants) -
     before, house = both.alfas(), both.house
     auth = house.auth(BRAVO)
     for word in both.words["colliding"]:
-        tune = house.registry.tune_named(BRAVO, word.real)
+        tune = house.registry.objects.tune_named(BRAVO, word.real)
         both.prompt(BRAVO, f"/tunes/{tune.number}/prompts", text="ohwx woman")
         house.client.patch(f"/tunes/{tune.number}", json={"tune": {"title": f"zoe {SECRET}"}}, headers=auth)
         more = {"base_tune_id": tune.number, "branch": None}
         house.client.post("/tunes", json={"tune": {**TUNE, **more}}, headers=auth)
         house.client.patch(f"/tunes/{tune.number}", json={"tune": {"title": word.real}}, headers=auth)
     house.render_all()
-    for tune in house.registry.list_tunes(account_id=BRAVO, limit=1000):
+    for tune in house.registry.tunes.rows(account_id=BRAVO, limit=1000):
         assert house.client.delete(f"/tunes/{tune.number}", headers=auth).status_code == 200
     both.check(before, "deleting")
-    assert not house.registry.list_tunes(account_id=BRAVO)
-    left = [prompt for prompt in house.registry.list_prompts(account_id=BRAVO, limit=1000) if prompt.images]
+    assert not house.registry.tunes.rows(account_id=BRAVO)
+    left = [prompt for prompt in house.registry.prompts.rows(account_id=BRAVO, limit=1000) if prompt.images]
     assert not left, "and all of Bravo's pictures went"
 
 

@@ -48,9 +48,9 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     process, address, key = start(tmp_path)
     registry = Registry(f"sqlite:///{tmp_path / 'home' / 'registry.db'}")
-    registry.add_account("other")
-    registry.open_wallet("other", plan="house", requests_per_minute=10_000, sign_up_grant=10**9)
-    keys = {"bench": key, "other": registry.add_key("other")[1]}
+    registry.accounts.add("other")
+    registry.ledger.open_wallet("other", plan="house", requests_per_minute=10_000, sign_up_grant=10**9)
+    keys = {"bench": key, "other": registry.keys.add("other")[1]}
     registry.close()
     try:
         yield Server(psutil.Process(process.pid), address, keys)

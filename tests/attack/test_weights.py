@@ -18,11 +18,11 @@ from tunes_dagster.registry import Tune
 def trained(house: House, tune: Tune) -> Tune:
     """Play the pipeline until the weights lie in the store."""
     for kind in ("prepare", "train"):
-        work = house.registry.claim(kind, tune.id, "run")
+        work = house.registry.work.claim(kind, tune.id, "run")
         key = house.store.write_bytes(f"tunes/{tune.id}/lora/1/w.safetensors", b"w" * 5000)
         made = {"weights_key": key, "kohya_key": key} if kind == "train" else None
-        house.registry.finish(work.id, "run", result=made)
-    return house.registry.get_tune(tune.id)
+        house.registry.work.finish(work.id, "run", result=made)
+    return house.registry.tunes.get(tune.id)
 
 
 def _roads(house: House, tune: Tune) -> list[str]:
@@ -56,19 +56,19 @@ def test_weights_of_a_tune_that_is_not_ready_are_served_nowhere(house: House, en
     if door == "astria":
         row = house.tune(astria_tune(house)["id"])
     else:
-        row = house.registry.get_tune(
+        row = house.registry.tunes.get(
             pixazo_tune(house, image_data_url="https://example.com/x.zip").json()["request_id"]
         )
     tune = trained(house, row)
-    finishing = house.registry.claim("finish", tune.id, "run") if "finish" in end else None
+    finishing = house.registry.work.claim("finish", tune.id, "run") if "finish" in end else None
     if end.startswith("cancel"):
         house.client.post(f"/native/v1/tunes/{tune.id}/cancel", headers=house.auth())
     elif end == "delete":
-        house.registry.delete_tune(tune.id)
+        house.registry.work.delete_tune(tune.id)
     if finishing is not None and end == "finishing fails":
-        house.registry.fail(finishing.id, "run", Failure(FailureCode.WEIGHTS_UNUSABLE, "Not finite."))
+        house.registry.work.fail(finishing.id, "run", Failure(FailureCode.WEIGHTS_UNUSABLE, "Not finite."))
     elif finishing is not None:
-        house.registry.finish(finishing.id, "run")
+        house.registry.work.finish(finishing.id, "run")
     if end == "delete":
         roads = [
             file_url(house.service.secret, "", tune.result["weights_key"], clock.now() + timedelta(hours=1))
@@ -84,8 +84,8 @@ def test_weights_of_a_tune_that_is_not_ready_are_served_nowhere(house: House, en
 def test_weights_of_a_ready_tune_are_served_on_every_road(house: House) -> None:
     tune = house.tune(astria_tune(house)["id"])
     trained(house, tune)
-    house.registry.finish(house.registry.claim("finish", tune.id, "run").id, "run")
-    roads = _roads(house, house.registry.get_tune(tune.id))
+    house.registry.work.finish(house.registry.work.claim("finish", tune.id, "run").id, "run")
+    roads = _roads(house, house.registry.tunes.get(tune.id))
     assert len(roads) == 6
     for road in roads:
         assert house.client.get(road, headers=house.auth()).content == b"w" * 5000, road
@@ -97,16 +97,16 @@ def test_the_words_of_a_pti_tune_are_served_like_its_weights(house: House) -> No
     assert tune.kind == "pti"
     words = house.store.write_bytes(f"tunes/{tune.id}/lora/1/ohwx.safetensors", b"words")
     for kind in ("prepare", "train"):
-        work = house.registry.claim(kind, tune.id, "run")
+        work = house.registry.work.claim(kind, tune.id, "run")
         key = house.store.write_bytes(f"tunes/{tune.id}/lora/1/w.safetensors", b"weights")
         made = {"weights_key": key, "kohya_key": key, "words_key": words} if kind == "train" else None
-        house.registry.finish(work.id, "run", result=made)
+        house.registry.work.finish(work.id, "run", result=made)
     address = f"/native/v1/tunes/{tune.id}/weights/embeddings"
     until = clock.now() + timedelta(hours=1)
     signed = file_url(house.service.secret, "", words, until)
     for road in (address, signed):
         assert house.client.get(road, headers=house.auth()).status_code == 404
-    house.registry.finish(house.registry.claim("finish", tune.id, "run").id, "run")
+    house.registry.work.finish(house.registry.work.claim("finish", tune.id, "run").id, "run")
     answer = house.client.get(address, headers=house.auth())
     assert answer.content == b"words" and "ohwx.safetensors" in answer.headers["Content-Disposition"]
     files = house.client.get(f"/native/v1/tunes/{tune.id}", headers=house.auth()).json()["files"]

@@ -104,7 +104,7 @@ def registry(tmp_path: Path, clock: Clock) -> Iterator[Registry]:
 
 def owed(registry: Registry, url: str) -> Callback:
     tune = make_ready(registry, add_tune(registry, callback_url=url))
-    (callback,) = registry.list_callbacks(subject_id=tune.id)
+    (callback,) = registry.outbox.rows(subject_id=tune.id)
     return callback
 
 
@@ -120,7 +120,7 @@ def test_delivered_once_with_a_log(registry: Registry, receiver: Receiver, clock
     ((_path, headers, body),) = receiver.got
     assert json.loads(body) == callback.body and json.loads(body)["type"] == "tune.ready"
     assert headers["webhook-id"] == callback.id and "webhook-signature" not in headers
-    (delivery,) = registry.list_deliveries(callback.id)
+    (delivery,) = registry.outbox.deliveries(callback.id)
     assert (delivery.attempt, delivery.status_code, delivery.error) == (1, 202, None)
     assert delivery.response_head == ("thanks" * 200)[:500] and delivery.finished_at is not None
     with pytest.raises(Failure):
@@ -139,7 +139,7 @@ def test_fails_twice_then_arrives(registry: Registry, receiver: Receiver, clock:
     assert deliver(registry) == DeliveryReport()
     clock.forward(1)
     assert deliver(registry).delivered == 1
-    deliveries = registry.list_deliveries(callback.id)
+    deliveries = registry.outbox.deliveries(callback.id)
     assert [(d.attempt, d.status_code, d.response_head) for d in deliveries] == [
         (1, 500, "oops"),
         (2, 500, "oops"),
@@ -155,13 +155,13 @@ def test_given_up_into_the_dead_list_and_replayed(
     for _ in range(4):
         deliver(registry)
         clock.forward(1000)
-    (dead,) = registry.list_callbacks("dead")
+    (dead,) = registry.outbox.rows("dead")
     assert dead.id == callback.id and dead.attempts == 4 and dead.next_attempt_at is None
-    assert "401" in (registry.list_deliveries(callback.id)[-1].error or "")
+    assert "401" in (registry.outbox.deliveries(callback.id)[-1].error or "")
     assert deliver(registry) == DeliveryReport()
     replay(registry, callback.id)
     assert deliver(registry).delivered == 1
-    assert [d.attempt for d in registry.list_deliveries(callback.id)] == [1, 2, 3, 4, 5]
+    assert [d.attempt for d in registry.outbox.deliveries(callback.id)] == [1, 2, 3, 4, 5]
 
 
 def test_redirects_are_not_followed(registry: Registry, receiver: Receiver) -> None:
@@ -169,7 +169,7 @@ def test_redirects_are_not_followed(registry: Registry, receiver: Receiver) -> N
     callback = owed(registry, receiver.url("/moved", answer(302, Location=target)))
     assert deliver(registry).failed == 1
     assert receiver.count("/ok") == 0
-    assert "redirect" in (registry.list_deliveries(callback.id)[0].error or "").lower()
+    assert "redirect" in (registry.outbox.deliveries(callback.id)[0].error or "").lower()
 
 
 def test_gone_is_final_and_retry_after_is_obeyed(
@@ -178,8 +178,8 @@ def test_gone_is_final_and_retry_after_is_obeyed(
     gone = owed(registry, receiver.url("/gone", answer(410)))
     busy = owed(registry, receiver.url("/busy", answer(503, Retry_After="77")))
     deliver(registry)
-    assert registry.get_callback(gone.id).state == "dead"
-    wait = registry.get_callback(busy.id).next_attempt_at
+    assert registry.outbox.get(gone.id).state == "dead"
+    wait = registry.outbox.get(busy.id).next_attempt_at
     assert wait is not None and (wait - clock()).total_seconds() == 77
 
 
@@ -187,18 +187,18 @@ def test_a_private_address_is_refused_for_good(registry: Registry, receiver: Rec
     callback = owed(registry, receiver.url("/inside", answer(200)))
     report = deliver_due(around(registry))
     assert report.dead == 1 and receiver.got == []
-    assert "loopback" in (registry.list_deliveries(callback.id)[0].error or "")
+    assert "loopback" in (registry.outbox.deliveries(callback.id)[0].error or "")
 
 
 def test_signed_when_the_account_has_a_secret(registry: Registry, receiver: Receiver, clock: Clock) -> None:
     clock.moment = datetime.now(UTC)  # receivers refuse what was signed long ago
-    registry.set_callback_options("local", secret=SECRET)
+    registry.accounts.set_callback_options("local", secret=SECRET)
     owed(registry, receiver.url("/signed", answer(200)))
     deliver(registry)
     ((_path, headers, body),) = receiver.got
     assert Webhook(SECRET).verify(body, headers)["type"] == "tune.ready"
     with pytest.raises(Failure):
-        registry.set_callback_options("local", secret="whsec_not base64!")
+        registry.accounts.set_callback_options("local", secret="whsec_not base64!")
 
 
 def test_while_keys_rotate_both_secrets_are_good_and_the_one_before_is_not(
@@ -207,7 +207,7 @@ def test_while_keys_rotate_both_secrets_are_good_and_the_one_before_is_not(
     clock.moment = datetime.now(UTC)
     older, newer = ("whsec_" + letters * 8 for letters in ("b2xk", "bmV3"))
     for secret in (SECRET, older, newer):
-        registry.set_callback_options("local", secret=secret)
+        registry.accounts.set_callback_options("local", secret=secret)
     owed(registry, receiver.url("/rotated", answer(200)))
     deliver(registry)
     ((_path, headers, body),) = receiver.got
@@ -230,8 +230,8 @@ def test_a_receiver_that_hangs_delays_nobody(registry: Registry, receiver: Recei
     )
     assert time.monotonic() - start < 4
     assert (report.delivered, report.failed, report.left) == (6, 4, 2)
-    assert all(registry.get_callback(callback.id).state == "delivered" for callback in quick)
-    states = [registry.get_callback(callback.id) for callback in hanging]
+    assert all(registry.outbox.get(callback.id).state == "delivered" for callback in quick)
+    states = [registry.outbox.get(callback.id) for callback in hanging]
     assert sorted(row.attempts for row in states) == [0, 0, 1, 1, 1, 1]
     assert all(row.lease_id is None for row in states)
 
@@ -246,7 +246,7 @@ def test_a_receiver_that_drips_is_cut_off_with_the_budget(registry: Registry, re
     start = time.monotonic()
     assert deliver(registry, budget_seconds=1, timeout_seconds=1).failed == 1
     assert time.monotonic() - start < 4
-    (delivery,) = registry.list_deliveries(callback.id)
+    (delivery,) = registry.outbox.deliveries(callback.id)
     assert delivery.finished_at is not None and "time" in (delivery.error or "")
 
 
@@ -272,23 +272,23 @@ def test_two_senders_send_each_callback_once(registry: Registry, receiver: Recei
     for thread in threads:
         thread.join()
     assert [receiver.count(f"/once{i}") for i in range(8)] == [1] * 8
-    assert len(registry.list_callbacks("delivered")) == 8
+    assert len(registry.outbox.rows("delivered")) == 8
 
 
 @pytest.mark.parametrize(("choice", "state", "sent"), [("resend", "delivered", 1), ("hold", "held", 0)])
 def test_a_sender_that_died_between_recording_and_hearing(
     registry: Registry, receiver: Receiver, clock: Clock, choice: str, state: str, sent: int
 ) -> None:
-    registry.set_callback_options("local", unknown=choice)
+    registry.accounts.set_callback_options("local", unknown=choice)
     callback = owed(registry, receiver.url("/ok", answer(200)))
-    lease, _urls = registry.lease_callbacks(60)
-    assert registry.begin_delivery(callback.id, lease) is not None
+    lease, _urls = registry.outbox.lease(60)
+    assert registry.outbox.begin_delivery(callback.id, lease) is not None
     assert deliver(registry) == DeliveryReport(), "its lease still runs"
     clock.forward(61)
     report = deliver(registry)
     assert (report.delivered, report.held) == (sent, 1 - sent)
-    assert registry.get_callback(callback.id).state == state and receiver.count("/ok") == sent
-    assert "not known" in (registry.list_deliveries(callback.id)[0].error or "")
+    assert registry.outbox.get(callback.id).state == state and receiver.count("/ok") == sent
+    assert "not known" in (registry.outbox.deliveries(callback.id)[0].error or "")
     if choice == "hold":
         replay(registry, callback.id)
         assert deliver(registry).delivered == 1
@@ -296,9 +296,9 @@ def test_a_sender_that_died_between_recording_and_hearing(
 
 def test_late_news_of_success_counts(registry: Registry, clock: Clock) -> None:
     callback = owed(registry, "http://caller.test/x")
-    lease, _urls = registry.lease_callbacks(60)
-    sending = registry.begin_delivery(callback.id, lease)
+    lease, _urls = registry.outbox.lease(60)
+    sending = registry.outbox.begin_delivery(callback.id, lease)
     assert sending is not None
-    registry.end_delivery(sending.delivery_id, error="No complete answer.")
-    registry.end_delivery(sending.delivery_id, status_code=200)
-    assert registry.get_callback(callback.id).state == "delivered"
+    registry.outbox.end_delivery(sending.delivery_id, error="No complete answer.")
+    registry.outbox.end_delivery(sending.delivery_id, status_code=200)
+    assert registry.outbox.get(callback.id).state == "delivered"

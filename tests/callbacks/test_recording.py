@@ -61,8 +61,8 @@ def test_an_outcome_outlives_a_database_that_was_killed_while_it_was_sent(
     # Another process asks first, and waits a moment for whoever knows what came of it.
     deliver_due(around(elsewhere), http)
     until(lambda: not recording.unrecorded(registry, 0.0))
-    (callback,) = registry.list_callbacks()
-    (delivery,) = registry.list_deliveries(callback.id)
+    (callback,) = registry.outbox.rows()
+    (delivery,) = registry.outbox.deliveries(callback.id)
     assert (callback.state, delivery.status_code, len(got)) == (state, code, 1)
     monkeypatch.setattr(recording, "_GRACE_SECONDS", 0.0)
     monkeypatch.setattr(own_postgres, "kill", lambda: None)
@@ -75,13 +75,13 @@ def test_an_outcome_outlives_a_database_that_was_killed_while_it_was_sent(
 def test_news_of_a_2xx_is_not_overwritten_by_a_tick_that_gave_up_waiting(tmp_path: Path) -> None:
     registry = Registry(f"sqlite:///{tmp_path}/registry.db")
     make_ready(registry, add_tune(registry))
-    lease, (callback_id,) = registry.lease_callbacks(60.0)
-    sending = registry.begin_delivery(callback_id, lease)
+    lease, (callback_id,) = registry.outbox.lease(60.0)
+    sending = registry.outbox.begin_delivery(callback_id, lease)
     assert sending is not None
     for outcome in ({"status_code": 200}, {"error": "No complete answer within the time of one tick."}):
-        registry.end_delivery(sending.delivery_id, **outcome)  # type: ignore[arg-type]
-    (delivery,) = registry.list_deliveries(callback_id)
-    assert (registry.get_callback(callback_id).state, delivery.status_code) == ("delivered", 200)
+        registry.outbox.end_delivery(sending.delivery_id, **outcome)  # type: ignore[arg-type]
+    (delivery,) = registry.outbox.deliveries(callback_id)
+    assert (registry.outbox.get(callback_id).state, delivery.status_code) == ("delivered", 200)
     registry.close()
 
 
@@ -95,11 +95,11 @@ def test_an_attempt_that_was_recorded_without_our_hearing_of_it_is_sent_once(
         locks.lock_one(session, Account, Account.id == "local").callback_unknown = (
             "hold" if hold else "resend"
         )
-    lease, (callback_id,) = registry.lease_callbacks(60.0)
-    first = registry.begin_delivery(callback_id, lease, "dlv_one")
-    again = registry.begin_delivery(callback_id, lease, "dlv_one")
+    lease, (callback_id,) = registry.outbox.lease(60.0)
+    first = registry.outbox.begin_delivery(callback_id, lease, "dlv_one")
+    again = registry.outbox.begin_delivery(callback_id, lease, "dlv_one")
     assert first == again and again is not None and again.attempt == 1
-    assert len(registry.list_deliveries(callback_id)) == 1
+    assert len(registry.outbox.deliveries(callback_id)) == 1
     registry.close()
 
 
@@ -107,17 +107,17 @@ def test_a_callback_whose_row_cannot_be_had_for_a_moment_is_not_given_up(own_pos
     registry = Registry(new_database(own_postgres.engine), patience=0.1)
     make_ready(registry, add_tune(registry))
     http, got = client(lambda _number: 200)
-    begin = registry.begin_delivery
+    begin = registry.outbox.begin_delivery
 
     def killed_first(*args: str) -> object:
         own_postgres.kill()
         threading.Timer(0.3, own_postgres.start).start()
-        registry.begin_delivery = begin  # type: ignore[method-assign]
+        registry.outbox.begin_delivery = begin  # type: ignore[method-assign]
         return begin(*args)
 
-    registry.begin_delivery = killed_first  # type: ignore[method-assign,assignment]
+    registry.outbox.begin_delivery = killed_first  # type: ignore[method-assign,assignment]
     assert deliver_due(around(registry), http, budget_seconds=1.0).dead == 0
     until(lambda: own_postgres.runs())
-    (callback,) = registry.with_patience(30.0).list_callbacks()
+    (callback,) = registry.with_patience(30.0).outbox.rows()
     assert (callback.state, got) == ("pending", [])
     registry.close()

@@ -42,20 +42,20 @@ def test_a_plan_is_drawn_again_when_a_tune_of_it_ends_meanwhile(
         )
     )
     campaign, _ = keeper.add(Source("looks.yaml", YAML, {"looks.csv": TABLE}), registry.now())
-    written = registry.plan_date
+    written = registry.campaigns.plan_date
 
     def late(*args: Any, **more: Any) -> Any:
-        registry.request_cancel(bob.id)
+        registry.work.cancel_tune(bob.id)
         return written(*args, **more)
 
-    monkeypatch.setattr(registry, "plan_date", late)
+    monkeypatch.setattr(registry.campaigns, "plan_date", late)
     date, drawn = keeper.plan(campaign, "2026-02-23")
     assert {(one.line, one.reason) for one in drawn.left_out} == {
         (2, "The tune bob was cancelled."),
         (3, "The text names the tune 'bob', which cannot be used: it is cancelled."),
     }
     assert (date.plan["prompts"], date.plan["new"], len(date.plan["left_out"])) == (2, 2, 3)
-    assert registry.date_counts(date.id) == {"queued": 2} and date.message == ""
+    assert registry.campaigns.date_counts(date.id) == {"queued": 2} and date.message == ""
 
 
 DATE = "2026-02-23"
@@ -88,15 +88,15 @@ class Capped:
         """Plan the date with some seeds; returns how each of its prompts stands."""
         campaign, _ = self.add(seeds, 3.5 * self.price / 1e6)
         date, _ = self.keeper.plan(campaign, DATE, **more)
-        return [prompt.status for _, prompt in self.registry.date_prompts(date.id)]
+        return [prompt.status for _, prompt in self.registry.campaigns.date_prompts(date.id)]
 
     def render(self) -> None:
         """Render everything that is queued."""
-        for batch in self.registry.make_batches(wait_seconds=0, max_prompts=10):
-            work = self.registry.claim("render", batch.id, f"run-{batch.id}")
-            for prompt in self.registry.list_prompts(batch_id=batch.id):
-                self.registry.prompt_done(prompt.id, work.id, f"run-{batch.id}", [f"{prompt.id}.png"])
-            self.registry.finish(work.id, f"run-{batch.id}")
+        for batch in self.registry.groups.make_batches(wait_seconds=0, max_prompts=10):
+            work = self.registry.work.claim("render", batch.id, f"run-{batch.id}")
+            for prompt in self.registry.prompts.rows(batch_id=batch.id):
+                self.registry.prompts.done(prompt.id, work.id, f"run-{batch.id}", [f"{prompt.id}.png"])
+            self.registry.work.finish(work.id, f"run-{batch.id}")
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_cap_is_for_all_plans_of_a_date_together(capped: Capped) -> None:
     assert capped.plan("2-3") == ["done"] * 2
     with pytest.raises(Failure, match="above the cap"):
         capped.plan("2-3,9")
-    assert len(capped.registry.list_prompts(limit=100, status="queued")) == 0
+    assert len(capped.registry.prompts.rows(limit=100, status="queued")) == 0
 
 
 @pytest.mark.parametrize("registry", ["sqlite"], indirect=True)
@@ -127,14 +127,14 @@ def test_what_fails_while_a_plan_is_drawn_counts_with_what_replaces_it(
     capped.plan("1-3")
     capped.render()
     capped.plan("1-3")
-    written = registry.plan_date
+    written = registry.campaigns.plan_date
 
     def late(*args: Any, **more: Any) -> Any:
         with unwatched(), registry.writing() as session:
             session.execute(update(Prompt).values(expired_at=registry.now()))
         return written(*args, **more)
 
-    monkeypatch.setattr(registry, "plan_date", late)
+    monkeypatch.setattr(registry.campaigns, "plan_date", late)
     with pytest.raises(Failure, match="above the cap"):
         capped.plan("1-3")
-    assert not registry.list_prompts(limit=100, status="queued")
+    assert not registry.prompts.rows(limit=100, status="queued")

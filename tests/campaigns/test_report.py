@@ -39,22 +39,22 @@ def test_a_report_shows_every_picture_and_every_reason(registry, store, tmp_path
         Installation(Settings(home=tmp_path), registry=registry, store=store, catalog=load_catalog())
     )
     campaign, _ = keeper.add(Source("looks.yaml", YAML, {"looks.csv": TABLE}), registry.now())
-    registry.delete_tune(registry.tune_named("local", "gone").id)
+    registry.work.delete_tune(registry.objects.tune_named("local", "gone").id)
     date, drawn = keeper.plan(campaign, "2026-02-23")
     assert date.plan["new"] == 6 and any("'gone'" in one.message for one in drawn.problems)
-    (batch,) = registry.make_batches(wait_seconds=0)
-    work = registry.claim("render", batch.id, "run")
-    prompts = registry.list_prompts(batch_id=batch.id)
+    (batch,) = registry.groups.make_batches(wait_seconds=0)
+    work = registry.work.claim("render", batch.id, "run")
+    prompts = registry.prompts.rows(batch_id=batch.id)
     for prompt in prompts[:-2]:
         key = store.write_bytes(f"batches/{batch.id}/1/{prompt.id}.png", png("red"))
-        registry.prompt_done(prompt.id, work.id, "run", [key], {"recipe_hashes": ["f" * 64]})
+        registry.prompts.done(prompt.id, work.id, "run", [key], {"recipe_hashes": ["f" * 64]})
     bad = Failure(FailureCode.RENDER_FAILED, "The numbers were not finite.", "Lower the guidance.")
-    registry.prompt_failed(prompts[-1].id, work.id, "run", bad)
+    registry.prompts.failed(prompts[-1].id, work.id, "run", bad)
     rule = Failure(
         FailureCode.BLOCKED, "A picture breaks the rule picture safety.", "Ask for something else."
     )
-    registry.prompt_failed(prompts[-2].id, work.id, "run", rule)
-    registry.finish(work.id, "run", result={"pictures": 4, "seconds": 12.0, "load_seconds": 2.0})
+    registry.prompts.failed(prompts[-2].id, work.id, "run", rule)
+    registry.work.finish(work.id, "run", result={"pictures": 4, "seconds": 12.0, "load_seconds": 2.0})
 
     report = make_report(registry, store, campaign, "2026-02-23")
     assert report.numbers.said() == {
@@ -88,7 +88,7 @@ def test_a_report_shows_every_picture_and_every_reason(registry, store, tmp_path
         "contact_sheet.png",
         "pictures.csv",
     } <= names
-    assert registry.get_date(campaign.id, "2026-02-23").status == "reported"
+    assert registry.campaigns.date(campaign.id, "2026-02-23").status == "reported"
 
 
 @pytest.mark.parametrize("registry", ["sqlite"], indirect=True)

@@ -54,7 +54,7 @@ def test_check_says_pictures_time_and_cost_and_queues_nothing(
     assert "costs $0.02 of at most $1.00 (12 at $0.002 (sdxl))" in text
     assert "waits for bob, which is queued" in text
     assert "a photo of sks dog, in snow" in text
-    assert installation.registry.list_prompts() == [] and installation.registry.list_campaigns() == []
+    assert installation.registry.prompts.rows() == [] and installation.registry.campaigns.rows() == []
     counted = json.loads(tunes("campaign", "check", str(looks), "--json").out)
     assert (counted["pictures"], counted["cost_usd"], counted["waits_for"]) == (12, 0.024, {"bob": "queued"})
 
@@ -105,7 +105,7 @@ def test_add_list_plan_show_and_remove(tunes: Tunes, looks: Path, installation: 
     said = tunes("campaign", "run", "looks", "2026-03-02", "--no-wait")
     assert said.code == 0, said.err
     assert "12 prompts queued, 0 are there already" in plain(said.out) and "Waits for bob" in plain(said.out)
-    rows = installation.registry.list_prompts(limit=100)
+    rows = installation.registry.prompts.rows(limit=100)
     assert {row.status for row in rows} == {"queued", "waiting"} and {row.origin for row in rows} == {
         "campaign"
     }
@@ -133,7 +133,7 @@ def test_a_date_above_the_cap_is_refused_before_anything_is_queued(
     tunes("campaign", "add", str(looks))
     said = tunes("campaign", "run", "looks", "--no-wait")
     assert said.code == 1 and "above the cap" in said.err
-    assert installation.registry.list_prompts() == []
+    assert installation.registry.prompts.rows() == []
 
 
 def test_wishes_that_cannot_be_met_are_warnings_of_a_campaign_and_of_a_command(
@@ -146,6 +146,6 @@ def test_wishes_that_cannot_be_met_are_warnings_of_a_campaign_and_of_a_command(
     assert "costs $0.02 of at most" in plain(said.out), "a resampler costs nothing"
     said = tunes("render", "a cat", "--super-resolution", "--no-wait")
     assert said.code == 0 and "super_resolution needs upscale-4x" in plain(said.out), said
-    row = installation.registry.list_prompts()[0]
+    row = installation.registry.prompts.rows()[0]
     shown = json.loads(tunes("render", "a cat", "--face-correct", "--no-wait", "--json").out)
     assert row.settings["upscaler"] == "lanczos" and "face_correct" in shown[0]["warnings"][0]

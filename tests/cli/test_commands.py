@@ -30,8 +30,8 @@ def make_ready(installation: Installation, tune_id: str) -> None:
         "kohya_key": store.write_bytes(f"tunes/{tune_id}/lora/1/lora-kohya.safetensors", b"kohya"),
     }
     for kind in ("prepare", "train", "finish"):
-        work = registry.claim(kind, tune_id, f"run-{kind}", origin="cli")
-        registry.finish(work.id, f"run-{kind}", result=result)
+        work = registry.work.claim(kind, tune_id, f"run-{kind}", origin="cli")
+        registry.work.finish(work.id, f"run-{kind}", result=result)
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
@@ -67,7 +67,7 @@ def test_train_hands_in_what_flags_tune_yaml_and_set_say(
         "--title",
         "Anna",
     )
-    row = installation.registry.get_tune(tune["id"])
+    row = installation.registry.tunes.get(tune["id"])
     assert (row.class_name, row.token, row.title, row.origin) == ("woman", "sks", "Anna", "cli")
     assert row.request["training"]["rank"] == 16
     assert row.request["training"]["steps"] == 50
@@ -75,7 +75,7 @@ def test_train_hands_in_what_flags_tune_yaml_and_set_say(
     assert row.request["dataset"]["face_crop"] is True
     assert row.request["sources"]["folder"] == str(photos.resolve())
     assert row.labels == {"order": "7"}
-    assert [prompt.text for prompt in installation.registry.list_prompts(tune_id=row.id)] == [
+    assert [prompt.text for prompt in installation.registry.prompts.rows(tune_id=row.id)] == [
         "a photo of sks woman"
     ]
 
@@ -87,7 +87,7 @@ def test_train_takes_an_archive(
 
     archive = shutil.make_archive(str(tmp_path / "photos"), "zip", photos)
     tune = hand_in(tunes, Path(archive))
-    [key] = installation.registry.get_tune(tune["id"]).request["sources"]["uploads"]
+    [key] = installation.registry.tunes.get(tune["id"]).request["sources"]["uploads"]
     assert installation.store.size(key) == Path(archive).stat().st_size
 
 
@@ -192,7 +192,7 @@ def test_cancel_and_delete(tunes: Tunes, installation: Installation, photos: Pat
         manifest = {"rows": [{"key": key} for key in keys]}
         installation.store.write_json(f"tunes/{tune_id}/source/manifest.json", manifest)
     assert tunes("delete", "1", "--yes").code == 0
-    assert installation.registry.get_tune(tune["id"]).status == "deleted"
+    assert installation.registry.tunes.get(tune["id"]).status == "deleted"
     assert not installation.store.exists(mine)
     assert installation.store.exists(shared)
     assert not list(installation.store.list(f"tunes/{tune['id']}"))
@@ -286,13 +286,13 @@ def test_what_people_write_is_printed_as_it_is(tunes: Tunes) -> None:
 def test_of_several_prompts_a_wrong_one_stops_all(tunes: Tunes, installation: Installation) -> None:
     said = tunes("render", "a photo of a cat", "a photo (of a cat", "--no-wait")
     assert (said.code, "not closed" in said.err) == (2, True)
-    assert installation.registry.list_prompts() == []
+    assert installation.registry.prompts.rows() == []
 
 
 def test_render_takes_pictures_from_files(tunes: Tunes, installation: Installation, photos: Path) -> None:
     picture = next(iter(sorted(photos.glob("*.*"))))
     assert tunes("render", "a cat", "--input-image", str(picture), "--no-wait").code == 0
-    key = installation.registry.list_prompts()[0].settings["input_image"]
+    key = installation.registry.prompts.rows()[0].settings["input_image"]
     assert installation.store.read_bytes(key) == picture.read_bytes()
 
     missing = tunes("render", "a cat", "--input-image", "nowhere/cat.png", "--no-wait")
@@ -334,7 +334,7 @@ def test_a_group_that_is_set_to_nothing_is_emptied(
 ) -> None:
     (photos / "tune.yaml").write_text("name: man\nlabels: {order: seven}\ntraining: {rank: 8}\n")
     tune = hand_in(tunes, photos, "--set", "labels={}")
-    row = installation.registry.get_tune(tune["id"])
+    row = installation.registry.tunes.get(tune["id"])
     assert row.labels == {} and row.request["training"]["rank"] == 8
 
 
@@ -342,14 +342,14 @@ def test_findings_and_verdicts_stand_wherever_a_tune_does(
     tunes: Tunes, installation: Installation, photos: Path
 ) -> None:
     tune = hand_in(tunes, photos)
-    work = installation.registry.claim("prepare", tune["id"], "run", origin="cli")
-    installation.registry.add_findings(work.id, "run", ["5 of 11 pictures are not used."])
-    installation.registry.finish(work.id, "run")
+    work = installation.registry.work.claim("prepare", tune["id"], "run", origin="cli")
+    installation.registry.tunes.add_findings(work.id, "run", ["5 of 11 pictures are not used."])
+    installation.registry.work.finish(work.id, "run")
     reason = {"code": "copies", "sentence": "It copies.", "remedy": "Train for fewer steps."}
     card = {"verdict": "bad", "line": "bad: likeness 0.10", "warnings": [reason], "page_key": "page"}
     for kind in ("train", "finish"):
-        work = installation.registry.claim(kind, tune["id"], "run", origin="cli")
-        installation.registry.finish(work.id, "run", result={"report_card": card})
+        work = installation.registry.work.claim(kind, tune["id"], "run", origin="cli")
+        installation.registry.work.finish(work.id, "run", result={"report_card": card})
     said = " ".join(tunes("status", "1").out.split())
     assert "5 of 11 pictures are not used." in said
     assert "bad: likeness 0.10" in said and "It copies. Train for fewer steps." in said

@@ -28,7 +28,7 @@ def png(colour: str) -> bytes:
 def play(installation: Installation) -> None:
     """Do what the pipeline would, quickly: training set, captions, weights, renders."""
     registry, store = installation.registry, installation.store
-    tune = registry.list_tunes()[0]
+    tune = registry.tunes.rows()[0]
     key = store.write_blob(png("green"), ".png")
     item = TrainingItem(
         hash="ab" * 32,
@@ -47,16 +47,16 @@ def play(installation: Installation) -> None:
     weights = store.write_bytes(f"tunes/{tune.id}/lora/1/lora.safetensors", b"weights")
     store.write_bytes(f"tunes/{tune.id}/lora/1/loss.png", png("white"))
     for kind in ("prepare", "train", "finish"):
-        work = registry.claim(kind, tune.id, f"run-{kind}", origin="cli")
-        registry.finish(work.id, f"run-{kind}", result={"weights_key": weights, "seconds": 3.0})
-    while batches := registry.make_batches(registry.now(), 0.0, 100):
+        work = registry.work.claim(kind, tune.id, f"run-{kind}", origin="cli")
+        registry.work.finish(work.id, f"run-{kind}", result={"weights_key": weights, "seconds": 3.0})
+    while batches := registry.groups.make_batches(registry.now(), 0.0, 100):
         for batch in batches:
-            work = registry.claim("render", batch.id, batch.id, origin="cli")
-            for prompt in registry.list_prompts(batch_id=batch.id):
+            work = registry.work.claim("render", batch.id, batch.id, origin="cli")
+            for prompt in registry.prompts.rows(batch_id=batch.id):
                 image = png("red" if prompt.tune_id else "blue")
                 image_key = store.write_bytes(f"batches/{batch.id}/1/{prompt.id}.png", image)
-                registry.prompt_done(prompt.id, work.id, batch.id, [image_key])
-            registry.finish(work.id, batch.id)
+                registry.prompts.done(prompt.id, work.id, batch.id, [image_key])
+            registry.work.finish(work.id, batch.id)
 
 
 @pytest.fixture
@@ -92,9 +92,9 @@ def test_the_demo_ends_with_a_sheet_a_page_and_the_next_command(
     assert "page/loss.png" in page
     for source in __import__("re").findall(r'src="([^"]+)"', page):
         assert (folder / source).is_file(), source
-    row = installation.registry.tune_named("local", 1)
+    row = installation.registry.objects.tune_named("local", 1)
     assert (row.origin, row.request["sources"]["folder"]) == ("demo", str(folder / "pictures"))
-    prompts = installation.registry.list_prompts()
+    prompts = installation.registry.prompts.rows()
     assert len(prompts) == 12
     seeds = {prompt.text: set() for prompt in prompts}
     for prompt in prompts:
@@ -107,9 +107,9 @@ def test_the_demo_runs_on_either_base_each_in_its_own_folder(
 ) -> None:
     said = tunes("demo", "--base", "flux", "--steps", "7")
     assert said.code == 0, said.err
-    row = installation.registry.tune_named("local", 1)
+    row = installation.registry.objects.tune_named("local", 1)
     assert (row.branch, row.request["training"]["steps"]) == ("tiny-flux", 7)
-    plain = [prompt for prompt in installation.registry.list_prompts() if not prompt.tune_id]
+    plain = [prompt for prompt in installation.registry.prompts.rows() if not prompt.tune_id]
     assert {prompt.base for prompt in plain} == {"tiny-flux"}
     folder = installation.settings.resolved_home / "demo" / "nova-flux"
     assert "ohwx woman on tiny-flux" in (folder / "report.html").read_text()

@@ -99,6 +99,6 @@ def test_what_the_past_left_behind_is_named_and_mended(
     assert past["level"] == "note" and "tune 1 (queued)" in past["says"] and "--mend" in past["remedy"]
     assert report["ready"] and "mended" not in report
     assert "1 tunes and prompts were put back" in tunes("doctor", "--mend").out
-    (work,) = registry.work_of(tune.id)
+    (work,) = registry.work.of(tune.id)
     assert work.state == "queued"
     assert json.loads(tunes("doctor", "--mend", "--json").out)["mended"] == {"queued": 0, "settled": 0}

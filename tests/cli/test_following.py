@@ -31,8 +31,8 @@ def driven(monkeypatch: pytest.MonkeyPatch, installation: Installation) -> Calla
             registry: Registry,
             instance: object,
         ) -> None:
-            waiting = [row.id for row in registry.list_tunes() if row.status not in TUNE_OVER]
-            work(waiting, [row.id for row in registry.list_prompts(status=["queued", "waiting"])])
+            waiting = [row.id for row in registry.tunes.rows() if row.status not in TUNE_OVER]
+            work(waiting, [row.id for row in registry.prompts.rows(status=["queued", "waiting"])])
             assert until() or not waiting
 
         module = types.ModuleType("tunes_dagster.pipeline.inprocess")
@@ -48,9 +48,9 @@ def walk(installation: Installation, tune_id: str) -> None:
     """Move a tune to the end, reporting steps in between."""
     registry = installation.registry
     for kind in ("prepare", "train", "finish"):
-        work = registry.claim(kind, tune_id, f"run-{kind}", origin="cli")
+        work = registry.work.claim(kind, tune_id, f"run-{kind}", origin="cli")
         if kind == "train":
-            registry.progress(
+            registry.work.progress(
                 work.id,
                 "run-train",
                 phase="training",
@@ -60,7 +60,7 @@ def walk(installation: Installation, tune_id: str) -> None:
                 seconds_left=65.0,
             )
             threading.Event().wait(1.2)
-        registry.finish(work.id, f"run-{kind}", result={})
+        registry.work.finish(work.id, f"run-{kind}", result={})
 
 
 def test_training_here_shows_phases_and_what_to_do_next(
@@ -80,9 +80,9 @@ def test_a_running_daemon_gets_the_work(
     driven(lambda ids, prompts: pytest.fail("the daemon does it"), daemon=True)
 
     def daemon() -> None:
-        while not installation.registry.list_tunes():
+        while not installation.registry.tunes.rows():
             threading.Event().wait(0.05)
-        walk(installation, installation.registry.list_tunes()[0].id)
+        walk(installation, installation.registry.tunes.rows()[0].id)
 
     worker = threading.Thread(target=daemon)
     worker.start()
@@ -117,9 +117,9 @@ def test_a_failed_tune_ends_with_its_sentence_and_code_1(
     tunes: Tunes, installation: Installation, photos: Path, driven: Callable[..., None]
 ) -> None:
     def fail(ids: Sequence[str], prompts: Sequence[str]) -> None:
-        work = installation.registry.claim("prepare", ids[0], "run", origin="cli")
+        work = installation.registry.work.claim("prepare", ids[0], "run", origin="cli")
         failure = Failure(FailureCode.TOO_FEW_PICTURES, "Only 1 picture is usable.", "Add more pictures.")
-        installation.registry.fail(work.id, "run", failure)
+        installation.registry.work.fail(work.id, "run", failure)
 
     driven(fail)
     said = tunes("train", str(photos), "--name", "woman")
@@ -141,7 +141,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(
     assert "tunes resume 1" in said.out
     driven(lambda ids, prompts: walk(installation, ids[0]))
     assert tunes("resume").code == 0
-    assert installation.registry.tune_named("local", 1).status == "ready"
+    assert installation.registry.objects.tune_named("local", 1).status == "ready"
     assert "Nothing is waiting" in tunes("resume").out
 
 
@@ -151,19 +151,19 @@ def test_render_prints_and_copies_the_pictures(
     registry, store = installation.registry, installation.store
 
     def paint(ids: Sequence[str], prompts: Sequence[str]) -> None:
-        [batch] = registry.make_batches(registry.now(), 0.0, 10)
-        work = registry.claim("render", batch.id, "run", origin="cli")
+        [batch] = registry.groups.make_batches(registry.now(), 0.0, 10)
+        work = registry.work.claim("render", batch.id, "run", origin="cli")
         for prompt in prompts:
             key = store.write_bytes(f"batches/{batch.id}/1/{prompt}.png", b"png")
-            registry.prompt_done(prompt, work.id, "run", [key])
-        registry.finish(work.id, "run")
+            registry.prompts.done(prompt, work.id, "run", [key])
+        registry.work.finish(work.id, "run")
 
     driven(paint)
     said = tunes("render", "a cat", "a dog", "--base", "tiny", "--seed", "5", "--out", str(tmp_path / "out"))
     assert said.code == 0, said.err
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00001-0.png", "00002-0.png"]
     assert str(tmp_path / "out" / "00001-0.png") in said.out
-    assert registry.list_prompts()[-1].settings["seed"] == 5
+    assert registry.prompts.rows()[-1].settings["seed"] == 5
 
 
 def test_the_moving_display_draws_every_state() -> None:
@@ -190,7 +190,7 @@ def test_a_watch_reads_rows_at_most_twice_a_second(
     installation: Installation, tunes: Tunes, photos: Path
 ) -> None:
     tunes("train", str(photos), "--name", "woman", "--no-wait")
-    watch = Watch(installation.registry, [installation.registry.list_tunes()[0].id])
+    watch = Watch(installation.registry, [installation.registry.tunes.rows()[0].id])
     first = watch.lines()
     assert watch.lines() is first
     assert not watch.over

@@ -23,7 +23,7 @@ def test_a_port_that_does_not_exist_is_refused(tunes: Tunes, arguments: tuple[st
 def test_an_account_needs_an_id_that_can_be_read(tunes: Tunes, installation: Installation, name: str) -> None:
     said = tunes("accounts", "create", name)
     assert said.code == 2 and "id of an account" in said.err
-    assert installation.registry.list_keys() == []
+    assert installation.registry.keys.rows() == []
 
 
 def test_times_that_no_calendar_holds_are_refused(tunes: Tunes, photos: Path) -> None:

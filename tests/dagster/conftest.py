@@ -55,7 +55,7 @@ class House:
 
     def status(self, tune_id: str) -> str:
         """Return the status of a tune."""
-        return self.registry.get_tune(tune_id).status
+        return self.registry.tunes.get(tune_id).status
 
 
 def _open_house(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> House:

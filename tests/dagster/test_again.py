@@ -18,7 +18,7 @@ from tunes_dagster.service.rerun import rerun
 
 def tensors_hash(house, tune_id: str) -> str:
     """SHA-256 over names and numbers of a tune's weights; the header, which holds its title, is left out."""
-    result = house.registry.get_tune(tune_id).result
+    result = house.registry.tunes.get(tune_id).result
     digest = hashlib.sha256()
     for name, tensor in sorted(load(house.store.read_bytes(result["weights_key"])).items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -27,12 +27,17 @@ def tensors_hash(house, tune_id: str) -> str:
 
 def again(house, tune_id: str, **changes):
     return rerun(
-        house.registry, house.store, load_catalog(), house.settings, house.registry.get_tune(tune_id), changes
+        house.registry,
+        house.store,
+        load_catalog(),
+        house.settings,
+        house.registry.tunes.get(tune_id),
+        changes,
     )
 
 
 def difference(house, first, second) -> set[tuple[str, str, str, str]]:
-    rows = [house.registry.get_tune(tune.id) for tune in (first, second)]
+    rows = [house.registry.tunes.get(tune.id) for tune in (first, second)]
     return {(one.kind, one.what, one.first, one.second) for one in comparison.differences(*rows, house.store)}
 
 
@@ -63,7 +68,7 @@ def test_again_gives_the_same_weights_and_a_change_gives_others(house, monkeypat
     set_captions(first.id, {row.name: "a photo of ohwx mug on the moon"}, house.store)
     other = again(house, first.id, steps=7)
     drive_until(house, other.id, status=("trained", "failed"))
-    assert house.registry.get_tune(other.id).result["steps"] == 7
+    assert house.registry.tunes.get(other.id).result["steps"] == 7
     assert tensors_hash(house, other.id) != tensors_hash(house, first.id)
     seen = difference(house, first, other)
     assert ("settings", "steps", "12", "7") in seen

@@ -48,26 +48,26 @@ def add(house, yaml: str = YAML, table: str = TABLE) -> Campaign:
 
 
 def ended(house, date_id: str) -> bool:
-    return not {"waiting", "queued", "rendering"} & house.registry.date_counts(date_id).keys()
+    return not {"waiting", "queued", "rendering"} & house.registry.campaigns.date_counts(date_id).keys()
 
 
 def test_a_date_is_planned_rendered_and_reported_and_never_twice(house):
     campaign = add(house)
     run_campaign_job("plan", campaign, "2026-03-09", house.instance)
-    date = house.registry.get_date(campaign.id, "2026-03-09")
+    date = house.registry.campaigns.date(campaign.id, "2026-03-09")
     assert date.plan["new"] == 5 and date.status == "planned"
     assert checks(house, PLAN, "2026-03-09") == {
         "file_is_valid": True,
         "cost_within_cap": True,
         "every_tune_is_usable": True,
     }
-    assert house.registry.due_reports(["monday_looks"]) == [], "nothing is finished yet"
+    assert house.registry.campaigns.due_reports(["monday_looks"]) == [], "nothing is finished yet"
     drive(house.settings, lambda: ended(house, date.id), registry=house.registry, instance=house.instance)
-    ((_, due),) = house.registry.due_reports(["monday_looks"])
-    assert due.date == "2026-03-09" and house.registry.due_reports(["monday_looks"]) == []
+    ((_, due),) = house.registry.campaigns.due_reports(["monday_looks"])
+    assert due.date == "2026-03-09" and house.registry.campaigns.due_reports(["monday_looks"]) == []
 
     run_campaign_job("report", campaign, "2026-03-09", house.instance)
-    date = house.registry.get_date(campaign.id, "2026-03-09")
+    date = house.registry.campaigns.date(campaign.id, "2026-03-09")
     assert date.status == "reported" and date.result["pictures"] == 5 and date.result["failed"] == 0
     assert checks(house, REPORT, "2026-03-09") == {"nothing_missing": True}
     shown = materialization(house, REPORT, "2026-03-09")
@@ -89,11 +89,11 @@ def test_a_date_is_planned_rendered_and_reported_and_never_twice(house):
     assert all((house.store.path(folder) / row["file"]).resolve().exists() for row in rows)
 
     run_campaign_job("plan", campaign, "2026-03-09", house.instance)
-    again = house.registry.get_date(campaign.id, "2026-03-09")
+    again = house.registry.campaigns.date(campaign.id, "2026-03-09")
     assert (again.plan["new"], again.plan["kept"]) == (0, 5)
     add(house, table=TABLE.replace("a plate", "a bowl"))
     run_campaign_job("plan", campaign, "2026-03-09", house.instance)
-    changed = house.registry.get_date(campaign.id, "2026-03-09")
+    changed = house.registry.campaigns.date(campaign.id, "2026-03-09")
     assert (changed.plan["new"], changed.plan["kept"]) == (1, 4), "only the row whose recipe changed"
 
 
@@ -135,8 +135,8 @@ def test_the_sensor_asks_once_for_the_report_of_a_finished_date(paper_house):
             return sensor(context)
 
     assert look().skip_reason is not None
-    for prompt in house.registry.list_prompts(status="queued"):
-        house.registry.cancel_prompt(prompt.id)
+    for prompt in house.registry.prompts.rows(status="queued"):
+        house.registry.work.cancel_prompt(prompt.id)
     (request,) = look().run_requests
     assert request.asset_selection == [REPORT] and request.partition_key == "2026-03-02"
     assert look().skip_reason is not None
@@ -147,9 +147,9 @@ def test_a_plan_above_its_cap_queues_nothing_and_fails_its_check(paper_house):
     with pytest.raises(Failure, match="above the cap of") as refused:
         run_campaign_job("plan", campaign, "2026-03-02", paper_house.instance)
     assert refused.value.code == FailureCode.OUT_OF_CREDITS
-    assert paper_house.registry.list_prompts() == []
+    assert paper_house.registry.prompts.rows() == []
     assert checks(paper_house, PLAN, "2026-03-02") == {"file_is_valid": True, "cost_within_cap": False}
-    assert paper_house.registry.get_date(campaign.id, "2026-03-02").status == "refused"
+    assert paper_house.registry.campaigns.date(campaign.id, "2026-03-02").status == "refused"
 
 
 def test_files_that_break_in_the_store_break_their_campaign_alone(paper_house):
@@ -160,14 +160,14 @@ def test_files_that_break_in_the_store_break_their_campaign_alone(paper_house):
         run_campaign_job("plan", campaign, "2026-03-02", house.instance)
     assert checks(house, PLAN, "2026-03-02") == {"file_is_valid": False}
     run_campaign_job("plan", other, "2026-03-02", house.instance)
-    assert len(house.registry.list_prompts()) == 5
+    assert len(house.registry.prompts.rows()) == 5
     defs = build_defs()
     dg.Definitions.validate_loadable(defs)
     described = defs.get_repository_def().assets_defs_by_key[PLAN].descriptions_by_key[PLAN]
     assert "BROKEN" in described
     house.store.write_text(campaign.file, YAML)
     run_campaign_job("plan", campaign, "2026-03-02", house.instance)
-    assert house.registry.get_campaign("monday_looks").state == "good"
+    assert house.registry.campaigns.get("monday_looks").state == "good"
 
 
 def test_a_row_that_cannot_have_dates_shows_itself_and_the_location_loads():
@@ -195,14 +195,14 @@ def test_a_tune_that_is_not_ready_is_waited_for_and_named(paper_house):
     text = "text,tunes\na photo of {{subject}} at sea,anna\na plain mug,none\n"
     campaign = add(house, table=text)
     run_campaign_job("plan", campaign, "2026-03-02", house.instance)
-    date = house.registry.get_date(campaign.id, "2026-03-02")
+    date = house.registry.campaigns.date(campaign.id, "2026-03-02")
     assert date.message == "Waits for anna (queued)."
-    assert house.registry.date_counts(date.id) == {"waiting": 1, "queued": 1}
-    assert [one.title for one in house.registry.waited_for(date.id)] == ["anna"]
+    assert house.registry.campaigns.date_counts(date.id) == {"waiting": 1, "queued": 1}
+    assert [one.title for one in house.registry.campaigns.waited_for(date.id)] == ["anna"]
     make_ready(house.registry, tune)
-    assert house.registry.date_counts(date.id) == {"queued": 2}
+    assert house.registry.campaigns.date_counts(date.id) == {"queued": 2}
     run_campaign_job("plan", campaign, "2026-03-02", house.instance)
-    assert house.registry.get_date(campaign.id, "2026-03-02").plan["kept"] == 2
+    assert house.registry.campaigns.date(campaign.id, "2026-03-02").plan["kept"] == 2
 
 
 @pytest.mark.parametrize("count", [100])

@@ -44,15 +44,15 @@ def test_one_is_cancelled_one_kept_one_fails_one_joins_and_one_is_trained(house,
 
     def meddle() -> None:
         def row(tune):
-            return house.registry.get_tune(tune.id)
+            return house.registry.tunes.get(tune.id)
 
         wait_for(lambda: all(row(tune).phase == "training" and row(tune).step for tune in (stopped, kept)))
         wait_for(lambda: row(late).status == "trained" and row(good).status == "trained")
         seen.update({tune.id: (row(tune).step, row(tune).total_steps) for tune in (stopped, kept)})
-        house.registry.request_cancel(stopped.id)
+        house.registry.work.cancel_tune(stopped.id)
         wait_for(lambda: row(stopped).status == "cancelled")
         assert row(kept).status == "training"
-        house.registry.request_cancel(kept.id, keep=True)
+        house.registry.work.cancel_tune(kept.id, keep=True)
 
     person = threading.Thread(target=meddle)
     person.start()
@@ -70,16 +70,16 @@ def test_one_is_cancelled_one_kept_one_fails_one_joins_and_one_is_trained(house,
     (run,) = house.instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: launch.run_key}))
     assert run.status == dg.DagsterRunStatus.FAILURE
     # One run did it all, the joiner's part too.
-    assert {house.registry.work_of(t, "train")[0].run_id for t in (*members, late.id)} == {run.run_id}
+    assert {house.registry.work.of(t, "train")[0].run_id for t in (*members, late.id)} == {run.run_id}
     assert all(0 < step < 3000 and total == 3000 for step, total in seen.values()) and len(seen) == 2
     passed = {"finite_weights": True, "loads_into_fresh_pipeline": True, "differs_from_base": True}
     for tune in (good, kept, late):
         shown = materialization(house, LORA, tune.id)
-        result = house.registry.get_tune(tune.id).result
+        result = house.registry.tunes.get(tune.id).result
         assert shown["steps"] == result["steps"] and shown["recipe hash"] == result["weights_recipe_hash"]
         assert checks(house, LORA, tune.id) == passed
         assert result["stopped"] is (tune is kept)
-    assert 0 < house.registry.get_tune(kept.id).result["steps"] < 3000
+    assert 0 < house.registry.tunes.get(kept.id).result["steps"] < 3000
     for tune in (bad, stopped):
         assert not house.instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=LORA, asset_partitions=[tune.id]), limit=1
@@ -101,26 +101,26 @@ def test_who_may_join_a_cohort(tmp_path):
         return tune.id
 
     first = prepared(rows)
-    ((cohort, _),) = rows.make_cohorts(wait_seconds=0)
-    rows.claim_cohort(cohort.id, "run-1")
+    ((cohort, _),) = rows.groups.make_cohorts(wait_seconds=0)
+    rows.work.claim_cohort(cohort.id, "run-1")
     other_base, waiting = prepared(rows, branch="tiny-flux"), prepared(rows)
     launched = prepared(rows)
-    assert rows.join_cohort("cohort_unknown", "run-1", 9) == []
-    assert rows.join_cohort(cohort.id, "run-1", 0) == []
-    (joined,) = rows.join_cohort(cohort.id, "run-1", 1, [first])
+    assert rows.work.join_cohort("cohort_unknown", "run-1", 9) == []
+    assert rows.work.join_cohort(cohort.id, "run-1", 0) == []
+    (joined,) = rows.work.join_cohort(cohort.id, "run-1", 1, [first])
     assert (joined.subject_id, joined.state, joined.attempt) == (waiting, "running", 1)
-    assert {work.subject_id for work in rows.claim_cohort(cohort.id, "run-1")} == {first, waiting}
+    assert {work.subject_id for work in rows.work.claim_cohort(cohort.id, "run-1")} == {first, waiting}
 
     # Launched by itself just now: its run may begin at any moment. After a while it waits for this very run.
-    started = [c for c, works in rows.make_cohorts(wait_seconds=0) if works[0].subject_id == launched]
+    started = [c for c, works in rows.groups.make_cohorts(wait_seconds=0) if works[0].subject_id == launched]
     here = [first, waiting]
-    assert rows.join_cohort(cohort.id, "run-1", 9, here) == []
+    assert rows.work.join_cohort(cohort.id, "run-1", 9, here) == []
     clock.forward(11)
-    (taken,) = rows.join_cohort(cohort.id, "run-1", 9, here)
+    (taken,) = rows.work.join_cohort(cohort.id, "run-1", 9, here)
     assert (taken.subject_id, taken.attempt, taken.cohort_id) == (launched, 2, cohort.id)
-    assert rows.claim_cohort(started[0].id, "run-2") == []
-    assert rows.heartbeat(taken.id, "run-1") == ""
-    assert rows.work_of(other_base, "train")[0].cohort_id != cohort.id
+    assert rows.work.claim_cohort(started[0].id, "run-2") == []
+    assert rows.work.heartbeat(taken.id, "run-1") == ""
+    assert rows.work.of(other_base, "train")[0].cohort_id != cohort.id
     rows.close()
 
 
@@ -139,7 +139,7 @@ def from_failure(house, run_id: str) -> dg.DagsterRun:
 
 
 def trainings(house, tune) -> tuple[str, int, str | None]:
-    (work,) = house.registry.work_of(tune.id, "train")
+    (work,) = house.registry.work.of(tune.id, "train")
     return work.state, work.attempt, work.failure_message
 
 
@@ -162,8 +162,8 @@ def test_a_run_that_is_executed_again_does_what_failed_and_is_still_wanted(house
     assert not execute(build_defs(), house.instance, launch)
     (first,) = house.instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: launch.run_key}))
     drive_until(house, good.id)
-    before = house.registry.get_tune(good.id)
-    house.registry.delete_tune(unwanted.id)
+    before = house.registry.tunes.get(good.id)
+    house.registry.work.delete_tune(unwanted.id)
     for item in TrainingSet.load(house.store, bad.id).training:
         house.store.write_bytes(item.key, whole[item.key])
 
@@ -171,7 +171,7 @@ def test_a_run_that_is_executed_again_does_what_failed_and_is_still_wanted(house
     assert second.status == dg.DagsterRunStatus.FAILURE and second.parent_run_id == first.run_id
     assert trainings(house, good)[:2] == ("done", 1) and trainings(house, bad)[:2] == ("done", 2)
     assert trainings(house, worse)[:2] == ("failed", 2) and trainings(house, unwanted)[:2] == ("failed", 1)
-    assert house.registry.get_tune(good.id).result == before.result and house.status(good.id) == "ready"
+    assert house.registry.tunes.get(good.id).result == before.result and house.status(good.id) == "ready"
 
     # Again, by the first run and by the second: only what is still broken, as often as somebody tries.
     reasons = {tune.id: trainings(house, tune) for tune in (good, bad, unwanted)}

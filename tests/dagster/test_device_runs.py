@@ -39,13 +39,13 @@ class Place:
     def prepared(self, title: str = "bob"):
         """Return a tune that waits to be trained."""
         tune = self.house.submit(title)
-        work = self.registry.claim("prepare", tune.id, "run-prepare", origin="cli")
-        self.registry.finish(work.id, "run-prepare", result={})
+        work = self.registry.work.claim("prepare", tune.id, "run-prepare", origin="cli")
+        self.registry.work.finish(work.id, "run-prepare", result={})
         return tune
 
     def requested(self) -> list[str]:
         """Do what the daemon does with what is requested now; returns the runs."""
-        due = self.registry.requests_due()
+        due = self.registry.device_runs.requests_due()
         asked = device_runs.requests(self.instance, due)
         for one in asked.dynamic_partitions_requests or []:
             self.instance.add_dynamic_partitions(one.partitions_def_name, list(one.partition_keys))
@@ -130,7 +130,7 @@ def test_a_run_tells_of_an_attempt_from_its_start_to_its_end(place):
     told(place)
     assert place.kinds(run_id) == before
     record = place.instance.get_run_record_by_id(run_id)
-    (row,) = place.registry.device_runs_of(run_id)
+    (row,) = place.registry.device_runs.of_run(run_id)
     assert record.start_time == pytest.approx(row.began_at.timestamp())
     assert record.end_time == pytest.approx(row.ended_at.timestamp())
 
@@ -156,7 +156,7 @@ def test_what_a_session_or_a_teller_did_not_come_to_say_is_said_by_the_next(plac
     (run_id,) = place.requested()
     told(place)
     if died == "before its end":
-        place.registry.requeue_lost(work.id, "It was killed.")
+        place.registry.work.requeue_lost(work.id, "It was killed.")
         told(place)
         assert place.status(run_id) == Status.FAILURE
         assert "STEP_FAILURE" in place.kinds(run_id)
@@ -164,7 +164,9 @@ def test_what_a_session_or_a_teller_did_not_come_to_say_is_said_by_the_next(plac
         assert again.attempt == 2 and len(place.requested()) == 1
         return
     if died == "after its row":
-        place.registry.finish(work.id, place.session.name, result={"steps": 12, "checks": {CHECKS[0]: True}})
+        place.registry.work.finish(
+            work.id, place.session.name, result={"steps": 12, "checks": {CHECKS[0]: True}}
+        )
     else:
         place.session.finish(work)
         write = type(place.instance).report_dagster_event
@@ -211,7 +213,7 @@ def test_failures_and_cancels_end_the_run_of_their_own_tune_only(place):
 def test_a_run_cancelled_in_the_queue_cancels_its_work(place):
     tune = place.prepared()
     work = place.session.begin("train", tune.id)
-    (row,) = place.registry.requests_due()
+    (row,) = place.registry.device_runs.requests_due()
     request = device_runs.request_for_attempt(row)
     tags = {**request.tags, "dagster/run_key": request.run_key}
     place.instance.add_dynamic_partitions("tunes", [tune.id])
@@ -238,8 +240,8 @@ def test_many_small_batches_share_runs_and_few_do_not(place, monkeypatch):
             place.house.settings,
             PromptRequest(text=f"a secret wish {number}", tune=tune.id),
         )
-        place.registry.make_batches(wait_seconds=0)
-    batches = [work.subject_id for work in place.registry.queued_work("render")]
+        place.registry.groups.make_batches(wait_seconds=0)
+    batches = [work.subject_id for work in place.registry.work.queued("render")]
     assert len(batches) == 8
     for batch in batches:
         place.session.finish(place.session.begin("render", batch))
@@ -266,12 +268,12 @@ def test_what_is_deleted_leaves_nothing_in_dagster(place):
         place.session.finish(place.session.begin("train", tune.id))
     runs = place.requested()
     told(place)
-    place.registry.delete_tune(gone.id)
+    place.registry.work.delete_tune(gone.id)
     forget_tunes(place.instance, place.registry, [gone.id])
     records = place.instance.fetch_materializations(dg.AssetKey("lora"), limit=5).records
     assert [one.partition_key for one in records] == [kept.id]
     assert place.instance.get_run_by_id(runs[1]) is None and place.status(runs[0]) == Status.SUCCESS
-    assert not place.registry.device_runs_of(runs[1])
+    assert not place.registry.device_runs.of_run(runs[1])
 
 
 def test_a_run_that_somebody_deleted_is_told_no_more(place):
@@ -291,10 +293,10 @@ def test_by_hand_it_is_handed_to_the_session_that_is_there(place):
     config = {"ops": {"lora": {"config": {"steps": 5}}}}
     run_id = place.by_hand(["lora", "report_card"], tune.id, config)
     assert place.status(run_id) == Status.STARTED
-    (work,) = place.registry.work_of(tune.id, "train")
-    assert work.state == "queued" and place.registry.changes_of(work) == {"steps": 5}
+    (work,) = place.registry.work.of(tune.id, "train")
+    assert work.state == "queued" and place.registry.device_runs.changes_of(work) == {"steps": 5}
     mine = place.session.begin("train", tune.id)
-    assert place.registry.changes_of(mine) == {"steps": 5}
+    assert place.registry.device_runs.changes_of(mine) == {"steps": 5}
     place.session.finish(mine)
     told(place)
     assert place.status(run_id) == Status.STARTED
@@ -323,7 +325,7 @@ def test_the_health_of_a_run_is_the_heartbeat_of_its_row(place, monkeypatch):
     now = clock.now() + timedelta(seconds=4 * place.house.settings.lost_after_seconds)
     monkeypatch.setattr(clock, "now", lambda: now)
     assert launcher.check_run_worker_health(run).status.value == "FAILED"
-    place.registry.heartbeat(work.id, place.session.name)
+    place.registry.work.heartbeat(work.id, place.session.name)
     assert launcher.check_run_worker_health(run).status.value == "RUNNING"
 
 

@@ -56,15 +56,15 @@ def test_a_faceid_tune_goes_from_a_picture_to_renders(house, base_folder):
     drive(house.settings, prepared, registry=house.registry, instance=house.instance)
     first, second = decide.cohort_launches(house.registry, house.settings)
     assert (first.kind, second.kind) == ("embed", "train")
-    assert [work.subject_id for work in house.registry.cohort_members(first.cohort_id)] == [tune.id]
+    assert [work.subject_id for work in house.registry.groups.members(first.cohort_id)] == [tune.id]
     for launch in (first, second):  # as after a tick that died
-        for work in house.registry.cohort_members(launch.cohort_id):
-            house.registry.requeue_lost(work.id, "the tick died")
+        for work in house.registry.groups.members(launch.cohort_id):
+            house.registry.work.requeue_lost(work.id, "the tick died")
     drive_until(house, tune.id)
-    assert house.status(tune.id) == "ready", house.registry.get_tune(tune.id).failure_message
+    assert house.status(tune.id) == "ready", house.registry.tunes.get(tune.id).failure_message
     assert house.status(other.id) == "prepared", "the face waited for training"
 
-    ready = house.registry.get_tune(tune.id)
+    ready = house.registry.tunes.get(tune.id)
     key = ready.result["weights_key"]
     assert read_face(house.store, key).embeds.shape[0] == 1
     header = read_header(house.store, key)
@@ -80,11 +80,11 @@ def test_a_faceid_tune_goes_from_a_picture_to_renders(house, base_folder):
     assert any("Looking at 1 of" in entry.user_message for entry in house.instance.all_logs(run.run_id))
 
     def rendered() -> bool:
-        (prompt,) = house.registry.list_prompts(tune_id=tune.id)
+        (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
         return prompt.status in ("done", "failed")
 
     drive(house.settings, rendered, registry=house.registry, instance=house.instance)
-    (prompt,) = house.registry.list_prompts(tune_id=tune.id)
+    (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
     assert prompt.status == "done", prompt.failure_message
     recipe = read_recipe(house.store.read_bytes(prompt.images[0]))
     (face,) = recipe["faces"]
@@ -101,4 +101,4 @@ def test_without_the_adapter_it_is_refused_before_anything_is_kept(house, base_f
     with pytest.raises(Failure) as refused:  # what has no effect hides nothing of what is missing
         house.submit("ada", pictures=1, name="woman", training={"kind": "faceid", "steps": 100, "rank": 8})
     assert refused.value.code == FailureCode.BASE_NOT_INSTALLED
-    assert house.registry.list_tunes() == []
+    assert house.registry.tunes.rows() == []

@@ -24,10 +24,10 @@ def test_a_full_tune_goes_from_pictures_to_renders_and_away(house):
     full = house.submit("full", training=FULL, prompts=[text])
     lora = house.submit("plain", training={"steps": 2})
     drive_until(house, full.id, lora.id)
-    assert {house.status(full.id), house.status(lora.id)} == {"ready"}, house.registry.get_tune(
+    assert {house.status(full.id), house.status(lora.id)} == {"ready"}, house.registry.tunes.get(
         full.id
     ).failure_message
-    row = house.registry.get_tune(full.id)
+    row = house.registry.tunes.get(full.id)
     assert row.recipe["training"]["rank"] is None and row.result["published_step"] == 4
     passed = {"finite_weights": True, "loads_into_fresh_pipeline": True, "differs_from_base": True}
     assert checks(house, LORA, full.id) == passed == checks(house, LORA, lora.id)
@@ -42,13 +42,13 @@ def test_a_full_tune_goes_from_pictures_to_renders_and_away(house):
         return submit_prompt(house.registry, load_catalog(), house.settings, request)
 
     asked = [ask(full), ask(lora), ask(full, f"a photo of ohwx mug <lora:{lora.number}:1>")]
-    rows = house.registry.list_prompts
+    rows = house.registry.prompts.rows
 
     def rendered() -> bool:
         return all(one.status in ("done", "failed") for one in rows())
 
     drive(house.settings, rendered, registry=house.registry, instance=house.instance)
-    first, *others = [house.registry.get_prompt(one.id) for one in asked]
+    first, *others = [house.registry.prompts.get(one.id) for one in asked]
     (early,) = [one for one in rows(tune_id=full.id) if one.id not in {each.id for each in asked}]
     assert {one.batch_id for one in others} == {first.batch_id}
     pictures = [house.store.read_bytes(one.images[0]) for one in (first, *others)]
@@ -71,6 +71,6 @@ def test_a_full_tune_goes_from_pictures_to_renders_and_away(house):
     drive_until(house, same.id, status=("trained", "failed"))
     assert tensors_hash(house, same.id) == tensors_hash(house, full.id)
     assert difference(house, full, same) == set()
-    erase_tunes(house.registry, house.store, [house.registry.get_tune(full.id)])
+    erase_tunes(house.registry, house.store, [house.registry.tunes.get(full.id)])
     assert not list(house.store.list(f"tunes/{full.id}"))
     assert list(house.store.list(f"tunes/{lora.id}/lora"))

@@ -20,33 +20,33 @@ def test_a_campaign_gives_way_between_parts_and_goes_on(house, monkeypatch):
     get_settings.cache_clear()
     settings, registry, defs = get_settings(), house.registry, build_defs(campaigns=[])
     for seed in range(20):
-        registry.add_prompt(prompt_request(seed=seed, **SMALL), branch="tiny-sdxl", origin="campaign")
+        registry.prompts.add(prompt_request(seed=seed, **SMALL), branch="tiny-sdxl", origin="campaign")
     (campaign,) = decide.render_launches(registry, settings)
     assert campaign.patient
 
     def stands() -> Counter[str]:
-        return Counter(one.status for one in registry.list_prompts(batch_id=campaign.partition))
+        return Counter(one.status for one in registry.prompts.rows(batch_id=campaign.partition))
 
     def single(seed: int) -> str:
-        return registry.add_prompt(prompt_request(seed=seed, **{**SMALL, "steps": 2}), branch="tiny-sdxl").id
+        return registry.prompts.add(prompt_request(seed=seed, **{**SMALL, "steps": 2}), branch="tiny-sdxl").id
 
     first = single(100)
     assert execute(defs, house.instance, campaign) and stands() == {"queued": 20}, "before anything is loaded"
-    (work,) = registry.work_of(campaign.partition, "render")
+    (work,) = registry.work.of(campaign.partition, "render")
     assert (work.state, work.attempt, work.tries) == ("queued", 1, 0)
     launches = {launch.patient: launch for launch in decide.render_launches(registry, settings)}
     assert execute(defs, house.instance, launches[False])
-    assert registry.get_prompt(first).status == "done"
+    assert registry.prompts.get(first).status == "done"
 
     second = single(101)
     assert execute(defs, house.instance, launches[True])
     assert stands() == {"done": 7, "queued": 13}, "one of three parts was rendered, and kept"
     launches = {launch.patient: launch for launch in decide.render_launches(registry, settings)}
-    assert execute(defs, house.instance, launches[False]) and registry.get_prompt(second).status == "done"
+    assert execute(defs, house.instance, launches[False]) and registry.prompts.get(second).status == "done"
     assert execute(defs, house.instance, launches[True]) and stands() == {"done": 20}
-    (work,) = registry.work_of(campaign.partition, "render")
+    (work,) = registry.work.of(campaign.partition, "render")
     assert (work.state, work.attempt) == ("done", 3)
-    assert registry.last_machine().kind == "cpu"
+    assert registry.groups.last_machine().kind == "cpu"
 
 
 def _as_if_loaded_at_once():

@@ -41,12 +41,14 @@ def test_what_expired_is_announced_then_deleted_and_said(paper_house):
     assert "Deleted 1 cache files" in said and not store.exists(old)
     assert house.instance.get_run_by_id(failed.run_id) is not None, "failed runs stay a month"
 
-    registry.set_retention("local", keep_outputs_hours=HOURS, keep_tunes_hours=2 * HOURS, warn_hours=HOURS)
-    registry.keep_tune(kept.id, auto_extend=True)
+    registry.accounts.set_retention(
+        "local", keep_outputs_hours=HOURS, keep_tunes_hours=2 * HOURS, warn_hours=HOURS
+    )
+    registry.retention.keep_tune(kept.id, auto_extend=True)
     time.sleep(1)
     said = housekeeping(house)
     assert "2 were warned" in said and "0 tunes and the pictures of 0 prompts expired" in said
-    told = {callback.event: callback.url for callback in registry.list_callbacks(state="pending")}
+    told = {callback.event: callback.url for callback in registry.outbox.rows(state="pending")}
     assert told["prompt.expiring"] == HOOK and told["tune.expiring"] == anna.request["callback_url"]
     assert store.exists(picture), "the warning has its time first"
 
@@ -57,6 +59,8 @@ def test_what_expired_is_announced_then_deleted_and_said(paper_house):
     assert house.instance.get_run_by_id(failed.run_id) is None
     assert not store.exists(picture) and not list(store.list(f"tunes/{anna.id}"))
     assert list(store.list(f"tunes/{kept.id}")), "extended instead"
-    assert {record.subject_id: record.reason for record in registry.list_deletions()}[anna.id] == "expired"
-    assert registry.get_tune(anna.id).status == "deleted" and registry.get_tune(kept.id).status == "ready"
+    assert {record.subject_id: record.reason for record in registry.retention.deletions()}[
+        anna.id
+    ] == "expired"
+    assert registry.tunes.get(anna.id).status == "deleted" and registry.tunes.get(kept.id).status == "ready"
     assert dg.DagsterRunStatus.SUCCESS in {run.status for run in house.instance.get_runs()}

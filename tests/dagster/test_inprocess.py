@@ -27,10 +27,10 @@ def house(paper_house):
 def holder(house) -> str:
     """The run of another process, which trains and holds the only slot of the GPU pool."""
     tune = house.submit("ann")
-    work = house.registry.claim("prepare", tune.id, "run-prepare", origin="cli")
-    house.registry.finish(work.id, "run-prepare")
+    work = house.registry.work.claim("prepare", tune.id, "run-prepare", origin="cli")
+    house.registry.work.finish(work.id, "run-prepare")
     run = create_run_for_test(house.instance, job_name="train_cohort", status=dg.DagsterRunStatus.STARTED)
-    house.registry.claim("train", tune.id, run.run_id, origin="cli")
+    house.registry.work.claim("train", tune.id, run.run_id, origin="cli")
     slots = house.instance.event_log_storage
     slots.set_concurrency_slots(GPU_POOL, 1)
     assert slots.claim_concurrency_slot(GPU_POOL, run.run_id, "train").is_claimed
@@ -43,7 +43,7 @@ def test_work_waits_in_the_queue_while_another_run_has_the_device(house, holder)
     full = full_pools(house.instance, POOLS)
     assert full == {GPU_POOL}
     assert inprocess.next_launches(house.registry, house.settings, full) == []
-    assert house.registry.get_prompt(prompt.id).status == "queued"
+    assert house.registry.prompts.get(prompt.id).status == "queued"
 
     house.submit("bob")
     (launch,) = inprocess.next_launches(house.registry, house.settings, full)
@@ -61,7 +61,7 @@ def test_a_process_that_was_killed_gives_the_device_back_without_a_daemon(house,
     inprocess._give_up_lost(house.registry, house.instance, house.settings)
     assert full_pools(house.instance, POOLS) == frozenset()
     assert house.instance.get_run_by_id(holder).status == dg.DagsterRunStatus.FAILURE
-    (work,) = house.registry.queued_work("train", later + timedelta(minutes=1))
+    (work,) = house.registry.work.queued("train", later + timedelta(minutes=1))
     assert work.attempt == 1
 
 
@@ -81,4 +81,4 @@ def test_a_run_that_waits_for_a_daemon_which_is_gone_is_taken_over(house, monkey
     inprocess._give_up_lost(house.registry, house.instance, house.settings)
     assert house.instance.get_run_by_id(queued.run_id).status == dg.DagsterRunStatus.FAILURE
     later = house.registry.now() + timedelta(minutes=1)
-    assert [work.subject_id for work in house.registry.queued_work("prepare", later)] == [tune.id]
+    assert [work.subject_id for work in house.registry.work.queued("prepare", later)] == [tune.id]

@@ -47,9 +47,9 @@ def test_a_store_and_settings_of_the_definitions_count_for_all(definitions, pape
     request = PromptRequest.model_validate(
         {"text": "a mug", "base": "sdxl", "callback_url": "https://a.example/x"}
     )
-    prompt = whole.registry.add_prompt(request, branch="tiny-sdxl", base="sdxl")
-    assert whole.registry.get_prompt(prompt.id).text == "a mug"
-    assert paper_house.registry.list_prompts() == []
+    prompt = whole.registry.prompts.add(request, branch="tiny-sdxl", base="sdxl")
+    assert whole.registry.prompts.get(prompt.id).text == "a mug"
+    assert paper_house.registry.prompts.rows() == []
     asked = tick(sensors.queued_prompts, paper_house, installation=definitions.resources["installation"])
     assert len(asked.run_requests) == 1, "the sensor looks where the definitions say"
 
@@ -71,10 +71,10 @@ def test_assets_and_callbacks_use_the_store_of_the_definitions(definitions, pape
         run_config={"ops": {"source_images": {"config": config}}},
     )
     assert ran.success
-    assert whole.registry.get_tune(tune_id).title == "mug"
+    assert whole.registry.tunes.get(tune_id).title == "mug"
     kept = list(whole.store.list(f"tunes/{tune_id}"))
     assert f"tunes/{tune_id}/source/manifest.json" in kept
-    assert not list(paper_house.store.list("tunes")) and not paper_house.registry.list_tunes()
+    assert not list(paper_house.store.list("tunes")) and not paper_house.registry.tunes.rows()
     told = tick(sensors.due_callbacks, paper_house, installation=resource, notifier=NotifierResource())
     assert told.skip_message.startswith("0 delivered")
 
@@ -94,7 +94,7 @@ def test_an_installation_is_opened_once_and_closed_once(tmp_path, monkeypatch):
     mine = real(Settings(home=tmp_path))
     with Installation(Settings(home=tmp_path), registry=mine) as lent:
         assert lent.registry is mine
-    assert mine.list_tunes() == []  # who lends a registry closes it
+    assert mine.tunes.rows() == []  # who lends a registry closes it
     mine.close()
 
 

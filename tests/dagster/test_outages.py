@@ -61,14 +61,14 @@ def test_a_database_that_is_killed_again_and_again_costs_no_work(
     monkeypatch.setattr(PromptWriter, "on_done", written)
 
     def over() -> bool:
-        (prompt,) = house.registry.with_patience(60.0).list_prompts(tune_id=tune.id)
+        (prompt,) = house.registry.with_patience(60.0).prompts.rows(tune_id=tune.id)
         return prompt.status in ("done", "failed", "cancelled")
 
     inprocess.drive(house.settings, over, registry=house.registry, instance=house.instance)
-    (prompt,) = house.registry.list_prompts(tune_id=tune.id)
+    (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
     assert (house.status(tune.id), prompt.status, len(prompt.images)) == ("ready", "done", 2)
     assert set(killed) >= {"claiming train", "step 2", "step 4", "claiming render", "rendered"}
     assert steps == {0: 1, 1: 1, 2: 1, 3: 1, 4: 1}
     assert rendered == {prompt.id: 1}
-    works = house.registry.work_of(tune.id) + house.registry.work_of(prompt.batch_id)
+    works = house.registry.work.of(tune.id) + house.registry.work.of(prompt.batch_id)
     assert {work.kind: (work.state, work.tries) for work in works} == dict.fromkeys(STAGES, ("done", 1))

@@ -74,15 +74,15 @@ def test_the_run_log_has_a_line_every_five_seconds_with_the_time_left():
 def test_progress_reaches_the_row_and_a_cancel_comes_back(paper_house):
     rows = paper_house.registry
     tune = paper_house.submit()
-    work = rows.claim("prepare", tune.id, "run-1", origin="cli")
+    work = rows.work.claim("prepare", tune.id, "run-1", origin="cli")
     member = Member(rows, work.id, "run-1")
     member.phase(Phase.FETCHING, "Fetching.")
     member.step(3, 10)
     member.beat(interval=60)
-    row = rows.get_tune(tune.id)
+    row = rows.tunes.get(tune.id)
     assert (row.phase, row.message, row.step, row.total_steps) == ("fetching", "Fetching.", 3, 10)
     member.check_cancelled()
-    rows.request_cancel(tune.id)
+    rows.work.cancel_tune(tune.id)
     member.beat(interval=0)
     with pytest.raises(Cancelled):
         member.check_cancelled()
@@ -90,9 +90,9 @@ def test_progress_reaches_the_row_and_a_cancel_comes_back(paper_house):
 
 def test_a_late_writer_hears_that_the_row_is_not_its_own(paper_house):
     rows = paper_house.registry
-    work = rows.claim("prepare", paper_house.submit().id, "run-1", origin="cli")
+    work = rows.work.claim("prepare", paper_house.submit().id, "run-1", origin="cli")
     member = Member(rows, work.id, "run-1")
-    rows.requeue_lost(work.id, "It was silent.")
+    rows.work.requeue_lost(work.id, "It was silent.")
     member.beat(interval=0)
     with pytest.raises(Failure) as refused:
         member.check_cancelled()
@@ -151,7 +151,7 @@ def test_old_runs_go_unless_they_made_an_asset(paper_house):
 def test_partitions_of_deleted_tunes_and_old_cache_files_go(paper_house):
     kept, gone = paper_house.submit("ann"), paper_house.submit("bob")
     paper_house.instance.add_dynamic_partitions("tunes", [kept.id, gone.id])
-    paper_house.registry.delete_tune(gone.id)
+    paper_house.registry.work.delete_tune(gone.id)
     assert prune_partitions(paper_house.instance, paper_house.registry) == 1
     assert paper_house.instance.get_dynamic_partitions("tunes") == [kept.id]
 

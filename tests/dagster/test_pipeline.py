@@ -78,17 +78,17 @@ def test_a_tune_goes_from_pictures_to_renders(house):
     tune = house.submit(prompts=[{"text": "a photo of ohwx mug", "settings": {"num_images": 2, "seed": 5}}])
 
     def finished() -> bool:
-        (prompt,) = house.registry.list_prompts(tune_id=tune.id)
+        (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
         return house.status(tune.id) in ("failed", "cancelled") or prompt.status in ("done", "failed")
 
     drive(house.settings, finished, registry=house.registry, instance=house.instance)
-    assert house.status(tune.id) == "ready", house.registry.get_tune(tune.id).failure_message
-    (prompt,) = house.registry.list_prompts(tune_id=tune.id)
+    assert house.status(tune.id) == "ready", house.registry.tunes.get(tune.id).failure_message
+    (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
     assert prompt.status == "done", prompt.failure_message
     assert len(prompt.images) == 2 and all(house.store.exists(key) for key in prompt.images)
     assert house.store.read_json(f"tunes/{tune.id}/tune.json")["token"] == "ohwx"
     (used,) = read_recipe(house.store.read_bytes(prompt.images[0]))["loras"]
-    made_by = recipe_of(house.registry.get_tune(tune.id), house.store)
+    made_by = recipe_of(house.registry.tunes.get(tune.id), house.store)
     assert used["recipe_hash"] == recipe_hash(made_by)
     # All that decides the weights is in it.
     assert {"pictures", "training", "base_fingerprint", "revision", "version", "libraries"} <= made_by.keys()
@@ -114,7 +114,7 @@ def test_a_tune_goes_from_pictures_to_renders(house):
         "base",
         "12",
     ] and "before and after" in card
-    kept = house.registry.get_tune(tune.id).result["report_card"]
+    kept = house.registry.tunes.get(tune.id).result["report_card"]
     assert house.store.exists(kept["page_key"]) and kept["likeness"] is not None and kept["chosen_step"] == 12
     for metadata in (source, dataset, lora, card, rendered):
         assert all(len(str(value)) < 60_000 for value in metadata.values())
@@ -142,7 +142,7 @@ def test_a_tune_whose_scoring_fails_is_published_all_the_same(house, monkeypatch
     monkeypatch.setattr(scoring, "score_tune", broken)
     tune = house.submit(training={"steps": 4})
     drive_until(house, tune.id)
-    row = house.registry.get_tune(tune.id)
+    row = house.registry.tunes.get(tune.id)
     card = row.result["report_card"]
     assert row.status == "ready" and card["verdict"] == "unscored" and UNEXPECTED in card["line"]
     assert row.result["weights_key"] == row.result["last_weights_key"]
@@ -156,7 +156,7 @@ def test_a_tune_whose_scoring_fails_is_published_all_the_same(house, monkeypatch
 def test_too_few_pictures_fail_the_blocking_check_and_the_tune(house):
     tune = house.submit(pictures=2, dataset={"captioner": False, "min_pictures": 4})
     drive_until(house, tune.id)
-    row = house.registry.get_tune(tune.id)
+    row = house.registry.tunes.get(tune.id)
     assert row.status == "failed" and row.failure_code == "too_few_pictures" and row.failure_remedy
     assert materialization(house, SOURCE_IMAGES, tune.id)["usable"] == 2
     assert checks(house, SOURCE_IMAGES, tune.id) == {"enough_pictures": False}
@@ -187,18 +187,18 @@ def test_a_new_tune_starts_in_the_ui_and_trains_in_the_same_run(house):
         },
     )
     assert result.success, failure_text(result)
-    row = house.registry.get_tune("my-mug")
+    row = house.registry.tunes.get("my-mug")
     assert (row.title, row.token, row.origin, row.status) == ("Mine", "zkqj", "ui", "trained")
     assert row.recipe["training"]["steps"] == 6 and row.recipe["training"]["seed"] == 3
     assert materialization(house, LORA, "my-mug")["steps"] == 6
-    works = {work.kind: work for work in house.registry.work_of("my-mug")}
+    works = {work.kind: work for work in house.registry.work.of("my-mug")}
     assert works["train"].state == "done" and works["train"].attempt == 1 and works["train"].origin == "ui"
     drive_until(house, "my-mug")
     assert house.status("my-mug") == "ready"
 
     again = materialize(house, [LORA], "my-mug", {"lora": {"config": {"steps": 4}}})
     assert again.success, failure_text(again)
-    row = house.registry.get_tune("my-mug")
+    row = house.registry.tunes.get("my-mug")
     assert row.status == "ready" and row.result["steps"] == 4 and "/lora/2/" in row.result["weights_key"]
 
 
@@ -213,8 +213,8 @@ def test_what_starts_in_the_ui_with_its_pictures_alone_goes_on_by_itself(paper_h
     assert paper_house.status("my-mug") == "queued"
     drive_until(paper_house, "my-mug", status=("prepared", *ENDED))
     assert materialization(paper_house, CAPTIONS, "my-mug")["captions"].records
-    assert [work.kind for work in paper_house.registry.queued_work("train")] == ["train"]
-    first, *each = paper_house.registry.get_tune("my-mug").findings
+    assert [work.kind for work in paper_house.registry.work.queued("train")] == ["train"]
+    first, *each = paper_house.registry.tunes.get("my-mug").findings
     assert first == "1 of 5 pictures are not used." and any(
         said.startswith("tiny.png: Too small") for said in each
     )
@@ -226,7 +226,7 @@ def test_the_ui_refuses_with_a_sentence(house):
     tune = house.submit("bob")
     early = materialize(house, [LORA], tune.id)
     assert "prepare of" in failure_text(early) and "Wait" in failure_text(early)
-    house.registry.request_cancel(tune.id)
+    house.registry.work.cancel_tune(tune.id)
     assert "is not prepared" in failure_text(materialize(house, [LORA], tune.id))
     wrong = failure_text(materialize(house, [LORA], tune.id, {"lora": {"config": {"rank": 3}}}))
     assert "rank is '3'" in wrong and "greater than or equal to 4" in wrong
@@ -238,7 +238,7 @@ def test_a_cohort_of_two_with_a_broken_member(house):
     house.store.delete(f"tunes/{bad.id}/training_set/training_set.json")
     drive_until(house, good.id, bad.id)
     assert house.status(good.id) == "ready"
-    row = house.registry.get_tune(bad.id)
+    row = house.registry.tunes.get(bad.id)
     assert row.status == "failed" and "not prepared" in row.failure_message
     assert checks(house, LORA, good.id)["finite_weights"] and not checks(house, LORA, bad.id)
     (run,) = house.instance.get_runs(dg.RunsFilter(job_name="train_cohort"))
@@ -268,10 +268,10 @@ def test_a_tune_that_is_cancelled_while_it_trains_ends_as_cancelled(house):
 def cancel_when_training(house, tune_id: str) -> None:
     """Cancel the tune once some steps are done."""
     deadline = time.monotonic() + 120
-    while house.registry.get_tune(tune_id).phase != "training" and time.monotonic() < deadline:
+    while house.registry.tunes.get(tune_id).phase != "training" and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
-    house.registry.request_cancel(tune_id)
+    house.registry.work.cancel_tune(tune_id)
 
 
 @pytest.mark.parametrize("by_person", [True, False])
@@ -292,7 +292,7 @@ def test_an_interrupted_run_is_cancelled_by_a_person_and_resumed_otherwise(house
         return
     with pytest.raises(KeyboardInterrupt):
         execute(build_defs(), house.instance, launch)
-    (work,) = house.registry.work_of(tune.id, "train")
+    (work,) = house.registry.work.of(tune.id, "train")
     assert work.state == "queued" and house.status(tune.id) == "prepared"
     monkeypatch.undo()
 
@@ -304,12 +304,12 @@ def test_a_late_writer_is_refused(house, monkeypatch):
     real = loop.train
 
     def slow(*args, **kwargs):
-        (work,) = house.registry.work_of(tune.id, "train")
-        house.registry.requeue_lost(work.id, "It was silent.")
+        (work,) = house.registry.work.of(tune.id, "train")
+        house.registry.work.requeue_lost(work.id, "It was silent.")
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "train", slow)
     assert not execute(build_defs(), house.instance, launch)
-    (work,) = house.registry.work_of(tune.id, "train")
-    assert work.state == "queued" and "weights_key" not in house.registry.get_tune(tune.id).result
+    (work,) = house.registry.work.of(tune.id, "train")
+    assert work.state == "queued" and "weights_key" not in house.registry.tunes.get(tune.id).result
     assert not house.instance.fetch_materializations(LORA, limit=1).records

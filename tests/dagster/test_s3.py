@@ -38,12 +38,12 @@ def test_a_tune_is_made_and_rendered_in_a_bucket(bucket, house):
     )
 
     def finished() -> bool:
-        (prompt,) = house.registry.list_prompts(tune_id=tune.id)
+        (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
         return house.status(tune.id) in ("failed", "cancelled") or prompt.status in ("done", "failed")
 
     drive(house.settings, finished, registry=house.registry, instance=house.instance)
-    assert house.status(tune.id) == "ready", house.registry.get_tune(tune.id).failure_message
-    (prompt,) = house.registry.list_prompts(tune_id=tune.id)
+    assert house.status(tune.id) == "ready", house.registry.tunes.get(tune.id).failure_message
+    (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
     assert prompt.status == "done", prompt.failure_message
     assert house.store.url(prompt.images[0]).startswith(bucket)
     assert house.store.read_bytes(prompt.images[0]).startswith(b"\x89PNG")

@@ -35,8 +35,8 @@ def look(sensor, house, **resources) -> dg.SensorResult:
 
 def move(house, tune_id: str, kind: str) -> None:
     """Let a run do one piece of work of a tune."""
-    work = house.registry.claim(kind, tune_id, f"run-{kind}", origin="cli")
-    house.registry.finish(work.id, f"run-{kind}", result={})
+    work = house.registry.work.claim(kind, tune_id, f"run-{kind}", origin="cli")
+    house.registry.work.finish(work.id, f"run-{kind}", result={})
 
 
 def test_a_queued_tune_gets_its_partition_and_one_run(house, rows):
@@ -47,7 +47,7 @@ def test_a_queued_tune_gets_its_partition_and_one_run(house, rows):
     assert request.job_name == "prepare_tune" and request.partition_key == tune.id
     assert list(added.partition_keys) == [tune.id] and added.partitions_def_name == "tunes"
     assert request.tags["tunes/tune"] == tune.id
-    (work,) = house.registry.work_of(tune.id, "prepare")
+    (work,) = house.registry.work.of(tune.id, "prepare")
     assert request.run_key == work.run_key and work.state == "submitted"
     assert look(sensors.queued_tunes, house, installation=rows).skip_reason is not None
 
@@ -73,9 +73,9 @@ def test_prepared_tunes_share_a_run_and_trained_ones_are_finished(house, rows):
     (request,) = look(sensors.prepared_tunes, house, installation=rows).run_requests
     assert request.job_name == "train_cohort" and request.partition_key is None
     cohort_id = request.run_config["ops"]["train"]["config"]["cohort_id"]
-    assert {w.subject_id for w in house.registry.cohort_members(cohort_id)} == {t.id for t in tunes}
-    for work in house.registry.claim_cohort(cohort_id, "run-train"):
-        house.registry.finish(work.id, "run-train", result={"weights_key": "k"})
+    assert {w.subject_id for w in house.registry.groups.members(cohort_id)} == {t.id for t in tunes}
+    for work in house.registry.work.claim_cohort(cohort_id, "run-train"):
+        house.registry.work.finish(work.id, "run-train", result={"weights_key": "k"})
     found = look(sensors.trained_tunes, house, installation=rows).run_requests
     assert {r.partition_key for r in found} == {t.id for t in tunes}
 
@@ -88,7 +88,7 @@ def test_queued_prompts_become_a_batch_with_a_partition(house, rows):
     (request,) = result.run_requests
     (added,) = result.dynamic_partitions_requests
     assert request.job_name == "render_batch" and list(added.partition_keys) == [request.partition_key]
-    assert len(house.registry.list_prompts(batch_id=request.partition_key)) == 2
+    assert len(house.registry.prompts.rows(batch_id=request.partition_key)) == 2
 
 
 def test_a_dropped_folder_is_taken_in_once(house, rows):
@@ -101,7 +101,7 @@ def test_a_dropped_folder_is_taken_in_once(house, rows):
     said = look(sensors.new_datasets, house, **parts).skip_message
     assert "bob: taken in" in said and "rank" in said
     assert look(sensors.new_datasets, house, **parts).skip_message == "Nothing new."
-    (tune,) = house.registry.list_tunes()
+    (tune,) = house.registry.tunes.rows()
     assert tune.token == "zkqj" and tune.origin == "drop" and tune.status == "queued"
 
 
@@ -116,7 +116,7 @@ def test_a_drop_is_taken_in_once_the_store_is_back(house, rows, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Failure):
         patched.setattr(submit, "submit_tune", refuse)
         sensors.take_in_drops(rows.open(works=False))
-    assert house.registry.list_drops() == {}
+    assert house.registry.drops.rows() == {}
     assert "bob: taken in" in sensors.take_in_drops(rows.open(works=False))
 
 
@@ -136,11 +136,11 @@ def test_work_whose_run_died_is_given_back(house, rows):
     tune = house.submit()
     (request,) = look(sensors.queued_tunes, house, installation=rows).run_requests
     run_id = submit_run(house, request.run_key, dg.DagsterRunStatus.STARTED)
-    house.registry.claim("prepare", tune.id, run_id, run_key=request.run_key)
+    house.registry.work.claim("prepare", tune.id, run_id, run_key=request.run_key)
     assert stuck(house, rows) == "All is well."
     house.instance.report_run_failed(house.instance.get_run_by_id(run_id))
     assert "1 attempts were lost" in stuck(house, rows)
-    (work,) = house.registry.work_of(tune.id, "prepare")
+    (work,) = house.registry.work.of(tune.id, "prepare")
     assert work.state == "queued"
     (again,) = look(sensors.queued_tunes, house, installation=rows).run_requests
     assert again.run_key != request.run_key
@@ -165,11 +165,11 @@ def test_a_silent_run_is_given_up_and_marked_as_failed(house, rows, monkeypatch)
     tune = house.submit()
     (request,) = look(sensors.queued_tunes, house, installation=rows).run_requests
     run_id = submit_run(house, request.run_key, dg.DagsterRunStatus.STARTED)
-    work = house.registry.claim("prepare", tune.id, run_id, run_key=request.run_key)
+    work = house.registry.work.claim("prepare", tune.id, run_id, run_key=request.run_key)
     later = clock.now() + timedelta(hours=1)
     monkeypatch.setattr(sensors.clock, "now", lambda: later)
     assert "1 attempts were lost" in stuck(house, rows)
-    assert house.registry.get_work(work.id).state == "queued"
+    assert house.registry.work.get(work.id).state == "queued"
     assert house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.FAILURE
 
 
@@ -177,7 +177,7 @@ def test_a_run_whose_work_ended_but_that_never_did_gives_its_slot_back(house, ro
     tune = house.submit()
     (request,) = look(sensors.queued_tunes, house, installation=rows).run_requests
     run_id = submit_run(house, request.run_key, dg.DagsterRunStatus.STARTED)
-    work = house.registry.claim("prepare", tune.id, run_id, run_key=request.run_key)
+    work = house.registry.work.claim("prepare", tune.id, run_id, run_key=request.run_key)
     slots = house.instance.event_log_storage
     slots.set_concurrency_slots(GPU_POOL, 1)
     assert slots.claim_concurrency_slot(GPU_POOL, run_id, "train").is_claimed
@@ -188,7 +188,7 @@ def test_a_run_whose_work_ended_but_that_never_did_gives_its_slot_back(house, ro
         and house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.STARTED
     )
 
-    house.registry.finish(work.id, run_id)
+    house.registry.work.finish(work.id, run_id)
     for minutes, status in ((4, dg.DagsterRunStatus.STARTED), (6, dg.DagsterRunStatus.FAILURE)):
         moment = later + timedelta(minutes=minutes)
         monkeypatch.setattr(sensors.clock, "now", lambda moment=moment: moment)
@@ -216,12 +216,12 @@ def test_a_run_that_takes_too_long_is_ended_unless_it_holds_other_work(house, ro
     def later(seconds: float, *alive: str) -> str:
         monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=seconds))
         for work_id in alive:
-            house.registry.heartbeat(work_id, run_id)
+            house.registry.work.heartbeat(work_id, run_id)
         return stuck(house, rows)
 
-    one = house.registry.claim("train", first.id, run_id)
+    one = house.registry.work.claim("train", first.id, run_id)
     monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=1000))
-    two = house.registry.claim("train", second.id, run_id)
+    two = house.registry.work.claim("train", second.id, run_id)
     longest = house.settings.longest("train")
     assert later(longest - 10, one.id, two.id) == "All is well."
     assert "1 attempts were lost" in later(longest + 10, one.id, two.id)
@@ -234,8 +234,8 @@ def test_a_run_whose_work_has_ended_does_not_go_on_for_ever(house, rows, monkeyp
     """It holds no slot of a pool; nothing else would notice."""
     tune = house.submit()
     run_id = submit_run(house, "work_1:1", dg.DagsterRunStatus.STARTED)
-    work = house.registry.claim("prepare", tune.id, run_id)
-    house.registry.finish(work.id, run_id)
+    work = house.registry.work.claim("prepare", tune.id, run_id)
+    house.registry.work.finish(work.id, run_id)
     assert stuck(house, rows) == "All is well."
     assert house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.STARTED
     now = clock.now() + timedelta(seconds=6 * house.settings.lost_after_seconds)

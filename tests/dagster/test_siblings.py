@@ -30,12 +30,12 @@ def test_a_tune_is_rendered_on_the_sibling_of_its_base(house, base_folder, monke
     tune = house.submit(prompts=[{"text": "a photo of ohwx mug"}, here])
 
     def finished() -> bool:
-        prompts = house.registry.list_prompts(tune_id=tune.id)
+        prompts = house.registry.prompts.rows(tune_id=tune.id)
         return all(prompt.status in ("done", "failed", "cancelled") for prompt in prompts)
 
     drive(house.settings, finished, registry=house.registry, instance=house.instance)
     recipes = {}
-    for prompt in house.registry.list_prompts(tune_id=tune.id):
+    for prompt in house.registry.prompts.rows(tune_id=tune.id):
         assert prompt.status == "done", prompt.failure_message
         recipes[prompt.branch] = read_recipe(house.store.read_bytes(prompt.images[0]))
     there, at_home = recipes["quick"], recipes["tiny-sdxl"]

@@ -126,13 +126,13 @@ def test_a_campaign_lives_beside_a_running_ui_and_daemon(
     )
     assert "has reloaded" in tunes("campaign", "add", str(folder / "looks.yaml"))
     registry, store = open_registry(settings), Store(settings.resolved_store_url)
-    campaign = registry.get_campaign("live_looks")
+    campaign = registry.campaigns.get("live_looks")
 
     def status() -> str:
         return ui.ask(STATE, one=ui.schedule)["scheduleOrError"]["scheduleState"]["status"]
 
     def reported(date: str) -> CampaignDate | None:
-        row = registry.get_date(campaign.id, date)
+        row = registry.campaigns.date(campaign.id, date)
         return row if row is not None and row.status == "reported" else None
 
     assert status() == "RUNNING", "its schedule is there at once"

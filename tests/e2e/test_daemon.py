@@ -146,7 +146,7 @@ def worker_of(instance: dg.DagsterInstance, run_id: str) -> int:
 
 def kill_training(registry: Registry, instance: dg.DagsterInstance, tune_id: str) -> None:
     """SIGKILL the worker that trains a tune."""
-    (work,) = registry.work_of(tune_id, "train")
+    (work,) = registry.work.of(tune_id, "train")
     assert work.state == "running" and work.run_id
     os.kill(worker_of(instance, work.run_id), signal.SIGKILL)
 
@@ -160,8 +160,8 @@ def uninterrupted(registry: Registry, store: Store, tune_id: str, base_folder: P
     from tunes_dagster.families.base import load_family
     from tunes_dagster.training.loop import train
 
-    tune = registry.get_tune(tune_id)
-    (work,) = registry.work_of(tune_id, "train")
+    tune = registry.tunes.get(tune_id)
+    (work,) = registry.work.of(tune_id, "train")
     entry = load_catalog().resolve("tiny-sdxl")
     options = entry.training_options(TrainingOptions.model_validate(tune.recipe["training"]))
 
@@ -201,16 +201,18 @@ def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(
 
     wait_for(
         "the training",
-        lambda: registry.get_tune(tune.id).step >= KILL_AT and registry.get_tune(tune.id).phase == "training",
+        lambda: (
+            registry.tunes.get(tune.id).step >= KILL_AT and registry.tunes.get(tune.id).phase == "training"
+        ),
         log,
     )
     assert daemon_is_alive(instance)
     kill_training(registry, instance, tune.id)
 
-    wait_for("the end", lambda: registry.get_tune(tune.id).status in ("ready", "failed"), log)
-    row = registry.get_tune(tune.id)
+    wait_for("the end", lambda: registry.tunes.get(tune.id).status in ("ready", "failed"), log)
+    row = registry.tunes.get(tune.id)
     assert row.status == "ready", row.failure_message
-    (work,) = registry.work_of(tune.id, "train")
+    (work,) = registry.work.of(tune.id, "train")
     assert work.attempt == 2
     lines = [entry.message for entry in instance.all_logs(work.run_id)]
     assert any("Resumed at step" in (line or "") for line in lines)
@@ -222,9 +224,9 @@ def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(
     assert weights.keys() == reference.keys()
     assert all(torch.equal(weights[name], reference[name]) for name in weights)
 
-    (prompt,) = registry.list_prompts(tune_id=tune.id)
-    wait_for("the renders", lambda: registry.get_prompt(prompt.id).status in ("done", "failed"), log)
-    prompt = registry.get_prompt(prompt.id)
+    (prompt,) = registry.prompts.rows(tune_id=tune.id)
+    wait_for("the renders", lambda: registry.prompts.get(prompt.id).status in ("done", "failed"), log)
+    prompt = registry.prompts.get(prompt.id)
     assert prompt.status == "done", prompt.failure_message
     assert all(store.read_bytes(key).startswith(b"\x89PNG") for key in prompt.images)
 

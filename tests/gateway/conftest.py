@@ -48,16 +48,16 @@ class House:
         """Return a key of an account, made on first use with credits in micro-dollars."""
         if account not in self.keys:
             limits = load_prices().plan(plan)
-            self.registry.add_account(account)
-            self.registry.open_wallet(
+            self.registry.accounts.add(account)
+            self.registry.ledger.open_wallet(
                 account,
                 plan=plan,
                 requests_per_minute=limits.requests_per_minute * 100,
                 email=f"{account}@example.com",
             )
             if credits:
-                self.registry.adjust_wallet(account, credits)
-            self.keys[account] = self.registry.add_key(account, "pk_live_")[1]
+                self.registry.ledger.adjust(account, credits)
+            self.keys[account] = self.registry.keys.add(account, "pk_live_")[1]
         return self.keys[account]
 
     def auth(self, account: str = "ann", **more: int) -> dict[str, str]:
@@ -65,31 +65,33 @@ class House:
 
     def tune(self, number: int, account: str = "ann") -> Tune:
         """Return a tune as its account names it."""
-        return self.registry.tune_named(account, number, deleted=True)
+        return self.registry.objects.tune_named(account, number, deleted=True)
 
     def prompt(self, number: int, account: str = "ann") -> Prompt:
         """Return a prompt as its account names it."""
-        found = self.registry.find_prompt(account, number)
+        found = self.registry.objects.find_prompt(account, number)
         assert found is not None
         return found[0]
 
     def finish_tune(self, tune: Tune) -> Tune:
         """Play the pipeline to a ready tune with weights in the store."""
         for kind in ("prepare", "train", "finish"):
-            work = self.registry.claim(kind, tune.id, "run")
+            work = self.registry.work.claim(kind, tune.id, "run")
             key = self.store.write_bytes(f"tunes/{tune.id}/lora/1/weights.safetensors", b"w" * 2_000_000)
-            self.registry.finish(work.id, "run", result={"weights_key": key} if kind == "train" else None)
-        return self.registry.get_tune(tune.id)
+            self.registry.work.finish(
+                work.id, "run", result={"weights_key": key} if kind == "train" else None
+            )
+        return self.registry.tunes.get(tune.id)
 
     def render_all(self, fail: bool = False) -> None:
         """Play the renderer for every queued prompt."""
         from tunes_dagster.core.failures import Failure, FailureCode
 
-        for batch in self.registry.make_batches(wait_seconds=0):
-            work = self.registry.claim("render", batch.id, "run")
-            for prompt in self.registry.list_prompts(batch_id=batch.id):
+        for batch in self.registry.groups.make_batches(wait_seconds=0):
+            work = self.registry.work.claim("render", batch.id, "run")
+            for prompt in self.registry.prompts.rows(batch_id=batch.id):
                 if fail:
-                    self.registry.prompt_failed(
+                    self.registry.prompts.failed(
                         prompt.id, work.id, "run", Failure(FailureCode.RENDER_FAILED, "No.")
                     )
                     continue
@@ -97,8 +99,8 @@ class House:
                 keys = [f"batches/{batch.id}/1/{prompt.id}-{n}.png" for n in range(count)]
                 for key in keys:
                     self.store.write_bytes(key, b"\x89PNG" + bytes(range(200)))
-                self.registry.prompt_done(prompt.id, work.id, "run", keys)
-            self.registry.finish(work.id, "run")
+                self.registry.prompts.done(prompt.id, work.id, "run", keys)
+            self.registry.work.finish(work.id, "run")
 
 
 class Documented:

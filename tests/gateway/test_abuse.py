@@ -59,7 +59,7 @@ def test_keys_that_ended_are_401_in_every_form(
     house: House, monkeypatch: pytest.MonkeyPatch, method: str, path: str, body: Any, word: str
 ) -> None:
     house.key()
-    _row, short = house.registry.add_key("ann", days=1)
+    _row, short = house.registry.keys.add("ann", days=1)
     assert _send(house, method, path, body, short).status_code < 300
     monkeypatch.setattr(house.registry, "now", lambda: datetime.now(UTC) + timedelta(days=2))
     house.service._seen.clear()
@@ -80,15 +80,15 @@ def test_forged_upload_tokens(house: House, pictures, token: str) -> None:
     answer = house.client.post(
         f"/v1/tunes/{job['job_id']}/upload", params={"token": stolen}, files=pictures(5)
     )
-    assert answer.status_code == 403 and house.registry.get_tune(job["job_id"]).status == "awaiting_images"
+    assert answer.status_code == 403 and house.registry.tunes.get(job["job_id"]).status == "awaiting_images"
 
 
 def test_pictures_that_never_come_return_their_credits(house: House) -> None:
     before = train(house)
-    held = house.registry.get_wallet("ann").reserved
+    held = house.registry.ledger.wallet("ann").reserved
     house.registry.now = lambda moment=house.registry.now(): moment + timedelta(hours=2)  # type: ignore[misc]
-    assert house.registry.expire_uploads() == [before["job_id"]]
-    assert held > 0 and house.registry.get_wallet("ann").reserved == 0
+    assert house.registry.uploads.expire() == [before["job_id"]]
+    assert held > 0 and house.registry.ledger.wallet("ann").reserved == 0
 
 
 def test_ten_thousand_addresses(house: House) -> None:
@@ -130,7 +130,7 @@ def test_keys_of_the_store_are_not_taken_from_callers(house: House) -> None:
 
 def test_limits_of_an_account(house: House, pictures) -> None:
     job = train(house)
-    house.registry.set_options("ann", max_upload_files=6, max_upload_mb=0.01)
+    house.registry.ledger.set_options("ann", max_upload_files=6, max_upload_mb=0.01)
     many = house.client.post(job["upload_url"], files=pictures(9))
     assert many.status_code == 413 and "detail" in many.json()
     big = [("images", (f"{n}.png", b"x" * 20_000, "image/png")) for n in range(5)]
@@ -172,7 +172,7 @@ def test_bodies_that_come_too_slowly(limit: str) -> None:
 def test_deleting_takes_everything_along(house: House, pictures) -> None:
     job = train(house)
     house.client.post(job["upload_url"], files=pictures(5))
-    house.finish_tune(house.registry.get_tune(job["job_id"]))
+    house.finish_tune(house.registry.tunes.get(job["job_id"]))
     asked = {"tune_id": job["job_id"], "prompt": "ohwx", "num_images": 1}
     house.client.post("/v1/tunes/infer", json=asked, headers=house.auth())
     house.render_all()
@@ -218,7 +218,7 @@ def test_servers_share_their_counts(house: House, redis: str) -> None:
         one.limiter = FixedWindowRateLimiter(storage_from_string(redis))
     second = TestClient(create_app(service.settings, service.options, other))
     house.key("slow")
-    house.registry.open_wallet("slow", plan="free", requests_per_minute=3)
+    house.registry.ledger.open_wallet("slow", plan="free", requests_per_minute=3)
     seen = [
         client.get("/v1/account/balance", headers=house.auth("slow"))
         for client in (house.client, second, house.client, second)
@@ -262,7 +262,7 @@ def test_every_endpoint_keeps_tenants_apart(house: House) -> None:
     pack = house.client.post("/packs", json={"pack": own}, headers=house.auth()).json()["slug"]
     space = {"workspace": {"title": "Secret"}}
     space = house.client.post("/workspaces", json=space, headers=house.auth()).json()["id"]
-    house.registry.request_cancel(job)
+    house.registry.work.cancel_tune(job)
     ids = {
         "job_id": [job],
         "tune_id": [str(tune["id"]), job],
@@ -271,7 +271,7 @@ def test_every_endpoint_keeps_tenants_apart(house: House) -> None:
         "key": [job, uid, str(tune["id"]), str(prompt)],
         "generation_id": [str(prompt)],
         "request_id": [job],
-        "callback_id": [one.id for one in house.registry.list_account_callbacks("ann")] or ["cb_x"],
+        "callback_id": [one.id for one in house.registry.outbox.of_account("ann")] or ["cb_x"],
         "form": ["kohya"],
         "operation": ["remove-background"],
         "batch_id": ["batch_x"],
@@ -314,4 +314,4 @@ def test_every_endpoint_keeps_tenants_apart(house: House) -> None:
                 nobody = house.client.request(method, path.format(**made_up), json=body, headers=bob)
                 assert answer.status_code == nobody.status_code, (method, path, "tells what exists")
     assert walked > 50
-    assert house.tune(tune["id"]).deleted_at is None and house.registry.get_tune(job).deleted_at is None
+    assert house.tune(tune["id"]).deleted_at is None and house.registry.tunes.get(job).deleted_at is None

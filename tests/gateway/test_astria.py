@@ -27,13 +27,13 @@ def create(house: House, account: str = "ann", **changes: object) -> dict:
 
 
 def told(house: House) -> list:
-    lease, urls = house.registry.lease_callbacks(60)
+    lease, urls = house.registry.outbox.lease(60)
     found = []
     for callback in urls:
-        sending = house.registry.begin_delivery(callback, lease)
+        sending = house.registry.outbox.begin_delivery(callback, lease)
         assert sending is not None
         found.append(in_form(house.service.installation, sending))
-        house.registry.end_delivery(sending.delivery_id, status_code=200)
+        house.registry.outbox.end_delivery(sending.delivery_id, status_code=200)
     return found
 
 
@@ -155,7 +155,7 @@ def test_all_nestings_parse_alike(house: House, form: list, multipart: bool) -> 
     row = house.tune(answer.json()["id"])
     assert row.request["sources"]["image_urls"] == URLS[:2] and row.request["dataset"]["face_crop"]
     assert row.callback_url is None and answer.json()["characteristics"] == {"eye_color": "blue eyes"}
-    prompts = sorted(house.registry.list_prompts(tune_id=row.id), key=lambda p: p.number)
+    prompts = sorted(house.registry.prompts.rows(tune_id=row.id), key=lambda p: p.number)
     assert [(p.text, p.settings["num_images"]) for p in prompts] == [("a", 2), ("b", 1)]
 
 
@@ -212,9 +212,9 @@ def test_a_faceid_tune_is_named_by_its_own_tag(house: House) -> None:
 
     status, made = ask(f"ohwx woman <faceid:{tune['id']}:0.6>")
     assert status == 201, made
-    (prompt,) = house.registry.list_prompts(tune_id=other.id)
+    (prompt,) = house.registry.prompts.rows(tune_id=other.id)
     assert prompt.text == f"ohwx woman <faceid:{tune['id']}:0.6>"
-    uses = house.registry.uses_of([prompt.id])[prompt.id]
+    uses = house.registry.uses.of([prompt.id])[prompt.id]
     assert [(use.kind, use.tune_id, use.scale) for use in uses] == [
         ("tune", other.id, None),
         ("faceid", row.id, 0.6),
@@ -259,14 +259,14 @@ def test_update_delete_gallery_and_account(house: House) -> None:
 
 def test_titles_are_idempotent_only_for_those_who_want_it(house: House) -> None:
     assert create(house)["id"] != create(house)["id"]
-    house.registry.set_options("ann", title_idempotency=True)
+    house.registry.ledger.set_options("ann", title_idempotency=True)
     house.service._seen.clear()
     assert create(house)["id"] == create(house)["id"]
 
 
 def test_titles_of_packs_are_idempotent_as_well(house: House) -> None:
     house.key()
-    house.registry.set_options("ann", title_idempotency=True)
+    house.registry.ledger.set_options("ann", title_idempotency=True)
     fields = {
         "title": "Natalie",
         "name": "woman",
@@ -277,7 +277,7 @@ def test_titles_of_packs_are_idempotent_as_well(house: House) -> None:
         house.client.post("/p/corporate-headshots/tunes", json={"tune": fields}, headers=house.auth()).json()
         for _ in range(2)
     ]
-    assert made[0]["id"] == made[1]["id"] and len(house.registry.list_tunes(account_id="ann")) == 1
+    assert made[0]["id"] == made[1]["id"] and len(house.registry.tunes.rows(account_id="ann")) == 1
 
 
 def test_headshots_starter_in_pack_mode(house: House) -> None:
@@ -343,14 +343,14 @@ def test_headshots_starter_in_tune_mode(house: House) -> None:
 def test_no_callback_for_a_failure_unless_the_account_wants_it(house: House) -> None:
     hook = "https://app.example.com/train-webhook"
     first = create(house, callback=hook)
-    house.registry.request_cancel(house.tune(first["id"]).id)
+    house.registry.work.cancel_tune(house.tune(first["id"]).id)
     assert told(house) == []
     shown = house.client.get(f"/tunes/{first['id']}", headers=house.auth()).json()
     assert shown["error"] and shown["trained_at"] is None
-    house.registry.set_options("ann", failure_callbacks=True)
+    house.registry.ledger.set_options("ann", failure_callbacks=True)
     house.service._seen.clear()
     second = create(house, callback=hook)
-    house.registry.request_cancel(house.tune(second["id"]).id)
+    house.registry.work.cancel_tune(house.tune(second["id"]).id)
     assert told(house)[0].body["tune"]["error"]
 
 

@@ -155,13 +155,13 @@ def test_a_dataset_as_base64_goes_to_the_store_whole(house: House) -> None:
         key["Idempotency-Key"] += "x"
         first = house.client.post(TRAINER, json={"image_data_url": given}, headers=key)
         assert first.status_code == 200, first.text
-        uploads = house.registry.get_tune(first.json()["request_id"]).request["sources"]["uploads"]
+        uploads = house.registry.tunes.get(first.json()["request_id"]).request["sources"]["uploads"]
         assert [house.store.read_bytes(one) for one in uploads] == [ZIP]
         again = house.client.post(TRAINER, json={"image_data_url": given}, headers=key)
         assert again.json() == first.json() and again.headers["idempotent-replayed"] == "true"
         other = house.client.post(TRAINER, json={"image_data_url": given[:-8] + "AAAAAAA="}, headers=key)
         assert other.status_code == 409 and "image_data_url was 'text:sha256" in other.json()["error"]
-        house.registry.adjust_wallet("ann", 10_000_000)
+        house.registry.ledger.adjust("ann", 10_000_000)
     dry = house.client.post(f"{TRAINER}?dry_run=true", json={"image_data_url": text}, headers=headers(house))
     assert dry.json()["would_be_refused"] == [] and len(list(house.store.list("tunes"))) == 2
     wrong = house.client.post(TRAINER, json={"image_data_url": "!" * 400_000}, headers=headers(house))
@@ -172,13 +172,13 @@ def test_a_dataset_as_base64_goes_to_the_store_whole(house: House) -> None:
 def test_long_pictures_of_every_api(house: House) -> None:
     text = base64.b64encode(ZIP).decode()
     model = pixu_call(house, "create_model", face_base64=text)
-    (tune,) = house.registry.list_tunes(account_id="ann")
+    (tune,) = house.registry.tunes.rows(account_id="ann")
     assert model.status_code == 200 and house.store.read_bytes(tune.request["sources"]["uploads"][0]) == ZIP
     drawn = house.client.post("/v1/image/generate", json={"prompt": "x", "image": text}, headers=house.auth())
     fields = {"text": "x", "input_image_base64": text, "denoising_strength": 0.5}
     painted = house.client.post("/tunes/690204/prompts", json={"prompt": fields}, headers=house.auth())
     assert (drawn.status_code, painted.status_code) == (200, 201), painted.text
-    for prompt in house.registry.list_prompts(account_id="ann"):
+    for prompt in house.registry.prompts.rows(account_id="ann"):
         assert house.store.read_bytes(prompt.settings["input_image"]) == ZIP
     kept = set(house.store.list("uploads"))
     refused = {"text": "x", "input_image_base64": text, "style": "Baroque"}
@@ -212,13 +212,13 @@ def test_long_texts_elsewhere_are_refused_by_name(house: House) -> None:
     assert answer.status_code == 422 and answer.json()["text"] == ["is too long"]
     answer = house.client.post("/v1/image/generate", json={long: 1, "prompt": "x"}, headers=house.auth())
     assert answer.status_code == 422
-    assert house.registry.list_prompts(account_id="ann") == []
+    assert house.registry.prompts.rows(account_id="ann") == []
 
 
 def test_limits_hold_before_a_body_is_read(house: House) -> None:
     """An account's own limit ends a body while it arrives, in the vendor's form; without a key little is read."""
     house.key()
-    house.registry.set_options("ann", max_upload_mb=0.5)
+    house.registry.ledger.set_options("ann", max_upload_mb=0.5)
     sent = 0
 
     def drip() -> Any:

@@ -19,17 +19,17 @@ from tunes_dagster.rendering.run import run_batch
 def render(house: House, dtype: Any) -> None:
     """Render every queued prompt as the asset does."""
     rows, service = house.registry, house.service
-    for batch in rows.make_batches(wait_seconds=0):
-        work = rows.claim("render", batch.id, "run")
+    for batch in rows.groups.make_batches(wait_seconds=0):
+        work = rows.work.claim("render", batch.id, "run")
         writer = PromptWriter(rows, work.id, "run")
-        jobs = render_jobs(rows, rows.list_prompts(batch_id=batch.id), {}, writer)
+        jobs = render_jobs(rows, rows.prompts.rows(batch_id=batch.id), {}, writer)
         entry = service.catalog.usable(batch.branch, service.settings.bases_folder)
         folder, aids = (
             entry.location(service.settings.bases_folder),
             make_aids(service.catalog, service.settings),
         )
         run_batch(jobs, entry, folder, "cpu", dtype, house.store, "out", Silent(), writer.on_done, aids)
-        rows.finish(work.id, "run")
+        rows.work.finish(work.id, "run")
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_a_clip_from_the_call_to_its_file(
     odd = house.client.post(
         "/v1/image/generate", json={**asked, "width": 600, "height": 527}, headers=house.auth()
     )
-    settings = house.registry.list_prompts(account_id="ann")[0].settings
+    settings = house.registry.prompts.rows(account_id="ann")[0].settings
     assert odd.status_code == 200 and (settings["width"], settings["height"]) == (592, 512), odd.text
-    house.registry.cancel_prompt("prompt_" + odd.json()["generation_id"].removeprefix("gen_"))
+    house.registry.work.cancel_prompt("prompt_" + odd.json()["generation_id"].removeprefix("gen_"))
     render(house, getattr(torch, dtype))
     path = f"/v1/image/{made.json()['generation_id']}"
     done = house.client.get(path, headers=house.auth()).json()

@@ -32,7 +32,7 @@ def test_addresses_uploads_and_pictures_live_as_long_as_ever(elsewhen: House, pi
     house = elsewhen
     opened = train(house)
     assert house.client.post(opened["upload_url"], files=pictures(5)).status_code == 200
-    tune = house.finish_tune(house.registry.get_tune(opened["job_id"]))
+    tune = house.finish_tune(house.registry.tunes.get(opened["job_id"]))
     asked = {"tune_id": tune.id.replace("tune_", "lora_"), "prompt": "a photo of ohwx", "num_images": 1}
     job = house.client.post("/v1/tunes/infer", json=asked, headers=house.auth()).json()["job_id"]
     assert house.client.get("/native/v1/health").json()["status"] == "ok"
@@ -40,7 +40,7 @@ def test_addresses_uploads_and_pictures_live_as_long_as_ever(elsewhen: House, pi
     shown = house.client.get(f"/v1/tunes/{job}", headers=house.auth()).json()
     assert shown["status"] == "completed" and len(shown["images"]) == 1, shown
     assert house.client.get(urlsplit(shown["images"][0]).path).status_code == 200
-    ((key,),) = [prompt.images for prompt in house.registry.list_prompts()]
+    ((key,),) = [prompt.images for prompt in house.registry.prompts.rows()]
     for hours, status in ((0.01, 200), (-0.01, 403)):
         until = house.registry.now() + timedelta(hours=hours)
         address = file_url(house.service.secret, "http://testserver", key, until)

@@ -30,11 +30,11 @@ def test_every_api_refuses_in_its_own_form_before_anything_is_charged(house: Hou
     tune = astria_tune(house)
     job = answer(house, "/v1/tunes/train", TRAIN)[1]["job_id"]
     create(house)
-    for row in house.registry.list_tunes(account_id="ann"):
+    for row in house.registry.tunes.rows(account_id="ann"):
         if row.status != "awaiting_images":
             house.finish_tune(row)
     uid = call(house, "create_model", face_base64="iVBORw0KGgo=").json()["response"]["modelUid"]
-    before = house.registry.get_wallet("ann").available, house.registry.count_prompts("ann")
+    before = house.registry.ledger.wallet("ann").available, house.registry.objects.count_prompts("ann")
     detail = (422, {"detail": SAID})
     assert answer(house, "/v1/image/generate", {"prompt": BAD}) == detail
     assert SAID.partition(".")[0] in str(
@@ -48,7 +48,10 @@ def test_every_api_refuses_in_its_own_form_before_anything_is_charged(house: Hou
     assert answer(house, "/tunes", {"tune": asked}) == astria
     refused = call(house, "txt2img_strict_portrait", model_uid=uid, positive=BAD)
     assert SAID in refused.text and refused.status_code == 422
-    assert (house.registry.get_wallet("ann").available, house.registry.count_prompts("ann")) == before
+    assert (
+        house.registry.ledger.wallet("ann").available,
+        house.registry.objects.count_prompts("ann"),
+    ) == before
 
 
 def test_campaigns_tunes_and_the_command_line_are_told_before_anything_is_queued(house: House) -> None:
@@ -89,4 +92,4 @@ def test_campaigns_tunes_and_the_command_line_are_told_before_anything_is_queued
         with pytest.raises(Failure) as refused:
             work()
         assert refused.value.code == FailureCode.BLOCKED and refused.value.facts["rule"] == "explicit sex"
-    assert registry.count_prompts("ann") == 0 and not registry.list_tunes(account_id="ann")
+    assert registry.objects.count_prompts("ann") == 0 and not registry.tunes.rows(account_id="ann")

@@ -131,9 +131,11 @@ class Running:
         self.whole = whole
         self.settings = get_settings()
         self.registry: Registry = open_registry(self.settings)
-        self.registry.add_account("ann")
-        self.registry.open_wallet("ann", plan="house", requests_per_minute=6000, sign_up_grant=100_000_000)
-        self.key = self.registry.add_key("ann", "pk_live_")[1]
+        self.registry.accounts.add("ann")
+        self.registry.ledger.open_wallet(
+            "ann", plan="house", requests_per_minute=6000, sign_up_grant=100_000_000
+        )
+        self.key = self.registry.keys.add("ann", "pk_live_")[1]
         self.folder = folder
         for number, path in enumerate(sorted(draw_pictures(folder / "drawn", 5).iterdir()), 1):
             shutil.copy(path, folder / f"{number}.png")
@@ -183,7 +185,7 @@ class Running:
         """Let the pipeline do everything that waits, and send the callbacks."""
 
         def done() -> bool:
-            waits = self.registry.queue_lengths()
+            waits = self.registry.figures.queue_lengths()
             return not waits["work"] and not waits["prompts_queued"]
 
         drive(self.settings, done, registry=self.registry, instance=dg.DagsterInstance.ephemeral())
@@ -257,7 +259,7 @@ def test_pixelapis_samples(running: Running) -> None:
     )
     assert models == [] and image["credits_used"] == 1.0
     sample = running.start("pixelapi.py")  # it waits for its training
-    while not any(tune.status == "queued" for tune in running.registry.list_tunes()):
+    while not any(tune.status == "queued" for tune in running.registry.tunes.rows()):
         assert sample.poll() is None, sample.communicate()
         time.sleep(0.1)
     running.work()

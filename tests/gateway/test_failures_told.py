@@ -92,17 +92,17 @@ FAULTS: dict[str, Callable[[Path], Exception]] = {
 
 
 def until_it_fails(house: House, tune_id: str, fault: Exception) -> None:
-    while house.registry.get_tune(tune_id).status != "failed":
-        work = house.registry.claim("prepare", tune_id, "run")
-        house.registry.fail(work.id, "run", fault)
+    while house.registry.tunes.get(tune_id).status != "failed":
+        work = house.registry.work.claim("prepare", tune_id, "run")
+        house.registry.work.fail(work.id, "run", fault)
 
 
 def render_badly(house: House, fault: Exception) -> None:
-    for batch in house.registry.make_batches(wait_seconds=0):
-        work = house.registry.claim("render", batch.id, "run")
-        for prompt in house.registry.list_prompts(batch_id=batch.id):
-            house.registry.prompt_failed(prompt.id, work.id, "run", as_failure(fault))
-        house.registry.finish(work.id, "run")
+    for batch in house.registry.groups.make_batches(wait_seconds=0):
+        work = house.registry.work.claim("render", batch.id, "run")
+        for prompt in house.registry.prompts.rows(batch_id=batch.id):
+            house.registry.prompts.failed(prompt.id, work.id, "run", as_failure(fault))
+        house.registry.work.finish(work.id, "run")
 
 
 def answers(house: House, tune: Any, prompts: list[Any]) -> dict[str, str]:
@@ -143,17 +143,17 @@ def answers(house: House, tune: Any, prompts: list[Any]) -> dict[str, str]:
 def test_no_caller_sees_a_path_a_host_or_an_exception(house: House, tmp_path: Path, fault: str) -> None:
     error = FAULTS[fault](tmp_path)
     house.key()
-    house.registry.set_options("ann", failure_callbacks=True)
+    house.registry.ledger.set_options("ann", failure_callbacks=True)
     shown = create(house, callback=HOOK, prompts_attributes=[{"text": "ohwx woman", "callback": HOOK}])
     tune = house.tune(shown["id"])
     request = PromptRequest.model_validate(
         {"text": "a hat", "base": "sdxl", "callback_url": HOOK, "settings": {"seed": 1, "num_images": 1}}
     )
-    other = house.registry.add_prompt(request, account_id="ann", branch="tiny-sdxl", origin="api")
+    other = house.registry.prompts.add(request, account_id="ann", branch="tiny-sdxl", origin="api")
     until_it_fails(house, tune.id, error)
     render_badly(house, error)
-    tune = house.registry.get_tune(tune.id)
-    prompts = house.registry.list_prompts(account_id="ann")
+    tune = house.registry.tunes.get(tune.id)
+    prompts = house.registry.prompts.rows(account_id="ann")
     assert {prompt.status for prompt in prompts} == {"failed"} and other.id in {one.id for one in prompts}
 
     said = answers(house, tune, prompts)

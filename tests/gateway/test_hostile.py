@@ -111,13 +111,13 @@ def test_hostile_requests_are_refused_and_spoil_nothing(house: House) -> None:
 def test_callers_learn_nothing_of_the_inside_of_a_bug(house: House) -> None:
     hook = "https://app.example.com/x"
     house.key()
-    house.registry.set_options("ann", failure_callbacks=True)
+    house.registry.ledger.set_options("ann", failure_callbacks=True)
     shown = create(house, callback=hook, prompts_attributes=[{"text": "ohwx woman", "callback": hook}])
     tune = house.tune(shown["id"])
     error = KeyError("/srv/secret/path of 'Sizes'")
     for attempt in range(3):
-        assert house.registry.get_tune(tune.id).status == "queued" and attempt < 3
-        house.registry.fail(house.registry.claim("prepare", tune.id, "run").id, "run", error)
+        assert house.registry.tunes.get(tune.id).status == "queued" and attempt < 3
+        house.registry.work.fail(house.registry.work.claim("prepare", tune.id, "run").id, "run", error)
         said = house.client.get(f"/native/v1/tunes/{tune.id}/timeline", headers=house.auth()).text
         assert "Something went wrong on our side." in said
         for path in (
@@ -133,7 +133,7 @@ def test_callers_learn_nothing_of_the_inside_of_a_bug(house: House) -> None:
                 assert inside not in answer.text, (path, answer.text)
     for one in told(house):
         assert "KeyError" not in json.dumps(one.body) and "secret" not in json.dumps(one.body)
-    row = house.registry.get_tune(tune.id)
+    row = house.registry.tunes.get(tune.id)
     assert (
         row.failure_detail.startswith("KeyError") and "secret" in row.failure_detail
     )  # the operator sees it

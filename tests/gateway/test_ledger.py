@@ -21,8 +21,10 @@ def clock() -> Clock:
 @pytest.fixture
 def registry(tmp_path: Path, clock: Clock) -> Registry:
     opened = Registry(f"sqlite:///{tmp_path}/registry.db", now=clock)
-    opened.add_account("ann")
-    opened.open_wallet("ann", plan="free", requests_per_minute=20, monthly_grant=0, sign_up_grant=100_000)
+    opened.accounts.add("ann")
+    opened.ledger.open_wallet(
+        "ann", plan="free", requests_per_minute=20, monthly_grant=0, sign_up_grant=100_000
+    )
     return opened
 
 
@@ -38,13 +40,13 @@ def _add(registry: Registry, also, **changes: object):
     from tunes_dagster.core.recipe import TuneRequest
 
     request = TuneRequest.model_validate({"name": "dog", **changes})
-    return registry.add_tune(
+    return registry.tunes.add(
         request, id=new_id("tune"), branch="tiny-sdxl", recipe={}, account_id="ann", origin="api", also=also
     )
 
 
 def _consistent(registry: Registry) -> tuple[int, int]:
-    wallet, books = registry.get_wallet("ann"), registry.books("ann")
+    wallet, books = registry.ledger.wallet("ann"), registry.ledger.books("ann")
     assert sum(books.values()) == 0
     assert wallet.available == books.get("account", 0) and wallet.reserved == books.get("reserved", 0)
     assert wallet.available >= 0 and wallet.reserved >= 0
@@ -55,17 +57,17 @@ def test_a_tune_that_becomes_ready_is_charged_and_a_failed_one_is_not(registry: 
     good, bad = _accept(registry, 40_000), _accept(registry, 40_000)
     assert _consistent(registry) == (20_000, 80_000)
     make_ready(registry, good)
-    work = registry.claim("prepare", bad.id, "run")
-    registry.fail(work.id, "run", Failure(FailureCode.TOO_FEW_PICTURES, "None."))
+    work = registry.work.claim("prepare", bad.id, "run")
+    registry.work.fail(work.id, "run", Failure(FailureCode.TOO_FEW_PICTURES, "None."))
     assert _consistent(registry) == (60_000, 0)
-    assert registry.books("ann")["revenue"] == 40_000
+    assert registry.ledger.books("ann")["revenue"] == 40_000
 
 
 def test_cancel_and_delete_return_what_was_held(registry: Registry) -> None:
     one, two = _accept(registry, 10_000), _accept(registry, 10_000)
-    registry.request_cancel(one.id)
-    registry.delete_tune(two.id)
-    registry.delete_tune(one.id)
+    registry.work.cancel_tune(one.id)
+    registry.work.delete_tune(two.id)
+    registry.work.delete_tune(one.id)
     assert _consistent(registry) == (100_000, 0)
 
 
@@ -73,12 +75,12 @@ def test_pictures_that_are_missing_are_not_charged(registry: Registry) -> None:
     def also(session, prompt):
         reserve(session, "ann", prompt.id, 8_000, registry.now())
 
-    prompt = registry.add_prompt(
+    prompt = registry.prompts.add(
         prompt_request(num_images=4), branch="tiny-sdxl", account_id="ann", also=also
     )
-    (batch,) = registry.make_batches(wait_seconds=0)
-    work = registry.claim("render", batch.id, "run")
-    registry.prompt_done(prompt.id, work.id, "run", ["a.png", "b.png"])
+    (batch,) = registry.groups.make_batches(wait_seconds=0)
+    work = registry.work.claim("render", batch.id, "run")
+    registry.prompts.done(prompt.id, work.id, "run", ["a.png", "b.png"])
     assert _consistent(registry) == (96_000, 0)
 
 
@@ -94,26 +96,26 @@ def test_never_negative_under_a_hundred_at_once(registry: Registry) -> None:
     with ThreadPoolExecutor(8) as pool:
         accepted = sum(pool.map(one, range(100)))
     assert accepted == 33 and _consistent(registry) == (1_000, 99_000)
-    assert len(registry.list_tunes(account_id="ann", limit=200)) == 33  # what is refused leaves no row
+    assert len(registry.tunes.rows(account_id="ann", limit=200)) == 33  # what is refused leaves no row
 
 
 def test_monthly_grants_do_not_roll_over_also_not_through_a_reservation(
     registry: Registry, clock: Clock
 ) -> None:
-    registry.open_wallet("ann", plan="pro", requests_per_minute=60, monthly_grant=50_000)
+    registry.ledger.open_wallet("ann", plan="pro", requests_per_minute=60, monthly_grant=50_000)
     assert _consistent(registry) == (150_000, 0)
     held = _accept(registry, 60_000)  # 50,000 of the grant, 10,000 of the rest
     clock.forward(40 * 86_400)
     assert _consistent(registry) == (140_000, 60_000)
-    registry.request_cancel(held.id)
+    registry.work.cancel_tune(held.id)
     assert _consistent(registry) == (150_000, 0)  # last month's 50,000 are gone
     clock.forward(31 * 86_400)
     assert _consistent(registry) == (150_000, 0)
 
 
 def test_adjusting_never_goes_below_zero(registry: Registry) -> None:
-    registry.adjust_wallet("ann", 5)
+    registry.ledger.adjust("ann", 5)
     with pytest.raises(Failure) as error:
-        registry.adjust_wallet("ann", -200_000)
+        registry.ledger.adjust("ann", -200_000)
     assert error.value.code == FailureCode.OUT_OF_CREDITS
-    assert [(e.kind, n) for e, n in registry.ledger("ann")] == [("adjust", 5), ("grant", 100_000)]
+    assert [(e.kind, n) for e, n in registry.ledger.entries("ann")] == [("adjust", 5), ("grant", 100_000)]

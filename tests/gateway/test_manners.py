@@ -85,7 +85,7 @@ def test_two_tenants_never_see_each_other(house: House) -> None:
     fields = {"title": "t", "name": "man", "base_tune_id": tune, "image_urls": ["https://example.com/x"]}
     base = house.client.post("/tunes", json={"tune": fields}, headers=bob)
     assert base.status_code == 422
-    assert house.tune(tune).title == "Natalie" and house.registry.get_tune(job).status == "awaiting_images"
+    assert house.tune(tune).title == "Natalie" and house.registry.tunes.get(job).status == "awaiting_images"
 
 
 @pytest.mark.parametrize(
@@ -95,16 +95,16 @@ def test_keys_are_needed_and_can_be_revoked(house: House, path: str) -> None:
     assert house.client.get(path).status_code == 401
     assert house.client.get(path, headers={"Authorization": "Bearer pk_live_wrong"}).status_code == 401
     assert house.client.get(path, headers=house.auth()).status_code == 200
-    (key,) = house.registry.list_keys("ann")
+    (key,) = house.registry.keys.rows("ann")
     assert house.key() not in json.dumps([key.hash, key.hint])
-    house.registry.revoke_key(key.id)
+    house.registry.keys.revoke(key.id)
     house.service._seen.clear()
     assert house.client.get(path, headers=house.auth()).status_code == 401
 
 
 def test_limits_show_in_headers_and_end_in_429(house: House) -> None:
     house.key("slow")
-    house.registry.open_wallet("slow", plan="free", requests_per_minute=3)
+    house.registry.ledger.open_wallet("slow", plan="free", requests_per_minute=3)
     seen = [house.client.get("/v1/account/balance", headers=house.auth("slow")) for _ in range(4)]
     assert [one.headers["x-ratelimit-remaining"] for one in seen[:3]] == ["2", "1", "0"]
     assert 0 <= int(seen[0].headers["x-ratelimit-reset"]) <= 60
@@ -167,7 +167,7 @@ def test_many_identical_requests_make_one_tune(house: House) -> None:
     assert {one.status_code for one in answers} == {200} and len(
         {one.json()["job_id"] for one in answers}
     ) == 1
-    assert len(house.registry.list_tunes(account_id="ann")) == 1
+    assert len(house.registry.tunes.rows(account_id="ann")) == 1
 
 
 def test_idempotency_of_multipart_bodies(house: House) -> None:
@@ -197,7 +197,8 @@ def test_a_dry_run_keeps_nothing(house: House, path: str, body: dict) -> None:
     assert answer.status_code == 200 and report["dry_run"] and report["would_be_refused"] == []
     assert report["estimated_minutes"] >= 0 and report["price_usd"] >= 0
     assert (
-        house.registry.list_tunes(account_id="ann") == [] and house.registry.get_wallet("ann").reserved == 0
+        house.registry.tunes.rows(account_id="ann") == []
+        and house.registry.ledger.wallet("ann").reserved == 0
     )
     assert list(house.store.list("tunes")) == []
     if "webhook_url" in body:

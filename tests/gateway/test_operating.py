@@ -74,7 +74,7 @@ def test_health_says_what_waits_and_that_nobody_works(house: House, pictures: Ca
     house.client.post(train(house)["upload_url"], files=pictures(5))
     house.registry.now = before  # type: ignore[method-assign]
     assert house.client.get("/native/v1/health").json()["status"] == "stalled"
-    house.registry.claim("prepare", house.registry.list_tunes()[0].id, "run")
+    house.registry.work.claim("prepare", house.registry.tunes.rows()[0].id, "run")
     assert house.client.get("/native/v1/health").json()["status"] == "ok"
 
 
@@ -82,13 +82,15 @@ def test_speed_is_told_by_base(house: House, pictures: Callable[[int], list]) ->
     job = train(house)
     house.client.post(job["upload_url"], files=pictures(5))
     for kind, result in (("prepare", None), ("train", {"steps": 300, "seconds": 60.0}), ("finish", None)):
-        house.registry.finish(house.registry.claim(kind, job["job_id"], "run").id, "run", result=result)
+        house.registry.work.finish(
+            house.registry.work.claim(kind, job["job_id"], "run").id, "run", result=result
+        )
     house.client.post("/v1/image/generate", json={"prompt": "x"}, headers=house.auth())
-    (batch,) = house.registry.make_batches(wait_seconds=0)
-    work = house.registry.claim("render", batch.id, "run")
-    house.registry.finish(work.id, "run", result={"pictures": 4, "seconds": 2.5})
+    (batch,) = house.registry.groups.make_batches(wait_seconds=0)
+    work = house.registry.work.claim("render", batch.id, "run")
+    house.registry.work.finish(work.id, "run", result={"pictures": 4, "seconds": 2.5})
     seen = scraped(house)
-    base = (("base", house.registry.get_tune(job["job_id"]).branch),)
+    base = (("base", house.registry.tunes.get(job["job_id"]).branch),)
     assert (
         seen["tunes_training_steps_total", base] == 300 and seen["tunes_training_seconds_total", base] == 60
     )
@@ -122,7 +124,7 @@ def test_a_request_can_be_followed_into_its_runs(
     job = opened["job_id"]
     house.client.post(opened["upload_url"], files=pictures(5))
     context: Any = SimpleNamespace(log=logging.getLogger("nobody"), run=SimpleNamespace(run_id="run-7"))
-    work = house.registry.claim("prepare", job, "run-7")
+    work = house.registry.work.claim("prepare", job, "run-7")
     mine = own(context, house.service.installation, work, Pulse(60))
     mine.report.phase(Phase.FETCHING, "https://secret.example.com/private.png?token=hunter2")
     mine.fail(Failure(FailureCode.TOO_FEW_PICTURES, "private.png is no picture."))

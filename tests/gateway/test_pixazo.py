@@ -26,10 +26,10 @@ def test_a_job_from_request_to_its_files(house: House) -> None:
     assert answer.status_code == 200
     body = answer.json()
     assert body["status"] == "IN_QUEUE" and body["message"] == "Training job queued for execution."
-    tune = house.registry.get_tune(body["request_id"])
+    tune = house.registry.tunes.get(body["request_id"])
     assert tune.base == "flux2-dev" and tune.request["sources"]["archive_url"] == ZIP_URL
     assert tune.recipe["training"]["steps"] == 1500 and tune.recipe["training"]["learning_rate"] == 0.00003
-    assert house.registry.get_wallet("ann").reserved == 8_000_000
+    assert house.registry.ledger.wallet("ann").reserved == 8_000_000
 
     asked = {"request_id": tune.id}
     waiting = house.client.post(f"{PATH}-result", json=asked, headers=headers(house)).json()
@@ -41,7 +41,7 @@ def test_a_job_from_request_to_its_files(house: House) -> None:
     for url in (done["diffusers_lora_file"]["url"], done["config_file"]["url"]):
         assert house.client.get(urlsplit(url).path).status_code == 200
     polled = house.client.get(f"/v2/requests/status/{tune.id}", headers=headers(house)).json()
-    assert polled["status"] == "COMPLETED" and house.registry.get_wallet("ann").available == 2_000_000
+    assert polled["status"] == "COMPLETED" and house.registry.ledger.wallet("ann").available == 2_000_000
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_a_job_from_request_to_its_files(house: House) -> None:
 def test_every_kind_of_dataset(house: House, given: str) -> None:
     answer = submit(house, image_data_url=given)
     assert answer.status_code == 200, answer.text
-    sources = house.registry.get_tune(answer.json()["request_id"]).request["sources"]
+    sources = house.registry.tunes.get(answer.json()["request_id"]).request["sources"]
     assert sources["archive_url"] == ZIP_URL or house.store.read_bytes(sources["uploads"][0])[:2] == b"PK"
 
 
 def test_a_default_caption_is_taken(house: House) -> None:
     answer = submit(house, default_caption="portrait of TOK, soft light")
-    request = house.registry.get_tune(answer.json()["request_id"]).request
+    request = house.registry.tunes.get(answer.json()["request_id"]).request
     assert request["default_caption"] == "portrait of TOK, soft light"
 
 

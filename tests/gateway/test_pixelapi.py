@@ -46,7 +46,7 @@ def test_a_tune_from_train_to_pictures(house: House, pictures) -> None:
         "images_uploaded": 5,
         "message": "Images uploaded. Training will start when a GPU worker is available.",
     }
-    tune = house.registry.get_tune(opened["job_id"])
+    tune = house.registry.tunes.get(opened["job_id"])
     assert len(tune.request["sources"]["uploads"]) == 5 and tune.recipe["training"]["rank"] == 16
     assert all(house.store.exists(key) for key in tune.request["sources"]["uploads"])
 
@@ -79,19 +79,19 @@ def test_a_tune_from_train_to_pictures(house: House, pictures) -> None:
 def test_the_webhook_tells_of_success_and_of_failure(house: House, pictures, end: str) -> None:
     opened = train(house, webhook_url="https://caller.example.com/hook")
     house.client.post(opened["upload_url"], files=pictures(5))
-    tune = house.registry.get_tune(opened["job_id"])
+    tune = house.registry.tunes.get(opened["job_id"])
     if end == "ready":
         house.finish_tune(tune)
     else:
-        house.registry.request_cancel(tune.id)
-    lease, urls = house.registry.lease_callbacks(60)
+        house.registry.work.cancel_tune(tune.id)
+    lease, urls = house.registry.outbox.lease(60)
     (callback,) = urls
-    sending = house.registry.begin_delivery(callback, lease)
+    sending = house.registry.outbox.begin_delivery(callback, lease)
     assert sending is not None
     told = in_form(house.service.installation, sending)
     assert told.method == "POST" and sorted(told.body) == ["job_id", "status", "timestamp"]
     assert told.body["status"] == ("completed" if end == "ready" else "failed")
-    wallet = house.registry.get_wallet("ann")
+    wallet = house.registry.ledger.wallet("ann")
     assert wallet.reserved == 0 and wallet.available == (9_900_000 if end == "ready" else 10_000_000)
 
 
@@ -100,7 +100,7 @@ def test_uploads_of_a_wrong_count_leave_the_job_waiting(house: House, pictures) 
     for count in (0, 4, 101):
         answer = house.client.post(opened["upload_url"], files=pictures(count) or {"other": b"x"})
         assert answer.status_code in (413, 422) and "detail" in answer.json(), (count, answer.text)
-    assert house.registry.get_tune(opened["job_id"]).status == "awaiting_images"
+    assert house.registry.tunes.get(opened["job_id"]).status == "awaiting_images"
     forged = opened["upload_url"][:-3] + "abc"
     assert house.client.post(forged, files=pictures(5)).status_code == 403
     assert house.client.post(opened["upload_url"], files=pictures(6)).status_code == 200
@@ -115,8 +115,8 @@ def test_a_job_whose_pictures_never_come_returns_its_credits(house: House) -> No
 
     opened = train(house)
     house.registry.now = lambda: clock.now() + timedelta(hours=2)
-    assert house.registry.expire_uploads() == [opened["job_id"]]
-    assert house.registry.get_wallet("ann").available == 10_000_000
+    assert house.registry.uploads.expire() == [opened["job_id"]]
+    assert house.registry.ledger.wallet("ann").available == 10_000_000
     status = house.client.get(f"/v1/tunes/{opened['job_id']}", headers=house.auth()).json()
     assert status["status"] == "failed"
 
@@ -136,7 +136,7 @@ def test_a_job_whose_pictures_never_come_returns_its_credits(house: House) -> No
 def test_wrong_values_are_refused_by_name(house: House, changes: dict, word: str) -> None:
     answer = house.client.post("/v1/tunes/train", json={**TRAIN, **changes}, headers=house.auth())
     assert answer.status_code == 422 and word in answer.json()["detail"]
-    assert house.registry.get_wallet("ann").available == 10_000_000
+    assert house.registry.ledger.wallet("ann").available == 10_000_000
 
 
 def test_unknown_fields_are_named(house: House) -> None:
@@ -191,7 +191,7 @@ def test_a_failed_picture_costs_nothing(house: House) -> None:
     house.render_all(fail=True)
     done = house.client.get(f"/v1/image/{body['generation_id']}", headers=house.auth()).json()
     assert done["status"] == "failed" and done["credits_used"] == 0 and done["error"]
-    assert house.registry.get_wallet("ann").available == 10_000_000
+    assert house.registry.ledger.wallet("ann").available == 10_000_000
 
 
 def test_out_of_credits_is_402(house: House) -> None:

@@ -101,7 +101,7 @@ def test_what_the_python_sdk_cannot_have_here_is_not_found(sdk: Any) -> None:
 
 def test_the_python_sdk_enlarges(enlarging: House, sdk: Any) -> None:
     made = sdk.image.upscale(image_url=ADDRESS)
-    row = enlarging.registry.list_prompts()[0]
+    row = enlarging.registry.prompts.rows()[0]
     assert made.is_pending and row.branch == "upscale-4x" and row.settings["input_image"] == ADDRESS
     enlarging.render_all()
     assert sdk.generation.wait(made.id, timeout=5, poll_interval=0.1).output_url
@@ -115,13 +115,13 @@ def test_forms_of_the_go_and_php_clients(enlarging: House) -> None:
         "/v1/image/generate", content=urlencode({"prompt": "a cat & a dog"}), headers=headers
     )
     assert answer.status_code == 200 and answer.json()["status"] == "queued", answer.text
-    assert enlarging.registry.list_prompts()[0].text == "a cat & a dog"
+    assert enlarging.registry.prompts.rows()[0].text == "a cat & a dog"
     content = urlencode({"image_url": ADDRESS, "scale": "4"})
     assert client.post("/v1/image/upscale", content=content, headers=headers).status_code == 200
     answer = client.post(
         "/v1/image/generate", files={"prompt": (None, "a cat"), "seed": (None, "7")}, headers=key
     )
-    assert answer.status_code == 200 and enlarging.registry.list_prompts()[0].settings["seed"] == 7
+    assert answer.status_code == 200 and enlarging.registry.prompts.rows()[0].settings["seed"] == 7
     refused = client.post("/v1/image/generate", content=urlencode({"steps": "x"}), headers=headers)
     assert refused.status_code == 422 and "steps" in refused.json()["detail"]
     answer = client.post("/v1/image/face-restore", content=urlencode({"image_url": ADDRESS}), headers=headers)
@@ -149,7 +149,7 @@ def test_a_picture_as_a_file_of_a_form(enlarging: House) -> None:
     file = {"image": ("a.png", drawn.getvalue(), "image/png")}
     answer = enlarging.client.post("/v1/image/upscale", files=file, headers=enlarging.auth())
     assert answer.status_code == 200, answer.text
-    kept = enlarging.registry.list_prompts()[0].settings["input_image"]
+    kept = enlarging.registry.prompts.rows()[0].settings["input_image"]
     assert Image.open(io.BytesIO(enlarging.store.read_bytes(kept))).size == (40, 30)
     assert enlarging.client.post("/v1/image/upscale", data={}, headers=enlarging.auth()).status_code == 422
 
@@ -161,12 +161,12 @@ def test_a_picture_as_a_file_of_a_form(enlarging: House) -> None:
 def test_each_sdk_reads_a_blocked_prompt_in_its_words(house: House, agent: str, word: str) -> None:
     """The first Python SDK raises for `blocked`; the others would wait for it until they give up."""
     made = house.client.post("/v1/image/generate", json={"prompt": "a cat"}, headers=house.auth()).json()
-    for batch in house.registry.make_batches(wait_seconds=0):
-        work = house.registry.claim("render", batch.id, "run")
-        for prompt in house.registry.list_prompts(batch_id=batch.id):
+    for batch in house.registry.groups.make_batches(wait_seconds=0):
+        work = house.registry.work.claim("render", batch.id, "run")
+        for prompt in house.registry.prompts.rows(batch_id=batch.id):
             refused = Failure(FailureCode.BLOCKED, "A rule blocks it.")
-            house.registry.prompt_failed(prompt.id, work.id, "run", refused)
-        house.registry.finish(work.id, "run")
+            house.registry.prompts.failed(prompt.id, work.id, "run", refused)
+        house.registry.work.finish(work.id, "run")
     headers = {**house.auth(), "User-Agent": agent}
     seen = house.client.get(f"/v1/image/{made['generation_id']}", headers=headers).json()
     assert seen["status"] == word and seen["error_message"] == seen["error"] == "A rule blocks it."

@@ -27,7 +27,7 @@ def create(house: House, account: str = "ann") -> str:
 def test_a_model_and_its_portrait(house: House) -> None:
     uid = create(house)
     assert re.fullmatch(r"upose_[0-9a-f]{32}", uid)
-    (tune,) = house.registry.list_tunes(account_id="ann")
+    (tune,) = house.registry.tunes.rows(account_id="ann")
     house.finish_tune(tune)
     asked = {
         "model_uid": uid,
@@ -42,10 +42,10 @@ def test_a_model_and_its_portrait(house: House) -> None:
     house.render_all()
     done = call(house, "txt2img_results", request_uid=request).json()["response"]
     assert done["status"] == "completed" and len(done["images"]) == 1
-    lease, urls = house.registry.lease_callbacks(60)
+    lease, urls = house.registry.outbox.lease(60)
     told = []
     for callback in urls:
-        sending = house.registry.begin_delivery(callback, lease)
+        sending = house.registry.outbox.begin_delivery(callback, lease)
         assert sending is not None
         told.append(in_form(house.service.installation, sending))
     assert {one.method for one in told} == {"GET"}
@@ -57,19 +57,19 @@ def test_a_model_and_its_portrait(house: House) -> None:
 
 def test_a_failure_never_calls_the_success_address(house: House) -> None:
     create(house)
-    (tune,) = house.registry.list_tunes(account_id="ann")
-    house.registry.request_cancel(tune.id)
-    assert house.registry.lease_callbacks(60)[1] == {}
+    (tune,) = house.registry.tunes.rows(account_id="ann")
+    house.registry.work.cancel_tune(tune.id)
+    assert house.registry.outbox.lease(60)[1] == {}
 
 
 def test_those_who_ask_are_told_of_failures_beside_the_uid(house: House) -> None:
     house.key()
-    house.registry.set_options("ann", failure_callbacks=True)
+    house.registry.ledger.set_options("ann", failure_callbacks=True)
     uid = create(house)
-    (tune,) = house.registry.list_tunes(account_id="ann")
-    house.registry.request_cancel(tune.id)
-    lease, (callback,) = house.registry.lease_callbacks(60)
-    sending = house.registry.begin_delivery(callback, lease)
+    (tune,) = house.registry.tunes.rows(account_id="ann")
+    house.registry.work.cancel_tune(tune.id)
+    lease, (callback,) = house.registry.outbox.lease(60)
+    sending = house.registry.outbox.begin_delivery(callback, lease)
     assert sending is not None
     told = in_form(house.service.installation, sending)
     assert (
@@ -96,12 +96,12 @@ def test_errors(house: House) -> None:
 def test_height_baseline_and_composition_reach_the_renderer(house: House) -> None:
     uid = create(house)
     asked = call(house, "txt2img_composition", model_uid=uid, resolution="512,768").json()["response"]
-    prompt, _seen = house.registry.find_prompt("ann", asked)
+    prompt, _seen = house.registry.objects.find_prompt("ann", asked)
     assert prompt.settings["face_height"] == 192 and prompt.settings["baseline"] == "fast"
     assert prompt.settings["composition"] and not prompt.settings["random_face"]
     shown = house.client.get("/native/v1/compositions", headers=house.auth()).json()
     named = call(house, "txt2img_composition", comp_uid=shown[0]["id"]).json()["response"]
-    prompt, _seen = house.registry.find_prompt("ann", named)
+    prompt, _seen = house.registry.objects.find_prompt("ann", named)
     assert prompt.settings["composition"] == shown[0]["name"] and prompt.settings["random_face"]
     wrong = call(house, "txt2img_composition", comp_uid="0" * 32)
     assert wrong.status_code == 422 and shown[0]["id"] in wrong.json()["error"]

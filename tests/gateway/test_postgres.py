@@ -36,9 +36,9 @@ def test_lists_filters_and_the_ledger(elsewhere: House) -> None:
         )
     assert sorted({one.status_code for one in sent}) == [200, 402]
     assert sum(one.status_code == 200 for one in sent) == 10
-    wallet = house.registry.get_wallet("poor")
+    wallet = house.registry.ledger.wallet("poor")
     assert (wallet.available, wallet.reserved) == (0, 1_000_000)
-    assert house.registry.books("poor") == {"account": 0, "grants": -1_000_000, "reserved": 1_000_000}
+    assert house.registry.ledger.books("poor") == {"account": 0, "grants": -1_000_000, "reserved": 1_000_000}
     tune = astria_tune(house, prompts_attributes=[{"text": "ohwx woman"}])
     (prompt,) = house.client.get("/prompts", headers=house.auth()).json()
     second = house.client.post(f"/prompts/{prompt['id']}/duplicate", json={}, headers=house.auth()).json()
@@ -53,8 +53,8 @@ def test_lists_filters_and_the_ledger(elsewhere: House) -> None:
     assert house.client.get("/native/v1/health").json()["status"] == "ok"
     assert house.client.get("/native/v1/account", headers=house.auth()).json()["ledger"]
     for kind, result in (("prepare", None), ("train", {"steps": 300, "seconds": 61.5}), ("finish", None)):
-        house.registry.finish(
-            house.registry.claim(kind, house.tune(tune["id"]).id, "run").id, "run", result=result
+        house.registry.work.finish(
+            house.registry.work.claim(kind, house.tune(tune["id"]).id, "run").id, "run", result=result
         )
     text = house.client.get("/native/v1/metrics").text
     branch = house.tune(tune["id"]).branch

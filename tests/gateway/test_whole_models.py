@@ -26,11 +26,11 @@ def finish(house: House, number: int) -> None:
         f"{folder}/unet/diffusion_pytorch_model.safetensors", bytes(range(250)) * 9000
     )
     for kind in ("prepare", "train", "finish"):
-        work = house.registry.claim(kind, tune.id, "run")
+        work = house.registry.work.claim(kind, tune.id, "run")
         result = (
             {"weights_key": weights, "kohya_key": "", "pipeline_key": folder} if kind == "train" else None
         )
-        house.registry.finish(work.id, "run", result=result)
+        house.registry.work.finish(work.id, "run", result=result)
 
 
 def test_no_model_type_means_a_checkpoint_where_the_base_allows_it(house: House) -> None:

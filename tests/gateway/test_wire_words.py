@@ -62,7 +62,7 @@ def test_an_address_inside_is_judged_when_it_is_handed_in(house: House, host: st
         answer = house.client.post("/tunes", json={"tune": told}, headers=house.auth())
         assert answer.status_code == 422, name
         assert "not public" in answer.json()["callback" if name == "callback" else "image_urls"][0]
-    assert house.registry.list_tunes(account_id="ann") == []
+    assert house.registry.tunes.rows(account_id="ann") == []
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_pictures_are_jpegs_where_their_address_says_so(house: House) -> None:
     assert url.endswith(".png") and kind == "image/png" and data == png.getvalue()
     same = house.client.get(url.removesuffix("png") + "jpg")
     assert same.headers["content-type"] == "image/jpeg" and same.content[:3] == b"\xff\xd8\xff"
-    house.registry.set_options("ann", picture_format="jpeg")
+    house.registry.ledger.set_options("ann", picture_format="jpeg")
     house.service._seen.clear()
     url, kind, data = shown()
     assert url.endswith(".jpg") and kind == "image/jpeg"

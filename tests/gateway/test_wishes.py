@@ -27,7 +27,7 @@ def test_a_prompt_goes_on_without_and_says_so_everywhere(house: House) -> None:
     assert [one.split()[0] for one in row.warnings] == ["super_resolution", "face_correct"]
     seen = house.client.get(f"/native/v1/prompts/{row.id}/timeline", headers=house.auth()).json()
     assert seen["warnings"] == row.warnings
-    assert any("upscale-4x" in event.message for event in house.registry.events(row.id))
+    assert any("upscale-4x" in event.message for event in house.registry.events.of(row.id))
     plain = astria(house, {"negative_prompt": "mole", "seed": 1}).json()
     assert made["cost_mc"] == plain["cost_mc"], "a resampler costs nothing"
     tried = house.client.post(
@@ -49,7 +49,7 @@ def test_a_tune_goes_on_without_with_its_prompts(house: House) -> None:
     assert answer.json()["training_face_correct"] is True
     shown = house.client.get(f"/native/v1/tunes/{row.id}", headers=house.auth()).json()
     assert shown["warnings"] == row.warnings
-    assert all(len(one.warnings) == 1 for one in house.registry.list_prompts(tune_id=row.id))
+    assert all(len(one.warnings) == 1 for one in house.registry.prompts.rows(tune_id=row.id))
 
 
 def test_negative_prompts_and_weights_on_flux_are_told_of_in_every_api(house: House) -> None:
@@ -86,4 +86,4 @@ def test_an_installation_may_refuse_instead(house: House) -> None:
     body = {"tune": {**TUNE, "training_face_correct": True}}
     answer = house.client.post("/tunes", json=body, headers=house.auth())
     assert answer.status_code == 422 and "training_face_correct" in answer.json()
-    assert not house.registry.list_prompts() and not house.registry.list_tunes()
+    assert not house.registry.prompts.rows() and not house.registry.tunes.rows()

@@ -31,11 +31,11 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def set_up(registry: Registry) -> None:
     """Make the accounts: one whose receiver takes repeats, one whose receiver cannot."""
     for name, unknown in ACCOUNTS.items():
-        registry.add_account(name)
+        registry.accounts.add(name)
         with registry.writing() as session:
             session.execute(update(Account).where(Account.id == name).values(callback_unknown=unknown))
-        registry.open_wallet(name, plan="house", requests_per_minute=60)
-        registry.adjust_wallet(name, 10_000_000)
+        registry.ledger.open_wallet(name, plan="house", requests_per_minute=60)
+        registry.ledger.adjust(name, 10_000_000)
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Site:
             for row in (tune, *prompts):
                 reserve(session, account, row.id, PRICE, self.registry.now())
 
-        self.registry.add_tune(
+        self.registry.tunes.add(
             request,
             id=tune_id,
             branch="tiny-sdxl",
@@ -120,17 +120,17 @@ class Site:
     def pipeline(self) -> None:
         """Do one piece of everything that waits."""
         for kind in ("prepare", "train", "finish"):
-            for work in self.registry.queued_work(kind, limit=1):
+            for work in self.registry.work.queued(kind, limit=1):
                 self._stage(kind, work.subject_id)
-        for batch in self.registry.make_batches(wait_seconds=0, max_prompts=2, limit=1):
+        for batch in self.registry.groups.make_batches(wait_seconds=0, max_prompts=2, limit=1):
             self._render(batch.id)
-        for work in self.registry.queued_work("render", limit=1):
+        for work in self.registry.work.queued("render", limit=1):
             self._render(work.subject_id)
 
     def _stage(self, kind: str, tune_id: str) -> None:
         run_id = new_id("run")
         try:
-            work = self.registry.claim(kind, tune_id, run_id)
+            work = self.registry.work.claim(kind, tune_id, run_id)
         except Failure:  # it was deleted meanwhile
             return
         result = None
@@ -141,11 +141,11 @@ class Site:
                 f"tunes/{tune_id}/lora/{work.attempt}/w.safetensors", tune_id.encode()
             )
             result = {"weights_key": key, "last_weights_key": key}
-        self.registry.finish(work.id, run_id, result=result)
+        self.registry.work.finish(work.id, run_id, result=result)
         if kind == "finish":
             self.finished += 1
             if self.deletes and self.finished % 5 == 0:
-                erase_tunes(self.registry, self.store, [self.registry.get_tune(tune_id)])
+                erase_tunes(self.registry, self.store, [self.registry.tunes.get(tune_id)])
 
     def _dataset(self, tune_id: str) -> None:
         data = self.store.read_bytes(f"tunes/{tune_id}/uploads/0.png")
@@ -166,11 +166,11 @@ class Site:
 
     def _render(self, batch_id: str) -> None:
         run_id = new_id("run")
-        work = self.registry.claim("render", batch_id, run_id)
-        for prompt in self.registry.list_prompts(batch_id=batch_id):
+        work = self.registry.work.claim("render", batch_id, run_id)
+        for prompt in self.registry.prompts.rows(batch_id=batch_id):
             key = self.store.write_bytes(f"batches/{batch_id}/{work.attempt}/{prompt.id}-1.png", PNG)
-            self.registry.prompt_done(prompt.id, work.id, run_id, [key])
-        self.registry.finish(work.id, run_id)
+            self.registry.prompts.done(prompt.id, work.id, run_id, [key])
+        self.registry.work.finish(work.id, run_id)
 
     def deliver(self) -> None:
         """Send what is due."""
@@ -179,7 +179,7 @@ class Site:
     def settle(self) -> None:
         """Do everything that waits, and send what is owed."""
         for _turn in range(1000):
-            waits = self.registry.queue_lengths()
+            waits = self.registry.figures.queue_lengths()
             if not waits["work"] and not waits["prompts_queued"]:
                 break
             self.pipeline()
@@ -189,8 +189,8 @@ class Site:
 def named_files(registry: Registry, home: Path) -> list[str]:
     """Return every file that a ready tune or a finished prompt names and that is not there."""
     store = Store(home / "store")
-    tunes = registry.list_tunes(status="ready", limit=100_000)
-    prompts = registry.list_prompts(status="done", limit=100_000)
+    tunes = registry.tunes.rows(status="ready", limit=100_000)
+    prompts = registry.prompts.rows(status="done", limit=100_000)
     named = [key for tune in tunes for name, key in tune.result.items() if name.endswith("weights_key")]
     named += [key for prompt in prompts for key in prompt.images]
     return [key for key in named if not store.exists(key)]

@@ -117,8 +117,8 @@ def told(callers: Callers) -> Counter[tuple[str, str]]:
 
 def live_rows(registry: Registry, account: str) -> list[Tune | Prompt]:
     return [
-        *registry.list_tunes(limit=10_000, account_id=account),
-        *registry.list_prompts(limit=10_000, account_id=account),
+        *registry.tunes.rows(limit=10_000, account_id=account),
+        *registry.prompts.rows(limit=10_000, account_id=account),
     ]
 
 
@@ -129,28 +129,28 @@ def everything_goes_on(
     registry = site.registry
     site.settle()
     assert named_files(registry, home) == []
-    assert {tune.status for tune in registry.list_tunes(limit=10_000)} == {"ready"}
-    ended = {prompt.status for prompt in registry.list_prompts(limit=10_000) if prompt.tune_id not in lost}
+    assert {tune.status for tune in registry.tunes.rows(limit=10_000)} == {"ready"}
+    ended = {prompt.status for prompt in registry.prompts.rows(limit=10_000) if prompt.tune_id not in lost}
     assert ended <= {"done", "cancelled"}
     everything = told(site.callers)
     assert all(count == 1 for (receiver, _id), count in everything.items() if receiver == "ben")
     live = [
-        *registry.list_tunes(limit=10_000, account_id="ann"),
-        *registry.list_prompts(limit=10_000, account_id="ann"),
+        *registry.tunes.rows(limit=10_000, account_id="ann"),
+        *registry.prompts.rows(limit=10_000, account_id="ann"),
     ]
     missed = [row.id for row in live if ("ann", row.id) not in everything]
     assert not missed, "what was owed to those who take repeats has come"
-    held = {row.subject_id for row in registry.list_callbacks(state="held", limit=10_000)}
+    held = {row.subject_id for row in registry.outbox.rows(state="held", limit=10_000)}
     live = [
-        *registry.list_tunes(limit=10_000, account_id="ben"),
-        *registry.list_prompts(limit=10_000, account_id="ben"),
+        *registry.tunes.rows(limit=10_000, account_id="ben"),
+        *registry.prompts.rows(limit=10_000, account_id="ben"),
     ]
     assert all(("ben", row.id) in everything or row.id in held for row in live), "what did not come is held"
-    assert not [row for row in registry.list_callbacks(state="pending", limit=10) if row.attempts == 0]
-    assert registry.audit() == []
+    assert not [row for row in registry.outbox.rows(state="pending", limit=10) if row.attempts == 0]
+    assert registry.audit.faults() == []
     for account in ("ann", "ben"):
-        assert registry.get_wallet(account).reserved == 0
-        assert sum(registry.books(account).values()) == 0
+        assert registry.ledger.wallet(account).reserved == 0
+        assert sum(registry.ledger.books(account).values()) == 0
     twice = {key for key, count in (everything - before).items() if before[key]}
     ids = Counter((headers["webhook-id"], path) for path, _body, headers in site.callers.seen)
     assert all(receiver == "ann" for receiver, _id in twice) and max(ids.values()) <= 2
@@ -167,8 +167,8 @@ def test_a_backup_of_a_busy_installation_goes_on(place: Place, capsys: pytest.Ca
     assert made["files"] and not (place.folder / "copy" / "store" / "cache").exists()
     work_for_a_while(site, 5)  # of which the backup knows nothing
     site.end()
-    lost = max(tune.number for tune in site.registry.list_tunes(limit=1))
-    deleted = {tune.id for tune in site.registry.list_tunes(status="deleted", limit=1000)}
+    lost = max(tune.number for tune in site.registry.tunes.rows(limit=1))
+    deleted = {tune.id for tune in site.registry.tunes.rows(status="deleted", limit=1000)}
     before = told(place.callers)
 
     home = place.home("second")
@@ -176,14 +176,14 @@ def test_a_backup_of_a_busy_installation_goes_on(place: Place, capsys: pytest.Ca
     said = json.loads(capsys.readouterr().out)
     assert said["files"]["again"] == {} and said["files"]["rendered"] == [] and said["files"]["lost"] == []
     again = place.site(deletes=False)
-    known = {tune.id for tune in again.registry.list_tunes(status="deleted", limit=1000)}
+    known = {tune.id for tune in again.registry.tunes.rows(status="deleted", limit=1000)}
     assert known <= deleted
     everything_goes_on(again, home, before)
     assert not any(list(again.store.list(f"tunes/{tune_id}")) for tune_id in known), (
         "what was deleted stays away"
     )
     again.ask()
-    (newest,) = again.registry.list_tunes(limit=1)
+    (newest,) = again.registry.tunes.rows(limit=1)
     assert newest.number > lost, "no number is given out twice"
 
 
@@ -222,9 +222,9 @@ def test_a_store_that_was_copied_before_the_registry_is_made_whole(
     site.end()
     # Between the two copies: a tune is made from what was handed in before, another one from nothing.
     half = site.registry
-    shown = half.list_tunes(status="ready", limit=3)
+    shown = half.tunes.rows(status="ready", limit=3)
     shutil.copytree(first / "store", place.folder / "early")
-    for key in [shown[0].result["weights_key"], *half.list_prompts(tune_id=shown[1].id)[0].images]:
+    for key in [shown[0].result["weights_key"], *half.prompts.rows(tune_id=shown[1].id)[0].images]:
         (place.folder / "early" / key).unlink()
     shutil.rmtree(place.folder / "early" / "tunes" / shown[2].id)
     (place.folder / "copy").mkdir()
@@ -240,15 +240,15 @@ def test_a_store_that_was_copied_before_the_registry_is_made_whole(
     said = json.loads(capsys.readouterr().out)["files"]
     assert said["again"] == {str(shown[0].number): "train"}
     assert said["deleted"] == [shown[2].number] and len(said["rendered"]) == 1
-    (newest,) = half.list_tunes(limit=1)
+    (newest,) = half.tunes.rows(limit=1)
     assert said["lost"] == [f"tune {newest.number}: its pictures are not in the backup"]
     again = place.site(deletes=False)
-    lost = again.registry.get_tune(newest.id)
+    lost = again.registry.tunes.get(newest.id)
     assert lost.status == "failed" and "not in the backup" in str(lost.failure_message)
-    paid = again.registry.get_wallet("ann").available
+    paid = again.registry.ledger.wallet("ann").available
     erase_tunes(again.registry, again.store, [lost])
     everything_goes_on(again, home, before, [lost.id])
-    assert again.registry.get_wallet("ann").available <= paid, "what is made again is not paid for again"
+    assert again.registry.ledger.wallet("ann").available <= paid, "what is made again is not paid for again"
     assert main(["restore", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == {
         "again": {},
@@ -269,8 +269,8 @@ def test_what_was_deleted_while_a_backup_was_made_stays_deleted(
     for _ in range(3):
         site.ask()
     site.settle()
-    tune, other, _ = site.registry.list_tunes(limit=3)
-    (prompt,) = site.registry.list_prompts(tune_id=other.id)
+    tune, other, _ = site.registry.tunes.rows(limit=3)
+    (prompt,) = site.registry.prompts.rows(tune_id=other.id)
     real = backup.mirror
 
     def meanwhile(*stores: Store, **options: bool) -> tuple[int, int]:
@@ -287,9 +287,9 @@ def test_what_was_deleted_while_a_backup_was_made_stays_deleted(
     assert main(["restore", str(place.folder / "copy"), "--json"]) == 0, capsys.readouterr().err
     assert json.loads(capsys.readouterr().out)["deleted_again"] == 3  # the tune with its prompt, and a prompt
     again = place.site()
-    assert again.registry.get_tune(tune.id).status == "deleted"
+    assert again.registry.tunes.get(tune.id).status == "deleted"
     assert not list(again.store.list(f"tunes/{tune.id}"))
-    gone = again.registry.get_prompt(prompt.id)
+    gone = again.registry.prompts.get(prompt.id)
     assert gone.images == [] and gone.expired_at is not None and not again.store.exists(prompt.images[0])
     # An updated backup forgets what was deleted since the last one.
     before = {key for key in Store(place.folder / "copy" / "store").list("tunes") if other.id in key}
@@ -311,7 +311,7 @@ def test_nothing_is_overwritten_and_half_a_backup_is_refused(
     assert main(["restore", str(place.folder / "copy")]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "There is a registry already" in said and "It is at" in said and "nothing is overwritten" in said
-    assert site.registry.get_wallet("ann").available == 10_000 * PRICE
+    assert site.registry.ledger.wallet("ann").available == 10_000 * PRICE
     (place.folder / "copy" / "backup.json").unlink()
     place.home("second")
     assert main(["restore", str(place.folder / "copy")]) == 2

@@ -31,14 +31,14 @@ def test_it_opens_and_shows_what_was_there(home: OldHome, capsys: pytest.Capture
             count = session.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
         assert count == len(home.before[table]), table
     for tune_id, row in home.was("tunes").items():
-        assert registry.get_tune(tune_id).status == row["status"], row["title"]
+        assert registry.tunes.get(tune_id).status == row["status"], row["title"]
     for prompt_id, row in home.was("prompts").items():
-        now = registry.get_prompt(prompt_id)
+        now = registry.prompts.get(prompt_id)
         assert (now.status, now.images) == (row["status"], json.loads(row["images"])), row["text"]
     for account, books in home.made["books"].items():
-        assert registry.books(account) == books, account
+        assert registry.ledger.books(account) == books, account
     for tune_id, row in home.was("tunes").items():
-        made, kept = registry.get_tune(tune_id).made, json.loads(row["result"])
+        made, kept = registry.tunes.get(tune_id).made, json.loads(row["result"])
         assert {
             name: made.model_dump()[name] for name in kept.keys() & {"weights_key", "steps", "checkpoints"}
         } == {name: kept[name] for name in kept.keys() & {"weights_key", "steps", "checkpoints"}}
@@ -121,7 +121,7 @@ def test_dagster_shows_its_runs_and_partitions(home: OldHome) -> None:
     assert {"plan_looks", "report_looks", "plan_soon"} <= set(repository.job_names)
     live = {k for k, row in home.was("tunes").items() if row["status"] in ("ready", "trained", "training")}
     assert live <= set(instance.get_dynamic_partitions("tunes"))
-    anna, batch = home.tune("anna"), registry.get_prompt(home.prompt("plain")).batch_id
+    anna, batch = home.tune("anna"), registry.prompts.get(home.prompt("plain")).batch_id
     for key, partition in ((LORA, anna), (REPORT_CARD, anna), (RENDERS, batch)):
         wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
         (record,) = instance.fetch_materializations(wanted, limit=1).records
@@ -142,5 +142,5 @@ def test_hashes_of_before_stand(home: OldHome) -> None:
     keeper = Keeper(
         Installation(home.settings, registry=home.registry, store=home.store, catalog=load_catalog())
     )
-    row, _drawn = keeper.plan(home.registry.get_campaign("looks"), "2026-03-02")
+    row, _drawn = keeper.plan(home.registry.campaigns.get("looks"), "2026-03-02")
     assert (row.plan["new"], row.plan["kept"]) == (0, 2), "pictures that are there are rendered again"

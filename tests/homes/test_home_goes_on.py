@@ -51,7 +51,7 @@ def ask(home: OldHome, account: str, method: str, path: str, **more: Any) -> Any
 
 def cancel(home: OldHome, role: str) -> None:
     """Cancel a tune as its owner does."""
-    row = home.registry.get_tune(home.tune(role))
+    row = home.registry.tunes.get(home.tune(role))
     if row.account_id == "local":
         assert main(["cancel", str(row.number)]) == 0
     else:
@@ -63,7 +63,7 @@ def go_on(home: OldHome) -> None:
     registry = home.registry
 
     def over() -> bool:
-        waits = registry.queue_lengths()
+        waits = registry.figures.queue_lengths()
         return not waits["work"] and not waits["prompts_queued"]
 
     drive(home.settings, over, registry=registry, instance=home.instance)
@@ -88,7 +88,7 @@ def test_it_does_what_waits_and_pays_what_it_owes(home: OldHome, capsys: pytest.
     deliver(home)
 
     registry = home.registry
-    stood = {role: registry.get_tune(home.tune(role)) for role in (*mine, *others)}
+    stood = {role: registry.tunes.get(home.tune(role)) for role in (*mine, *others)}
     assert {role: stood[role].failure_message for role in mine if stood[role].status != "ready"} == {}
     assert {stood[role].status for role in others} == {"cancelled"}
     for role in mine:
@@ -111,19 +111,19 @@ def _prompts_are_done(home: OldHome, database: str) -> None:
     """Nothing waits for ever: every prompt is done, or says why it never will be."""
     registry = home.registry
     for role in RENDERED:
-        row = registry.get_prompt(home.prompt(role))
+        row = registry.prompts.get(home.prompt(role))
         assert row.status == "done" and all(map(home.store.exists, row.images)), (role, row.failure_message)
     for role in FOREIGN:
-        row = registry.get_prompt(home.prompt(role))
+        row = registry.prompts.get(home.prompt(role))
         assert (row.status, row.failure_code) == ("failed", "unknown_tune"), role
     for prompt_id in home.was("prompts"):
-        row = registry.get_prompt(prompt_id)
+        row = registry.prompts.get(prompt_id)
         assert row.status in ("done", "failed", "blocked", "cancelled"), (row.text, row.status)
-    soon = registry.get_campaign("soon")
+    soon = registry.campaigns.get("soon")
     run_campaign_job("report", soon, "2026-03-02", home.instance)
-    date = registry.get_date(soon.id, "2026-03-02")
+    date = registry.campaigns.date(soon.id, "2026-03-02")
     assert date is not None
-    (prompt,) = [row for _link, row in registry.date_prompts(date.id)]
+    (prompt,) = [row for _link, row in registry.campaigns.date_prompts(date.id)]
     assert prompt.status == ("done" if database == "sqlite" else "cancelled")
 
 
@@ -131,7 +131,7 @@ def _callbacks_came_once(home: OldHome) -> None:
     """What was delivered, given up or held then is not sent again; the rest came once, and nothing waits."""
     before, seen = home.was("callbacks"), home.callers.counts()
     sent: Counter[str] = Counter()
-    for row in home.registry.list_callbacks(limit=1000):
+    for row in home.registry.outbox.rows(limit=1000):
         then = before.get(row.id, {"state": "pending"})
         if then["state"] == "pending" and row.state == "delivered":
             sent[row.url.removeprefix(home.callers.address)] += 1
@@ -153,15 +153,17 @@ def _books_are_exact(home: OldHome, mine: tuple[str, ...]) -> None:
         done = sum(price for role, price in roles.items() if role in mine)
         back = sum(roles.values()) - done
         renders = 20_000 if account == "ann" else 0  # "rendering" and "ann's queued"
-        assert registry.books(account) == {
+        assert registry.ledger.books(account) == {
             "grants": then["grants"],
             "account": then["account"] + back,
             "reserved": then["reserved"] - done - back - renders,
             "revenue": then["revenue"] + done + renders,
         }, account
-    held = {account: registry.books(account)["reserved"] for account in home.made["books"]}
+    held = {account: registry.ledger.books(account)["reserved"] for account in home.made["books"]}
     assert held == {"ann": 100_000, "ben": 0, "carl": 0}, "only the job that still awaits its pictures"
-    assert {fault.kind for fault in registry.audit()} == {"foreign_tune", "given_away"}, "what 29075c1 did"
+    assert {fault.kind for fault in registry.audit.faults()} == {"foreign_tune", "given_away"}, (
+        "what 29075c1 did"
+    )
 
 
 def _whose(home: OldHome, role: str) -> str:
@@ -173,10 +175,10 @@ def _everything_is_listed(home: OldHome, database: str, capsys: pytest.CaptureFi
     capsys.readouterr()
     assert main(["list", "--all-accounts", "--limit", "100", "--json"]) == 0
     shown = {row["id"]: row["status"] for row in json.loads(capsys.readouterr().out)}
-    rows = home.registry.list_tunes(limit=1000)
+    rows = home.registry.tunes.rows(limit=1000)
     assert shown == {row.id: row.status for row in rows}
     assert main(["list", "--prompts", "--json"]) == 0
-    anna = home.registry.get_tune(home.tune("ann's anna"))
+    anna = home.registry.tunes.get(home.tune("ann's anna"))
     own = {row.number for row in rows if row.account_id == "ann"}
     assert {row["id"] for row in ask(home, "ann", "GET", "/tunes?limit=100")} == own
     pictures = [len(row["images"]) for row in ask(home, "ann", "GET", f"/tunes/{anna.number}/prompts")]

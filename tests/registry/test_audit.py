@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from tests.registry.test_money import wealthy
 from tests.support.lock_order import unwatched
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
+from tunes_dagster.gateway.dialects.astria.rows import Packs
 from tunes_dagster.registry import Prompt, PromptTune, Registry, Tune, Work
 from tunes_dagster.registry.api_tables import ApiObject, Reservation, Wallet
 from tunes_dagster.registry.audit import Fault
@@ -20,7 +21,7 @@ PRICE = 250_000
 
 def found(registry: Registry) -> dict[str, Fault]:
     """Return what the audit finds, by kind; every remedy says something."""
-    faults = registry.audit()
+    faults = registry.audit.faults()
     assert all(fault.says and fault.remedy and "{" not in fault.says + fault.remedy for fault in faults)
     assert len({fault.kind for fault in faults}) == len(faults)
     return {fault.kind: fault for fault in faults}
@@ -44,7 +45,7 @@ def own_tune(registry: Registry, **changes: Any) -> Tune:
 
 
 def own_prompt(registry: Registry, tune: Tune | None = None, account: str = "ann", **changes: Any) -> Prompt:
-    return registry.add_prompt(
+    return registry.prompts.add(
         prompt_request(**changes), branch="tiny-sdxl", tune_id=tune.id if tune else None, account_id=account
     )
 
@@ -55,15 +56,15 @@ def test_a_registry_that_never_went_wrong_has_no_faults(registry: Registry) -> N
     hold(registry, tune.id)
     own_prompt(registry, make_ready(registry, tune))
     run_stage(registry, "prepare", own_tune(registry).id)
-    registry.request_cancel(own_tune(registry).id)
+    registry.work.cancel_tune(own_tune(registry).id)
     own_tune(registry, status="awaiting_images")
-    assert registry.audit() == []
-    assert (registry.mend().queued, registry.mend().settled) == (0, 0)
+    assert registry.audit.faults() == []
+    assert (registry.mending.mend().queued, registry.mending.mend().settled) == (0, 0)
 
 
 def test_prompts_with_the_tune_of_another_account(registry: Registry) -> None:
-    registry.add_account("ann")
-    registry.add_account("ben")
+    registry.accounts.add("ann")
+    registry.accounts.add("ben")
     tune = make_ready(registry, own_tune(registry))
     prompt, tagged, unclear, operators = (own_prompt(registry, tune) for _ in range(4))
     plant(
@@ -84,10 +85,12 @@ def test_prompts_with_the_tune_of_another_account(registry: Registry) -> None:
 
 def test_packs_with_callbacks_and_prompts_that_took_them(registry: Registry) -> None:
     for account in ("ann", "ben"):
-        registry.add_account(account)
+        registry.accounts.add(account)
     rows = [{"id": 1, "class": "woman", "text": "x", "callback": "http://author.test/told"}]
-    pack = registry.add_pack("looks", "Looks", account_id="ann", prompts=rows, public=True)
-    registry.add_pack("clean", "Clean", account_id="ann", prompts=[{"id": 1, "class": "woman", "text": "x"}])
+    pack = Packs(registry).add("looks", "Looks", account_id="ann", prompts=rows, public=True)
+    Packs(registry).add(
+        "clean", "Clean", account_id="ann", prompts=[{"id": 1, "class": "woman", "text": "x"}]
+    )
     taken = own_prompt(registry, account="ben", callback_url="http://author.test/told")
     own = own_prompt(registry, account="ben", callback_url="http://ben.test/told")
     with registry.writing() as session:
@@ -101,7 +104,7 @@ def test_packs_with_callbacks_and_prompts_that_took_them(registry: Registry) -> 
     )
     # Also once the pack is clean: its author has the same address at prompts of their own.
     own_prompt(registry, account="ann", callback_url="http://author.test/told")
-    registry.add_pack(
+    Packs(registry).add(
         "looks", "Looks", account_id="ann", prompts=[{**rows[0], "callback": None}], public=True
     )
     faults = found(registry)
@@ -124,11 +127,11 @@ def test_prompts_that_wait_for_a_tune_that_has_ended(registry: Registry) -> None
     tune = own_tune(registry)
     prompt = own_prompt(registry, tune)
     hold(registry, prompt.id)
-    registry.request_cancel(tune.id)
+    registry.work.cancel_tune(tune.id)
     plant(registry, update(Prompt).where(Prompt.id == prompt.id).values(status="waiting"))
     assert found(registry)["stranded"].subjects == (prompt.id,)
-    registry.end_stranded()
-    assert registry.audit() == []
+    registry.work.end_stranded()
+    assert registry.audit.faults() == []
 
 
 def test_credits_that_are_held_for_nothing_are_settled(registry: Registry) -> None:
@@ -147,21 +150,21 @@ def test_credits_that_are_held_for_nothing_are_settled(registry: Registry) -> No
     fault = found(registry)["held_for_nothing"]
     held = {tunes["failed"].id, tunes["cancelled"].id, tunes["ready"].id, "tune_gone"}
     assert set(fault.subjects) == held and fault.account_id == "ann"
-    assert registry.mend().settled == 4
-    wallet = registry.get_wallet("ann")
+    assert registry.mending.mend().settled == 4
+    wallet = registry.ledger.wallet("ann")
     assert (wallet.available, wallet.reserved) == (10_000_000 - 2 * PRICE, PRICE), "ready pays, queued holds"
-    assert registry.audit() == []
+    assert registry.audit.faults() == []
 
 
 def test_what_nobody_works_on_is_queued_again(registry: Registry, clock: Clock) -> None:
-    registry.add_account("ann")
+    registry.accounts.add("ann")
     prepared, stopped = own_tune(registry), own_tune(registry)
     run_stage(registry, "prepare", prepared.id)
     for tune in (prepared, stopped):
         plant(registry, update(Work).where(Work.subject_id == tune.id).values(state="cancelled"))
     plant(registry, update(Tune).where(Tune.id == stopped.id).values(cancel="cancel"))
     prompts = [own_prompt(registry) for _ in range(30)]
-    (batch,) = registry.make_batches(wait_seconds=0)
+    (batch,) = registry.groups.make_batches(wait_seconds=0)
     plant(
         registry,
         update(Work).where(Work.subject_id == batch.id).values(state="failed"),
@@ -169,12 +172,12 @@ def test_what_nobody_works_on_is_queued_again(registry: Registry, clock: Clock) 
     )
     fault = found(registry)["nobody_works_on"]
     assert fault.count == 32 and "and 12 more" in fault.says
-    assert registry.mend().queued == 32
-    assert registry.audit() == [] and registry.mend().queued == 0
-    assert [work.subject_id for work in registry.queued_work("train")] == [prepared.id]
-    assert registry.get_tune(stopped.id).status == "cancelled"
-    (again,) = registry.make_batches(wait_seconds=0)
-    assert {one.id for one in registry.list_prompts(batch_id=again.id)} == {one.id for one in prompts}
+    assert registry.mending.mend().queued == 32
+    assert registry.audit.faults() == [] and registry.mending.mend().queued == 0
+    assert [work.subject_id for work in registry.work.queued("train")] == [prepared.id]
+    assert registry.tunes.get(stopped.id).status == "cancelled"
+    (again,) = registry.groups.make_batches(wait_seconds=0)
+    assert {one.id for one in registry.prompts.rows(batch_id=again.id)} == {one.id for one in prompts}
 
 
 def test_tunes_that_were_given_away_or_charged_wrongly(registry: Registry) -> None:
@@ -184,8 +187,8 @@ def test_tunes_that_were_given_away_or_charged_wrongly(registry: Registry) -> No
         hold(registry, tune.id)
     for tune in (cheap, fair):
         make_ready(registry, tune)
-    registry.request_cancel(given.id)
-    registry.request_cancel(failed.id)
+    registry.work.cancel_tune(given.id)
+    registry.work.cancel_tune(failed.id)
     plant(
         registry,
         update(Tune).where(Tune.id == given.id).values(result={"weights_key": "w"}),
@@ -204,12 +207,12 @@ def test_prompts_that_were_charged_wrongly(registry: Registry) -> None:
     blocked, part, cheap = (own_prompt(registry, num_images=2) for _ in range(3))
     for prompt in (blocked, part, cheap):
         hold(registry, prompt.id, 4)
-    (batch,) = registry.make_batches(wait_seconds=0)
-    work = registry.claim("render", batch.id, "run")
+    (batch,) = registry.groups.make_batches(wait_seconds=0)
+    work = registry.work.claim("render", batch.id, "run")
     for prompt in (blocked, part, cheap):
-        registry.prompt_done(prompt.id, work.id, "run", ["one.png"])
-    registry.finish(work.id, "run")
-    assert registry.audit() == [], "half of the pictures cost half of the price"
+        registry.prompts.done(prompt.id, work.id, "run", ["one.png"])
+    registry.work.finish(work.id, "run")
+    assert registry.audit.faults() == [], "half of the pictures cost half of the price"
     plant(
         registry,
         update(Prompt).where(Prompt.id == blocked.id).values(status="blocked", images=[]),
@@ -230,7 +233,7 @@ def test_a_grant_that_was_given_twice_and_books_that_are_wrong(registry: Registr
 
     with registry.writing() as session:
         grant(session)
-    assert registry.audit() == []
+    assert registry.audit.faults() == []
     with registry.writing() as session:
         grant(session)
     fault = found(registry)["granted_twice"]

@@ -50,17 +50,17 @@ def test_a_locked_file_is_unavailable_and_not_a_crash(tmp_path: Path) -> None:
     registry = Registry(f"sqlite:///{tmp_path}/registry.db", busy_seconds=0.05, patience=0.1)
     holder = locked_for(tmp_path / "registry.db", 1.5)
     with pytest.raises(DatabaseAway) as raised:
-        registry.add_account("anna")
+        registry.accounts.add("anna")
     assert (raised.value.code, raised.value.trouble) == (FailureCode.STORE_UNAVAILABLE, Trouble.BUSY)
     holder.join()
-    registry.add_account("anna")
+    registry.accounts.add("anna")
 
 
 @pytest.mark.parametrize("end", ["finish", "give_back", "fail"])
 def test_finished_work_is_closed_once_its_database_is_back(tmp_path: Path, end: str) -> None:
     registry = Registry(f"sqlite:///{tmp_path}/registry.db", busy_seconds=0.05, patience=60.0)
     tune = add_tune(registry)
-    work = registry.claim("prepare", tune.id, "run")
+    work = registry.work.claim("prepare", tune.id, "run")
     member = Member(registry, work.id, "run")
     mine = Attempt(registry, work, "run", Silent(), member)
     ends: dict[str, Callable[[], None]] = {
@@ -73,13 +73,13 @@ def test_finished_work_is_closed_once_its_database_is_back(tmp_path: Path, end: 
     holder.join()
     assert member.closed and member.lost is None
     assert (
-        registry.get_work(work.id).state == {"finish": "done", "give_back": "queued", "fail": "failed"}[end]
+        registry.work.get(work.id).state == {"finish": "done", "give_back": "queued", "fail": "failed"}[end]
     )
 
 
 def test_a_finish_that_never_reached_the_database_leaves_the_work_alive(tmp_path: Path) -> None:
     registry = Registry(f"sqlite:///{tmp_path}/registry.db", busy_seconds=0.05, patience=0.1)
-    work = registry.claim("prepare", add_tune(registry).id, "run")
+    work = registry.work.claim("prepare", add_tune(registry).id, "run")
     member = Member(registry, work.id, "run")
     holder = locked_for(tmp_path / "registry.db", 1.0)
     with pytest.raises(DatabaseAway):
@@ -87,7 +87,7 @@ def test_a_finish_that_never_reached_the_database_leaves_the_work_alive(tmp_path
     assert not member.closed
     holder.join()
     Attempt(registry, work, "run", Silent(), member).finish({})
-    assert registry.get_work(work.id).state == "done"
+    assert registry.work.get(work.id).state == "done"
 
 
 def test_connections_that_the_server_ended_are_made_anew(postgres: Engine) -> None:
@@ -99,7 +99,7 @@ def test_connections_that_the_server_ended_are_made_anew(postgres: Engine) -> No
         with postgres.connect() as connection:
             connection.execute(text(ended), {"name": url.rpartition("/")[2].partition("?")[0]})
         run_stage(registry, kind, tune.id)
-    assert registry.get_tune(tune.id).status == "ready"
+    assert registry.tunes.get(tune.id).status == "ready"
     registry.close()
 
 
@@ -118,14 +118,14 @@ def test_the_database_says_what_time_it_is(postgres: Engine, monkeypatch: pytest
     right = datetime.now(UTC)
     monkeypatch.setattr(host_clock, "now", lambda: right + timedelta(hours=5))
     registry = Registry(new_database(postgres))
-    work = registry.claim("prepare", add_tune(registry).id, "run")
+    work = registry.work.claim("prepare", add_tune(registry).id, "run")
     assert work.heartbeat_at is not None and abs((work.heartbeat_at - right).total_seconds()) < 60
     assert find_stuck(registry, registry.now(), lambda _name: True) == []
     registry.close()
 
 
 def test_silence_counts_only_while_somebody_listened(registry: Registry, clock: Clock) -> None:
-    work = registry.claim("prepare", add_tune(registry).id, "run")
+    work = registry.work.claim("prepare", add_tune(registry).id, "run")
     watch = Watch.after(None, registry.now(), 60.0)
     clock.forward(600.0)  # the database, or the machine, was away
 

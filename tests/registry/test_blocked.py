@@ -16,22 +16,24 @@ def test_a_blocked_prompt_gets_its_credits_back(tmp_path, migrated_file):
 
     shutil.copyfile(migrated_file, tmp_path / "registry.db")
     registry = Registry(f"sqlite:///{tmp_path}/registry.db")
-    registry.add_account("ann")
-    registry.open_wallet("ann", plan="free", requests_per_minute=20, monthly_grant=0, sign_up_grant=10_000)
-    prompt = registry.add_prompt(
+    registry.accounts.add("ann")
+    registry.ledger.open_wallet(
+        "ann", plan="free", requests_per_minute=20, monthly_grant=0, sign_up_grant=10_000
+    )
+    prompt = registry.prompts.add(
         prompt_request(),
         branch="tiny-sdxl",
         account_id="ann",
         origin="api",
         also=lambda session, row: reserve(session, "ann", row.id, 4_000, registry.now()),
     )
-    assert registry.get_wallet("ann").available == 6_000
-    [batch] = registry.make_batches(registry.now() + timedelta(seconds=10))
-    work = registry.claim("render", batch.id, "run")
+    assert registry.ledger.wallet("ann").available == 6_000
+    [batch] = registry.groups.make_batches(registry.now() + timedelta(seconds=10))
+    work = registry.work.claim("render", batch.id, "run")
     failure = blocked("weapons")
     assert isinstance(failure, Failure)
-    registry.prompt_failed(prompt.id, work.id, "run", failure)
-    ended = registry.get_prompt(prompt.id)
+    registry.prompts.failed(prompt.id, work.id, "run", failure)
+    ended = registry.prompts.get(prompt.id)
     assert ended.status == "blocked" and "'weapons'" in ended.failure_message
-    wallet = registry.get_wallet("ann")
+    wallet = registry.ledger.wallet("ann")
     assert (wallet.available, wallet.reserved) == (10_000, 0)

@@ -13,20 +13,20 @@ from tunes_dagster.registry import Registry
 
 def test_findings_stay_until_the_same_work_begins_anew(registry: Registry) -> None:
     tune = add_tune(registry)
-    work = registry.claim("prepare", tune.id, "run-1")
-    registry.add_findings(work.id, "run-1", ["a.jpg: Too small.", "a.jpg: Too small."])
-    registry.finish(work.id, "run-1")
-    training = registry.claim("train", tune.id, "run-2")
-    registry.add_findings(training.id, "run-2", ["No samples."])
-    assert registry.get_tune(tune.id).findings == ["a.jpg: Too small.", "No samples."]
+    work = registry.work.claim("prepare", tune.id, "run-1")
+    registry.tunes.add_findings(work.id, "run-1", ["a.jpg: Too small.", "a.jpg: Too small."])
+    registry.work.finish(work.id, "run-1")
+    training = registry.work.claim("train", tune.id, "run-2")
+    registry.tunes.add_findings(training.id, "run-2", ["No samples."])
+    assert registry.tunes.get(tune.id).findings == ["a.jpg: Too small.", "No samples."]
     with pytest.raises(Failure):
-        registry.add_findings(training.id, "somebody else", ["Nothing."])
-    registry.finish(training.id, "run-2")
+        registry.tunes.add_findings(training.id, "somebody else", ["Nothing."])
+    registry.work.finish(training.id, "run-2")
     run_stage(registry, "prepare", tune.id)
-    assert registry.get_tune(tune.id).findings == ["No samples."]
-    registry.delete_tune(tune.id)
-    registry.forget_words(tune.id)
-    assert registry.get_tune(tune.id).findings == []
+    assert registry.tunes.get(tune.id).findings == ["No samples."]
+    registry.work.delete_tune(tune.id)
+    registry.retention.forget_words(tune.id)
+    assert registry.tunes.get(tune.id).findings == []
 
 
 def test_the_verdict_stands_beside_ready(registry: Registry) -> None:
@@ -36,7 +36,7 @@ def test_the_verdict_stands_beside_ready(registry: Registry) -> None:
     copies = {"code": "copies", "sentence": "It copies.", "remedy": "Train for fewer steps."}
     card = {"verdict": "bad", "line": "bad: likeness 0.10; copies", "warnings": [copies], "page_key": "page"}
     run_stage(registry, "finish", tune.id, result={"report_card": card})
-    ready = registry.get_tune(tune.id)
+    ready = registry.tunes.get(tune.id)
     verdict = {"verdict": "bad", "line": card["line"], "reasons": ["It copies. Train for fewer steps."]}
     assert ready.verdict == tune_facts(ready)["verdict"] == verdict
     assert tune_body("tune.ready", ready, registry.now())["data"]["verdict"] == verdict

@@ -56,7 +56,7 @@ def test_the_watch_sees_what_could_deadlock(
     open_accounts(registry)
     for tenant in TENANTS:
         tune = add_tune(registry, account_id=tenant)
-        registry.add_prompt(prompt_request(), branch="tiny-sdxl", tune_id=tune.id, account_id=tenant)
+        registry.prompts.add(prompt_request(), branch="tiny-sdxl", tune_id=tune.id, account_id=tenant)
     with pytest.raises(LockOrderBroken, match=said), registry.writing() as session:
         wrong(session)
 
@@ -116,8 +116,8 @@ def no_retry(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 def open_accounts(registry: Registry) -> None:
     for tenant in TENANTS:
-        registry.add_account(tenant)
-        registry.open_wallet(tenant, plan="free", requests_per_minute=60, sign_up_grant=10_000_000)
+        registry.accounts.add(tenant)
+        registry.ledger.open_wallet(tenant, plan="free", requests_per_minute=60, sign_up_grant=10_000_000)
 
 
 def paid_prompt(registry: Registry, tenant: str, tune_id: str | None = None, group: str = "") -> Prompt:
@@ -135,7 +135,7 @@ def paid_prompt(registry: Registry, tenant: str, tune_id: str | None = None, gro
         )
         reserve(session, tenant, prompt.id, 1_000, prompt.created_at)
 
-    return registry.add_prompt(
+    return registry.prompts.add(
         prompt_request(), branch="tiny-sdxl", tune_id=tune_id, account_id=tenant, also=also
     )
 
@@ -145,7 +145,7 @@ def paid_tune(registry: Registry, tenant: str) -> Tune:
         reserve(session, tenant, tune.id, 1_000, tune.created_at)
 
     request = TuneRequest(name="dog")
-    return registry.add_tune(
+    return registry.tunes.add(
         request, id=new_id("tune"), branch="tiny-sdxl", recipe={}, account_id=tenant, origin="api", also=also
     )
 
@@ -184,8 +184,8 @@ def new_group(registry: Registry, tenant: str) -> str:
 def mixed_batch(registry: Registry, order: tuple[str, ...], groups: list[str]) -> tuple[Batch, Work]:
     for tenant in order * 3:
         paid_prompt(registry, tenant, group=groups[TENANTS.index(tenant)])
-    (batch,) = registry.make_batches(wait_seconds=0.0)
-    return batch, registry.claim("render", batch.id, f"run-{batch.id}", origin="cli")
+    (batch,) = registry.groups.make_batches(wait_seconds=0.0)
+    return batch, registry.work.claim("render", batch.id, f"run-{batch.id}", origin="cli")
 
 
 @pytest.mark.usefixtures("no_retry")
@@ -198,14 +198,14 @@ def test_two_failing_batches_of_two_tenants(pair: tuple[Registry, Registry]) -> 
         ]
         together(
             *(
-                lambda registry=registry, batch=batch, work=work: registry.fail(
+                lambda registry=registry, batch=batch, work=work: registry.work.fail(
                     work.id, f"run-{batch.id}", Failure(FailureCode.RENDER_FAILED, "no")
                 )
                 for registry, (batch, work) in zip(pair, works, strict=True)
             )
         )
-        assert {pair[0].get_batch(batch.id).status for batch, _ in works} == {"failed"}  # type: ignore[union-attr]
-    assert all(pair[0].get_wallet(tenant).reserved == 0 for tenant in TENANTS)
+        assert {pair[0].groups.batch(batch.id).status for batch, _ in works} == {"failed"}  # type: ignore[union-attr]
+    assert all(pair[0].ledger.wallet(tenant).reserved == 0 for tenant in TENANTS)
 
 
 @pytest.mark.usefixtures("no_retry")
@@ -216,18 +216,20 @@ def test_prompts_are_cancelled_while_their_tune_ends(pair: tuple[Registry, Regis
         prompts = [paid_prompt(pair[0], "anna", tune.id) for _ in range(4)]
         for kind in ("prepare", "train"):
             run_stage(pair[0], kind, tune.id)
-        work = pair[0].claim("finish", tune.id, "run")
+        work = pair[0].work.claim("finish", tune.id, "run")
         ends: dict[str, Callable[[], Any]] = {
-            "ready": lambda work=work: pair[0].finish(work.id, "run"),
-            "failed": lambda work=work: pair[0].fail(work.id, "run", Failure(FailureCode.DIVERGED, "no")),
-            "cancelled": lambda tune=tune: pair[0].delete_tune(tune.id),
+            "ready": lambda work=work: pair[0].work.finish(work.id, "run"),
+            "failed": lambda work=work: pair[0].work.fail(
+                work.id, "run", Failure(FailureCode.DIVERGED, "no")
+            ),
+            "cancelled": lambda tune=tune: pair[0].work.delete_tune(tune.id),
         }
-        cancels = [lambda one=one: pair[1].cancel_prompt(one.id) for one in reversed(prompts)]
+        cancels = [lambda one=one: pair[1].work.cancel_prompt(one.id) for one in reversed(prompts)]
         together(ends[end], *cancels)
         if end == "cancelled":
-            pair[0].fail(work.id, "run", Cancelled())
-        assert {pair[0].get_prompt(one.id).status for one in prompts} <= {"cancelled", "failed"}
-    assert all(pair[0].get_wallet(tenant).reserved == 0 for tenant in TENANTS)
+            pair[0].work.fail(work.id, "run", Cancelled())
+        assert {pair[0].prompts.get(one.id).status for one in prompts} <= {"cancelled", "failed"}
+    assert all(pair[0].ledger.wallet(tenant).reserved == 0 for tenant in TENANTS)
 
 
 @pytest.mark.usefixtures("no_retry")
@@ -236,27 +238,27 @@ def test_a_cohort_is_claimed_while_another_takes_newcomers(pair: tuple[Registry,
         tunes = [add_tune(pair[0]) for _ in range(6)]
         for tune in random.Random(round_).sample(tunes, len(tunes)):
             run_stage(pair[0], "prepare", tune.id)
-        (claimed,) = pair[0].make_cohorts(wait_seconds=0.0)
+        (claimed,) = pair[0].groups.make_cohorts(wait_seconds=0.0)
         other = cohort_of_nobody(pair[0])
         together(
-            lambda cohort=claimed[0].id, run=f"claims-{round_}": pair[0].claim_cohort(cohort, run),
-            lambda run=f"joins-{round_}", other=other: pair[1].join_cohort(
+            lambda cohort=claimed[0].id, run=f"claims-{round_}": pair[0].work.claim_cohort(cohort, run),
+            lambda run=f"joins-{round_}", other=other: pair[1].work.join_cohort(
                 other, run, 8, patience_seconds=-1.0
             ),
         )
-        works = [pair[0].work_of(tune.id, "train")[0] for tune in tunes]
+        works = [pair[0].work.of(tune.id, "train")[0] for tune in tunes]
         assert {work.state for work in works} == {"running"}
         for work in works:
-            pair[0].finish(work.id, work.run_id or "")
+            pair[0].work.finish(work.id, work.run_id or "")
 
 
 def cohort_of_nobody(registry: Registry) -> str:
     """Return a cohort of the same base that has no members."""
     tune = add_tune(registry)
     run_stage(registry, "prepare", tune.id)
-    ((cohort, (work,)),) = registry.make_cohorts(wait_seconds=0.0)
-    registry.claim_cohort(cohort.id, "gone")
-    registry.finish(work.id, "gone")
+    ((cohort, (work,)),) = registry.groups.make_cohorts(wait_seconds=0.0)
+    registry.work.claim_cohort(cohort.id, "gone")
+    registry.work.finish(work.id, "gone")
     return cohort.id
 
 
@@ -266,15 +268,15 @@ def test_two_members_that_end_at_once_close_their_cohort(pair: tuple[Registry, R
         tunes = [add_tune(pair[0]) for _ in range(2)]
         for tune in tunes:
             run_stage(pair[0], "prepare", tune.id)
-        ((cohort, _works),) = pair[0].make_cohorts(wait_seconds=0.0)
-        members = pair[0].claim_cohort(cohort.id, "run")
+        ((cohort, _works),) = pair[0].groups.make_cohorts(wait_seconds=0.0)
+        members = pair[0].work.claim_cohort(cohort.id, "run")
         together(
             *(
-                lambda registry=registry, work=work: registry.finish(work.id, "run")
+                lambda registry=registry, work=work: registry.work.finish(work.id, "run")
                 for registry, work in zip(pair, members, strict=True)
             )
         )
-        assert pair[0].get_cohort(cohort.id).done_at is not None  # type: ignore[union-attr]
+        assert pair[0].groups.cohort(cohort.id).done_at is not None  # type: ignore[union-attr]
 
 
 def test_what_meets_in_a_deadlock_is_run_again(pair: tuple[Registry, Registry]) -> None:
@@ -292,9 +294,9 @@ def test_what_meets_in_a_deadlock_is_run_again(pair: tuple[Registry, Registry]) 
                 met.wait(timeout=10)
             session.execute(text("UPDATE tunes SET phase = 'x' WHERE id = :id"), {"id": other.id})
 
-        registry.add_prompt(
+        registry.prompts.add(
             prompt_request(), branch="tiny-sdxl", tune_id=own.id, account_id=own.account_id, also=also
         )
 
     together(lambda: accept(pair[0], first, second), lambda: accept(pair[1], second, first))
-    assert sum(len(pair[0].list_prompts(tune_id=tune.id)) for tune in (first, second)) == 2
+    assert sum(len(pair[0].prompts.rows(tune_id=tune.id)) for tune in (first, second)) == 2

@@ -23,15 +23,15 @@ PRICE = 2_000
 
 def wealthy(registry: Registry, available: int = 1_000_000) -> Registry:
     """Give Ann credits that do not expire."""
-    registry.add_account("ann")
-    registry.open_wallet("ann", plan="house", requests_per_minute=60)
-    registry.adjust_wallet("ann", available)
+    registry.accounts.add("ann")
+    registry.ledger.open_wallet("ann", plan="house", requests_per_minute=60)
+    registry.ledger.adjust("ann", available)
     return registry
 
 
 def books(registry: Registry, account: str = "ann") -> tuple[int, int]:
     """Return what can be spent and what is held, having seen that the ledger agrees."""
-    wallet, postings = registry.get_wallet(account), registry.books(account)
+    wallet, postings = registry.ledger.wallet(account), registry.ledger.books(account)
     assert sum(postings.values()) == 0
     assert (wallet.available, wallet.reserved) == (postings.get("account", 0), postings.get("reserved", 0))
     assert min(wallet.available, wallet.reserved, wallet.grant_left) >= 0
@@ -40,12 +40,14 @@ def books(registry: Registry, account: str = "ann") -> tuple[int, int]:
 
 def plan(registry: Registry, name: str, monthly: int) -> int:
     """Move Ann to a plan and return what she can spend."""
-    registry.open_wallet("ann", plan=name, requests_per_minute=60, monthly_grant=monthly, sign_up_grant=7)
+    registry.ledger.open_wallet(
+        "ann", plan=name, requests_per_minute=60, monthly_grant=monthly, sign_up_grant=7
+    )
     return books(registry)[0]
 
 
 def test_changing_plans_brings_a_month_no_more_than_its_best_plan(registry: Registry, clock: Clock) -> None:
-    registry.add_account("ann")
+    registry.accounts.add("ann")
     assert plan(registry, "pro", 600) == 607
     for name, monthly in (("free", 0), ("pro", 600), ("starter", 150), ("pro", 600), ("pro", 600)):
         assert plan(registry, name, monthly) == 607, name
@@ -60,16 +62,16 @@ def test_changing_plans_brings_a_month_no_more_than_its_best_plan(registry: Regi
 
 
 def test_changing_plans_mints_nothing_through_what_is_held(registry: Registry) -> None:
-    registry.add_account("ann")
+    registry.accounts.add("ann")
     plan(registry, "pro", 600)
     tune = held(registry, price=600)
     plan(registry, "free", 0)
-    registry.request_cancel(tune.id)
+    registry.work.cancel_tune(tune.id)
     assert plan(registry, "pro", 600) == 607
 
 
 def test_two_first_openers_make_one_wallet(registry: Registry) -> None:
-    registry.add_account("ann")
+    registry.accounts.add("ann")
     with ThreadPoolExecutor(6) as pool:
         seen = list(pool.map(lambda _: plan(registry, "free", 100), range(6)))
     assert set(seen) == {107}
@@ -79,7 +81,7 @@ def test_two_first_openers_make_one_wallet(registry: Registry) -> None:
 def test_amounts_that_no_column_holds_are_refused(registry: Registry, amount: int) -> None:
     wealthy(registry)
     with pytest.raises(Failure) as refused:
-        registry.adjust_wallet("ann", amount)
+        registry.ledger.adjust("ann", amount)
     assert refused.value.code == FailureCode.INVALID_REQUEST and books(registry) == (1_000_000, 0)
 
 
@@ -90,7 +92,7 @@ def test_a_price_below_zero_or_of_parts_adds_nothing(registry: Registry) -> None
         lambda session: reserve(session, "ann", "tune_x", -5, now),
         lambda session: reserve_many(session, "ann", {"a": 10, "b": -5}, now, ""),
         lambda session: post(
-            session, registry.get_wallet("ann"), "adjust", {"account": 0.5, "grants": -0.5}, now
+            session, registry.ledger.wallet("ann"), "adjust", {"account": 0.5, "grants": -0.5}, now
         ),  # type: ignore[dict-item]
     ]
     for attempt in tries:
@@ -111,7 +113,7 @@ def held(registry: Registry, price: int = 100_000, **changes: Any) -> Tune:
 
 
 def _campaign(registry: Registry) -> Campaign:
-    return registry.put_campaign(
+    return registry.campaigns.put(
         "looks",
         account_id="ann",
         cron="0 7 * * 1",
@@ -140,12 +142,12 @@ def _planned(tune: Tune, number: int, *named: str) -> Planned:
 
 def _end(registry: Registry, tune: Tune, how: str) -> None:
     if how == "deleted":
-        registry.delete_tune(tune.id)
+        registry.work.delete_tune(tune.id)
     elif how == "cancelled":
-        registry.request_cancel(tune.id)
+        registry.work.cancel_tune(tune.id)
     else:
-        work = registry.claim("prepare", tune.id, "run")
-        registry.fail(work.id, "run", Failure(FailureCode.TOO_FEW_PICTURES, "None."))
+        work = registry.work.claim("prepare", tune.id, "run")
+        registry.work.fail(work.id, "run", Failure(FailureCode.TOO_FEW_PICTURES, "None."))
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled", "deleted"])
@@ -159,9 +161,9 @@ def test_a_date_never_waits_for_a_tune_that_ended_while_it_was_drawn(
     planned = [_planned(good, 1, *([lost.id] if in_text else [])), _planned(good if in_text else lost, 2)]
     _end(registry, lost, how)
     with pytest.raises(Failure, match="lost") as refused:
-        registry.plan_date(_campaign(registry), "2026-03-09", planned, {})
+        registry.campaigns.plan_date(_campaign(registry), "2026-03-09", planned, {})
     assert refused.value.code == FailureCode.CONFLICT
-    assert registry.list_prompts() == [] and books(registry) == (1_000_000, 0)
+    assert registry.prompts.rows() == [] and books(registry) == (1_000_000, 0)
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled", "deleted"])
@@ -176,7 +178,9 @@ def test_dates_planned_while_their_tunes_end_all_come_to_an_end(registry: Regist
         def plan_it(both: threading.Barrier = both, tune: Tune = tune, number: int = number) -> None:
             both.wait(10)
             try:
-                registry.plan_date(campaign, f"date {number}", [_planned(tune, n) for n in range(5)], {})
+                registry.campaigns.plan_date(
+                    campaign, f"date {number}", [_planned(tune, n) for n in range(5)], {}
+                )
             except Failure as failure:
                 assert failure.code == FailureCode.CONFLICT
 
@@ -187,7 +191,7 @@ def test_dates_planned_while_their_tunes_end_all_come_to_an_end(registry: Regist
         with ThreadPoolExecutor(2) as pool:
             for done in [pool.submit(plan_it), pool.submit(end_it)]:
                 done.result()
-    left = [one.status for one in registry.list_prompts(limit=1000) if one.status in ("waiting", "queued")]
+    left = [one.status for one in registry.prompts.rows(limit=1000) if one.status in ("waiting", "queued")]
     assert left == [] and books(registry) == (1_000_000, 0)
 
 
@@ -206,8 +210,8 @@ def test_prompts_that_an_earlier_version_left_waiting_follow_their_tune(registry
         for id in rows.values():
             row = session.query(Prompt).filter(Prompt.id == id).one()
             row.status, row.done_at, row.queued_at = "waiting", None, None
-    assert registry.end_stranded() == 4 and registry.end_stranded() == 0
-    assert {how: registry.get_prompt(id).status for how, id in rows.items()} == {
+    assert registry.work.end_stranded() == 4 and registry.work.end_stranded() == 0
+    assert {how: registry.prompts.get(id).status for how, id in rows.items()} == {
         "failed": "failed",
         "cancelled": "cancelled",
         "deleted": "cancelled",
@@ -222,7 +226,7 @@ def waiting(registry: Registry, tune: Tune, **changes: Any) -> Prompt:
     def also(session: Session, prompt: Prompt) -> None:
         reserve(session, "ann", prompt.id, PRICE * prompt.settings["num_images"], registry.now())
 
-    return registry.add_prompt(
+    return registry.prompts.add(
         prompt_request(**changes), branch="tiny-sdxl", tune_id=tune.id, account_id="ann", also=also
     )
 
@@ -240,12 +244,12 @@ def _run_to(registry: Registry, tune: Tune, status: str, step: int = 0) -> None:
     for kind, (before, during) in order.items():
         if status == before:
             return
-        work = registry.claim(kind, tune.id, "run")
+        work = registry.work.claim(kind, tune.id, "run")
         if status == during:
             if kind == "train":
-                registry.progress(work.id, "run", phase="training", step=step, total=100)
+                registry.work.progress(work.id, "run", phase="training", step=step, total=100)
             return
-        registry.finish(work.id, "run", result={"weights_key": "w"} if kind == "train" else None)
+        registry.work.finish(work.id, "run", result={"weights_key": "w"} if kind == "train" else None)
 
 
 @pytest.mark.parametrize(
@@ -272,29 +276,29 @@ def test_what_was_computed_for_a_tune_is_paid_when_its_caller_gives_it_up(
         _run_to(registry, tune, status, step)
     prompt = waiting(registry, tune, num_images=4)
     if how == "deleted":
-        registry.delete_tune(tune.id, by_caller=True)
+        registry.work.delete_tune(tune.id, by_caller=True)
     else:
-        registry.request_cancel(tune.id, by_caller=True)
+        registry.work.cancel_tune(tune.id, by_caller=True)
     paid = 1_000_000 - charged
     assert books(registry)[0] in (
         paid,
         paid - 4 * PRICE,
     )  # a run that holds the tune lets its prompts go later
-    for work in registry.work_of(tune.id):
+    for work in registry.work.of(tune.id):
         if work.state == "running":  # and finishes although it was asked to stop
-            registry.finish(work.id, "run")
-    assert registry.get_tune(tune.id).status == how and registry.get_prompt(prompt.id).status == "cancelled"
-    assert books(registry) == (paid, 0) and registry.books("ann").get("revenue", 0) == charged
+            registry.work.finish(work.id, "run")
+    assert registry.tunes.get(tune.id).status == how and registry.prompts.get(prompt.id).status == "cancelled"
+    assert books(registry) == (paid, 0) and registry.ledger.books("ann").get("revenue", 0) == charged
 
 
 def test_a_lost_attempt_does_not_make_giving_up_cheaper(registry: Registry, clock: Clock) -> None:
     wealthy(registry)
     tune = held(registry)
     _run_to(registry, tune, "training", 80)
-    (work,) = registry.work_of(tune.id, "train")
-    registry.requeue_lost(work.id, "Gone.")
-    assert registry.get_tune(tune.id).step == 0
-    registry.request_cancel(tune.id, by_caller=True)
+    (work,) = registry.work.of(tune.id, "train")
+    registry.work.requeue_lost(work.id, "Gone.")
+    assert registry.tunes.get(tune.id).step == 0
+    registry.work.cancel_tune(tune.id, by_caller=True)
     assert books(registry) == (920_000, 0)
 
 
@@ -302,24 +306,24 @@ def test_whoever_cancelled_cannot_have_it_kept_for_what_was_settled(registry: Re
     wealthy(registry)
     tune = held(registry)
     _run_to(registry, tune, "training", 10)
-    registry.request_cancel(tune.id, by_caller=True)
-    assert registry.request_cancel(tune.id, keep=True, by_caller=True).cancel == "cancel"
-    (work,) = registry.work_of(tune.id, "train")
-    registry.finish(work.id, "run")
-    assert registry.get_tune(tune.id).status == "cancelled" and books(registry) == (990_000, 0)
+    registry.work.cancel_tune(tune.id, by_caller=True)
+    assert registry.work.cancel_tune(tune.id, keep=True, by_caller=True).cancel == "cancel"
+    (work,) = registry.work.of(tune.id, "train")
+    registry.work.finish(work.id, "run")
+    assert registry.tunes.get(tune.id).status == "cancelled" and books(registry) == (990_000, 0)
 
 
 def test_stopping_to_keep_costs_the_whole_price_and_only_once(registry: Registry) -> None:
     wealthy(registry)
     tune = held(registry)
     _run_to(registry, tune, "training", 10)
-    registry.request_cancel(tune.id, keep=True, by_caller=True)
-    (work,) = registry.work_of(tune.id, "train")
-    registry.finish(work.id, "run")
+    registry.work.cancel_tune(tune.id, keep=True, by_caller=True)
+    (work,) = registry.work.of(tune.id, "train")
+    registry.work.finish(work.id, "run")
     for kind in ("finish",):
-        registry.finish(registry.claim(kind, tune.id, "run").id, "run")
-    assert registry.get_tune(tune.id).status == "ready" and books(registry) == (900_000, 0)
-    registry.delete_tune(tune.id, by_caller=True)
+        registry.work.finish(registry.work.claim(kind, tune.id, "run").id, "run")
+    assert registry.tunes.get(tune.id).status == "ready" and books(registry) == (900_000, 0)
+    registry.work.delete_tune(tune.id, by_caller=True)
     assert books(registry) == (900_000, 0)
 
 
@@ -329,12 +333,12 @@ def test_what_the_operator_stops_or_what_fails_costs_nothing(registry: Registry,
     stopped, failed = held(registry), held(registry)
     for tune in (stopped, failed):
         _run_to(registry, tune, status, 90)
-    registry.request_cancel(stopped.id)
+    registry.work.cancel_tune(stopped.id)
     if status == "trained":
-        registry.claim("finish", failed.id, "run")
-    (work,) = (one for one in registry.work_of(failed.id) if one.state == "running")
-    registry.fail(work.id, "run", Failure(FailureCode.WEIGHTS_UNUSABLE, "Not finite."))
-    assert registry.get_tune(failed.id).status == "failed" and books(registry) == (1_000_000, 0)
+        registry.work.claim("finish", failed.id, "run")
+    (work,) = (one for one in registry.work.of(failed.id) if one.state == "running")
+    registry.work.fail(work.id, "run", Failure(FailureCode.WEIGHTS_UNUSABLE, "Not finite."))
+    assert registry.tunes.get(failed.id).status == "failed" and books(registry) == (1_000_000, 0)
 
 
 @pytest.mark.parametrize(("by_caller", "charged"), [(True, 3_000), (False, 0)])
@@ -344,15 +348,15 @@ def test_a_prompt_given_up_while_it_is_rendered_owes_what_was_rendered(
     wealthy(registry)
     tune = make_ready(registry, held(registry, 0))
     gone, stays = waiting(registry, tune, num_images=2), waiting(registry, tune, num_images=2)
-    (batch,) = registry.make_batches(wait_seconds=0)
-    work = registry.claim("render", batch.id, "run")
-    registry.progress(work.id, "run", phase="rendering", step=3, total=4)
-    registry.cancel_prompt(gone.id, by_caller=by_caller)
+    (batch,) = registry.groups.make_batches(wait_seconds=0)
+    work = registry.work.claim("render", batch.id, "run")
+    registry.work.progress(work.id, "run", phase="rendering", step=3, total=4)
+    registry.work.cancel_prompt(gone.id, by_caller=by_caller)
     for prompt in (gone, stays):
-        registry.prompt_done(prompt.id, work.id, "run", ["a.png", "b.png"])
-    registry.finish(work.id, "run")
-    registry.cancel_prompt(gone.id, by_caller=by_caller)
-    assert registry.get_prompt(gone.id).images == []
+        registry.prompts.done(prompt.id, work.id, "run", ["a.png", "b.png"])
+    registry.work.finish(work.id, "run")
+    registry.work.cancel_prompt(gone.id, by_caller=by_caller)
+    assert registry.prompts.get(gone.id).images == []
     assert books(registry) == (1_000_000 - charged - 2 * PRICE, 0)
 
 
@@ -361,10 +365,10 @@ def test_a_prompt_given_up_while_it_is_rendered_owes_what_was_rendered(
 
 def test_progress_never_falls_and_ends_at_a_hundred(registry: Registry, clock: Clock) -> None:
     tune = add_tune(registry)
-    seen = [registry.get_tune(tune.id).progress]
+    seen = [registry.tunes.get(tune.id).progress]
 
     def look() -> None:
-        seen.append(registry.get_tune(tune.id).progress)
+        seen.append(registry.tunes.get(tune.id).progress)
 
     phases = {
         "prepare": ["fetching", "checking", "checking", "captioning"],
@@ -373,16 +377,16 @@ def test_progress_never_falls_and_ends_at_a_hundred(registry: Registry, clock: C
     }
     for kind, names in phases.items():
         for attempt in (1, 2):
-            work = registry.claim(kind, tune.id, f"run {attempt}")
+            work = registry.work.claim(kind, tune.id, f"run {attempt}")
             for name in names:
                 for step in (0, 5, 10):
                     clock.forward(3)
-                    registry.progress(work.id, f"run {attempt}", phase=name, step=step, total=10)
+                    registry.work.progress(work.id, f"run {attempt}", phase=name, step=step, total=10)
                     look()
             if attempt == 1:
-                registry.requeue_lost(work.id, "Gone.")
+                registry.work.requeue_lost(work.id, "Gone.")
                 look()
-        registry.finish(work.id, "run 2")
+        registry.work.finish(work.id, "run 2")
         look()
     assert seen == sorted(seen) and seen[0] == 0 and seen[-2] < 100 and seen[-1] == 100
     assert len(set(seen)) > 15, "it moves"
@@ -392,11 +396,11 @@ def test_progress_is_weighed_by_what_phases_took_here(registry: Registry, clock:
     def make(seconds: dict[str, float]) -> list[float]:
         tune, seen = add_tune(registry), []
         for kind, phase in (("prepare", "fetching"), ("train", "training"), ("finish", "evaluating")):
-            work = registry.claim(kind, tune.id, "run")
-            registry.progress(work.id, "run", phase=phase)
+            work = registry.work.claim(kind, tune.id, "run")
+            registry.work.progress(work.id, "run", phase=phase)
             clock.forward(seconds[phase])
-            seen.append(registry.get_tune(tune.id).progress)
-            registry.finish(work.id, "run", result={"steps": 300})
+            seen.append(registry.tunes.get(tune.id).progress)
+            registry.work.finish(work.id, "run", result={"steps": 300})
         return seen
 
     usual = make({"fetching": 100, "training": 10, "evaluating": 10})
@@ -407,16 +411,16 @@ def test_progress_is_weighed_by_what_phases_took_here(registry: Registry, clock:
 
 def test_a_batch_shows_how_far_it_is_and_does_not_fall_back(registry: Registry) -> None:
     tune = make_ready(registry, add_tune(registry))
-    registry.add_prompt(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
-    (batch,) = registry.make_batches(wait_seconds=0)
+    registry.prompts.add(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
+    (batch,) = registry.groups.make_batches(wait_seconds=0)
     seen = []
     for attempt in ("a", "b"):
-        work = registry.claim("render", batch.id, attempt)
+        work = registry.work.claim("render", batch.id, attempt)
         for phase, step in (("loading", 0), ("rendering", 1), ("rendering", 3)):
-            registry.progress(work.id, attempt, phase=phase, step=step, total=4)
-            seen.append(registry.get_batch(batch.id).progress)
+            registry.work.progress(work.id, attempt, phase=phase, step=step, total=4)
+            seen.append(registry.groups.batch(batch.id).progress)
         if attempt == "a":
-            registry.requeue_lost(work.id, "Gone.")
-    registry.finish(work.id, "b")
-    seen.append(registry.get_batch(batch.id).progress)
+            registry.work.requeue_lost(work.id, "Gone.")
+    registry.work.finish(work.id, "b")
+    seen.append(registry.groups.batch(batch.id).progress)
     assert seen == sorted(seen) and 0 < seen[1] < seen[2] < 100 == seen[-1]

@@ -33,7 +33,7 @@ def test_the_revisions_make_the_tables(registry: Registry) -> None:
     with registry.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Table.metadata) == []
-    assert registry.get_account("local").callback_unknown == "resend"
+    assert registry.accounts.get("local").callback_unknown == "resend"
 
 
 @pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
@@ -50,7 +50,8 @@ def test_a_registry_with_rows_is_upgraded_and_keeps_them(tmp_path: Path, revisio
     registry = Registry(url)
     assert registry.revision() == HEAD
     assert (
-        registry.get_tune("tune_old").number == 7 and registry.get_prompt("prompt_old").tune_id == "tune_old"
+        registry.tunes.get("tune_old").number == 7
+        and registry.prompts.get("prompt_old").tune_id == "tune_old"
     )
     with registry.reading() as session:
         assert session.execute(text("PRAGMA foreign_key_check")).fetchall() == []
@@ -104,8 +105,8 @@ def test_what_older_versions_said_of_the_inside_becomes_a_detail(url: str) -> No
     engine.dispose()
     registry = Registry(url, migrate=False)
     registry.migrate(older=True)
-    rows = {name: registry.get_tune(name) for name in said}
-    events = {name: registry.events(name)[0] for name in said}
+    rows = {name: registry.tunes.get(name) for name in said}
+    events = {name: registry.events.of(name)[0] for name in said}
     registry.close()
     kept = {name for name, row in rows.items() if row.failure_message == said[name][1]}
     assert kept == {"picture", "source", "asked"}
@@ -185,7 +186,7 @@ def test_several_processes_open_an_empty_registry_at_once(url: str) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 4
     registry = Registry(url)
-    assert [tune.number for tune in registry.list_tunes()] == list(range(20, 0, -1))
+    assert [tune.number for tune in registry.tunes.rows()] == list(range(20, 0, -1))
     registry.close()
 
 

@@ -35,14 +35,14 @@ def impatient(own_postgres: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def test_a_server_that_froze_is_noticed_by_every_call(impatient: Registry, own_postgres: Server) -> None:
-    impatient.add_account("anna")
+    impatient.accounts.add("anna")
     own_postgres.freeze()
     for _ in range(2):  # with a connection from before, and without one
         with pytest.raises(DatabaseAway) as raised:
-            impatient.get_account("anna")
+            impatient.accounts.get("anna")
         assert raised.value.trouble is Trouble.AWAY
     own_postgres.thaw()
-    assert impatient.get_account("anna").name == "anna"
+    assert impatient.accounts.get("anna").name == "anna"
 
 
 def test_a_server_that_freezes_in_the_middle_of_a_statement_or_a_commit(
@@ -92,7 +92,7 @@ def test_what_waits_goes_on_when_a_killed_server_is_back(own_postgres: Server) -
     tune = add_tune(registry)
     own_postgres.kill()
     with ThreadPoolExecutor(1) as pool:
-        claimed = pool.submit(registry.claim, "prepare", tune.id, "run")
+        claimed = pool.submit(registry.work.claim, "prepare", tune.id, "run")
         while registry.outage.seconds_ago() > 10.0:
             time.sleep(0.01)
         own_postgres.start()
@@ -134,7 +134,7 @@ def test_no_log_line_of_a_failing_statement_holds_what_was_to_be_written(
         logging.getLogger("test").error("unexpected", exc_info=raised.value)
     own_postgres.freeze()
     with pytest.raises(DatabaseAway) as away:
-        impatient.add_account(SECRET)
+        impatient.accounts.add(SECRET)
     logging.getLogger("test").error("unexpected", exc_info=away.value)
     assert len(caplog.records) > len(failing)
     assert SECRET not in caplog.text
@@ -181,9 +181,9 @@ def test_what_was_accepted_without_our_hearing_of_it_is_accepted_once(
     impatient: Registry, own_postgres: Server, kept: bool
 ) -> None:
     registry = impatient.with_patience(60.0)
-    account = registry.add_account("anna").id
-    registry.open_wallet(account, plan="pro", requests_per_minute=60)
-    registry.adjust_wallet(account, 1_000)
+    account = registry.accounts.add("anna").id
+    registry.ledger.open_wallet(account, plan="pro", requests_per_minute=60)
+    registry.ledger.adjust(account, 1_000)
 
     def crash() -> None:
         own_postgres.kill()
@@ -198,12 +198,12 @@ def test_what_was_accepted_without_our_hearing_of_it_is_accepted_once(
 
     def accept_prompts() -> None:
         new = [NewPrompt(prompt_request(), "tiny-sdxl", price=10) for _ in range(2)]
-        registry.add_prompts(new, account_id=account, also=lambda session, _rows: session.add(group))
+        registry.prompts.add_many(new, account_id=account, also=lambda session, _rows: session.add(group))
 
     for accept in (accept_tune, accept_prompts):
         # What reached a server that froze is kept when it goes on; what a crash met before its commit is not.
         with AtCommit(own_postgres.freeze, own_postgres.thaw if kept else crash):
             accept()
-    assert len(registry.list_tunes(account_id=account)) == 1
-    assert len(registry.list_prompts(account_id=account)) == 2
-    assert registry.get_wallet(account).reserved == 120
+    assert len(registry.tunes.rows(account_id=account)) == 1
+    assert len(registry.prompts.rows(account_id=account)) == 2
+    assert registry.ledger.wallet(account).reserved == 120

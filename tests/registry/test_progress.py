@@ -30,7 +30,7 @@ def reports(registry: Registry, clock: Clock, work_id: str, run: str, chance: ra
     for _ in range(chance.randrange(1, 7)):
         clock.forward(chance.choice((0.1, 3, 400)))
         step, total = chance.choice(((0, None), (3, 9), (9, 9), (12, 9), (5, 0), (1, 10_000)))
-        registry.progress(work_id, run, phase=chance.choice(WORDS), step=step, total=total)
+        registry.work.progress(work_id, run, phase=chance.choice(WORDS), step=step, total=total)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -44,23 +44,23 @@ def test_it_never_falls_whatever_happens(registry: Registry, clock: Clock, seed:
     for kind in ("prepare", "train", "finish"):
         for attempt in range(chance.randrange(1, 5)):
             run = f"run {kind} {attempt}"
-            work = registry.claim(kind, tune.id, run)
-            seen.append(registry.get_tune(tune.id).progress)
+            work = registry.work.claim(kind, tune.id, run)
+            seen.append(registry.tunes.get(tune.id).progress)
             reports(registry, clock, work.id, run, chance)
-            seen.append(registry.get_tune(tune.id).progress)
+            seen.append(registry.tunes.get(tune.id).progress)
             clock.forward(chance.choice((1, 90)))  # the measured pace is read again
             if chance.random() < 0.5:
-                registry.requeue_lost(work.id, "Gone.")
+                registry.work.requeue_lost(work.id, "Gone.")
             else:
-                registry.fail(work.id, run, Failure(FailureCode.STORE_UNAVAILABLE, "Away."))
-            seen.append(registry.get_tune(tune.id).progress)
+                registry.work.fail(work.id, run, Failure(FailureCode.STORE_UNAVAILABLE, "Away."))
+            seen.append(registry.tunes.get(tune.id).progress)
             clock.forward(100_000)
-        work = registry.claim(kind, tune.id, "last")
+        work = registry.work.claim(kind, tune.id, "last")
         reports(registry, clock, work.id, "last", chance)
-        seen.append(registry.get_tune(tune.id).progress)
-        assert registry.get_tune(tune.id).progress < 100
-        registry.finish(work.id, "last", result={"steps": 9} if kind == "train" else None)
-        seen.append(registry.get_tune(tune.id).progress)
+        seen.append(registry.tunes.get(tune.id).progress)
+        assert registry.tunes.get(tune.id).progress < 100
+        registry.work.finish(work.id, "last", result={"steps": 9} if kind == "train" else None)
+        seen.append(registry.tunes.get(tune.id).progress)
     assert seen == sorted(seen) and seen[-1] == 100, seen
 
 
@@ -69,17 +69,17 @@ def test_nor_does_that_of_a_batch(registry: Registry, clock: Clock, seed: int) -
     chance = random.Random(seed)
     registry.max_attempts = 50
     tune = make_ready(registry, add_tune(registry))
-    registry.add_prompt(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
-    (batch,) = registry.make_batches(wait_seconds=0)
+    registry.prompts.add(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
+    (batch,) = registry.groups.make_batches(wait_seconds=0)
     seen = []
     for attempt in range(5):
-        work = registry.claim("render", batch.id, str(attempt))
+        work = registry.work.claim("render", batch.id, str(attempt))
         reports(registry, clock, work.id, str(attempt), chance)
-        seen.append(registry.get_batch(batch.id).progress)
+        seen.append(registry.groups.batch(batch.id).progress)
         if attempt < 4:
-            registry.requeue_lost(work.id, "Gone.")
-            seen.append(registry.get_batch(batch.id).progress)
+            registry.work.requeue_lost(work.id, "Gone.")
+            seen.append(registry.groups.batch(batch.id).progress)
     assert seen[-1] < 100
-    registry.finish(work.id, "4")
-    seen.append(registry.get_batch(batch.id).progress)
+    registry.work.finish(work.id, "4")
+    seen.append(registry.groups.batch(batch.id).progress)
     assert seen == sorted(seen) and seen[-1] == 100, seen

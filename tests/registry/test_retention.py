@@ -49,21 +49,21 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 def rendered(registry: Registry, store: Store, tune: Tune, *tags: Use) -> Prompt:
     """Return a prompt of a tune with a picture, and the sheet of its batch."""
     text = " ".join(["a photo of ohwx dog", *(f"<lora:{use.word}:{use.scale}>" for use in tags)])
-    prompt = registry.add_prompt(
+    prompt = registry.prompts.add(
         prompt_request(text, callback_url=HOOK),
         branch="tiny-sdxl",
         tune_id=tune.id,
         tags=tags,
         account_id=tune.account_id,
     )
-    (batch,) = registry.make_batches(wait_seconds=0)
-    work = registry.claim("render", batch.id, "run")
+    (batch,) = registry.groups.make_batches(wait_seconds=0)
+    work = registry.work.claim("render", batch.id, "run")
     key = store.write_bytes(f"batches/{batch.id}/1/{prompt.id}-1.png", b"picture")
     for name in ("contact_sheet.png", "index.html"):
         store.write_bytes(f"batches/{batch.id}/1/{name}", b"sheet")
-    registry.prompt_done(prompt.id, work.id, "run", [key])
-    registry.finish(work.id, "run")
-    return registry.get_prompt(prompt.id)
+    registry.prompts.done(prompt.id, work.id, "run", [key])
+    registry.work.finish(work.id, "run")
+    return registry.prompts.get(prompt.id)
 
 
 def everything(store: Store) -> set[str]:
@@ -121,15 +121,17 @@ def test_a_tune_goes_with_everything_made_of_it_and_nothing_of_others(
     kept = everything(store)
     assert others.images[0] in kept and shown.images[0] in gone and mixed.images[0] in gone
     assert sum("latents" in key for key in kept) == 1 and f"tunes/{other.id}/lora/1/lora.safetensors" in kept
-    assert registry.get_prompt(mixed.id).images == [] and registry.get_prompt(mixed.id).expired_at is not None
-    row = registry.get_tune(mine.id)
-    assert (row.status, row.title, row.labels) == ("deleted", "", {}) and registry.get_prompt(
+    assert (
+        registry.prompts.get(mixed.id).images == [] and registry.prompts.get(mixed.id).expired_at is not None
+    )
+    row = registry.tunes.get(mine.id)
+    assert (row.status, row.title, row.labels) == ("deleted", "", {}) and registry.prompts.get(
         shown.id
     ).text == ""
-    (record,) = registry.list_deletions()
+    (record,) = registry.retention.deletions()
     assert (record.subject_id, record.reason, record.rule) == (mine.id, "asked", "person anna")
     assert record.label == "" and record.files == erased.count and record.what["weights"] == 1
-    assert [use.word for use in registry.uses_of([mixed.id])[mixed.id]] == ["", ""], (
+    assert [use.word for use in registry.uses.of([mixed.id])[mixed.id]] == ["", ""], (
         "titles are forgotten too"
     )
     with pytest.raises(Failure, match="has the label person=anna"):
@@ -143,7 +145,7 @@ def test_outputs_expire_by_the_rule_after_a_warning_and_leave_a_record(
     tune = make_ready(registry, add_tune(registry))
     prompt = rendered(registry, store, tune)
     assert retain(registry, store, clock()).warned == 0, "without a rule nothing expires"
-    registry.set_retention(
+    registry.accounts.set_retention(
         "local", keep_outputs_hours=24.0, warn_hours=2.0, expiry_callback_url="http://owner.test/hook"
     )
     clock.forward(21 * HOUR)
@@ -151,7 +153,7 @@ def test_outputs_expire_by_the_rule_after_a_warning_and_leave_a_record(
     clock.forward(1.5 * HOUR)
     assert retain(registry, store, clock()).warned == 1
     assert retain(registry, store, clock()).warned == 0, "once"
-    told = {callback.event: callback for callback in registry.list_callbacks(state="pending")}
+    told = {callback.event: callback for callback in registry.outbox.rows(state="pending")}
     assert told["prompt.expiring"].url == HOOK and told["prompt.expiring"].body["data"]["id"] == prompt.id
     assert told["retention.expiring"].body["data"]["expiring"][0]["expires_at"].startswith("2026-03-02T12:00")
     clock.forward(1.75 * HOUR)
@@ -159,12 +161,12 @@ def test_outputs_expire_by_the_rule_after_a_warning_and_leave_a_record(
     clock.forward(1 * HOUR)
     done = retain(registry, store, clock())
     assert (done.outputs, done.tunes) == (1, 0) and not store.exists(prompt.images[0])
-    row = registry.get_prompt(prompt.id)
+    row = registry.prompts.get(prompt.id)
     assert row.status == "done" and row.images == [] and row.expired_at == clock()
-    (record,) = registry.list_deletions()
+    (record,) = registry.retention.deletions()
     assert (record.kind, record.subject_id, record.rule) == ("prompt", prompt.id, "outputs are kept 24 h")
     assert retain(registry, store, clock()).outputs == 0
-    assert registry.get_tune(tune.id).status == "ready"
+    assert registry.tunes.get(tune.id).status == "ready"
 
 
 @pytest.mark.parametrize("store", ["folder"], indirect=True)
@@ -173,18 +175,18 @@ def test_tunes_expire_unless_they_are_kept_or_extended(
 ) -> None:
     goes, kept, extended = (make_ready(registry, add_tune(registry, title=name)) for name in "abc")
     made_of(store, goes, b"one", caption="a")
-    registry.set_retention("local", keep_tunes_hours=720.0)
-    registry.keep_tune(extended.id, auto_extend=True)
+    registry.accounts.set_retention("local", keep_tunes_hours=720.0)
+    registry.retention.keep_tune(extended.id, auto_extend=True)
     clock.forward(700 * HOUR)
-    registry.keep_tune(kept.id, until=clock.moment.replace(year=2027))
+    registry.retention.keep_tune(kept.id, until=clock.moment.replace(year=2027))
     assert retain(registry, store, clock()).warned == 1
-    assert [c.event for c in registry.list_callbacks(subject_id=goes.id)][0] == "tune.expiring"
+    assert [c.event for c in registry.outbox.rows(subject_id=goes.id)][0] == "tune.expiring"
     clock.forward(30 * HOUR)
     done = retain(registry, store, clock())
     assert done.tune_ids == [goes.id] and done.extended == 1
-    assert registry.get_tune(goes.id).status == "deleted" and not list(store.list(f"tunes/{goes.id}"))
-    assert registry.get_tune(kept.id).status == registry.get_tune(extended.id).status == "ready"
-    assert (registry.get_tune(extended.id).kept_until - clock()).days == 30
+    assert registry.tunes.get(goes.id).status == "deleted" and not list(store.list(f"tunes/{goes.id}"))
+    assert registry.tunes.get(kept.id).status == registry.tunes.get(extended.id).status == "ready"
+    assert (registry.tunes.get(extended.id).kept_until - clock()).days == 30
     store.write_bytes(f"tunes/{goes.id}/lora/2/late.safetensors", b"written by a run that was stopping")
     retain(registry, store, clock())
     assert not list(store.list(f"tunes/{goes.id}"))
@@ -206,12 +208,12 @@ def test_a_forgotten_person_is_in_no_plan_or_report_of_a_campaign(
     table = b"text,seeds\n{{title}} at sea,1\n"
     campaign, _ = keeper.add(Source("looks.yaml", yaml, {"looks.csv": table}), registry.now())
     date, _ = keeper.plan(campaign, "2026-02-23")
-    (batch,) = registry.make_batches(wait_seconds=0)
-    work = registry.claim("render", batch.id, "run")
-    for prompt in registry.list_prompts(batch_id=batch.id):
+    (batch,) = registry.groups.make_batches(wait_seconds=0)
+    work = registry.work.claim("render", batch.id, "run")
+    for prompt in registry.prompts.rows(batch_id=batch.id):
         key = store.write_bytes(f"batches/{batch.id}/1/{prompt.id}.png", b"picture")
-        registry.prompt_done(prompt.id, work.id, "run", [key])
-    registry.finish(work.id, "run")
+        registry.prompts.done(prompt.id, work.id, "run", [key])
+    registry.work.finish(work.id, "run")
     make_report(registry, store, campaign, date.date)
     assert "annabel" in store.read_text(date.plan_key)
 
@@ -220,7 +222,7 @@ def test_a_forgotten_person_is_in_no_plan_or_report_of_a_campaign(
     keys = [*everything(store), *store.list("campaigns")]
     texts = [store.read_bytes(key) for key in keys if not key.endswith("looks.yaml")]
     assert not any(b"annabel" in text for text in texts)
-    date = registry.get_date(campaign.id, date.date)
+    date = registry.campaigns.date(campaign.id, date.date)
     assert (list(date.plan["tunes"].values()), date.plan_key, date.report_key) == (["rex"], None, None)
     with registry.reading() as session:
         rows = [*session.scalars(select(Prompt)), *session.scalars(select(CampaignPrompt))]

@@ -50,10 +50,10 @@ def test_prompts_of_a_tune_are_rendered_on_the_sibling(siblings: Door) -> None:
     tune = finished(siblings, base="tiny", title="Rex", prompts=[{"text": "ohwx dog"}])
     assert (tune.branch, rendered_on(siblings, tune="Rex")) == ("tiny", ("quick", 4))
     assert rendered_on(siblings, text="a <lora:Rex:1> dog", base="tiny") == ("quick", 4)
-    (own, by_itself, _tagged) = sorted(siblings.registry.list_prompts(), key=lambda one: one.number)
+    (own, by_itself, _tagged) = sorted(siblings.registry.prompts.rows(), key=lambda one: one.number)
     assert (own.branch, own.settings["steps"], own.base) == ("quick", 4, "tiny")
     for prompt in (own, by_itself):
-        said = siblings.registry.events(prompt.id)[0].message
+        said = siblings.registry.events.of(prompt.id)[0].message
         assert "renders on quick, the few-step sibling of tiny" in said
 
 

@@ -117,7 +117,7 @@ def test_refused_by_name_and_nothing_kept(door: Door) -> None:
         FailureCode.INVALID_REQUEST, door.tune, prompts=[{"text": "x", "settings": {"scheduler": "eulr"}}]
     )
     refused(FailureCode.INVALID_REQUEST, door.tune, prompts=[{"text": "x", "tune": "tune_other"}])
-    assert door.registry.list_tunes() == []
+    assert door.registry.tunes.rows() == []
     assert door.tune(allow_folder=inside, sources={"folder": inside}).status == "queued"
 
 
@@ -168,7 +168,7 @@ def test_prompts_on_a_tune(door: Door) -> None:
     tune = door.tune(
         title="Rex", sources={"image_urls": ["https://example.com/a.png"]}, prompts=[{"text": "ohwx dog"}]
     )
-    (own,) = door.registry.list_prompts(tune_id=tune.id)
+    (own,) = door.registry.prompts.rows(tune_id=tune.id)
     assert own.status == "waiting" and own.settings["seed"] is not None
     make_ready(door.registry, tune)
     assert door.prompt(tune="Rex").tune_id == tune.id
@@ -179,7 +179,7 @@ def finished(door: Door, **fields: object) -> Tune:
     tune = door.tune(sources={"folder": str(door.pictures)}, allow_folder=str(door.pictures), **fields)
     for kind in ("prepare", "train", "finish"):
         run_stage(door.registry, kind, tune.id, result={"weights_key": f"tunes/{tune.id}/w.safetensors"})
-    return door.registry.get_tune(tune.id)
+    return door.registry.tunes.get(tune.id)
 
 
 def test_a_tune_is_continued_in_its_own_shape_on_its_own_base(door: Door) -> None:
@@ -217,7 +217,7 @@ def test_what_cannot_be_continued_is_refused(door: Door) -> None:
             account_id="somebody-else",
         )
     assert error.value.code == FailureCode.UNKNOWN_TUNE
-    door.registry.delete_tune(first.id)
+    door.registry.work.delete_tune(first.id)
     refused(FailureCode.UNKNOWN_TUNE, door.tune, **training())
 
 

@@ -8,18 +8,18 @@ from tunes_dagster.registry import Registry
 
 def test_a_lease_is_shared_by_accounts(registry: Registry, clock: Clock) -> None:
     for account in ("mallory", "ann", "bob"):
-        registry.add_account(account)
+        registry.accounts.add(account)
     for number in range(30):
-        registry.add_callback("mallory", "sample", "sample", f"http://m.example/{number}", {})
+        registry.outbox.add("mallory", "sample", "sample", f"http://m.example/{number}", {})
     clock.forward(60)
     for account in ("ann", "bob"):
         for number in range(3):
-            registry.add_callback(account, "sample", "sample", f"http://{account}.example/{number}", {})
-    _lease, first = registry.lease_callbacks(60, limit=9)
+            registry.outbox.add(account, "sample", "sample", f"http://{account}.example/{number}", {})
+    _lease, first = registry.outbox.lease(60, limit=9)
     assert sorted(one.account_id for one in first.values()) == ["ann"] * 3 + ["bob"] * 3 + ["mallory"] * 3
     assert [one.url[-1] for one in list(first.values())] == list("000111222")
-    _lease, second = registry.lease_callbacks(60, limit=9)
+    _lease, second = registry.outbox.lease(60, limit=9)
     assert {one.account_id for one in second.values()} == {"mallory"} and len(second) == 9
     assert not set(first) & set(second)
     clock.forward(61)
-    assert len(registry.lease_callbacks(60)[1]) == 36 and registry.lease_callbacks(60)[1] == {}
+    assert len(registry.outbox.lease(60)[1]) == 36 and registry.outbox.lease(60)[1] == {}

@@ -24,12 +24,12 @@ def ready(registry: Registry, title: str, account: str) -> Tune:
     tune = add_tune(registry, title=title, account_id=account)
     for kind in ("prepare", "train", "finish"):
         run_stage(registry, kind, tune.id, result={"weights_key": f"tunes/{tune.id}/w"})
-    return registry.get_tune(tune.id)
+    return registry.tunes.get(tune.id)
 
 
 def tagged(registry: Registry, tune: Tune, word: str) -> Prompt:
     """Return a prompt on a plain base that names a tune by a tag."""
-    return registry.add_prompt(
+    return registry.prompts.add(
         prompt_request(f"a photo of ohwx dog <lora:{word}:0.5>"),
         branch="tiny-sdxl",
         account_id=tune.account_id,
@@ -40,26 +40,26 @@ def tagged(registry: Registry, tune: Tune, word: str) -> Prompt:
 def rendered(registry: Registry, store: Store) -> list[str]:
     """Render everything that is queued, and return the keys of the pictures."""
     keys = []
-    for batch in registry.make_batches(wait_seconds=0):
-        work = registry.claim("render", batch.id, "run")
-        for prompt in registry.list_prompts(batch_id=batch.id):
+    for batch in registry.groups.make_batches(wait_seconds=0):
+        work = registry.work.claim("render", batch.id, "run")
+        for prompt in registry.prompts.rows(batch_id=batch.id):
             keys.append(store.write_bytes(f"batches/{batch.id}/1/{prompt.id}.png", b"picture"))
-            registry.prompt_done(prompt.id, work.id, "run", keys[-1:])
-        registry.finish(work.id, "run")
+            registry.prompts.done(prompt.id, work.id, "run", keys[-1:])
+        registry.work.finish(work.id, "run")
     return keys
 
 
 @pytest.fixture
 def tenants(registry: Registry) -> Registry:
     """A registry with two accounts beside the operator's."""
-    registry.add_account("ann"), registry.add_account("ben")
+    registry.accounts.add("ann"), registry.accounts.add("ben")
     return registry
 
 
 def used(registry: Registry, prompt: Prompt) -> list[str]:
     """Return the ids of the tunes that the renderer would take for a prompt."""
-    uses = registry.uses_of([prompt.id])[prompt.id]
-    own, tags = used_by(prompt, uses, registry.tunes_by_id(use.tune_id or "" for use in uses))
+    uses = registry.uses.of([prompt.id])[prompt.id]
+    own, tags = used_by(prompt, uses, registry.uses.tunes_by_id(use.tune_id or "" for use in uses))
     return [one.id for one in [own, *(tag.tune for tag in tags)] if one]
 
 
@@ -73,29 +73,29 @@ def test_deleting_a_tune_takes_the_pictures_that_show_it_and_no_others(
     his_own = tagged(tenants, his[0], str(hers.number))
     rendered(tenants, store)
     erase_tunes(tenants, store, his)
-    assert not tenants.get_prompt(his_own.id).images
+    assert not tenants.prompts.get(his_own.id).images
     for prompt in (by_number, by_title):
-        kept = tenants.get_prompt(prompt.id)
+        kept = tenants.prompts.get(prompt.id)
         assert kept.images and kept.expired_at is None and store.exists(kept.images[0])
-    tenants.rename_tune(hers.id, title="other")
+    tenants.objects.rename_tune(hers.id, title="other")
     assert erase_tunes(tenants, store, [hers]).files["renders"] == 2, "also those that say its old name"
-    assert not tenants.get_prompt(by_number.id).images and not tenants.get_prompt(by_title.id).images
+    assert not tenants.prompts.get(by_number.id).images and not tenants.prompts.get(by_title.id).images
 
 
 def test_renaming_changes_nothing_for_prompts_that_were_accepted(tenants: Registry) -> None:
     anna, bens = ready(tenants, "anna", "ann"), ready(tenants, "anna", "ben")
     prompt = tagged(tenants, anna, "anna")
-    tenants.rename_tune(anna.id, title="bella")
+    tenants.objects.rename_tune(anna.id, title="bella")
     assert used(tenants, prompt) == [anna.id]
     newer = ready(tenants, "anna", "ann")
-    assert used(tenants, prompt) == [anna.id] and tenants.tune_named("ann", "anna").id == newer.id
-    tenants.delete_tune(bens.id)
-    assert used(tenants, prompt) == [anna.id] and tenants.get_prompt(prompt.id).status == "queued"
+    assert used(tenants, prompt) == [anna.id] and tenants.objects.tune_named("ann", "anna").id == newer.id
+    tenants.work.delete_tune(bens.id)
+    assert used(tenants, prompt) == [anna.id] and tenants.prompts.get(prompt.id).status == "queued"
 
 
 def test_what_uses_a_deleted_tune_is_cancelled_and_never_rendered(tenants: Registry) -> None:
     own, other = ready(tenants, "own", "ann"), ready(tenants, "other", "ann")
-    both = tenants.add_prompt(
+    both = tenants.prompts.add(
         prompt_request(),
         branch="tiny-sdxl",
         account_id="ann",
@@ -103,8 +103,8 @@ def test_what_uses_a_deleted_tune_is_cancelled_and_never_rendered(tenants: Regis
         tags=[Use(other.id, "lora", "other", 1.0)],
     )
     assert used(tenants, both) == [own.id, other.id]
-    tenants.delete_tune(other.id)
-    assert tenants.get_prompt(both.id).status == "cancelled"
+    tenants.work.delete_tune(other.id)
+    assert tenants.prompts.get(both.id).status == "cancelled"
     with pytest.raises(Failure) as error:
         used(tenants, both)
     assert error.value.code == FailureCode.UNKNOWN_TUNE
@@ -119,13 +119,13 @@ def test_prompts_inside_a_tune_keep_their_tags(tenants: Registry) -> None:
         tags=[(Use(other.id, "lora", "other", 1.0),), ()],
     )
     make_ready(tenants, tune)
-    by_text = {prompt.text: prompt for prompt in tenants.list_prompts(tune_id=tune.id)}
-    uses = tenants.uses_of([prompt.id for prompt in by_text.values()])
+    by_text = {prompt.text: prompt for prompt in tenants.prompts.rows(tune_id=tune.id)}
+    uses = tenants.uses.of([prompt.id for prompt in by_text.values()])
     assert [[use.tune_id for use in uses[by_text[text].id]] for text in sorted(by_text)] == [
         [tune.id, other.id],
         [tune.id],
     ]
-    assert [prompt.text for prompt in tenants.prompts_of_tunes([other.id])] == ["a <lora:other:1>"]
+    assert [prompt.text for prompt in tenants.uses.prompts_of([other.id])] == ["a <lora:other:1>"]
 
 
 def _row(table: Any, **given: Any) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def test_rows_of_before_are_linked_where_that_is_clear_and_listed_where_not(url:
     engine.dispose()
     registry = Registry(url, migrate=False)
     registry.migrate(older=True)
-    found = registry.uses_of([f"prompt_{number}" for number in range(1, 9)])
+    found = registry.uses.of([f"prompt_{number}" for number in range(1, 9)])
     uses = {
         key[7:]: [(use.kind, use.word, use.tune_id, use.scale) for use in some] for key, some in found.items()
     }
@@ -211,7 +211,7 @@ def test_rows_of_before_are_linked_where_that_is_clear_and_listed_where_not(url:
         "7": [("tune", "tune_3", "tune_3", None), ("lora", "was", "tune_6", 1.0)],
         "8": [("lora", "nobody", None, 1.0)],
     }
-    doubtful = registry.doubtful_uses()
+    doubtful = registry.uses.doubtful()
     assert [(one.prompt.number, one.word, one.tune and one.tune.id) for one in doubtful] == [
         (4, "twice", None),
         (5, "nobody", None),

@@ -152,16 +152,16 @@ def test_the_queue_cuts_runs_by_the_memory_of_the_machine(tmp_path):
     registry = Registry(f"sqlite:///{tmp_path}/registry.db")
     catalog = load_catalog("production")
     for seed in range(40):
-        registry.add_prompt(
+        registry.prompts.add(
             prompt_request(seed=seed, width=1024, height=1024, guidance_scale=7.5), branch="sdxl1"
         )
 
     def cut(**settings) -> list[int]:
         rooms = Rooms(registry, Settings(home=tmp_path, **settings), catalog)
-        made = registry.make_batches(
+        made = registry.groups.make_batches(
             wait_seconds=0, max_pictures=lambda branch, shape: rooms.room(branch, shape).pictures
         )
-        return [len(registry.list_prompts(batch_id=batch.id)) for batch in made]
+        return [len(registry.prompts.rows(batch_id=batch.id)) for batch in made]
 
     def now(branch: str = "sdxl1", **settings):
         return Rooms(registry, Settings(home=tmp_path, **settings), catalog).room(branch, SDXL)
@@ -170,7 +170,9 @@ def test_the_queue_cuts_runs_by_the_memory_of_the_machine(tmp_path):
     assert (least.gib, least.source) == (14, "the least that its base needs")
     assert now(device="cpu").source == "this machine" and now("upscale-4x").at_once == 1
     assert cut(render_memory_gb=12) == [16, 16, 8], "one picture at once"
-    for batch in registry.list_batches():
-        work = registry.claim("render", batch.id, "run")
-        registry.finish(work.id, "run", result={"machine": {"kind": "cuda", "gib": 24, "dtype": "bfloat16"}})
+    for batch in registry.groups.batches():
+        work = registry.work.claim("render", batch.id, "run")
+        registry.work.finish(
+            work.id, "run", result={"machine": {"kind": "cuda", "gib": 24, "dtype": "bfloat16"}}
+        )
     assert (now().at_once, now().pictures, now().source) == (6, 96, "as the last run had")

@@ -49,7 +49,7 @@ class PaperSession:
 
     def begin(self, kind: str, subject_id: str) -> Work:
         """Take a piece of work and say so."""
-        work = self.registry.claim(kind, subject_id, self.name, origin="sensor")
+        work = self.registry.work.claim(kind, subject_id, self.name, origin="sensor")
         self.journal.began(work)
         return work
 
@@ -60,21 +60,21 @@ class PaperSession:
             result["checks"] = dict.fromkeys(CHECKS, passed)
             self.journal.materialized(work, Seen([Answer(name, passed) for name in CHECKS]))
         elif work.kind == "render":
-            for prompt in self.registry.list_prompts(batch_id=work.subject_id):
-                self.registry.prompt_done(prompt.id, work.id, self.name, ["batches/x/1.png"], {})
+            for prompt in self.registry.prompts.rows(batch_id=work.subject_id):
+                self.registry.prompts.done(prompt.id, work.id, self.name, ["batches/x/1.png"], {})
             self.journal.materialized(work, Seen([Answer("not_blank", passed)]))
-        self.registry.finish(work.id, self.name, result=result or {})
+        self.registry.work.finish(work.id, self.name, result=result or {})
         self.journal.ended(work, Outcome("done"))
 
     def fail(self, work: Work, failure: Failure) -> None:
         """End it badly."""
-        after = self.registry.fail(work.id, self.name, failure)
+        after = self.registry.work.fail(work.id, self.name, failure)
         state = "cancelled" if isinstance(failure, Cancelled) else "failed"
         self.journal.ended(work, Outcome(state, failure, after.state == "queued"))
 
     def obey(self, work: Work) -> bool:
         """End it as cancelled if somebody asked for that, as a real one does at its next step."""
-        if self.registry.heartbeat(work.id, self.name) != "cancel":
+        if self.registry.work.heartbeat(work.id, self.name) != "cancel":
             return False
         self.fail(work, Cancelled())
         return True

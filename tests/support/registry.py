@@ -57,19 +57,19 @@ def add_tune(registry: Registry, **changes: object) -> Tune:
     if tags := options.pop("tags", None):
         asked = zip(request.prompts, tags, strict=True)
         options["prompts"] = [NewPrompt(one, str(options["branch"]), tags=some) for one, some in asked]
-    return registry.add_tune(request, id=tune_id, recipe={"seed": 0}, **options)
+    return registry.tunes.add(request, id=tune_id, recipe={"seed": 0}, **options)
 
 
 def run_stage(registry: Registry, kind: str, subject_id: str, run_id: str = "run", **finish: object) -> None:
     """Claim and finish one piece of work."""
-    work = registry.claim(kind, subject_id, run_id)
-    registry.finish(work.id, run_id, **finish)
+    work = registry.work.claim(kind, subject_id, run_id)
+    registry.work.finish(work.id, run_id, **finish)
 
 
 def make_ready(registry: Registry, tune: Tune) -> Tune:
     for kind in ("prepare", "train", "finish"):
         run_stage(registry, kind, tune.id)
-    return registry.get_tune(tune.id)
+    return registry.tunes.get(tune.id)
 
 
 def around(registry: Registry) -> Installation:

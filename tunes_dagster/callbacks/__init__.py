@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 
 
 def replay(registry: Registry, callback_id: str, *, force: bool = False) -> Callback:
-    """Make a callback due again at once; see `OutboxQueries.replay_callback`."""
-    return registry.replay_callback(callback_id, force=force)
+    """Make a callback due again at once; see `Outbox.replay`."""
+    return registry.outbox.replay(callback_id, force=force)

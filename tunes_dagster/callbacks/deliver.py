@@ -94,7 +94,7 @@ def send(client: httpx.Client, sending: Sending, seconds: float, now: datetime) 
 
     Args:
         client: Goes through the guard of `intake.guard`.
-        sending: From `OutboxQueries.begin_delivery`.
+        sending: From `Outbox.begin_delivery`.
         seconds: Time for the whole attempt, from the lookup of the name to the last byte.
         now: The time, which the signature names.
     """
@@ -175,7 +175,7 @@ class _Senders:
             if self.turns.idle(min(LOOK_SECONDS, left)):
                 break
             try:
-                self.turns.add(*self.registry.lease_callbacks(lease_seconds))
+                self.turns.add(*self.registry.outbox.lease(lease_seconds))
             except DatabaseAway as away:
                 log.warning("%s What became due meanwhile is left for the next tick.", away.trouble.sentence)
         self.turns.close()
@@ -200,19 +200,19 @@ class _Senders:
 
     def _deliver(self, callback_id: str, lease_id: str) -> Outcome | None:
         try:
-            sending = self.registry.begin_delivery(callback_id, lease_id, new_id("dlv"))
+            sending = self.registry.outbox.begin_delivery(callback_id, lease_id, new_id("dlv"))
         except DatabaseAway as away:  # not the row's trouble: it is due again when its lease ends
             log.warning("%s The callback %s is left for later.", away.trouble.sentence, callback_id)
             return None
         except Exception:
             log.exception("The callback %s could not be read.", callback_id)
-            self.registry.bury_callback(callback_id, lease_id, "Its row could not be read.")
+            self.registry.outbox.bury(callback_id, lease_id, "Its row could not be read.")
             with self.lock:
                 self.report.dead += 1
             return None
         if sending is None:
             with self.lock:
-                self.report.held += self.registry.get_callback(callback_id).state == "held"
+                self.report.held += self.registry.outbox.get(callback_id).state == "held"
             return None
         with self.lock:
             self.flying[sending.delivery_id] = sending
@@ -273,7 +273,7 @@ def deliver_due(
     if just_back(registry):
         return DeliveryReport()
     lease_seconds = budget_seconds + timeout_seconds + LEASE_SLACK_SECONDS
-    lease_id, leased = registry.lease_callbacks(lease_seconds)
+    lease_id, leased = registry.outbox.lease(lease_seconds)
     if not leased:
         return DeliveryReport()
     client = http
@@ -290,7 +290,7 @@ def deliver_due(
         turns.close()
         for lease, rest in turns.rest().items():
             with suppress(DatabaseAway):  # then it ends by itself
-                registry.release_lease(lease, rest)
+                registry.outbox.release_lease(lease, rest)
             senders.report.left += len(rest)
         senders.report.unrecorded = unrecorded(registry, 0.0)
         if http is None:

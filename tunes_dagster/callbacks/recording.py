@@ -31,7 +31,7 @@ _SOON_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one attempt; the fields are those of `OutboxQueries.end_delivery`."""
+    """What came of one attempt; the fields are those of `Outbox.end_delivery`."""
 
     status_code: int | None = None
     error: str | None = None
@@ -73,7 +73,7 @@ def record(registry: Registry, delivery_id: str, outcome: Outcome) -> Callback |
     with _changed:
         _open.setdefault(registry.url, set()).add(delivery_id)
     try:
-        callback = registry.end_delivery(delivery_id, **outcome.columns())
+        callback = registry.outbox.end_delivery(delivery_id, **outcome.columns())
     except DatabaseAway as away:
         log.warning("%s What came of a callback is kept until it is back.", away.trouble.sentence)
         threading.Thread(
@@ -92,7 +92,7 @@ def _record_later(registry: Registry, delivery_id: str, outcome: Outcome) -> Non
     try:
         while True:
             try:
-                patient.end_delivery(delivery_id, **outcome.columns())
+                patient.outbox.end_delivery(delivery_id, **outcome.columns())
                 return
             except DatabaseAway:
                 time.sleep(_REFUSED_SECONDS)

@@ -180,7 +180,7 @@ def estimate(
     done.batches, done.rooms = sum(runs.values()), list(said.values())
     done.prices = [f"{n:,} at ${price / 1e6:g} ({base})" for (base, price), n in sorted(priced.items())]
     for branch in sorted(steps):
-        speed = speed_of(branch, registry.measured_batches(branch))
+        speed = speed_of(branch, registry.campaigns.measured_batches(branch))
         if speed is None:
             done.seconds = None
             done.sources.append(f"{branch}: nothing was rendered on it here yet")

@@ -81,11 +81,11 @@ class Keeper:
         starts = first_day(file.cron, file.timezone, file.start, now or self.registry.now()).isoformat()
         if before is not None and file.start is None:
             starts = min(before.starts, starts)  # the dates it had stay its dates
-        row = self.registry.put_campaign(file.id, starts=starts, file=key, **_fields(source, drawn))
+        row = self.registry.campaigns.put(file.id, starts=starts, file=key, **_fields(source, drawn))
         return row, drawn
 
     def _row(self, name: str) -> Campaign | None:
-        return next((row for row in self.registry.list_campaigns() if row.name == name), None)
+        return next((row for row in self.registry.campaigns.rows() if row.name == name), None)
 
     def source_of(self, campaign: Campaign) -> Source:
         """Return the files of a campaign as they lie in the store now.
@@ -153,13 +153,13 @@ class Keeper:
         if campaign.state == "good" and campaign.version == fields["version"]:
             return campaign, drawn
         starts = drawn.file.start.isoformat() if drawn.file.start else campaign.starts
-        return self.registry.put_campaign(campaign.name, starts=starts, **fields), drawn
+        return self.registry.campaigns.put(campaign.name, starts=starts, **fields), drawn
 
     def _broken(self, campaign: Campaign, problems: list[Problem]) -> Campaign:
         said = {"problems": [one.as_dict() for one in problems[:200]]}
         if campaign.state == "broken" and campaign.problems == said:
             return campaign
-        return self.registry.put_campaign(campaign.name, state="broken", problems=said)
+        return self.registry.campaigns.put(campaign.name, state="broken", problems=said)
 
     def dates(self, campaign: Campaign, now: datetime | None = None) -> list[str]:
         """Return the dates of a campaign that have come, oldest first."""
@@ -210,7 +210,7 @@ class Keeper:
         if drawn is None:
             problems = [Problem(**one) for one in campaign.problems["problems"]]
             failure = as_failure(campaign.name, problems)
-            self.registry.refuse_date(campaign, date, {}, failure.message)
+            self.registry.campaigns.refuse_date(campaign, date, {}, failure.message)
             raise failure
         summary = plan_summary(drawn)
         if drawn.over_cap:
@@ -219,7 +219,7 @@ class Keeper:
         self.store.write_bytes(key, plan_csv(drawn))
         waits = ", ".join(f"{title} ({status})" for title, status in drawn.waits.items())
         try:
-            row = self.registry.plan_date(
+            row = self.registry.campaigns.plan_date(
                 campaign,
                 date,
                 drawn.planned,
@@ -234,7 +234,7 @@ class Keeper:
         return row, drawn
 
     def _refused(self, campaign: Campaign, date: str, summary: dict[str, Any], over: OverCap) -> OverCap:
-        self.registry.refuse_date(campaign, date, summary, over.message)
+        self.registry.campaigns.refuse_date(campaign, date, summary, over.message)
         return OverCap(f"{campaign.name}, {date}: {over.message}")
 
 

@@ -121,11 +121,11 @@ def sketch(
     drawn.problems += expansion.problems
     _complete(drawn, expansion.items, registry, catalog, settings, costing, lenient)
     drawn.problems = sorted(set(drawn.problems))
-    campaign = next((row for row in registry.list_campaigns() if row.name == parsed.file.id), None)
+    campaign = next((row for row in registry.campaigns.rows() if row.name == parsed.file.id), None)
     if campaign is not None:
-        known = registry.known_prompts(campaign.id, drawn.planned)
+        known = registry.campaigns.known_prompts(campaign.id, drawn.planned)
         drawn.known = {key for key, one in known.items() if one.stands}
-        drawn.spent = registry.date_cost(campaign.id, date, drawn.planned)
+        drawn.spent = registry.costs.of_date(campaign.id, date, drawn.planned)
     titles = {tune.id: tune.title for tune in drawn.tunes.values()}
     drawn.estimate = estimate(drawn.planned, drawn.known, titles, registry, costing)
     return drawn
@@ -138,13 +138,13 @@ def _subjects(
     file, parsed = drawn.file, drawn.parsed
     assert drawn.table is not None
     try:
-        registry.get_account(file.account)
+        registry.accounts.get(file.account)
     except Failure as failure:
         if failure.code == FailureCode.STORE_UNAVAILABLE:
             raise
         drawn.problems.append(Problem(source.label, parsed.line("account"), failure.message, failure.remedy))
         return [], []
-    if registry.campaign_owner(file.id) not in (None, file.account):
+    if registry.campaigns.owner(file.id) not in (None, file.account):
         said = taken(file.id)
         drawn.problems.append(Problem(source.label, parsed.line("name"), said.message, said.remedy))
         return [], []
@@ -171,7 +171,7 @@ def _subjects(
             chosen[tune.id] = tune
     if file.labels or file.tag:
         labelled = [
-            tune for tune in registry.list_tunes(limit=100_000, account_id=file.account) if _fits(file, tune)
+            tune for tune in registry.tunes.rows(limit=100_000, account_id=file.account) if _fits(file, tune)
         ]
         chosen.update({tune.id: tune for tune in reversed(labelled)})
         if not labelled:
@@ -196,7 +196,7 @@ def _subjects(
 
 def _find(registry: Registry, word: str, account: str) -> Tune | None:
     try:
-        return registry.tune_named(account, word, deleted=True)
+        return registry.objects.tune_named(account, word, deleted=True)
     except Failure as failure:
         if failure.code == FailureCode.STORE_UNAVAILABLE:
             raise

@@ -64,7 +64,7 @@ def restore(
         taken_at = datetime.fromisoformat(about.taken_at)
     elif taken_at is not None:
         taken_at = taken_at.replace(tzinfo=taken_at.tzinfo or UTC)
-    rows = installation.registry.restored(taken_at)
+    rows = installation.registry.restoring.restored(taken_at)
     again = delete_again(installation.registry, installation.store, about) if about else 0
     files = check_files(installation.registry, installation.store)
     if as_json:

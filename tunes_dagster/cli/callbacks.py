@@ -25,7 +25,7 @@ def list_callbacks(
     as_json: AsJson = False,
 ) -> None:
     """List callbacks, newest first."""
-    rows = open_installation().registry.list_callbacks(state=state, subject_id=subject, limit=limit)
+    rows = open_installation().registry.outbox.rows(state=state, subject_id=subject, limit=limit)
     if as_json:
         emit_json([{name: getattr(row, name) for name in _FIELDS} for row in rows])
         return
@@ -54,8 +54,8 @@ def list_callbacks(
 def show(callback: Which, as_json: AsJson = False) -> None:
     """Show one callback: its body, and every attempt with the receiver's answer."""
     registry = open_installation().registry
-    row = registry.get_callback(callback)
-    deliveries = registry.list_deliveries(row.id)
+    row = registry.outbox.get(callback)
+    deliveries = registry.outbox.deliveries(row.id)
     if as_json:
         tries = [{name: getattr(one, name) for name in _DELIVERY_FIELDS} for one in deliveries]
         emit_json({**{name: getattr(row, name) for name in _FIELDS}, "body": row.body, "deliveries": tries})
@@ -77,7 +77,7 @@ def replay(
     force: Annotated[bool, typer.Option("--force", help="Also when it was delivered.")] = False,
 ) -> None:
     """Send a callback again, also one that was given up. It goes out with the daemon's next tick."""
-    row = open_installation().registry.replay_callback(callback, force=force)
+    row = open_installation().registry.outbox.replay(callback, force=force)
     say(f"{row.id} goes out again with the next tick of the daemon (`tunes dev`).")
 
 

@@ -173,8 +173,10 @@ def list_campaigns(as_json: AsJson = False) -> None:
 
     installation = open_installation()
     keeper = keeper_of(installation)
-    rows = [keeper.look(row) for row in installation.registry.list_campaigns()]
-    newest = {row.name: next(iter(installation.registry.list_dates(row.id, limit=1)), None) for row in rows}
+    rows = [keeper.look(row) for row in installation.registry.campaigns.rows()]
+    newest = {
+        row.name: next(iter(installation.registry.campaigns.dates(row.id, limit=1)), None) for row in rows
+    }
     if as_json:
         emit_json([_campaign_as_dict(row, newest[row.name]) for row in rows])
         return
@@ -230,8 +232,8 @@ def show(name: Name, date: Date = None, as_json: AsJson = False) -> None:
     """Show a campaign's dates, or one of them: what is done, what it waits for, where its report lies."""
     installation = open_installation()
     registry = installation.registry
-    row = keeper_of(installation).look(registry.get_campaign(name))
-    dates = registry.list_dates(row.id)
+    row = keeper_of(installation).look(registry.campaigns.get(name))
+    dates = registry.campaigns.dates(row.id)
     chosen = [one for one in dates if date is None or one.date == date]
     if date is not None and not chosen:
         keeper_of(installation).date_of(row, date)
@@ -265,26 +267,26 @@ def _date_as_dict(installation: Installation, date: CampaignDate) -> dict[str, A
         "message": date.message,
         "plan": date.plan,
         "result": date.result,
-        "prompts": installation.registry.date_counts(date.id),
+        "prompts": installation.registry.campaigns.date_counts(date.id),
         "planned_at": date.planned_at,
         "report": installation.store.url(date.report_key) if date.report_key else None,
     }
 
 
 def _say_date(installation: Installation, row: Campaign, date: CampaignDate, full: bool) -> None:
-    counts = installation.registry.date_counts(date.id)
+    counts = installation.registry.campaigns.date_counts(date.id)
     said = ", ".join(f"{number:,} {styled(status)}" for status, number in sorted(counts.items()))
     say(
         f"  [bold]{date.date}[/]  {date.status}  {said or escape(date.message)}  [dim]{ago(date.planned_at)}[/]"
     )
-    for tune in installation.registry.waited_for(date.id):
+    for tune in installation.registry.campaigns.waited_for(date.id):
         step = f" {tune.step}/{tune.total_steps}" if tune.total_steps and tune.step else ""
         say(f"      waits for {escape(tune.title)}, which is {styled(tune.status)}{step}")
     if not full:
         return
     if date.report_key:
         say(f"      report    {escape(installation.store.url(date.report_key))}")
-    for link, prompt in installation.registry.date_prompts(date.id)[:5000]:
+    for link, prompt in installation.registry.campaigns.date_prompts(date.id)[:5000]:
         if prompt.status in ("failed", "blocked"):
             why = f"{escape(prompt.text[:60])}: {escape(prompt.failure_message or '')}"
             say(f"      line {link.line}: {styled(prompt.status)} {why}")
@@ -300,9 +302,9 @@ def run(name: Name, date: Date = None, wait: Wait = True) -> int:
 def rerun(name: Name, date: Date = None, wait: Wait = True) -> int:
     """Render again what failed on a date; everything that is done is kept."""
     installation = open_installation()
-    row = installation.registry.get_campaign(name)
+    row = installation.registry.campaigns.get(name)
     key = keeper_of(installation).date_of(row, date)
-    planned = installation.registry.get_date(row.id, key)
+    planned = installation.registry.campaigns.date(row.id, key)
     if planned is None or planned.planned_at is None:
         raise Failure(
             FailureCode.INVALID_REQUEST,
@@ -324,10 +326,10 @@ def backfill(
     """Render dates that were missed."""
     installation = open_installation()
     keeper = keeper_of(installation)
-    row = installation.registry.get_campaign(name)
+    row = installation.registry.campaigns.get(name)
     if missed:
         planned = {
-            one.date for one in installation.registry.list_dates(row.id, limit=100_000) if one.planned_at
+            one.date for one in installation.registry.campaigns.dates(row.id, limit=100_000) if one.planned_at
         }
         dates = [*(dates or []), *(key for key in keeper.dates(row) if key not in planned)]
     if not dates:
@@ -345,7 +347,7 @@ def reload() -> int:
     """Read the kept files of all campaigns again, after they were changed in the store, and reload the schedule."""
     installation = open_installation()
     keeper = keeper_of(installation)
-    rows = [keeper.read_again(row) for row in installation.registry.list_campaigns()]
+    rows = [keeper.read_again(row) for row in installation.registry.campaigns.rows()]
     for row in rows:
         say(f"{escape(row.name)}: {'[red]broken[/]' if row.state == 'broken' else 'good'}")
         _say_problems(_problems(row))
@@ -359,10 +361,10 @@ def reload() -> int:
 def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Take a campaign off the schedule; what it still waits for is cancelled, its pictures and reports stay."""
     installation = open_installation()
-    row = installation.registry.get_campaign(name)
+    row = installation.registry.campaigns.get(name)
     if not yes:
         typer.confirm(f"Remove the campaign {row.name}? Its pictures and reports stay.", abort=True)
-    cancelled = installation.registry.remove_campaign(row.id)
+    cancelled = installation.registry.campaigns.remove(row.id)
     from tunes_dagster.campaigns.reloading import reload_code_location
 
     say(f"{escape(row.name)} is removed; {format_count(cancelled, 'waiting prompt')} cancelled.")
@@ -374,6 +376,6 @@ def _render_dates(name: str, dates: list[str | None], wait: bool) -> int:
 
     installation = open_installation()
     set_dagster_home(installation.settings)
-    row = installation.registry.get_campaign(name)
+    row = installation.registry.campaigns.get(name)
     keys = [keeper_of(installation).date_of(row, date) for date in dates]
     return max(render_date(installation, row, key, wait) for key in keys)

@@ -104,7 +104,7 @@ def _key(tune_id: str) -> str:
 def _load(installation: Installation, account: str, tune: str) -> tuple[Any, Any]:
     from tunes_dagster.intake.captions import CaptionTable
 
-    row = installation.registry.tune_named(account, tune)
+    row = installation.registry.objects.tune_named(account, tune)
     if not installation.store.exists(_key(row.id)):
         raise Failure(
             FailureCode.CONFLICT,

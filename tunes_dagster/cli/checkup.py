@@ -207,11 +207,11 @@ def _registry(settings: Settings) -> Iterator[Finding]:
     from tunes_dagster.registry import open_registry
 
     registry = open_registry(settings)
-    counts = registry.count_tunes()
+    counts = registry.tunes.count()
     words = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "none"
     where = registry.engine.url.render_as_string(hide_password=True)
     yield Finding("registry", "ok", f"{where}, schema {registry.revision()}; tunes: {words}.")
-    dead = len(registry.list_callbacks(state=["dead", "held"], limit=1000))
+    dead = len(registry.outbox.rows(state=["dead", "held"], limit=1000))
     if dead:
         yield Finding(
             "registry", "note", f"{dead} callbacks were given up.", "See `tunes callbacks list --state dead`."
@@ -222,7 +222,7 @@ def _past(settings: Settings) -> Iterator[Finding]:
     """Say what faults of earlier versions left behind in the rows."""
     from tunes_dagster.registry import open_registry
 
-    faults = open_registry(settings).audit()
+    faults = open_registry(settings).audit.faults()
     for fault in faults:
         yield Finding("the past", "note", fault.says, fault.remedy)
     if not faults:

@@ -59,12 +59,12 @@ def demo(
     say(f"\n[green]Done[/] in {minutes} min {seconds} s.\n")
     say(f"  before and after   [bold]{escape(files['sheet'])}[/]")
     say(f"  report             [bold]{escape(files['page'])}[/]   (open it in a browser)")
-    card = registry.get_tune(tune.id).made.report_card
+    card = registry.tunes.get(tune.id).made.report_card
     if card is not None and card.page_key:
         say(f"  report card        {escape(store.url(card.page_key))}   ({escape(card.verdict)})")
     say(f"  everything else    {escape(store.url(f'tunes/{tune.id}'))}\n")
     say("Next:")
-    for comment, command in library.next_commands(registry.get_tune(tune.id)):
+    for comment, command in library.next_commands(registry.tunes.get(tune.id)):
         say(f"  [bold]{escape(command)}[/]   [dim]# {comment}[/]")
 
 

@@ -119,10 +119,10 @@ def finish(demo: Demo, registry: Registry, store: Store) -> dict[str, Path]:
     """Draw the before-and-after sheet and write the page; returns what was written, by name."""
     from tunes_dagster.rendering.sheets import before_after_sheet
 
-    tune = registry.get_tune(demo.tune_id)
+    tune = registry.tunes.get(demo.tune_id)
     texts = [prompt.text for prompt in demo.prompts]
-    after = _first_pictures(registry.list_prompts(tune_id=tune.id, limit=1000), store)
-    before = _first_pictures([registry.get_prompt(one) for one in demo.plain_ids], store)
+    after = _first_pictures(registry.prompts.rows(tune_id=tune.id, limit=1000), store)
+    before = _first_pictures([registry.prompts.get(one) for one in demo.plain_ids], store)
     pictures = sorted((demo.folder / "pictures").glob("*.png"))
     sheet = before_after_sheet(
         texts,
@@ -155,7 +155,7 @@ def _page(demo: Demo, tune: Any, registry: Registry, store: Store, after: dict[s
         _keep(demo.folder, Path(key).name, store.read_bytes(key)) if key and store.exists(key) else ""
         for key in (samples_key, curve_key)
     )
-    events = registry.events(tune.id)
+    events = registry.events.of(tune.id)
     first = events[0].at if events else tune.created_at
     timeline = {
         f"{(event.at - first).total_seconds():.1f} s": ": ".join(filter(None, (event.phase, event.message)))

@@ -30,7 +30,7 @@ def doctor(
 
     installation = open_installation()
     set_dagster_home(installation.settings)
-    mended = installation.registry.mend() if mend else None
+    mended = installation.registry.mending.mend() if mend else None
     if mended is not None and not as_json:
         say(
             f"{mended.queued} tunes and prompts were put back into the queue, {mended.settled} reservations settled.\n"

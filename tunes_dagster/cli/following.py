@@ -36,7 +36,7 @@ def follow(
     from tunes_dagster.pipeline.inprocess import daemon_is_alive, open_instance
 
     registry = installation.registry
-    own = [prompt.id for tune in tunes for prompt in registry.list_prompts(tune_id=tune, status="waiting")]
+    own = [prompt.id for tune in tunes for prompt in registry.prompts.rows(tune_id=tune, status="waiting")]
     everything = [*prompts, *own]
     watch = Watch(registry, tunes, everything)
     instance = open_instance(installation.settings)
@@ -45,7 +45,7 @@ def follow(
     except KeyboardInterrupt:
         _say_how_to_go_on(registry, tunes, prompts, daemon_is_alive(instance))
         raise
-    for row in [*map(registry.get_tune, tunes), *map(registry.get_prompt, everything)]:
+    for row in [*map(registry.tunes.get, tunes), *map(registry.prompts.get, everything)]:
         raise_if_failed(row)
 
 
@@ -114,7 +114,7 @@ class _Waiting(Silent):
 def _say_how_to_go_on(registry: Any, tunes: Sequence[str], prompts: Sequence[str], by_daemon: bool) -> None:
     if prompts and not tunes and not by_daemon:
         say("\nThe prompts stay queued. Go on with: [bold]tunes resume[/]")
-    for tune in map(registry.get_tune, tunes):
+    for tune in map(registry.tunes.get, tunes):
         if by_daemon:
             say(f"\nThe work goes on. Look again with: [bold]tunes status {called(tune)} --watch[/]")
         else:

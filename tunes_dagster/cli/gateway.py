@@ -44,7 +44,7 @@ def serve(
     options = GatewayOptions()
     set_up_logging("tunes.gateway", options.log_format)
     installation = open_installation()
-    if not installation.registry.list_keys():
+    if not installation.registry.keys.rows():
         say("[yellow]Nobody has a key yet:[/] tunes accounts create NAME")
     app = create_app(installation.settings, options)
     address = address_of(host, port)
@@ -67,8 +67,8 @@ def create(
 
     installation = open_installation()
     registry, limits = installation.registry, prices_of(installation.settings).plan(plan)
-    registry.add_account(account)
-    wallet = registry.open_wallet(
+    registry.accounts.add(account)
+    wallet = registry.ledger.open_wallet(
         account,
         plan=plan,
         requests_per_minute=limits.requests_per_minute,
@@ -76,7 +76,7 @@ def create(
         sign_up_grant=round(limits.sign_up_usd * micro),
         email=email,
     )
-    secret = None if registry.list_keys(account) else registry.add_key(account, _prefix(dialect))[1]
+    secret = None if registry.keys.rows(account) else registry.keys.add(account, _prefix(dialect))[1]
     if as_json:
         emit_json(
             {"account": account, "plan": plan, "available_usd": wallet.available / micro, "key": secret}
@@ -92,9 +92,9 @@ def list_accounts(as_json: AsJson = False) -> None:
     """List accounts with what they may spend."""
     registry = open_installation().registry
     rows = []
-    for account in registry.list_accounts():
+    for account in registry.accounts.rows():
         try:
-            wallet = registry.get_wallet(account.id)
+            wallet = registry.ledger.wallet(account.id)
         except Failure:
             continue
         rows.append(
@@ -104,7 +104,7 @@ def list_accounts(as_json: AsJson = False) -> None:
                 "available_usd": wallet.available / 1e6,
                 "reserved_usd": wallet.reserved / 1e6,
                 "requests_per_minute": wallet.requests_per_minute,
-                "keys": sum(key.revoked_at is None for key in registry.list_keys(account.id)),
+                "keys": sum(key.revoked_at is None for key in registry.keys.rows(account.id)),
             }
         )
     if as_json:
@@ -129,7 +129,7 @@ def grant(
         raise Failure(
             FailureCode.INVALID_REQUEST, f"{usd} is no amount of dollars.", "Write for example 12.50."
         )
-    wallet = open_installation().registry.adjust_wallet(account, round(usd * 1e6), memo)
+    wallet = open_installation().registry.ledger.adjust(account, round(usd * 1e6), memo)
     say(f"{escape(account)} has ${wallet.available / 1e6:g}.")
 
 
@@ -144,7 +144,7 @@ def set_option(
         raise Failure(
             FailureCode.INVALID_REQUEST, f"{option!r} is not NAME=VALUE.", f"Options: {', '.join(_OPTIONS)}."
         )
-    wallet = open_installation().registry.set_options(account, **{name: _option(name, value)})
+    wallet = open_installation().registry.ledger.set_options(account, **{name: _option(name, value)})
     say(f"{escape(account)}: {escape(str(wallet.options))}")
 
 
@@ -188,8 +188,8 @@ def signing(
 
     registry = open_installation().registry
     secret = None if off else "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-    unknown = registry.get_account(account).callback_unknown
-    registry.set_callback_options(account, secret=secret, unknown=unknown)
+    unknown = registry.accounts.get(account).callback_unknown
+    registry.accounts.set_callback_options(account, secret=secret, unknown=unknown)
     say(f"The secret, shown only now: [bold]{secret}[/]" if secret else "Callbacks are sent unsigned.")
 
 
@@ -203,7 +203,7 @@ def create_key(
     ] = None,
 ) -> None:
     """Make a key; it is shown once."""
-    row, secret = open_installation().registry.add_key(account, _prefix(dialect), name, days)
+    row, secret = open_installation().registry.keys.add(account, _prefix(dialect), name, days)
     say(f"{row.id}, shown only now: [bold]{secret}[/]")
 
 
@@ -213,7 +213,7 @@ def list_keys(
     as_json: AsJson = False,
 ) -> None:
     """List keys; the secrets themselves are nowhere kept."""
-    rows = open_installation().registry.list_keys(account)
+    rows = open_installation().registry.keys.rows(account)
     if as_json:
         fields = ("id", "account_id", "hint", "name", "created_at", "revoked_at", "expires_at")
         emit_json([{name: getattr(row, name) for name in fields} for row in rows])
@@ -237,7 +237,7 @@ def list_keys(
 @keys.command("revoke")
 def revoke(key: Annotated[str, typer.Argument(help="Id of the key: key_…")]) -> None:
     """Refuse a key from now on (running servers within five seconds)."""
-    row = open_installation().registry.revoke_key(key)
+    row = open_installation().registry.keys.revoke(key)
     say(f"{row.id} ({escape(row.hint)}) is revoked.")
 
 

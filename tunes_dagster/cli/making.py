@@ -97,7 +97,7 @@ def train(
     if not as_json:
         subject = escape(f"{tune.token} {tune.class_name}")
         say(f"Tune [bold]{tune.number}[/] ({tune.id}): {escape(tune.title)}, {subject}")
-        say_warnings([tune, *installation.registry.list_prompts(tune_id=tune.id)])
+        say_warnings([tune, *installation.registry.prompts.rows(tune_id=tune.id)])
     if wait:
         from tunes_dagster.cli.following import follow
 
@@ -106,7 +106,7 @@ def train(
         say(
             f"Handed in. It starts when the daemon runs (`tunes dev`) or with: [bold]tunes resume {called(tune)}[/]"
         )
-    tune = installation.registry.get_tune(tune.id)
+    tune = installation.registry.tunes.get(tune.id)
     if as_json:
         from tunes_dagster.cli.showing import tune_as_dict
 
@@ -213,7 +213,7 @@ def _submit(
         installation.catalog,
         installation.settings,
         request,
-        account_id=installation.registry.get_account(account).id,
+        account_id=installation.registry.accounts.get(account).id,
         origin=origin,
         allow_folder=allowed,
     )
@@ -225,7 +225,7 @@ def _say_what_came_out(installation: Installation, tune: Any) -> None:
     if tune.status == "cancelled":
         say("Cancelled. Checkpoints are kept.")
         return
-    prompts = installation.registry.list_prompts(tune_id=tune.id)
+    prompts = installation.registry.prompts.rows(tune_id=tune.id)
     say_findings([tune, *prompts])
     for what, key in files_of(tune):
         if installation.store.exists(key):
@@ -268,7 +268,7 @@ def render(
     settings = with_files(settings)
     common = {"tune": tune, "base": base, "callback_url": callback_url, "settings": settings}
     requests = [checked(PromptRequest, {"text": one, **common}, "The prompt") for one in text]
-    whose = installation.registry.get_account(account).id
+    whose = installation.registry.accounts.get(account).id
     if len(requests) > 1:
         _check_all(installation, requests, whose)
     rows = [
@@ -288,7 +288,7 @@ def render(
         from tunes_dagster.cli.following import follow
 
         follow(installation, prompts=[row.id for row in rows], stderr=as_json)
-    rows = [installation.registry.get_prompt(row.id) for row in rows]
+    rows = [installation.registry.prompts.get(row.id) for row in rows]
     if as_json:
         from tunes_dagster.cli.showing import prompt_as_dict
 
@@ -337,7 +337,7 @@ def _check_all(installation: Installation, requests: list[PromptRequest], accoun
 
     registry = installation.registry
     for request in requests:
-        tune = registry.tune_named(account_id, request.tune) if request.tune else None
+        tune = registry.objects.tune_named(account_id, request.tune) if request.tune else None
         completed_prompt(
             registry,
             installation.catalog,
@@ -375,14 +375,14 @@ def resume(
 
     installation = open_installation()
     registry = installation.registry
-    whose = registry.get_account(account).id
-    open_tunes = registry.list_tunes(limit=1000, account_id=whose)
-    chosen = [registry.tune_named(whose, tune)] if tune else open_tunes
-    prompts = [] if tune else registry.list_prompts(status="queued", limit=1000, account_id=whose)
+    whose = registry.accounts.get(account).id
+    open_tunes = registry.tunes.rows(limit=1000, account_id=whose)
+    chosen = [registry.objects.tune_named(whose, tune)] if tune else open_tunes
+    prompts = [] if tune else registry.prompts.rows(status="queued", limit=1000, account_id=whose)
     chosen = [row for row in chosen if row.status not in TUNE_OVER]
     if not chosen and not prompts:
         say("Nothing is waiting.")
         return
     follow(installation, tunes=[row.id for row in chosen], prompts=[row.id for row in prompts])
     for row in chosen:
-        _say_what_came_out(installation, registry.get_tune(row.id))
+        _say_what_came_out(installation, registry.tunes.get(row.id))

@@ -26,7 +26,7 @@ def diff(
     from tunes_dagster.service.compare import differences
 
     installation = open_installation()
-    rows = [installation.registry.tune_named(account, name) for name in (first, second)]
+    rows = [installation.registry.objects.tune_named(account, name) for name in (first, second)]
     found = differences(rows[0], rows[1], installation.store)
     if as_json:
         emit_json([asdict(one) for one in found])
@@ -75,7 +75,7 @@ def rerun(
         installation.store,
         installation.catalog,
         installation.settings,
-        registry.tune_named(account, tune),
+        registry.objects.tune_named(account, tune),
         training_changes(set_ or []),
         title,
     )
@@ -83,7 +83,7 @@ def rerun(
         from tunes_dagster.cli.following import follow
 
         follow(installation, tunes=[row.id], stderr=as_json)
-        row = registry.get_tune(row.id)
+        row = registry.tunes.get(row.id)
     if as_json:
         emit_json(tune_as_dict(row))
         return

@@ -49,13 +49,13 @@ def delete(
             "What is to be deleted was not said, or twice.",
             "Name a tune, or a person (--person LABEL), or an account (--account ID).",
         )
-    whose = registry.get_account(account or "local").id
+    whose = registry.accounts.get(account or "local").id
     if tune is not None:
-        rows, rule = [registry.tune_named(whose, tune, deleted=True)], ""
+        rows, rule = [registry.objects.tune_named(whose, tune, deleted=True)], ""
     elif person is not None:
         rows, rule = tunes_of_person(registry, person, whose), f"person {person}"
     else:
-        rows, rule = registry.list_tunes(limit=1_000_000, account_id=whose), f"account {whose}"
+        rows, rule = registry.tunes.rows(limit=1_000_000, account_id=whose), f"account {whose}"
     if not yes:
         names = ", ".join(f"{row.number} ({row.title})" for row in rows[:10])
         typer.confirm(
@@ -98,7 +98,7 @@ def keep(
 ) -> None:
     """Keep a tune longer than its account's rule says."""
     registry = open_installation().registry
-    row = registry.tune_named(account, tune)
+    row = registry.objects.tune_named(account, tune)
     if for_ is None and auto_extend is None:
         raise Failure(
             FailureCode.INVALID_REQUEST, "How long was not said.", "Add --for 30d, or --auto-extend."
@@ -107,7 +107,7 @@ def keep(
     if for_ is not None:
         hours = _hours(for_)
         until = _FOR_EVER if hours is None else registry.now() + timedelta(hours=hours)
-    after = registry.keep_tune(row.id, until=until, auto_extend=auto_extend)
+    after = registry.retention.keep_tune(row.id, until=until, auto_extend=auto_extend)
     said = f"until {after.kept_until:%Y-%m-%d %H:%M} UTC at least" if until else "as before"
     extends = {True: ", and extended each time", False: ", and not extended", None: ""}[after.auto_extend]
     say(f"Tune {row.number} is kept {said}{extends}.")
@@ -182,7 +182,7 @@ def set_rules(
         url = None if callback_url == "none" else callback_url
         check_callback_url(url, installation.settings)
         rules["expiry_callback_url"] = url
-    installation.registry.set_retention(account, **rules)
+    installation.registry.accounts.set_retention(account, **rules)
     show()
 
 
@@ -191,7 +191,7 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for pr
     """Show the rules of all accounts."""
     from tunes_dagster.registry.retention import RULES
 
-    rows = open_installation().registry.list_accounts()
+    rows = open_installation().registry.accounts.rows()
     if as_json:
         emit_json([{"account": row.id, **{name: getattr(row, name) for name in RULES}} for row in rows])
         return
@@ -231,7 +231,7 @@ def log(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show the records of what was deleted."""
-    rows = open_installation().registry.list_deletions(account, limit)
+    rows = open_installation().registry.retention.deletions(account, limit)
     if as_json:
         fields = (
             "id",

@@ -38,21 +38,21 @@ def list_tunes(
     from tunes_dagster.cli.showing import prompt_as_dict, say_prompts, say_tunes, tune_as_dict
 
     registry = open_installation().registry
-    whose = None if everybody else registry.get_account(account).id
+    whose = None if everybody else registry.accounts.get(account).id
     if prompts:
-        tune_id = registry.tune_named(account, tune, deleted=True).id if tune else None
-        rows = registry.list_prompts(tune_id=tune_id, status=status, limit=limit, account_id=whose)
+        tune_id = registry.objects.tune_named(account, tune, deleted=True).id if tune else None
+        rows = registry.prompts.rows(tune_id=tune_id, status=status, limit=limit, account_id=whose)
         if as_json:
             emit_json([prompt_as_dict(row) for row in rows])
         else:
             say_prompts(rows)
         return
-    found = registry.list_tunes(status=status, limit=limit, account_id=whose)
+    found = registry.tunes.rows(status=status, limit=limit, account_id=whose)
     if as_json:
         emit_json([tune_as_dict(row) for row in found])
     elif found:
         say_tunes(found)
-    elif registry.count_tunes():
+    elif registry.tunes.count():
         of = "" if everybody else f" of the account {account}"
         say(escape(f"No tune{of} is {status}." if status else f"There is no tune{of}."))
     else:
@@ -76,26 +76,26 @@ def status(
     if tune is None:
         _overall(registry, account, watch, as_json)
         return
-    row = registry.tune_named(account, tune, deleted=True)
+    row = registry.objects.tune_named(account, tune, deleted=True)
     if watch:
         _watch(registry, [row.id])
-        row = registry.get_tune(row.id)
-    rows = registry.list_prompts(tune_id=row.id, limit=50)
+        row = registry.tunes.get(row.id)
+    rows = registry.prompts.rows(tune_id=row.id, limit=50)
     if as_json:
         emit_json({**tune_as_dict(row), "prompts": [prompt_as_dict(prompt) for prompt in rows]})
         return
-    say_tune(row, registry.events(row.id), rows)
+    say_tune(row, registry.events.of(row.id), rows)
 
 
 def _overall(registry: Registry, account: str, watch: bool, as_json: bool) -> None:
     from tunes_dagster.cli.showing import say_tunes, tune_as_dict
     from tunes_dagster.cli.watching import TUNE_OVER
 
-    rows = registry.list_tunes(limit=200, account_id=registry.get_account(account).id)
+    rows = registry.tunes.rows(limit=200, account_id=registry.accounts.get(account).id)
     busy = [row for row in rows if row.status not in TUNE_OVER]
     if watch and busy:
         _watch(registry, [row.id for row in busy])
-        busy = [registry.get_tune(row.id) for row in busy]
+        busy = [registry.tunes.get(row.id) for row in busy]
     if as_json:
         emit_json([tune_as_dict(row) for row in busy])
     elif busy:
@@ -126,9 +126,9 @@ def cancel(
 ) -> None:
     """Stop a tune. Its checkpoints are kept; tunes that train in the same run go on."""
     registry = open_installation().registry
-    row = registry.tune_named(account, tune)
-    registry.request_cancel(row.id, keep=keep)
-    after = registry.get_tune(row.id)
+    row = registry.objects.tune_named(account, tune)
+    registry.work.cancel_tune(row.id, keep=keep)
+    after = registry.tunes.get(row.id)
     if after.status == "ready":
         say(f"What was done again of tune {row.number} stops; it stays ready with the weights it has.")
     elif after.status == "cancelled":
@@ -162,7 +162,7 @@ def export(
     A LoRA is a safetensors file in two layouts; a whole model (kind checkpoint) is the zip of a diffusers folder.
     """
     installation = open_installation()
-    row = installation.registry.tune_named(account, tune)
+    row = installation.registry.objects.tune_named(account, tune)
     files = _wanted(installation, row, format)
     folder = installation.settings.resolved_home / "exports" / f"{row.number}-{_file_name(row.title)}"
     names = {one.form: _export_name(row, one) for one in files}

@@ -106,9 +106,9 @@ class Watch:
         return all(line.over for line in self.lines())
 
     def _read(self) -> list[Line]:
-        lines = [tune_line(self.registry.get_tune(tune)) for tune in self.tunes]
+        lines = [tune_line(self.registry.tunes.get(tune)) for tune in self.tunes]
         groups: dict[tuple[str | None, str], list[Any]] = {}
-        for row in map(self.registry.get_prompt, self.prompts):
+        for row in map(self.registry.prompts.get, self.prompts):
             groups.setdefault((row.tune_id, row.branch), []).append(row)
         for (tune_id, branch), rows in groups.items():
             of = "with the tune" if tune_id else f"on plain {branch}"
@@ -119,7 +119,7 @@ class Watch:
         """Return the line of prompts that belong together: that of their batch at work, if there is one."""
         is_open = [row for row in rows if row.status not in PROMPT_OVER]
         batch_id = next((row.batch_id for row in is_open if row.batch_id), None)
-        batch = self.registry.get_batch(batch_id) if batch_id else None
+        batch = self.registry.groups.batch(batch_id) if batch_id else None
         if batch is None or not is_open:
             status = is_open[0].status if is_open else rows[-1].status
             return Line(name, status, over=not is_open)

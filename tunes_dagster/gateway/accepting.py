@@ -28,7 +28,7 @@ from tunes_dagster.gateway.service import Service
 from tunes_dagster.gateway.uploads import keep_files
 from tunes_dagster.intake.payloads import Base64File, upload_key
 from tunes_dagster.registry import ApiGroup, ApiObject, Prompt, Registry, Reservation, Tune
-from tunes_dagster.registry.accounts import bind_idempotent
+from tunes_dagster.registry.idempotency import bind_idempotent
 from tunes_dagster.registry.ledger import lock_account
 from tunes_dagster.registry.retrying import may_have_been_kept
 
@@ -131,7 +131,7 @@ class Accepting:
         """
         self.warn(*self.wishes.told())
         if (made := self.made_before()) is not None:
-            return self._again(self.registry.get_tune(made[0]), view)
+            return self._again(self.registry.tunes.get(made[0]), view)
         callbacks = [request.callback_url, *(one.callback_url for one in request.prompts)]
         try:
             if is_rehearsing(self.request):
@@ -139,7 +139,7 @@ class Accepting:
                 raise Rehearsed(self._report(attempt, self.estimated_seconds(request.base), callbacks))
             tune = self._submit_tune(request, view, prompt_views, files, group)
         except _Known as known:
-            return self._again(self.registry.get_tune(known.subject_id), view)
+            return self._again(self.registry.tunes.get(known.subject_id), view)
         self._accepted([tune.id])
         return tune
 
@@ -214,7 +214,7 @@ class Accepting:
         if (made := self.made_before()) is not None:
             views = [view for _request, view in orders]
             return [
-                self._again(self.registry.get_prompt(one), view)
+                self._again(self.registry.prompts.get(one), view)
                 for one, view in zip(made, views, strict=False)
             ]
         callbacks = [request.callback_url for request, _view in orders]
@@ -225,7 +225,7 @@ class Accepting:
                 raise Rehearsed(self._report(attempt, seconds, callbacks))
             prompts = self._submit_prompts(orders, group)
         except _Known as known:
-            return [self._again(self.registry.get_prompt(known.subject_id), orders[0][1])]
+            return [self._again(self.registry.prompts.get(known.subject_id), orders[0][1])]
         self._accepted([prompt.id for prompt in prompts])
         return prompts
 
@@ -462,7 +462,7 @@ class Accepting:
         return {
             "dry_run": True,
             "price_usd": price / 1_000_000,
-            "available_usd": self.registry.get_wallet(self.account_id).available / 1_000_000,
+            "available_usd": self.registry.ledger.wallet(self.account_id).available / 1_000_000,
             "estimated_minutes": round(seconds / 60, 1),
             "would_be_refused": [refused] if refused else [],
             "warnings": unmet,

@@ -94,7 +94,7 @@ def create_app(
     served = [*mounted, (NATIVE, "/native/v1")]
     add_pages(app, served)
     _front(app, served)
-    app.state.meters = Meters(lambda: opened.registry.figures())
+    app.state.meters = Meters(lambda: opened.registry.figures.read())
     app.add_middleware(Manners, options=chosen, meters=app.state.meters)
     if chosen.cors_origins:
         _open_to_pages(app, chosen.cors_origins)
@@ -109,8 +109,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async def chores() -> None:
         while True:
             try:
-                await run_in_threadpool(service.registry.expire_uploads)
-                await run_in_threadpool(service.registry.forget_idempotent)
+                await run_in_threadpool(service.registry.uploads.expire)
+                await run_in_threadpool(service.registry.idempotency.forget)
             except Exception:
                 log.exception("chores")
             await asyncio.sleep(_CHORES_SECONDS)

@@ -95,7 +95,7 @@ class Desk(Accepting):
         Raises:
             Problem: 404.
         """
-        found = self.registry.find_tune(self.account_id, key)
+        found = self.registry.objects.find_tune(self.account_id, key)
         if found is None:
             raise not_found(what)
         return found
@@ -106,18 +106,18 @@ class Desk(Accepting):
         Raises:
             Problem: 404.
         """
-        found = self.registry.find_prompt(self.account_id, key)
+        found = self.registry.objects.find_prompt(self.account_id, key)
         if found is None:
             raise not_found(what)
         return found
 
     def wallet(self) -> Wallet:
         """Return what the account may spend."""
-        return self.registry.get_wallet(self.account_id)
+        return self.registry.ledger.wallet(self.account_id)
 
     def price_of(self, subject_id: str) -> int:
         """Return what was held for a tune or prompt when it was accepted, in micro-dollars."""
-        held = self.registry.prices_of([subject_id]).get(subject_id)
+        held = self.registry.ledger.prices_of([subject_id]).get(subject_id)
         return held.amount if held is not None else 0
 
     def training_price(self, base: str, kind: str = "lora") -> int:
@@ -133,7 +133,7 @@ class Desk(Accepting):
 
     def public_id(self, subject_id: str) -> str:
         """Return the id by which the caller knows a tune or prompt."""
-        seen = self.registry.get_object(subject_id)
+        seen = self.registry.objects.get(subject_id)
         return (seen.public_id if seen else None) or subject_id
 
     def entry(self, base: str) -> BaseModelEntry:
@@ -160,7 +160,7 @@ class Desk(Accepting):
         """Return how far a prompt is, in percent: as far as the batch that it is rendered in."""
         if prompt.status == "done":
             return 100.0
-        batch = self.registry.get_batch(prompt.batch_id) if prompt.batch_id else None
+        batch = self.registry.groups.batch(prompt.batch_id) if prompt.batch_id else None
         return round(batch.progress, 1) if batch is not None else 0.0
 
     # Ending
@@ -173,16 +173,16 @@ class Desk(Accepting):
         """
         from tunes_dagster.service.erase import erase_tunes
 
-        gone = self.registry.delete_tune(tune.id, by_caller=True)
+        gone = self.registry.work.delete_tune(tune.id, by_caller=True)
         self.service.later(erase_tunes, self.registry, self.service.store, [gone], rule="asked over HTTP")
 
     def delete_prompt(self, prompt: Prompt) -> None:
         """Cancel a prompt that is open, and take its pictures away."""
         if prompt.status in ("waiting", "queued", "rendering"):
-            self.registry.cancel_prompt(prompt.id, by_caller=True)
+            self.registry.work.cancel_prompt(prompt.id, by_caller=True)
         from tunes_dagster.service.erase import erase_outputs
 
-        self.registry.hide_prompt(prompt.id)
+        self.registry.objects.hide_prompt(prompt.id)
         self.service.later(erase_outputs, self.registry, self.service.store, [prompt])
 
 
@@ -193,4 +193,4 @@ def refuse(name: str, why: str) -> NoReturn:
 
 def desk_for(service: Service, account_id: str, base_url: str) -> Desk:
     """Return the desk of an account without a request: for callbacks, and for bearers of an upload token."""
-    return Desk(service, Caller(account_id, "", 0, service.registry.options_of(account_id)), base_url)
+    return Desk(service, Caller(account_id, "", 0, service.registry.ledger.options_of(account_id)), base_url)

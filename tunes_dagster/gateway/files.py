@@ -83,7 +83,7 @@ def serve(request: Request, signature: str, expires: str, packed: str, name: str
         return JSONResponse({"detail": "This address is not valid, or not any more."}, 403)
     try:
         owner = holds_weights(key)
-        if owner is not None and service.registry.get_tune(owner).status != "ready":
+        if owner is not None and service.registry.tunes.get(owner).status != "ready":
             raise FileNotFoundError(key)
         if _is_wanted_as_jpeg(key, name):
             return _as_jpeg(service.store, key)

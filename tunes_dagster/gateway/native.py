@@ -119,7 +119,7 @@ def health(request: Request) -> dict[str, Any]:
         {"base": branch, "trains_on": entry.branch, "installed": entry.installed(folder)}
         for branch, entry in real.items()
     ]
-    lengths = service.registry.queue_lengths()
+    lengths = service.registry.figures.queue_lengths()
     waiting = sum(row["count"] for row in lengths["work"] if row["kind"] != "render")
     ready = sorted({str(base["trains_on"]) for base in bases if base["installed"]})
     status = "stalled" if _stalled(lengths["work"], service.registry.now()) else "ok"
@@ -244,7 +244,7 @@ def prompt_facts(mine: Desk, row: Prompt) -> dict[str, Any]:
 def _phases(mine: Desk, subject_id: str) -> list[dict[str, Any]]:
     """Return the phases in their order; what was said inside one is under `said`."""
     phases: list[dict[str, Any]] = []
-    for event in mine.registry.events(subject_id):
+    for event in mine.registry.events.of(subject_id):
         if not phases or phases[-1]["phase"] != event.phase:
             if phases:
                 phases[-1]["end"] = iso(event.at)
@@ -281,7 +281,7 @@ def cancel(key: str, body: CancelBody | None = None, mine: Desk = Mine) -> dict[
     """Stop a tune, which costs the part of its training that was done; with `keep` it becomes ready, at its price."""
     row, _seen = mine.tune(own_id(key))
     keep = body.keep if body else False
-    return tune_facts(mine.registry.request_cancel(row.id, keep=keep, by_caller=True))
+    return tune_facts(mine.registry.work.cancel_tune(row.id, keep=keep, by_caller=True))
 
 
 @router.get("/tunes/{key}/weights/{form}", responses=FILE_ANSWERS)
@@ -345,7 +345,7 @@ def account(mine: Desk = Mine) -> dict[str, Any]:
             "memo": entry.memo,
             "usd": moved / 1e6,
         }
-        for entry, moved in mine.registry.ledger(mine.account_id)
+        for entry, moved in mine.registry.ledger.entries(mine.account_id)
     ]
     return {
         "account": mine.account_id,
@@ -353,7 +353,7 @@ def account(mine: Desk = Mine) -> dict[str, Any]:
         "available_usd": wallet.available / 1e6,
         "reserved_usd": wallet.reserved / 1e6,
         "requests_per_minute": wallet.requests_per_minute,
-        "tunes": mine.registry.count_open(mine.account_id),
+        "tunes": mine.registry.objects.count_open(mine.account_id),
         "ledger": entries,
     }
 
@@ -372,7 +372,7 @@ def _callback_facts(row: Callback) -> dict[str, Any]:
 
 
 def _own_callback(mine: Desk, callback_id: str) -> Callback:
-    rows = mine.registry.list_callbacks(limit=1, callback_id=callback_id)
+    rows = mine.registry.outbox.rows(limit=1, callback_id=callback_id)
     if not rows or rows[0].account_id != mine.account_id:
         raise not_found("Callback")
     return rows[0]
@@ -382,7 +382,7 @@ def _own_callback(mine: Desk, callback_id: str) -> Callback:
 @answers(list[CallbackFacts])
 def callbacks(mine: Desk = Mine) -> list[dict[str, Any]]:
     """List the account's callbacks, newest first."""
-    return [_callback_facts(row) for row in mine.registry.list_account_callbacks(mine.account_id)]
+    return [_callback_facts(row) for row in mine.registry.outbox.of_account(mine.account_id)]
 
 
 @router.get("/callbacks/{callback_id}")
@@ -398,7 +398,7 @@ def callback_log(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
             "error": one.error,
             "answer": one.response_head,
         }
-        for one in mine.registry.list_deliveries(row.id)
+        for one in mine.registry.outbox.deliveries(row.id)
     ]
     return {**_callback_facts(row), "deliveries": attempts}
 
@@ -408,7 +408,7 @@ def callback_log(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
 def replay(callback_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Send a callback again that did not arrive."""
     row = _own_callback(mine, callback_id)
-    return _callback_facts(mine.registry.replay_callback(row.id))
+    return _callback_facts(mine.registry.outbox.replay(row.id))
 
 
 @router.post("/callbacks/sample", status_code=201)
@@ -426,14 +426,14 @@ def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
     if body.dialect == "native":
         told: dict[str, Any] = {"type": "sample", "data": {"message": "This is a sample callback."}}
         return _callback_facts(
-            mine.registry.add_callback(mine.account_id, "sample", "sample", body.url, told, also=also)
+            mine.registry.outbox.add(mine.account_id, "sample", "sample", body.url, told, also=also)
         )
-    rows = mine.registry.page_tunes(mine.account_id, limit=1, dialect=body.dialect)
+    rows = mine.registry.objects.page_tunes(mine.account_id, limit=1, dialect=body.dialect)
     if not rows:
         raise not_found(f"A tune that came through {body.dialect}")
     told = tune_body("tune.ready", rows[0][0], mine.registry.now())
     return _callback_facts(
-        mine.registry.add_callback(
+        mine.registry.outbox.add(
             mine.account_id,
             "tune.ready",
             rows[0][0].id,

@@ -64,7 +64,7 @@ async def _claimed(
     deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
     while True:
         claim, first = await run_in_threadpool(
-            mine.registry.begin_idempotent, mine.account_id, key, digest, fields
+            mine.registry.idempotency.begin, mine.account_id, key, digest, fields
         )
         if claim:
             return claim, None
@@ -80,7 +80,7 @@ async def _claimed(
 
 async def _answered(request: Body, inner: Endpoint, mine: Desk, claim: Claim) -> Response:
     """Let the endpoint answer, and keep the answer; a refusal gives the key free again unless something was made."""
-    end = mine.registry.end_idempotent
+    end = mine.registry.idempotency.end
     try:
         response = await inner(request)
     except BaseException:

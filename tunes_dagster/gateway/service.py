@@ -25,7 +25,7 @@ from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.turns import Turns
 from tunes_dagster.intake.sandbox.pool import get_pool
 from tunes_dagster.registry import ApiKey, Registry, Wallet
-from tunes_dagster.registry.accounts import key_hash
+from tunes_dagster.registry.keys import key_hash
 from tunes_dagster.service.installation import Installation
 
 log = logging.getLogger("tunes.gateway")
@@ -167,7 +167,7 @@ class Service:
         Raises:
             Problem: 401 for unknown and revoked keys.
         """
-        row = self.registry.find_key(secret) if secret and len(secret) < 200 else None
+        row = self.registry.keys.find(secret) if secret and len(secret) < 200 else None
         ended = row is not None and row.expires_at is not None and row.expires_at <= self.registry.now()
         if row is None or row.revoked_at is not None or ended:
             raise Problem(401, "Invalid or missing API key", code="unauthorized")
@@ -178,14 +178,14 @@ class Service:
         return caller
 
     def _caller(self, row: ApiKey) -> Caller:
-        wallet: Wallet = self.registry.get_wallet(row.account_id)
+        wallet: Wallet = self.registry.ledger.wallet(row.account_id)
         return Caller(row.account_id, row.id, wallet.requests_per_minute, wallet.options)
 
     def recent_seconds(self, branch: str) -> float:
         """Return how long the latest tunes of a base took in the median; 0 when there was none."""
         found = self._pace.get(branch)
         if found is None or found[0] < time.monotonic():
-            seen = self.registry.recent_seconds(branch)
+            seen = self.registry.figures.recent_seconds(branch)
             found = (time.monotonic() + _PACE_SECONDS, statistics.median(seen) if seen else 0.0)
             self._pace[branch] = found
         return found[1]

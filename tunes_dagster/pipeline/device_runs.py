@@ -69,16 +69,16 @@ def heed_cancelled_runs(instance: dg.DagsterInstance, registry: Registry) -> int
     Returns:
         How many runs there were.
     """
-    for row in registry.requested_device_runs():
+    for row in registry.device_runs.requested():
         found = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: run_key_of(row)}), limit=5)
         run = next((one for one in found if one.parent_run_id is None), None)
         if run is not None and run.is_finished:  # also when it could not be launched
-            registry.bind_device_run(row.id, run.run_id)
-    wanted = sorted({row.run_id for row in registry.open_device_runs() if row.run_id})
+            registry.device_runs.bind(row.id, run.run_id)
+    wanted = sorted({row.run_id for row in registry.device_runs.open() if row.run_id})
     if not wanted:
         return 0
     over = instance.get_runs(dg.RunsFilter(run_ids=wanted, statuses=[DagsterRunStatus.CANCELED]))
     for run in over:
-        for work in registry.works_of_run(run.run_id):
+        for work in registry.device_runs.works_of_run(run.run_id):
             cancel_subject(registry, work)
     return len(over)

@@ -129,10 +129,10 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
             return False
         asked_for = run.tags.get(DEVICE_RUN_TAG)
         if asked_for and run.parent_run_id is None:
-            if not self._registry.bind_device_run(asked_for, run.run_id):
+            if not self._registry.device_runs.bind(asked_for, run.run_id):
                 self._instance.report_run_canceled(run, "Another run tells of this attempt.")
             return True
-        if not self._registry.session_lives(self._settings.lost_after_seconds):
+        if not self._registry.device_runs.session_lives(self._settings.lost_after_seconds):
             return False  # the run's own process does it, and has the device meanwhile
         self._hand_over(run, kinds, partition)
         return True
@@ -144,9 +144,9 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         RunJournal(self._instance, run).started(self._registry.now())
         first, *rest = kinds
         try:
-            self._registry.hand_over(first, partition, run.run_id, changes_in(run, first))
+            self._registry.device_runs.hand_over(first, partition, run.run_id, changes_in(run, first))
             for kind in rest:
-                self._registry.expect(kind, partition, run.run_id, changes_in(run, kind))
+                self._registry.device_runs.expect(kind, partition, run.run_id, changes_in(run, kind))
         except Failure as failure:
             if failure.code == FailureCode.STORE_UNAVAILABLE:
                 raise
@@ -156,9 +156,9 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
 
     def terminate(self, run_id: str) -> bool:
         """Ask for the work of a run to be cancelled; its end is told when it has ended."""
-        if not (self._settings.sessions and self._registry.device_runs_of(run_id)):
+        if not (self._settings.sessions and self._registry.device_runs.of_run(run_id)):
             return self._wrapped.terminate(run_id)
-        works = self._registry.works_of_run(run_id)
+        works = self._registry.device_runs.works_of_run(run_id)
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished or not works:
             return False
@@ -176,12 +176,14 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Return how a run is: for device work, what the heartbeat of its row says."""
-        rows = self._registry.device_runs_of(run.run_id) if self._settings.sessions else []
+        rows = self._registry.device_runs.of_run(run.run_id) if self._settings.sessions else []
         if not rows:
             if self._wrapped.supports_check_run_worker_health:
                 return self._wrapped.check_run_worker_health(run)
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        silent = [work.id for work in self._registry.works_of_run(run.run_id) if self._is_silent(work)]
+        silent = [
+            work.id for work in self._registry.device_runs.works_of_run(run.run_id) if self._is_silent(work)
+        ]
         if silent:
             return CheckRunHealthResult(WorkerStatus.FAILED, f"No heartbeat of {', '.join(silent)}.")
         return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=rows[0].session_id)
@@ -197,7 +199,7 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         self, run: DagsterRun, include_container_logs: bool | None = True
     ) -> str | None:
         """Return what helps to find out why a run does not go on."""
-        if self._settings.sessions and (rows := self._registry.device_runs_of(run.run_id)):
+        if self._settings.sessions and (rows := self._registry.device_runs.of_run(run.run_id)):
             sessions = sorted({row.session_id for row in rows if row.session_id})
             return f"Its work is done by {', '.join(sessions) or 'no session yet'}; see `tunes devices`."
         return self._wrapped.get_run_worker_debug_info(run, include_container_logs)
@@ -209,7 +211,7 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
 
     def resume_run(self, context: ResumeRunContext) -> None:
         """Leave it to the wrapped launcher; device work is resumed by the registry."""
-        if not (self._settings.sessions and self._registry.device_runs_of(context.dagster_run.run_id)):
+        if not (self._settings.sessions and self._registry.device_runs.of_run(context.dagster_run.run_id)):
             self._wrapped.resume_run(context)
 
     def join(self, timeout: int = 30) -> None:

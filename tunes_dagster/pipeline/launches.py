@@ -95,7 +95,7 @@ def cancel_what_people_cancelled(instance: dg.DagsterInstance, registry: Registr
     A run that is cancelled in the queue, or marked as cancelled by force, never runs a line of our code.
     """
     cancelled = 0
-    for work in registry.active_work():
+    for work in registry.work.active():
         name = name_of_run(work)
         run = find_run(instance, name) if name else None
         if run is not None and run.status == DagsterRunStatus.CANCELED:
@@ -106,13 +106,13 @@ def cancel_what_people_cancelled(instance: dg.DagsterInstance, registry: Registr
 
 def cancel_subject(registry: Registry, work: Work) -> None:
     """Ask for a piece of work to be stopped; for a batch, for all of its prompts."""
-    prompts = registry.list_prompts(batch_id=work.subject_id) if work.kind == "render" else []
+    prompts = registry.prompts.rows(batch_id=work.subject_id) if work.kind == "render" else []
     try:
         for prompt in prompts:
             if prompt.status in ("queued", "rendering"):
-                registry.cancel_prompt(prompt.id)
+                registry.work.cancel_prompt(prompt.id)
         if work.kind != "render":
-            registry.request_cancel(work.subject_id)
+            registry.work.cancel_tune(work.subject_id)
     except Failure:
         return  # it ended by itself meanwhile
 
@@ -134,7 +134,7 @@ def forgotten_runs(
     holders = {run_id for claim in claims for run_id in claim.active_run_ids}
     going = dg.RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING])
     holders |= {run.run_id for run in instance.get_runs(going, limit=_MOST_RUNS)}
-    ends = {run_id: registry.run_ended_at(run_id) for run_id in holders}
+    ends = {run_id: registry.work.run_ended_at(run_id) for run_id in holders}
     return sorted(run_id for run_id, end in ends.items() if end is not None and now - end > grace)
 
 
@@ -146,7 +146,7 @@ def full_pools(instance: dg.DagsterInstance, pools: Sequence[str]) -> frozenset[
 
 def without_work(registry: Registry, run_ids: Sequence[str | None]) -> list[str]:
     """Return those of some runs that hold no living piece of work any more."""
-    living = {work.run_id for work in registry.active_work() if work.state == "running"}
+    living = {work.run_id for work in registry.work.active() if work.state == "running"}
     return sorted({run_id for run_id in run_ids if run_id is not None} - living)
 
 

@@ -75,7 +75,7 @@ def take_in_drops(installation: Installation) -> str:
     registry, settings = installation.registry, installation.settings
     found = scan_drop_folder(
         settings.resolved_drop_folder,
-        registry.list_drops(),
+        registry.drops.rows(),
         clock.now(),
         settings.drop_settle_seconds,
         settings.store_options,
@@ -84,7 +84,7 @@ def take_in_drops(installation: Installation) -> str:
     for drop in found:
         if drop.request is None or drop.state != "complete":
             if drop.state == "invalid":
-                registry.record_drop(
+                registry.drops.record(
                     drop.path, fingerprint=drop.fingerprint, state="invalid", message=drop.message
                 )
             said.append(f"{drop.name}: {drop.message}")
@@ -92,7 +92,7 @@ def take_in_drops(installation: Installation) -> str:
         # The id follows from the content, so that a tick that died half-way does not submit it twice.
         tune_id = f"tune_{hashlib.sha256(f'{drop.path} {drop.fingerprint}'.encode()).hexdigest()[:20]}"
         try:
-            if not registry.has_tune(tune_id):
+            if not registry.tunes.has(tune_id):
                 submit_tune(
                     registry,
                     installation.store,
@@ -105,12 +105,12 @@ def take_in_drops(installation: Installation) -> str:
         except Failure as failure:
             if failure.code == FailureCode.STORE_UNAVAILABLE:
                 raise  # it says nothing about the drop, which the next tick looks at again
-            registry.record_drop(
+            registry.drops.record(
                 drop.path, fingerprint=drop.fingerprint, state="invalid", message=str(failure)
             )
             said.append(f"{drop.name}: {failure}")
             continue
-        registry.record_drop(drop.path, fingerprint=drop.fingerprint, state="taken", tune_id=tune_id)
+        registry.drops.record(drop.path, fingerprint=drop.fingerprint, state="taken", tune_id=tune_id)
         said.append(f"{drop.name}: taken in as {tune_id}.")
     return " ".join(said) or "Nothing new."
 
@@ -145,7 +145,7 @@ def prepared_tunes(
         context,
         _patiently(
             lambda: decide.cohort_launches(rows, settings),
-            lambda: bool(rows.queued_work("train", limit=1)),
+            lambda: bool(rows.work.queued("train", limit=1)),
             settings.cohort_wait_seconds,
         ),
     )
@@ -178,7 +178,7 @@ def queued_prompts(
         context,
         _patiently(
             lambda: decide.render_launches(rows, settings),
-            lambda: bool(rows.list_prompts(status="queued", limit=1)),
+            lambda: bool(rows.prompts.rows(status="queued", limit=1)),
             settings.batch_wait_seconds,
         ),
     )
@@ -256,7 +256,7 @@ def finished_campaigns_sensor(names: Sequence[str]) -> dg.SensorDefinition:
     )
     def finished_campaigns(installation: InstallationResource) -> dg.SensorResult:
         """Ended prompts → campaign_report."""
-        due = installation.open(works=False).registry.due_reports(names)
+        due = installation.open(works=False).registry.campaigns.due_reports(names)
         if not due:
             return dg.SensorResult(skip_reason="No campaign date has finished.")
         return dg.SensorResult(run_requests=[report_request(campaign, date) for campaign, date in due])

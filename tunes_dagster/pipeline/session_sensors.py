@@ -52,7 +52,7 @@ def device_runs(context: dg.SensorEvaluationContext, installation: InstallationR
     whole = installation.open(works=False)
     heed_cancelled_runs(context.instance, whole.registry)
     Teller(context.instance, whole).tell(_TELLING_SECONDS)
-    return requests(context.instance, whole.registry.requests_due(limit=decide.RUNS_PER_TICK))
+    return requests(context.instance, whole.registry.device_runs.requests_due(limit=decide.RUNS_PER_TICK))
 
 
 SESSION_SENSORS = [new_datasets, queued_tunes, untrained_tunes, device_runs, due_callbacks, stuck_work]

@@ -83,7 +83,7 @@ def shown(
     first = rows[0]
     if first.kind == "render":
         return _renders(rows, registry, store)
-    tune = registry.get_tune(first.subject_id)
+    tune = registry.tunes.get(first.subject_id)
     made = _trained if first.kind == "train" else _evaluated
     metadata, answers = made(first, tune.result or {}, store)
     seconds = _seconds(first)
@@ -183,9 +183,9 @@ def _renders(
     batches, missing, broken, tunes = [], 0, 0, Counter[str]()
     keys: dict[str, str | None] = {}
     for row in rows:
-        batch = registry.get_batch(row.subject_id)
+        batch = registry.groups.batch(row.subject_id)
         result = (batch.result if batch is not None else None) or {}
-        prompts = registry.list_prompts(batch_id=row.subject_id, limit=1_000)
+        prompts = registry.prompts.rows(batch_id=row.subject_id, limit=1_000)
         pictures = sum(len(prompt.images) for prompt in prompts)
         wanted = [prompt for prompt in prompts if prompt.status not in ("cancelled", "queued", "rendering")]
         asked = sum(

@@ -57,8 +57,8 @@ class Teller:
         One that cannot be told, because its storage does not answer, leaves the others alone.
         """
         until = time.monotonic() + seconds
-        self._registry.end_lost_device_runs()
-        waiting = self._registry.runs_to_tell()
+        self._registry.device_runs.end_lost()
+        waiting = self._registry.device_runs.runs_to_tell()
         for number, run_id in enumerate(waiting):
             if time.monotonic() > until:
                 return Told(number, len(waiting) - number)
@@ -70,15 +70,15 @@ class Teller:
 
     def tell_run(self, run_id: str) -> None:
         """Tell one run."""
-        rows, died = self._registry.take_telling(run_id, self._name)
+        rows, died = self._registry.device_runs.take_telling(run_id, self._name)
         if not rows:
             return
         run = self._instance.get_run_by_id(run_id)
         if run is None:  # somebody deleted it, and all that it said
-            self._registry.drop_device_runs(run_id)
+            self._registry.device_runs.drop(run_id)
             return
         _Tale(RunJournal(self._instance, run, again=died), self._installation, run, rows).tell()
-        self._registry.told(rows)
+        self._registry.device_runs.told(rows)
 
 
 class _Tale:
@@ -108,7 +108,7 @@ class _Tale:
         if begun and all(row.told in _UNTOLD for row in rows):
             self._journal.step_started(step, min(begun))
         for row in rows:
-            while lines := self._installation.registry.lines_to_tell(row):
+            while lines := self._installation.registry.device_runs.lines_to_tell(row):
                 for line in lines:
                     text = f"{row.subject_id}: {line.text}" if len(rows) > 1 else line.text
                     self._journal.line(step, text, line.level, line.at)
@@ -140,7 +140,7 @@ class _Tale:
             for rows in self._steps.values():
                 for row in rows:
                     if not row.state and row.began_at is None:
-                        self._installation.registry.end_device_run(row.id, "cancelled")
+                        self._installation.registry.device_runs.end(row.id, "cancelled")
                         row.state, row.told, row.ended_at = "cancelled", "ended", bad.ended_at
         if not all(row.state for row in self._rows):
             return

@@ -1,13 +1,12 @@
 """The registry: what was asked, by whom, how far it is, and what is owed.
 
-`Registry` is the facade; its queries are mixed in from one file per subject. Every method is one transaction
-and hands out detached rows of `tables.py`.
+`Registry` is the open database with a part for each subject, one file per part.
 """
 
 from __future__ import annotations
 
 from tunes_dagster.core.settings import Settings
-from tunes_dagster.registry.accounts import AccountQueries
+from tunes_dagster.registry.accounts import Accounts
 from tunes_dagster.registry.api_tables import (
     ApiGroup,
     ApiKey,
@@ -17,21 +16,25 @@ from tunes_dagster.registry.api_tables import (
     Wallet,
     Workspace,
 )
-from tunes_dagster.registry.campaign_costs import CostQueries
+from tunes_dagster.registry.audit import Audit
+from tunes_dagster.registry.campaign_costs import CampaignCosts
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
-from tunes_dagster.registry.campaigns import CampaignQueries
-from tunes_dagster.registry.device_runs import DeviceRunQueries
-from tunes_dagster.registry.engine import ANSWER_SECONDS
-from tunes_dagster.registry.figures import FigureQueries
-from tunes_dagster.registry.groups import GroupQueries
-from tunes_dagster.registry.journal import JournalQueries
-from tunes_dagster.registry.ledger import LedgerQueries
-from tunes_dagster.registry.mending import MendingQueries
-from tunes_dagster.registry.objects import ObjectQueries
-from tunes_dagster.registry.outbox import OutboxQueries, Sending
-from tunes_dagster.registry.outcomes import OutcomeQueries
-from tunes_dagster.registry.restoring import RestoringQueries
-from tunes_dagster.registry.retention import RetentionQueries
+from tunes_dagster.registry.campaigns import Campaigns
+from tunes_dagster.registry.device_runs import DeviceRuns
+from tunes_dagster.registry.engine import ANSWER_SECONDS, Database
+from tunes_dagster.registry.figures import Measured
+from tunes_dagster.registry.groups import Groups
+from tunes_dagster.registry.idempotency import Idempotency
+from tunes_dagster.registry.journal import Drops, Events
+from tunes_dagster.registry.keys import Keys
+from tunes_dagster.registry.ledger import Ledger
+from tunes_dagster.registry.mending import Mending
+from tunes_dagster.registry.objects import Objects
+from tunes_dagster.registry.outbox import Outbox, Sending
+from tunes_dagster.registry.outcomes import WorkQueue
+from tunes_dagster.registry.prompts import Prompts
+from tunes_dagster.registry.restoring import Restoring
+from tunes_dagster.registry.retention import Retention
 from tunes_dagster.registry.retrying import ASKED_SECONDS
 from tunes_dagster.registry.tables import (
     Account,
@@ -47,31 +50,65 @@ from tunes_dagster.registry.tables import (
     Tune,
     Work,
 )
-from tunes_dagster.registry.tunes import TuneQueries
-from tunes_dagster.registry.uses import DoubtfulUse, PromptTune, Use, UseQueries
-from tunes_dagster.registry.workspaces import WorkspaceQueries
+from tunes_dagster.registry.tunes import Tunes
+from tunes_dagster.registry.uploads import Uploads
+from tunes_dagster.registry.uses import DoubtfulUse, PromptTune, Use, Uses
 
 
-class Registry(
-    TuneQueries,
-    OutcomeQueries,
-    GroupQueries,
-    CampaignQueries,
-    CostQueries,
-    RetentionQueries,
-    OutboxQueries,
-    JournalQueries,
-    AccountQueries,
-    LedgerQueries,
-    ObjectQueries,
-    FigureQueries,
-    MendingQueries,
-    UseQueries,
-    RestoringQueries,
-    WorkspaceQueries,
-    DeviceRunQueries,
-):
-    """All queries over one database; see `engine.Database` for how it is opened."""
+class Registry(Database):
+    """An open registry: one database, and a part of it for each subject.
+
+    Every query of a part is one transaction and hands out detached rows of `tables.py`. See `engine.Database` for
+    how it is opened.
+
+    Attributes:
+        accounts: Who asks, with the rules that hang on them.
+        keys: How they prove it.
+        idempotency: What was asked already, under the caller's own key.
+        ledger: Credits.
+        tunes: What is to be trained, and what became of it.
+        prompts: What is to be rendered with them.
+        uses: Which prompts use which tunes.
+        work: The attempts at all that, from queued to their end.
+        groups: Which of it is done together: cohorts of tunes, batches of prompts.
+        device_runs: What sessions do of it, and which runs of Dagster tell of that.
+        campaigns: Tables of prompts, and their dates.
+        costs: What a date of a campaign costs.
+        objects: Tunes and prompts as their callers see them.
+        uploads: Pictures that are promised.
+        outbox: Callbacks that are owed.
+        events: The timeline of each subject.
+        drops: What is known of dropped datasets.
+        retention: What expires, and what was deleted.
+        figures: What is measured of the whole.
+        audit: What is wrong in the rows.
+        mending: What sets it right.
+        restoring: What a backup that was put back lacks.
+    """
+
+    def _divide(self) -> None:
+        self.accounts = Accounts(self)
+        self.keys = Keys(self)
+        self.idempotency = Idempotency(self)
+        self.ledger = Ledger(self)
+        self.tunes = Tunes(self)
+        self.prompts = Prompts(self)
+        self.uses = Uses(self)
+        self.work = WorkQueue(self)
+        self.groups = Groups(self)
+        self.device_runs = DeviceRuns(self)
+        self.campaigns = Campaigns(self)
+        self.costs = CampaignCosts(self)
+        self.objects = Objects(self)
+        self.uploads = Uploads(self)
+        self.outbox = Outbox(self)
+        self.events = Events(self)
+        self.drops = Drops(self)
+        self.retention = Retention(self)
+        self.figures = Measured(self)
+        self.audit = Audit(self)
+        self.mending = Mending(self)
+        self.restoring = Restoring(self)
 
 
 def open_registry(

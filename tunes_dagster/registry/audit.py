@@ -14,7 +14,7 @@ from sqlalchemy import Select, String, and_, case, cast, exists, func, literal, 
 from sqlalchemy.orm import Session
 
 from tunes_dagster.registry.api_tables import ApiObject, LedgerEntry, LedgerPosting, Pack, Reservation, Wallet
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.settling import owed
 from tunes_dagster.registry.tables import Prompt, Tune, Work
 from tunes_dagster.registry.transitions import ENDED_TUNE, LOST_TUNE, OPEN_PROMPT, OPEN_WORK
@@ -63,10 +63,10 @@ class _Found:
         return Fault(kind, account_id, says.format(**words), remedy.format(**words), ids, len(self.rows))
 
 
-class AuditQueries(Database):
+class Audit(Part):
     """Looks for what earlier faults did."""
 
-    def audit(self) -> list[Fault]:
+    def faults(self) -> list[Fault]:
         """Return every fault that is found, by kind and account."""
         looks: tuple[Callable[[Session], Sequence[Fault]], ...] = (
             _doubtful_uses,

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.campaign_tables import CampaignDate, CampaignPrompt
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.settling import owed
 from tunes_dagster.registry.tables import Prompt
 from tunes_dagster.registry.transitions import OPEN_PROMPT
@@ -65,10 +65,10 @@ def paid_by(session: Session, date_id: str, planned: Sequence[Planned]) -> dict[
     return paid
 
 
-class CostQueries(Database):
+class CampaignCosts(Part):
     """What dates have cost."""
 
-    def date_cost(self, campaign_id: str, date: str, planned: Sequence[Planned]) -> int:
+    def of_date(self, campaign_id: str, date: str, planned: Sequence[Planned]) -> int:
         """Return what a date has cost before its next plan, in micro-dollars, and keeps: see `before` of `over_cap`.
 
         Prompts that the next plan does not want and that nobody has begun are not counted: it cancels them.

@@ -18,7 +18,7 @@ from tunes_dagster.core.results import DateResult, PromptResult
 from tunes_dagster.core.wishes import ended
 from tunes_dagster.registry.campaign_costs import OverCap, over_cap, paid_by, total
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import reserve_many
 from tunes_dagster.registry.locks import chunks, lock, lock_each, lock_one
 from tunes_dagster.registry.prompts import NewPrompt, new_prompt
@@ -99,11 +99,11 @@ def taken(name: str) -> Failure:
     )
 
 
-class CampaignQueries(Database):
+class Campaigns(Part):
     """Everything about campaigns."""
 
     @repeatable
-    def put_campaign(self, name: str, **fields: Any) -> Campaign:
+    def put(self, name: str, **fields: Any) -> Campaign:
         """Add a campaign, or replace the fields of the one of that name; a removed one comes back.
 
         Raises:
@@ -122,18 +122,18 @@ class CampaignQueries(Database):
             row.updated_at, row.removed_at = now, None
             return row
 
-    def campaign_owner(self, name: str) -> str | None:
+    def owner(self, name: str) -> str | None:
         """Return the account whose campaign has a name, also one that was removed; None when nobody's has."""
         with self.reading() as session:
             return session.scalar(select(Campaign.account_id).where(Campaign.name == name))
 
-    def list_campaigns(self) -> list[Campaign]:
+    def rows(self) -> list[Campaign]:
         """Return the campaigns that were not removed, by name."""
         query = select(Campaign).where(Campaign.removed_at.is_(None)).order_by(Campaign.name)
         with self.reading() as session:
             return list(session.scalars(query))
 
-    def get_campaign(self, name: str) -> Campaign:
+    def get(self, name: str) -> Campaign:
         """Return a campaign by name or id.
 
         Raises:
@@ -143,13 +143,13 @@ class CampaignQueries(Database):
             query = select(Campaign).where((Campaign.name == name) | (Campaign.id == name))
             row = session.scalars(query).first()
         if row is None or row.removed_at is not None:
-            known = [one.name for one in self.list_campaigns()]
+            known = [one.name for one in self.rows()]
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {close[0]}?" if close else "`tunes campaign list` shows the known ones."
             raise Failure(FailureCode.INVALID_REQUEST, f"There is no campaign {name!r}.", hint)
         return row
 
-    def remove_campaign(self, campaign_id: str) -> int:
+    def remove(self, campaign_id: str) -> int:
         """Take a campaign off the schedule and cancel what it still waits for; returns how many prompts that were."""
         now = self.now()
         gone = Failure(FailureCode.CANCELLED, "Its campaign was removed.")
@@ -167,13 +167,13 @@ class CampaignQueries(Database):
                 prompt_ended(session, row, "cancelled", now, gone)
             return len(rows)
 
-    def list_dates(self, campaign_id: str, limit: int = 50) -> list[CampaignDate]:
+    def dates(self, campaign_id: str, limit: int = 50) -> list[CampaignDate]:
         """Return the dates that were planned, newest first."""
         query = select(CampaignDate).where(CampaignDate.campaign_id == campaign_id)
         with self.reading() as session:
             return list(session.scalars(query.order_by(CampaignDate.date.desc()).limit(limit)))
 
-    def get_date(self, campaign_id: str, date: str) -> CampaignDate | None:
+    def date(self, campaign_id: str, date: str) -> CampaignDate | None:
         """Return one date, or None when it was never planned."""
         query = select(CampaignDate).where(CampaignDate.campaign_id == campaign_id, CampaignDate.date == date)
         with self.reading() as session:

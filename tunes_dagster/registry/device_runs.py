@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock, lock_each, lock_one
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import DeviceRun, DeviceRunLine, Tune, Work
@@ -49,7 +49,7 @@ class Line:
     text: str
 
 
-class DeviceRunQueries(Database):
+class DeviceRuns(Part):
     """Attempts of sessions and the runs that tell of them."""
 
     @repeatable
@@ -102,7 +102,7 @@ class DeviceRunQueries(Database):
             session.add(row)
 
     @repeatable
-    def begin_device_run(self, work: Work) -> DeviceRun:
+    def begin(self, work: Work) -> DeviceRun:
         """Note that a session began an attempt; what a person handed over begins with it."""
         with self.writing() as session:
             same = select(DeviceRun).where(DeviceRun.work_id == work.id, DeviceRun.attempt == work.attempt)
@@ -132,7 +132,7 @@ class DeviceRunQueries(Database):
         with self.reading() as session:
             return dict(session.scalars(query.order_by(DeviceRun.attempt.desc())).first() or {})
 
-    def add_device_lines(self, device_run_id: str, lines: Sequence[Line]) -> None:
+    def add_lines(self, device_run_id: str, lines: Sequence[Line]) -> None:
         """Add lines to the log of an attempt."""
         with self.writing() as session:
             session.add_all(
@@ -140,7 +140,7 @@ class DeviceRunQueries(Database):
                 for one in lines
             )
 
-    def set_device_facts(self, device_run_id: str, facts: dict[str, Any]) -> None:
+    def set_facts(self, device_run_id: str, facts: dict[str, Any]) -> None:
         """Keep what is shown of the files of an attempt."""
         with self.writing() as session:
             row = lock_one(session, DeviceRun, DeviceRun.id == device_run_id)
@@ -148,7 +148,7 @@ class DeviceRunQueries(Database):
                 row.facts = facts
 
     @repeatable
-    def end_device_run(
+    def end(
         self, device_run_id: str, state: str, failure_code: str | None = None, again: bool = False
     ) -> None:
         """Note how an attempt ended; what was noted first stays."""
@@ -158,7 +158,7 @@ class DeviceRunQueries(Database):
                 row.state, row.failure_code, row.again, row.ended_at = state, failure_code, again, self.now()
 
     @repeatable
-    def end_lost_device_runs(self, limit: int = 1000) -> int:
+    def end_lost(self, limit: int = 1000) -> int:
         """Note the ends that no session wrote, from what became of the work; returns how many there were."""
         with self.writing() as session:
             begun = DeviceRun.attempt > _BY_A_PERSON
@@ -212,7 +212,7 @@ class DeviceRunQueries(Database):
             return [row for row in taken if row.id not in shared]
 
     @repeatable
-    def bind_device_run(self, device_run_id: str, run_id: str) -> bool:
+    def bind(self, device_run_id: str, run_id: str) -> bool:
         """Let a Dagster run tell of an attempt and of those that share its run; False when another run does."""
         with self.writing() as session:
             mine = or_(DeviceRun.id == device_run_id, DeviceRun.leader_id == device_run_id)
@@ -224,7 +224,7 @@ class DeviceRunQueries(Database):
                 row.run_id = run_id
             return True
 
-    def device_runs_of(self, run_id: str) -> list[DeviceRun]:
+    def of_run(self, run_id: str) -> list[DeviceRun]:
         """Return the attempts that a Dagster run tells of, in the order in which they were made."""
         query = (
             select(DeviceRun).where(DeviceRun.run_id == run_id).order_by(DeviceRun.created_at, DeviceRun.id)
@@ -232,7 +232,7 @@ class DeviceRunQueries(Database):
         with self.reading() as session:
             return list(session.scalars(query))
 
-    def device_run_of(self, work_id: str, attempt: int) -> DeviceRun | None:
+    def of_attempt(self, work_id: str, attempt: int) -> DeviceRun | None:
         """Return the row of an attempt, or None."""
         query = select(DeviceRun).where(DeviceRun.work_id == work_id, DeviceRun.attempt == attempt)
         with self.reading() as session:
@@ -261,7 +261,7 @@ class DeviceRunQueries(Database):
         with self.reading() as session:
             return session.scalar(query) is not None
 
-    def open_device_runs(self, limit: int = 1000) -> list[DeviceRun]:
+    def open(self, limit: int = 1000) -> list[DeviceRun]:
         """Return the attempts that go on, or wait to begin, and that a Dagster run tells of."""
         query = select(DeviceRun).where(DeviceRun.told != "ended", DeviceRun.run_id.is_not(None))
         with self.reading() as session:
@@ -269,7 +269,7 @@ class DeviceRunQueries(Database):
                 session.scalars(query.where(DeviceRun.state == "").order_by(DeviceRun.id).limit(limit))
             )
 
-    def requested_device_runs(self, limit: int = 1000) -> list[DeviceRun]:
+    def requested(self, limit: int = 1000) -> list[DeviceRun]:
         """Return the attempts for which a run was requested that has not taken them up."""
         query = select(DeviceRun).where(
             DeviceRun.run_id.is_(None), DeviceRun.requested_at.is_not(None), DeviceRun.told == ""
@@ -334,14 +334,14 @@ class DeviceRunQueries(Database):
                 if row.told == "ended":
                     session.execute(delete(DeviceRunLine).where(DeviceRunLine.device_run_id == row.id))
 
-    def drop_device_runs(self, run_id: str) -> None:
+    def drop(self, run_id: str) -> None:
         """Tell nothing more of a run that somebody deleted in Dagster."""
         with self.writing() as session:
             for row in lock(session, DeviceRun, DeviceRun.run_id == run_id):
                 row.told, row.teller, row.telling_until = "ended", None, None
                 session.execute(delete(DeviceRunLine).where(DeviceRunLine.device_run_id == row.id))
 
-    def forget_device_runs(self, subject_ids: Sequence[str]) -> list[str]:
+    def forget(self, subject_ids: Sequence[str]) -> list[str]:
         """Delete what was noted of deleted subjects; returns the Dagster runs that told of nothing else."""
         with self.writing() as session:
             rows = lock_each(session, DeviceRun, DeviceRun.subject_id, subject_ids)

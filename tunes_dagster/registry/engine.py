@@ -192,7 +192,7 @@ def _uptime() -> float:
 
 
 class Database:
-    """An open registry database; the queries of the other files are mixed in by `Registry`.
+    """An open registry database; what it answers is asked of the parts that `Registry` puts around it.
 
     Args:
         url: SQLAlchemy URL; SQLite and PostgreSQL are tested.
@@ -205,13 +205,6 @@ class Database:
         answer_seconds: Seconds that a statement may take on a server.
         now: The clock, replaceable in tests; None asks the database, whose clock all hosts share.
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """See that every public method of the queries is retried; see `retrying.py`."""
-        super().__init_subclass__(**kwargs)
-        for name, method in list(vars(cls).items()):
-            if not name.startswith("_") and isinstance(method, FunctionType):
-                setattr(cls, name, retried(method))
 
     def __init__(
         self,
@@ -238,13 +231,18 @@ class Database:
         sqlite = self.engine.dialect.name == "sqlite"
         self._turns: Callable[[], AbstractContextManager[object]]
         self._turns = _Turns(busy_seconds).turn if sqlite else nullcontext
+        self._divide()
         if migrate:
             self.migrate()
+
+    def _divide(self) -> None:
+        """Make the parts that lead back to this one."""
 
     def with_patience(self, seconds: float) -> Self:
         """Return the same registry for somebody who waits for its database in another way; see `retrying.py`."""
         view = copy.copy(self)
         view.patience = seconds
+        view._divide()
         return view
 
     @retried
@@ -318,3 +316,33 @@ class Database:
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
+
+
+class Part:
+    """What a registry knows of one subject: its queries, each a transaction of the database that all parts share.
+
+    Args:
+        database: The open one.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """See that every public query is retried; see `retrying.py`."""
+        super().__init_subclass__(**kwargs)
+        for name, method in list(vars(cls).items()):
+            if not name.startswith("_") and isinstance(method, FunctionType):
+                setattr(cls, name, retried(method))
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def now(self) -> datetime:
+        """Return the time that all hosts share."""
+        return self.database.now()
+
+    def reading(self) -> AbstractContextManager[Session]:
+        """A transaction that only reads; see `Database.reading`."""
+        return self.database.reading()
+
+    def writing(self) -> AbstractContextManager[Session]:
+        """A transaction that is committed as a whole or not at all; see `Database.writing`."""
+        return self.database.writing()

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Float, Integer, cast, func, select
 
 from tunes_dagster.registry.api_tables import Wallet
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.tables import Batch, Callback, Prompt, Tune, Work
 
 
@@ -49,10 +49,10 @@ class Figures:
     pictures: list[Spent]
 
 
-class FigureQueries(Database):
+class Measured(Part):
     """The counts."""
 
-    def figures(self) -> Figures:
+    def read(self) -> Figures:
         """Return how much there is of everything."""
         now, working = self.now(), ("queued", "submitted", "running")
         with self.reading() as session:
@@ -83,6 +83,31 @@ class FigureQueries(Database):
                 steps=[Spent(*row) for row in session.execute(_spent(Tune, "steps"))],
                 pictures=[Spent(*row) for row in session.execute(_spent(Batch, "pictures"))],
             )
+
+    def queue_lengths(self) -> dict[str, Any]:
+        """Return what waits and runs, and since when the oldest waits."""
+        with self.reading() as session:
+            rows = session.execute(
+                select(Work.kind, Work.state, func.count(), func.min(Work.available_at))
+                .where(Work.state.in_(("queued", "submitted", "running")))
+                .group_by(Work.kind, Work.state)
+            ).all()
+            prompts = session.scalar(select(func.count()).where(Prompt.status == "queued"))
+            owed = session.scalar(select(func.count()).where(Callback.state == "pending"))
+        work = [{"kind": k, "state": s, "count": n, "since": since} for k, s, n, since in rows]
+        return {"work": work, "prompts_queued": int(prompts or 0), "callbacks_pending": int(owed or 0)}
+
+    def recent_seconds(self, branch: str, sample: int = 20) -> list[float]:
+        """Return how long the latest ready tunes of a base took from acceptance to ready, in seconds."""
+        query = select(Tune.started_at, Tune.ready_at).where(
+            Tune.status == "ready",
+            Tune.branch == branch,
+            Tune.started_at.is_not(None),
+            Tune.ready_at.is_not(None),
+        )
+        with self.reading() as session:
+            rows = session.execute(query.order_by(Tune.number.desc()).limit(sample))
+            return [(ready - started).total_seconds() for started, ready in rows if ready and started]
 
 
 def _spent(table: type[Tune] | type[Batch], name: str) -> Any:

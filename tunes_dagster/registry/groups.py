@@ -11,7 +11,7 @@ from sqlalchemy import exists, func, select
 
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.results import BatchResult, Machine
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock
 from tunes_dagster.registry.retrying import retried
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
@@ -120,7 +120,7 @@ def in_turns(
     return chosen
 
 
-class GroupQueries(Database):
+class Groups(Part):
     """Cohorts and batches."""
 
     def make_cohorts(
@@ -173,12 +173,12 @@ class GroupQueries(Database):
                 return None
             return cohort, won
 
-    def get_cohort(self, cohort_id: str) -> Cohort | None:
+    def cohort(self, cohort_id: str) -> Cohort | None:
         """Return a cohort, or None."""
         with self.reading() as session:
             return session.get(Cohort, cohort_id)
 
-    def cohort_members(self, cohort_id: str) -> list[Work]:
+    def members(self, cohort_id: str) -> list[Work]:
         """Return the train rows that are in a cohort now."""
         with self.reading() as session:
             query = select(Work).where(Work.cohort_id == cohort_id).order_by(Work.subject_id)
@@ -293,12 +293,12 @@ class GroupQueries(Database):
                 return None
             return batch
 
-    def get_batch(self, batch_id: str) -> Batch | None:
+    def batch(self, batch_id: str) -> Batch | None:
         """Return a batch, or None."""
         with self.reading() as session:
             return session.get(Batch, batch_id)
 
-    def list_batches(self, limit: int = 50) -> list[Batch]:
+    def batches(self, limit: int = 50) -> list[Batch]:
         """Return batches, newest first."""
         with self.reading() as session:
             return list(session.scalars(select(Batch).order_by(Batch.created_at.desc()).limit(limit)))

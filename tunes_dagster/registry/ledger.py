@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.api_tables import LedgerEntry, LedgerPosting, Reservation, Wallet
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock_each, lock_one
 from tunes_dagster.registry.missing import no_wallet
 from tunes_dagster.registry.tables import Account
@@ -237,7 +237,7 @@ def close_reservation(session: Session, subject_id: str, now: datetime, share: f
             post(session, wallet, "expire", {"account": -of_grant, "grants": of_grant}, now, memo=held.month)
 
 
-class LedgerQueries(Database):
+class Ledger(Part):
     """Wallets and their history."""
 
     def open_wallet(
@@ -297,7 +297,7 @@ class LedgerQueries(Database):
             wallet = session.get(Wallet, account_id)
             return dict(wallet.options) if wallet is not None else {}
 
-    def get_wallet(self, account_id: str) -> Wallet:
+    def wallet(self, account_id: str) -> Wallet:
         """Return an account's wallet, with this month's grant in it.
 
         Raises:
@@ -316,7 +316,7 @@ class LedgerQueries(Database):
             turn_month(session, locked, now)
             return locked
 
-    def adjust_wallet(self, account_id: str, amount: int, memo: str = "") -> Wallet:
+    def adjust(self, account_id: str, amount: int, memo: str = "") -> Wallet:
         """Add credits that do not expire, or take some away, never below zero.
 
         Raises:
@@ -352,7 +352,7 @@ class LedgerQueries(Database):
             wallet.options = {name: value for name, value in merged.items() if value is not None}
             return wallet
 
-    def ledger(
+    def entries(
         self, account_id: str, limit: int = 50, before: int | None = None
     ) -> list[tuple[LedgerEntry, int]]:
         """Return an account's entries with what each did to `available`, newest first."""

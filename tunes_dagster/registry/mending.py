@@ -8,7 +8,8 @@ from datetime import datetime
 from sqlalchemy import exists, select
 
 from tunes_dagster.registry.api_tables import Reservation
-from tunes_dagster.registry.audit import AuditQueries, idle_rows
+from tunes_dagster.registry.audit import idle_rows
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import close_reservation
 from tunes_dagster.registry.locks import lock_one
 from tunes_dagster.registry.retrying import retried
@@ -41,7 +42,7 @@ class Mended:
     settled: int
 
 
-class MendingQueries(AuditQueries):
+class Mending(Part):
     """Sets right what needs no decision."""
 
     def mend(self) -> Mended:

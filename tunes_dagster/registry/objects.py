@@ -1,27 +1,24 @@
-"""Tunes and prompts as their callers see them: lookups inside one account, promised uploads, groups, packs."""
+"""Tunes and prompts as their callers see them: lookups inside one account, pages, groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, String, and_, cast, func, or_, select
-from sqlalchemy.orm import Session
-from sqlalchemy.orm.attributes import flag_modified
 
-from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.ids import new_id, row_number
-from tunes_dagster.registry.api_tables import ApiObject, Pack
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.core.ids import row_number
+from tunes_dagster.registry.api_tables import ApiObject
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock_one
 from tunes_dagster.registry.prompts import unknown_tune
 from tunes_dagster.registry.retrying import repeatable
-from tunes_dagster.registry.tables import Callback, Event, Prompt, Tune, Work
-from tunes_dagster.registry.transitions import lock_tune, note, open_work, show, tune_cancelled
+from tunes_dagster.registry.tables import Prompt, Tune
+from tunes_dagster.registry.transitions import lock_tune
 
 
-class ObjectQueries(Database):
+class Objects(Part):
     """Everything here takes the account and finds nothing of anybody else's."""
 
     def find_tune(self, account_id: str, key: str | int) -> tuple[Tune, ApiObject | None] | None:
@@ -163,33 +160,24 @@ class ObjectQueries(Database):
         with self.reading() as session:
             return {row[0]: row[1] for row in session.execute(query)}
 
-    def get_object(self, subject_id: str) -> ApiObject | None:
+    def get(self, subject_id: str) -> ApiObject | None:
         """Return how a tune or prompt is seen by its caller, or None when it did not come over HTTP."""
         with self.reading() as session:
             return session.get(ApiObject, subject_id)
 
     def request_id(self, subject_id: str) -> str | None:
         """Return the id of the HTTP request that a tune or prompt came with, or None."""
-        seen = self.get_object(subject_id)
+        seen = self.get(subject_id)
         return (seen.asked or {}).get("request_id") if seen is not None else None
 
     @repeatable
-    def change_object(self, subject_id: str, **asked: Any) -> ApiObject | None:
+    def change(self, subject_id: str, **asked: Any) -> ApiObject | None:
         """Merge values into what a dialect keeps about a tune or prompt."""
         with self.writing() as session:
             row = lock_one(session, ApiObject, ApiObject.id == subject_id)
             if row is not None:
                 row.asked = {**row.asked, **asked}
             return row
-
-    @repeatable
-    def like(self, subject_id: str, liked: bool) -> None:
-        """Set or take back a like."""
-        now = self.now()
-        with self.writing() as session:
-            row = lock_one(session, ApiObject, ApiObject.id == subject_id)
-            if row is not None:
-                row.liked_at = now if liked else None
 
     @repeatable
     def hide_prompt(self, prompt_id: str) -> None:
@@ -219,191 +207,12 @@ class ObjectQueries(Database):
             tune.updated_at = self.now()
             return tune
 
-    @repeatable
-    def receive_uploads(self, tune_id: str, keys: list[str]) -> Tune:
-        """Give a tune that awaits its pictures the files that came, and queue it.
-
-        Raises:
-            Failure: `CONFLICT` when it has its pictures already, or has ended.
-        """
-        now = self.now()
-        with self.writing() as session:
-            tune = lock_tune(session, tune_id)
-            if tune.request["sources"]["uploads"] == keys:
-                return tune  # received already
-            if tune.status != "awaiting_images":
-                raise Failure(
-                    FailureCode.CONFLICT,
-                    f"The job has its pictures already: it is {tune.status}.",
-                    "Make a new job for other pictures.",
-                )
-            tune.request["sources"]["uploads"] = keys
-            flag_modified(tune, "request")
-            tune.status, tune.updated_at = "queued", now
-            show(tune, "queued", "Waiting to start.")
-            open_work(session, "prepare", tune.id, tune.origin, now)
-            note(session, tune.id, "queued", f"{len(keys)} files were uploaded.", now)
-            seen = lock_one(session, ApiObject, ApiObject.id == tune.id)
-            if seen is not None:
-                seen.upload_expires_at = None
-            return tune
-
-    def expire_uploads(self, limit: int = 100) -> list[str]:
-        """Cancel tunes whose pictures did not come in time, which returns what they had reserved."""
-        now = self.now()
-        due = select(ApiObject.id).where(ApiObject.upload_expires_at < now).limit(limit)
-        with self.reading() as session:
-            ids = list(session.scalars(due))
-        for tune_id in ids:
-            self.expire_upload(tune_id, now)
-        return ids
-
-    @repeatable
-    def expire_upload(self, tune_id: str, now: datetime) -> None:
-        """Cancel one tune whose pictures did not come in time."""
-        with self.writing() as session:
-            tune = lock_tune(session, tune_id)
-            seen = lock_one(session, ApiObject, ApiObject.id == tune_id)
-            if seen is not None:
-                seen.upload_expires_at = None
-            if tune.status == "awaiting_images":
-                note(session, tune_id, "cancelled", "The pictures did not come in time.", now)
-                tune_cancelled(session, tune, now, notify=True)
-
-    def queue_lengths(self) -> dict[str, Any]:
-        """Return what waits and runs, and since when the oldest waits."""
-        with self.reading() as session:
-            rows = session.execute(
-                select(Work.kind, Work.state, func.count(), func.min(Work.available_at))
-                .where(Work.state.in_(("queued", "submitted", "running")))
-                .group_by(Work.kind, Work.state)
-            ).all()
-            prompts = session.scalar(select(func.count()).where(Prompt.status == "queued"))
-            owed = session.scalar(select(func.count()).where(Callback.state == "pending"))
-        work = [{"kind": k, "state": s, "count": n, "since": since} for k, s, n, since in rows]
-        return {"work": work, "prompts_queued": int(prompts or 0), "callbacks_pending": int(owed or 0)}
-
-    def recent_seconds(self, branch: str, sample: int = 20) -> list[float]:
-        """Return how long the latest ready tunes of a base took from acceptance to ready, in seconds."""
-        query = select(Tune.started_at, Tune.ready_at).where(
-            Tune.status == "ready",
-            Tune.branch == branch,
-            Tune.started_at.is_not(None),
-            Tune.ready_at.is_not(None),
-        )
-        with self.reading() as session:
-            rows = session.execute(query.order_by(Tune.number.desc()).limit(sample))
-            return [(ready - started).total_seconds() for started, ready in rows if ready and started]
-
-    def list_account_callbacks(self, account_id: str, limit: int = 50) -> list[Callback]:
-        """Return an account's callbacks, newest first."""
-        query = (
-            select(Callback)
-            .where(Callback.account_id == account_id)
-            .order_by(Callback.id.desc())
-            .limit(limit)
-        )
-        with self.reading() as session:
-            return list(session.scalars(query))
-
-    def add_callback(
-        self,
-        account_id: str,
-        event: str,
-        subject_id: str,
-        url: str,
-        body: dict[str, Any],
-        form: str = "",
-        on_unknown: str = "",
-        also: Callable[[Session, Callback], None] | None = None,
-    ) -> Callback:
-        """Owe a callback that no state change caused (a sample), in the form of a dialect."""
-        now = self.now()
-        row = Callback(
-            id=new_id("cb"),
-            account_id=account_id,
-            event=event,
-            subject_id=subject_id,
-            url=url,
-            body=body,
-            form=form,
-            on_unknown=on_unknown,
-            next_attempt_at=now,
-            created_at=now,
-        )
-        with self.writing() as session:
-            session.add(row)
-            if also is not None:
-                also(session, row)
-        return row
-
-    def last_events(self, subject_ids: Sequence[str]) -> list[Event]:
-        """Return the timelines of several subjects together, oldest first."""
-        with self.reading() as session:
-            query = select(Event).where(Event.subject_id.in_(list(subject_ids))).order_by(Event.id)
-            return list(session.scalars(query.limit(1000)))
-
     def group_members(self, group_id: str) -> list[tuple[Prompt, ApiObject | None]]:
         """Return the prompts of a group, oldest first."""
         query = select(Prompt, ApiObject).join(ApiObject, ApiObject.id == Prompt.id)
         with self.reading() as session:
             rows = session.execute(query.where(ApiObject.group_id == group_id).order_by(Prompt.number))
             return [(row[0], row[1]) for row in rows]
-
-    def add_pack(
-        self,
-        slug: str,
-        title: str,
-        *,
-        account_id: str | None,
-        fields: dict[str, Any] | None = None,
-        prompts: list[dict[str, Any]] | None = None,
-        public: bool = False,
-        also: Callable[[Session, Pack], None] | None = None,
-    ) -> Pack:
-        """Add a pack, or replace the content of the one with this slug when it is the same owner's.
-
-        Args:
-            slug: Its name in addresses.
-            title: For people.
-            account_id: Owner; None for packs of the installation.
-            fields: See `Pack`.
-            prompts: See `Pack`.
-            public: Whether everybody may use it.
-            also: What belongs into the same transaction.
-
-        Raises:
-            Failure: `CONFLICT` when the slug is somebody else's.
-        """
-        now = self.now()
-        with self.writing() as session:
-            pack = lock_one(session, Pack, Pack.slug == slug)
-            if pack is not None and pack.account_id != account_id:
-                raise Failure(FailureCode.CONFLICT, f"The slug {slug!r} is taken.", "Choose another title.")
-            if pack is None:
-                pack = Pack(slug=slug, account_id=account_id, created_at=now)
-                session.add(pack)
-            pack.title, pack.fields, pack.updated_at = title, fields or {}, now
-            pack.prompts = {"rows": prompts or []}
-            pack.public_at = (pack.public_at or now) if public else None
-            session.flush()
-            if also is not None:
-                also(session, pack)
-            return pack
-
-    def list_packs(self, account_id: str, *, public: bool = False, limit: int = 200) -> list[Pack]:
-        """Return an account's own packs, or everybody's public ones with those of the installation."""
-        mine = Pack.account_id == account_id
-        query = select(Pack).where(Pack.public_at.is_not(None) if public else mine)
-        with self.reading() as session:
-            return list(session.scalars(query.order_by(Pack.number.desc()).limit(limit)))
-
-    def find_pack(self, account_id: str, key: str) -> Pack | None:
-        """Return a pack by number or slug that the account may use."""
-        seen = or_(Pack.account_id == account_id, Pack.account_id.is_(None), Pack.public_at.is_not(None))
-        query = select(Pack).where(seen, or_(Pack.slug == key, Pack.number == row_number(key)))
-        with self.reading() as session:
-            return session.scalars(query.limit(1)).first()
 
 
 _DELETED = "deleted"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import chunks, lock, lock_columns, lock_one
 from tunes_dagster.registry.missing import no_callback
 from tunes_dagster.registry.retrying import repeatable
@@ -62,10 +62,10 @@ class Leased:
     url: str
 
 
-class OutboxQueries(Database):
+class Outbox(Part):
     """Leases, attempts, outcomes, replay."""
 
-    def lease_callbacks(self, lease_seconds: float, limit: int = 500) -> tuple[str, dict[str, Leased]]:
+    def lease(self, lease_seconds: float, limit: int = 500) -> tuple[str, dict[str, Leased]]:
         """Take due callbacks for a while, so that no other sender takes them; accounts take turns.
 
         Returns:
@@ -190,16 +190,16 @@ class OutboxQueries(Database):
                 row.state, row.delivered_at, row.next_attempt_at = "delivered", now, None
             elif newest and row.state == "pending":
                 tried = row.attempts - row.attempts_before
-                if final or tried > len(self.callback_backoff):
+                if final or tried > len(self.database.callback_backoff):
                     row.state, row.next_attempt_at = "dead", None
                 else:
-                    wait = max(self.callback_backoff[tried - 1], min(retry_after or 0.0, 86_400.0))
+                    wait = max(self.database.callback_backoff[tried - 1], min(retry_after or 0.0, 86_400.0))
                     row.next_attempt_at = now + timedelta(seconds=wait)
             if ok or newest:
                 row.lease_id = row.lease_until = None
             return row
 
-    def bury_callback(self, callback_id: str, lease_id: str, reason: str) -> None:
+    def bury(self, callback_id: str, lease_id: str, reason: str) -> None:
         """Give up a callback that cannot even be read as a row, with an attempt that says why."""
         now = self.now()
         with self.writing() as session:
@@ -241,13 +241,13 @@ class OutboxQueries(Database):
                 ):
                     row.lease_id = row.lease_until = None
 
-    def next_callback_at(self) -> datetime | None:
+    def next_at(self) -> datetime | None:
         """Return when the next pending callback is due, or None."""
         query = select(Callback.next_attempt_at).where(Callback.state == "pending")
         with self.reading() as session:
             return session.scalars(query.order_by(Callback.next_attempt_at).limit(1)).first()
 
-    def get_callback(self, callback_id: str) -> Callback:
+    def get(self, callback_id: str) -> Callback:
         """Return one callback.
 
         Raises:
@@ -259,7 +259,7 @@ class OutboxQueries(Database):
             raise no_callback(callback_id)
         return row
 
-    def list_callbacks(
+    def rows(
         self,
         state: str | Sequence[str] | None = None,
         subject_id: str | None = None,
@@ -279,13 +279,13 @@ class OutboxQueries(Database):
         with self.reading() as session:
             return list(session.scalars(query))
 
-    def list_deliveries(self, callback_id: str) -> list[Delivery]:
+    def deliveries(self, callback_id: str) -> list[Delivery]:
         """Return every attempt at a callback, oldest first."""
         query = select(Delivery).where(Delivery.callback_id == callback_id).order_by(Delivery.attempt)
         with self.reading() as session:
             return list(session.scalars(query))
 
-    def replay_callback(self, callback_id: str, *, force: bool = False) -> Callback:
+    def replay(self, callback_id: str, *, force: bool = False) -> Callback:
         """Make a callback due now, with its whole backoff ahead of it again.
 
         Args:
@@ -308,6 +308,48 @@ class OutboxQueries(Database):
             row.state, row.next_attempt_at, row.attempts_before = "pending", self.now(), row.attempts
             row.lease_id = row.lease_until = None
             return row
+
+    def add(
+        self,
+        account_id: str,
+        event: str,
+        subject_id: str,
+        url: str,
+        body: dict[str, Any],
+        form: str = "",
+        on_unknown: str = "",
+        also: Callable[[Session, Callback], None] | None = None,
+    ) -> Callback:
+        """Owe a callback that no state change caused (a sample), in the form of a dialect."""
+        now = self.now()
+        row = Callback(
+            id=new_id("cb"),
+            account_id=account_id,
+            event=event,
+            subject_id=subject_id,
+            url=url,
+            body=body,
+            form=form,
+            on_unknown=on_unknown,
+            next_attempt_at=now,
+            created_at=now,
+        )
+        with self.writing() as session:
+            session.add(row)
+            if also is not None:
+                also(session, row)
+        return row
+
+    def of_account(self, account_id: str, limit: int = 50) -> list[Callback]:
+        """Return an account's callbacks, newest first."""
+        query = (
+            select(Callback)
+            .where(Callback.account_id == account_id)
+            .order_by(Callback.id.desc())
+            .limit(limit)
+        )
+        with self.reading() as session:
+            return list(session.scalars(query))
 
 
 def _in_turns(session: Session, due: Sequence[ColumnElement[bool]], limit: int) -> list[str]:

@@ -43,14 +43,14 @@ from tunes_dagster.registry.transitions import (
     tune_ready,
 )
 from tunes_dagster.registry.uses import PromptTune, used_and_not_ready, used_with
-from tunes_dagster.registry.work import WorkQueries, owned
+from tunes_dagster.registry.work import WorkRows, owned
 
 # Submissions in a row that may vanish without a run before the work fails: with the default backoff about a
 # quarter of an hour of a broken code location.
 MAX_LOST_LAUNCHES = 10
 
 
-class OutcomeQueries(WorkQueries):
+class WorkQueue(WorkRows):
     """Finish, fail, requeue, cancel, delete."""
 
     @repeatable
@@ -161,7 +161,7 @@ class OutcomeQueries(WorkQueries):
         with self.writing() as session:
             work, subject = owned(session, work_id, run_id)
             told = owes_callbacks(work, subject) if notify is None else notify
-            again = failure.retryable and work.tries < self.max_attempts
+            again = failure.retryable and work.tries < self.database.max_attempts
             if work.origin == "ui" and work.run_key is None:
                 again = False  # a person started it by hand, and sees how it ended
             self._ended(session, work, subject, failure, again, told, now)
@@ -205,7 +205,7 @@ class OutcomeQueries(WorkQueries):
                 work.lost_launches += 1
                 again = work.lost_launches < MAX_LOST_LAUNCHES
             else:
-                again = work.tries < self.max_attempts
+                again = work.tries < self.database.max_attempts
             if work.origin == "ui" and work.run_key is None:
                 again = False
             self._ended(session, work, subject, failure, again, owes_callbacks(work, subject), now)
@@ -250,7 +250,7 @@ class OutcomeQueries(WorkQueries):
             cancelled = cancelled or subject.cancel == "cancel" or subject.status == "deleted"
         if again and not cancelled:
             lost_or_tried = max(work.tries, work.lost_launches, 1)
-            wait = self.retry_backoff[min(lost_or_tried, len(self.retry_backoff)) - 1]
+            wait = self.database.retry_backoff[min(lost_or_tried, len(self.database.retry_backoff)) - 1]
             work.state, work.available_at = "queued", now + timedelta(seconds=wait)
             work.failure_code, work.failure_message = failure.code.value, failure.message
             work.failure_detail = failure.detail or None
@@ -286,7 +286,7 @@ class OutcomeQueries(WorkQueries):
             tune_failed(session, subject, failure, now, notify)
 
     @repeatable
-    def request_cancel(self, tune_id: str, keep: bool = False, by_caller: bool = False) -> Tune:
+    def cancel_tune(self, tune_id: str, keep: bool = False, by_caller: bool = False) -> Tune:
         """Ask for a tune to be stopped: at once when nothing runs, else through the flag that runs poll.
 
         Args:

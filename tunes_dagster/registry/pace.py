@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.pace import Pace, Stage, measured, measured_batches
 from tunes_dagster.core.recipe import UNTRAINED
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.tables import Batch, Event, Tune, Work
 
 # How many of the latest tunes and batches of a base count, and for how long their figures are taken as read.
@@ -23,7 +23,7 @@ _OF_PTI: Stage = ("train", "words")
 _OF_TRAINED: Stage = ("train", "training")
 
 
-class PaceQueries(Database):
+class Paces(Part):
     """The pace of a base, and what it makes of a phase and a step."""
 
     _paces: dict[tuple[str, str], tuple[datetime, Pace]]

@@ -16,7 +16,7 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.results import PromptResult
 from tunes_dagster.core.wishes import ended
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.locks import lock_each, lock_one
 from tunes_dagster.registry.pages import newest
@@ -148,10 +148,10 @@ def lock_used(session: Session, account_id: str, uses: Sequence[Use]) -> dict[st
     return locked
 
 
-class PromptQueries(Database):
+class Prompts(Part):
     """Everything about prompts but their batches."""
 
-    def add_prompt(
+    def add(
         self,
         request: PromptRequest,
         *,
@@ -171,10 +171,10 @@ class PromptQueries(Database):
             if also is not None:
                 also(session, prompts[0])
 
-        return self.add_prompts([new], account_id=account_id, origin=origin, also=one)[0]
+        return self.add_many([new], account_id=account_id, origin=origin, also=one)[0]
 
     @repeatable
-    def add_prompts(
+    def add_many(
         self,
         asked: Sequence[NewPrompt],
         *,
@@ -226,7 +226,7 @@ class PromptQueries(Database):
                 also(session, prompts)
         return prompts
 
-    def get_prompt(self, prompt_id: str) -> Prompt:
+    def get(self, prompt_id: str) -> Prompt:
         """Return a prompt by its exact id; what a caller's word means is `find_prompt`'s to say.
 
         Raises:
@@ -250,7 +250,7 @@ class PromptQueries(Database):
         with self.reading() as session:
             return session.scalar(query) is not None
 
-    def list_prompts(
+    def rows(
         self,
         tune_id: str | None = None,
         batch_id: str | None = None,
@@ -291,7 +291,7 @@ class PromptQueries(Database):
             return list(session.scalars(query.limit(limit) if limit else query))
 
     @repeatable
-    def prompt_done(
+    def done(
         self,
         prompt_id: str,
         work_id: str,
@@ -313,7 +313,7 @@ class PromptQueries(Database):
             return prompt
 
     @repeatable
-    def prompt_failed(self, prompt_id: str, work_id: str, run_id: str, failure: Failure) -> Prompt:
+    def failed(self, prompt_id: str, work_id: str, run_id: str, failure: Failure) -> Prompt:
         """Record why one prompt of a batch has no pictures (`blocked` when safety refused them).
 
         Raises:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.campaign_tables import CampaignDate
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock, lock_columns
 from tunes_dagster.registry.retrying import retried
 from tunes_dagster.registry.tables import Account, Callback, Prompt, Restore, Tune, Work
@@ -57,7 +57,7 @@ class Restored:
     due: int
 
 
-class RestoringQueries(Database):
+class Restoring(Part):
     """The rows of a backup that was put back."""
 
     def restored(self, taken_at: datetime | None) -> Restored:

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.clock import iso
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
-from tunes_dagster.registry.engine import Database
-from tunes_dagster.registry.locks import chunks, lock, lock_each, lock_one
+from tunes_dagster.registry.engine import Part
+from tunes_dagster.registry.locks import chunks, lock, lock_each
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Account, Callback, Prompt, Tune
 from tunes_dagster.registry.transitions import lock_tune, note, owe
@@ -50,25 +50,8 @@ class Expiring:
         return "tune" if isinstance(self.row, Tune) else "prompt"
 
 
-class RetentionQueries(Database):
+class Retention(Part):
     """Rules, expiry, records."""
-
-    def set_retention(self, account_id: str, **rules: Any) -> Account:
-        """Change an account's rules; see `Account` for their names.
-
-        Raises:
-            Failure: `INVALID_REQUEST` when there is no such account.
-        """
-        unknown = set(rules) - set(RULES)
-        if unknown:
-            raise ValueError(f"{sorted(unknown)} are no rules.")
-        self.get_account(account_id)  # type: ignore[attr-defined]
-        with self.writing() as session:
-            account = lock_one(session, Account, Account.id == account_id)
-            assert account is not None
-            for name, value in rules.items():
-                setattr(account, name, value)
-            return account
 
     def keep_tune(
         self, tune_id: str, *, until: datetime | None = None, auto_extend: bool | None = None
@@ -195,7 +178,7 @@ class RetentionQueries(Database):
             session.add_all(rows)
         return rows
 
-    def list_deletions(self, account_id: str | None = None, limit: int = 50) -> list[Deletion]:
+    def deletions(self, account_id: str | None = None, limit: int = 50) -> list[Deletion]:
         """Return records, newest first."""
         query = select(Deletion).order_by(Deletion.id.desc()).limit(limit)
         if account_id is not None:

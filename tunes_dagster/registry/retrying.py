@@ -211,7 +211,7 @@ def mark_unknown(error: BaseException) -> None:
 
 
 def retried(method: Method) -> Method:
-    """Return a method of a `Database` that is run again while what ended it passes.
+    """Return a method of a `Database`, or of a `Part` of it, that is run again while what ended it passes.
 
     Methods that call each other are each retried by themselves: the inner one alone is run again.
     """
@@ -219,6 +219,7 @@ def retried(method: Method) -> Method:
 
     @functools.wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        database = getattr(self, "database", self)
         began, attempt, unknown = time.monotonic(), 0, False
         while True:
             before = _unheard.set(unknown)
@@ -229,17 +230,17 @@ def retried(method: Method) -> Method:
                 if trouble is None:
                     raise
                 if trouble is not Trouble.CONFLICT:
-                    self.outage.see()
-                limit = CONFLICT_SECONDS if trouble is Trouble.CONFLICT else self.patience
+                    database.outage.see()
+                limit = CONFLICT_SECONDS if trouble is Trouble.CONFLICT else database.patience
                 over = time.monotonic() - began > limit
                 unknown |= trouble is Trouble.AWAY and error.__dict__.get("tunes_unknown", False)
                 if over or not trouble.passes or (unknown and not again):
-                    raise away(error, trouble, str(self.engine.url), unknown) from error
+                    raise away(error, trouble, str(database.engine.url), unknown) from error
                 if attempt % 60 == 0:  # about once in a minute
                     log.warning("%s %s is tried again.", trouble.sentence, method.__name__)
                 if trouble is Trouble.READ_ONLY:
                     # After a failover the open connections still lead to the former primary.
-                    self.engine.dispose()
+                    database.engine.dispose()
             finally:
                 _unheard.reset(before)
             time.sleep(random.uniform(0.0, min(_LONGEST_NAP, 0.01 * 2 ** min(attempt, 10))))

@@ -14,9 +14,10 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TuneRequest, recipe_hash
 from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.wishes import ended
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.pages import newest
-from tunes_dagster.registry.prompts import NewPrompt, PromptQueries, lock_used, new_prompt, said_of_accepted
+from tunes_dagster.registry.prompts import NewPrompt, lock_used, new_prompt, said_of_accepted
 from tunes_dagster.registry.retrying import repeatable, unheard
 from tunes_dagster.registry.tables import Prompt, Tune
 from tunes_dagster.registry.transitions import TUNE_STATUSES, check_statuses, lock_tune, note, open_work, show
@@ -39,11 +40,11 @@ def _add_its_prompts(
     return rows
 
 
-class TuneQueries(PromptQueries):
+class Tunes(Part):
     """Everything about tunes but their ends."""
 
     @repeatable
-    def add_tune(
+    def add(
         self,
         request: TuneRequest,
         *,
@@ -127,7 +128,7 @@ class TuneQueries(PromptQueries):
         return tune
 
     @repeatable
-    def release_tune(self, tune_id: str) -> Tune:
+    def release(self, tune_id: str) -> Tune:
         """Queue a tune that was awaiting its pictures; any other one stays as it is."""
         now = self.now()
         with self.writing() as session:
@@ -138,7 +139,7 @@ class TuneQueries(PromptQueries):
                 open_work(session, "prepare", tune.id, tune.origin, now)
             return tune
 
-    def get_tune(self, tune_id: str) -> Tune:
+    def get(self, tune_id: str) -> Tune:
         """Return a tune by its exact id, for code that holds one; what a person's word means is `tune_named`'s to say.
 
         Raises:
@@ -150,12 +151,12 @@ class TuneQueries(PromptQueries):
             raise Failure(FailureCode.UNKNOWN_TUNE, f"There is no tune {tune_id!r}.", "Check its id.")
         return tune
 
-    def has_tune(self, tune_id: str) -> bool:
+    def has(self, tune_id: str) -> bool:
         """Whether a tune of this id exists, deleted ones included."""
         with self.reading() as session:
             return session.scalars(select(Tune.number).where(Tune.id == tune_id)).first() is not None
 
-    def list_tunes(
+    def rows(
         self,
         status: str | Sequence[str] | None = None,
         limit: int = 50,
@@ -184,7 +185,7 @@ class TuneQueries(PromptQueries):
         with self.reading() as session:
             return newest(session, Tune, query, status, limit)
 
-    def count_tunes(self) -> dict[str, int]:
+    def count(self) -> dict[str, int]:
         """Return how many tunes have each status."""
         with self.reading() as session:
             rows = session.execute(select(Tune.status, func.count()).group_by(Tune.status))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, ForeignKey, Index, Integer, String, and_, exists, insert, or_, select
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
-from tunes_dagster.registry.engine import Database
+from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.tables import Prompt, Table, Tune
 
 # Values of one IN list; SQLite takes 32,766.
@@ -109,10 +109,10 @@ def used_and_not_ready() -> ColumnElement[bool]:
     return exists().where(use.prompt_id == Prompt.id, tune.id == use.tune_id, tune.status != "ready")
 
 
-class UseQueries(Database):
+class Uses(Part):
     """What prompts use, and what uses a tune."""
 
-    def uses_of(self, prompt_ids: Sequence[str]) -> dict[str, list[PromptTune]]:
+    def of(self, prompt_ids: Sequence[str]) -> dict[str, list[PromptTune]]:
         """Return by prompt what it uses, in the order in which it was named; prompts that use nothing are missing."""
         found: dict[str, list[PromptTune]] = {}
         with self.reading() as session:
@@ -122,7 +122,7 @@ class UseQueries(Database):
                     found.setdefault(row.prompt_id, []).append(row)
         return found
 
-    def prompts_of_tunes(self, tune_ids: Sequence[str]) -> list[Prompt]:
+    def prompts_of(self, tune_ids: Sequence[str]) -> list[Prompt]:
         """Return the prompts that use any of some tunes, oldest first."""
         found: dict[int, Prompt] = {}
         with self.reading() as session:
@@ -141,7 +141,7 @@ class UseQueries(Database):
                 for row in session.scalars(select(Tune).where(Tune.id.in_(part)))
             }
 
-    def doubtful_uses(self, limit: int = 1000) -> list[DoubtfulUse]:
+    def doubtful(self, limit: int = 1000) -> list[DoubtfulUse]:
         """Return what `find_doubtful` does."""
         with self.reading() as session:
             return find_doubtful(session, limit)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.results import TuneResult
 from tunes_dagster.registry.locks import lock, lock_each
-from tunes_dagster.registry.pace import PaceQueries
+from tunes_dagster.registry.pace import Paces
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
 from tunes_dagster.registry.transitions import (
@@ -91,10 +91,10 @@ def owned(session: Session, work_id: str, run_id: str) -> tuple[Work, Tune | Bat
     return work, subject
 
 
-class WorkQueries(PaceQueries):
+class WorkRows(Paces):
     """Queue, submit, claim, heartbeat, progress."""
 
-    def get_work(self, work_id: str) -> Work:
+    def get(self, work_id: str) -> Work:
         """Return one row.
 
         Raises:
@@ -106,13 +106,13 @@ class WorkQueries(PaceQueries):
             raise Failure(FailureCode.INVALID_REQUEST, f"There is no work {work_id!r}.")
         return work
 
-    def work_of(self, subject_id: str, kind: str | None = None) -> list[Work]:
+    def of(self, subject_id: str, kind: str | None = None) -> list[Work]:
         """Return the work rows of a tune or batch, oldest first."""
         query = select(Work).where(Work.subject_id == subject_id).order_by(Work.created_at, Work.id)
         with self.reading() as session:
             return list(session.scalars(query.where(Work.kind == kind) if kind else query))
 
-    def queued_work(self, kind: str, now: datetime | None = None, limit: int = 25) -> list[Work]:
+    def queued(self, kind: str, now: datetime | None = None, limit: int = 25) -> list[Work]:
         """Return the rows of a kind that may start now, longest waiting first."""
         query = (
             select(Work)
@@ -388,7 +388,7 @@ class WorkQueries(PaceQueries):
         # `keep` asks training to stop early; what comes after training goes on as usual.
         return "" if flags.cancel == "keep" and kind != "train" else flags.cancel
 
-    def active_work(self, limit: int = 1000) -> list[Work]:
+    def active(self, limit: int = 1000) -> list[Work]:
         """Return the submitted and running rows, longest silent first."""
         query = (
             select(Work)
@@ -409,7 +409,7 @@ class WorkQueries(PaceQueries):
             last, running = session.execute(query).one()
         return None if running else last
 
-    def stuck_work(self, now: datetime, lost_after: float) -> list[Work]:
+    def stuck(self, now: datetime, lost_after: float) -> list[Work]:
         """Return submitted and running rows that nothing was heard of for `lost_after` seconds."""
         limit = now - timedelta(seconds=lost_after)
         silent = or_(

@@ -43,7 +43,7 @@ class Rooms:
 
     @cached_property
     def _last(self) -> LastMachine | None:
-        return self._registry.last_machine()
+        return self._registry.groups.last_machine()
 
     def room(self, branch: str, shape: str) -> Room:
         """Return what a run has room for.

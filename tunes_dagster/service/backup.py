@@ -88,7 +88,7 @@ def back_up(settings: Settings, folder: Path, *, with_store: bool = True) -> Bac
             shutil.copy2(settings.resolved_home / name, folder / name)
     registry = open_registry(settings)
     try:
-        deleted = registry.deleted_since(taken_at)
+        deleted = registry.restoring.deleted_since(taken_at)
     finally:
         registry.close()
     made = Backup(clock.iso(taken_at) or "", kind, files, size, dagster.is_dir(), deleted)

@@ -27,7 +27,7 @@ def continued(
     asked = request.training
     if asked.base_tune_id is None:
         return request, {}
-    earlier = registry.tune_named(account_id, asked.base_tune_id)
+    earlier = registry.objects.tune_named(account_id, asked.base_tune_id)
     if earlier.status != "ready" or not earlier.made.weights_key:
         raise Failure(
             FailureCode.CONFLICT,

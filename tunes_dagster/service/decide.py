@@ -67,14 +67,14 @@ def _launch(kind: Kind, work: Work) -> Launch:
 
 def _room(registry: Registry, kind: Kind, limit: int) -> int:
     """Return how many runs of a kind may be launched now."""
-    return max(0, min(limit, WAITING_RUNS[kind] - registry.count_waiting_runs(kind)))
+    return max(0, min(limit, WAITING_RUNS[kind] - registry.work.count_waiting_runs(kind)))
 
 
 def _take_queued(registry: Registry, kind: Kind, limit: int, now: datetime | None) -> list[Launch]:
-    queued = registry.queued_work(kind, now, _room(registry, kind, limit))
+    queued = registry.work.queued(kind, now, _room(registry, kind, limit))
     if not queued:
         return []
-    won = {work.id: work for work in registry.submit([work.id for work in queued], now=now)}
+    won = {work.id: work for work in registry.work.submit([work.id for work in queued], now=now)}
     return [_launch(kind, won[work.id]) for work in queued if work.id in won]
 
 
@@ -126,7 +126,7 @@ def _cohorts(
     room = _room(registry, kind, limit)
     if not room:
         return launches
-    for cohort, members in registry.make_cohorts(
+    for cohort, members in registry.groups.make_cohorts(
         now, wait_seconds, max_cohort, room, trained=kind == "train"
     ):
         tags = {
@@ -148,9 +148,9 @@ def render_launches(
     room = _room(registry, "render", limit)
     if not room:
         return []
-    alone = registry.waiting_campaign_batches()
+    alone = registry.groups.waiting_campaign_batches()
     fits = Rooms(registry, settings)
-    registry.make_batches(
+    registry.groups.make_batches(
         now,
         settings.batch_wait_seconds,
         settings.max_batch_prompts,
@@ -160,7 +160,7 @@ def render_launches(
     )
     launches = _take_queued(registry, "render", limit, now)
     if launches:
-        alone = registry.waiting_campaign_batches()
+        alone = registry.groups.waiting_campaign_batches()
     return [replace(launch, patient=launch.partition in alone) for launch in launches]
 
 
@@ -281,13 +281,13 @@ def find_stuck(
         longest: Kind of work → seconds that it may take, however alive it is.
         limit: Most rows to look at.
     """
-    registry.end_stranded()
-    for tune_id, run_id in registry.idle_tunes(now - timedelta(seconds=lost_after_seconds)):
+    registry.work.end_stranded()
+    for tune_id, run_id in registry.mending.idle_tunes(now - timedelta(seconds=lost_after_seconds)):
         if run_id is None or not run_is_alive(run_id):
-            registry.queue_tune(tune_id)
+            registry.mending.queue_tune(tune_id)
     answers: dict[str, bool | None] = {}
     stuck = []
-    for work in registry.active_work(limit):
+    for work in registry.work.active(limit):
         name = work.run_id if work.state == "running" else work.cohort_id or work.run_key
         if not name:
             continue
@@ -300,7 +300,7 @@ def find_stuck(
             code = FailureCode.TIMED_OUT
         if reason is None:
             continue
-        after = registry.requeue_lost(work.id, reason, seen=work, code=code)
+        after = registry.work.requeue_lost(work.id, reason, seen=work, code=code)
         if after is not None:
             stuck.append(Stuck(after, reason, work.run_id if work.state == "running" else None))
     return stuck

@@ -81,7 +81,7 @@ def tunes_of_person(registry: Registry, label: str, account_id: str) -> list[Tun
     name, value = (name, value) if equals else ("person", label)
     found = [
         tune
-        for tune in registry.list_tunes(limit=1_000_000, account_id=account_id)
+        for tune in registry.tunes.rows(limit=1_000_000, account_id=account_id)
         if str((tune.labels or {}).get(name)) == value
     ]
     if not found:
@@ -115,13 +115,13 @@ def erase_tunes(
     total = Erased()
     ids = {tune.id for tune in tunes}
     for tune in tunes:
-        registry.delete_tune(tune.id)
+        registry.work.delete_tune(tune.id)
     others = _others(registry, store, ids)
     for tune in tunes:
-        prompts = registry.prompts_of_tunes([tune.id])
+        prompts = registry.uses.prompts_of([tune.id])
         done = _erase_tune(registry, store, tune, prompts, others)
         if forget:
-            plans = registry.forget_words(tune.id, [prompt.id for prompt in prompts])
+            plans = registry.retention.forget_words(tune.id, [prompt.id for prompt in prompts])
             _remove(store, plans, "plans", done)
         record = {
             "account_id": tune.account_id,
@@ -134,7 +134,7 @@ def erase_tunes(
             "bytes": done.bytes,
             "what": done.what(),
         }
-        registry.record_deletions([record])
+        registry.retention.record_deletions([record])
         total.files += done.files
         total.bytes += done.bytes
         total.left += done.left
@@ -156,11 +156,11 @@ def erase_outputs(
     ]
     _remove(store, sheets, "sheets", done)
     ids = [prompt.id for prompt in prompts]
-    for date in registry.dates_showing(ids):
+    for date in registry.retention.dates_showing(ids):
         folder = str(date.report_key).rpartition("/")[0]
         _remove(store, list(store.list(folder)), "reports", done)
-        registry.report_gone(date.id)
-    registry.outputs_gone(ids)
+        registry.retention.report_gone(date.id)
+    registry.retention.outputs_gone(ids)
     return done
 
 
@@ -252,7 +252,7 @@ def _captions(store: Store, folder: str) -> set[str]:
 
 def _others(registry: Registry, store: Store, without: set[str]) -> _Traces:
     """Return what all other tunes together use."""
-    rows = [tune for tune in registry.list_tunes(limit=1_000_000) if tune.id not in without]
+    rows = [tune for tune in registry.tunes.rows(limit=1_000_000) if tune.id not in without]
     with ThreadPoolExecutor(_READERS) as readers:
         every = list(readers.map(lambda tune: traces_of(store, tune), rows))
     merged = _Traces({}, {}, {}, set(), set())

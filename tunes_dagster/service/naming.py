@@ -26,7 +26,7 @@ def named_tune(
     Raises:
         Failure: `UNKNOWN_TUNE`.
     """
-    return registry.tune_named(account_id, (meant or {}).get(word, word))
+    return registry.objects.tune_named(account_id, (meant or {}).get(word, word))
 
 
 class Named:
@@ -67,7 +67,7 @@ class Named:
 
     def owns_picture(self, key: str) -> bool:
         """Whether a rendered picture, by its key in the store, is one of the account's."""
-        return self._registry.owns_picture(self._account_id, key)
+        return self._registry.prompts.owns_picture(self._account_id, key)
 
     def kinds(self, text: str) -> list[str]:
         """Return the kinds of the tunes that the tags of a text name.

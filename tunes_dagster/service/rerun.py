@@ -77,7 +77,7 @@ def rerun(
     chosen = new_id("tune")
     _take_over(store, tune, chosen)
     try:
-        registry.add_tune(
+        registry.tunes.add(
             request,
             id=chosen,
             branch=tune.branch,
@@ -92,9 +92,9 @@ def rerun(
         if not may_have_been_kept(refused):
             store.delete_prefix(f"tunes/{chosen}")
         raise
-    work = registry.claim("prepare", chosen, f"rerun-{chosen}", origin="cli")
-    registry.finish(work.id, f"rerun-{chosen}", result=TuneResult(again=tune.id))
-    return registry.get_tune(chosen)
+    work = registry.work.claim("prepare", chosen, f"rerun-{chosen}", origin="cli")
+    registry.work.finish(work.id, f"rerun-{chosen}", result=TuneResult(again=tune.id))
+    return registry.tunes.get(chosen)
 
 
 def _options(tune: Tune, changes: Mapping[str, Any], entry: BaseModelEntry) -> TrainingOptions:

@@ -74,9 +74,9 @@ def delete_again(registry: Registry, store: Store, about: Backup) -> int:
     tunes, prompts = [], []
     for kind, key in about.deleted:
         with suppress(Failure):  # the row came after the copy
-            if kind == "tune" and (tune := registry.get_tune(key)).status != "deleted":
+            if kind == "tune" and (tune := registry.tunes.get(key)).status != "deleted":
                 tunes.append(tune)
-            if kind == "prompt" and (prompt := registry.get_prompt(key)).expired_at is None:
+            if kind == "prompt" and (prompt := registry.prompts.get(key)).expired_at is None:
                 prompts.append(prompt)
     erase_tunes(registry, store, tunes, rule="it was deleted while a backup was made")
     erase_outputs(registry, store, prompts)
@@ -93,23 +93,23 @@ def check_files(registry: Registry, store: Store) -> Checked:
         _check_tune(registry, store, there, tune, done)
     for prompt in _all_prompts(registry):
         _check_prompt(registry, there, prompt, done)
-    for campaign in registry.list_campaigns():
-        for date in registry.list_dates(campaign.id, limit=100_000):
+    for campaign in registry.campaigns.rows():
+        for date in registry.campaigns.dates(campaign.id, limit=100_000):
             if not there.has(date.report_key):
-                registry.report_missing(date.id)
+                registry.restoring.report_missing(date.id)
     return done
 
 
 def _all_tunes(registry: Registry, status: str | None = None) -> Iterator[Tune]:
     before: int | None = None
-    while page := registry.list_tunes(status, limit=_PAGE, before=before):
+    while page := registry.tunes.rows(status, limit=_PAGE, before=before):
         yield from page
         before = page[-1].number
 
 
 def _all_prompts(registry: Registry) -> Iterator[Prompt]:
     before: int | None = None
-    while page := registry.list_prompts(status="done", limit=_PAGE, before=before):
+    while page := registry.prompts.rows(status="done", limit=_PAGE, before=before):
         yield from page
         before = page[-1].number
 
@@ -129,13 +129,13 @@ def _check_tune(registry: Registry, store: Store, there: Files, tune: Tune, done
         erase_tunes(registry, store, [tune], rule="its files were not in a backup that was put back")
         done.deleted.append(tune.number)
     elif stage != "train" and _dataset_is_there(store, there, tune):
-        registry.redo_tune(tune.id, "train", _WEIGHTS, _WHY)
+        registry.restoring.redo_tune(tune.id, "train", _WEIGHTS, _WHY)
         done.again[tune.number] = "train"
     elif stage != "prepare" and _sources_are_there(there, tune):
-        registry.redo_tune(tune.id, "prepare", _WEIGHTS, _WHY)
+        registry.restoring.redo_tune(tune.id, "prepare", _WEIGHTS, _WHY)
         done.again[tune.number] = "prepare"
     else:
-        registry.lost_tune(tune.id, f"{_WHY} Its pictures are among them.")
+        registry.restoring.lost_tune(tune.id, f"{_WHY} Its pictures are among them.")
         done.lost.append(f"tune {tune.number}: its pictures are not in the backup")
 
 
@@ -177,15 +177,15 @@ def _check_prompt(registry: Registry, there: Files, prompt: Prompt, done: Checke
     left = [key for key in prompt.images or [] if there.has(key)]
     if len(left) == len(prompt.images or []) or prompt.expired_at is not None:
         return
-    used = registry.tunes_by_id(
-        use.tune_id for use in registry.uses_of([prompt.id]).get(prompt.id, []) if use.tune_id
+    used = registry.uses.tunes_by_id(
+        use.tune_id for use in registry.uses.of([prompt.id]).get(prompt.id, []) if use.tune_id
     )
     gone = any(tune.status in ("failed", "cancelled", "deleted") for tune in used.values())
     if gone:
-        registry.lost_pictures(prompt.id, left, _WHY)
+        registry.restoring.lost_pictures(prompt.id, left, _WHY)
         done.lost.append(
             f"prompt {prompt.number}: {len(prompt.images) - len(left)} pictures, whose tune is gone"
         )
         return
-    registry.redo_prompt(prompt.id, _WHY)
+    registry.restoring.redo_prompt(prompt.id, _WHY)
     done.rendered.append(prompt.number)

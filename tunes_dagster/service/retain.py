@@ -55,17 +55,17 @@ def retain(registry: Registry, store: Store, now: datetime) -> Retained:
     shorter: who sets a rule today loses nothing before the warning has had its time.
     """
     done = Retained()
-    accounts = {account.id: account for account in registry.list_accounts()}
+    accounts = {account.id: account for account in registry.accounts.rows()}
     soon = []
-    for one in registry.expiring(now + _LONGEST_WARNING, _MOST):
+    for one in registry.retention.expiring(now + _LONGEST_WARNING, _MOST):
         warning = timedelta(hours=min(accounts[one.row.account_id].warn_hours, one.hours))
         if one.at <= now + warning:
             soon.append((one, warning))
     for one, _warning in soon:
         if one.extends and one.at <= now:
-            registry.extend(one)
+            registry.retention.extend(one)
             done.extended += 1
-    done.warned = registry.warn_of([one for one, _warning in soon if not one.extends])
+    done.warned = registry.retention.warn_of([one for one, _warning in soon if not one.extends])
     due = [
         one
         for one, warning in soon
@@ -86,7 +86,7 @@ def retain(registry: Registry, store: Store, now: datetime) -> Retained:
     if prompts:
         before = {one.row.id: list(one.row.images or []) for one in prompts}
         _add(done.erased, erase_outputs(registry, store, [one.row for one in prompts]))
-        registry.record_deletions(
+        registry.retention.record_deletions(
             [
                 {
                     "account_id": one.row.account_id,
@@ -110,7 +110,7 @@ def sweep(registry: Registry, store: Store, now: datetime) -> int:
     """Remove what runs wrote for tunes that were deleted while they worked; returns how many files that were."""
     lately = [
         tune
-        for tune in registry.list_tunes(status="deleted", limit=1000)
+        for tune in registry.tunes.rows(status="deleted", limit=1000)
         if tune.deleted_at is not None and tune.deleted_at > now - timedelta(days=3)
     ]
     return sum(len(store.delete_prefix(f"tunes/{tune.id}")) for tune in lately)

@@ -71,7 +71,7 @@ def submit_tune(
         allow_folder: Folders that this request may name beside those that the operator allows; what the
             command line was given.
         tune_id: Id, when it exists already as a partition; None makes one.
-        before: What belongs at the beginning of the transaction that accepts it; see `Registry.add_tune`.
+        before: What belongs at the beginning of the transaction that accepts it; see `Tunes.add`.
         also: What belongs at its end.
 
     Returns:
@@ -110,7 +110,7 @@ def submit_tune(
     complete = request.model_copy(update={"prompts": [one.request for one in completed]})
     recipe = make_recipe(complete, entry, continues)
     prices = prices_of(settings)
-    if registry.has_tune(chosen):
+    if registry.tunes.has(chosen):
         raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
     from tunes_dagster.intake.payloads import move_payloads
 
@@ -125,7 +125,7 @@ def submit_tune(
         )
         for moved, done in zip(complete.prompts, completed, strict=True)
     ]
-    return registry.add_tune(
+    return registry.tunes.add(
         complete,
         id=chosen,
         branch=entry.branch,
@@ -230,7 +230,7 @@ def submit_prompts(
         account_id: Who asks.
         origin: cli, api, drop, ui, demo.
         store: Where base64 pictures go; None opens the operator's when there is one.
-        before: What belongs at the beginning of the transaction that accepts them; see `Registry.add_prompts`.
+        before: What belongs at the beginning of the transaction that accepts them; see `Prompts.add_many`.
         also: What belongs at its end.
 
     Raises:
@@ -264,7 +264,7 @@ def submit_prompts(
                 done.warnings,
             )
         )
-    return registry.add_prompts(new, account_id=account_id, origin=origin, before=before, also=also)
+    return registry.prompts.add_many(new, account_id=account_id, origin=origin, before=before, also=also)
 
 
 @dataclass(frozen=True)

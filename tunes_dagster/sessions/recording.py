@@ -1,7 +1,7 @@
 """The journal that is kept in the registry, from which whoever tells Dagster's runs reads it (`pipeline/telling.py`).
 
 A session that writes it needs no Dagster: it may run in a container that reaches nothing but the registry. What it
-did not come to write when it died is filled in from the rows of its work (`Registry.end_lost_device_runs`).
+did not come to write when it died is filled in from the rows of its work (`DeviceRuns.end_lost`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Recorded:
 
     def line(self, work: Work, text: str, level: int = logging.INFO) -> None:
         """Add a line."""
-        self._registry.add_device_lines(self._id_of(work), [Line(self._registry.now(), level, text)])
+        self._registry.device_runs.add_lines(self._id_of(work), [Line(self._registry.now(), level, text)])
 
     def progress(self, work: Work, phase: str, done: int, total: int) -> None:
         """Add a line."""
@@ -42,18 +42,18 @@ class Recorded:
 
     def materialized(self, work: Work, result: Any) -> None:
         """Keep what is not in the row of the tune or batch."""
-        self._registry.set_device_facts(self._id_of(work), facts_of(result))
+        self._registry.device_runs.set_facts(self._id_of(work), facts_of(result))
 
     def ended(self, work: Work, outcome: Outcome) -> None:
         """Note the end."""
         code = outcome.failure.code.value if outcome.failure is not None else None
-        self._registry.end_device_run(self._id_of(work), outcome.state, code, outcome.again)
+        self._registry.device_runs.end(self._id_of(work), outcome.state, code, outcome.again)
         self._ids.pop((work.id, work.attempt), None)
 
     def _id_of(self, work: Work) -> str:
         key = (work.id, work.attempt)
         if key not in self._ids:
-            self._ids[key] = self._registry.begin_device_run(work).id
+            self._ids[key] = self._registry.device_runs.begin(work).id
             while len(self._ids) > _KNOWN:
                 self._ids.popitem(last=False)
         return self._ids[key]

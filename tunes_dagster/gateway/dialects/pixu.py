@@ -315,7 +315,7 @@ def results(body: Results, mine: Desk = Mine) -> dict[str, Any]:
 
 def callback(installation: Installation, sending: Sending) -> Sending:
     """Return a GET of the caller's address with the uid at its end, exactly as documented; `&error=` of failures."""
-    seen = installation.registry.get_object(sending.subject_id)
+    seen = installation.registry.objects.get(sending.subject_id)
     uid = (seen.public_id if seen else None) or sending.subject_id
     failed = sending.event.endswith((".failed", ".cancelled"))
     failure = (sending.body or {}).get("data", {}).get("failure") or {}

@@ -74,15 +74,15 @@ DIALECT = Dialect(
 def callback(installation: Installation, sending: Sending) -> Sending:
     """Return a POST of `{"tune": …}` or `{"prompt": …}`; of a group of prompts an array of them."""
     if sending.event == "prompts.done":
-        members = installation.registry.group_members(sending.subject_id)
+        members = installation.registry.objects.group_members(sending.subject_id)
         return replace(sending, body=[_prompt(installation, prompt, seen) for prompt, seen in members])
-    seen = installation.registry.get_object(sending.subject_id)
+    seen = installation.registry.objects.get(sending.subject_id)
     if sending.event.startswith("tune."):
-        tune = installation.registry.get_tune(sending.subject_id)
+        tune = installation.registry.tunes.get(sending.subject_id)
         return replace(
             sending, body={"tune": tune_object(_desk(installation, tune.account_id, seen), tune, seen)}
         )
-    prompt = installation.registry.get_prompt(sending.subject_id)
+    prompt = installation.registry.prompts.get(sending.subject_id)
     return replace(sending, body={"prompt": _prompt(installation, prompt, seen)})
 
 

@@ -70,7 +70,7 @@ def base_of(mine: Desk, branch: str | None, number: int | None) -> Base:
     if number is not None and number in listed:
         return Base(listed[number].word, branch or listed[number].branch, number)
     if number is not None:
-        found = mine.registry.find_tune(mine.account_id, number)
+        found = mine.registry.objects.find_tune(mine.account_id, number)
         if found is None:
             raise invalid("base_tune_id", f"does not exist: {unknown(number)}")
         if branch == "fast":

@@ -22,6 +22,7 @@ from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.answers import PackAnswer, PackItem, PromptsMade, TuneAnswer
 from tunes_dagster.gateway.dialects.astria.gallery import gallery
 from tunes_dagster.gateway.dialects.astria.orders import Base, base_of, prompt_order
+from tunes_dagster.gateway.dialects.astria.rows import Packs
 from tunes_dagster.gateway.dialects.astria.templates import templates_of
 from tunes_dagster.gateway.dialects.astria.tunes import (
     known_by_title,
@@ -99,11 +100,11 @@ def _shipped() -> dict[str, Any]:
 def seed(registry: Registry) -> None:
     """Give an installation its first packs, unless they are there."""
     for slug, pack in _shipped().items():
-        if registry.find_pack("", slug) is None:
+        if Packs(registry).find("", slug) is None:
             rows = [
                 {"class": name, "text": text} for name, texts in pack["prompts"].items() for text in texts
             ]
-            registry.add_pack(
+            Packs(registry).add(
                 slug,
                 pack["title"],
                 account_id=None,
@@ -197,7 +198,7 @@ def _item(mine: Desk, pack: Pack) -> dict[str, Any]:
 @answers(list[PackItem])
 def packs(public: bool = False, listed: bool = False, mine: Desk = Mine) -> list[dict[str, Any]]:
     """List the account's own packs; with `public` or `listed` everybody's, as the gallery does."""
-    return [_item(mine, pack) for pack in mine.registry.list_packs(mine.account_id, public=public or listed)]
+    return [_item(mine, pack) for pack in Packs(mine.registry).rows(mine.account_id, public=public or listed)]
 
 
 @router.get("/gallery/packs")
@@ -205,7 +206,7 @@ def packs(public: bool = False, listed: bool = False, mine: Desk = Mine) -> list
 @answers(list[PackItem])
 def public_packs(mine: Desk = Mine) -> list[dict[str, Any]]:
     """List everybody's public packs, and those that the server came with."""
-    return [_item(mine, pack) for pack in mine.registry.list_packs(mine.account_id, public=True)]
+    return [_item(mine, pack) for pack in Packs(mine.registry).rows(mine.account_id, public=True)]
 
 
 def find_pack(mine: Desk, text: str) -> Pack:
@@ -214,7 +215,7 @@ def find_pack(mine: Desk, text: str) -> Pack:
     Raises:
         Problem: 404.
     """
-    pack = mine.registry.find_pack(mine.account_id, number(text))
+    pack = Packs(mine.registry).find(mine.account_id, number(text))
     if pack is None:
         raise Problem(404, "Not found", code="not_found")
     return pack
@@ -281,7 +282,7 @@ def _create(mine: Desk, given: dict[str, Any]) -> Response:
     }
     if made := mine.made_before():
         return JSONResponse(_item(mine, find_pack(mine, made[0])), 201)
-    pack = mine.registry.add_pack(
+    pack = Packs(mine.registry).add(
         slug,
         fields.title,
         account_id=mine.account_id,

@@ -21,6 +21,7 @@ from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.answers import PromptAnswer, Said
 from tunes_dagster.gateway.dialects.astria.gallery import gallery, not_there
 from tunes_dagster.gateway.dialects.astria.orders import Base, prompt_order
+from tunes_dagster.gateway.dialects.astria.rows import Likes
 from tunes_dagster.gateway.dialects.astria.templates import mark
 from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, BeforeId, number
 from tunes_dagster.gateway.dialects.astria.wire import (
@@ -79,7 +80,7 @@ def base_or_tune(mine: Desk, text: str) -> tuple[Base, Tune | None, dict[str, An
         Problem: 404.
     """
     word = number(text)
-    found = mine.registry.find_tune(mine.account_id, word) if word.isdecimal() else None
+    found = mine.registry.objects.find_tune(mine.account_id, word) if word.isdecimal() else None
     if found is not None:
         tune, seen = found
         asked = seen.asked if seen else {}
@@ -114,7 +115,7 @@ def find_prompt(
 
 def tune_number(mine: Desk, prompt: Prompt, seen: ApiObject | None) -> int | None:
     """Return the integer that a prompt shows as its tune: the base where it was asked on a base."""
-    numbers = mine.registry.tune_numbers([prompt.tune_id] if prompt.tune_id else [])
+    numbers = mine.registry.objects.tune_numbers([prompt.tune_id] if prompt.tune_id else [])
     return _number(mine, prompt, seen, numbers)
 
 
@@ -193,10 +194,10 @@ def _listed(
     for name in ("user_id", "order_id"):
         if asked.get(name):
             raise invalid(name, "is not a filter here: an account sees its own prompts only")
-    rows = mine.registry.page_prompts(
+    rows = mine.registry.objects.page_prompts(
         mine.account_id, limit=min(limit, MAX_LIMIT), before=before, offset=offset, **filters
     )
-    numbers = mine.registry.tune_numbers([prompt.tune_id for prompt, _seen in rows if prompt.tune_id])
+    numbers = mine.registry.objects.tune_numbers([prompt.tune_id for prompt, _seen in rows if prompt.tune_id])
     return [prompt_object(mine, prompt, seen, _number(mine, prompt, seen, numbers)) for prompt, seen in rows]
 
 
@@ -289,7 +290,7 @@ def _duplicate(mine: Desk, prompt_id: str, body: dict[str, Any]) -> Response:
         start = {"input_image": _picture(prompt, index), "mask_image": None}
     chosen = {name: value for name, value in given.items() if value is not None}
     # Its words mean what they meant, whatever was renamed since.
-    uses = mine.registry.uses_of([prompt.id]).get(prompt.id, [])
+    uses = mine.registry.uses.of([prompt.id]).get(prompt.id, [])
     meant = {use.word: use.tune_id for use in uses if use.tune_id}
     return _create(mine, str(shown), chosen, start if any(start.values()) else None, meant)
 
@@ -331,12 +332,12 @@ def _update(mine: Desk, prompt_id: str, tune_id: str | None, body: dict[str, Any
     if other:
         problems = {name: ["cannot be changed: duplicate the prompt instead"] for name in other}
         raise Problem(422, f"{other[0]} cannot be changed", problems, code="invalid")
-    mine.registry.change_object(prompt.id, **given, **mark(given))
+    mine.registry.objects.change(prompt.id, **given, **mark(given))
     return prompt_object(mine, *mine.prompt(prompt.id), shown)
 
 
 def _like(mine: Desk, prompt_id: str, liked: bool) -> Response:
-    mine.registry.like(find_prompt(mine, prompt_id)[0].id, liked)
+    Likes(mine.registry).like(find_prompt(mine, prompt_id)[0].id, liked)
     return Response(status_code=201 if liked else 200)
 
 

@@ -29,8 +29,8 @@ def templates_of(mine: Desk, pack: Pack, shared: tuple[str, ...]) -> list[dict[s
     """
     if pack.account_id != mine.account_id:
         return []
-    found = mine.registry.page_prompts(mine.account_id, limit=_MOST, asked={MARK: str(pack.number)})
-    tunes = mine.registry.tunes_by_id({prompt.tune_id for prompt, _seen in found if prompt.tune_id})
+    found = mine.registry.objects.page_prompts(mine.account_id, limit=_MOST, asked={MARK: str(pack.number)})
+    tunes = mine.registry.uses.tunes_by_id({prompt.tune_id for prompt, _seen in found if prompt.tune_id})
     rows = []
     for prompt, seen in reversed(found):
         tune = tunes.get(prompt.tune_id or "")

@@ -124,7 +124,7 @@ def known_by_title(mine: Desk, fields: TuneFields) -> Response | None:
     """
     if not mine.caller.options.get("title_idempotency") or is_rehearsing(mine.request):
         return None
-    same = mine.registry.page_tunes(mine.account_id, limit=1, title=fields.title)
+    same = mine.registry.objects.page_tunes(mine.account_id, limit=1, title=fields.title)
     return JSONResponse(tune_object(mine, *same[0]), 201) if same else None
 
 
@@ -153,7 +153,7 @@ def listed(
         raise Problem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
     names = [*request.query_params.getlist("name[]"), *request.query_params.getlist("name")]
     given = {"branch": branch, "model_type": model_type, "workspace_id": workspace_of(mine)}
-    rows = mine.registry.page_tunes(
+    rows = mine.registry.objects.page_tunes(
         mine.account_id,
         limit=min(limit, MAX_LIMIT),
         before=before_id,
@@ -190,7 +190,7 @@ def bases(
 def retrieve(tune_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Describe one tune, or a base of the gallery."""
     word = number(tune_id)
-    found = mine.registry.find_tune(mine.account_id, word) if word.isdecimal() else None
+    found = mine.registry.objects.find_tune(mine.account_id, word) if word.isdecimal() else None
     if found is not None:
         return tune_object(mine, *found)
     if (base := gallery(mine.service.catalog).get(row_number(word) or 0)) is not None:
@@ -230,9 +230,9 @@ def _update(mine: Desk, tune_id: str, body: dict[str, Any]) -> dict[str, Any]:
         (),
     )
     if "auto_extend" in given:
-        mine.registry.keep_tune(tune.id, auto_extend=fields.auto_extend)
-    mine.registry.rename_tune(tune.id, title=fields.title, class_name=fields.name)
-    mine.registry.change_object(
+        mine.registry.retention.keep_tune(tune.id, auto_extend=fields.auto_extend)
+    mine.registry.objects.rename_tune(tune.id, title=fields.title, class_name=fields.name)
+    mine.registry.objects.change(
         tune.id, characteristics=fields.characteristics, auto_extend=fields.auto_extend
     )
     return tune_object(mine, *mine.tune(tune.id))

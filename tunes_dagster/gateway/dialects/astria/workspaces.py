@@ -21,6 +21,7 @@ from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.answers import WorkspaceAnswer
+from tunes_dagster.gateway.dialects.astria.rows import Workspaces
 from tunes_dagster.gateway.dialects.astria.wire import KEYS, NAME, Loose, error, understood, unknown_fields
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem
@@ -47,7 +48,7 @@ def find_workspace(mine: Desk, word: str) -> Workspace:
     Raises:
         Problem: 404.
     """
-    found = mine.registry.find_workspace(mine.account_id, word.removesuffix(".json"))
+    found = Workspaces(mine.registry).find(mine.account_id, word.removesuffix(".json"))
     if found is None:
         said = f"Workspace {word[:40]!r} not found; GET /workspaces lists yours, POST makes one"
         raise Problem(404, said, code="not_found")
@@ -81,7 +82,7 @@ def _shown(row: Workspace) -> dict[str, Any]:
 @answers(list[WorkspaceAnswer])
 def listed(mine: Desk = Mine) -> list[dict[str, Any]]:
     """List the account's workspaces, newest first."""
-    return [_shown(row) for row in mine.registry.list_workspaces(mine.account_id)]
+    return [_shown(row) for row in Workspaces(mine.registry).rows(mine.account_id)]
 
 
 @router.post("/workspaces", status_code=201)
@@ -96,10 +97,10 @@ def _create(mine: Desk, given: dict[str, Any]) -> Response:
     fields: WorkspaceFields = understood(WorkspaceFields, given, ())
     if made := mine.made_before():
         return JSONResponse(_shown(find_workspace(mine, made[0])), 201)
-    if len(mine.registry.list_workspaces(mine.account_id)) >= _MOST:
+    if len(Workspaces(mine.registry).rows(mine.account_id)) >= _MOST:
         raise Problem(422, f"An account has at most {_MOST} workspaces", code="invalid")
     slug = re.sub(r"[^a-z0-9]+", "-", fields.title.lower()).strip("-")[:80] or "workspace"
-    row = mine.registry.add_workspace(
+    row = Workspaces(mine.registry).add(
         mine.account_id,
         f"{slug}-{secrets.token_hex(3)}",
         fields.title,
@@ -132,4 +133,4 @@ def _update(mine: Desk, workspace_id: str, given: dict[str, Any]) -> dict[str, A
     row = find_workspace(mine, workspace_id)
     fields: WorkspaceFields = understood(WorkspaceFields, {"title": row.title, **given}, ())
     mine.headers.update(unknown_fields(fields))
-    return _shown(mine.registry.change_workspace(row.number, fields.title, _kept(fields)))
+    return _shown(Workspaces(mine.registry).change(row.number, fields.title, _kept(fields)))

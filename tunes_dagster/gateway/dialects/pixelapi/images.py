@@ -185,7 +185,9 @@ def _batch(mine: Desk, body: BatchBody) -> dict[str, Any]:
 @answers(BatchStatus)
 def batch_status(batch_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Report a batch: completed when no picture of it is open any more, failed when none came of it."""
-    members = [one for one in mine.registry.group_members(batch_id) if one[0].account_id == mine.account_id]
+    members = [
+        one for one in mine.registry.objects.group_members(batch_id) if one[0].account_id == mine.account_id
+    ]
     if not members:
         raise not_found("Batch")
     results = [_reported(mine, prompt, seen) for prompt, seen in members]
@@ -247,7 +249,7 @@ def status(generation_id: str, mine: Desk = Mine) -> dict[str, Any]:
 
 
 def _reported(mine: Desk, prompt: Prompt, seen: ApiObject | None) -> dict[str, Any]:
-    held = mine.registry.prices_of([prompt.id]).get(prompt.id)
+    held = mine.registry.ledger.prices_of([prompt.id]).get(prompt.id)
     described, said = _described(mine, prompt, seen, held), prompt.failure_message or None
     # By either name in the vendor's own clients.
     return {**described, "generation_id": described["id"], "error": said, "error_message": said}
@@ -316,13 +318,13 @@ router.add_api_route("/account/credits", balance, methods=["GET"], include_in_sc
 @answers(Usage)
 def usage(limit: int = Query(default=20, ge=1, le=100), mine: Desk = Mine) -> dict[str, Any]:
     """List the latest pictures with what each cost."""
-    rows = mine.registry.page_prompts(mine.account_id, limit=limit)
-    held = mine.registry.prices_of([prompt.id for prompt, _ in rows])
+    rows = mine.registry.objects.page_prompts(mine.account_id, limit=limit)
+    held = mine.registry.ledger.prices_of([prompt.id for prompt, _ in rows])
     listed = [
         {**_described(mine, prompt, seen, held.get(prompt.id)), "prompt": prompt.text}
         for prompt, seen in rows
     ]
-    return {"usage": listed, "total": mine.registry.count_prompts(mine.account_id)}
+    return {"usage": listed, "total": mine.registry.objects.count_prompts(mine.account_id)}
 
 
 router.add_api_route("/usage", usage, methods=["GET"], include_in_schema=False)

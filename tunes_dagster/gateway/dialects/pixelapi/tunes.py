@@ -164,7 +164,7 @@ def _infer(mine: Desk, body: InferBody) -> dict[str, Any]:
 @answers(list[TrainedModel])
 def models(mine: Desk = Mine) -> list[dict[str, Any]]:
     """List trained models, newest first."""
-    rows = mine.registry.page_tunes(mine.account_id, limit=1000, status="ready")
+    rows = mine.registry.objects.page_tunes(mine.account_id, limit=1000, status="ready")
     return [
         {
             "tune_id": lora_id(tune.id),
@@ -191,16 +191,16 @@ def _megabytes(mine: Desk, tune: Tune) -> float:
 async def upload(job_id: str, request: Body, token: str = "") -> dict[str, Any]:
     """Take the pictures of a job; whoever holds the token may send them."""
     service = service_of(request)
-    seen = await run_in_threadpool(service.registry.get_object, job_id)
+    seen = await run_in_threadpool(service.registry.objects.get, job_id)
     good = seen is not None and seen.upload_hash and hmac.compare_digest(seen.upload_hash, token_hash(token))
     if not good or seen is None:
         raise Problem(403, "Invalid or expired upload token", code="forbidden")
     expired = seen.upload_expires_at is not None and seen.upload_expires_at < service.registry.now()
     if expired:
         raise Problem(403, "Invalid or expired upload token", code="forbidden")
-    tune = await run_in_threadpool(service.registry.get_tune, job_id)
+    tune = await run_in_threadpool(service.registry.tunes.get, job_id)
     _still_waiting(tune)
-    wallet = await run_in_threadpool(service.registry.get_wallet, seen.account_id)
+    wallet = await run_in_threadpool(service.registry.ledger.wallet, seen.account_id)
     request.state.account = seen.account_id  # the token stands for the key from here on
     form = await read_form(request, wallet.options)
     try:
@@ -239,7 +239,7 @@ def _receive(mine: Desk, tune: Tune, files: list[Any]) -> None:
     # Two uploads at once must not write over each other's files; the one that loses takes its own away.
     keys = keep_files(mine.service.store, tune.id, files, first=secrets.randbelow(9000))
     try:
-        mine.registry.receive_uploads(tune.id, keys)
+        mine.registry.uploads.receive(tune.id, keys)
     except Exception as refused:
         for key in () if may_have_been_kept(refused) else keys:
             mine.service.store.delete(key)
