@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from tunes_dagster.campaigns.dates import problem_of_cron, problem_of_timezone
+from tunes_dagster.campaigns.dates import problem_of_both, problem_of_cron, problem_of_timezone
 from tunes_dagster.campaigns.problems import Problem
 from tunes_dagster.core.recipe import RenderSettings, Strict
 from tunes_dagster.core.validation import explain, wrong
@@ -104,6 +104,8 @@ class CampaignFile(Strict):
             raise wrong("cron", problem)
         if problem := problem_of_timezone(self.timezone):
             raise wrong("timezone", problem)
+        if problem := problem_of_both(self.cron, self.timezone):
+            raise wrong("cron", problem)
         return self
 
 
