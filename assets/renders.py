@@ -8,6 +8,7 @@ import dagster as dg
 
 from tunes_dagster.assets.attempt import attempt, sentences
 from tunes_dagster.assets.display import files, picture, table
+from tunes_dagster.assets.following import followed
 from tunes_dagster.assets.launchpad import filled_in, merged, mirror
 from tunes_dagster.assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, check_spec, pool_of
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
@@ -83,6 +84,8 @@ def renders(
     rows, kept, settings = whole.registry, whole.store, whole.settings
     with sentences():
         batch = require_batch(rows, context.partition_key)
+    if (made := followed(context, whole, "render", batch.id, filled_in(config))) is not None:
+        return made
     with attempt(context, whole, "render", batch.id) as mine:
         began = time.monotonic()
         prompts = {p.id: p for p in wanted_prompts(rows, batch, mine.work, all_again(context))}

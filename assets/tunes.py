@@ -5,6 +5,7 @@ import dagster as dg
 from tunes_dagster.assets.attempt import attempt, sentences
 from tunes_dagster.assets.cohort import Trainee, all_closed, conclude, train_trainees, trainee_of
 from tunes_dagster.assets.evaluated import ABOVE_BASE, described, evaluate
+from tunes_dagster.assets.following import followed
 from tunes_dagster.assets.launchpad import filled_in, merged, mirror
 from tunes_dagster.assets.names import (
     CAPTIONS,
@@ -63,6 +64,8 @@ def lora(
     rows = whole.registry
     with sentences():
         tune = require_tune(rows, context.partition_key)
+    if (made := followed(context, whole, "train", tune.id, filled_in(config))) is not None:
+        return made
     done: list[Trained] = []
 
     def on_trained(trainee: Trainee, trained: Trained) -> None:
@@ -107,6 +110,8 @@ def report_card(
     with sentences():
         tune = require_tune(rows, context.partition_key)
         options = merged(scorers.options(whole.settings), filled_in(config))
+    if (made := followed(context, whole, "finish", tune.id, filled_in(config))) is not None:
+        return made
     with attempt(context, whole, "finish", tune.id) as mine:
         done = evaluate(context, mine, tune, options, whole, compute, scorers)
         mine.report.phase(Phase.PACKAGING)

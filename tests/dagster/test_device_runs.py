@@ -10,6 +10,7 @@ import pytest
 from dagster import DagsterRunStatus as Status
 
 from tests.support.paper_sessions import CHECKS, PaperSession
+from tunes_dagster.assets import ALL_ASSETS, following
 from tunes_dagster.assets.housekeeping import forget_tunes
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -364,3 +365,41 @@ def test_all_other_runs_go_to_the_launcher_that_is_wrapped(place, monkeypatch):
     off = place.created("train_tune", tune.id, {DEVICE_RUN_TAG: "drun_1"})
     place.instance.launch_run(off, None)
     assert launched == [nobody, mixed, off]
+
+
+def test_a_process_that_wants_the_device_follows_the_session_that_has_it(place, monkeypatch):
+    """`dagster asset materialize`, and runs that also prepare."""
+    busy, tune = place.prepared("ann"), place.prepared("bob")
+    place.session.begin("train", busy.id)
+    place.instance.add_dynamic_partitions("tunes", [tune.id])
+
+    def works(_seconds: float) -> None:
+        kind = "train" if place.house.status(tune.id) == "prepared" else "finish"
+        work = place.session.begin(kind, tune.id)
+        place.session.journal.line(work, f"{kind} 3/12")
+        place.session.finish(work, {"report_card": {}} if kind == "finish" else {})
+
+    monkeypatch.setattr(following.time, "sleep", works)
+    selected = [one for one in ALL_ASSETS if one.key.to_user_string() in ("lora", "report_card")]
+    ran = dg.materialize(
+        [
+            *selected,
+            *(
+                one.to_source_asset()
+                for one in ALL_ASSETS
+                if one not in selected and one.key.path != ["renders"]
+            ),
+        ],
+        selection=selected,
+        instance=place.instance,
+        partition_key=tune.id,
+        resources=DEFS.resources,
+        raise_on_error=False,
+    )
+    assert ran.success and place.house.status(tune.id) == "ready"
+    (made,) = place.instance.fetch_materializations(dg.AssetKey("lora"), limit=2).records
+    assert made.partition_key == tune.id and made.asset_materialization.metadata["steps"].value == 12
+    told(place)
+    events = place.kinds(ran.run_id)
+    assert events.count("ASSET_MATERIALIZATION") == 2 and events.count("PIPELINE_START") == 1
+    assert {"train 3/12", "finish 3/12"} <= {one.rsplit(" - ", 1)[-1] for one in events}

@@ -26,7 +26,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings, get_settings
 
 if TYPE_CHECKING:
-    from tunes_dagster.registry import Registry, Work
+    from tunes_dagster.registry import DeviceRun, Registry, Work
 
 DEVICE_RUN_TAG = "tunes/device_run"
 
@@ -154,9 +154,14 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
             return
         self._instance.report_engine_event("It was handed to the session that holds the device.", run)
 
+    def _attempts(self, run_id: str) -> list[DeviceRun]:
+        """Return the attempts that a run without a process tells of."""
+        rows = self._registry.device_runs.of_run(run_id) if self._settings.sessions else []
+        return [row for row in rows if row.told != "process"]
+
     def terminate(self, run_id: str) -> bool:
         """Ask for the work of a run to be cancelled; its end is told when it has ended."""
-        if not (self._settings.sessions and self._registry.device_runs.of_run(run_id)):
+        if not self._attempts(run_id):
             return self._wrapped.terminate(run_id)
         works = self._registry.device_runs.works_of_run(run_id)
         run = self._instance.get_run_by_id(run_id)
@@ -176,7 +181,7 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Return how a run is: for device work, what the heartbeat of its row says."""
-        rows = self._registry.device_runs.of_run(run.run_id) if self._settings.sessions else []
+        rows = self._attempts(run.run_id)
         if not rows:
             if self._wrapped.supports_check_run_worker_health:
                 return self._wrapped.check_run_worker_health(run)
@@ -199,7 +204,7 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         self, run: DagsterRun, include_container_logs: bool | None = True
     ) -> str | None:
         """Return what helps to find out why a run does not go on."""
-        if self._settings.sessions and (rows := self._registry.device_runs.of_run(run.run_id)):
+        if rows := self._attempts(run.run_id):
             sessions = sorted({row.session_id for row in rows if row.session_id})
             return f"Its work is done by {', '.join(sessions) or 'no session yet'}; see `tunes devices`."
         return self._wrapped.get_run_worker_debug_info(run, include_container_logs)
@@ -211,7 +216,7 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
 
     def resume_run(self, context: ResumeRunContext) -> None:
         """Leave it to the wrapped launcher; device work is resumed by the registry."""
-        if not (self._settings.sessions and self._registry.device_runs.of_run(context.dagster_run.run_id)):
+        if not self._attempts(context.dagster_run.run_id):
             self._wrapped.resume_run(context)
 
     def join(self, timeout: int = 30) -> None:

@@ -14,6 +14,7 @@ import dagster as dg
 from tunes_dagster.assets.display import files, sparkline, table
 from tunes_dagster.assets.names import LORA, RENDERS, REPORT_CARD
 from tunes_dagster.core.failures import FailureCode
+from tunes_dagster.core.results import CardSummary, TuneResult
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
@@ -85,7 +86,7 @@ def shown(
         return _renders(rows, registry, store)
     tune = registry.tunes.get(first.subject_id)
     made = _trained if first.kind == "train" else _evaluated
-    metadata, answers = made(first, tune.result or {}, store)
+    metadata, answers = made(first, tune.made, store)
     seconds = _seconds(first)
     spent = {} if seconds is None else {"seconds on the device": round(seconds, 1)}
     device = {"device": first.facts["device"]} if first.facts.get("device") else {}
@@ -122,50 +123,49 @@ def _answers(row: DeviceRun, key: dg.AssetKey, kept: dict[str, bool]) -> list[dg
 
 
 def _trained(
-    row: DeviceRun, result: dict[str, Any], store: Store
+    row: DeviceRun, result: TuneResult, store: Store
 ) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
     losses = row.facts.get("losses") or []
     curve = {"loss at a glance": sparkline(losses, "loss"), "loss": round(losses[-1], 4)} if losses else {}
     keys = {
-        "model (diffusers)" if result.get("pipeline_key") else "weights (diffusers)": result.get(
-            "weights_key"
-        ),
-        "weights (kohya)": result.get("kohya_key"),
-        "model card": result.get("card_key"),
-        "samples": result.get("samples_key"),
+        "model (diffusers)" if result.pipeline_key else "weights (diffusers)": result.trained_key,
+        "weights (kohya)": result.last_kohya_key or result.kohya_key,
+        "model card": result.card_key,
+        "samples": result.samples_key,
     }
     metadata = {
-        **({"steps": result["steps"]} if "steps" in result else {}),
-        **({"seconds of training": result["seconds"]} if "seconds" in result else {}),
-        **({"stopped early": True} if result.get("stopped") else {}),
-        "checkpoints": len(result.get("checkpoints") or []),
+        **({"steps": result.steps} if result.steps is not None else {}),
+        **({"seconds of training": result.seconds} if result.seconds is not None else {}),
+        **({"stopped early": True} if result.stopped else {}),
+        "checkpoints": len(result.checkpoints),
         **curve,
         **files(store, keys),
-        "recipe hash": result.get("weights_recipe_hash") or "",
+        "recipe hash": result.weights_recipe_hash,
     }
-    return metadata, _answers(row, LORA, result.get("checks") or {})
+    return metadata, _answers(row, LORA, result.checks)
 
 
 _SCORES = ("likeness", "base_likeness", "learned", "obedience", "variety", "copying", "leak", "chosen_step")
 
 
 def _evaluated(
-    row: DeviceRun, result: dict[str, Any], store: Store
+    row: DeviceRun, result: TuneResult, store: Store
 ) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-    card = result.get("report_card") or {}
-    scores = {name.replace("_", " "): card[name] for name in _SCORES if card.get(name) is not None}
+    card = result.report_card or CardSummary()
+    said = {name.replace("_", " "): getattr(card, name) for name in _SCORES}
+    scores = {name: value for name, value in said.items() if value is not None}
     keys = {
-        "page": card.get("page_key"),
-        "card": card.get("card_key"),
-        "before and after": card.get("sheet_key"),
-        "scores": card.get("curve_key"),
+        "page": card.page_key,
+        "card": card.card_key,
+        "before and after": card.sheet_key,
+        "scores": card.curve_key,
     }
-    metadata = {"verdict": card.get("verdict") or "", **scores, **files(store, keys)}
-    likeness, base = card.get("likeness"), card.get("base_likeness")
+    metadata = {"verdict": card.verdict, **scores, **files(store, keys)}
+    likeness, base = card.likeness, card.base_likeness
     measured = likeness is not None and base is not None
     above = {
         "name": "likeness_above_base",
-        "passed": measured and likeness > base,
+        "passed": likeness is not None and base is not None and likeness > base,
         "said": f"{likeness:.3f}, the base {base:.3f}." if measured else "Not measured.",
         "warns": not measured,
     }
@@ -181,10 +181,7 @@ def _renders(
     rows: Sequence[DeviceRun], registry: Registry, store: Store
 ) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
     batches, missing, broken, tunes = [], 0, 0, Counter[str]()
-    keys: dict[str, str | None] = {}
     for row in rows:
-        batch = registry.groups.batch(row.subject_id)
-        result = (batch.result if batch is not None else None) or {}
         prompts = registry.prompts.rows(batch_id=row.subject_id, limit=1_000)
         pictures = sum(len(prompt.images) for prompt in prompts)
         wanted = [prompt for prompt in prompts if prompt.status not in ("cancelled", "queued", "rendering")]
@@ -203,7 +200,6 @@ def _renders(
                 "seconds": round(_seconds(row) or 0.0, 1),
             }
         )
-        keys |= {"page": result.get("page_key"), "contact sheet": result.get("sheet_key")}
     total = sum(int(one["pictures"]) for one in batches)
     seconds = sum(float(one["seconds"]) for one in batches)
     device = rows[0].facts.get("device")
@@ -216,7 +212,7 @@ def _renders(
         **({"batches": table(batches, _BATCHES)} if len(rows) > 1 else {}),
         **({"device": device} if device else {}),
         "session": rows[0].session_id or "",
-        **files(store, keys if len(rows) == 1 else {}),
+        "folder": dg.MetadataValue.path(store.url(f"batches/{rows[0].subject_id}/{rows[0].attempt}")),
     }
     blank = [one for row in rows for one in row.facts.get("checks") or [] if one["name"] == "not_blank"]
     flat = [one for one in blank if not one["passed"]]

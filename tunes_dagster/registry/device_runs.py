@@ -54,7 +54,12 @@ class DeviceRuns(Part):
 
     @repeatable
     def hand_over(
-        self, kind: str, subject_id: str, run_id: str, changes: dict[str, Any] | None = None
+        self,
+        kind: str,
+        subject_id: str,
+        run_id: str,
+        changes: dict[str, Any] | None = None,
+        told: str = "run",
     ) -> DeviceRun:
         """Open the work of a kind on a subject for the next session, as a person asked by starting a run in Dagster.
 
@@ -64,6 +69,7 @@ class DeviceRuns(Part):
             run_id: The Dagster run, which has begun and will tell of it. The same call twice changes nothing the second
                 time.
             changes: What was filled in in the Launchpad.
+            told: `run` when the run has no process, `process` when its own follows the work and tells of it.
 
         Raises:
             Failure: `CONFLICT` when it is being done, `UNKNOWN_TUNE`, or `INVALID_REQUEST` for an unknown batch.
@@ -90,15 +96,22 @@ class DeviceRuns(Part):
                 work = open_work(session, kind, subject_id, "ui", now)
                 subject_reopened(session, subject, now)
             work.state, work.available_at, work.run_key = "queued", now, None
-            mine = {"attempt": _BY_A_PERSON, "run_id": run_id, "changes": changes or {}, "told": "run"}
+            mine = {"attempt": _BY_A_PERSON, "run_id": run_id, "changes": changes or {}, "told": told}
             return _added(session, work, now, **mine)
 
-    def expect(self, kind: str, subject_id: str, run_id: str, changes: dict[str, Any] | None = None) -> None:
+    def expect(
+        self,
+        kind: str,
+        subject_id: str,
+        run_id: str,
+        changes: dict[str, Any] | None = None,
+        told: str = "run",
+    ) -> None:
         """Note that a run will tell of work that is opened when the piece before it is done, as by `hand_over`."""
         with self.writing() as session:
             row = DeviceRun(id=new_id("drun"), work_id="", kind=kind, subject_id=subject_id, run_id=run_id)
             row.attempt, row.changes, row.created_at = _BY_A_PERSON, changes or {}, self.now()
-            row.told = "run"
+            row.told = told
             session.add(row)
 
     @repeatable
@@ -212,8 +225,14 @@ class DeviceRuns(Part):
             return [row for row in taken if row.id not in shared]
 
     @repeatable
-    def bind(self, device_run_id: str, run_id: str) -> bool:
-        """Let a Dagster run tell of an attempt and of those that share its run; False when another run does."""
+    def bind(self, device_run_id: str, run_id: str, told: str = "") -> bool:
+        """Let a Dagster run tell of an attempt and of those that share its run; False when another run does.
+
+        Args:
+            device_run_id: The attempt.
+            run_id: The run.
+            told: `process` when the run has one, which tells of it.
+        """
         with self.writing() as session:
             mine = or_(DeviceRun.id == device_run_id, DeviceRun.leader_id == device_run_id)
             rows = lock(session, DeviceRun, mine)
@@ -221,7 +240,7 @@ class DeviceRuns(Part):
             if leader is None or leader.run_id not in (None, run_id):
                 return False
             for row in rows:
-                row.run_id = run_id
+                row.run_id, row.told = run_id, told or row.told
             return True
 
     def of_run(self, run_id: str) -> list[DeviceRun]:
@@ -231,6 +250,11 @@ class DeviceRuns(Part):
         )
         with self.reading() as session:
             return list(session.scalars(query))
+
+    def get(self, device_run_id: str) -> DeviceRun | None:
+        """Return an attempt, or None."""
+        with self.reading() as session:
+            return session.get(DeviceRun, device_run_id)
 
     def of_attempt(self, work_id: str, attempt: int) -> DeviceRun | None:
         """Return the row of an attempt, or None."""
@@ -289,7 +313,7 @@ class DeviceRuns(Part):
         )
         query = (
             select(DeviceRun.run_id)
-            .where(DeviceRun.told != "ended", DeviceRun.run_id.is_not(None), some)
+            .where(DeviceRun.told.not_in(("ended", "process")), DeviceRun.run_id.is_not(None), some)
             .group_by(DeviceRun.run_id)
             .order_by(func.min(DeviceRun.id))
         )

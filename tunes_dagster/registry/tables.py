@@ -462,7 +462,8 @@ class DeviceRun(Table):
         state: done, failed, cancelled, returned, lost; empty while it goes on.
         again: Whether another attempt follows it.
         facts: What is shown of its files: ids, numbers and addresses.
-        told: How much its run says: '' | 'run' (it began) | 'begun' (so did the attempt) | 'ended'.
+        told: How much its run says: '' | 'run' (it began) | 'begun' (so did the attempt) | 'ended'; 'process' when the
+            run's own process tells it.
         said: The last of its lines that its run holds.
         teller: Who is telling its run, until `telling_until`; a name that stays tells of a teller that died.
     """
