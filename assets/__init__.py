@@ -9,7 +9,6 @@
     trained.py     what is shown and checked of `lora`
     evaluated.py   what is scored, shown and checked of `report_card`
     following.py   what a session does for a run that has a process
-    reporting.py   progress into the run's log and into the row
     launchpad.py   the library's options as Launchpad fields
     requests.py    tunes and prompts that start in the Launchpad
     display.py     metadata for people

@@ -1,93 +1,30 @@
-"""Attempts: how a run owns a row of the registry while it works on it, and how the row hears of the end.
+"""Attempts of a run of Dagster: how it owns a row of the registry, and how it ends when the row does.
 
-A run claims the row by compare-and-set before it does anything, keeps it alive from a thread, and reports one
-end: done, failed with a code and a remedy, cancelled, or given back because the process was asked to stop. What
-a person starts in the UI takes the same road; the registry then notes `origin=ui`.
+What a person starts in the UI takes the same road as what a sensor launched; the registry then notes `origin=ui`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
-from tunes_dagster.assets.reporting import Member, Pulse, RunLines, RunLog
 from tunes_dagster.core.failures import UNEXPECTED, Cancelled, Failure, FailureCode, as_failure
-from tunes_dagster.core.logs import set_up_logging
-from tunes_dagster.core.progress import Reporter, Tee
-from tunes_dagster.core.results import BatchResult, TuneResult
 from tunes_dagster.pipeline.launches import ORIGIN_TAG, RUN_KEY_TAG
+from tunes_dagster.sessions import attempts
+from tunes_dagster.sessions.attempts import Attempt, ended_already, percent_of
+from tunes_dagster.sessions.reporting import Pulse, RunLog
 
 if TYPE_CHECKING:
     from tunes_dagster.core.settings import Settings
-    from tunes_dagster.registry import Registry, Work
+    from tunes_dagster.registry import Work
     from tunes_dagster.service.installation import Installation
 
 Context = dg.AssetExecutionContext | dg.OpExecutionContext
-
-
-@dataclass
-class Attempt:
-    """One attempt that this run owns.
-
-    Attributes:
-        registry: Where its row lies.
-        work: The row as it was when claimed.
-        run_id: The run that owns it.
-        report: Tells the run's log and the row how far it is; raises `Cancelled` when asked to.
-        member: Its heartbeat.
-        lines: Its structured log lines.
-    """
-
-    registry: Registry
-    work: Work
-    run_id: str
-    report: Reporter
-    member: Member = field(repr=False)
-    lines: RunLines = field(default_factory=RunLines, repr=False)
-
-    def finish(
-        self,
-        result: TuneResult | BatchResult | None = None,
-        continue_: bool | None = None,
-        whole: bool = True,
-    ) -> None:
-        """Close the attempt as done; in the same transaction the row's subject moves on.
-
-        Args:
-            result: What the tune's or batch's result gets beside what it has.
-            continue_: Open the next piece of work; None does so unless the tune was ready already.
-            whole: Whether all of the work was done; the rest of a part is queued.
-        """
-        # Closed only once the row says so: while its database is away the work is done, and still alive.
-        self.member.tell(self.registry)
-        self.registry.work.finish(self.work.id, self.run_id, result=result, continue_=continue_, whole=whole)
-        self.member.close()
-        self.lines.say("done")
-
-    def give_back(self, reason: str) -> None:
-        """Put the rest of the work back into the queue; another run goes on with it, and no try is counted."""
-        self.registry.work.give_back(self.work.id, self.run_id, reason)
-        self.member.close()
-
-    def fail(self, failure: Failure) -> None:
-        """Close the attempt as failed (or cancelled); the registry decides whether there is another one."""
-        self.lines.say(
-            "failed", code=str(failure.code), **({"detail": failure.detail} if failure.detail else {})
-        )
-        try:
-            self.member.tell(self.registry)
-            self.registry.work.fail(self.work.id, self.run_id, failure)
-        except Failure as refused:
-            if refused.code != FailureCode.CONFLICT:  # another attempt owns the row by now, and goes on
-                raise
-        finally:
-            self.member.close()
 
 
 def run_origin(run: dg.DagsterRun) -> tuple[str, str | None]:
@@ -136,32 +73,11 @@ def own(
         pulse: Keeps it alive.
         many: Whether the run has several, so that lines of its log must say whose they are.
     """
-    registry, settings = installation.registry, installation.settings
-    label = ""
+    registry, label = installation.registry, ""
     if many and work.kind != "render":
         label = registry.tunes.get(work.subject_id).title
-    member = pulse.add(Member(registry, work.id, context.run.run_id))
-    set_up_logging("tunes.pipeline", settings.log_format)
-    lines = RunLines(
-        kind=work.kind,
-        subject=work.subject_id,
-        attempt=work.attempt,
-        run_id=context.run.run_id,
-        request_id=registry.objects.request_id(work.subject_id),
-    )
-    lines.say("started")
-    report = Tee([RunLog(context.log, label, percent=partial(_percent, registry, work)), member, lines])
-    return Attempt(registry, work, context.run.run_id, report, member, lines)
-
-
-def _percent(registry: Registry, work: Work) -> float | None:
-    """Return how far all of a tune or batch is; None when the registry cannot say."""
-    registry = registry.with_patience(0.0)
-    try:
-        batch = registry.groups.batch(work.subject_id) if work.kind == "render" else None
-        return batch.progress if batch is not None else registry.tunes.get(work.subject_id).progress
-    except Exception:  # a line of the log without it is good enough, and the work must not end for it
-        return None
+    log = RunLog(context.log, label, percent=partial(percent_of, registry, work))
+    return attempts.own(installation, work, context.run.run_id, pulse, [log])
 
 
 def pulse_of(context: Context, settings: Settings) -> Pulse:
@@ -221,7 +137,7 @@ def end_badly(context: Context, mine: Attempt, error: BaseException) -> NoReturn
 
 def close_badly(context: Context, mine: Attempt, error: BaseException) -> Failure | None:
     """Tell the registry how an attempt ended; returns the failure as recorded, None when nothing was recorded."""
-    if mine.member.closed or (mine.member.lost is not None and error is mine.member.lost):
+    if ended_already(mine, error):
         return error if isinstance(error, Failure) else None
     if isinstance(error, DagsterExecutionInterruptedError | KeyboardInterrupt):
         if cancelled_by_person(context):

@@ -16,6 +16,8 @@ from tunes_dagster.core.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from tunes_dagster.sessions.hardware import Device
+
 # More rows than this make the metadata table slow to open; the file in the store has them all.
 MAX_TABLE_ROWS = 100
 # Pictures on a sheet.
@@ -87,6 +89,11 @@ def files(store: Store, keys: Mapping[str, str | None]) -> dict[str, dg.Metadata
         "files": table(rows, {"file": "string", "name": "string", "KiB": "float"}),
         "folder": dg.MetadataValue.path(store.url(folder)),
     }
+
+
+def device_facts(device: Device | None) -> dict[str, dg.MetadataValue]:
+    """Return what is shown of the device that work was done on."""
+    return {} if device is None else {"device": dg.MetadataValue.text(str(device))}
 
 
 def load_pictures(

@@ -8,11 +8,9 @@ from pydantic import Field
 from tunes_dagster.assets.attempt import Attempt
 from tunes_dagster.assets.launchpad import filled_in, merged, mirror
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.recipe import DatasetOptions, TrainingOptions, TuneRequest
+from tunes_dagster.core.recipe import DatasetOptions, TuneRequest
 from tunes_dagster.core.validation import checked
 from tunes_dagster.core.wishes import Wishes, ended
-from tunes_dagster.families.catalog import BaseModelEntry
-from tunes_dagster.families.presets import changed
 from tunes_dagster.registry import Registry, Tune
 from tunes_dagster.service.installation import Installation
 
@@ -135,16 +133,3 @@ def change_request(mine: Attempt, tune: Tune, changes: dict[str, Any], installat
         registry.events.add(tune.id, tune.status, said)
     recipe = make_recipe(request, entry, tune.recipe.get("continues"))
     return registry.tunes.set_recipe(mine.work.id, mine.run_id, recipe, request)
-
-
-def training_options(tune: Tune, changes: dict[str, Any], entry: BaseModelEntry) -> TrainingOptions:
-    """Return the options a tune is trained with: its recipe, overridden by the Launchpad.
-
-    Args:
-        tune: Its row.
-        changes: The Launchpad's values.
-        entry: Of its base, whose defaults are asked for anew when the kind is changed.
-    """
-    kind = {name: value for name, value in changes.items() if name == "kind"}
-    before = changed(tune.recipe["training"], kind, entry.training_options) | {"kind": tune.kind}
-    return merged(TrainingOptions.model_validate(before), changes)

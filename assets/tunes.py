@@ -1,10 +1,12 @@
 """The tune itself, partitioned by tune: `lora` trains it, `report_card` scores it and makes it ready."""
 
+from functools import partial
+
 import dagster as dg
 
 from tunes_dagster.assets.attempt import attempt, sentences
-from tunes_dagster.assets.cohort import Trainee, all_closed, conclude, train_trainees, trainee_of
-from tunes_dagster.assets.evaluated import ABOVE_BASE, described, evaluate
+from tunes_dagster.assets.cohort import all_closed, conclude, place_of
+from tunes_dagster.assets.evaluated import ABOVE_BASE, described
 from tunes_dagster.assets.following import followed
 from tunes_dagster.assets.launchpad import filled_in, merged, mirror
 from tunes_dagster.assets.names import (
@@ -18,9 +20,9 @@ from tunes_dagster.assets.names import (
     Owner,
     pool_of,
 )
-from tunes_dagster.assets.packaging import package
 from tunes_dagster.assets.requests import require_tune
-from tunes_dagster.assets.trained import LORA_CHECKS, Trained
+from tunes_dagster.assets.trained import LORA_CHECKS
+from tunes_dagster.assets.trained import described as trained_as_shown
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.evaluation.card import CardOptions
@@ -30,6 +32,10 @@ from tunes_dagster.resources import (
     InstallationResource,
     ScorersResource,
 )
+from tunes_dagster.sessions.cohorts import Trainee, train_trainees, trainee_of
+from tunes_dagster.sessions.packaging import package
+from tunes_dagster.sessions.results import Trained
+from tunes_dagster.sessions.scoring import evaluate
 
 LORA_CONFIG = mirror(TrainingOptions, "LoraConfig")
 """Empty trains by the tune's recipe; what is filled in overrides it and is written into it."""
@@ -66,20 +72,21 @@ def lora(
         tune = require_tune(rows, context.partition_key)
     if (made := followed(context, whole, "train", tune.id, filled_in(config))) is not None:
         return made
-    done: list[Trained] = []
+    done: list[dg.MaterializeResult[None]] = []
 
     def on_trained(trainee: Trainee, trained: Trained) -> None:
+        shown = trained_as_shown(trained, whole.store)
         # A ready tune is packaged again, so that what is published follows the new weights.
         trainee.mine.finish(trained.row_result(), continue_=True)
-        done.append(trained)
+        done.append(shown)
 
     with attempt(context, whole, "train", tune.id, closes=False) as mine:
         trainees = [trainee_of(mine, whole, filled_in(config))]
         with all_closed(context, trainees):
-            train_trainees(context, trainees, whole, compute, on_trained)
+            train_trainees(place_of(context, whole, compute), trainees, on_trained)
     conclude(context, trainees)
-    (trained,) = done
-    return dg.MaterializeResult(metadata=trained.metadata, check_results=trained.checks)
+    (shown,) = done
+    return shown
 
 
 @dg.asset(
@@ -113,7 +120,8 @@ def report_card(
     if (made := followed(context, whole, "finish", tune.id, filled_in(config))) is not None:
         return made
     with attempt(context, whole, "finish", tune.id) as mine:
-        done = evaluate(context, mine, tune, options, whole, compute, scorers)
+        open_scorers = partial(scorers.open, whole.settings)
+        done = evaluate(mine, tune, options, place_of(context, whole, compute), open_scorers)
         mine.report.phase(Phase.PACKAGING)
         mine.finish(package(tune, done.result, whole.store, mine.report))
     return described(done, tune, whole.store)

@@ -270,8 +270,8 @@ CASES: dict[str, Callable[[Store], Any]] = {
 }
 ELSEWISE = {
     "assets/datasets.py collected": "goes on after TOO_FEW_PICTURES alone",
-    "assets/evaluated.py evaluate": "tries again, and at last publishes without a card",
-    "assets/trained.py _samples": "a tune is ready without its sheet of samples, and a note says so",
+    "tunes_dagster/sessions/scoring.py evaluate": "tries again, and at last publishes without a card",
+    "tunes_dagster/sessions/inspecting.py _samples": "a tune is ready without its sheet of samples, and a note says so",
     "tunes_dagster/cli/checkup.py _store": "tells the operator that the store does not work",
     "tunes_dagster/gateway/accepting.py _submit_tune": "tidies up and passes on what was raised",
     "tunes_dagster/gateway/files.py serve": "answers 503, see test_a_file_is_not_gone_when_the_store_is_away",

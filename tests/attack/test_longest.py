@@ -7,8 +7,8 @@ import threading
 import time
 from typing import Any
 
-from tunes_dagster.assets.reporting import Member, Pulse, runs_alone
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.sessions.reporting import Member, Pulse, runs_alone
 
 
 class Elsewhere:

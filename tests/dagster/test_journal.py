@@ -12,7 +12,7 @@ from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster_graphql.cli import execute_query
 
 from tunes_dagster.assets.names import LORA
-from tunes_dagster.assets.trained import LORA_CHECKS, Trained, log_trained
+from tunes_dagster.assets.trained import LORA_CHECKS, log_trained
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.pipeline.inprocess import execute, open_instance
 from tunes_dagster.service import decide
@@ -40,10 +40,10 @@ def ask(instance: dg.DagsterInstance, query: str) -> dict:
     return answer["data"]
 
 
-def trained(tune_id: str, passed: bool) -> Trained:
+def trained(passed: bool) -> dg.MaterializeResult:
     """Return a tune whose checks all say the same."""
     answers = [dg.AssetCheckResult(passed=passed, check_name=one.name, asset_key=LORA) for one in LORA_CHECKS]
-    return Trained(SimpleNamespace(id=tune_id), None, {"steps": 12}, answers)
+    return dg.MaterializeResult(metadata={"steps": 12}, check_results=answers)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_checks_of_tunes_that_a_cohort_trained_show_for_their_partitions(instanc
     @dg.op
     def train(context: dg.OpExecutionContext) -> None:
         for name, passed in (("good", False), ("good", True), ("bad", False)):
-            log_trained(context, trained(name, passed))
+            log_trained(context, SimpleNamespace(id=name), trained(passed))
 
     @dg.job
     def cohort() -> None:

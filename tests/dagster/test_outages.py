@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
-from tunes_dagster.assets import reporting
-from tunes_dagster.assets.renders import PromptWriter
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.pipeline import inprocess
+from tunes_dagster.sessions import reporting
+from tunes_dagster.sessions.batches import PromptWriter
 
 STAGES = ("prepare", "train", "finish", "render")
 

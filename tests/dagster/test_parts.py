@@ -12,13 +12,14 @@ import pytest
 from tunes_dagster.assets.display import sparkline
 from tunes_dagster.assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
 from tunes_dagster.assets.launchpad import filled_in, merged, mirror
-from tunes_dagster.assets.reporting import Member, RunLog
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Phase, Silent
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.pipeline.inprocess import daemon_is_alive
-from tunes_dagster.resources.compute import ComputeResource, find_devices
+from tunes_dagster.resources.compute import ComputeResource
+from tunes_dagster.sessions.hardware import find_devices
+from tunes_dagster.sessions.reporting import Member, RunLog
 
 
 class Log:

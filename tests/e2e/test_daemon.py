@@ -155,9 +155,9 @@ def uninterrupted(registry: Registry, store: Store, tune_id: str, base_folder: P
     """Train the same tune once more from the start, in one go, and return its weights."""
     from safetensors.torch import load
 
-    from tunes_dagster.assets.cohort import Trainee, make_job
     from tunes_dagster.core.recipe import TrainingOptions
     from tunes_dagster.families.base import load_family
+    from tunes_dagster.sessions.cohorts import Trainee, make_job
     from tunes_dagster.training.loop import train
 
     tune = registry.tunes.get(tune_id)

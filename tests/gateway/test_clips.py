@@ -10,10 +10,10 @@ import pytest
 
 from tests.gateway.conftest import House
 from tests.support.tiny_aids import make_random_video
-from tunes_dagster.assets.renders import PromptWriter, render_jobs
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.rendering.aids import make_aids
 from tunes_dagster.rendering.run import run_batch
+from tunes_dagster.sessions.batches import PromptWriter, render_jobs
 
 
 def render(house: House, dtype: Any) -> None:

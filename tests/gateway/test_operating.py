@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.conftest import House
 from tests.gateway.test_pixelapi import train
 from tunes_dagster.assets.attempt import own
-from tunes_dagster.assets.reporting import Pulse
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.logs import JsonLines
 from tunes_dagster.core.progress import Phase
+from tunes_dagster.sessions.reporting import Pulse
 
 
 def scraped(house: House) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -119,7 +119,7 @@ def test_a_request_can_be_followed_into_its_runs(
     lines: Callable[[], list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tunes_dagster.assets.attempt.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("tunes_dagster.sessions.attempts.set_up_logging", lambda *_: None)
     opened = train(house)
     job = opened["job_id"]
     house.client.post(opened["upload_url"], files=pictures(5))

@@ -16,14 +16,14 @@ from sqlalchemy.exc import IntegrityError
 
 from tests.support.databases import new_database
 from tests.support.registry import Clock, add_tune, run_stage
-from tunes_dagster.assets.attempt import Attempt
-from tunes_dagster.assets.reporting import Member
 from tunes_dagster.core import clock as host_clock
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.registry import Callback, Registry
 from tunes_dagster.registry.retrying import DatabaseAway, Trouble
 from tunes_dagster.service.decide import Watch, find_stuck
+from tunes_dagster.sessions.attempts import Attempt
+from tunes_dagster.sessions.reporting import Member
 
 SECRET = "token-4711"
 

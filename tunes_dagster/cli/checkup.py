@@ -89,7 +89,7 @@ def _software(settings: Settings) -> Iterator[Finding]:
 
 
 def _device(settings: Settings) -> Iterator[Finding]:
-    from tunes_dagster.resources.compute import find_devices
+    from tunes_dagster.sessions.hardware import find_devices
 
     for device in find_devices(settings.device, settings.dtype):
         says = f"{device.name}: {device.label}, {device.memory_gb:.0f} GiB, {device.dtype}."

@@ -32,7 +32,7 @@ def plan(
     The base is the one that was named, also under the profile `embedded`.
     """
     from tunes_dagster.core.validation import checked
-    from tunes_dagster.resources.compute import find_devices
+    from tunes_dagster.sessions.hardware import find_devices
     from tunes_dagster.training.planner import Machine
 
     installation = open_installation()
