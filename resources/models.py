@@ -72,13 +72,9 @@ class ScorersResource(dg.ConfigurableResource):
 
     def options(self, settings: Settings) -> CardOptions:
         """Return how much a card looks at, as the settings say."""
-        from tunes_dagster.evaluation.card import CardOptions
+        from tunes_dagster.evaluation.card import options_of
 
-        return CardOptions(
-            checkpoints=settings.report_checkpoints,
-            renders=settings.report_renders,
-            seconds=settings.report_seconds,
-        )
+        return options_of(settings)
 
     def open(self, settings: Settings, device: str = "cpu") -> Scorers:
         """Load the scorers.
@@ -86,17 +82,6 @@ class ScorersResource(dg.ConfigurableResource):
         Raises:
             Failure: `BASE_NOT_INSTALLED` naming what to install, or `INVALID_REQUEST` for an unknown name.
         """
-        from tunes_dagster.evaluation.scorers import load_scorer, load_scorer_catalog
-        from tunes_dagster.evaluation.scoring import Scorers
+        from tunes_dagster.evaluation.scorers import open_scorers
 
-        catalog = load_scorer_catalog()
-        names = catalog.profiles.get(settings.profile, {})
-        loaded: dict[str, Any] = {"none": None, "": None}
-
-        def scorer(question: str) -> Any:
-            name = getattr(self, question) or names.get(question, "")
-            if name not in loaded:
-                loaded[name] = load_scorer(catalog.entry(name), settings.bases_folder, device)
-            return loaded[name]
-
-        return Scorers(scorer("likeness"), scorer("text"), scorer("faces"))
+        return open_scorers(settings, device, self.likeness, self.text, self.faces)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from tunes_dagster.core.recipe import Strict
 from tunes_dagster.core.results import CardSummary, Document, Part, Reason
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from tunes_dagster.core.settings import Settings
 
 Tone = Literal["good", "weak", "bad"]
 _TONES: tuple[Tone, ...] = ("good", "weak", "bad")
@@ -29,6 +35,15 @@ class CardOptions(Strict):
     steps: int = Field(default=12, ge=1, le=100)
     seconds: float = Field(default=300.0, gt=0)
     seed: int = Field(default=0, ge=0, le=2**31)
+
+
+def options_of(settings: Settings) -> CardOptions:
+    """Return how much a card looks at, as the settings say."""
+    return CardOptions(
+        checkpoints=settings.report_checkpoints,
+        renders=settings.report_renders,
+        seconds=settings.report_seconds,
+    )
 
 
 class Scores(Part):

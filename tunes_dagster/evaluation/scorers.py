@@ -23,6 +23,9 @@ from tunes_dagster.evaluation.measures import unit
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from tunes_dagster.core.settings import Settings
+    from tunes_dagster.evaluation.scoring import Scorers
+
 _BATCH = 32
 # Numbers that SFace says of a face, and the confidence from which YuNet counts one.
 _FACE_WIDTH, _FACE_SCORE = 128, 0.8
@@ -317,3 +320,33 @@ def _embedded(images: Sequence[Image], pixels: Pixels, look: Any, device: str, w
             said = look(pixels(images[start : start + _BATCH]).to(device))
             rows.append(said.float().cpu().numpy())
     return unit(np.concatenate(rows)) if rows else np.zeros((0, width), np.float32)
+
+
+def open_scorers(
+    settings: Settings, device: str = "cpu", likeness: str = "", text: str = "", faces: str = ""
+) -> Scorers:
+    """Load the models that look at pictures for a report card.
+
+    Args:
+        settings: Name the profile, whose scorers are taken where none is named.
+        device: torch device.
+        likeness: Name in the scorer catalog of the one that says how alike pictures are.
+        text: Of the one that says how well pictures fit texts; `none` is none.
+        faces: Of the one that compares faces.
+
+    Raises:
+        Failure: `BASE_NOT_INSTALLED` naming what to install, or `INVALID_REQUEST` for an unknown name.
+    """
+    from tunes_dagster.evaluation.scoring import Scorers
+
+    catalog = load_scorer_catalog()
+    names = catalog.profiles.get(settings.profile, {})
+    loaded: dict[str, Any] = {"none": None, "": None}
+
+    def scorer(question: str, asked: str) -> Any:
+        name = asked or names.get(question, "")
+        if name not in loaded:
+            loaded[name] = load_scorer(catalog.entry(name), settings.bases_folder, device)
+        return loaded[name]
+
+    return Scorers(scorer("likeness", likeness), scorer("text", text), scorer("faces", faces))

@@ -81,7 +81,12 @@ class Attempt:
 
 
 def own(
-    installation: Installation, work: Work, run_id: str, pulse: Pulse, watching: Sequence[Reporter] = ()
+    installation: Installation,
+    work: Work,
+    run_id: str,
+    pulse: Pulse,
+    watching: Sequence[Reporter] = (),
+    asked_last: Sequence[Reporter] = (),
 ) -> Attempt:
     """Put a claimed row under a pulse.
 
@@ -91,6 +96,7 @@ def own(
         run_id: Of whom that owns it.
         pulse: Keeps it alive.
         watching: Who else is told how far it is, before the row.
+        asked_last: Who else is, after it: whether the work is cancelled, the row says first.
     """
     registry = installation.registry
     member = pulse.add(Member(registry, work.id, run_id))
@@ -103,7 +109,7 @@ def own(
         request_id=registry.objects.request_id(work.subject_id),
     )
     lines.say("started")
-    return Attempt(registry, work, run_id, Tee([*watching, member, lines]), member, lines)
+    return Attempt(registry, work, run_id, Tee([*watching, member, lines, *asked_last]), member, lines)
 
 
 def ended_already(mine: Attempt, error: BaseException) -> bool:

@@ -239,8 +239,12 @@ class Pulse:
 
     def add(self, member: Member) -> Member:
         """Take one more piece of work into care."""
-        self._members = [*self._members, member]
+        self._members = [*(one for one in self._members if not one.closed), member]
         return member
+
+    def remove(self, member: Member) -> None:
+        """Let go of a piece of work that is over, whoever owns its row by now."""
+        self._members = [one for one in self._members if one is not member]
 
     def __enter__(self) -> Pulse:
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)

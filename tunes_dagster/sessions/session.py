@@ -1,0 +1,417 @@
+"""A session: the process that holds a device and does what needs it, for whoever waits, in turns.
+
+It takes work from the registry the moment it is there and owns it under its own name, as a run owns what it claimed.
+Bases stay loaded. Whatever it does, it can be asked for a turn where nothing is half done (`telling.Between`): then it
+renders what waits. Pictures and what they interrupt share the time, for each second of the one a second of the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.core.failures import Cancelled, Failure, as_failure
+from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.evaluation.card import options_of
+from tunes_dagster.registry.retrying import DatabaseAway
+from tunes_dagster.rendering.rooms import Rooms
+from tunes_dagster.sessions import attempts
+from tunes_dagster.sessions.aside import undisturbed
+from tunes_dagster.sessions.bases import Bases
+from tunes_dagster.sessions.cohorts import Place, Trainee, train_trainees, trainee_of
+from tunes_dagster.sessions.journal import Journal, Outcome, Silent
+from tunes_dagster.sessions.packaging import package
+from tunes_dagster.sessions.rendering import BatchInHand, Paces
+from tunes_dagster.sessions.reporting import Pulse
+from tunes_dagster.sessions.results import Trained
+from tunes_dagster.sessions.scoring import evaluate
+from tunes_dagster.sessions.telling import Between, Drained, Told, outcome_of
+from tunes_dagster.sessions.waking import Bell
+
+if TYPE_CHECKING:
+    from tunes_dagster.evaluation.scoring import Scorers
+    from tunes_dagster.registry import Work
+    from tunes_dagster.service.installation import Installation
+    from tunes_dagster.sessions.attempts import Attempt
+    from tunes_dagster.sessions.hardware import Device
+
+log = logging.getLogger("tunes.session")
+
+# How often a session looks whether there is work: a look is a read of a few bytes (`waking.py`).
+LOOK_SECONDS = 0.02
+# Of the pictures that are rendered in the middle of other work, or while nothing else waits.
+_SLICE_SECONDS, _ALONE_SECONDS = 1.0, 4.0
+# Batches that a session holds at a time; the rest waits in the registry, where it finds company.
+_PEOPLE, _PATIENT = 2, 1
+# People's slices after which a campaign has one, too.
+_SLICES_OF_PEOPLE = 4
+# Most tunes that join a cohort, as in a run.
+_MOST_MEMBERS = 64
+
+
+class Session:
+    """Holds a device.
+
+    Args:
+        installation: Opened with `works=True`.
+        device: Which.
+        journal: Told of each piece of work.
+        scorers: Loads the scorers of report cards onto a device; None takes the profile's.
+        name: Of the session, which owns rows by it.
+        end: Ends the process when all of its work was given to others and it does not notice; None never does.
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        device: Device,
+        journal: Journal | None = None,
+        *,
+        scorers: Callable[[str], Scorers] | None = None,
+        name: str = "",
+        end: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name or new_id("session")
+        self.installation, self.device = installation, device
+        self.settings, self.registry = installation.settings, installation.registry
+        self.journal: Journal = journal or Silent()
+        self.bases = Bases(device)
+        self._scorers: Scorers | None = None
+        self._open_scorers = scorers
+        self._paces = Paces()
+        self._bell = Bell(self.registry)
+        self._pulse = Pulse(
+            self.settings.heartbeat_seconds, log, self.settings.lost_after_seconds, end or (lambda: None)
+        )
+        self._stopping = threading.Event()
+        self._batches: list[BatchInHand] = []
+        self._people_slices = 0
+        self._depth = 0
+        self._turn_ended, self._owed = float("-inf"), 0.0
+        self._looked = float("-inf")
+
+    # -- its life
+
+    def run(self, until_idle: bool = False, warm_seconds: float | None = None) -> None:
+        """Do what waits until asked to stop, or until nothing came for so long.
+
+        Args:
+            until_idle: End as soon as nothing waits.
+            warm_seconds: How long to stay when nothing does; None takes the setting.
+        """
+        warm = (
+            0.0 if until_idle else self.settings.keep_warm_seconds if warm_seconds is None else warm_seconds
+        )
+        with self._pulse:
+            idle_since = time.monotonic()
+            try:
+                while not self._stopping.is_set():
+                    if self._work_once():
+                        idle_since = time.monotonic()
+                        continue
+                    if time.monotonic() - idle_since >= warm:
+                        break
+                    self._stopping.wait(LOOK_SECONDS)
+            finally:
+                self._give_back()
+                self._bell.close()
+
+    def stop(self) -> None:
+        """Ask it to end soon: at the next step of what it does, which is kept and goes on in another session."""
+        self._stopping.set()
+
+    def _work_once(self) -> bool:
+        """Do one piece of work; returns whether there was one."""
+        try:
+            if not self._batches and not self._bell.rung():
+                return False
+            self._refill()
+            did = self._render(_ALONE_SECONDS)
+            return self._other_work() or did
+        except Drained:
+            return True
+        except DatabaseAway as away:
+            log.warning("%s", away)
+            self._stopping.wait(1.0)
+            return False
+
+    def _other_work(self) -> bool:
+        """Do one piece that is no rendering, the one nearest to its end first."""
+        return self._finish_one() or self._train("embed") or self._train("train")
+
+    def _give_back(self) -> None:
+        for batch in self._batches:
+            self._closed(batch.mine, Drained())
+        self._batches = []
+
+    # -- turns
+
+    def _turn(self) -> None:
+        """Let others have their turn in the middle of a piece of work, where nothing of it is half done.
+
+        Raises:
+            Drained: When the session was asked to stop.
+        """
+        if self._stopping.is_set():
+            raise Drained
+        now = time.monotonic()
+        if self._depth > 1 or now - self._looked < LOOK_SECONDS or now - self._turn_ended < self._owed:
+            return
+        self._looked = now
+        if not self._batches and not self._bell.rung():
+            return
+        try:
+            self._refill()
+            with self._deeper():
+                self._turn_of_others()
+        except Drained:
+            raise
+        except Exception:  # whatever it is, what was interrupted must not hear of it
+            log.exception("A turn in the middle of other work failed.")
+
+    def _turn_of_others(self) -> None:
+        began = time.monotonic()
+        with undisturbed(self.bases.loaded()):
+            did = self._render(_SLICE_SECONDS)
+        self._turn_ended = time.monotonic()
+        share = self.settings.render_share
+        self._owed = (self._turn_ended - began) * (1 - share) / share if did else 0.0
+
+    @contextmanager
+    def _deeper(self) -> Iterator[None]:
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    # -- pictures
+
+    def _refill(self) -> None:
+        """Claim batches as long as there is room for them in this session's hands."""
+        patient = sum(batch.patient for batch in self._batches)
+        people = len(self._batches) - patient
+        if people >= _PEOPLE and patient >= _PATIENT:
+            return
+        rooms = Rooms(self.registry, self.settings)
+        room = max(0, _PEOPLE - people) + max(0, _PATIENT - patient)
+        if not self.registry.work.queued("render", limit=room):
+            self.registry.groups.make_batches(
+                wait_seconds=0.0,
+                max_prompts=self.settings.max_batch_prompts,
+                limit=room,
+                max_pictures=lambda branch, shape: rooms.room(branch, shape).pictures,
+                campaign_limit=max(0, _PATIENT - patient),
+            )
+        for work in self._claimed("render", room):
+            mine = self._own(work)
+            try:
+                self._batches.append(BatchInHand(self.installation, mine, self._paces))
+            except Exception as error:
+                self._closed(mine, error)
+
+    def _render(self, seconds: float) -> bool:
+        """Render a slice of the batch whose turn it is; returns whether there was one."""
+        batch = self._next_batch()
+        if batch is None:
+            return False
+        try:
+            if batch.left:
+                batch.turn(self.bases, self.device, seconds)
+            if not batch.left:
+                self._batches.remove(batch)
+                rendered = batch.finish(self.device)
+                if rendered is not None:
+                    self.journal.materialized(batch.mine.work, rendered)
+                self._done(batch.mine)
+        except BaseException as error:
+            if batch in self._batches:
+                self._batches.remove(batch)
+            self._closed(batch.mine, error)
+            if isinstance(error, Drained) or not isinstance(error, Exception):
+                raise
+        return True
+
+    def _next_batch(self) -> BatchInHand | None:
+        """Return the batch whose turn it is: people's first, in turns, and a campaign's now and then."""
+        able = [b for b in self._batches if self._depth == 0 or b.usable_beside(self.bases)]
+        people = [batch for batch in able if not batch.patient]
+        patient = [batch for batch in able if batch.patient]
+        if patient and (not people or self._people_slices >= _SLICES_OF_PEOPLE):
+            self._people_slices = 0
+            return patient[0]
+        if not people:
+            return None
+        self._people_slices += 1
+        chosen = people[0]
+        self._batches.remove(chosen)  # the next turn is the other one's
+        self._batches.append(chosen)
+        return chosen
+
+    # -- tunes
+
+    def _train(self, kind: str) -> bool:
+        """Train a cohort of tunes that wait, and whoever joins; returns whether there was one."""
+        made = self.registry.groups.make_cohorts(
+            wait_seconds=0.0, max_cohort=self.settings.max_cohort, limit=1, trained=kind == "train"
+        )
+        if not made:
+            return False
+        cohort, _ = made[0]
+        trainees: list[Trainee] = []
+
+        def recruit(works: Sequence[Work]) -> list[Trainee]:
+            fresh = [self._recruited(work) for work in works]
+            trainees.extend(fresh)
+            return fresh
+
+        def newcomers(free: int) -> list[Trainee]:
+            if self._stopping.is_set():
+                return []
+            room = min(free, _MOST_MEMBERS - len(trainees))
+            here = [trainee.tune.id for trainee in trainees]
+            try:  # those who train do not wait for those who might
+                waits = self.registry.with_patience(0.0)
+                return recruit(waits.work.join_cohort(cohort.id, self.name, room, here, patience_seconds=0.0))
+            except DatabaseAway:
+                return []
+
+        try:
+            recruit(self.registry.work.claim_cohort(cohort.id, self.name))
+            with self._deeper():
+                train_trainees(self._place(), trainees, self._on_trained, newcomers)
+        except BaseException as error:
+            for trainee in trainees:
+                self._closed(trainee.mine, error)
+            if not isinstance(error, Exception):
+                raise
+        return True
+
+    def _recruited(self, work: Work) -> Trainee:
+        mine = self._own(work)
+        try:
+            return trainee_of(mine, self.installation)
+        except Exception as error:
+            trainee = Trainee(mine, self.registry.tunes.get(work.subject_id), TrainingOptions())
+            trainee.failure = self._closed(mine, error) or as_failure(error)
+            return trainee
+
+    def _on_trained(self, trainee: Trainee, trained: Trained) -> None:
+        trainee.mine.finish(trained.row_result(), continue_=True)
+        self.journal.materialized(trainee.mine.work, trained)
+        self._done(trainee.mine)
+
+    def _finish_one(self) -> bool:
+        """Score and package the trained tune that waits longest; returns whether there was one."""
+        for work in self._claimed("finish", 1):
+            mine = self._own(work)
+            try:
+                with self._deeper():
+                    self._score(mine)
+            except BaseException as error:
+                self._closed(mine, error)
+                if not isinstance(error, Exception):
+                    raise
+            return True
+        return False
+
+    def _score(self, mine: Attempt) -> None:
+        tune = self.registry.tunes.get(mine.work.subject_id)
+        done = evaluate(mine, tune, options_of(self.settings), self._place(), self._looking)
+        mine.finish(package(tune, done.result, self.installation.store, mine.report))
+        self.journal.materialized(mine.work, done)
+        self._done(mine)
+
+    def _looking(self, device: str) -> Scorers:
+        """Return the scorers, which stay loaded."""
+        if self._scorers is None:
+            if self._open_scorers is None:
+                from tunes_dagster.evaluation.scorers import open_scorers
+
+                self._open_scorers = partial(open_scorers, self.settings)
+            self._scorers = self._open_scorers(device)
+        return self._scorers
+
+    # -- rows
+
+    def _place(self) -> Place:
+        return Place(
+            self.installation,
+            lease=lambda report: nullcontext(self.device),
+            load=self.bases.load,
+            close=self._closed,
+            log=log,
+        )
+
+    def _claimed(self, kind: str, limit: int) -> list[Work]:
+        """Take queued rows, longest waiting first, and return those that are this session's now."""
+        queued = self.registry.work.queued(kind, limit=limit) if limit else []
+        won = self.registry.work.submit([work.id for work in queued]) if queued else []
+        taken = []
+        for work in won:
+            try:
+                taken.append(
+                    self.registry.work.claim(work.kind, work.subject_id, self.name, run_key=work.run_key)
+                )
+            except DatabaseAway:
+                raise
+            except Failure as refused:  # it was cancelled meanwhile
+                log.info("%s", refused)
+        return taken
+
+    def _own(self, work: Work) -> Attempt:
+        self.journal.began(work)
+        between = Between(self._turn)
+        return attempts.own(
+            self.installation, work, self.name, self._pulse, [Told(self.journal, work)], [between]
+        )
+
+    def _done(self, mine: Attempt) -> None:
+        self._pulse.remove(mine.member)
+        self.journal.ended(mine.work, Outcome("done"))
+
+    def _closed(self, mine: Attempt, error: BaseException) -> Failure | None:
+        """Tell the row and the journal how an attempt ended that did not end well; None when that was known."""
+        if mine.member.closed:
+            return error if isinstance(error, Failure) else None
+        self._pulse.remove(mine.member)
+        if mine.member.lost is not None:
+            self.journal.ended(mine.work, Outcome("returned", mine.member.lost, again=True))
+            return mine.member.lost
+        if isinstance(error, Drained) or not isinstance(error, Exception):
+            with _refusals_do_not_matter():
+                mine.give_back("The session was asked to stop; the work will resume.")
+            self.journal.ended(mine.work, outcome_of(Drained(), again=True))
+            return Drained()
+        failure = as_failure(error)
+        if not isinstance(failure, Cancelled):
+            log.error("%s of %s: %s", mine.work.kind, mine.work.subject_id, failure, exc_info=error)
+        mine.fail(failure)
+        again = self.registry.work.get(mine.work.id).state == "queued"
+        self.journal.ended(mine.work, outcome_of(failure, again))
+        return failure
+
+
+@contextmanager
+def _refusals_do_not_matter() -> Iterator[None]:
+    """Another attempt may own the row by now."""
+    try:
+        yield
+    except DatabaseAway:
+        raise
+    except Failure as refused:
+        log.info("%s", refused)
+
+
+def open_session(installation: Installation, journal: Journal | None = None, **more: Any) -> Session:
+    """Return a session on the best device of this machine."""
+    from tunes_dagster.sessions.hardware import find_devices
+
+    settings = installation.settings
+    return Session(installation, find_devices(settings.device, settings.dtype)[0], journal, **more)

@@ -1,0 +1,56 @@
+"""Hearing of new work without asking for it: looks so cheap that they can be made many times a second."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Registry
+
+# Work that becomes due by the clock (another attempt, after its backoff) rings no bell.
+_SECONDS_WITHOUT_BELL = 1.0
+# A query by index on a server; SQLite's look is a thousand times cheaper.
+_SECONDS_BETWEEN_QUERIES = 0.1
+
+
+class Bell:
+    """Says whether something may have changed since it was last asked.
+
+    SQLite counts the commits of others in a number that is read without a transaction (`PRAGMA data_version`).
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._engine = registry.engine
+        self._connection: Any = None
+        self._version: int | None = None
+        self._heard = float("-inf")
+        self._is_file = registry.engine.dialect.name == "sqlite"
+
+    def rung(self) -> bool:
+        """Whether it is worth asking the registry for work."""
+        now = time.monotonic()
+        if self._is_file:
+            version = self._data_version()
+            changed, self._version = version != self._version, version
+            if not changed and now - self._heard < _SECONDS_WITHOUT_BELL:
+                return False
+        elif now - self._heard < _SECONDS_BETWEEN_QUERIES:
+            return False
+        self._heard = now
+        return True
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _data_version(self) -> int:
+        if self._connection is None:
+            self._connection = self._engine.raw_connection()
+        cursor = self._connection.cursor()
+        try:
+            return int(cursor.execute("PRAGMA data_version").fetchone()[0])
+        finally:
+            cursor.close()
