@@ -124,7 +124,7 @@ def collected(
         manifest = collect_sources(
             tune_id,
             request,
-            installation.store,
+            installation.store_of(tune_id),
             fetcher.open(installation.settings),
             face_detector.open(installation.settings),
             mine.report,
@@ -161,7 +161,7 @@ def training_set(
     from tunes_dagster.intake.training_set import build_training_set
 
     whole = installation.open()
-    rows, kept = whole.registry, whole.store
+    rows, kept = whole.registry, whole.store_of(context.partition_key)
     with sentences():
         tune = require_tune(rows, context.partition_key)
     with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:

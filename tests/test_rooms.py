@@ -125,6 +125,7 @@ HOST_TIME = {
     "tunes_dagster/pipeline/sensors.py": "is compared with when the files of the drop folder changed",
     "assets/housekeeping.py": "is compared with when files changed and Dagster's runs began",
     "tunes_dagster/intake/captions.py": "a note for people",
+    "tunes_dagster/service/orphans.py": "is compared with when files changed",
     "tunes_dagster/cli/output.py": "ages for people",
 }
 CLOCKS = {

@@ -186,11 +186,10 @@ def test_cancel_and_delete(tunes: Tunes, installation: Installation, photos: Pat
     tune = hand_in(tunes, photos)
     assert "cancelled" in tunes("cancel", "1").out
     other = hand_in(tunes, photos)
-    mine = installation.store.write_blob(b"mine", ".png")
-    shared = installation.store.write_blob(b"shared", ".png")
-    for tune_id, keys in ((tune["id"], [mine, shared]), (other["id"], [shared])):
-        manifest = {"rows": [{"key": key} for key in keys]}
-        installation.store.write_json(f"tunes/{tune_id}/source/manifest.json", manifest)
+    mine = installation.store_of(tune["id"]).write_blob(b"mine", ".png")
+    for one in (tune, other):
+        shared = installation.store_of(one["id"]).write_blob(b"shared", ".png")
+        installation.store.write_json(f"tunes/{one['id']}/source/manifest.json", {"rows": []})
     assert tunes("delete", "1", "--yes").code == 0
     assert installation.registry.tunes.get(tune["id"]).status == "deleted"
     assert not installation.store.exists(mine)

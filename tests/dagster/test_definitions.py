@@ -197,6 +197,7 @@ def test_sensors_and_schedules_run_by_default():
         "trained_tunes",
         "queued_prompts",
         "due_callbacks",
+        "open_deletions",
         "stuck_work",
         "finished_campaigns",
     }

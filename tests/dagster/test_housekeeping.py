@@ -28,8 +28,8 @@ def test_what_expired_is_announced_then_deleted_and_said(paper_house):
     house, registry, store = paper_house, paper_house.registry, paper_house.store
     anna = make_ready(registry, add_tune(registry, title="anna"))
     kept = make_ready(registry, add_tune(registry, title="kept"))
-    made_of(store, anna, b"own", caption="anna at home")
-    made_of(store, kept, b"other", caption="a dog at home")
+    made_of(registry, store, anna, b"own", caption="anna at home")
+    made_of(registry, store, kept, b"other", caption="a dog at home")
     picture = rendered(registry, store, anna).images[0]
     failed = house.instance.create_run_for_job(build_defs(campaigns=[]).resolve_job_def("housekeeping"))
     house.instance.report_run_failed(failed)
@@ -59,8 +59,6 @@ def test_what_expired_is_announced_then_deleted_and_said(paper_house):
     assert house.instance.get_run_by_id(failed.run_id) is None
     assert not store.exists(picture) and not list(store.list(f"tunes/{anna.id}"))
     assert list(store.list(f"tunes/{kept.id}")), "extended instead"
-    assert {record.subject_id: record.reason for record in registry.retention.deletions()}[
-        anna.id
-    ] == "expired"
+    assert {record.subject_id: record.reason for record in registry.deletions.records()}[anna.id] == "expired"
     assert registry.tunes.get(anna.id).status == "deleted" and registry.tunes.get(kept.id).status == "ready"
     assert dg.DagsterRunStatus.SUCCESS in {run.status for run in house.instance.get_runs()}

@@ -149,7 +149,8 @@ class Site:
 
     def _dataset(self, tune_id: str) -> None:
         data = self.store.read_bytes(f"tunes/{tune_id}/uploads/0.png")
-        key = self.store.write_blob(data, ".png")
+        needed = self.store.naming(lambda key: self.registry.blobs.name(tune_id, [key]))
+        key = needed.write_blob(data, ".png")
         digest = key.rpartition("/")[2].removesuffix(".png")
         item = TrainingItem(
             hash=digest,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.support.registry import add_tune, make_ready, run_stage
 from tunes_dagster.callbacks.bodies import tune_body
 from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.store import Store
 from tunes_dagster.gateway.native import tune_facts
 from tunes_dagster.registry import Registry
+from tunes_dagster.service.erase import drive
 
 
-def test_findings_stay_until_the_same_work_begins_anew(registry: Registry) -> None:
+def test_findings_stay_until_the_same_work_begins_anew(registry: Registry, tmp_path: Path) -> None:
     tune = add_tune(registry)
     work = registry.work.claim("prepare", tune.id, "run-1")
     registry.tunes.add_findings(work.id, "run-1", ["a.jpg: Too small.", "a.jpg: Too small."])
@@ -25,7 +29,7 @@ def test_findings_stay_until_the_same_work_begins_anew(registry: Registry) -> No
     run_stage(registry, "prepare", tune.id)
     assert registry.tunes.get(tune.id).findings == ["No samples."]
     registry.work.delete_tune(tune.id)
-    registry.retention.forget_words(tune.id)
+    drive(registry, Store(tmp_path))
     assert registry.tunes.get(tune.id).findings == []
 
 

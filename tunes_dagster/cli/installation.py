@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.service.installation import Installation
 
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Registry
+
 __all__ = ["Installation", "instance_folder", "open_installation", "set_dagster_home"]
 
+# A command goes on with so many deletions; the rest is the sensor's.
+_DELETIONS = 20
 _PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -27,7 +35,24 @@ def instance_folder() -> Path:
 def open_installation(settings: Settings | None = None) -> Installation:
     """Return the installation of the settings, by default of those in the environment."""
     _reach_this_machine_directly()
-    return Installation(settings or get_settings())
+    return _OfCommand(settings or get_settings())
+
+
+class _OfCommand(Installation):
+    """Goes on with deletions that a process which died had begun, as soon as a command looks at the registry."""
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The rows."""
+        opened: Registry = Installation.registry.func(self)
+        from tunes_dagster.core.failures import Failure
+
+        with suppress(Failure):  # whatever the command is for counts
+            if opened.deletions.due(limit=1):
+                from tunes_dagster.service.erase import drive
+
+                drive(opened, self.store, limit=_DELETIONS)
+        return opened
 
 
 def _reach_this_machine_directly() -> None:

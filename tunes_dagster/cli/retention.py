@@ -53,7 +53,7 @@ def delete(
     if tune is not None:
         rows, rule = [registry.objects.tune_named(whose, tune, deleted=True)], ""
     elif person is not None:
-        rows, rule = tunes_of_person(registry, person, whose), f"person {person}"
+        rows, rule = tunes_of_person(registry, person, whose), "a person was forgotten"
     else:
         rows, rule = registry.tunes.rows(limit=1_000_000, account_id=whose), f"account {whose}"
     if not yes:
@@ -61,7 +61,7 @@ def delete(
         typer.confirm(
             f"Delete {len(rows)} tune(s): {names}, with their pictures, weights and renders?", abort=True
         )
-    erased = erase_tunes(registry, installation.store, rows, rule=rule, forget=person is not None)
+    erased = erase_tunes(registry, installation.store, rows, rule=rule)
     _say_erased(erased)
     say(_forget_in_dagster(installation, [row.id for row in rows]))
     what = f"Tune {rows[0].number} is" if len(rows) == 1 else f"{len(rows)} tunes are"
@@ -75,6 +75,10 @@ def _say_erased(erased: Erased) -> None:
         say(f"  {'together':<14} {erased.count:>6,}  [dim]({megabytes(erased.bytes)})[/]")
     for left in erased.left:
         say(f"  [yellow]stays[/]: {escape(left)}")
+    if erased.unfinished:
+        say(
+            f"  [yellow]{erased.unfinished} deletions go on by themselves[/]: something could not be reached."
+        )
 
 
 def _forget_in_dagster(installation: Installation, tune_ids: list[str]) -> str:
@@ -231,7 +235,7 @@ def log(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show the records of what was deleted."""
-    rows = open_installation().registry.retention.deletions(account, limit)
+    rows = open_installation().registry.deletions.records(account, limit)
     if as_json:
         fields = (
             "id",
@@ -244,18 +248,21 @@ def log(
             "files",
             "bytes",
             "what",
+            "state",
             "at",
+            "done_at",
         )
         emit_json([{name: getattr(row, name) for name in fields} for row in rows])
         return
     table(
-        ["when", "what", "id", "why", "files#", "size#"],
+        ["when", "what", "id", "why", "state", "files#", "size#"],
         [
             [
                 ago(row.at),
                 f"{row.kind} {escape(row.label)}",
                 row.subject_id,
                 f"{row.reason} {escape(row.rule)}".strip(),
+                row.state,
                 row.files,
                 megabytes(row.bytes),
             ]

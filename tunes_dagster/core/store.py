@@ -18,6 +18,7 @@ about the file.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -130,10 +131,26 @@ class Store:
 
     def __init__(self, root: str | Path | UPath, options: dict[str, Any] | None = None) -> None:
         self.root = UPath(root, **(options or {}))
+        self._name: Callable[[str], None] | None = None
         self.is_local = self.root.protocol in ("", "file", "local")
         if self.is_local:
             self.root = UPath(Path(str(self.root)).expanduser().resolve())
             Path(str(self.root)).mkdir(parents=True, exist_ok=True)
+
+    def naming(self, name: Callable[[str], None]) -> Store:
+        """Return the same store for somebody whose need of shared content is written down before it is.
+
+        Args:
+            name: Called with the key of each blob before it is looked for or written; raising writes nothing.
+        """
+        view = copy.copy(self)
+        view._name = name
+        return view
+
+    def need(self, key: str) -> None:
+        """Write down that a file is needed, before it is looked for; see `naming`."""
+        if self._name is not None:
+            self._name(check_key(key))
 
     def path(self, key: str) -> UPath:
         """Return the full path of a key."""
@@ -263,6 +280,7 @@ class Store:
         """
         digest = hashlib.sha256(data).hexdigest()
         key = f"blobs/{digest[:2]}/{digest}{suffix}"
+        self.need(key)
         if not self.exists(key):
             self.write_bytes(key, data)
         return key
@@ -308,6 +326,33 @@ class Store:
                 root_path = self.root.path.rstrip("/")
                 found = [p.removeprefix(root_path).lstrip("/") for p in base.fs.find(base.path)]
         yield from sorted(key for key in found if not key.endswith(".part"))
+
+    def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders directly below a prefix, without looking into them."""
+        with _reaching(prefix):
+            base = self.path(prefix)
+            if not base.exists():
+                return []
+            if self.is_local:
+                return sorted(one.name for one in Path(str(base)).iterdir() if one.is_dir())
+            base.fs.invalidate_cache(base.path)
+            found = base.fs.ls(base.path, detail=True)
+        return sorted(PurePosixPath(one["name"]).name for one in found if one["type"] == "directory")
+
+    def remove_unfinished(self, before: float) -> int:
+        """Remove the temporary files of writers that died, if older than a moment; returns how many."""
+        if not self.is_local:
+            return 0  # an upload to an object store is there as a whole, or not at all
+        done = 0
+        with _reaching(""):
+            for path in Path(str(self.root)).rglob("*.part"):
+                try:
+                    if path.stat().st_mtime < before:
+                        path.unlink()
+                        done += 1
+                except FileNotFoundError:
+                    continue
+        return done
 
     def delete(self, key: str) -> None:
         """Delete one file; a missing one is fine."""

@@ -28,6 +28,7 @@ from tunes_dagster.gateway.options import DIALECTS, GatewayOptions
 from tunes_dagster.gateway.pages import add_pages
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.service import Service, open_service
+from tunes_dagster.service.erase import drive
 
 log = logging.getLogger("tunes.gateway")
 
@@ -111,6 +112,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             try:
                 await run_in_threadpool(service.registry.uploads.expire)
                 await run_in_threadpool(service.registry.idempotency.forget)
+                await run_in_threadpool(drive, service.registry, service.store)
             except Exception:
                 log.exception("chores")
             await asyncio.sleep(_CHORES_SECONDS)

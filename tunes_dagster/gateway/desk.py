@@ -24,6 +24,8 @@ from tunes_dagster.intake.payloads import Base64File
 from tunes_dagster.registry import ApiGroup, ApiObject, Prompt, Tune, Wallet
 from tunes_dagster.rendering.wishes import upscaling_model
 
+# Why something was deleted, for its record.
+_ASKED = "asked over HTTP"
 # Beginnings of keys of the store that a prompt may name; a caller may not.
 _KEYS = ("uploads/", "blobs/", "batches/", "tunes/")
 
@@ -168,22 +170,20 @@ class Desk(Accepting):
     def delete_tune(self, tune: Tune) -> None:
         """Delete a tune with everything that was made of its pictures; prompts that wait for it are cancelled.
 
-        It is gone for its owner at once; the files follow behind the answer, and what a dying server leaves is
-        removed by the daily housekeeping.
+        It is gone for its owner at once; the files follow behind the answer, and what a dying server leaves is removed
+        by whoever comes next.
         """
-        from tunes_dagster.service.erase import erase_tunes
+        from tunes_dagster.service.erase import drive_subjects
 
-        gone = self.registry.work.delete_tune(tune.id, by_caller=True)
-        self.service.later(erase_tunes, self.registry, self.service.store, [gone], rule="asked over HTTP")
+        self.registry.work.delete_tune(tune.id, by_caller=True, rule=_ASKED)
+        self.service.later(drive_subjects, self.registry, self.service.store, [tune.id])
 
     def delete_prompt(self, prompt: Prompt) -> None:
-        """Cancel a prompt that is open, and take its pictures away."""
-        if prompt.status in ("waiting", "queued", "rendering"):
-            self.registry.work.cancel_prompt(prompt.id, by_caller=True)
-        from tunes_dagster.service.erase import erase_outputs
+        """Cancel a prompt that is open, and take its pictures and words away; see `delete_tune`."""
+        from tunes_dagster.service.erase import drive_subjects
 
-        self.registry.objects.hide_prompt(prompt.id)
-        self.service.later(erase_outputs, self.registry, self.service.store, [prompt])
+        self.registry.work.delete_prompt(prompt.id, by_caller=True, rule=_ASKED)
+        self.service.later(drive_subjects, self.registry, self.service.store, [prompt.id])
 
 
 def refuse(name: str, why: str) -> NoReturn:

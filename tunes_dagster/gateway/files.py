@@ -82,6 +82,8 @@ def serve(request: Request, signature: str, expires: str, packed: str, name: str
     if key is None:
         return JSONResponse({"detail": "This address is not valid, or not any more."}, 403)
     try:
+        if service.registry.deletions.hides(key):
+            raise FileNotFoundError(key)
         owner = holds_weights(key)
         if owner is not None and service.registry.tunes.get(owner).status != "ready":
             raise FileNotFoundError(key)

@@ -294,13 +294,20 @@ def _asked(
     return found
 
 
+def _cached(store: Store, key: str) -> str | None:
+    try:
+        return store.read_text(key)
+    except FileNotFoundError:  # it may go at any time
+        return None
+
+
 def _described(
     items: Sequence[TrainingItem], captioner: Captioner, store: Store, report: Reporter
 ) -> list[str]:
     """Return what the captioner says about each item, from the cache where it was asked before."""
     name = str(getattr(captioner, "name", type(captioner).__name__)).replace("/", "--")
     keys = [f"cache/captions/{name}/{item.hash}.txt" for item in items]
-    texts = [store.read_text(key) if store.exists(key) else None for key in keys]
+    texts = [_cached(store, key) for key in keys]
     open_items = [i for i, text in enumerate(texts) if text is None]
     for start in range(0, len(open_items), CAPTIONER_BATCH):
         report.check_cancelled()

@@ -26,6 +26,7 @@ from tunes_dagster.assets.names import (
     process_run,
 )
 from tunes_dagster.resources import ComputeResource, InstallationResource
+from tunes_dagster.service.orphans import remove_orphans
 from tunes_dagster.service.retain import retain
 
 prepare_tune = dg.define_asset_job(
@@ -146,6 +147,8 @@ def clean_up_op(
         context.log.info(forget_tunes(context.instance, rows, done.tune_ids).sentence())
     keys = prune_partitions(context.instance, rows)
     context.log.info(f"Deleted {keys} partitions of deleted tunes.")
+    orphans = remove_orphans(rows, store)
+    context.log.info(f"Deleted {orphans} files that nobody names.")
     freed = prune_cache(store, config.keep_cache_days)
     context.log.info(f"Deleted {freed.count} cache files, {freed.megabytes:.0f} MB.")
 

@@ -26,10 +26,13 @@ from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tu
 from tunes_dagster.registry import Campaign, CampaignDate
 from tunes_dagster.resources import InstallationResource, NotifierResource
 from tunes_dagster.service import decide
+from tunes_dagster.service.erase import drive
 from tunes_dagster.service.installation import Installation
 
 # The daemon looks every 5 s; a smaller interval means "each time".
 EACH_TIME = 2
+# A tick may take a minute; what is left is the next one's.
+_DELETIONS = 20
 RUNNING = dg.DefaultSensorStatus.RUNNING
 
 
@@ -209,6 +212,18 @@ def due_callbacks(installation: InstallationResource, notifier: NotifierResource
 
 
 @dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=RUNNING,
+    description="Drives deletions to their end that whoever asked for them did not finish.",
+)
+def open_deletions(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SkipReason:
+    """Deletions → nothing left."""
+    whole = installation.open(works=False)
+    done = drive(whole.registry, whole.store, limit=_DELETIONS)
+    return dg.SkipReason(f"{done.count} files were deleted, {done.unfinished} deletions go on later.")
+
+
+@dg.sensor(
     minimum_interval_seconds=EACH_TIME,
     default_status=RUNNING,
     description="Gives attempts up whose run is gone: requeues them (they resume) or fails them with a reason.",
@@ -282,5 +297,6 @@ ALL_SENSORS = [
     trained_tunes,
     queued_prompts,
     due_callbacks,
+    open_deletions,
     stuck_work,
 ]

@@ -17,9 +17,12 @@ from tunes_dagster.registry.api_tables import (
     Workspace,
 )
 from tunes_dagster.registry.audit import Audit
+from tunes_dagster.registry.blobs import Blobs
 from tunes_dagster.registry.campaign_costs import CampaignCosts
-from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
+from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
 from tunes_dagster.registry.campaigns import Campaigns
+from tunes_dagster.registry.deletion_tables import Deletion
+from tunes_dagster.registry.deletions import Deletions
 from tunes_dagster.registry.device_runs import DeviceRuns
 from tunes_dagster.registry.engine import ANSWER_SECONDS, Database
 from tunes_dagster.registry.figures import Measured
@@ -79,7 +82,9 @@ class Registry(Database):
         outbox: Callbacks that are owed.
         events: The timeline of each subject.
         drops: What is known of dropped datasets.
-        retention: What expires, and what was deleted.
+        retention: What expires.
+        blobs: Which shared files of the store are needed, and by whom.
+        deletions: What is being deleted, and what was.
         figures: What is measured of the whole.
         audit: What is wrong in the rows.
         mending: What sets it right.
@@ -105,6 +110,8 @@ class Registry(Database):
         self.events = Events(self)
         self.drops = Drops(self)
         self.retention = Retention(self)
+        self.blobs = Blobs(self)
+        self.deletions = Deletions(self)
         self.figures = Measured(self)
         self.audit = Audit(self)
         self.mending = Mending(self)

@@ -1,4 +1,4 @@
-"""The tables of campaigns, and of what was deleted.
+"""The tables of campaigns.
 
 A campaign is a file of prompts; each of its dates is planned once, into rows of `prompts` that this file's
 links point at. A picture whose recipe did not change is rendered once: links of several dates share its prompt.
@@ -125,35 +125,3 @@ class CampaignPrompt(Table):
     variables: Mapped[dict[str, Any]] = mapped_column(default=dict)
     kept: Mapped[bool] = mapped_column(default=False)
     price: Mapped[int | None] = mapped_column(BigInteger)
-
-
-class Deletion(Table):
-    """The record of something that was deleted: it stays when everything else is gone.
-
-    Attributes:
-        kind: tune, prompt, campaign.
-        label: Title or text's beginning at the time; empty when a person was deleted.
-        reason: asked, expired.
-        rule: The rule that it expired by, or what was asked for (`person anna`).
-        files: Files removed from the store.
-        bytes: Their size.
-        what: Number of files by kind: pictures, captions, caches, weights, renders …; `left`: what could not go.
-    """
-
-    __tablename__ = "deletions"
-    __table_args__ = (
-        Index("ix_deletions_account", "account_id", "at"),
-        Index("ix_deletions_subject", "subject_id"),
-    )
-
-    id: Mapped[str] = mapped_column(String(80), primary_key=True)
-    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
-    kind: Mapped[str] = mapped_column(String(20))
-    subject_id: Mapped[str] = mapped_column(String(80))
-    label: Mapped[str] = mapped_column(default="")
-    reason: Mapped[str] = mapped_column(String(20))
-    rule: Mapped[str] = mapped_column(default="")
-    files: Mapped[int] = mapped_column(default=0)
-    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    what: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    at: Mapped[datetime]

@@ -16,12 +16,13 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.results import DateResult, PromptResult
 from tunes_dagster.core.wishes import ended
+from tunes_dagster.registry.blobs import name_in
 from tunes_dagster.registry.campaign_costs import OverCap, over_cap, paid_by, total
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import reserve_many
 from tunes_dagster.registry.locks import chunks, lock, lock_each, lock_one
-from tunes_dagster.registry.prompts import NewPrompt, new_prompt
+from tunes_dagster.registry.prompts import NewPrompt, new_prompt, uses_of_prompts
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Batch, Event, Prompt, Tune
 from tunes_dagster.registry.transitions import LOST_TUNE, OPEN_PROMPT, lock_ends, prompt_ended
@@ -248,6 +249,7 @@ class Campaigns(Part):
             if said := over_cap(sum(costs.values()), stays, cap):
                 raise OverCap(said)
             reserve_many(session, campaign.account_id, costs, now, f"{campaign.name} {date}")
+            name_in(session, uses_of_prompts(fresh), now)
             kept = len(links) - len(fresh)
             row.plan = {**plan, "new": len(fresh), "kept": kept}
             row.version, row.plan_key, row.message = campaign.version, plan_key, message

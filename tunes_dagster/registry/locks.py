@@ -33,6 +33,7 @@ from tunes_dagster.registry.api_tables import (
     Workspace,
 )
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
+from tunes_dagster.registry.deletion_tables import Blob, BlobUse, Deletion
 from tunes_dagster.registry.tables import (
     Account,
     Batch,
@@ -42,6 +43,7 @@ from tunes_dagster.registry.tables import (
     DeviceRun,
     DeviceRunLine,
     Drop,
+    Event,
     Prompt,
     Table,
     Tune,
@@ -62,17 +64,21 @@ ORDER: tuple[type[Table], ...] = (
     Wallet,
     ApiGroup,
     Callback,
+    Event,
     Cohort,
     Pack,
     Workspace,
     ApiKey,
     Drop,
+    Blob,
     IdempotencyKey,
     DeviceRun,
+    Deletion,
 )
 
 # Rows that change only while the row that guards them is locked: (their column, the guard).
 GUARDED: dict[type[Table], tuple[str, type[Table]]] = {
+    BlobUse: ("key", Blob),
     CampaignPrompt: ("date_id", CampaignDate),
     Delivery: ("callback_id", Callback),
     DeviceRunLine: ("device_run_id", DeviceRun),

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, String, and_, cast, func, or_, select
+from sqlalchemy.orm import Session
 
 from tunes_dagster.core.ids import row_number
 from tunes_dagster.registry.api_tables import ApiObject
@@ -179,26 +180,6 @@ class Objects(Part):
                 row.asked = {**row.asked, **asked}
             return row
 
-    @repeatable
-    def hide_prompt(self, prompt_id: str) -> None:
-        """Take a prompt out of its caller's sight; its row stays for the books."""
-        now = self.now()
-        with self.writing() as session:
-            row = lock_one(session, ApiObject, ApiObject.id == prompt_id)
-            if row is None:
-                prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id)).one()
-                row = ApiObject(
-                    id=prompt_id,
-                    account_id=prompt.account_id,
-                    dialect="",
-                    asked={},
-                    events=[],
-                    created_at=now,
-                )
-                session.add(row)
-            row.asked = {**(row.asked or {}), "deleted": True}
-            row.public_id = _DELETED
-
     def rename_tune(self, tune_id: str, *, title: str | None = None, class_name: str | None = None) -> Tune:
         """Change what people call a tune; what it was trained as stays in its recipe."""
         with self.writing() as session:
@@ -216,6 +197,17 @@ class Objects(Part):
 
 
 _DELETED = "deleted"
+
+
+def hide_prompt(session: Session, prompt: Prompt, seen: ApiObject | None, now: datetime) -> None:
+    """Take a prompt, which is locked with its view, out of its caller's sight; its row stays for the books."""
+    if seen is None:
+        seen = ApiObject(
+            id=prompt.id, account_id=prompt.account_id, dialect="", asked={}, events=[], created_at=now
+        )
+        session.add(seen)
+    seen.asked = {**(seen.asked or {}), "deleted": True}
+    seen.public_id = _DELETED
 
 
 def _as_asked(query: Select[Any], asked: Mapping[str, str] | None) -> Select[Any]:

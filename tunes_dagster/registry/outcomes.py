@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,7 +11,10 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, as_failure
 from tunes_dagster.core.results import BatchResult, Document, TuneResult
+from tunes_dagster.registry.api_tables import ApiObject
+from tunes_dagster.registry.deletions import hide_pictures, record_deletion
 from tunes_dagster.registry.locks import lock, lock_one
+from tunes_dagster.registry.objects import hide_prompt
 from tunes_dagster.registry.retrying import repeatable, retried
 from tunes_dagster.registry.settling import settle
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
@@ -33,7 +36,6 @@ from tunes_dagster.registry.transitions import (
     lock_tune,
     lock_work,
     note,
-    open_prompts,
     open_work,
     owes_callbacks,
     prompt_ended,
@@ -360,20 +362,35 @@ class WorkQueue(WorkRows):
             self._cohort_done(session, work.cohort_id, now)
 
     @repeatable
-    def delete_tune(self, tune_id: str, by_caller: bool = False) -> Tune:
-        """Mark a tune as deleted and stop what is under way; its files are the caller's to remove.
+    def delete_tune(
+        self,
+        tune_id: str,
+        by_caller: bool = False,
+        *,
+        reason: str = "asked",
+        rule: str = "",
+        when: Callable[[Session, Tune], bool] | None = None,
+    ) -> Tune:
+        """Make a tune and all pictures of it unreachable, stop what is under way, and record that it is deleted.
+
+        `service/erase.py` removes what there is of it. A tune that was deleted before is looked for once more.
 
         Args:
             tune_id: The tune.
             by_caller: As in `request_cancel`.
+            reason: `asked` or `expired`.
+            rule: See `Deletion`.
+            when: Asked about the locked row: nothing is done unless it says yes.
 
         Returns:
-            The tune; deleting it twice is fine.
+            The tune; not deleted when it was not to be.
         """
         now = self.now()
         with self.writing() as session:
             tune = lock_tune(session, tune_id)
-            if tune.status == "deleted":
+            if tune.status == "deleted" or (when is not None and not when(session, tune)):
+                if tune.status == "deleted":
+                    record_deletion(session, tune, now, reason=reason, rule=rule)
                 return tune
             ended = tune.status in ENDED_TUNE
             tune.status, tune.deleted_at = "deleted", now
@@ -381,14 +398,42 @@ class WorkQueue(WorkRows):
             if not ended:
                 lock(session, Work, Work.subject_id == tune.id)
             gone = Failure(FailureCode.CANCELLED, "Its tune was deleted.")
-            prompts = open_prompts(session, used_with([tune_id]), Prompt.status != "rendering")
-            lock_ends(session, prompts, tune.account_id)
-            for prompt in prompts:
-                prompt_ended(session, prompt, "cancelled", now, gone)
+            shown = or_(Prompt.status.in_(OPEN_PROMPT), Prompt.expired_at.is_(None))
+            prompts = lock(session, Prompt, used_with([tune_id]), shown)
+            stopped = [prompt for prompt in prompts if prompt.status in OPEN_PROMPT]
+            lock_ends(session, stopped, tune.account_id)
+            for prompt in stopped:
+                computed = _computed(session, prompt) if by_caller else 0.0
+                prompt.cancel = "cancel"
+                prompt_ended(session, prompt, "cancelled", now, gone, given_up=computed)
+            hide_pictures(prompts, now)
             if not ended:
                 self._stop(session, tune, False, now, by_caller)
             tune.updated_at = now
+            record_deletion(session, tune, now, reason=reason, rule=rule)
             return tune
+
+    @repeatable
+    def delete_prompt(self, prompt_id: str, by_caller: bool = False, rule: str = "") -> Prompt:
+        """Cancel a prompt that is open, take it out of its caller's sight, and record that it is deleted.
+
+        Args:
+            prompt_id: The prompt.
+            by_caller: As in `cancel_prompt`.
+            rule: See `Deletion`.
+        """
+        now = self.now()
+        with self.writing() as session:
+            batch, work = self._lock_batch_of(session, prompt_id)
+            seen = lock_one(session, ApiObject, ApiObject.id == prompt_id)
+            prompt = lock_one(session, Prompt, Prompt.id == prompt_id)
+            assert prompt is not None
+            hide_prompt(session, prompt, seen, now)
+            if prompt.status in OPEN_PROMPT:
+                self._cancel(session, prompt, batch, work, by_caller, now)
+            hide_pictures([prompt], now)
+            record_deletion(session, prompt, now, rule=rule)
+            return prompt
 
     def end_stranded(self, limit: int = 1000) -> int:
         """Let prompts that wait for a tune which has ended follow it; returns how many there were.
@@ -426,24 +471,38 @@ class WorkQueue(WorkRows):
         """
         now = self.now()
         with self.writing() as session:
-            prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id)).first()
-            if prompt is None:
-                raise Failure(FailureCode.INVALID_REQUEST, f"There is no prompt {prompt_id!r}.")
-            batch = lock_batch(session, prompt.batch_id) if prompt.batch_id else None
-            work = lock_work(session, "render", batch.id) if batch is not None else None
-            lock(session, Prompt, Prompt.number == prompt.number)
+            batch, work = self._lock_batch_of(session, prompt_id)
+            (prompt,) = lock(session, Prompt, Prompt.id == prompt_id)
             if prompt.status == "cancelled":
                 return prompt
             if prompt.status not in OPEN_PROMPT:
                 raise Failure(FailureCode.CONFLICT, f"The prompt {prompt_id} is {prompt.status} already.")
-            computed = batch.computed if by_caller and batch is not None else 0.0
-            prompt.cancel = "cancel"
-            failure = Failure(FailureCode.CANCELLED, "The prompt was cancelled on request.")
-            prompt_ended(session, prompt, "cancelled", now, failure, given_up=computed)
-            session.flush()
-            if batch is not None and work is not None:
-                self._drop_empty_batch(session, batch, work, now)
+            self._cancel(session, prompt, batch, work, by_caller, now)
             return prompt
+
+    def _lock_batch_of(self, session: Session, prompt_id: str) -> tuple[Batch | None, Work | None]:
+        prompt = session.scalars(select(Prompt).where(Prompt.id == prompt_id)).first()
+        if prompt is None:
+            raise Failure(FailureCode.INVALID_REQUEST, f"There is no prompt {prompt_id!r}.")
+        batch = lock_batch(session, prompt.batch_id) if prompt.batch_id else None
+        return batch, lock_work(session, "render", batch.id) if batch is not None else None
+
+    def _cancel(
+        self,
+        session: Session,
+        prompt: Prompt,
+        batch: Batch | None,
+        work: Work | None,
+        by_caller: bool,
+        now: datetime,
+    ) -> None:
+        computed = batch.computed if by_caller and batch is not None else 0.0
+        prompt.cancel = "cancel"
+        failure = Failure(FailureCode.CANCELLED, "The prompt was cancelled on request.")
+        prompt_ended(session, prompt, "cancelled", now, failure, given_up=computed)
+        session.flush()
+        if batch is not None and work is not None:
+            self._drop_empty_batch(session, batch, work, now)
 
     def _drop_empty_batch(self, session: Session, batch: Batch, work: Work, now: datetime) -> None:
         left = exists().where(Prompt.batch_id == batch.id, Prompt.status.in_(OPEN_PROMPT))
@@ -451,6 +510,12 @@ class WorkQueue(WorkRows):
             return
         close_work(work, "cancelled", now)
         batch.status, batch.done_at = "cancelled", now
+
+
+def _computed(session: Session, prompt: Prompt) -> float:
+    """Return the part of a prompt's rendering that was computed."""
+    batch = session.get(Batch, prompt.batch_id) if prompt.batch_id else None
+    return batch.computed if batch is not None and prompt.status == "rendering" else 0.0
 
 
 def _moved(seen: Work, work: Work) -> bool:

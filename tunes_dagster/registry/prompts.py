@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -16,6 +16,8 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.results import PromptResult
 from tunes_dagster.core.wishes import ended
+from tunes_dagster.registry.blobs import keys_of_settings, name_in
+from tunes_dagster.registry.deletion_tables import Deletion
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.locks import lock_each, lock_one
@@ -29,11 +31,11 @@ from tunes_dagster.registry.transitions import (
     note,
     prompt_ended,
 )
-from tunes_dagster.registry.uses import Use, own_use, write_uses
+from tunes_dagster.registry.uses import PromptTune, Use, own_use, write_uses
 from tunes_dagster.registry.work import owned
 
 # What the names of rendered files begin with.
-_PROMPT_ID = re.compile(r"prompt_[0-9a-z]+(?=-)")
+_PROMPT_ID = re.compile(r"prompt_[0-9a-z]+(?=[-.])")
 
 
 def shape_of(settings: dict[str, Any]) -> str:
@@ -65,6 +67,19 @@ class NewPrompt:
     price: int | None = None
     warnings: Sequence[str] = ()
     id: str = field(default_factory=lambda: new_id("prompt"))
+
+
+def uses_of_prompts(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
+    """Return the shared files that prompts start from: `(key, prompt)`."""
+    return [(key, row.id) for row in prompts for key in keys_of_settings(row.settings)]
+
+
+def is_deleted(session: Session, prompt: Prompt) -> bool:
+    """Whether a prompt, or a tune that it uses, was deleted: nothing is kept of it any more."""
+    asked = exists().where(Deletion.subject_id == prompt.id, Deletion.reason != "expired")
+    tunes = select(PromptTune.tune_id).where(PromptTune.prompt_id == prompt.id)
+    gone = exists().where(Tune.id.in_(tunes), Tune.deleted_at.is_not(None))
+    return bool(session.scalar(select(or_(asked, gone))))
 
 
 def new_prompt(
@@ -115,6 +130,12 @@ def said_of_sibling(branch: str, home: str) -> str:
 def said_of_accepted(row: Prompt, home: str) -> str:
     """Return what the timeline says of an accepted prompt, whose tune was made on the base `home`."""
     return " ".join([f"The prompt was accepted.{said_of_sibling(row.branch, home)}", *ended(row.warnings)])
+
+
+def prompt_in(key: str) -> str | None:
+    """Return the id of the prompt that a file was rendered for, by its key; None for sheets and pages."""
+    named = _PROMPT_ID.match(key.rpartition("/")[2])
+    return named.group() if named is not None else None
 
 
 def unknown_tune(account_id: str, word: str) -> Failure:
@@ -222,6 +243,7 @@ class Prompts(Part):
             write_uses(session, {row.id: some for row, some in zip(prompts, uses, strict=True)})
             prices = {row.id: one.price for row, one in zip(prompts, asked, strict=True)}
             hold(session, account_id, prices, now, f"{len(prompts)} prompts")
+            name_in(session, uses_of_prompts(prompts), now)
             if also is not None:
                 also(session, prompts)
         return prompts
@@ -243,10 +265,12 @@ class Prompts(Part):
 
         Sheets show the prompts of several accounts: they are nobody's.
         """
-        named = _PROMPT_ID.match(key.rpartition("/")[2])
-        if named is None:
+        prompt_id = prompt_in(key)
+        if prompt_id is None:
             return False
-        query = select(Prompt.id).where(Prompt.id == named.group(), Prompt.account_id == account_id)
+        query = select(Prompt.id).where(
+            Prompt.id == prompt_id, Prompt.account_id == account_id, Prompt.expired_at.is_(None)
+        )
         with self.reading() as session:
             return session.scalar(query) is not None
 
@@ -306,7 +330,7 @@ class Prompts(Part):
         """
         with self.writing() as session:
             work, prompt = self._prompt_of(session, prompt_id, work_id, run_id)
-            again = prompt.status == "done" and work.origin == "ui"
+            again = prompt.status == "done" and work.origin == "ui" and not is_deleted(session, prompt)
             if prompt.status in OPEN_PROMPT or again:
                 prompt.images, prompt.result = images, PromptResult.of(result or {}).written({})
                 prompt_ended(session, prompt, "done", self.now(), notify=work.origin != "ui")

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.campaign_tables import CampaignDate
+from tunes_dagster.registry.deletion_tables import Deletion
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock, lock_columns
 from tunes_dagster.registry.retrying import retried
@@ -105,9 +106,13 @@ class Restoring(Part):
         """Return kind and id of the tunes and pictures that were deleted from a moment on."""
         tunes = select(Tune.id).where(Tune.deleted_at >= moment)
         prompts = select(Prompt.id).where(Prompt.expired_at >= moment)
+        asked = select(Deletion.subject_id).where(
+            Deletion.kind == "prompt", Deletion.reason != "expired", Deletion.at >= moment
+        )
         with self.reading() as session:
             gone = [["tune", tune_id] for tune_id in session.scalars(tunes)]
-            return gone + [["prompt", prompt_id] for prompt_id in session.scalars(prompts)]
+            gone += [["prompt", prompt_id] for prompt_id in session.scalars(prompts)]
+            return gone + [["prompt with its words", prompt_id] for prompt_id in session.scalars(asked)]
 
     @retried
     def report_missing(self, date_id: str) -> None:

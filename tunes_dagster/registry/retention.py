@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.clock import iso
 from tunes_dagster.core.ids import new_id
-from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt, Deletion
+from tunes_dagster.registry.deletions import hide_pictures, record_deletion
 from tunes_dagster.registry.engine import Part
-from tunes_dagster.registry.locks import chunks, lock, lock_each
+from tunes_dagster.registry.locks import lock_each
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Account, Callback, Prompt, Tune
 from tunes_dagster.registry.transitions import lock_tune, note, owe
-from tunes_dagster.registry.uses import PromptTune
 
 RULES = ("keep_tunes_hours", "keep_outputs_hours", "auto_extend", "warn_hours", "expiry_callback_url")
 # Ids that one callback of an account names; the rest is counted.
@@ -106,85 +105,71 @@ class Retention(Part):
             row.kept_until, row.warned_at = now + timedelta(hours=one.hours), None
             note(session, row.id, "extended", f"It is kept until {iso(row.kept_until)}.", now)
 
-    @repeatable
-    def outputs_gone(self, prompt_ids: Sequence[str]) -> None:
-        """Note that the pictures of prompts were deleted."""
-        now = self.now()
-        with self.writing() as session:
-            for row in lock_each(session, Prompt, Prompt.id, prompt_ids):
-                row.images, row.expired_at, row.updated_at = [], now, now
+    def expire_pictures(self, expiring: Sequence[Expiring]) -> list[Prompt]:
+        """Make the pictures of prompts unreachable and record that they are deleted; returns which were still due.
 
-    def forget_words(self, tune_id: str, prompt_ids: Sequence[str] = ()) -> list[str]:
-        """Take out of the rows everything that a person wrote about the subject of a deleted tune.
-
-        Args:
-            tune_id: The tune.
-            prompt_ids: Prompts that named it, also those of other tunes.
-
-        Returns:
-            Keys of campaign plans in the store that say it too.
+        Whoever was given more time meanwhile is left alone: the row that is changed here decides, not what was read.
         """
+        now = self.now()
         with self.writing() as session:
-            account = select(Tune.account_id).where(Tune.id == tune_id).scalar_subquery()
-            campaigns = select(Campaign.id).where(Campaign.account_id == account)
-            dates = lock(session, CampaignDate, CampaignDate.campaign_id.in_(campaigns))
-            tune = lock_tune(session, tune_id)
-            title = tune.title
-            tune.title, tune.labels, tune.callback_url = "", {}, None
-            tune.request = {"name": tune.class_name, "title": "deleted", "base": tune.base}
-            tune.recipe = {**tune.recipe, "captions": {}}
-            tune.result = {name: value for name, value in tune.result.items() if name != "findings"}
-            own = set(session.scalars(select(Prompt.id).where(Prompt.tune_id == tune_id)))
-            for prompt in lock_each(session, Prompt, Prompt.id, own | set(prompt_ids)):
-                prompt.text = ""
-            asked = set(prompt_ids)
-            using = set(session.scalars(select(PromptTune.prompt_id).where(PromptTune.tune_id == tune_id)))
-            for some in chunks(sorted(using | asked)):
-                for use in lock(session, PromptTune, PromptTune.prompt_id.in_(some)):
-                    if use.tune_id == tune_id or use.prompt_id in asked:
-                        use.word = ""
-            for some in chunks(prompt_ids):
-                linked = update(CampaignPrompt).where(CampaignPrompt.prompt_id.in_(some))
-                session.execute(linked.values(variables={}))
-            return [key for date in dates if (key := _forget(date, tune_id, title))]
-
-    def dates_showing(self, prompt_ids: Sequence[str]) -> list[CampaignDate]:
-        """Return the campaign dates whose report shows any of some prompts."""
-        dates: dict[str, CampaignDate] = {}
-        with self.reading() as session:
-            for some in chunks(prompt_ids):
-                query = (
-                    select(CampaignDate)
-                    .join(CampaignPrompt, CampaignPrompt.date_id == CampaignDate.id)
-                    .where(CampaignPrompt.prompt_id.in_(some))
-                    .where(CampaignDate.report_key.is_not(None))
-                    .distinct()
-                )
-                dates.update({row.id: row for row in session.scalars(query)})
-        return list(dates.values())
+            rows = _locked(session, expiring)
+            due = [
+                row
+                for one in expiring
+                if isinstance(row := rows.get(one.row.id), Prompt) and is_due(session, row, now)
+            ]
+            hide_pictures(due, now)
+            for row in due:
+                rule = f"outputs are kept {_hours_of(session, row):g} h"
+                record_deletion(session, row, now, reason="expired", rule=rule)
+            return due
 
     @repeatable
-    def report_gone(self, date_id: str) -> None:
-        """Note that the report of a date was deleted with what it showed."""
-        with self.writing() as session:
-            for date in lock(session, CampaignDate, CampaignDate.id == date_id):
-                date.report_key = None
-
-    def record_deletions(self, records: Sequence[dict[str, Any]]) -> list[Deletion]:
-        """Keep records of what was deleted; they outlive everything else."""
+    def lose_pictures(self, prompt_ids: Sequence[str], rule: str) -> None:
+        """Make pictures unreachable that had been deleted before a backup was put back."""
         now = self.now()
-        rows = [Deletion(id=new_id("del"), at=now, **record) for record in records]
         with self.writing() as session:
-            session.add_all(rows)
-        return rows
+            rows = lock_each(session, Prompt, Prompt.id, prompt_ids)
+            hide_pictures(rows, now)
+            for row in rows:
+                record_deletion(session, row, now, reason="expired", rule=rule)
 
-    def deletions(self, account_id: str | None = None, limit: int = 50) -> list[Deletion]:
-        """Return records, newest first."""
-        query = select(Deletion).order_by(Deletion.id.desc()).limit(limit)
-        if account_id is not None:
-            query = query.where(Deletion.account_id == account_id)
-        with self.reading() as session:
-            return list(session.scalars(query))
+
+def is_due(session: Session, row: Tune | Prompt, now: datetime) -> bool:
+    """Whether a locked row has expired by its account's rule as it is now, and was announced in time."""
+    account = session.get(Account, row.account_id)
+    assert account is not None
+    some = _expiry(account, row)
+    if some is None or some.extends or some.at > now or row.warned_at is None:
+        return False
+    return row.warned_at + warning_of(account, some.hours) <= now
+
+
+def warning_of(account: Account, hours: float) -> timedelta:
+    """Return how long before an expiry callers are told: never longer than the whole period."""
+    return timedelta(hours=min(account.warn_hours, hours))
+
+
+def _hours_of(session: Session, row: Prompt) -> float:
+    account = session.get(Account, row.account_id)
+    return (account.keep_outputs_hours if account is not None else None) or 0.0
+
+
+def _expiry(account: Account, row: Tune | Prompt) -> Expiring | None:
+    """Return when a row expires; None when it does not, or has not ended."""
+    if isinstance(row, Tune):
+        hours, since = account.keep_tunes_hours, row.ready_at if row.status == "ready" else None
+        extends = account.auto_extend if row.auto_extend is None else row.auto_extend
+    else:
+        shown = row.status == "done" and row.expired_at is None
+        hours, since, extends = (
+            account.keep_outputs_hours,
+            row.done_at if shown else None,
+            account.auto_extend,
+        )
+    if hours is None or since is None:
+        return None
+    return Expiring(row, max(filter(None, (since + timedelta(hours=hours), row.kept_until))), hours, extends)
 
 
 def _locked(session: Session, expiring: Sequence[Expiring]) -> dict[str, Tune | Prompt]:
@@ -210,15 +195,7 @@ def _tunes(session: Session, account: Account, until: datetime, limit: int) -> l
         .order_by(Tune.ready_at)
         .limit(limit)
     )
-    return [
-        Expiring(
-            row,
-            max(filter(None, (row.ready_at + period if row.ready_at else None, row.kept_until))),
-            hours,
-            account.auto_extend if row.auto_extend is None else row.auto_extend,
-        )
-        for row in session.scalars(query)
-    ]
+    return [one for row in session.scalars(query) if (one := _expiry(account, row)) is not None]
 
 
 def _prompts(session: Session, account: Account, until: datetime, limit: int) -> list[Expiring]:
@@ -233,15 +210,7 @@ def _prompts(session: Session, account: Account, until: datetime, limit: int) ->
         .order_by(Prompt.done_at)
         .limit(limit)
     )
-    return [
-        Expiring(
-            row,
-            max(filter(None, (row.done_at + period if row.done_at else None, row.kept_until))),
-            hours,
-            account.auto_extend,
-        )
-        for row in session.scalars(query)
-    ]
+    return [one for row in session.scalars(query) if (one := _expiry(account, row)) is not None]
 
 
 def _tell_account(session: Session, account_id: str, some: Sequence[Expiring], now: datetime) -> None:
@@ -266,22 +235,3 @@ def _tell_account(session: Session, account_id: str, some: Sequence[Expiring], n
             created_at=now,
         )
     )
-
-
-def _forget(date: CampaignDate, tune_id: str, title: str) -> str:
-    """Take a tune out of the plan of a campaign's date; returns the key of the plan's table if it was in it."""
-    tunes, left_out = dict(date.plan.get("tunes", {})), list(date.plan.get("left_out", []))
-    # Plans of before named what they left out by its title alone.
-    others = [
-        one
-        for one in left_out
-        if (one["tune_id"] != tune_id if "tune_id" in one else one.get("tune") != title)
-    ]
-    known = tunes.pop(tune_id, None) is not None
-    if not known and len(others) == len(left_out):
-        return ""
-    key, date.plan_key = date.plan_key, None
-    date.plan = {**date.plan, "tunes": tunes, "left_out": others}
-    if title and title in (date.message or ""):
-        date.message = ""
-    return key or ""

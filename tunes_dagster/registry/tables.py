@@ -114,6 +114,7 @@ class Tune(Table):
         auto_extend: Overrides the account's choice.
         kept_until: It does not expire before this, whatever the account's rule says.
         warned_at: When its caller was told that it will expire.
+        blobs_named: Whether `blob_uses` holds what it needs; not so in rows of before, until `service/references.py`.
     """
 
     __tablename__ = "tunes"
@@ -163,6 +164,7 @@ class Tune(Table):
     auto_extend: Mapped[bool | None]
     kept_until: Mapped[datetime | None]
     warned_at: Mapped[datetime | None]
+    blobs_named: Mapped[bool] = mapped_column(default=True, server_default=false())
 
     @property
     def kind(self) -> str:

@@ -14,10 +14,17 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TuneRequest, recipe_hash
 from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.wishes import ended
+from tunes_dagster.registry.blobs import keys_of_request, name_in
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.pages import newest
-from tunes_dagster.registry.prompts import NewPrompt, lock_used, new_prompt, said_of_accepted
+from tunes_dagster.registry.prompts import (
+    NewPrompt,
+    lock_used,
+    new_prompt,
+    said_of_accepted,
+    uses_of_prompts,
+)
 from tunes_dagster.registry.retrying import repeatable, unheard
 from tunes_dagster.registry.tables import Prompt, Tune
 from tunes_dagster.registry.transitions import TUNE_STATUSES, check_statuses, lock_tune, note, open_work, show
@@ -113,6 +120,8 @@ class Tunes(Part):
                 rows = _add_its_prompts(session, tune, asked, origin, now)
                 held = {row.id: one.price for row, one in zip(rows, asked, strict=True)}
                 hold(session, account_id, {tune.id: price, **held}, now, tune.id)
+                needed = [(key, tune.id) for key in keys_of_request(tune.request)]
+                name_in(session, [*needed, *uses_of_prompts(rows)], now)
                 if status == "queued":
                     open_work(session, "prepare", tune.id, origin, now)
                 if also is not None:
@@ -234,5 +243,6 @@ class Tunes(Part):
                 tune.request = request.model_dump(mode="json")
                 tune.title, tune.class_name = request.title or request.name, request.name
                 tune.token, tune.callback_url = request.token, request.callback_url
+                name_in(session, [(key, tune.id) for key in keys_of_request(tune.request)], self.now())
             tune.updated_at = self.now()
             return tune

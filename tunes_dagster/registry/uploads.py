@@ -9,6 +9,7 @@ from sqlalchemy.orm.attributes import flag_modified
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.api_tables import ApiObject
+from tunes_dagster.registry.blobs import keys_of_request, name_in
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock_one
 from tunes_dagster.registry.retrying import repeatable
@@ -46,6 +47,7 @@ class Uploads(Part):
             seen = lock_one(session, ApiObject, ApiObject.id == tune.id)
             if seen is not None:
                 seen.upload_expires_at = None
+            name_in(session, [(key, tune.id) for key in keys_of_request(tune.request)], now)
             return tune
 
     def expire(self, limit: int = 100) -> list[str]:

@@ -56,6 +56,7 @@ def keep_picture(
         return value
     place = store or Store(settings.resolved_store_url, settings.store_options)
     if value.startswith(_KEYS) and len(value) < 500:
+        place.need(value)
         foreign = value.startswith(_RENDERED) and owns is not None and not owns(value)
         if ".." in value or foreign or not place.exists(value):
             raise Failure(

@@ -1,31 +1,47 @@
-"""Deleting a tune, or everything of a person: pictures, captions, caches, weights, renders, sheets that show them.
+"""Deleting a tune, a prompt, or everything of a person: pictures, captions, caches, weights, renders, words.
 
-What other tunes use as well stays for them. What was removed is returned by kind, printed, and kept as a record.
+Whoever asks writes a `Deletion`, from which moment on nothing of the subject is reachable; `drive` removes what there
+is of it, step by step, and begins where an interrupted one stopped. It is called by whoever asked, by a sensor, by the
+server and by every command, so that no death of a process leaves anything behind. Each step may be done twice. The
+folder with the manifests, by which the other steps find their files, goes last. For some days afterwards it is looked
+again: whoever was at work on the subject may still write.
+
+What other tunes use as well stays for them. What was removed is counted by kind in the record.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.registry.deletions import STEPS
+from tunes_dagster.registry.prompts import prompt_in
+from tunes_dagster.registry.retrying import DatabaseAway
+from tunes_dagster.service.references import entries, name_all
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
-    from tunes_dagster.registry import Prompt, Registry, Tune
+    from tunes_dagster.registry import Deletion, Prompt, Registry, Tune
 
-_READERS = 16
+log = logging.getLogger("tunes.deletion")
+
 # Folder below tunes/<id>/ → what people call its files.
 _KINDS = {
     "source": "source files",
     "training_set": "training sets",
     "captions": "captions",
     "lora": "weights",
+    "uploads": "uploads",
 }
+# Seconds before a step that failed is tried again.
+_AGAIN = 60.0
+# How many are driven in one go.
+_MOST = 1000
 
 
 @dataclass
@@ -36,39 +52,25 @@ class Erased:
         files: Number by kind: pictures, weights, captions, caches, renders, sheets …
         bytes: Their size.
         left: What could not or need not go, in words.
+        unfinished: How many deletions go on later, because something could not be reached.
     """
 
     files: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
     left: list[str] = field(default_factory=list)
+    unfinished: int = 0
 
     @property
     def count(self) -> int:
         """All files."""
         return sum(self.files.values())
 
-    def what(self) -> dict[str, Any]:
-        """Return it for the record."""
-        return {**self.files, **({"left": self.left} if self.left else {})}
-
-
-@dataclass(frozen=True)
-class _Traces:
-    """What a tune's manifests say of its files elsewhere in the store.
-
-    Attributes:
-        pictures: Hash → key of its stored pictures and masks.
-        items: Hash of a training item → its picture's hash.
-        latents: Digest in the name of cached latents → its picture's hash.
-        texts: Digests in the names of cached text embeddings.
-        uploads: Keys of files that came with the request.
-    """
-
-    pictures: dict[str, str]
-    items: dict[str, str]
-    latents: dict[str, str]
-    texts: set[str]
-    uploads: set[str]
+    def add(self, more: Erased) -> None:
+        """Add what was removed elsewhere."""
+        self.files += more.files
+        self.bytes += more.bytes
+        self.left += [one for one in more.left if one not in self.left]
+        self.unfinished += more.unfinished
 
 
 def tunes_of_person(registry: Registry, label: str, account_id: str) -> list[Tune]:
@@ -94,94 +96,167 @@ def tunes_of_person(registry: Registry, label: str, account_id: str) -> list[Tun
 
 
 def erase_tunes(
-    registry: Registry,
-    store: Store,
-    tunes: Sequence[Tune],
-    *,
-    reason: str = "asked",
-    rule: str = "",
-    forget: bool = False,
+    registry: Registry, store: Store, tunes: Sequence[Tune], *, reason: str = "asked", rule: str = ""
 ) -> Erased:
     """Delete tunes with everything that shows or was made of their pictures, and keep a record of each.
 
     Args:
-        registry: Their rows; stopped first, so that nothing is written behind the deletion.
+        registry: Their rows.
         store: Their files.
         tunes: Which.
         reason: `asked` or `expired`.
-        rule: What was asked for, or the rule that they expired by.
-        forget: Also take out of the rows what a person wrote: titles, labels, captions, texts.
+        rule: What was asked for, or the rule that they expired by; a sentence without anybody's words.
+    """
+    for tune in tunes:
+        registry.work.delete_tune(tune.id, reason=reason, rule=rule)
+    return drive_subjects(registry, store, [tune.id for tune in tunes])
+
+
+def erase_outputs(registry: Registry, store: Store, prompts: Sequence[Prompt], rule: str = "") -> Erased:
+    """Delete the pictures of prompts, and the sheets and pages that show them."""
+    ids = [prompt.id for prompt in prompts]
+    registry.retention.lose_pictures(ids, rule)
+    return drive_subjects(registry, store, ids)
+
+
+def drive_subjects(registry: Registry, store: Store, subject_ids: Sequence[str]) -> Erased:
+    """Drive the deletions of some tunes and prompts, which were asked for a moment ago."""
+    ids = [row.id for row in registry.deletions.of(subject_ids) if row.state == "open"]
+    return drive(registry, store, ids=ids)
+
+
+def drive(
+    registry: Registry, store: Store, *, ids: Sequence[str] | None = None, limit: int = _MOST
+) -> Erased:
+    """Bring what is being deleted as far as it goes now.
+
+    Args:
+        registry: Where the deletions are.
+        store: Where the files are.
+        ids: Only these deletions; None takes all that are due.
+        limit: At most so many.
+
+    Returns:
+        What was removed. A deletion that cannot go on now is tried again later, and holds up no other one.
     """
     total = Erased()
-    ids = {tune.id for tune in tunes}
-    for tune in tunes:
-        registry.work.delete_tune(tune.id)
-    others = _others(registry, store, ids)
-    for tune in tunes:
-        prompts = registry.uses.prompts_of([tune.id])
-        done = _erase_tune(registry, store, tune, prompts, others)
-        if forget:
-            plans = registry.retention.forget_words(tune.id, [prompt.id for prompt in prompts])
-            _remove(store, plans, "plans", done)
-        record = {
-            "account_id": tune.account_id,
-            "kind": "tune",
-            "subject_id": tune.id,
-            "reason": reason,
-            "rule": rule,
-            "label": "" if forget else tune.title,
-            "files": done.count,
-            "bytes": done.bytes,
-            "what": done.what(),
-        }
-        registry.retention.record_deletions([record])
-        total.files += done.files
-        total.bytes += done.bytes
-        total.left += done.left
+    due = registry.deletions.due(limit, ids)
+    if due:
+        name_all(registry, store)
+    for deletion_id in due:
+        try:
+            done = _drive_one(registry, store, deletion_id)
+        except DatabaseAway:
+            raise
+        except Exception as error:  # one that cannot go on must not keep the others from it
+            log.warning("The deletion %s goes on later: %s", deletion_id, type(error).__name__)
+            registry.deletions.put_off(deletion_id, _AGAIN)
+            total.unfinished += 1
+            continue
+        total.add(done)
     return total
 
 
-def erase_outputs(
-    registry: Registry, store: Store, prompts: Sequence[Prompt], done: Erased | None = None
-) -> Erased:
-    """Delete the pictures of prompts, and the sheets and pages that show them."""
-    done = done or Erased()
-    _remove(store, [key for prompt in prompts for key in prompt.images or []], "renders", done)
-    batches = {prompt.batch_id for prompt in prompts if prompt.batch_id and prompt.images}
-    sheets = [
-        key
-        for batch in sorted(batches)
-        for key in store.list(f"batches/{batch}")
-        if PurePosixPath(key).name in ("contact_sheet.png", "index.html")
-    ]
-    _remove(store, sheets, "sheets", done)
-    ids = [prompt.id for prompt in prompts]
-    for date in registry.retention.dates_showing(ids):
-        folder = str(date.report_key).rpartition("/")[0]
-        _remove(store, list(store.list(folder)), "reports", done)
-        registry.retention.report_gone(date.id)
-    registry.retention.outputs_gone(ids)
-    return done
+def _drive_one(registry: Registry, store: Store, deletion_id: str) -> Erased:
+    total = Erased()
+    taken = registry.deletions.take(deletion_id)
+    if taken is None:
+        return total
+    work = _Driven(registry, store, *taken)
+    for step in work.steps():
+        done = Erased()
+        traces = work.do(step, done)
+        registry.deletions.step_done(deletion_id, step, done.files, done.bytes, done.left, traces)
+        total.add(done)
+    row = registry.deletions.round_done(deletion_id)
+    if row is not None and row.state == "done" and row.takes_words:
+        registry.blobs.purge(work.subjects)
+    return total
 
 
-def _erase_tune(
-    registry: Registry, store: Store, tune: Tune, prompts: Sequence[Prompt], others: _Traces
-) -> Erased:
-    done = Erased()
-    mine = traces_of(store, tune)
-    erase_outputs(registry, store, prompts, done)
-    own = {digest: key for digest, key in mine.pictures.items() if digest not in others.pictures}
-    shared = len(mine.pictures) - len(own)
-    if shared:
-        done.left.append(f"{shared} pictures that other tunes were made from as well")
-    _remove(store, own.values(), "pictures", done)
-    _remove(store, sorted(mine.uploads - others.uploads), "uploads", done)
-    _remove(store, _cached(store, mine, others, set(own)), "caches", done)
-    for key in list(store.list(f"tunes/{tune.id}")):
-        folder = key.split("/")[2]
-        _remove(store, [key], _KINDS.get(folder, "other files"), done)
-    store.delete_prefix(f"tunes/{tune.id}")  # the empty folders
-    return done
+class _Driven:
+    """One deletion, and the steps of it.
+
+    Args:
+        registry: Its rows.
+        store: Its files.
+        row: The deletion.
+        subjects: Ids of all it is about.
+        prompts: Those of them that are prompts.
+    """
+
+    def __init__(
+        self, registry: Registry, store: Store, row: Deletion, subjects: list[str], prompts: list[Prompt]
+    ) -> None:
+        self.registry, self.store, self.row = registry, store, row
+        self.subjects, self.prompts = subjects, prompts
+        self.traces: dict[str, Any] = dict(row.traces or {})
+
+    def steps(self) -> Iterator[str]:
+        """Yield the steps that are left."""
+        begun = STEPS.index(self.row.step) + 1 if self.row.step in STEPS else 0
+        for step in STEPS[begun:]:
+            of_prompts = step in ("renders", "pictures", "words")
+            if (self.row.kind == "tune" or of_prompts) and (step == "renders" or self.row.takes_words):
+                yield step
+
+    def do(self, step: str, done: Erased) -> dict[str, Any] | None:
+        """Do one step; returns what later ones need to know."""
+        return {
+            "renders": self._renders,
+            "pictures": self._pictures,
+            "caches": self._caches,
+            "words": self._words,
+            "folder": self._folder,
+        }[step](done)
+
+    def _renders(self, done: Erased) -> dict[str, Any]:
+        """Remove the renders, and the sheets, pages and reports that show them; also what a late writer left."""
+        ids = {prompt.id for prompt in self.prompts}
+        batches = {prompt.batch_id for prompt in self.prompts if prompt.batch_id}
+        batches |= set(self.traces.get("batches", []))
+        for batch in sorted(batches):
+            keys = list(self.store.list(f"batches/{batch}"))
+            shown = [key for key in keys if prompt_in(key) in ids]
+            _remove(self.store, shown, "renders", done)
+            if shown:
+                sheets = [key for key in keys if prompt_in(key) is None]
+                _remove(self.store, sheets, "sheets", done)
+        for date in self.registry.deletions.dates_showing(sorted(ids)):
+            folder = str(date.report_key).rpartition("/")[0]
+            _remove(self.store, list(self.store.list(folder)), "reports", done)
+            self.registry.deletions.report_gone(date.id)
+        return {"batches": sorted(batches)}
+
+    def _pictures(self, done: Erased) -> None:
+        """Remove the shared files that nobody else needs."""
+
+        def remove(key: str) -> None:
+            _remove(self.store, [key], "uploads" if key.startswith("uploads/") else "pictures", done)
+
+        kept = self.registry.blobs.release(self.subjects, remove)
+        if kept:
+            done.left.append(f"{len(kept)} pictures that others need as well")
+
+    def _caches(self, done: Erased) -> dict[str, Any]:
+        """Remove what is cached of its pictures and captions; others that need an entry make it again."""
+        known = set(self.traces.get("caches", [])) | cached_of(self.store, self.row.subject_id)
+        named = {key for key in known if key.startswith("cache/")}
+        digests = known - named
+        if digests:
+            named |= {key for key in self.store.list("cache") if PurePosixPath(key).stem in digests}
+        _remove(self.store, sorted(named), "caches", done)
+        return {"caches": sorted(known)}
+
+    def _words(self, done: Erased) -> None:
+        plans = self.registry.deletions.forget(self.row, self.subjects)
+        _remove(self.store, plans, "plans", done)
+
+    def _folder(self, done: Erased) -> None:
+        folder = f"tunes/{self.row.subject_id}"
+        for key in list(self.store.list(folder)):
+            _remove(self.store, [key], _KINDS.get(key.split("/")[2], "other files"), done)
+        self.store.delete_prefix(folder)  # the empty folders, and what a writer was writing
 
 
 def _remove(store: Store, keys: Iterable[str], kind: str, done: Erased) -> None:
@@ -195,46 +270,26 @@ def _remove(store: Store, keys: Iterable[str], kind: str, done: Erased) -> None:
         done.bytes += size
 
 
-def _cached(store: Store, mine: _Traces, others: _Traces, own: set[str]) -> list[str]:
-    """Return the cache files made of a tune's own pictures and captions: latents, captions, text embeddings."""
-    gone = {
-        "latents": {name for name, picture in mine.latents.items() if picture in own} - others.latents.keys(),
-        "captions": {name for name, picture in mine.items.items() if picture in own} - others.items.keys(),
-        "text": mine.texts - others.texts,
-    }
-    return [key for key in store.list("cache") if PurePosixPath(key).stem in gone.get(key.split("/")[1], ())]
+def cached_of(store: Store, tune_id: str) -> set[str]:
+    """Return what is cached of a tune: keys that training noted, and digests in the names of entries.
 
-
-def traces_of(store: Store, tune: Tune) -> _Traces:
-    """Return what a tune's manifests say; what is not there says nothing."""
+    Training notes what it caches (`cache.note_owner`); the digests also find what earlier versions cached.
+    """
     from tunes_dagster.training.cache import digest
 
-    folder = f"tunes/{tune.id}"
-    sources = (tune.request or {}).get("sources") or {}
-    rows = _rows(store, f"{folder}/source/manifest.json", "rows")
-    items = _rows(store, f"{folder}/training_set/training_set.json", "items")
-    pictures = {row.get("hash") or row["key"]: row["key"] for row in rows if row.get("key")}
-    pictures |= {row["mask_key"]: row["mask_key"] for row in rows if row.get("mask_key")}
-    latents: dict[str, str] = {}
-    for item in items:
+    folder, found = f"tunes/{tune_id}", set[str]()
+    for key in store.list(f"{folder}/cached"):
+        try:
+            found.update(one for one in store.read_json(key) if isinstance(one, str) and ".." not in one)
+        except (FileNotFoundError, ValueError, TypeError):  # half of a note names nothing
+            continue
+    for item in entries(store, f"{folder}/training_set/training_set.json", "items"):
         crop = tuple(item["crop"]) if item.get("crop") else None
         tone = tuple(item.get("tone") or (1.0, 1.0))
         changed = (item.get("mirrored", False), tone) if item.get("mirrored") or tone != (1.0, 1.0) else ()
-        latents[digest(item["key"], tuple(item["bucket"]), crop, *changed)] = item["picture"]
-    return _Traces(
-        pictures,
-        {item["hash"]: item["picture"] for item in items},
-        latents,
-        {digest(text) for text in _captions(store, folder)},
-        set(sources.get("uploads") or []),
-    )
-
-
-def _rows(store: Store, key: str, name: str) -> list[dict[str, Any]]:
-    try:
-        return list(store.read_json(key).get(name, []))
-    except (FileNotFoundError, ValueError, AttributeError, TypeError):  # a damaged list names nothing
-        return []
+        found.add(digest(item["key"], tuple(item["bucket"]), crop, *changed))
+        found.add(item["hash"])
+    return found | {digest(text) for text in _captions(store, folder)}
 
 
 def _captions(store: Store, folder: str) -> set[str]:
@@ -248,18 +303,3 @@ def _captions(store: Store, folder: str) -> set[str]:
             rows = csv.DictReader(io.StringIO(store.read_bytes(key).decode("utf-8", "replace")))
             found |= {row["caption"] for row in rows if row.get("caption")}
     return found
-
-
-def _others(registry: Registry, store: Store, without: set[str]) -> _Traces:
-    """Return what all other tunes together use."""
-    rows = [tune for tune in registry.tunes.rows(limit=1_000_000) if tune.id not in without]
-    with ThreadPoolExecutor(_READERS) as readers:
-        every = list(readers.map(lambda tune: traces_of(store, tune), rows))
-    merged = _Traces({}, {}, {}, set(), set())
-    for one in every:
-        merged.pictures.update(one.pictures)
-        merged.items.update(one.items)
-        merged.latents.update(one.latents)
-        merged.texts.update(one.texts)
-        merged.uploads.update(one.uploads)
-    return merged

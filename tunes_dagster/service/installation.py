@@ -67,6 +67,14 @@ class Installation:
 
         return Store(self.settings.resolved_store_url, self.settings.store_options)
 
+    def store_of(self, tune_id: str) -> Store:
+        """Return the store for work on a tune: what it needs of shared files is written down before it is written.
+
+        Writing raises `Cancelled` there once the tune was deleted.
+        """
+        registry = self.registry
+        return self.store.naming(lambda key: registry.blobs.name(tune_id, [key]))
+
     @cached_property
     def catalog(self) -> Catalog:
         """The base models."""

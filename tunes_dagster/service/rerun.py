@@ -7,7 +7,7 @@ or captioned again and latents come from the cache. On the same device the same 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.ids import new_id
@@ -22,10 +22,15 @@ from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.families.presets import changed
 from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.training_set import TrainingSet
-from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.registry.retrying import may_have_been_kept
+from tunes_dagster.registry.transitions import lock_tune
 from tunes_dagster.service.quote import prices_of, tune_price
+from tunes_dagster.service.references import named_by
 from tunes_dagster.training.checks import check_tune
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 # What the dataset was prepared for; another value needs another dataset.
 _OF_THE_DATASET = ("resolution",)
@@ -75,7 +80,19 @@ def rerun(
         adapter_for(catalog, entry, settings.bases_folder)
     recipe = {**tune.recipe, "training": entry.training_options(request.training).model_dump(mode="json")}
     chosen = new_id("tune")
+    if not tune.blobs_named:
+        registry.blobs.named(tune.id, named_by(store, tune))
     _take_over(store, tune, chosen)
+
+    def alive(session: Session) -> None:
+        if lock_tune(session, tune.id).deleted_at is not None:
+            raise Failure(
+                FailureCode.CONFLICT, f"The tune {tune.id} was deleted meanwhile.", "Make a new one."
+            )
+
+    def pictures_too(session: Session, fresh: Tune, _prompts: list[Prompt]) -> None:
+        registry.blobs.copy_uses(session, tune.id, fresh.id)
+
     try:
         registry.tunes.add(
             request,
@@ -87,6 +104,8 @@ def rerun(
             status="awaiting_images",
             price=tune_price(prices_of(settings), catalog, request),
             warnings=wishes.told(),
+            before=alive,
+            also=pictures_too,
         )
     except Failure as refused:
         if not may_have_been_kept(refused):

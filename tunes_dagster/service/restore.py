@@ -19,7 +19,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.service.backup import Backup, keys_of
-from tunes_dagster.service.erase import erase_outputs, erase_tunes
+from tunes_dagster.service.erase import drive_subjects, erase_outputs, erase_tunes
 
 _WHY = "Files of it were not in the backup that was put back."
 # Of a tune's result: what has to be there for it to be used, and what is only looked at.
@@ -71,16 +71,21 @@ class Checked:
 
 def delete_again(registry: Registry, store: Store, about: Backup) -> int:
     """Delete what was deleted while a backup was made: its registry still has the rows; returns how many."""
-    tunes, prompts = [], []
+    tunes, prompts, words = [], [], list[str]()
     for kind, key in about.deleted:
         with suppress(Failure):  # the row came after the copy
             if kind == "tune" and (tune := registry.tunes.get(key)).status != "deleted":
                 tunes.append(tune)
             if kind == "prompt" and (prompt := registry.prompts.get(key)).expired_at is None:
                 prompts.append(prompt)
+            if kind == "prompt with its words":
+                words.append(registry.prompts.get(key).id)
     erase_tunes(registry, store, tunes, rule="it was deleted while a backup was made")
-    erase_outputs(registry, store, prompts)
-    return len(tunes) + len(prompts)
+    erase_outputs(registry, store, prompts, "it was deleted while a backup was made")
+    for one in words:
+        registry.work.delete_prompt(one, rule="it was deleted while a backup was made")
+    drive_subjects(registry, store, words)
+    return len(tunes) + len(prompts) + len(set(words) - {prompt.id for prompt in prompts})
 
 
 def check_files(registry: Registry, store: Store) -> Checked:

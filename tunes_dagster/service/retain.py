@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from tunes_dagster.service.erase import Erased, erase_outputs, erase_tunes
+from tunes_dagster.registry.retention import is_due, warning_of
+from tunes_dagster.service.erase import Erased, drive, drive_subjects
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from tunes_dagster.core.store import Store
-    from tunes_dagster.registry import Registry
+    from tunes_dagster.registry import Registry, Tune
 
 # What one run deletes at most; the next one goes on.
 _MOST = 10_000
@@ -58,7 +62,7 @@ def retain(registry: Registry, store: Store, now: datetime) -> Retained:
     accounts = {account.id: account for account in registry.accounts.rows()}
     soon = []
     for one in registry.retention.expiring(now + _LONGEST_WARNING, _MOST):
-        warning = timedelta(hours=min(accounts[one.row.account_id].warn_hours, one.hours))
+        warning = warning_of(accounts[one.row.account_id], one.hours)
         if one.at <= now + warning:
             soon.append((one, warning))
     for one, _warning in soon:
@@ -66,57 +70,22 @@ def retain(registry: Registry, store: Store, now: datetime) -> Retained:
             registry.retention.extend(one)
             done.extended += 1
     done.warned = registry.retention.warn_of([one for one, _warning in soon if not one.extends])
-    due = [
-        one
-        for one, warning in soon
-        if not one.extends
-        and one.at <= now
-        and one.row.warned_at is not None
-        and one.row.warned_at + warning <= now
-    ]
-    sweep(registry, store, now)
-    tunes = [one for one in due if one.kind == "tune"]
-    for one in tunes:
+    due = [one for one, _warning in soon if not one.extends and one.at <= now]
+    drive(registry, store)  # what earlier ones left, and what runs wrote for what is gone
+    for one in due:
+        if one.kind != "tune":
+            continue
         rule = f"tunes are kept {one.hours:g} h"
-        erased = erase_tunes(registry, store, [one.row], reason="expired", rule=rule)
-        done.tunes += 1
-        done.tune_ids.append(one.row.id)
-        _add(done.erased, erased)
-    prompts = [one for one in due if one.kind == "prompt"]
-    if prompts:
-        before = {one.row.id: list(one.row.images or []) for one in prompts}
-        _add(done.erased, erase_outputs(registry, store, [one.row for one in prompts]))
-        registry.retention.record_deletions(
-            [
-                {
-                    "account_id": one.row.account_id,
-                    "kind": "prompt",
-                    "subject_id": one.row.id,
-                    "label": one.row.text[:80],
-                    "reason": "expired",
-                    "rule": f"outputs are kept {one.hours:g} h",
-                    "files": len(before[one.row.id]),
-                    "bytes": 0,
-                    "what": {"renders": len(before[one.row.id])},
-                }
-                for one in prompts
-            ]
-        )
-        done.outputs = len(prompts)
+        gone = registry.work.delete_tune(one.row.id, reason="expired", rule=rule, when=_still_due(now))
+        if gone.status == "deleted":
+            done.tunes += 1
+            done.tune_ids.append(gone.id)
+    prompts = registry.retention.expire_pictures([one for one in due if one.kind == "prompt"])
+    done.outputs = len(prompts)
+    done.erased.add(drive_subjects(registry, store, [*done.tune_ids, *(one.id for one in prompts)]))
     return done
 
 
-def sweep(registry: Registry, store: Store, now: datetime) -> int:
-    """Remove what runs wrote for tunes that were deleted while they worked; returns how many files that were."""
-    lately = [
-        tune
-        for tune in registry.tunes.rows(status="deleted", limit=1000)
-        if tune.deleted_at is not None and tune.deleted_at > now - timedelta(days=3)
-    ]
-    return sum(len(store.delete_prefix(f"tunes/{tune.id}")) for tune in lately)
-
-
-def _add(total: Erased, more: Erased) -> None:
-    total.files += more.files
-    total.bytes += more.bytes
-    total.left += more.left
+def _still_due(now: datetime) -> Callable[[Session, Tune], bool]:
+    """Ask the locked row once more: its owner may have kept it while others were deleted."""
+    return lambda session, tune: is_due(session, tune, now)

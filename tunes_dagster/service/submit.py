@@ -102,7 +102,7 @@ def submit_tune(
             own=request,
             asked=request.base,
             named=named,
-            store=store,
+            store=store.naming(registry.blobs.hold),
             kinds=kinds,
         )
         for one in request.prompts
@@ -330,7 +330,7 @@ def completed_prompt(
         kinds=[tune.kind] if tune is not None else [],
         characteristics=dict((tune.request or {}).get("characteristics") or {}) if tune is not None else {},
         named=named,
-        store=store,
+        store=store.naming(registry.blobs.hold) if store is not None else None,
     )
     return replace(completed, tags=tuple(named.tags(completed.request.text)))
 

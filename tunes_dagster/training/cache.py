@@ -99,6 +99,23 @@ def write_tensors(store: Store, key: str, tensors: dict[str, torch.Tensor]) -> N
     store.write_bytes(key, save({name: value.contiguous().cpu() for name, value in tensors.items()}))
 
 
+def owner_note(tune_id: str, keys: Sequence[str]) -> str:
+    """Return where it is noted which entries of the cache were made of a tune."""
+    return f"tunes/{tune_id}/cached/{digest(*keys)}.json"
+
+
+def note_owner(store: Store, owner: str, keys: Sequence[str]) -> None:
+    """Note in the folder of a tune, before they are written, which entries are made of it: they are deleted with it.
+
+    Args:
+        store: Where cache and folder lie.
+        owner: Id of the tune; empty notes nothing.
+        keys: Of the entries.
+    """
+    if owner and keys:
+        store.write_json(owner_note(owner, keys), list(keys))
+
+
 def load_picture(store: Store, item: TrainExample, among: Session | None = None) -> Image.Image:
     """Return the item's crop, resized to its bucket with an area-true filter, mirrored and toned as it says.
 
@@ -170,6 +187,7 @@ def cached_latents(
     base: LoadedBase,
     store: Store,
     on_picture: Callable[[int, int], None] = lambda done, total: None,
+    owner: str = "",
 ) -> tuple[list[Latents], CacheCount]:
     """Return the posterior of each item, from the store or encoded now and stored.
 
@@ -178,10 +196,13 @@ def cached_latents(
         base: Whose VAE.
         store: Where pictures and cache lie.
         on_picture: Told (done, total) as items become available.
+        owner: See `note_owner`.
     """
     fingerprint = base.fingerprint("vae")
     with ThreadPoolExecutor(_READERS) as readers:
         keys = list(readers.map(lambda item: picture_key(store, item, fingerprint), items))
+    note_owner(store, owner, keys)
+    with ThreadPoolExecutor(_READERS) as readers:
         found = list(readers.map(lambda key: _posterior(store, key), keys))
     count = CacheCount(len(items), sum(entry is not None for entry in found))
     latents = {i: Latents(e["mean"], e["std"]) for i, e in enumerate(found) if e is not None}
@@ -223,12 +244,21 @@ def _stack(pictures: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def cached_text(
-    texts: Sequence[str], base: LoadedBase, store: Store
+    texts: Sequence[str], base: LoadedBase, store: Store, owner: str = "", own: Sequence[str] = ()
 ) -> tuple[dict[str, Conditioning], CacheCount]:
-    """Return {text: conditioning of one row without the row dimension}, from the store or encoded now."""
+    """Return {text: conditioning of one row without the row dimension}, from the store or encoded now.
+
+    Args:
+        texts: What is said.
+        base: Whose text encoders.
+        store: Where the cache lies.
+        owner: See `note_owner`.
+        own: Which of the texts are the owner's.
+    """
     fingerprint = base.fingerprint("text")
     wanted = list(dict.fromkeys(texts))
     keys = {text: f"cache/text/{fingerprint}/{digest(text)}.safetensors" for text in wanted}
+    note_owner(store, owner, [keys[text] for text in own])
     with ThreadPoolExecutor(_READERS) as readers:
         found = dict(zip(wanted, readers.map(lambda t: read_tensors(store, keys[t]), wanted), strict=True))
     done: dict[str, Conditioning] = {text: entry for text, entry in found.items() if entry is not None}

@@ -49,6 +49,7 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
         )
     data_hash = job.data_hash(base.fingerprint())
     key = f"cache/words/{data_hash}.safetensors"
+    cache.note_owner(store, job.tune_id, [key])
     if store.exists(key):
         vectors = words.load(store, key)
         job.report.note("The words of this recipe were trained before; going on with the adapter.")

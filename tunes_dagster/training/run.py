@@ -104,7 +104,7 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
         report.step(done, total)
         report.check_cancelled()
 
-    latents, pictures = cache.cached_latents(job.items, base, store, on_row)
+    latents, pictures = cache.cached_latents(job.items, base, store, on_row, owner=job.tune_id)
     means, stds, position = _by_bucket(job, latents)
     options = job.options
     wants_prior = bool(options.prior_weight) and bool(options.prior_prompts)
@@ -114,7 +114,12 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     own = [c for c, item in zip(captions, job.items, strict=True) if item.bucket == widest]
     own = prior.own_texts(own, job.spoken or job.token, job.class_name, options.seed) if wants_prior else []
     spoken = [text for text in own if text != prior.NO_TEXT]
-    texts, text_count = cache.cached_text([*captions, "", *prompts, *spoken], base, store)
+    # What is said of the class alone is everybody's; the rest goes with the tune.
+    shared = {"", *(prompts if job.prior_prompts is None else ())}
+    every = list(dict.fromkeys([*captions, "", *prompts, *spoken]))
+    texts, text_count = cache.cached_text(
+        every, base, store, job.tune_id, [t for t in every if t not in shared]
+    )
     if len(spoken) < len(own):
         texts[prior.NO_TEXT] = {name: value[0].cpu() for name, value in base.no_text(1).items()}
     prior_set, hit = None, False
