@@ -10,6 +10,7 @@ import sys
 import dagster as dg
 import pytest
 
+from tunes_dagster.core.settings import get_settings
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.registry import Campaign
 
@@ -205,6 +206,17 @@ def test_sensors_and_schedules_run_by_default():
     assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in defs.schedules)
 
 
+def test_with_sessions_what_needs_a_device_is_taken_by_them_and_not_by_sensors(monkeypatch):
+    monkeypatch.setenv("TUNES_SESSIONS", "true")
+    get_settings.cache_clear()
+    try:
+        names = {sensor.name for sensor in build_defs(campaigns=[]).sensors}
+    finally:
+        get_settings.cache_clear()
+    assert {"device_runs", "device_sessions", "queued_tunes", "stuck_work"} < names
+    assert not names & {"prepared_tunes", "trained_tunes", "queued_prompts"}
+
+
 def test_resources_can_be_overridden():
     from tunes_dagster.resources import StoreResource
 
@@ -257,6 +269,8 @@ def test_every_job_has_a_longest_time():
         "finish_tune",
         "render_batch",
         "housekeeping",
+        "train_tune",
+        "device_session",
     } < set(named)
     assert {"plan_spring", "report_spring"} < set(named)
     assert all(named.values()), named

@@ -8,6 +8,7 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 from dagster import DagsterRunStatus as Status
+from dagster._core.events import DagsterEvent, DagsterEventType
 
 from tests.support.paper_sessions import CHECKS
 from tests.support.told_places import DEFS, Place
@@ -17,9 +18,10 @@ from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.settings import get_settings
-from tunes_dagster.pipeline import device_runs
+from tunes_dagster.pipeline import device_runs, session_sensors
 from tunes_dagster.pipeline.launcher import DEVICE_RUN_TAG, DeviceRunLauncher, device_kinds
 from tunes_dagster.pipeline.telling import Teller
+from tunes_dagster.resources import default_resources, installed
 from tunes_dagster.service import submit
 
 
@@ -223,6 +225,7 @@ def test_a_run_that_somebody_deleted_is_told_no_more(place):
 
 def test_by_hand_it_is_handed_to_the_session_that_is_there(place):
     busy, tune = place.prepared("ann"), place.prepared("bob")
+    place.session.beat()
     place.session.begin("train", busy.id)
     place.instance.add_dynamic_partitions("tunes", [tune.id])
     config = {"ops": {"lora": {"config": {"steps": 5}}}}
@@ -244,6 +247,7 @@ def test_by_hand_it_is_handed_to_the_session_that_is_there(place):
 
 def test_by_hand_what_is_done_already_is_refused_with_a_reason(place):
     tune = place.prepared()
+    place.session.beat()
     place.session.begin("train", tune.id)
     place.instance.add_dynamic_partitions("tunes", [tune.id])
     run_id = place.by_hand(["lora"], tune.id)
@@ -304,6 +308,7 @@ def test_all_other_runs_go_to_the_launcher_that_is_wrapped(place, monkeypatch):
 def test_a_process_that_wants_the_device_follows_the_session_that_has_it(place, monkeypatch):
     """`dagster asset materialize`, and runs that also prepare."""
     busy, tune = place.prepared("ann"), place.prepared("bob")
+    place.session.beat()
     place.session.begin("train", busy.id)
     place.instance.add_dynamic_partitions("tunes", [tune.id])
 
@@ -337,3 +342,26 @@ def test_a_process_that_wants_the_device_follows_the_session_that_has_it(place, 
     events = place.kinds(ran.run_id)
     assert events.count("ASSET_MATERIALIZATION") == 2 and events.count("PIPELINE_START") == 1
     assert {"train 3/12", "finish 3/12"} <= {one.rsplit(" - ", 1)[-1] for one in events}
+
+
+def test_a_session_is_started_when_something_waits_and_none_is_there(place, monkeypatch):
+    rows = installed(default_resources())
+
+    def look() -> dg.SensorResult:
+        with dg.build_sensor_context(instance=place.instance, resources={"installation": rows}) as context:
+            return session_sensors.device_sessions(context)
+
+    assert not look().run_requests
+    place.prepared()
+    (asked,) = look().run_requests
+    run_id = place.created("device_session", "")
+    place.instance.report_dagster_event(
+        DagsterEvent(DagsterEventType.RUN_START.value, "device_session"), run_id=run_id
+    )
+    assert not look().run_requests  # it is about to begin
+    place.registry.device_runs.session_beats("session_1", "here", "cpu", run_id)
+    assert not look().run_requests  # it is there
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=90))
+    assert len(look().run_requests) == 1  # it died
+    assert place.status(run_id) == Status.FAILURE and asked.run_key.startswith("session_")

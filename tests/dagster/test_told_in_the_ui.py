@@ -54,9 +54,7 @@ class Ui:
 
     def runs(self) -> dict[str, dict[str, Any]]:
         found = self.ask(RUNS)["runsOrError"]["results"]
-        return {
-            {tag["key"]: tag["value"] for tag in run["tags"]}["dagster/partition"]: run for run in found
-        }
+        return {{tag["key"]: tag["value"] for tag in run["tags"]}["dagster/partition"]: run for run in found}
 
     def log(self, run_id: str) -> list[dict[str, Any]]:
         return self.ask(LOG, run=run_id)["logsForRun"]["events"]

@@ -47,6 +47,10 @@ class PaperSession:
         self.registry, self.name = registry, name
         self.journal = Recorded(registry)
 
+    def beat(self) -> None:
+        """Say that it is there."""
+        self.registry.device_runs.session_beats(self.name, "here", "cpu")
+
     def begin(self, kind: str, subject_id: str) -> Work:
         """Take a piece of work and say so."""
         work = self.registry.work.claim(kind, subject_id, self.name, origin="sensor")

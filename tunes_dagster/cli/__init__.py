@@ -26,6 +26,7 @@ from tunes_dagster.cli import (
     registry,
     retention,
     serving,
+    session,
     tunes,
 )
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -74,6 +75,7 @@ app.add_typer(bases.app, name="bases", rich_help_panel=_MACHINE)
 app.add_typer(registry.app, name="registry", rich_help_panel=_MACHINE)
 app.command("plan", rich_help_panel=_MACHINE)(plan.plan)
 app.command("dev", rich_help_panel=_MACHINE)(serving.dev)
+app.command("session", rich_help_panel=_MACHINE)(session.session)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
 app.command("backup", rich_help_panel=_MACHINE)(backup.backup)
 app.command("restore", rich_help_panel=_MACHINE)(backup.restore)

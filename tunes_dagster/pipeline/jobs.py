@@ -6,6 +6,7 @@ train_cohort   one op over the tunes of a cohort, in the GPU pool
 embed_faces    the same for tunes that train nothing (faceid); holds no GPU
 finish_tune    report_card of one trained tune: scored, packaged, ready
 render_batch   renders of one batch, in the GPU pool
+device_session holds a device for everything that needs one
 housekeeping   deletes what nobody needs any more
 """
 
@@ -14,11 +15,13 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from tunes_dagster.assets.attempt import cancelled_by_person, mark_cancelled
 from tunes_dagster.assets.cohort import train_cohort_members
 from tunes_dagster.assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
 from tunes_dagster.assets.names import (
     GPU_POOL,
     LORA,
+    MAX_RUNTIME_TAG,
     PREPARE_ASSETS,
     RENDERS,
     REPORT_CARD,
@@ -163,6 +166,37 @@ def housekeeping() -> None:
     clean_up_op()
 
 
+@dg.op(name="hold_device", description="Trains, scores and renders whatever waits, until nothing does.")
+def hold_device_op(context: dg.OpExecutionContext, installation: InstallationResource) -> None:
+    """Be a session."""
+    from tunes_dagster.sessions.hosting import host
+    from tunes_dagster.sessions.reporting import runs_alone
+
+    name = host(
+        installation.open(),
+        run_id=context.run.run_id,
+        alone=runs_alone(),
+        ready=lambda one: context.log.info(f"{one.name} holds {one.device.name} ({one.device.label})."),
+    )
+    context.log.info(f"{name} has ended.")
+    if cancelled_by_person(context):
+        mark_cancelled(context, "The session was told to end; what it did goes on in the next one.")
+
+
+@dg.job(
+    name="device_session",
+    # It stays for as long as there is work, and ends after TUNES_KEEP_WARM_SECONDS without.
+    tags={MAX_RUNTIME_TAG: "0"},
+    description=(
+        "Holds a device for everything that needs one: the process of a session, placed by the configured launcher. "
+        "What it does is told by runs of its own, one per tune and per batch."
+    ),
+)
+def device_session() -> None:
+    """One op, which goes on for as long as there is work."""
+    hold_device_op()
+
+
 ALL_JOBS: list[Any] = [
     prepare_tune,
     train_tune,
@@ -170,5 +204,6 @@ ALL_JOBS: list[Any] = [
     embed_faces,
     finish_tune,
     render_batch,
+    device_session,
     housekeeping,
 ]

@@ -57,7 +57,8 @@ def changes_in(run: DagsterRun, kind: str) -> dict[str, Any]:
     """Return what was filled in in the Launchpad for the step of a kind of work."""
     step = next(name for name, one in KIND_OF_ASSET.items() if one == kind)
     ops = (run.run_config or {}).get("ops") or {}
-    filled = (ops.get(step) or {}).get("config") or {}
+    chosen = ops.get(step) if isinstance(ops, Mapping) else None
+    filled = (chosen or {}).get("config") or {}
     return {name: value for name, value in filled.items() if value is not None}
 
 
@@ -80,7 +81,7 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
             chosen.get("module", "dagster._core.launcher"),
             chosen.get("class", "DefaultRunLauncher"),
             _yaml(chosen.get("config")),
-        ).rehydrate(as_type=RunLauncher)
+        ).rehydrate(as_type=RunLauncher)  # type: ignore[type-abstract]
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:

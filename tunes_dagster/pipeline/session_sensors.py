@@ -3,40 +3,37 @@
 Whatever needs a device is taken by sessions, from the registry and without a sensor.
 """
 
-import dagster as dg
+from datetime import UTC, timedelta
 
+import dagster as dg
+from dagster import DagsterRunStatus
+
+from tunes_dagster.core.ids import new_id
 from tunes_dagster.pipeline.device_runs import heed_cancelled_runs, requests
-from tunes_dagster.pipeline.jobs import embed_faces, finish_tune, render_batch, train_tune
+from tunes_dagster.pipeline.jobs import device_session, finish_tune, render_batch, train_tune
 from tunes_dagster.pipeline.sensors import (
     EACH_TIME,
     RUNNING,
     due_callbacks,
-    launched,
     new_datasets,
     queued_tunes,
     stuck_work,
 )
 from tunes_dagster.pipeline.telling import Teller
+from tunes_dagster.registry import Registry
 from tunes_dagster.resources import InstallationResource
 from tunes_dagster.service import decide
 
 # A tick has 60 s, and requesting 25 runs takes up to 7 of them.
 _TELLING_SECONDS = 20.0
-
-
-@dg.sensor(
-    name="prepared_tunes",
-    jobs=[embed_faces],
-    minimum_interval_seconds=EACH_TIME,
-    default_status=RUNNING,
-    description="Makes prepared tunes that train nothing (faceid), which need no device; sessions train the others.",
-)
-def untrained_tunes(
-    context: dg.SensorEvaluationContext, installation: InstallationResource
-) -> dg.SensorResult:
-    """Prepared tunes that train nothing → embed_faces."""
-    whole = installation.open(works=False)
-    return launched(context, decide.embed_launches(whole.registry, whole.settings))
+# Of the silence after which a session counts as lost, for one to begin: torch is loaded first.
+_GRACES = 3
+_GOING = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+]
 
 
 @dg.sensor(
@@ -55,4 +52,49 @@ def device_runs(context: dg.SensorEvaluationContext, installation: InstallationR
     return requests(context.instance, whole.registry.device_runs.requests_due(limit=decide.RUNS_PER_TICK))
 
 
-SESSION_SENSORS = [new_datasets, queued_tunes, untrained_tunes, device_runs, due_callbacks, stuck_work]
+@dg.sensor(
+    jobs=[device_session],
+    minimum_interval_seconds=EACH_TIME,
+    default_status=RUNNING,
+    description="Starts a session when something waits for a device and no session is there.",
+)
+def device_sessions(
+    context: dg.SensorEvaluationContext, installation: InstallationResource
+) -> dg.SensorResult:
+    """Work that waits for a device → device_session."""
+    whole = installation.open(works=False)
+    runs, patience = whole.registry.device_runs, whole.settings.lost_after_seconds
+    if not runs.device_work_waits():
+        return dg.SensorResult(skip_reason="Nothing waits for a device.")
+    if runs.session_lives(patience):
+        return dg.SensorResult(skip_reason="A session is there.")
+    if begins(context.instance, whole.registry, patience):
+        return dg.SensorResult(skip_reason="A session is about to begin.")
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(run_key=new_id("session"), tags={"dagster/priority": "9"})]
+    )
+
+
+def begins(instance: dg.DagsterInstance, registry: Registry, patience: float) -> bool:
+    """Whether a run that hosts a session is on its way, and may still come to it.
+
+    Runs whose process died are ended: Dagster would show them for ever.
+    """
+    soon = False
+    for record in instance.get_run_records(
+        dg.RunsFilter(job_name=device_session.name, statuses=_GOING), limit=20
+    ):
+        run = record.dagster_run
+        known = registry.device_runs.session_of(run.run_id)
+        if known is not None and known.ended_at is not None:
+            continue  # it ended in peace, and its run ends in a moment
+        age = registry.now() - record.update_timestamp.astimezone(UTC)
+        began = run.status == DagsterRunStatus.STARTED
+        if known is not None or (began and age > timedelta(seconds=_GRACES * patience)):
+            instance.report_run_failed(run, "Its process is gone; another session takes its place.")
+        else:
+            soon = True
+    return soon
+
+
+SESSION_SENSORS = [new_datasets, queued_tunes, device_sessions, device_runs, due_callbacks, stuck_work]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -18,7 +19,7 @@ from tunes_dagster.core.results import CardSummary, TuneResult
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
-    from tunes_dagster.registry import DeviceRun, Registry
+    from tunes_dagster.registry import DeviceRun, Prompt, Registry
     from tunes_dagster.service.installation import Installation
 
 ASSET_OF_KIND = {"train": LORA, "finish": REPORT_CARD, "render": RENDERS}
@@ -177,67 +178,80 @@ def _with(row: DeviceRun, answer: dict[str, Any]) -> DeviceRun:
     return row
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """One batch that a run tells of."""
+
+    row: DeviceRun
+    prompts: Sequence[Prompt]
+
+    @property
+    def pictures(self) -> int:
+        return sum(len(prompt.images) for prompt in self.prompts)
+
+    @property
+    def seconds(self) -> float:
+        return round(_seconds(self.row) or 0.0, 1)
+
+    @property
+    def missing(self) -> int:
+        """Pictures that were asked for and are not there, though nobody took the wish back."""
+        ended = [one for one in self.prompts if one.status in ("done", "failed", "blocked")]
+        asked = sum(int(one.settings.get("num_images", 1)) for one in ended if one.expired_at is None)
+        return max(0, asked - sum(len(one.images) for one in ended))
+
+    def line(self) -> dict[str, Any]:
+        return {
+            "batch": self.row.subject_id,
+            "state": self.row.state,
+            "prompts": len(self.prompts),
+            "pictures": self.pictures,
+            "seconds": self.seconds,
+        }
+
+
 def _renders(
     rows: Sequence[DeviceRun], registry: Registry, store: Store
 ) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-    batches, missing, broken, tunes = [], 0, 0, Counter[str]()
-    for row in rows:
-        prompts = registry.prompts.rows(batch_id=row.subject_id, limit=1_000)
-        pictures = sum(len(prompt.images) for prompt in prompts)
-        wanted = [prompt for prompt in prompts if prompt.status not in ("cancelled", "queued", "rendering")]
-        asked = sum(
-            int(prompt.settings.get("num_images", 1)) for prompt in wanted if prompt.expired_at is None
-        )
-        missing += max(0, asked - sum(len(prompt.images) for prompt in wanted))
-        broken += sum(prompt.failure_code == FailureCode.NOT_FINITE for prompt in prompts)
-        tunes.update(prompt.tune_id for prompt in prompts if prompt.tune_id)
-        batches.append(
-            {
-                "batch": row.subject_id,
-                "state": row.state,
-                "prompts": len(prompts),
-                "pictures": pictures,
-                "seconds": round(_seconds(row) or 0.0, 1),
-            }
-        )
-    total = sum(int(one["pictures"]) for one in batches)
-    seconds = sum(float(one["seconds"]) for one in batches)
-    device = rows[0].facts.get("device")
+    batches = [_Batch(row, registry.prompts.rows(batch_id=row.subject_id, limit=1_000)) for row in rows]
+    tunes = Counter(prompt.tune_id for batch in batches for prompt in batch.prompts if prompt.tune_id)
+    pictures, seconds = sum(batch.pictures for batch in batches), sum(batch.seconds for batch in batches)
+    first = rows[0]
     metadata = {
-        "pictures": total,
-        "prompts": sum(int(one["prompts"]) for one in batches),
+        "pictures": pictures,
+        "prompts": sum(len(batch.prompts) for batch in batches),
         "tunes": dg.MetadataValue.json(dict(sorted(tunes.items()))),
         "seconds on the device": round(seconds, 1),
-        "seconds per picture": round(seconds / max(1, total), 2),
-        **({"batches": table(batches, _BATCHES)} if len(rows) > 1 else {}),
-        **({"device": device} if device else {}),
-        "session": rows[0].session_id or "",
-        "folder": dg.MetadataValue.path(store.url(f"batches/{rows[0].subject_id}/{rows[0].attempt}")),
+        "seconds per picture": round(seconds / max(1, pictures), 2),
+        **({"batches": table([batch.line() for batch in batches], _BATCHES)} if len(rows) > 1 else {}),
+        **({"device": first.facts["device"]} if first.facts.get("device") else {}),
+        "session": first.session_id or "",
+        "folder": dg.MetadataValue.path(store.url(f"batches/{first.subject_id}/{first.attempt}")),
     }
-    blank = [one for row in rows for one in row.facts.get("checks") or [] if one["name"] == "not_blank"]
-    flat = [one for one in blank if not one["passed"]]
+    return metadata, _answers_of_batches(batches)
+
+
+def _answers_of_batches(batches: Sequence[_Batch]) -> list[dg.AssetCheckResult]:
+    missing = sum(batch.missing for batch in batches)
+    broken = sum(
+        prompt.failure_code == FailureCode.NOT_FINITE for batch in batches for prompt in batch.prompts
+    )
+    told = [one for batch in batches for one in batch.row.facts.get("checks") or []]
+    looked = [one for one in told if one["name"] == "not_blank"]
+    flat = sum(not one["passed"] for one in looked)
     answers = [
-        dg.AssetCheckResult(
-            passed=not missing,
-            check_name="every_picture_is_there",
-            asset_key=RENDERS,
-            description=f"{missing} pictures are missing." if missing else "All are there.",
-        ),
-        dg.AssetCheckResult(
-            passed=not broken,
-            check_name="finite",
-            asset_key=RENDERS,
-            description=f"{broken} prompts were lost to them." if broken else "All numbers are finite.",
-        ),
+        ("every_picture_is_there", not missing, f"{missing} pictures are missing.", "All are there."),
+        ("finite", not broken, f"{broken} prompts were lost to NaN.", "All numbers are finite."),
     ]
-    if blank:
-        answers.append(
-            dg.AssetCheckResult(
-                passed=not flat,
-                check_name="not_blank",
-                asset_key=RENDERS,
-                severity=dg.AssetCheckSeverity.WARN,
-                description=f"{len(flat)} batches hold a flat picture." if flat else "All show something.",
-            )
+    if looked:
+        answers.append(("not_blank", not flat, f"{flat} batches hold a flat picture.", "All show something."))
+    return [
+        dg.AssetCheckResult(
+            passed=passed,
+            check_name=name,
+            asset_key=RENDERS,
+            description=well if passed else badly,
+            severity=dg.AssetCheckSeverity.WARN if name == "not_blank" else dg.AssetCheckSeverity.ERROR,
         )
-    return metadata, answers
+        for name, passed, badly, well in answers
+    ]

@@ -20,7 +20,7 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock, lock_each, lock_one
 from tunes_dagster.registry.retrying import repeatable
-from tunes_dagster.registry.tables import DeviceRun, DeviceRunLine, Tune, Work
+from tunes_dagster.registry.tables import DeviceRun, DeviceRunLine, DeviceSession, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import OPEN_WORK, lock_subject, lock_work, open_work
 from tunes_dagster.registry.work import make_room, subject_reopened
 
@@ -274,16 +274,48 @@ class DeviceRuns(Part):
             return list(session.scalars(query))
 
     def session_lives(self, lost_after_seconds: float) -> bool:
-        """Whether a session is at work."""
+        """Whether a session is there, at work or not."""
+        return bool(self.sessions_alive(lost_after_seconds))
+
+    def sessions_alive(self, lost_after_seconds: float) -> list[DeviceSession]:
+        """Return the sessions that are there, at work or not."""
         since = self.now() - timedelta(seconds=lost_after_seconds)
-        query = (
-            select(DeviceRun.id)
-            .join(Work, (Work.id == DeviceRun.work_id) & (Work.attempt == DeviceRun.attempt))
-            .where(DeviceRun.state == "", Work.state == "running", Work.heartbeat_at > since)
-            .limit(1)
-        )
+        alive = (DeviceSession.ended_at.is_(None), DeviceSession.heartbeat_at > since)
         with self.reading() as session:
-            return session.scalar(query) is not None
+            return list(session.scalars(select(DeviceSession).where(*alive).order_by(DeviceSession.id)))
+
+    def session_of(self, run_id: str) -> DeviceSession | None:
+        """Return the session that a Dagster run hosts, or None when it has not begun."""
+        with self.reading() as session:
+            return session.scalars(select(DeviceSession).where(DeviceSession.run_id == run_id)).first()
+
+    @repeatable
+    def session_beats(
+        self, session_id: str, host: str, device: str, run_id: str | None = None, over: bool = False
+    ) -> None:
+        """Note that a session is alive, for the first time or again, or that it is over."""
+        now = self.now()
+        with self.writing() as session:
+            row = lock_one(session, DeviceSession, DeviceSession.id == session_id)
+            if row is None:
+                row = DeviceSession(id=session_id, host=host, device=device, run_id=run_id, began_at=now)
+                session.add(row)
+            row.heartbeat_at, row.ended_at = now, now if over else None
+
+    def device_work_waits(self) -> bool:
+        """Whether something waits that needs a device."""
+        now = self.now()
+        due = (
+            (Work.state == "queued")
+            & (Work.available_at <= now)
+            & Work.kind.in_(("train", "finish", "render"))
+        )
+        prompts = select(Prompt.id).where(Prompt.status == "queued", Prompt.batch_id.is_(None))
+        with self.reading() as session:
+            return (
+                session.scalar(select(Work.id).where(due).limit(1)) is not None
+                or session.scalar(prompts.limit(1)) is not None
+            )
 
     def open(self, limit: int = 1000) -> list[DeviceRun]:
         """Return the attempts that go on, or wait to begin, and that a Dagster run tells of."""

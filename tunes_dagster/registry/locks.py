@@ -42,6 +42,7 @@ from tunes_dagster.registry.tables import (
     Delivery,
     DeviceRun,
     DeviceRunLine,
+    DeviceSession,
     Drop,
     Event,
     Prompt,
@@ -74,6 +75,7 @@ ORDER: tuple[type[Table], ...] = (
     IdempotencyKey,
     DeviceRun,
     Deletion,
+    DeviceSession,
 )
 
 # Rows that change only while the row that guards them is locked: (their column, the guard).

@@ -503,6 +503,26 @@ class DeviceRun(Table):
     telling_until: Mapped[datetime | None]
 
 
+class DeviceSession(Table):
+    """A process that holds a device; it is alive as long as it says so.
+
+    Attributes:
+        device: As torch names it.
+        run_id: The Dagster run that hosts it; None for one that a person or systemd started.
+    """
+
+    __tablename__ = "device_sessions"
+    __table_args__ = (Index("ix_device_sessions_alive", "ended_at", "heartbeat_at"),)
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    host: Mapped[str]
+    device: Mapped[str]
+    run_id: Mapped[str | None] = mapped_column(String(80))
+    began_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
 class DeviceRunLine(Table):
     """One line of the log of an attempt; it goes when its run has told it and ended."""
 

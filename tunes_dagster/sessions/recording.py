@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.registry.device_runs import Line
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 # Attempts whose row is known; a session makes a few at a time.
 _KNOWN = 1_000
+# Of a loss curve.
+_POINTS = 40
 
 
 class Recorded:
@@ -60,12 +61,19 @@ class Recorded:
 
 
 def facts_of(result: Any) -> dict[str, Any]:
-    """Return the answers of checks and the device of a `Trained`, `Rendered` or `Evaluated`, as plain values."""
+    """Return what is shown of a `Trained`, `Rendered` or `Evaluated` beside its row: plain values that name nobody."""
     facts: dict[str, Any] = {}
-    answers = getattr(result, "answers", None)
-    if answers is not None:
-        facts["checks"] = [asdict(one) if is_dataclass(one) else dict(one) for one in answers]
-    device = getattr(result, "device", None)
-    if device is not None:
+    if (answers := getattr(result, "answers", None)) is not None:
+        facts["checks"] = [
+            {"name": one.name, "passed": bool(one.passed), "said": one.said, "numbers": dict(one.numbers)}
+            for one in answers
+        ]
+    if (results := getattr(result, "results", None)) is not None:
+        flat = sum(image.blank for one in results.values() for image in one.images)
+        facts["checks"] = [{"name": "not_blank", "passed": not flat, "said": f"{flat} are flat."}]
+    if (device := getattr(result, "device", None)) is not None:
         facts["device"] = f"{device.name} ({device.label}, {device.memory_gb:.0f} GiB, {device.dtype})"
+    if curve := getattr(getattr(result, "result", None), "loss_curve", None):
+        every = -(-len(curve) // _POINTS)
+        facts["losses"] = [round(float(loss), 5) for _step, loss in curve[::every]]
     return facts

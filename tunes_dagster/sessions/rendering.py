@@ -65,7 +65,8 @@ class BatchInHand:
         rows = installation.registry
         self.prompts = {p.id: p for p in wanted_prompts(rows, self.batch, mine.work)}
         self.writer = PromptWriter(rows, mine.work.id, mine.run_id)
-        self.jobs = render_jobs(rows, list(self.prompts.values()), {}, self.writer)
+        changes = rows.device_runs.changes_of(mine.work)
+        self.jobs = render_jobs(rows, list(self.prompts.values()), changes, self.writer)
         self.prefix = f"batches/{self.batch.id}/{mine.work.attempt}"
         self._load_seconds = 0.0
         self._steps = 0

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tunes_dagster.core.failures import Cancelled, Failure, as_failure
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import TrainingOptions
-from tunes_dagster.evaluation.card import options_of
+from tunes_dagster.core.validation import checked
+from tunes_dagster.evaluation.card import CardOptions, options_of
 from tunes_dagster.registry.retrying import DatabaseAway
 from tunes_dagster.rendering.rooms import Rooms
 from tunes_dagster.sessions import attempts
@@ -296,7 +297,7 @@ class Session:
     def _recruited(self, work: Work) -> Trainee:
         mine = self._own(work)
         try:
-            return trainee_of(mine, self.installation)
+            return trainee_of(mine, self.installation, self.registry.device_runs.changes_of(work))
         except Exception as error:
             trainee = Trainee(mine, self.registry.tunes.get(work.subject_id), TrainingOptions())
             trainee.failure = self._closed(mine, error) or as_failure(error)
@@ -323,7 +324,9 @@ class Session:
 
     def _score(self, mine: Attempt) -> None:
         tune = self.registry.tunes.get(mine.work.subject_id)
-        done = evaluate(mine, tune, options_of(self.settings), self._place(), self._looking)
+        asked = {**options_of(self.settings).model_dump(), **self.registry.device_runs.changes_of(mine.work)}
+        options = checked(CardOptions, asked, "What the Launchpad says")
+        done = evaluate(mine, tune, options, self._place(), self._looking)
         mine.finish(package(tune, done.result, self.installation.store, mine.report))
         self.journal.materialized(mine.work, done)
         self._done(mine)

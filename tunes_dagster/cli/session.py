@@ -1,0 +1,48 @@
+"""`tunes session`: holds this machine's device and does what waits for it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tunes_dagster.cli.installation import open_installation
+from tunes_dagster.cli.output import escape, say
+from tunes_dagster.core.failures import Failure, FailureCode
+
+
+def session(
+    for_good: Annotated[
+        bool,
+        typer.Option(
+            "--for-good", help="Stay when nothing waits, as a service does; without it, as long as set."
+        ),
+    ] = False,
+) -> None:
+    """Hold this machine's device: train, score and render what waits, until told to end.
+
+    For a service manager or a container; without one, Dagster starts a session when something waits.
+    """
+    installation = open_installation()
+    if not installation.settings.sessions:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            "Sessions are switched off: Dagster's runs do what needs a device.",
+            "Set TUNES_SESSIONS=true here and for everything else of this installation.",
+        )
+    from tunes_dagster.core.logs import set_up_logging
+    from tunes_dagster.service.installation import Installation
+    from tunes_dagster.sessions.hosting import host
+
+    set_up_logging("tunes.session", installation.settings.log_format)
+    whole = Installation(installation.settings, works=True)
+    name = host(
+        whole,
+        alone=True,
+        warm_seconds=float("inf") if for_good else None,
+        ready=lambda one: say(
+            f"{escape(one.name)} holds [bold]{escape(one.device.name)}[/] ({escape(one.device.label)}). "
+            "Ctrl-C ends it; what it does goes on in the next one."
+        ),
+    )
+    say(f"{escape(name)} has ended.")
