@@ -120,7 +120,7 @@ def forget_tunes(instance: dg.DagsterInstance, registry: Registry, tune_ids: Seq
     for tune_id in tune_ids:
         for tags in ({"tunes/tune": tune_id}, {"dagster/partition": tune_id}):
             own.update({run.run_id: True for run in instance.get_runs(dg.RunsFilter(tags=tags))})
-        for work in registry.work.of(tune_id, "train"):
+        for work in registry.work.of(tune_id):
             if work.cohort_id:
                 alone = {member.subject_id for member in registry.groups.members(work.cohort_id)} <= gone
                 for run in instance.get_runs(dg.RunsFilter(tags={"tunes/cohort": work.cohort_id})):

@@ -39,7 +39,7 @@ def claim_members(context: Context, cohort_id: str, registry: Registry) -> Claim
             claimed.left[tune.id] = said
             continue
         try:
-            claimed.works.append(registry.work.claim_again("train", tune.id, run.run_id, ()))
+            claimed.works.append(registry.work.claim_again(work.kind, tune.id, run.run_id, ()))
         except Failure as failure:  # it moved meanwhile, or other work of it is in the way
             claimed.refused[tune.id] = failure
     return claimed

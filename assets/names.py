@@ -7,6 +7,7 @@ import warnings
 import dagster as dg
 
 from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.work import WorkKind
 
 GPU_POOL = "gpu"
 # Report cards wait for a device by themselves and not for ever; one worker process at a time does so.
@@ -31,7 +32,7 @@ def longest_run(kind: str) -> dict[str, str]:
 
     A run that trains takes newcomers for as long as one tune may take, so it may take twice as long itself.
     """
-    times = 2 if kind == "train" else 1
+    times = 2 if kind == WorkKind.TRAIN else 1
     return {MAX_RUNTIME_TAG: str(round(times * get_settings().longest(kind)) + _MARGIN_SECONDS)}
 
 

@@ -56,6 +56,8 @@ def test_a_faceid_tune_goes_from_a_picture_to_renders(house, base_folder):
     drive(house.settings, prepared, registry=house.registry, instance=house.instance)
     first, second = decide.cohort_launches(house.registry, house.settings)
     assert (first.kind, second.kind) == ("embed", "train")
+    (work,) = house.registry.work.of(tune.id, "embed")
+    assert work.state == "submitted" and not house.registry.work.of(tune.id, "train")
     assert [work.subject_id for work in house.registry.groups.members(first.cohort_id)] == [tune.id]
     for launch in (first, second):  # as after a tick that died
         for work in house.registry.groups.members(launch.cohort_id):

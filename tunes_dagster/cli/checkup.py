@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.work import WorkKind
 
 if TYPE_CHECKING:
     from tunes_dagster.core.settings import Settings
@@ -283,7 +284,7 @@ def _dagster(settings: Settings) -> Iterator[Finding]:
 def _time(settings: Settings) -> Iterator[Finding]:
     from tunes_dagster.core.progress import format_seconds
 
-    kinds = ("prepare", "train", "embed", "finish", "render", "campaign", "housekeeping")
+    kinds = (*WorkKind, "campaign", "housekeeping")
     said = ", ".join(f"{kind} {format_seconds(settings.longest(kind))}" for kind in kinds)
     yield Finding("time", "ok", f"The longest that a piece of work may take: {said}.")
 

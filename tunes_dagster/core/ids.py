@@ -12,6 +12,10 @@ import time
 # Crockford's alphabet in lower case: no i, l, o, u, so ids survive being read aloud.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
+# Kinds of ids that something is told apart by.
+WORK = "work"
+COHORT = "cohort"
+
 
 def _base32(number: int, width: int) -> str:
     digits = []

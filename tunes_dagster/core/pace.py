@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from tunes_dagster.core.work import stage_of
+
 Stage = tuple[str, str]
 
 # The phases of a tune, in their order, with the seconds they took for eight pictures on the shipped base, on two cores
@@ -109,7 +111,7 @@ def _phases(events: Sequence[Any]) -> dict[Stage, float]:
     kind = ""
     for event, after in zip(events, events[1:], strict=False):
         if event.phase == "started":
-            kind = event.message.partition(" ")[0]
+            kind = stage_of(event.message.partition(" ")[0])
             found = {stage: lasted for stage, lasted in found.items() if stage[0] != kind}
         stage = (kind, event.phase)
         if stage in TUNE:

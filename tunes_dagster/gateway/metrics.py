@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from tunes_dagster import __version__
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.registry.figures import Figures, Spent
 
 # Reads are answered in a few milliseconds, uploads take as long as they take.
@@ -78,7 +79,7 @@ class Stock(Collector):
             kind: max(0.0, (figures.at - figures.oldest[kind]).total_seconds())
             if kind in figures.oldest
             else 0.0
-            for kind in ("prepare", "train", "embed", "finish", "render")
+            for kind in WorkKind
         }
         said = "How long the work that waits longest could have been running."
         yield _gauge("tunes_work_oldest_waiting_seconds", said, ("kind",), waiting)

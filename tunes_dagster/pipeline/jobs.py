@@ -28,36 +28,38 @@ from tunes_dagster.assets.names import (
     device_run,
     process_run,
 )
+from tunes_dagster.core.work import WorkKind
+from tunes_dagster.pipeline.launches import JOB_OF_KIND
 from tunes_dagster.resources import ComputeResource, InstallationResource
 from tunes_dagster.service.orphans import remove_orphans
 from tunes_dagster.service.retain import retain
 
 prepare_tune = dg.define_asset_job(
-    "prepare_tune",
+    JOB_OF_KIND[WorkKind.PREPARE],
     selection=dg.AssetSelection.assets(*PREPARE_ASSETS),
-    tags=process_run("prepare"),
+    tags=process_run(WorkKind.PREPARE),
     description="Fetches, checks and captions the pictures of one tune. Holds no GPU.",
 )
 
 train_tune = dg.define_asset_job(
     "train_tune",
     selection=dg.AssetSelection.assets(LORA),
-    tags=device_run("train"),
+    tags=device_run(WorkKind.TRAIN),
     description="Trains one tune. A session trains it together with others; this run tells of it alone.",
 )
 
 render_batch = dg.define_asset_job(
-    "render_batch",
+    JOB_OF_KIND[WorkKind.RENDER],
     selection=dg.AssetSelection.assets(RENDERS),
-    tags=device_run("render"),
+    tags=device_run(WorkKind.RENDER),
     description="Renders the prompts of one batch: one base, one model load, tunes of any number.",
 )
 
 
 finish_tune = dg.define_asset_job(
-    "finish_tune",
+    JOB_OF_KIND[WorkKind.FINISH],
     selection=dg.AssetSelection.assets(REPORT_CARD),
-    tags=device_run("finish"),
+    tags=device_run(WorkKind.FINISH),
     description="Scores one trained tune, publishes the checkpoint that its report card chose, makes the tune ready.",
 )
 
@@ -82,7 +84,9 @@ class HousekeepingConfig(dg.Config):
     )
 
 
-@dg.op(name="train", pool=GPU_POOL, description="Trains the tunes of a cohort on their common base.")
+@dg.op(
+    name=WorkKind.TRAIN.value, pool=GPU_POOL, description="Trains the tunes of a cohort on their common base."
+)
 def train_op(
     context: dg.OpExecutionContext,
     config: CohortConfig,
@@ -94,8 +98,8 @@ def train_op(
 
 
 @dg.job(
-    name="train_cohort",
-    tags=process_run("train"),
+    name=JOB_OF_KIND[WorkKind.TRAIN],
+    tags=process_run(WorkKind.TRAIN),
     description=(
         "Trains one or more tunes of one base together. Each tune's `lora` partition gets its own "
         "materialization and checks as it finishes."
@@ -106,7 +110,10 @@ def train_cohort() -> None:
     train_op()
 
 
-@dg.op(name="embed", description="Keeps what an image encoder sees in the faces of tunes that train nothing.")
+@dg.op(
+    name=WorkKind.EMBED.value,
+    description="Keeps what an image encoder sees in the faces of tunes that train nothing.",
+)
 def embed_op(
     context: dg.OpExecutionContext,
     config: CohortConfig,
@@ -118,8 +125,8 @@ def embed_op(
 
 
 @dg.job(
-    name="embed_faces",
-    tags=process_run("embed"),
+    name=JOB_OF_KIND[WorkKind.EMBED],
+    tags=process_run(WorkKind.EMBED),
     description=(
         "Makes tunes of the kind faceid, which train nothing, in seconds on the CPU. Each tune's `lora` partition "
         "gets its own materialization and checks."

@@ -14,6 +14,7 @@ import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus
 
 from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.work import WorkKind, is_run_key
 from tunes_dagster.registry import Registry, Work
 from tunes_dagster.service.decide import Launch
 
@@ -23,15 +24,21 @@ RUN_KEY_TAG = "dagster/run_key"
 ORIGIN_TAG = "tunes/origin"
 
 JOB_OF_KIND = {
-    "prepare": "prepare_tune",
-    "train": "train_cohort",
-    "embed": "embed_faces",
-    "finish": "finish_tune",
-    "render": "render_batch",
+    WorkKind.PREPARE: "prepare_tune",
+    WorkKind.TRAIN: "train_cohort",
+    WorkKind.EMBED: "embed_faces",
+    WorkKind.FINISH: "finish_tune",
+    WorkKind.RENDER: "render_batch",
 }
 
 # A tune that somebody waits for goes before the next one's training.
-_PRIORITY = {"render": "3", "finish": "2", "embed": "2", "prepare": "1", "train": "0"}
+_PRIORITY = {
+    WorkKind.RENDER: "3",
+    WorkKind.FINISH: "2",
+    WorkKind.EMBED: "2",
+    WorkKind.PREPARE: "1",
+    WorkKind.TRAIN: "0",
+}
 
 _PATIENT = "0"
 
@@ -49,7 +56,7 @@ _ENDED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.C
 def run_config(launch: Launch) -> dict[str, Any]:
     """Return the run config: ids only, everything else stands in the registry."""
     if launch.cohort_id is not None:
-        return {"ops": {launch.kind: {"config": {"cohort_id": launch.cohort_id}}}}
+        return {"ops": {launch.kind.value: {"config": {"cohort_id": launch.cohort_id}}}}
     return {}
 
 
@@ -71,7 +78,7 @@ def request_for(launch: Launch) -> dg.RunRequest:
 
 def find_run(instance: dg.DagsterInstance, name: str) -> DagsterRun | None:
     """Return the run of a run id or of a run key, the newest one when there are several."""
-    if name.startswith(("work_", "cohort_")):
+    if is_run_key(name):
         found = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: name}), limit=5)
         # A re-execution carries the key of its parent and is an attempt of its own.
         return next((run for run in found if run.parent_run_id is None), None)

@@ -13,6 +13,7 @@ import dagster as dg
 from tunes_dagster.assets.names import POOLS, Group
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.jobs import embed_faces, train_cohort
 from tunes_dagster.pipeline.launches import (
     cancel_what_people_cancelled,
@@ -148,7 +149,7 @@ def prepared_tunes(
         context,
         _patiently(
             lambda: decide.cohort_launches(rows, settings),
-            lambda: bool(rows.work.queued("train", limit=1)),
+            lambda: bool(rows.work.queued(WorkKind.TRAIN, limit=1)),
             settings.cohort_wait_seconds,
         ),
     )

@@ -17,11 +17,12 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.work import WorkKind, stage_of
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock, lock_each, lock_one
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import DeviceRun, DeviceRunLine, DeviceSession, Prompt, Tune, Work
-from tunes_dagster.registry.transitions import OPEN_WORK, lock_subject, lock_work, open_work
+from tunes_dagster.registry.transitions import OPEN_WORK, kind_for, lock_subject, lock_work, open_work
 from tunes_dagster.registry.work import make_room, subject_reopened
 
 # Dagster's part of a run (request, queue, launch, its own file of SQLite, its events) is about 0.4 s of a core. So
@@ -84,7 +85,9 @@ class DeviceRuns(Part):
             known = select(DeviceRun).where(DeviceRun.run_id == run_id, DeviceRun.kind == kind)
             if (found := session.scalars(known).first()) is not None:
                 return found
-            work = lock_work(session, kind, subject_id)
+            # A run of `lora` tells of whatever makes the tune.
+            doing = kind_for(subject, kind)
+            work = lock_work(session, doing, subject_id)
             if work is not None and work.state == "running":
                 raise Failure(
                     FailureCode.CONFLICT,
@@ -92,8 +95,8 @@ class DeviceRuns(Part):
                     "Wait until it has ended, or cancel it first.",
                 )
             if work is None or work.state not in OPEN_WORK:
-                make_room(session, kind, subject_id, now)
-                work = open_work(session, kind, subject_id, "ui", now)
+                make_room(session, doing, subject_id, now)
+                work = open_work(session, doing, subject_id, "ui", now)
                 subject_reopened(session, subject, now)
             work.state, work.available_at, work.run_key = "queued", now, None
             mine = {"attempt": _BY_A_PERSON, "run_id": run_id, "changes": changes or {}, "told": told}
@@ -122,7 +125,7 @@ class DeviceRuns(Part):
             if (found := session.scalars(same).first()) is not None:
                 return found
             handed_over = (
-                DeviceRun.kind == work.kind,
+                DeviceRun.kind == stage_of(work.kind),
                 DeviceRun.subject_id == work.subject_id,
                 DeviceRun.attempt == _BY_A_PERSON,
                 DeviceRun.state == "",
@@ -137,7 +140,7 @@ class DeviceRuns(Part):
     def changes_of(self, work: Work) -> dict[str, Any]:
         """Return what a person filled in in the Launchpad for work that waits or has begun; empty for all other."""
         query = select(DeviceRun.changes).where(
-            DeviceRun.kind == work.kind,
+            DeviceRun.kind == stage_of(work.kind),
             DeviceRun.subject_id == work.subject_id,
             DeviceRun.attempt.in_((_BY_A_PERSON, work.attempt)),
             DeviceRun.state == "",
@@ -305,11 +308,7 @@ class DeviceRuns(Part):
     def device_work_waits(self) -> bool:
         """Whether something waits that needs a device."""
         now = self.now()
-        due = (
-            (Work.state == "queued")
-            & (Work.available_at <= now)
-            & Work.kind.in_(("train", "finish", "render"))
-        )
+        due = (Work.state == "queued") & (Work.available_at <= now) & (Work.kind != WorkKind.PREPARE)
         prompts = select(Prompt.id).where(Prompt.status == "queued", Prompt.batch_id.is_(None))
         with self.reading() as session:
             return (
@@ -412,7 +411,7 @@ class DeviceRuns(Part):
 
 
 def _added(session: Session, work: Work, now: datetime, **fields: Any) -> DeviceRun:
-    row = DeviceRun(id=new_id("drun"), work_id=work.id, kind=work.kind, subject_id=work.subject_id)
+    row = DeviceRun(id=new_id("drun"), work_id=work.id, kind=stage_of(work.kind), subject_id=work.subject_id)
     row.attempt, row.created_at, row.told, row.state = work.attempt, now, "", ""
     for name, value in fields.items():
         setattr(row, name, value)

@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import exists, func, select
 
-from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.ids import COHORT, new_id
 from tunes_dagster.core.results import BatchResult, Machine
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock
 from tunes_dagster.registry.retrying import retried
-from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
+from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import open_work
 from tunes_dagster.registry.work import take
 
@@ -130,19 +131,18 @@ class Groups(Part):
         max_cohort: int = 8,
         limit: int = 25,
         *,
-        trained: bool = True,
+        kind: WorkKind = WorkKind.TRAIN,
     ) -> list[tuple[Cohort, list[Work]]]:
-        """Group queued training by base and submit it: at most `limit` cohorts, each a run.
+        """Group queued work that makes tunes by base and submit it: at most `limit` cohorts, each a run.
 
         A group is launched when it is full or its oldest member has waited `wait_seconds`. Tunes that train nothing
-        make cohorts of their own (`trained` False), which hold no device.
+        make cohorts of their own (`embed`), which hold no device.
         """
         now = now or self.now()
         query = (
             select(Work.id, Tune.account_id, Work.available_at, Tune.branch)
             .join(Tune, Tune.id == Work.subject_id)
-            .where(Work.kind == "train", Work.state == "queued", Work.available_at <= now)
-            .where(trains() if trained else ~trains())
+            .where(Work.kind == kind, Work.state == "queued", Work.available_at <= now)
             .order_by(Work.available_at, Work.id)
             .limit(LOOK_AHEAD)
         )
@@ -164,7 +164,7 @@ class Groups(Part):
         self, branch: str, work_ids: list[str], now: datetime
     ) -> tuple[Cohort, list[Work]] | None:
         with self.writing() as session:
-            cohort = Cohort(id=new_id("cohort"), branch=branch, created_at=now)
+            cohort = Cohort(id=new_id(COHORT), branch=branch, created_at=now)
             session.add(cohort)
             session.flush()
             won = take(session, work_ids, cohort.id, now)
@@ -179,7 +179,7 @@ class Groups(Part):
             return session.get(Cohort, cohort_id)
 
     def members(self, cohort_id: str) -> list[Work]:
-        """Return the train rows that are in a cohort now."""
+        """Return the rows that are in a cohort now."""
         with self.reading() as session:
             query = select(Work).where(Work.cohort_id == cohort_id).order_by(Work.subject_id)
             return list(session.scalars(query))

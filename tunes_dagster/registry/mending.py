@@ -21,6 +21,7 @@ from tunes_dagster.registry.transitions import (
     OPEN_WORK,
     RUNNING,
     WAITING,
+    kind_for,
     note,
     open_work,
     tune_cancelled,
@@ -89,7 +90,7 @@ class Mending(Part):
                 return 1
             kinds = {status: kind for names in (WAITING, RUNNING) for kind, status in names.items()}
             kind = kinds[tune.status]
-            open_work(session, kind, tune.id, tune.origin, now)
+            open_work(session, kind_for(tune, kind), tune.id, tune.origin, now)
             tune.status, tune.phase, tune.message, tune.updated_at = WAITING[kind], "queued", _BACK, now
             note(session, tune.id, "queued", _BACK, now, kind=kind)
             return 1

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, as_failure
 from tunes_dagster.core.results import BatchResult, Document, TuneResult
+from tunes_dagster.core.work import MAKING, STAGES, WorkKind, stage_of
 from tunes_dagster.registry.api_tables import ApiObject
 from tunes_dagster.registry.deletions import hide_pictures, record_deletion
 from tunes_dagster.registry.locks import lock, lock_one
@@ -19,16 +20,15 @@ from tunes_dagster.registry.retrying import repeatable, retried
 from tunes_dagster.registry.settling import settle
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
-    DONE,
     ENDED_TUNE,
     LOST_TUNE,
-    NEXT,
     OPEN_PROMPT,
     OPEN_WORK,
     back_to_waiting,
     batch_ended,
     close_work,
     follow_tune,
+    following,
     lock_batch,
     lock_ends,
     lock_followers,
@@ -131,16 +131,17 @@ class WorkQueue(WorkRows):
             return
         note(session, tune.id, "finished", f"{work.kind} finished.", now, attempt=work.attempt)
         show(tune, "", "")
-        if not was_ready and work.kind == "finish":
+        if not was_ready and work.kind == WorkKind.FINISH:
             tune_ready(session, tune, now, notify)
             return
+        stage = STAGES[WorkKind(stage_of(work.kind))]
         if not was_ready:
-            tune.status = DONE[work.kind]
-        following = NEXT.get(work.kind)
-        if following and not stops and (not was_ready if continue_ is None else continue_):
-            open_work(session, following, tune.id, work.origin, now)
+            tune.status = stage.done
+        next_ = following(tune, work.kind)
+        if next_ and not stops and (not was_ready if continue_ is None else continue_):
+            open_work(session, next_, tune.id, work.origin, now)
             if not was_ready:
-                show(tune, "queued", f"Waiting to be {'trained' if following == 'train' else 'finished'}.")
+                show(tune, "queued", stage.next)
 
     def _cohort_done(self, session: Session, cohort_id: str | None, now: datetime) -> None:
         """Close a cohort whose last member has ended or left; the last thing that a transaction does."""
@@ -325,7 +326,7 @@ class WorkQueue(WorkRows):
         tune.updated_at = now
         note(session, tune.id, "cancel", f"Cancel of {work.kind}, which is done again, was asked for.", now)
         if work.state == "running":
-            tune.cancel = "keep" if keep and work.kind == "train" else "cancel"
+            tune.cancel = "keep" if keep and work.kind in MAKING else "cancel"
             tune.message = "Stopping."
             return True
         close_work(work, "cancelled", now)
@@ -337,10 +338,10 @@ class WorkQueue(WorkRows):
         rows = lock(session, Work, Work.subject_id == tune.id)
         work = next((row for row in rows if row.state in OPEN_WORK), None)
         tune.updated_at = now
-        if keep and work is not None and work.kind == "finish":
+        if keep and work is not None and work.kind == WorkKind.FINISH:
             return
         # Training that started once may have a checkpoint: its next run sees the flag and exports it.
-        keep = keep and work is not None and work.kind == "train" and work.started_at is not None
+        keep = keep and work is not None and work.kind in MAKING and work.started_at is not None
         tune.cancel = "keep" if keep else "cancel"
         lock_followers(session, tune)
         if not keep:  # settled now: what a run still computes until it sees the flag is not the caller's

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.pace import Pace, Stage, measured, measured_batches
 from tunes_dagster.core.recipe import UNTRAINED
+from tunes_dagster.core.work import MAKING, stage_of
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.tables import Batch, Event, Tune, Work
 
@@ -54,9 +55,9 @@ class Paces(Part):
             percent = self.pace(session, row.branch, "batch").percent(kind, phase, done, row.total_steps)
         else:
             pace = self.pace(session, row.branch, row.kind)
-            percent = pace.percent(kind, phase, done, _steps(row), _without(row.kind))
+            percent = pace.percent(stage_of(kind), phase, done, _steps(row), _without(row.kind))
         changes: dict[str, Any] = {} if percent is None else {"progress": max(row.progress, percent)}
-        if (kind, phase) in _COMPUTED or (kind == "train" and not phase):
+        if (kind, phase) in _COMPUTED or (kind in MAKING and not phase):
             changes["computed"] = max(row.computed, min(1.0, done))
         return changes
 

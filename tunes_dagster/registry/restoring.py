@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.work import STAGES, WorkKind
 from tunes_dagster.registry.campaign_tables import CampaignDate
 from tunes_dagster.registry.deletion_tables import Deletion
 from tunes_dagster.registry.engine import Part
@@ -24,6 +25,7 @@ from tunes_dagster.registry.tables import Account, Callback, Prompt, Restore, Tu
 from tunes_dagster.registry.transitions import (
     OPEN_WORK,
     back_to_waiting,
+    kind_for,
     lock_subject,
     lock_tune,
     lock_work,
@@ -140,9 +142,9 @@ class Restoring(Part):
             for row in lock(session, Work, Work.subject_id == tune_id, Work.state.in_(OPEN_WORK)):
                 row.state = "cancelled"
             session.flush()
-            open_work(session, kind, tune.id, tune.origin, now)
+            open_work(session, kind_for(tune, kind), tune.id, tune.origin, now)
             tune.result = {name: value for name, value in tune.result.items() if name not in without}
-            tune.status = {"prepare": "queued", "train": "prepared", "finish": "trained"}[kind]
+            tune.status = STAGES[WorkKind(kind)].waiting
             tune.cancel, tune.updated_at = "", now
             show(tune, "queued", why)
             note(session, tune.id, "queued", why, now, kind=kind)

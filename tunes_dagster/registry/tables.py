@@ -11,7 +11,6 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
-    ColumnElement,
     DateTime,
     Dialect,
     ForeignKey,
@@ -21,7 +20,6 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
-    func,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -30,6 +28,7 @@ from sqlalchemy.types import TypeDecorator
 from tunes_dagster.core.recipe import UNTRAINED
 from tunes_dagster.core.results import BatchResult, PromptResult, TuneResult
 from tunes_dagster.core.wishes import ended
+from tunes_dagster.core.work import WorkKind, made_by
 
 JsonType = JSON().with_variant(JSONB(), "postgresql")
 
@@ -172,6 +171,11 @@ class Tune(Table):
         return str(self.recipe.get("training", {}).get("kind", "lora"))
 
     @property
+    def made_by(self) -> WorkKind:
+        """The kind of work that makes it."""
+        return made_by(self.kind not in UNTRAINED)
+
+    @property
     def made(self) -> TuneResult:
         """What the work on it has left so far: `result`, read."""
         return TuneResult.read(self.result)
@@ -180,7 +184,7 @@ class Tune(Table):
     def findings(self) -> list[str]:
         """What work found out that its owner should know, a sentence each, in the order of the work."""
         found = self.made.findings
-        return [said for kind in ("prepare", "train", "finish") for said in found.get(kind, [])]
+        return [said for kind in WorkKind for said in found.get(kind, [])]
 
     @property
     def verdict(self) -> dict[str, Any] | None:
@@ -190,12 +194,6 @@ class Tune(Table):
             return None
         reasons = [f"{one.sentence} {one.remedy}".strip() for one in card.warnings]
         return {"verdict": card.verdict, "line": card.line, "reasons": reasons}
-
-
-def trains() -> ColumnElement[bool]:
-    """Return the condition that a tune is trained, and does not only keep what an encoder sees."""
-    kind = func.coalesce(Tune.recipe["training"]["kind"].as_string(), "lora")
-    return kind.not_in(UNTRAINED)
 
 
 class Prompt(Table):
@@ -312,7 +310,7 @@ class Work(Table):
     """The one owner of attempts: at most one row per kind and subject, reopened when work is done again.
 
     Attributes:
-        kind: prepare, train, finish (subject: tune), render (subject: batch).
+        kind: A `core.work.WorkKind`: prepare, train, embed, finish (subject: tune), render (subject: batch).
         state: queued, submitted, running, done, failed, cancelled.
         attempt: Label of the latest attempt; only ever grows, so files and run keys of attempts never mix.
         tries: Attempts that started since the row was last opened; compared with `max_attempts`.
@@ -454,7 +452,7 @@ class DeviceRun(Table):
 
     Attributes:
         work_id: The work; `attempt` is its attempt, 0 while what a person started in the UI waits for a session.
-        kind: train, finish, render.
+        kind: train (whatever makes the tune), finish, render.
         subject_id: The tune or batch.
         session_id: The session that makes it.
         run_id: The Dagster run that tells of it; None until that is there.

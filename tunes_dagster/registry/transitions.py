@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.callbacks.bodies import prompt_body, tune_body
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.ids import WORK, new_id
+from tunes_dagster.core.work import MAKING, STAGES, WorkKind, stage_of
 from tunes_dagster.registry.api_tables import ApiGroup, ApiObject
 from tunes_dagster.registry.ledger import lock_wallets
 from tunes_dagster.registry.locks import chunks, lock, lock_each, lock_one
@@ -27,10 +28,8 @@ from tunes_dagster.registry.tables import Account, Batch, Callback, Event, Promp
 from tunes_dagster.registry.uses import used_and_not_ready, used_with
 
 # What a tune is called while its work of a kind waits, runs, and is done.
-WAITING = {"prepare": "queued", "train": "prepared", "finish": "trained"}
-RUNNING = {"prepare": "preparing", "train": "training", "finish": "finishing"}
-DONE = {"prepare": "prepared", "train": "trained", "finish": "ready"}
-NEXT = {"prepare": "train", "train": "finish"}
+WAITING = {kind: stage.waiting for kind, stage in STAGES.items()}
+RUNNING = {kind: stage.running for kind, stage in STAGES.items()}
 
 OPEN_WORK = ("queued", "submitted", "running")
 LOST_TUNE = ("failed", "cancelled", "deleted")
@@ -87,6 +86,18 @@ def lock_batch(session: Session, batch_id: str) -> Batch:
             "Batches are made from queued prompts: submit a prompt instead.",
         )
     return batch
+
+
+def kind_for(subject: Tune | Batch, kind: str) -> str:
+    """Return the kind of work that is meant on a subject: whoever trains a tune that trains nothing embeds it."""
+    return subject.made_by if kind in MAKING and isinstance(subject, Tune) else kind
+
+
+def following(tune: Tune, kind: str) -> str | None:
+    """Return the kind of work that comes after one of a tune; None after the last."""
+    stages = list(STAGES)
+    after = stages.index(WorkKind(stage_of(kind))) + 1
+    return kind_for(tune, stages[after]) if after < len(stages) else None
 
 
 def lock_subject(session: Session, kind: str, subject_id: str) -> Tune | Batch:
@@ -185,7 +196,7 @@ def open_work(
     work = lock_work(session, kind, subject_id)
     if work is None:
         work = Work(
-            id=new_id("work"), kind=kind, subject_id=subject_id, attempt=0, created_at=now, available_at=now
+            id=new_id(WORK), kind=kind, subject_id=subject_id, attempt=0, created_at=now, available_at=now
         )
         session.add(work)
     work.state, work.origin = state, origin
@@ -406,5 +417,5 @@ def back_to_waiting(
         for prompt in open_prompts(session, Prompt.batch_id == subject.id):
             prompt.status, prompt.updated_at = "queued", now
     elif subject.status != "ready":
-        subject.status, subject.updated_at = WAITING[work.kind], now
+        subject.status, subject.updated_at = STAGES[WorkKind(stage_of(work.kind))].waiting, now
     show(subject, "queued", reason)

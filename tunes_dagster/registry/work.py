@@ -14,16 +14,17 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.results import TuneResult
+from tunes_dagster.core.work import ASSETS, MAKING, STAGES, WorkKind, run_key, stage_of
 from tunes_dagster.registry.locks import lock, lock_each
 from tunes_dagster.registry.pace import Paces
 from tunes_dagster.registry.retrying import repeatable
-from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work, trains
+from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
     LOST_TUNE,
     OPEN_PROMPT,
     OPEN_WORK,
-    RUNNING,
     close_work,
+    kind_for,
     lock_subject,
     lock_work,
     note,
@@ -40,16 +41,18 @@ def take(session: Session, work_ids: Sequence[str], cohort_id: str | None, now: 
     for work in won:
         work.attempt += 1
         work.state, work.submitted_at, work.cohort_id = "submitted", now, cohort_id
-        work.run_key, work.run_id = f"{work.id}:{work.attempt}", None
+        work.run_key, work.run_id = run_key(work.id, work.attempt), None
     return won
 
 
 def lock_training(session: Session, tune_ids: Iterable[str]) -> list[tuple[Tune, Work]]:
-    """Return tunes with their training work, in the order of their numbers; all tunes are locked before any work."""
+    """Return tunes with the work that makes them, in the order of their numbers; tunes are locked before any work."""
     tunes = lock_each(session, Tune, Tune.id, tune_ids)
     rows = lock_each(session, Work, Work.subject_id, [tune.id for tune in tunes])
-    training = {work.subject_id: work for work in rows if work.kind == "train"}
-    return [(tune, training[tune.id]) for tune in tunes if tune.id in training]
+    making = [
+        (tune, row) for tune in tunes for row in rows if row.subject_id == tune.id and row.kind in MAKING
+    ]
+    return [(tune, row) for tune, row in making if row.cohort_id or row.kind == tune.made_by]
 
 
 def lost(work: Work | None, work_id: str, run_id: str) -> Failure:
@@ -67,11 +70,10 @@ def lost(work: Work | None, work_id: str, run_id: str) -> Failure:
 
 def done_since(work: Work, subject: Tune | Batch) -> Failure:
     """Return the refusal that a re-execution gets whose work is done by now."""
-    asset = {"prepare": "source_images", "train": "lora", "finish": "report_card", "render": "renders"}
     return Failure(
         FailureCode.CONFLICT,
         f"{work.kind} of {subject.id} is done already, by run {work.run_id}: nothing of it is left to do again.",
-        f"Materialize {asset[work.kind]} of {subject.id} to do it anew.",
+        f"Materialize {ASSETS[WorkKind(work.kind)]} of {subject.id} to do it anew.",
     )
 
 
@@ -132,17 +134,9 @@ class WorkRows(Paces):
             return int(session.scalar(query) or 0)
 
     def count_waiting_runs(self, kind: str) -> int:
-        """Return how many launched runs of a kind have not begun; the members of a cohort are one run.
-
-        Args:
-            kind: Of work; `embed` is the training work of tunes that train nothing, which `train` leaves out.
-        """
+        """Return how many launched runs of a kind have not begun; the members of a cohort are one run."""
         runs = select(func.count(func.distinct(func.coalesce(Work.cohort_id, Work.id))))
-        query = runs.where(Work.kind == ("train" if kind == "embed" else kind), Work.state == "submitted")
-        if kind in ("train", "embed"):
-            query = query.join(Tune, Tune.id == Work.subject_id).where(
-                trains() if kind == "train" else ~trains()
-            )
+        query = runs.where(Work.kind == kind, Work.state == "submitted")
         with self.reading() as session:
             return int(session.scalar(query) or 0)
 
@@ -182,6 +176,7 @@ class WorkRows(Paces):
         subject = lock_subject(session, kind, subject_id)
         if isinstance(subject, Tune) and subject.status == "deleted":
             raise Failure(FailureCode.UNKNOWN_TUNE, f"The tune {subject_id} was deleted.", "Make a new one.")
+        kind = kind_for(subject, kind)
         work = lock_work(session, kind, subject_id)
         if work is not None and work.state == "running":
             if work.run_id == run_id:
@@ -227,7 +222,7 @@ class WorkRows(Paces):
         """
         with self.writing() as session:
             subject = lock_subject(session, kind, subject_id)
-            work = lock_work(session, kind, subject_id)
+            work = lock_work(session, kind_for(subject, kind), subject_id)
             cohort_id = work.cohort_id if work is not None else None
             lacking = isinstance(subject, Batch) and lacks_pictures(session, subject)
             if work is not None and work.state == "done" and work.run_id not in parents and not lacking:
@@ -292,8 +287,7 @@ class WorkRows(Paces):
                 select(Work.subject_id)
                 .join(Tune, Tune.id == Work.subject_id)
                 .where(
-                    Work.kind == "train",
-                    trains(),
+                    Work.kind == WorkKind.TRAIN,
                     Tune.branch == cohort.branch,
                     Work.subject_id.not_in(besides),
                     or_(
@@ -308,7 +302,7 @@ class WorkRows(Paces):
                 if work.state not in ("queued", "submitted"):
                     continue
                 work.attempt += 1
-                work.run_key, work.cohort_id = f"{work.id}:{work.attempt}", cohort_id
+                work.run_key, work.cohort_id = run_key(work.id, work.attempt), cohort_id
                 work.submitted_at = work.submitted_at or now
                 start(session, work, tune, run_id, now)
                 joined.append(work)
@@ -386,7 +380,7 @@ class WorkRows(Paces):
         if flags.status == "deleted":
             return "cancel"
         # `keep` asks training to stop early; what comes after training goes on as usual.
-        return "" if flags.cancel == "keep" and kind != "train" else flags.cancel
+        return "" if flags.cancel == "keep" and kind not in MAKING else flags.cancel
 
     def active(self, limit: int = 1000) -> list[Work]:
         """Return the submitted and running rows, longest silent first."""
@@ -428,18 +422,18 @@ def make_room(session: Session, kind: str, subject_id: str, now: datetime) -> No
     Raises:
         Failure: `CONFLICT`, naming what is in the way.
     """
-    stages = ("prepare", "train", "finish")
-    for other in stages if kind in stages else ():
-        row = lock_work(session, other, subject_id) if other != kind else None
-        if row is None or row.state not in OPEN_WORK:
+    stages = list(STAGES)
+    for row in [] if kind == WorkKind.RENDER else lock(session, Work, Work.subject_id == subject_id):
+        if row.kind == kind or row.state not in OPEN_WORK:
             continue
-        if row.state == "queued" and stages.index(other) > stages.index(kind):
+        here, there = (stages.index(WorkKind(stage_of(one))) for one in (kind, row.kind))
+        if row.state == "queued" and there >= here:
             close_work(row, "cancelled", now)
             continue
         owner = f" by run {row.run_id}" if row.state == "running" else ""
         raise Failure(
             FailureCode.CONFLICT,
-            f"{other} of {subject_id} is {row.state}{owner}: {kind} cannot be done at the same time.",
+            f"{row.kind} of {subject_id} is {row.state}{owner}: {kind} cannot be done at the same time.",
             "Wait until it has ended, or cancel it first.",
         )
 
@@ -484,7 +478,7 @@ def start(session: Session, work: Work, subject: Tune | Batch, run_id: str, now:
             prompt.started_at = prompt.started_at or now
     else:
         if subject.status != "ready":
-            subject.status = RUNNING[work.kind]
+            subject.status = STAGES[WorkKind(stage_of(work.kind))].running
         subject.started_at = subject.started_at or now
         subject.updated_at = now
         if work.kind in (found := subject.made.findings):

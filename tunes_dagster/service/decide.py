@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
 from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.progress import format_seconds
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.registry import Registry, Work
 from tunes_dagster.rendering.rooms import Rooms
 
@@ -23,7 +23,13 @@ RUNS_PER_TICK = 25
 
 # Runs of a kind that may wait in Dagster's queue. The rest waits in the registry, where it can still be cancelled
 # at once, is taken in turns, and finds company: while the GPUs are busy, cohorts and batches fill up.
-WAITING_RUNS = {"prepare": 50, "train": 4, "embed": 50, "finish": 50, "render": 8}
+WAITING_RUNS = {
+    WorkKind.PREPARE: 50,
+    WorkKind.TRAIN: 4,
+    WorkKind.EMBED: 50,
+    WorkKind.FINISH: 50,
+    WorkKind.RENDER: 8,
+}
 
 # Of the render runs that wait, so many may hold nothing but prompts of campaigns: the next single prompt then waits
 # for the run at work at most, because it also goes first in Dagster's queue.
@@ -31,8 +37,6 @@ WAITING_CAMPAIGN_RUNS = 2
 
 # A tick that still lives creates its runs well within this time of taking the rows.
 LAUNCH_GRACE_SECONDS = 120.0
-
-Kind = Literal["prepare", "train", "embed", "finish", "render"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Launch:
         patient: Nobody waits for it at a screen: it goes behind others of its kind.
     """
 
-    kind: Kind
+    kind: WorkKind
     run_key: str
     partition: str | None = None
     work_id: str | None = None
@@ -59,18 +63,18 @@ class Launch:
     patient: bool = False
 
 
-def _launch(kind: Kind, work: Work) -> Launch:
+def _launch(kind: WorkKind, work: Work) -> Launch:
     tags = {"tunes/kind": kind, "tunes/work": work.id, "tunes/attempt": str(work.attempt)}
-    tags["tunes/batch" if kind == "render" else "tunes/tune"] = work.subject_id
+    tags["tunes/batch" if kind == WorkKind.RENDER else "tunes/tune"] = work.subject_id
     return Launch(kind, work.run_key or work.id, work.subject_id, work.id, None, tags)
 
 
-def _room(registry: Registry, kind: Kind, limit: int) -> int:
+def _room(registry: Registry, kind: WorkKind, limit: int) -> int:
     """Return how many runs of a kind may be launched now."""
     return max(0, min(limit, WAITING_RUNS[kind] - registry.work.count_waiting_runs(kind)))
 
 
-def _take_queued(registry: Registry, kind: Kind, limit: int, now: datetime | None) -> list[Launch]:
+def _take_queued(registry: Registry, kind: WorkKind, limit: int, now: datetime | None) -> list[Launch]:
     queued = registry.work.queued(kind, now, _room(registry, kind, limit))
     if not queued:
         return []
@@ -82,14 +86,14 @@ def prepare_launches(
     registry: Registry, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
     """Return a run for each queued tune, longest waiting first."""
-    return _take_queued(registry, "prepare", limit, now)
+    return _take_queued(registry, WorkKind.PREPARE, limit, now)
 
 
 def finish_launches(
     registry: Registry, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
     """Return a run for each trained tune, longest waiting first."""
-    return _take_queued(registry, "finish", limit, now)
+    return _take_queued(registry, WorkKind.FINISH, limit, now)
 
 
 def cohort_launches(
@@ -103,7 +107,7 @@ def cohort_launches(
     left = limit - len(first)
     return [
         *first,
-        *_cohorts(registry, "train", settings.cohort_wait_seconds, settings.max_cohort, left, now),
+        *_cohorts(registry, WorkKind.TRAIN, settings.cohort_wait_seconds, settings.max_cohort, left, now),
     ]
 
 
@@ -111,12 +115,12 @@ def embed_launches(
     registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
     """Return a run for prepared tunes that train nothing; it holds no device."""
-    return _cohorts(registry, "embed", 0.0, settings.max_cohort, limit, now)
+    return _cohorts(registry, WorkKind.EMBED, 0.0, settings.max_cohort, limit, now)
 
 
 def _cohorts(
     registry: Registry,
-    kind: Literal["train", "embed"],
+    kind: WorkKind,
     wait_seconds: float,
     max_cohort: int,
     limit: int,
@@ -126,9 +130,7 @@ def _cohorts(
     room = _room(registry, kind, limit)
     if not room:
         return launches
-    for cohort, members in registry.groups.make_cohorts(
-        now, wait_seconds, max_cohort, room, trained=kind == "train"
-    ):
+    for cohort, members in registry.groups.make_cohorts(now, wait_seconds, max_cohort, room, kind=kind):
         tags = {
             "tunes/kind": kind,
             "tunes/cohort": cohort.id,
@@ -145,7 +147,7 @@ def render_launches(
     registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
     """Group queued prompts into batches and return a run for each batch, longest waiting first."""
-    room = _room(registry, "render", limit)
+    room = _room(registry, WorkKind.RENDER, limit)
     if not room:
         return []
     alone = registry.groups.waiting_campaign_batches()
@@ -158,7 +160,7 @@ def render_launches(
         max_pictures=lambda branch, shape: fits.room(branch, shape).pictures,
         campaign_limit=max(0, WAITING_CAMPAIGN_RUNS - len(alone)),
     )
-    launches = _take_queued(registry, "render", limit, now)
+    launches = _take_queued(registry, WorkKind.RENDER, limit, now)
     if launches:
         alone = registry.groups.waiting_campaign_batches()
     return [replace(launch, patient=launch.partition in alone) for launch in launches]

@@ -19,6 +19,7 @@ from tunes_dagster.core.failures import Cancelled, Failure, as_failure
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.core.validation import checked
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.evaluation.card import CardOptions, options_of
 from tunes_dagster.registry.retrying import DatabaseAway
 from tunes_dagster.rendering.rooms import Rooms
@@ -144,7 +145,7 @@ class Session:
 
     def _other_work(self) -> bool:
         """Do one piece that is no rendering, the one nearest to its end first."""
-        return self._finish_one() or self._train("embed") or self._train("train")
+        return self._finish_one() or self._train(WorkKind.EMBED) or self._train(WorkKind.TRAIN)
 
     def _give_back(self) -> None:
         for batch in self._batches:
@@ -257,10 +258,10 @@ class Session:
 
     # -- tunes
 
-    def _train(self, kind: str) -> bool:
+    def _train(self, kind: WorkKind) -> bool:
         """Train a cohort of tunes that wait, and whoever joins; returns whether there was one."""
         made = self.registry.groups.make_cohorts(
-            wait_seconds=0.0, max_cohort=self.settings.max_cohort, limit=1, trained=kind == "train"
+            wait_seconds=0.0, max_cohort=self.settings.max_cohort, limit=1, kind=kind
         )
         if not made:
             return False
