@@ -349,7 +349,7 @@ def test_a_session_is_started_when_something_waits_and_none_is_there(place, monk
 
     def look() -> dg.SensorResult:
         with dg.build_sensor_context(instance=place.instance, resources={"installation": rows}) as context:
-            return session_sensors.device_sessions(context)
+            return session_sensors.device_runs(context)
 
     assert not look().run_requests
     place.prepared()

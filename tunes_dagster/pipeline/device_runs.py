@@ -28,16 +28,13 @@ def run_key_of(row: DeviceRun) -> str:
 
 def request_for_attempt(row: DeviceRun) -> dg.RunRequest:
     """Return the request of a run that will tell of an attempt."""
-    subject = "tunes/batch" if row.kind == "render" else "tunes/tune"
     return dg.RunRequest(
         job_name=JOB_OF_DEVICE_WORK[row.kind],
         run_key=run_key_of(row),
         partition_key=row.subject_id,
         tags={
-            "tunes/kind": row.kind,
-            "tunes/work": row.work_id,
+            # Few, because the list of runs shows each on a line of its own; the job and the partition say the rest.
             "tunes/attempt": str(row.attempt),
-            subject: row.subject_id,
             DEVICE_RUN_TAG: row.id,
             # It starts no process, so that nobody has to wait for it.
             "dagster/priority": "9",

@@ -37,42 +37,47 @@ _GOING = [
 
 
 @dg.sensor(
-    jobs=[train_tune, finish_tune, render_batch],
     minimum_interval_seconds=EACH_TIME,
     default_status=RUNNING,
-    description=(
-        "Tells the runs of device work what the sessions did, and requests a run for each attempt that has none."
-    ),
+    description="Tells the runs of device work what the sessions did.",
 )
-def device_runs(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
-    """Attempts of sessions → runs that tell of them."""
-    whole = installation.open(works=False)
-    heed_cancelled_runs(context.instance, whole.registry)
-    Teller(context.instance, whole).tell(_TELLING_SECONDS)
-    return requests(context.instance, whole.registry.device_runs.requests_due(limit=decide.RUNS_PER_TICK))
+def told_runs(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SkipReason:
+    """Rows of sessions → events of their runs."""
+    told = Teller(context.instance, installation.open(works=False)).tell(_TELLING_SECONDS)
+    return dg.SkipReason(f"{told.runs} runs had something to say, {told.left} are left for the next tick.")
 
 
 @dg.sensor(
-    jobs=[device_session],
+    jobs=[device_session, train_tune, finish_tune, render_batch],
     minimum_interval_seconds=EACH_TIME,
     default_status=RUNNING,
-    description="Starts a session when something waits for a device and no session is there.",
+    description=(
+        "Requests a run for each attempt of a session that has none, and a session when something waits for a device "
+        "and none is there."
+    ),
 )
-def device_sessions(
-    context: dg.SensorEvaluationContext, installation: InstallationResource
-) -> dg.SensorResult:
-    """Work that waits for a device → device_session."""
+def device_runs(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
+    """Attempts of sessions → runs that tell of them; work that waits → device_session."""
     whole = installation.open(works=False)
-    runs, patience = whole.registry.device_runs, whole.settings.lost_after_seconds
-    if not runs.device_work_waits():
-        return dg.SensorResult(skip_reason="Nothing waits for a device.")
-    if runs.session_lives(patience):
-        return dg.SensorResult(skip_reason="A session is there.")
-    if begins(context.instance, whole.registry, patience):
-        return dg.SensorResult(skip_reason="A session is about to begin.")
-    return dg.SensorResult(
-        run_requests=[dg.RunRequest(run_key=new_id("session"), tags={"dagster/priority": "9"})]
+    heed_cancelled_runs(context.instance, whole.registry)
+    asked = requests(context.instance, whole.registry.device_runs.requests_due(limit=decide.RUNS_PER_TICK))
+    if not session_is_wanted(context.instance, whole.registry, whole.settings.lost_after_seconds):
+        return asked
+    session = dg.RunRequest(
+        job_name=device_session.name, run_key=new_id("session"), tags={"dagster/priority": "9"}
     )
+    return dg.SensorResult(
+        run_requests=[session, *(asked.run_requests or [])],
+        dynamic_partitions_requests=asked.dynamic_partitions_requests,
+    )
+
+
+def session_is_wanted(instance: dg.DagsterInstance, registry: Registry, patience: float) -> bool:
+    """Whether something waits for a device, and no session is there or about to begin."""
+    runs = registry.device_runs
+    if not runs.device_work_waits() or runs.session_lives(patience):
+        return False
+    return not begins(instance, registry, patience)
 
 
 def begins(instance: dg.DagsterInstance, registry: Registry, patience: float) -> bool:
@@ -97,4 +102,4 @@ def begins(instance: dg.DagsterInstance, registry: Registry, patience: float) ->
     return soon
 
 
-SESSION_SENSORS = [new_datasets, queued_tunes, device_sessions, device_runs, due_callbacks, stuck_work]
+SESSION_SENSORS = [new_datasets, queued_tunes, told_runs, device_runs, due_callbacks, stuck_work]
