@@ -215,7 +215,7 @@ def captions(
         tune = require_tune(rows, context.partition_key)
     with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:
         request = TuneRequest.model_validate(tune.request)
-        model = captioner.open() if request.dataset.captioner else None
+        model = captioner.open(whole.settings, whole.catalog) if request.dataset.captioner else None
         written = write_captions(
             tune.id,
             TrainingSet.load(kept, tune.id),

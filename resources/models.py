@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
+
+from tunes_dagster.families.catalog import SHIPPED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -14,34 +17,55 @@ if TYPE_CHECKING:
     from tunes_dagster.core.settings import Settings
     from tunes_dagster.evaluation.card import CardOptions
     from tunes_dagster.evaluation.scoring import Scorers
+    from tunes_dagster.families.catalog import Catalog
+    from tunes_dagster.intake.captions import Captioner
     from tunes_dagster.intake.faces import FaceDetector
 
 
 class CaptionerResource(dg.ConfigurableResource):
     """Writes a caption where none came along with a picture."""
 
-    model: str = Field(default="tiny", description="`tiny` is the shipped one; `none` leaves the template.")
+    model: str = Field(
+        default="",
+        description="`tiny` is the shipped one, `none` leaves the template, else one of the catalog; empty takes "
+        "TUNES_CAPTIONER.",
+    )
 
-    def open(self) -> Any | None:
-        """Return an object with `caption(pictures) -> texts`, or None when captioning is off."""
-        if self.model == "none":
+    def open(self, settings: Settings, catalog: Catalog) -> Captioner | None:
+        """Return the captioner, or None when captioning is off or its model is not installed.
+
+        Raises:
+            Failure: `INVALID_REQUEST` for a name that is no captioner.
+        """
+        from tunes_dagster.service.companions import captioner_of
+
+        chosen = settings.model_copy(update={"captioner": self.model}) if self.model else settings
+        if chosen.captioner == "none":
             return None
-        return LazyCaptioner()
+        entry = captioner_of(chosen, catalog)
+        if entry is None:
+            return LazyCaptioner(SHIPPED / "captioner", "tiny")
+        if not entry.installed(settings.bases_folder):
+            return None
+        return LazyCaptioner(entry.location(settings.bases_folder), entry.branch)
 
 
 class LazyCaptioner:
-    """The shipped captioner, loaded when it is first asked: pictures that came with captions never ask it."""
+    """A captioner that is loaded when it is first asked: pictures that came with captions never ask it.
+
+    Args:
+        folder: Of its model, a `BlipForConditionalGeneration`.
+        name: Answers are cached under it.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self.name = folder, name
 
     @cached_property
     def _model(self) -> Any:
         from tunes_dagster.tiny import load_captioner
 
-        return load_captioner()
-
-    @property
-    def name(self) -> str:
-        """Of the model; answers are cached under it."""
-        return str(getattr(self._model, "name", type(self._model).__name__))
+        return load_captioner(self._folder)
 
     def caption(self, images: list[Image]) -> list[str]:
         """Return one sentence per RGB picture."""

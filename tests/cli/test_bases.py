@@ -10,8 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from tests.cli.conftest import Tunes
+from tunes_dagster.cli.checkup import companions_found
+from tunes_dagster.cli.installation import Installation
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.families.catalog import BaseModelEntry, load_catalog
 from tunes_dagster.families.pulling import (
     HuggingFaceHub,
@@ -21,6 +26,7 @@ from tunes_dagster.families.pulling import (
     pull,
     single_network,
 )
+from tunes_dagster.service.companions import captioner_of, companions, missing
 
 COMMIT = "a" * 40
 FILES = {
@@ -42,6 +48,23 @@ FILES = {
     "sd_xl.safetensors": b"w" * 9000,
     "unet/model.onnx": b"o" * 9000,
 }
+# A model of transformers as its makers publish it: in three frameworks, of which one is taken.
+MODEL = {
+    "config.json": b"{}",
+    "model.safetensors": b"m" * 500,
+    "pytorch_model.bin": b"p" * 500,
+    "tf_model.h5": b"t" * 500,
+    "preprocessor_config.json": b"{}",
+    "vocab.txt": b"a",
+    "README.md": b"what it is",
+    "onnx/model.onnx": b"o" * 500,
+}
+REPOSITORIES = {
+    "acme/base": FILES,
+    "facebook/dinov2-base": MODEL,
+    "openai/clip-vit-large-patch14": MODEL,
+    "Salesforce/blip-image-captioning-base": MODEL,
+}
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -58,27 +81,28 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
+        repository = "/".join(path.removeprefix("/api/models/").strip("/").split("/")[:2])
+        files = REPOSITORIES.get(repository)
         if self.gated and "resolve" in path:
             self._send(403, b"gated", body, {"X-Error-Code": "GatedRepo"})
-        elif path.startswith("/api/models/acme/base/tree/"):
+        elif files is None:
+            self._send(404, b"no", body, {"X-Error-Code": "RepoNotFound"})
+        elif path.startswith(f"/api/models/{repository}/tree/"):
             tree = [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in FILES.items()
+                for name, data in files.items()
             ]
             self._send(200, json.dumps(tree).encode(), body)
-        elif path.startswith("/api/models/acme/base"):
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
-            self._send(
-                200, json.dumps({"id": "acme/base", "sha": COMMIT, "siblings": siblings}).encode(), body
-            )
-        elif path.startswith(f"/acme/base/resolve/{COMMIT}/"):
-            name = path.removeprefix(f"/acme/base/resolve/{COMMIT}/")
+        elif path.startswith("/api/models/"):
+            siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+            said = {"id": repository, "sha": COMMIT, "siblings": siblings}
+            self._send(200, json.dumps(said).encode(), body)
+        else:
+            name = path.removeprefix(f"/{repository}/resolve/{COMMIT}/")
             if body:
                 type(self).fetched.append(name)
-            etag = f'"{hashlib.sha1(FILES[name]).hexdigest()}"'
-            self._send(200, FILES[name], body, {"ETag": etag, "X-Repo-Commit": COMMIT})
-        else:
-            self._send(404, b"no", body, {"X-Error-Code": "RepoNotFound"})
+            etag = f'"{hashlib.sha1(files[name]).hexdigest()}"'
+            self._send(200, files[name], body, {"ETag": etag, "X-Repo-Commit": COMMIT})
 
     def _send(self, status: int, data: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -275,3 +299,70 @@ def test_ip_adapters_share_their_encoder_and_bring_nothing_else(tmp_path: Path) 
     assert small.installed(tmp_path) and large.installed(tmp_path)
     with pytest.raises(Failure, match="has no file"):
         plan_pull(small.model_copy(update={"weights": "models/none.safetensors"}), tmp_path, shelf)
+
+
+@pytest.fixture
+def real(tmp_path: Path, installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Name a base of the hub in the operator's catalog; returns where models come to lie."""
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text(
+        catalog.read_text() + "acme: {family: sdxl, repo_id: acme/base, licence: acme-1, native_size: 64,"
+        " max_pixels: 65536, memory_gb: 1, embedded: tiny-sdxl, token: ohwx}\n"
+    )
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    return installation.settings.bases_folder
+
+
+def test_a_pull_brings_what_a_tune_needs_to_its_end(hub: HuggingFaceHub, tunes: Tunes, real: Path) -> None:
+    said = tunes("bases", "pull", "acme", "--yes", "--endpoint", hub.endpoint)
+    assert said.code == 0, said.err
+    assert {place.name for place in real.iterdir()} == {
+        "acme--base",
+        "facebook--dinov2-base",
+        "openai--clip-vit-large-patch14",
+        "Salesforce--blip-image-captioning-base",
+    }
+    assert {file.name for file in (real / "facebook--dinov2-base").iterdir()} == {
+        *("config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt", "README.md"),
+        "tunes-base.json",
+    }
+    assert "without it its report card is not scored" in " ".join(said.out.split())
+    again = tunes("bases", "pull", "acme", "--yes", "--endpoint", hub.endpoint)
+    assert "Tunes on it also use" not in again.out and "is installed at" in again.out
+
+
+def test_a_base_alone_and_then_a_scorer_by_its_name(hub: HuggingFaceHub, tunes: Tunes, real: Path) -> None:
+    assert tunes("bases", "pull", "acme", "--yes", "--alone", "--endpoint", hub.endpoint).code == 0
+    assert [place.name for place in real.iterdir()] == ["acme--base"]
+    assert tunes("bases", "pull", "dinov2-base", "--yes", "--endpoint", hub.endpoint).code == 0
+    assert (real / "facebook--dinov2-base" / "model.safetensors").is_file()
+
+
+def test_what_is_missing_is_said_by_doctor_and_submission(
+    tunes: Tunes, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNES_PROFILE", "production")
+    get_settings.cache_clear()
+    found = {one.says: one.remedy for one in companions_found(Settings(profile="production", home=tmp_path))}
+    (says,) = [one for one in found if one.startswith("dinov2-base")]
+    assert "its report card is not scored" in says and "tunes bases pull dinov2-base" in found[says]
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for one in range(5):
+        Image.new("RGB", (80, 80), (one * 50, 0, 0)).save(pictures / f"{one}.png")
+    said = tunes("train", str(pictures), "--name", "woman", "--base", "tiny-sdxl", "--no-wait", "--json")
+    assert said.code == 0, said.err
+    warnings = " ".join(json.loads(said.out)["warnings"])
+    assert "dinov2-base is not installed" in warnings and "blip-base is not installed" in warnings
+
+
+def test_settings_choose_the_captioner(real: Path) -> None:
+    catalog = load_catalog("production")
+    chosen = {
+        word: captioner_of(Settings(profile="production", captioner=word), catalog)
+        for word in ("profile", "none", "tiny", "blip-base")
+    }
+    assert [entry and entry.branch for entry in chosen.values()] == ["blip-base", None, None, "blip-base"]
+    assert captioner_of(Settings(), catalog) is None and missing(Settings(), load_catalog()) == []
+    with pytest.raises(Failure, match="is no captioner"):
+        companions(Settings(captioner="sdxl1"), catalog)

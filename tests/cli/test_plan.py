@@ -8,7 +8,9 @@ from tests.cli.conftest import Tunes
 
 
 def test_a_plan_for_usual_devices_and_one_for_a_device(tunes: Tunes) -> None:
-    plans = json.loads(tunes("plan", "--base", "sdxl1", "--json").out)["devices"]
+    said = json.loads(tunes("plan", "--base", "sdxl1", "--json").out)
+    assert [one["name"] for one in said["missing"]] == ["dinov2-base", "clip-vit-large", "blip-base"]
+    plans = said["devices"]
     assert [row["device"] for row in plans][1:] == [f"GPU with {gib} GiB" for gib in (12, 24, 48, 80, 140)]
     small, large = plans[1], plans[-1]
     assert small["offload"] and small["gradient_checkpointing"]

@@ -103,8 +103,9 @@ def test_a_scorer_that_is_not_there_says_how_to_get_it(tmp_path):
     for question in ("likeness", "text"):
         entry = catalog.entry(catalog.profiles["production"][question])
         assert entry.licence and entry.revision and len(entry.revision) == 40
-        with pytest.raises(Failure, match=f"hf download {entry.repo_id} --revision {entry.revision}"):
+        with pytest.raises(Failure, match="is not installed") as caught:
             load_scorer(entry, tmp_path)
+        assert caught.value.remedy.startswith(f"Run `tunes bases pull {entry.name}`")
     with pytest.raises(Failure, match="no scorer called 'dyno'"):
         catalog.entry("dyno")
 

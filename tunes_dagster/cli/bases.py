@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunes_dagster.cli.installation import open_installation
+from tunes_dagster.cli.installation import Installation, open_installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say, table
-from tunes_dagster.families.catalog import AuxiliaryEntry
+from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
+
+if TYPE_CHECKING:
+    from tunes_dagster.families.pulling import HuggingFaceHub
 
 app = typer.Typer(no_args_is_help=True, help="Look at base models, and bring real ones from a hub.")
 
@@ -58,24 +61,59 @@ def list_bases(
 
 @app.command()
 def pull(
-    base: Annotated[str, typer.Argument(help="Branch or alias, see `tunes bases list`.")],
+    base: Annotated[str, typer.Argument(help="Branch or alias, see `tunes bases list`; or a scorer.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    alone: Annotated[
+        bool,
+        typer.Option("--alone", help="Leave out what tunes on the base use beside it: scorers, captioner."),
+    ] = False,
     token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Read token for gated bases.")] = None,
     endpoint: Annotated[
         str | None, typer.Option(envvar="HF_ENDPOINT", help="Another hub.", hidden=True)
     ] = None,
 ) -> None:
-    """Bring a base model from the hub. Says what it costs first."""
-    from tunes_dagster.families.pulling import HuggingFaceHub, plan_pull
-    from tunes_dagster.families.pulling import pull as bring
+    """Bring a base model from the hub, with what a tune on it needs to its end. Says what it costs first."""
+    from tunes_dagster.families.pulling import HuggingFaceHub
+    from tunes_dagster.service.companions import missing, model_called
 
     installation = open_installation()
-    entry = installation.catalog.resolve(base)
-    if entry.installed(installation.settings.bases_folder) and not entry.repo_id.startswith("embedded:"):
-        say(f"{entry.branch} is installed at {escape(entry.location(installation.settings.bases_folder))}.")
-        return
+    entry = model_called(base, installation.catalog)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     hub = HuggingFaceHub(token, endpoint)
+    if _is_there(entry, installation):
+        say(f"{entry.branch} is installed at {escape(entry.location(installation.settings.bases_folder))}.")
+    else:
+        _bring(entry, installation, hub, yes, bool(token))
+    if isinstance(entry, AuxiliaryEntry):
+        return
+    # A real base is trained on under the profile `production`, whatever this command runs under.
+    real = installation.settings.model_copy(update={"profile": "production"})
+    lacking = [one for one in missing(real, installation.catalog) if one.pullable]
+    if lacking and not alone:
+        say("Tunes on it also use:")
+        for one in lacking:
+            about = f"{one.entry.download_gb:g} GB, {one.entry.licence}"
+            say(f"  [bold]{one.entry.branch}[/]  {about}: {one.use}; without it {one.without}")
+        for one in lacking:
+            if yes or typer.confirm(f"Bring {one.entry.branch}?", default=True):
+                _bring(one.entry, installation, hub, True, bool(token))
+    say(
+        "Train on it with: [bold]TUNES_PROFILE=production tunes train ./photos --name woman "
+        f"--base {entry.branch}[/]"
+    )
+
+
+def _is_there(entry: BaseModelEntry, installation: Installation) -> bool:
+    return entry.installed(installation.settings.bases_folder) and not entry.repo_id.startswith("embedded:")
+
+
+def _bring(
+    entry: BaseModelEntry, installation: Installation, hub: HuggingFaceHub, yes: bool, token: bool
+) -> None:
+    """Say what a download is, ask, and do it."""
+    from tunes_dagster.families.pulling import plan_pull
+    from tunes_dagster.families.pulling import pull as bring
+
     plan = plan_pull(entry, installation.settings.bases_folder, hub)
     say(f"[bold]{entry.branch}[/]  {entry.repo_id} @ {plan.commit[:12]}")
     say(f"  size      {megabytes(plan.size)} in {len(plan.files)} files, to {escape(plan.target)}")
@@ -83,11 +121,9 @@ def pull(
     if entry.gated:
         given = "a token was given" if token else "no token was given (HF_TOKEN or --token)"
         say(f"  gated     the licence must be accepted on that page with your account; {given}")
-    helper = isinstance(entry, AuxiliaryEntry)
-    if not helper:
+    if not isinstance(entry, AuxiliaryEntry):
         say(f"  training  needs about {entry.memory_gb:g} GB of accelerator memory")
     if not yes:
         typer.confirm("Download it?", default=True, abort=True)
     bring(plan, hub, say=lambda line: say(escape(line)))
-    use = f"TUNES_PROFILE=production tunes train ./photos --name woman --base {entry.branch}"
-    say(f"[green]{entry.branch} is installed.[/]" + ("" if helper else f" Train on it with: [bold]{use}[/]"))
+    say(f"[green]{entry.branch} is installed.[/]")

@@ -154,6 +154,7 @@ def _helpers(settings: Settings) -> Iterator[Finding]:
             )
             continue
         yield Finding("helpers", "ok", f"The shipped {name} is there.")
+    yield from companions_found(settings)
     import cv2
 
     cascades = Path(cv2.data.haarcascades)  # type: ignore[attr-defined]
@@ -164,6 +165,26 @@ def _helpers(settings: Settings) -> Iterator[Finding]:
             "OpenCV came without its face cascades.",
             "Install opencv-python-headless 4.",
         )
+
+
+def companions_found(settings: Settings) -> Iterator[Finding]:
+    """Say of what tunes use beside their base whether it is there."""
+    from tunes_dagster.families.catalog import load_catalog
+    from tunes_dagster.service.companions import companions
+
+    try:
+        found = companions(settings, load_catalog(settings.profile))
+    except Failure as failure:
+        yield Finding("helpers", "problem", failure.message, failure.remedy)
+        return
+    for one in found:
+        if one.entry.repo_id.startswith("embedded:"):
+            continue  # said already
+        says = f"{one.entry.branch}, for {one.use}, is "
+        if one.installed:
+            yield Finding("helpers", "ok", f"{says}installed at {one.place}.")
+        else:
+            yield Finding("helpers", "note", f"{says}not installed: of a tune, {one.without}.", one.remedy)
 
 
 def _content(settings: Settings) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ def plan(
     The base is the one that was named, also under the profile `embedded`.
     """
     from tunes_dagster.core.validation import checked
+    from tunes_dagster.service.companions import missing
     from tunes_dagster.sessions.hardware import find_devices
     from tunes_dagster.training.planner import Machine
 
@@ -54,11 +55,19 @@ def plan(
         machines = {f"this machine ({device.label})": device.machine()}
         machines |= {f"GPU with {gib} GiB": Machine("cuda", float(gib), "bfloat16", True) for gib in DEVICES}
     rows = [_planned(installation, entry, options, name, machine) for name, machine in machines.items()]
+    real = installation.settings.model_copy(update={"profile": "production"})
+    lacking = missing(real, installation.catalog)
     if as_json:
-        emit_json({"base": entry.branch, "devices": rows})
+        named = [
+            {"name": one.entry.branch, "use": one.use, "without": one.without, "remedy": one.remedy}
+            for one in lacking
+        ]
+        emit_json({"base": entry.branch, "devices": rows, "missing": named})
         return
     shown = [(row["device"], _gib(row), row.get("cohort", ""), escape(row["says"])) for row in rows]
     table(["device", "GiB needed#", "tunes at a time#", f"{entry.branch}, {options.kind}"], shown)
+    for one in lacking:
+        say(f"Not installed: {one.entry.branch}, for {one.use}. {escape(one.remedy)}")
     say("[dim]GPUs are planned in bfloat16 and with bitsandbytes installed.[/]")
 
 

@@ -54,6 +54,8 @@ class Settings(BaseSettings):
         content_rules: File of rules over the words of prompts (docs/rendering.md); `shipped` is the package's own,
             empty lets every prompt through.
         face_detector: YuNet's ONNX file, which finds faces in photos; empty means the detectors that are shipped.
+        captioner: Writes captions where none came along: `profile` is the shipped one of the drawn world (`tiny`) under
+            `embedded` and `blip-base` under `production`; `none` leaves the template.
         safety_checker: Check pictures with the catalog's safety checker when it is installed.
         unmet_wishes: What becomes of a request with a wish that cannot be met here (`super_resolution` without the
             model, a negative prompt on FLUX): `warn` goes on without it and says so, `refuse` ends the request
@@ -111,6 +113,7 @@ class Settings(BaseSettings):
     max_batch_prompts: int = Field(default=64, ge=1)
     content_rules: str = "shipped"
     face_detector: str = ""
+    captioner: str = "profile"
     safety_checker: bool = True
     unmet_wishes: Literal["warn", "refuse"] = "warn"
     open_processes: int = Field(default=0, ge=0, le=64)

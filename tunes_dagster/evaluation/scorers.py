@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tunes_dagster.core.settings import Settings
     from tunes_dagster.evaluation.scoring import Scorers
+    from tunes_dagster.families.catalog import AuxiliaryEntry
 
 _BATCH = 32
 # Numbers that SFace says of a face, and the confidence from which YuNet counts one.
@@ -69,6 +70,7 @@ class ScorerEntry(Strict):
         revision: Commit on the hub.
         detector: For `sface`, the ONNX file of YuNet, which finds eyes, nose and mouth; empty does without.
         licence: Of the weights.
+        download_gb: Size of the download.
         class_words: See `TextScorer`.
     """
 
@@ -78,6 +80,7 @@ class ScorerEntry(Strict):
     revision: str | None = None
     detector: str = ""
     licence: str = ""
+    download_gb: float = 0.0
     class_words: dict[str, list[str]] = Field(default_factory=dict)
 
     def location(self, bases_folder: Path) -> Path:
@@ -88,6 +91,19 @@ class ScorerEntry(Strict):
             return weights_dir() / self.repo_id.removeprefix("embedded:")
         local = Path(self.repo_id).expanduser()
         return local if local.is_absolute() else bases_folder / self.repo_id.replace("/", "--")
+
+    def as_model(self) -> AuxiliaryEntry:
+        """Return it as what `tunes bases pull` brings."""
+        from tunes_dagster.families.catalog import AuxiliaryEntry
+
+        return AuxiliaryEntry(
+            branch=self.name,
+            family="scorer",
+            repo_id=self.repo_id,
+            revision=self.revision,
+            licence=self.licence,
+            download_gb=self.download_gb,
+        )
 
 
 class ScorerCatalog(Strict):
@@ -146,19 +162,17 @@ def load_scorer(entry: ScorerEntry, bases_folder: Path, device: str = "cpu") -> 
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
             f"The scorer {entry.name!r} is not installed.",
-            f"{_download(entry, place.name)}, or name another scorer.",
+            f"{_download(entry)}, or name another scorer.",
             f"It belongs at {place}.",
         )
     return _LOADERS[entry.kind](entry, place, device)
 
 
-def _download(entry: ScorerEntry, folder: str) -> str:
+def _download(entry: ScorerEntry) -> str:
     """Return what installs a scorer, without where this installation lies."""
     if Path(entry.repo_id).expanduser().is_absolute():
         return "Put its model where the scorer's entry says"
-    revision = f" --revision {entry.revision}" if entry.revision else ""
-    target = f'"$TUNES_HOME/bases/{folder}"'
-    return f"Run `hf download {entry.repo_id}{revision} --local-dir {target}`"
+    return f"Run `tunes bases pull {entry.name}`"
 
 
 class ClipScorer:

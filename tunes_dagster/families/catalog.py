@@ -2,7 +2,8 @@
 
 The list itself is `catalog.yaml`, which an operator reads and extends; this file reads it and answers two
 questions: which entry does a word mean, and where do its weights lie. `auxiliary.yaml` beside it lists, in the same
-form, models that no tune is made on: upscalers, video models, ControlNets, IP-Adapters, a safety checker.
+form, models that no tune is made on: upscalers, video models, ControlNets, IP-Adapters, a
+safety checker, a captioner.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tunes_dagster.families.specs import Guidance, families, spec_of
 # How the name of a single-file checkpoint ends.
 SINGLE_FILES = (".safetensors", ".ckpt", ".sft")
 # What a model is that no tune is made on.
-AUXILIARY = ("upscale", "video", "controlnet", "safety", "ipadapter")
+AUXILIARY = ("upscale", "video", "controlnet", "safety", "ipadapter", "captioner", "scorer")
 # Where `embedded:NAME` lies.
 SHIPPED = Path(__file__).parent.parent / "tiny" / "weights"
 

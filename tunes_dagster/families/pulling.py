@@ -26,6 +26,8 @@ NOTE = "tunes-base.json"
 _DISK_MARGIN = 1.05
 # Configurations, vocabularies, chat templates.
 _SMALL = re.compile(r"\.(json|txt|model|jinja)$")
+# Weights in one file or in parts; `model.fp16.safetensors` and other frameworks' repeat them.
+_MODEL = re.compile(r"^model(-\d+-of-\d+)?\.safetensors$")
 _LICENCE = re.compile(r"^(licen[cs]e|readme)[^/]*$", re.IGNORECASE)
 
 
@@ -181,6 +183,8 @@ def plan_pull(entry: BaseModelEntry, bases_folder: Path, hub: Hub) -> Pull:
     if isinstance(entry, AuxiliaryEntry) and entry.family == "ipadapter":
         files = adapter_files(listing, entry, target)
         return Pull(entry, commit, tuple(files), target, hub.page(entry.repo_id), joins=True)
+    if entry.family in ("captioner", "scorer"):
+        return Pull(entry, commit, tuple(model_files(listing)), target, hub.page(entry.repo_id))
     if entry.family in ("controlnet", "safety") and not any(
         file.path == "model_index.json" for file in listing
     ):
@@ -229,6 +233,23 @@ def single_network(listing: Sequence[RemoteFile]) -> list[RemoteFile]:
         "The repository has no network in diffusers layout with safetensors.",
         "Name another one in the operator's catalog file.",
     )
+
+
+def model_files(listing: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """Return the files that transformers reads of a repository that holds one model, with what prepares its input.
+
+    Raises:
+        Failure: `SOURCE_REFUSED` when it holds no safetensors.
+    """
+    top = [file for file in listing if "/" not in file.path]
+    weights = [file for file in top if _MODEL.match(file.path)]
+    if not weights or not any(file.path == "config.json" for file in top):
+        raise Failure(
+            FailureCode.SOURCE_REFUSED,
+            "The repository has no model of transformers with safetensors.",
+            "Name another one, or another revision, in the operator's file.",
+        )
+    return weights + [file for file in top if _SMALL.search(file.path) or _LICENCE.match(file.path)]
 
 
 def adapter_files(listing: Sequence[RemoteFile], entry: AuxiliaryEntry, target: Path) -> list[RemoteFile]:

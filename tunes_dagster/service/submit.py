@@ -22,6 +22,7 @@ from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.intake.subject import is_style
 from tunes_dagster.registry import Prompt, Registry, Tune, Use
 from tunes_dagster.registry.prompts import NewPrompt
+from tunes_dagster.service.companions import missing
 from tunes_dagster.service.continuing import check_same_base, continued
 from tunes_dagster.service.naming import Named, named_tune
 from tunes_dagster.service.quote import prices_of, prompt_price, tune_price
@@ -135,7 +136,7 @@ def submit_tune(
         status="awaiting_images" if complete.sources.empty else "queued",
         prompts=prompts,
         price=tune_price(prices, catalog, complete),
-        warnings=[*wishes.told(), *_doubts(request)],
+        warnings=[*wishes.told(), *_doubts(request), *_lacking(settings, catalog)],
         before=before,
         also=also,
     )
@@ -167,6 +168,14 @@ def _doubts(request: TuneRequest) -> list[str]:
             "one that the base knows is enough"
         )
     return said
+
+
+def _lacking(settings: Settings, catalog: Catalog) -> list[str]:
+    """Return what a tune will go without for want of a model beside its base."""
+    return [
+        f"{one.entry.branch} is not installed: {one.without}. {one.remedy}"
+        for one in missing(settings, catalog)
+    ]
 
 
 def submit_prompt(
