@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
-from tunes_dagster.core.failures import UNEXPECTED, Cancelled, Failure, FailureCode, as_failure
+from tunes_dagster.core.failures import UNEXPECTED, Cancelled, Failure, FailureCode, as_failure, where
 from tunes_dagster.pipeline.launches import ORIGIN_TAG, RUN_KEY_TAG
+from tunes_dagster.pipeline.shown import meaning
 from tunes_dagster.sessions import attempts
 from tunes_dagster.sessions.attempts import Attempt, ended_already, percent_of
 from tunes_dagster.sessions.reporting import Pulse, RunLog
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from tunes_dagster.registry import Work
     from tunes_dagster.service.installation import Installation
 
+# What a failure of these codes says is about what was asked for, and names ids.
+_OF_THE_REQUEST = (
+    FailureCode.INVALID_REQUEST,
+    FailureCode.CONFLICT,
+    FailureCode.UNKNOWN_TUNE,
+    FailureCode.UNKNOWN_BASE,
+)
 Context = dg.AssetExecutionContext | dg.OpExecutionContext
 
 
@@ -75,7 +83,7 @@ def own(
     """
     registry, label = installation.registry, ""
     if many and work.kind != "render":
-        label = registry.tunes.get(work.subject_id).title
+        label = f"tune {registry.tunes.get(work.subject_id).number}"
     log = RunLog(context.log, label, percent=partial(percent_of, registry, work))
     return attempts.own(installation, work, context.run.run_id, pulse, [log])
 
@@ -91,7 +99,7 @@ def sentences() -> Iterator[None]:
     try:
         yield
     except Failure as failure:
-        raise as_dagster_failure(failure) from failure
+        raise as_dagster_failure(failure) from None
 
 
 @contextmanager
@@ -130,9 +138,9 @@ def end_badly(context: Context, mine: Attempt, error: BaseException) -> NoReturn
     failure = close_badly(context, mine, error)
     if isinstance(failure, Cancelled):
         mark_cancelled(context)
-    if failure is None or not isinstance(error, Failure):
+    if failure is None or isinstance(error, DagsterExecutionInterruptedError | KeyboardInterrupt):
         raise error
-    raise as_dagster_failure(failure) from error
+    raise as_dagster_failure(failure, mine.work, error) from None
 
 
 def close_badly(context: Context, mine: Attempt, error: BaseException) -> Failure | None:
@@ -160,18 +168,27 @@ def meant(error: BaseException) -> Failure:
     return as_failure(error)
 
 
-def as_dagster_failure(failure: Failure) -> dg.Failure:
-    """Return what the UI shows of a failure; Dagster never retries, attempts belong to the registry."""
+def as_dagster_failure(
+    failure: Failure, work: Work | None = None, error: BaseException | None = None
+) -> dg.Failure:
+    """Return what the UI shows of a failure; Dagster never retries, attempts belong to the registry.
+
+    Its own sentence may name a person's files and texts. It stands in the row, where it can be deleted. Only whoever
+    started a run by hand is told what is wrong with what they filled in, which stands in the run's config anyway.
+    """
     metadata: dict[str, Any] = {"code": str(failure.code)}
-    if failure.remedy:
-        metadata["remedy"] = failure.remedy
-    if failure.detail:
-        metadata["detail"] = dg.MetadataValue.text(failure.detail)
-    if failure.facts:
-        metadata["facts"] = dg.MetadataValue.json(failure.facts)
-    return dg.Failure(
-        description=f"{failure.message} {failure.remedy}".strip(), metadata=metadata, allow_retries=False
-    )
+    if work is not None:
+        asks = "tunes prompts" if work.kind == "render" else "tunes status"
+        metadata["what to do"] = f"`{asks} {work.subject_id}` says what is wrong and what helps."
+    if error is not None and not isinstance(error, Failure):
+        metadata["where"] = dg.MetadataValue.text(where(error))
+    numbers = {name: value for name, value in failure.facts.items() if isinstance(value, int | float)}
+    if numbers:
+        metadata["facts"] = dg.MetadataValue.json(numbers)
+    said = f"{meaning(failure.code)} [{failure.code}]"
+    if failure.code in _OF_THE_REQUEST and (work is None or work.origin == "ui"):
+        said = f"{failure.message} {failure.remedy}".strip()
+    return dg.Failure(description=said, metadata=metadata, allow_retries=False)
 
 
 def cancelled_by_person(context: Context) -> bool:

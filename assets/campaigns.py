@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 PLAN_COLUMNS = {
     "line": "int",
     "tune": "string",
-    "text": "string",
     "seed": "int",
     "size": "string",
     "pictures": "int",
     "there already": "bool",
 }
 PROBLEM_COLUMNS = {"file": "string", "line": "int", "level": "string", "what": "string", "remedy": "string"}
-FAILURE_COLUMNS = {"line": "int", "tune": "string", "prompt": "string", "reason": "string"}
+FAILURE_COLUMNS = {"line": "int"}
 
 
 class PlanConfig(dg.Config):
@@ -179,8 +178,6 @@ def plan_results(
     context: dg.AssetExecutionContext, config: PlanConfig, keeper: Any, name: str
 ) -> Iterator[Any]:
     """Plan one date; a refused plan shows which check refused it, and queues nothing."""
-    from tunes_dagster.campaigns.problems import Problem
-
     plan_key, _ = campaigns_keys(name)
     with sentences():
         campaign = keeper.registry.campaigns.get(name)
@@ -193,18 +190,17 @@ def plan_results(
             asset_key=plan_key,
             check_name="file_is_valid",
             passed=not broken,
-            description="; ".join(str(Problem(**one)) for one in problems[:10]) or "No mistakes.",
-            metadata={"problems": problems_table(problems)} if problems else {},
+            description=f"{len(problems)} mistakes; `tunes campaign show {name}` names them."
+            if problems
+            else "No mistakes.",
         )
         if not broken:
             yield dg.AssetCheckResult(
-                asset_key=plan_key, check_name="cost_within_cap", passed=False, description=failure.message
+                asset_key=plan_key, check_name="cost_within_cap", passed=False, description=_refused(failure)
             )
-        raise as_dagster_failure(failure) from failure
-    for warning in drawn.problems:
-        context.log.warning(str(warning))
-    if row.message:
-        context.log.info(row.message)
+        raise as_dagster_failure(failure) from None
+    if drawn.problems or row.message:
+        context.log.info(f"`tunes campaign show {name}` says what is to be known of this date.")
     yield dg.MaterializeResult(
         asset_key=plan_key,
         metadata=_plan_metadata(row, drawn, keeper.store),
@@ -212,13 +208,16 @@ def plan_results(
     )
 
 
+def _refused(failure: Failure) -> str:
+    return f"The plan was refused: {failure.code}."
+
+
 def _plan_metadata(row: Any, drawn: Any, store: Any) -> dict[str, Any]:
     estimate = drawn.estimate
     shown = [
         {
             "line": one.line,
-            "tune": drawn.tunes[one.tune_id].title if one.tune_id else "",
-            "text": one.request.text,
+            "tune": one.tune_id or "",
             "seed": one.request.settings.seed,
             "pictures": one.request.settings.num_images,
             "size": f"{one.request.settings.width}×{one.request.settings.height}",
@@ -238,12 +237,12 @@ def _plan_metadata(row: Any, drawn: Any, store: Any) -> dict[str, Any]:
         else "none",
         "time of the new ones": estimate.duration,
         "time from": "; ".join(estimate.sources) or "nothing new",
-        "waits for": ", ".join(f"{title} ({status})" for title, status in drawn.waits.items()) or "nothing",
-        "tunes": dg.MetadataValue.json({tune.id: tune.title for tune in drawn.tunes.values()}),
+        "waits for tunes": len(drawn.waits),
+        "tunes": dg.MetadataValue.json(sorted(tune.id for tune in drawn.tunes.values())),
         "plan": table(shown, PLAN_COLUMNS),
     }
     if drawn.problems:
-        facts["warnings"] = problems_table([one.as_dict() for one in drawn.problems])
+        facts["warnings"] = len(drawn.problems)
     return {**facts, **files(store, {"plan": row.plan_key})}
 
 
@@ -262,9 +261,7 @@ def _plan_checks(plan_key: dg.AssetKey, row: Any, drawn: Any) -> list[dg.AssetCh
             passed=not left,
             check_name="every_tune_is_usable",
             severity=dg.AssetCheckSeverity.WARN,
-            description=f"{len(drawn.left_out)} prompts were left out: {' '.join(left)}"
-            if left
-            else "All are.",
+            description=f"{len(drawn.left_out)} prompts were left out." if left else "All are.",
         ),
     ]
 
@@ -315,7 +312,7 @@ def report_result(
     said = f"{counts.failed} prompts failed, {counts.open} are still open."
     return dg.MaterializeResult(
         metadata={
-            "contact sheet": picture(report.sheet, "campaign", store.url(report.sheet_key)),
+            "contact sheet": picture(store, report.sheet_key, "campaign"),
             "pictures": counts.pictures,
             "prompts": counts.prompts,
             "done": counts.done,

@@ -76,7 +76,7 @@ def train_cohort_members(
             fresh = [recruited(context, work, installation, pulse) for work in works]
             trainees.extend(fresh)
             if fresh:
-                names = ", ".join(trainee.tune.title for trainee in fresh)
+                names = ", ".join(f"tune {trainee.tune.number}" for trainee in fresh)
                 context.log.info(f"Cohort {cohort_id}: {names} {said}.")
             return fresh
 
@@ -149,7 +149,7 @@ def conclude(
     Raises:
         dg.Failure: Naming what failed.
     """
-    bad = [(t.tune.id, t.tune.title, t.failure) for t in trainees if t.failure is not None]
+    bad = [(t.tune.id, f"tune {t.tune.number}", t.failure) for t in trainees if t.failure is not None]
     bad = [one for one in bad if not isinstance(one[2], Cancelled)]
     bad += [(tune_id, tune_id, failure) for tune_id, failure in (refused or {}).items()]
     if not bad:
@@ -159,12 +159,12 @@ def conclude(
     first = bad[0][2]
     if len(trainees) == 1 and not refused:
         raise as_dagster_failure(first)
-    said = "; ".join(f"{called}: {failure.message}" for _, called, failure in bad)
+    said = "; ".join(f"{called}: {failure.code}" for _, called, failure in bad)
     raise as_dagster_failure(
         Failure(
             first.code,
             f"{len(bad)} of {len(trainees) + len(refused or {})} tunes failed: {said}",
             first.remedy,
-            facts={tune_id: str(failure) for tune_id, _, failure in bad},
+            facts={tune_id: str(failure.code) for tune_id, _, failure in bad},
         )
     )

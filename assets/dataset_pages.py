@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from tunes_dagster.assets.display import MAX_SHOWN, files, load_pictures, save_sheet, table
+from tunes_dagster.assets.display import MAX_SHOWN, document, files, load_pictures, save_sheet, table
 from tunes_dagster.assets.names import CAPTIONS, SOURCE_IMAGES, TRAINING_SET, check_spec
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.pipeline.partitions import tunes
@@ -19,18 +19,6 @@ if TYPE_CHECKING:
     from tunes_dagster.intake.training_set import TrainingSet
     from tunes_dagster.registry import Tune
 
-MANIFEST_COLUMNS = {
-    "picture": "string",
-    "verdict": "string",
-    "reason": "string",
-    "remedy": "string",
-    "size": "string",
-    "faces": "int",
-    "sharpness": "string",
-    "caption": "string",
-    "hash": "string",
-}
-CAPTION_COLUMNS = {"name": "string", "caption": "string", "source": "string"}
 
 ENOUGH_PICTURES = check_spec(
     "enough_pictures",
@@ -73,17 +61,20 @@ def described_manifest(
         )
         metadata["pictures"] = save_sheet(store, f"tunes/{tune.id}/source/sheet.png", sheet, "source images")
     metadata |= {"usable": usable, **counts}
-    metadata["manifest"] = table(manifest.records(), MANIFEST_COLUMNS)
-    if manifest.notes or manifest.ignored:
-        ignored = [f"ignored: {name}" for name in manifest.ignored[:20]]
-        metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {n}" for n in [*manifest.notes, *ignored]))
+    found = Counter(str(row.findings[0]) for row in manifest.rows if row.findings)
+    metadata["found"] = table(
+        [{"finding": finding, "pictures": number} for finding, number in found.most_common()],
+        {"finding": "string", "pictures": "int"},
+    )
+    metadata |= {"notes": len(manifest.notes), "ignored files": len(manifest.ignored)}
+    metadata["manifest"] = document(store, manifest.key)
     metadata |= files(store, {"manifest": manifest.key})
     answer = dg.AssetCheckResult(
         passed=failure is None,
         check_name=ENOUGH_PICTURES.name,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=failure.message if failure else f"{usable} pictures can be used.",
-        metadata={"usable": usable, **({"remedy": failure.remedy} if failure else {})},
+        description=f"{usable} of {len(manifest.rows)} pictures can be used.",
+        metadata={"usable": usable, **({"code": str(failure.code)} if failure else {})},
     )
     return dg.MaterializeResult(metadata=metadata, check_results=[answer])
 
@@ -110,7 +101,7 @@ def described_training_set(store: Store, tune: Tune, built: TrainingSet) -> dg.M
         passed=not found,
         check_name=NO_LEAKAGE.name,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(found) or f"Nothing is in both parts ({counts}).",
+        description=f"{len(found)} are in both parts." if found else f"Nothing is in both parts ({counts}).",
     )
     return dg.MaterializeResult(
         metadata={
@@ -128,25 +119,24 @@ def described_training_set(store: Store, tune: Tune, built: TrainingSet) -> dg.M
 
 def described_captions(store: Store, tune: Tune, written: CaptionTable) -> dg.MaterializeResult:
     """Return the materialization of the captions: the table, where each came from, and the check."""
-    rows = [row.model_dump() for row in written.rows]
     sources = Counter(row.source for row in written.rows)
     lacking = [
         row.name
         for row in written.rows
         if tune.token not in row.caption or tune.class_name.lower() not in row.caption.lower()
     ]
-    subject = f"'{tune.token}' and '{tune.class_name}'"
     answer = dg.AssetCheckResult(
         passed=not lacking,
         check_name=TOKEN_AND_CLASS.name,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"Without {subject}: {', '.join(lacking)}"
+        description=f"{len(lacking)} of {len(written.rows)} captions lack the trigger word or the class name."
         if lacking
-        else f"All {len(rows)} captions hold {subject}.",
+        else f"All {len(written.rows)} captions hold the trigger word and the class name.",
     )
     return dg.MaterializeResult(
         metadata={
-            "captions": table(rows, CAPTION_COLUMNS),
+            "captions": len(written.rows),
+            "table": document(store, written.key),
             **{f"from {source}": number for source, number in sources.most_common()},
             "version": written.version,
             "file to edit": dg.MetadataValue.path(store.url(written.key)),

@@ -1,6 +1,7 @@
-"""What people see of an asset in the UI: thumbnails of a few KB, tables, curves, sizes and paths.
+"""What people see of an asset in the UI: pictures by their addresses, tables of ids and numbers, curves, sizes, paths.
 
-Full pictures stay in the store; metadata carries their path. Dagster keeps every value in its event log.
+Dagster keeps every value in its event log and cannot delete those of a single partition. So no picture, name, caption
+or text of a person goes there: an address shows it to operators while it exists, and nothing afterwards.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ MAX_TABLE_ROWS = 100
 MAX_SHOWN = 60
 
 
-def picture(image: Image, alt: str, link: str = "") -> dg.MetadataValue:
-    """Return a thumbnail as markdown, with the path of the full picture below."""
-    from tunes_dagster.rendering.sheets import picture_markdown
+def picture(store: Store, key: str, alt: str) -> dg.MetadataValue:
+    """Return a picture of the store as markdown: the UI loads it from its address."""
+    return dg.MetadataValue.md(f"[![{alt}]({store.address(key)})]({store.address(key)})")
 
-    return dg.MetadataValue.md(picture_markdown(image, alt, max_side=760, link=link))
+
+def document(store: Store, key: str) -> dg.MetadataValue:
+    """Return the address of a file that people read."""
+    address = store.address(key)
+    return dg.MetadataValue.url(address) if "://" in address else dg.MetadataValue.path(address)
 
 
 def save_sheet(store: Store, key: str, sheet: Image, alt: str) -> dg.MetadataValue:
-    """Write a sheet into the store and return its thumbnail with the path."""
+    """Write a sheet into the store and show it."""
     from tunes_dagster.rendering.sheets import png_bytes
 
     store.write_bytes(key, png_bytes(sheet))
-    return picture(sheet, alt, link=store.url(key))
+    return picture(store, key, alt)
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> dg.MetadataValue:

@@ -28,7 +28,6 @@ SCORE_COLUMNS = {
     "right scene": "string",
     "variety": "string",
     "copies": "string",
-    "nearest picture": "string",
     "score": "string",
 }
 
@@ -38,22 +37,17 @@ def described(done: Evaluated, tune: Tune, store: Store) -> dg.MaterializeResult
     from tunes_dagster.evaluation.showing import score_rows
 
     card, shown = done.card, done.shown
-    verdicts = "\n".join(
-        f"- **{one.code.replace('_', ' ')}** ({one.tone}): {one.sentence} {one.remedy}".rstrip()
-        for one in card.verdicts
-    )
     metadata: dict[str, Any] = {
-        "verdict": card.line,
-        "published": card.why,
-        "verdicts": dg.MetadataValue.md(verdicts or f"- not scored: {card.failure}"),
+        "verdict": card.verdict,
+        "verdicts": ", ".join(str(one.code) for one in card.verdicts) or "not scored",
         "scores": table(score_rows(card), SCORE_COLUMNS),
     }
     if shown.sheet is not None:
-        metadata["before and after"] = picture(shown.sheet, "before and after", store.url(shown.sheet_key))
+        metadata["before and after"] = picture(store, shown.sheet_key, "before and after")
     if shown.curve is not None:
-        metadata["over the checkpoints"] = picture(shown.curve, "scores", store.url(shown.curve_key))
+        metadata["over the checkpoints"] = picture(store, shown.curve_key, "scores")
     if card.unmeasured:
-        metadata["not measured"] = dg.MetadataValue.md("\n".join(f"- {one}" for one in card.unmeasured))
+        metadata["not measured"] = len(card.unmeasured)
     if card.chosen is not None:
         metadata |= {"likeness": card.chosen.likeness, "published step": card.chosen_step}
     metadata |= {
@@ -77,7 +71,7 @@ def above_base(card: Card) -> dg.AssetCheckResult:
     chosen, base = card.chosen, card.base
     measured = chosen is not None and base is not None
     above = measured and chosen.likeness > base.likeness  # type: ignore[union-attr]
-    said = card.line if measured else f"Not measured: {card.failure}"
+    said = f"{chosen.likeness:.3f}, the base {base.likeness:.3f}." if measured else "Not measured."  # type: ignore[union-attr]
     return dg.AssetCheckResult(
         passed=bool(above),
         check_name=ABOVE_BASE.name,

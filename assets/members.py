@@ -65,7 +65,7 @@ def say_who_is_left(context: Context, cohort_id: str, claimed: Claimed, registry
         Failure: `CONFLICT` when a re-execution has nobody to train: it would read as if it had.
     """
     said = [f"{_named(registry, one)} {why}" for one, why in claimed.left.items()]
-    said += [f"{_named(registry, one)}: {why}" for one, why in claimed.refused.items()]
+    said += [f"{_named(registry, one)}: {why.code}" for one, why in claimed.refused.items()]
     for line in said:
         context.log.info(line)
     if claimed.works:

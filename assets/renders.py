@@ -154,8 +154,8 @@ def nothing_left(
     writer: PromptWriter, why: str = "An attempt before this one rendered everything."
 ) -> dg.MaterializeResult:
     """Return the materialization of an attempt that rendered nothing."""
-    refused = {p: str(result.failure) for p, result in writer.results.items()}
-    said = "; ".join(refused.values()) or why
+    refused = {p: result.failure.code for p, result in writer.results.items() if result.failure}
+    said = "; ".join(f"{p}: {code}" for p, code in refused.items()) or why
     return dg.MaterializeResult(
         metadata={"pictures": 0, "result": said},
         check_results=[
@@ -181,14 +181,13 @@ def described(done: Rendered, registry: Registry, store: Store) -> dg.Materializ
         footer=done.batch.id,
     )
     used = {LoraUse(*use).id for job in done.jobs for use in (*job.loras, *job.faces)}
-    tunes = {tune_id: registry.tunes.get(tune_id).title for tune_id in sorted(used) if tune_id}
     sizes = {f"{image.rendered_at[0]}×{image.rendered_at[1]}" for image in images}
     return dg.MaterializeResult(
         metadata={
-            "contact sheet": picture(report.sheet, "renders", store.url(report.sheet_key)),
-            "prompts": table(prompt_rows(done, tunes), PROMPT_COLUMNS),
+            "contact sheet": picture(store, report.sheet_key, "renders"),
+            "prompts": table(prompt_rows(done), PROMPT_COLUMNS),
             "pictures": len(images),
-            "tunes": dg.MetadataValue.json(tunes),
+            "tunes": dg.MetadataValue.json(sorted(one for one in used if one)),
             "base": done.batch.branch,
             "rendered at": ", ".join(sorted(sizes)),
             **device_facts(done.device),
@@ -200,15 +199,15 @@ def described(done: Rendered, registry: Registry, store: Store) -> dg.Materializ
     )
 
 
-def prompt_rows(done: Rendered, tunes: dict[str, str]) -> list[dict[str, Any]]:
-    """Return one row per prompt for people."""
+def prompt_rows(done: Rendered) -> list[dict[str, Any]]:
+    """Return one row per prompt: ids and numbers."""
     return [
         {
-            "prompt": done.prompts[p].text,
-            "tune": tunes.get(done.prompts[p].tune_id or "", ""),
+            "prompt": p,
+            "tune": done.prompts[p].tune_id or "",
             "seed": done.prompts[p].settings.get("seed"),
             "pictures": len(result.images),
-            "result": result.failure.message if result.failure else "; ".join(result.warnings) or "done",
+            "result": str(result.failure.code) if result.failure else "done",
             "first file": result.images[0].key.rpartition("/")[2] if result.images else "",
         }
         for p, result in done.results.items()
@@ -234,7 +233,7 @@ def checks(done: Rendered) -> list[dg.AssetCheckResult]:
             passed=not blank,
             check_name=NOT_BLANK.name,
             severity=warn,
-            description="; ".join(blank) or "All show something.",
+            description=f"{len(blank)} pictures are flat." if blank else "All show something.",
         ),
         dg.AssetCheckResult(
             passed=not broken,

@@ -124,7 +124,7 @@ def change_request(mine: Attempt, tune: Tune, changes: dict[str, Any], installat
     if entry.branch != tune.branch:
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The base of {tune.title!r} is {tune.branch}; it cannot become {entry.branch}.",
+            f"The base of tune {tune.number} is {tune.branch}; it cannot become {entry.branch}.",
             "Start a new tune with the other base.",
         )
     wishes = Wishes(settings.unmet_wishes)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from tunes_dagster.assets.attempt import Context
-from tunes_dagster.assets.display import device_facts, files, load_pictures, picture, save_sheet, sparkline
+from tunes_dagster.assets.display import device_facts, files, picture, save_sheet, sparkline
 from tunes_dagster.assets.journal import log_materialized
 from tunes_dagster.assets.names import LORA, check_spec
 from tunes_dagster.core.recipe import UNTRAINED
@@ -73,8 +74,7 @@ def pictures(tune: Tune, result: TuneResult, store: Store) -> dict[str, Any]:
 
     shown: dict[str, Any] = {}
     if result.samples_key:
-        (sheet,) = load_pictures(store, [result.samples_key], max_side=1200)
-        shown["samples over training"] = picture(sheet, "samples", store.url(result.samples_key))
+        shown["samples over training"] = picture(store, result.samples_key, "samples")
     if result.loss_curve:
         steps, losses = zip(*result.loss_curve, strict=True)
         figure = loss_figure(steps, losses, title=f"Loss of {tune.title}")
@@ -97,15 +97,20 @@ def facts(tune: Tune, result: TuneResult, store: Store, device: Device | None) -
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
         **({"stopped early": True} if result.stopped else {}),
-        "trigger": f"{tune.token} {tune.class_name}",
         "base": tune.branch,
         **device_facts(device),
         **files(store, keys),
         "checkpoints": len(result.checkpoints),
-        "recipe": dg.MetadataValue.json({k: v for k, v in result.recipe.items() if k != "pictures"}),
+        "options": dg.MetadataValue.json(plain_options(result.recipe)),
         "recipe hash": result.recipe_hash,
         **{name.replace("_", " "): v for name, v in result.figures.items() if not name.endswith("bytes")},
     }
+
+
+def plain_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a training that are numbers and choices; what people wrote stays in the recipe's file."""
+    options = recipe.get("training") or {}
+    return {name: value for name, value in options.items() if isinstance(value, int | float | bool)}
 
 
 def embedded_facts(trained: Trained, store: Store) -> dict[str, Any]:
@@ -115,16 +120,16 @@ def embedded_facts(trained: Trained, store: Store) -> dict[str, Any]:
 
     tune, result = trained.tune, trained.result
     shown = [Cell(load_picture(store, one)) for one in trained.looked_at]
+    key = f"{result.weights_key.rpartition('/')[0]}/looked_at.png"
     return {
-        "looked at": picture(contact_sheet(in_rows(shown)), "what was looked at"),
+        "looked at": save_sheet(store, key, contact_sheet(in_rows(shown)), "what was looked at"),
         "pictures looked at": len(shown),
         "faces": bool(result.figures["faces"]),
         "ip adapter": result.figures["ip_adapter"],
         "seconds": round(result.seconds, 1),
-        "class": tune.class_name,
         "base": tune.branch,
         **files(store, {"embeddings": result.weights_key, "model card": result.card_key}),
-        "recipe": dg.MetadataValue.json({k: v for k, v in result.recipe.items() if k != "pictures"}),
+        "options": dg.MetadataValue.json(plain_options(result.recipe)),
         "recipe hash": result.recipe_hash,
     }
 

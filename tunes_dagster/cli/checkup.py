@@ -318,6 +318,16 @@ def _drop_folder(settings: Settings) -> Iterator[Finding]:
     if Path(folder).is_dir():
         waiting = sum(1 for entry in Path(folder).iterdir() if entry.is_dir())
         yield Finding("drop folder", "ok", f"{folder} holds {waiting} folders.")
+        from tunes_dagster.registry import open_registry
+
+        drops = open_registry(settings).drops.rows().values()
+        for drop in (drop for drop in drops if drop.state == "invalid"):
+            yield Finding(
+                "drop folder",
+                "note",
+                f"{drop.path} is not used: {drop.message}",
+                "Correct it there, or take it away.",
+            )
     else:
         yield Finding("drop folder", "note", f"{folder} does not exist yet.", "`tunes dev` makes it.")
 

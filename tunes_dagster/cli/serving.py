@@ -71,6 +71,8 @@ def _commands(installation: Installation, host: str, port: int, api_port: int) -
     os.chdir(settings.resolved_home)  # nothing is written beside where somebody happened to stand
     beside = [_server(host, api_port)] if api_port else []
     # Where nothing else tells the server that this one was killed.
+    if api_port:
+        os.environ.setdefault("TUNES_OPERATOR_URL", address_of(host, api_port))
     os.environ["TUNES_SERVE_WITH"] = str(os.getpid())
     # What libraries have to say of each other reaches the code server's terminal otherwise, `-W` or not.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import PurePath
 from typing import Any
 
 
@@ -128,6 +129,13 @@ def refusal(
     """
     reasons = "; ".join(map(str, problems))
     return Failure(FailureCode.INVALID_REQUEST, f"{said}: {reasons}.", remedy, problems=tuple(problems))
+
+
+def where(error: BaseException) -> str:
+    """Return kind and place of an exception, without its message, which may quote what a person wrote."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = [f"{PurePath(one.filename).name}:{one.lineno} in {one.name}" for one in frames[-8:]]
+    return f"{type(error).__name__} at {' > '.join(at) or 'an unknown place'}"
 
 
 def detail_of(error: BaseException, *more: object) -> str:

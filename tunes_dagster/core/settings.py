@@ -39,6 +39,7 @@ class Settings(BaseSettings):
         registry_url: SQLAlchemy URL; empty means `sqlite:///{home}/registry.db`.
         store_url: Folder or fsspec URL (`s3://bucket/prefix`); empty means `{home}/store`.
         store_options: Keyword options of the store's filesystem (`{"endpoint_url": …}`) as JSON.
+        operator_url: Where operators reach the HTTP server; Dagster's UI loads its pictures from there.
         drop_folder: Folder or S3 prefix that the `new_datasets` sensor watches; empty means `{home}/inbox`.
         drop_settle_seconds: A dropped folder without `tune.yaml` is complete after this long without change.
         profile: `embedded` maps every base onto the shipped tiny ones; `production` loads real ones.
@@ -100,6 +101,7 @@ class Settings(BaseSettings):
     registry_url: str = ""
     store_url: str = ""
     store_options: dict = Field(default_factory=dict)
+    operator_url: str = "http://127.0.0.1:8000"
     drop_folder: str = ""
     drop_settle_seconds: float = 30.0
     profile: Literal["embedded", "production"] = "embedded"

@@ -132,6 +132,7 @@ class Store:
     def __init__(self, root: str | Path | UPath, options: dict[str, Any] | None = None) -> None:
         self.root = UPath(root, **(options or {}))
         self._name: Callable[[str], None] | None = None
+        self._address: Callable[[str], str] | None = None
         self.is_local = self.root.protocol in ("", "file", "local")
         if self.is_local:
             self.root = UPath(Path(str(self.root)).expanduser().resolve())
@@ -146,6 +147,16 @@ class Store:
         view = copy.copy(self)
         view._name = name
         return view
+
+    def addressed(self, address: Callable[[str], str]) -> Store:
+        """Return the same store for somebody who shows files by addresses of the server."""
+        view = copy.copy(self)
+        view._address = address
+        return view
+
+    def address(self, key: str) -> str:
+        """Return where an operator sees a file while it exists; its path where no server is known."""
+        return self.url(key) if self._address is None else self._address(check_key(key))
 
     def need(self, key: str) -> None:
         """Write down that a file is needed, before it is looked for; see `naming`."""

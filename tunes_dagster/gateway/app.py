@@ -18,7 +18,7 @@ from starlette.routing import Host, Match
 from tunes_dagster import __version__
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings
-from tunes_dagster.gateway import files
+from tunes_dagster.gateway import files, operator
 from tunes_dagster.gateway.dialect import Dialect
 from tunes_dagster.gateway.metrics import Meters
 from tunes_dagster.gateway.middleware import Manners
@@ -85,6 +85,7 @@ def create_app(
     app.state.service = opened
     mounted: list[tuple[Dialect, str]] = []
     app.include_router(files.router)
+    app.include_router(operator.router)
     for name, place in chosen.mounts.items():
         dialect = load_dialect(name)
         if dialect.start is not None:

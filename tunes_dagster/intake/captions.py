@@ -328,10 +328,7 @@ def _without_subject(
         return list(texts)
     kept, left_out = what_varies(texts, class_name, [item.picture for item in items])
     if left_out:
-        more = " …" if len(left_out) > _NAMED else ""
-        report.note(
-            f"Left out of the captions, so that the token learns it: {', '.join(left_out[:_NAMED])}{more}."
-        )
+        report.note(f"{len(left_out)} things were left out of the captions, so that the token learns them.")
     return kept
 
 

@@ -230,8 +230,6 @@ def collect_sources(
     manifest = _judged(tune_id, request, plan, records, detector.name)
     manifest.save(store)
     counts = manifest.counts()
-    for note in manifest.notes[:_NOTES]:
-        report.note(note)
     report.note(
         f"{len(manifest.rows)} pictures: {counts['accepted']} accepted, {counts['warned']} with a warning, "
         f"{counts['rejected']} rejected."

@@ -191,7 +191,7 @@ def _tell(
 ) -> None:
     """Say what was made of the options that depend on what came in."""
     if options.one_picture and len(rows) == 1:
-        report.note(f"A one-picture tune: {rows[0].name} is trained on in {len(items)} variations of itself.")
+        report.note(f"A one-picture tune: its picture is trained on in {len(items)} variations of itself.")
     elif options.one_picture:
         report.finding(
             f"one_picture was asked for, but {len(rows)} pictures came in; each is trained on as it is."

@@ -71,8 +71,8 @@ def _patiently(
     return look()
 
 
-def take_in_drops(installation: Installation) -> str:
-    """Submit what is complete in the drop folder and remember what was seen; returns a sentence."""
+def take_in_drops(installation: Installation) -> list[tuple[str, str]]:
+    """Submit what is complete in the drop folder and remember what was seen; returns tune and words of each."""
     from tunes_dagster.intake.drop import scan_drop_folder
     from tunes_dagster.service.submit import submit_tune
 
@@ -84,14 +84,14 @@ def take_in_drops(installation: Installation) -> str:
         settings.drop_settle_seconds,
         settings.store_options,
     )
-    said = []
+    said: list[tuple[str, str]] = []
     for drop in found:
         if drop.request is None or drop.state != "complete":
             if drop.state == "invalid":
                 registry.drops.record(
                     drop.path, fingerprint=drop.fingerprint, state="invalid", message=drop.message
                 )
-            said.append(f"{drop.name}: {drop.message}")
+            said.append(("", f"{drop.name}: {drop.message}"))
             continue
         # The id follows from the content, so that a tick that died half-way does not submit it twice.
         tune_id = f"tune_{hashlib.sha256(f'{drop.path} {drop.fingerprint}'.encode()).hexdigest()[:20]}"
@@ -112,11 +112,11 @@ def take_in_drops(installation: Installation) -> str:
             registry.drops.record(
                 drop.path, fingerprint=drop.fingerprint, state="invalid", message=str(failure)
             )
-            said.append(f"{drop.name}: {failure}")
+            said.append(("", f"{drop.name}: {failure}"))
             continue
         registry.drops.record(drop.path, fingerprint=drop.fingerprint, state="taken", tune_id=tune_id)
-        said.append(f"{drop.name}: taken in as {tune_id}.")
-    return " ".join(said) or "Nothing new."
+        said.append((tune_id, f"{drop.name}: taken in as {tune_id}."))
+    return said
 
 
 @dg.sensor(
@@ -195,7 +195,12 @@ def queued_prompts(
 )
 def new_datasets(installation: InstallationResource) -> dg.SkipReason:
     """Drop folder → tunes."""
-    return dg.SkipReason(take_in_drops(installation.open(works=False)))
+    seen = take_in_drops(installation.open(works=False))
+    taken = [tune_id for tune_id, _said in seen if tune_id]
+    left = len(seen) - len(taken)
+    said = [f"Taken in: {', '.join(taken)}."] if taken else []
+    said += [f"{left} cannot be used or are not complete: `tunes doctor` names them."] if left else []
+    return dg.SkipReason(" ".join(said) or "Nothing new.")
 
 
 @dg.sensor(

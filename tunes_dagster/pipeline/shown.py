@@ -41,6 +41,12 @@ _MEANT = {
     FailureCode.INTERNAL: "Something went wrong on our side.",
 }
 
+
+def meaning(code: FailureCode) -> str:
+    """Return what a code means, in a sentence without anybody's words."""
+    return _MEANT.get(code, "It failed.")
+
+
 _BATCHES = {"batch": "string", "state": "string", "prompts": "int", "pictures": "int", "seconds": "float"}
 
 

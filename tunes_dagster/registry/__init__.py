@@ -39,6 +39,7 @@ from tunes_dagster.registry.prompts import Prompts
 from tunes_dagster.registry.restoring import Restoring
 from tunes_dagster.registry.retention import Retention
 from tunes_dagster.registry.retrying import ASKED_SECONDS
+from tunes_dagster.registry.secrets import Secrets
 from tunes_dagster.registry.tables import (
     Account,
     Batch,
@@ -85,6 +86,7 @@ class Registry(Database):
         retention: What expires.
         blobs: Which shared files of the store are needed, and by whom.
         deletions: What is being deleted, and what was.
+        secrets: What only this installation knows.
         figures: What is measured of the whole.
         audit: What is wrong in the rows.
         mending: What sets it right.
@@ -112,6 +114,7 @@ class Registry(Database):
         self.retention = Retention(self)
         self.blobs = Blobs(self)
         self.deletions = Deletions(self)
+        self.secrets = Secrets(self)
         self.figures = Measured(self)
         self.audit = Audit(self)
         self.mending = Mending(self)

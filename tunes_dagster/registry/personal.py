@@ -33,10 +33,12 @@ from tunes_dagster.registry.tables import (
     Delivery,
     DeviceRun,
     DeviceRunLine,
+    DeviceSession,
     Drop,
     Event,
     Prompt,
     Restore,
+    Secret,
     Table,
     Tune,
     Work,
@@ -157,6 +159,7 @@ WORDS: dict[type[Table], dict[str, Any]] = {
 
 _OF_THE_ACCOUNT = "its account's, and not a subject's"
 # Columns of text that hold nothing of a subject: ids and closed lists of ours where no reason is given.
+# A new column of ids, numbers or a closed list goes here with "".
 PLAIN: dict[type[Table], dict[str, str]] = {
     Account: dict.fromkeys(
         ("id", "name", "callback_secret", "callback_secret_old", "callback_unknown", "expiry_callback_url"),
@@ -211,6 +214,7 @@ PLAIN: dict[type[Table], dict[str, str]] = {
         "facts": "ids, numbers and addresses",
     },
     DeviceRunLine: dict.fromkeys(("device_run_id",), ""),
+    DeviceSession: dict.fromkeys(("id", "host", "device", "run_id"), ""),
     Drop: {
         **dict.fromkeys(("fingerprint", "state", "tune_id"), ""),
         "path": "of a folder that its owner put there and has to take away",
@@ -240,6 +244,7 @@ PLAIN: dict[type[Table], dict[str, str]] = {
         "",
     ),
     PromptTune: dict.fromkeys(("prompt_id", "tune_id", "kind"), ""),
+    Secret: dict.fromkeys(("name", "value"), "ours"),
     Reservation: dict.fromkeys(("subject_id", "account_id", "month", "state"), ""),
     Restore: {"id": ""},
     Tune: dict.fromkeys(

@@ -434,6 +434,15 @@ class Restore(Table):
     taken_at: Mapped[datetime | None]
 
 
+class Secret(Table):
+    """A value that only this installation knows, such as what signs the addresses for operators."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    value: Mapped[str]
+
+
 class Drop(Table):
     """What the drop folder's sensor has seen of one dropped dataset."""
 

@@ -406,7 +406,7 @@ class _Batch:
         progress = self.progress[job]
         for one in range(progress.expected) if number is None else [number]:
             progress.failures[one] = failure
-        self.report.note(f"Prompt {self.jobs[job].prompt_id} failed: {failure}")
+        self.report.note(f"Prompt {self.jobs[job].prompt_id} failed: {failure.code}.")
 
     def _result(self, index: int) -> RenderResult:
         progress = self.progress[index]

@@ -65,7 +65,20 @@ class Installation:
         """The files."""
         from tunes_dagster.core.store import Store
 
-        return Store(self.settings.resolved_store_url, self.settings.store_options)
+        store = Store(self.settings.resolved_store_url, self.settings.store_options)
+        return store.addressed(self.address)
+
+    def address(self, key: str) -> str:
+        """Return where an operator sees a file of the store while it exists; see `addresses.py`."""
+        from tunes_dagster.service.addresses import operator_path
+
+        return f"{self.settings.operator_url.rstrip('/')}{operator_path(self._operator_secret, key)}"
+
+    @cached_property
+    def _operator_secret(self) -> bytes:
+        from tunes_dagster.service.addresses import NAME
+
+        return self.registry.secrets.get(NAME)
 
     def store_of(self, tune_id: str) -> Store:
         """Return the store for work on a tune: what it needs of shared files is written down before it is written.

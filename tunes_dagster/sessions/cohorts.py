@@ -7,14 +7,13 @@ others alone.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, as_failure, detail_of
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, as_failure, detail_of, where
 from tunes_dagster.core.progress import Keeping, Phase, Reporter, Tee
 from tunes_dagster.core.recipe import UNTRAINED, TrainingOptions, TuneRequest
 from tunes_dagster.core.validation import checked
@@ -72,7 +71,7 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
     except FileNotFoundError as error:
         raise Failure(
             FailureCode.CONFLICT,
-            f"The dataset of {tune.title!r} is not prepared.",
+            f"The dataset of tune {tune.number} is not prepared.",
             "Materialize source_images, training_set and captions of this tune first.",
             detail_of(error),
         ) from error
@@ -261,10 +260,10 @@ def _alone(place: Place, trainee: Trainee) -> Iterator[None]:
     except Exception as error:
         trainee.failure = place.close(trainee.mine, error) or as_failure(error)
         if isinstance(trainee.failure, Cancelled):
-            place.log.info(f"{trainee.tune.title}: cancelled on request.")
+            place.log.info(f"Tune {trainee.tune.number}: cancelled on request.")
         else:
-            detail = "" if isinstance(error, Failure) else f"\n{traceback.format_exc()}"
-            place.log.error(f"{trainee.tune.title}: {trainee.failure}{detail}")
+            detail = "" if isinstance(error, Failure) else f" ({where(error)})"
+            place.log.error(f"Tune {trainee.tune.number} failed: {trainee.failure.code}{detail}.")
 
 
 class Crowd(Tee):

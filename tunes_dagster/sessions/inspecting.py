@@ -58,9 +58,7 @@ class Inspector:
             raise
         except Exception as error:
             report.finding("Samples over the checkpoints could not be rendered; the weights are as they are.")
-            report.note(
-                f"Samples over the checkpoints could not be rendered: {type(error).__name__}: {error}"
-            )
+            report.note(f"Samples over the checkpoints could not be rendered: {type(error).__name__}.")
             return None
         return key
 

@@ -49,5 +49,5 @@ def package(tune: Tune, result: TuneResult, store: Store, report: Reporter) -> T
     )
     # A finished tune is not resumed.
     forget_states(store, f"tunes/{tune.id}/lora")
-    report.note(f"{tune.title}: published {store.url(key)}")
+    report.note(f"Published {store.url(key)}")
     return result

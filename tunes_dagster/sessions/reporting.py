@@ -68,12 +68,12 @@ class RunLog:
         self._log.info(f"{self._prefix}{self._phase} {done}/{total}{eta}{whole}{values}")
 
     def note(self, message: str) -> None:
-        """Log a line."""
+        """Log a line; notes are our own sentences, with ids and numbers in them."""
         self._log.info(f"{self._prefix}{message}")
 
     def finding(self, message: str) -> None:
-        """Log a line."""
-        self.note(message)
+        """Log that there is one: it may name a person's files, and stands in the row, where it can be deleted."""
+        self._log.info(f"{self._prefix}A finding was added to its row.")
 
     def check_cancelled(self) -> None:
         """The run's log asks for nothing."""

@@ -7,11 +7,10 @@ the last checkpoint in its place.
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, where
 from tunes_dagster.core.progress import Phase, Reporter, Tee
 from tunes_dagster.core.recipe import UNTRAINED
 from tunes_dagster.core.results import TuneResult
@@ -82,8 +81,8 @@ def evaluate(
         passing = isinstance(error, Failure) and error.code == FailureCode.STORE_UNAVAILABLE
         if passing and mine.work.tries < mine.registry.max_attempts:
             raise
-        said = f"{error} {error.detail}".strip() if isinstance(error, Failure) else traceback.format_exc()
-        place.log.warning(f"The report card could not be made; the last checkpoint is published. {said}")
+        said = str(error.code) if isinstance(error, Failure) else where(error)
+        place.log.warning(f"The report card could not be made; the last checkpoint is published: {said}.")
         scored = Scored(failed_card(tune.id, called, options, error))
     shown = write_card(scored, training, held_out, tune.title, prefix, store)
     result.report_card = scored.card.summary(

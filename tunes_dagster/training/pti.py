@@ -91,7 +91,7 @@ def _train_words(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
     )
     batches = order.BucketOrder([item.bucket for item in job.items], options.batch_size or 1, options.seed)
     every = max(1, steps // 20)
-    job.report.phase(Phase.WORDS, f"Training {options.token_vectors} words for {job.token}, {steps} steps")
+    job.report.phase(Phase.WORDS, f"Training {options.token_vectors} words, {steps} steps")
     with _ready(job, base), _placeholders(base, vectors) as spoken:
         for step in range(steps):
             indices = batches.batch(step)
