@@ -102,6 +102,15 @@ def sentences() -> Iterator[None]:
         raise as_dagster_failure(failure) from None
 
 
+def require_reserve(installation: Installation, what: str) -> None:
+    """Refuse to begin work in a store that is full as good as already; it waits for room instead.
+
+    Raises:
+        Failure: `STORE_UNAVAILABLE`.
+    """
+    installation.store.require(installation.settings.store_reserve_mb * 1e6, what)
+
+
 @contextmanager
 def attempt(
     context: Context, installation: Installation, kind: str, subject_id: str, *, closes: bool = True
@@ -126,6 +135,7 @@ def attempt(
         with sentences():
             mine = claim(context, installation, kind, subject_id, pulse)
         try:
+            require_reserve(installation, f"A run of {kind}")
             yield mine
         except BaseException as error:
             end_badly(context, mine, error)

@@ -103,11 +103,12 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "local_folder": lambda store: entered(store.local_folder("tunes")),
 }
 SAYS_ADDRESSES = {"path", "url"}  # which ask nothing of the store
+OF_THE_FOLDER = {"free_bytes", "require"}  # which ask its disk
 
 
 def test_every_operation_has_its_case():
     public = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if not name.startswith("_")}
-    assert public == OPERATIONS.keys() | SAYS_ADDRESSES
+    assert public == OPERATIONS.keys() | SAYS_ADDRESSES | OF_THE_FOLDER
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -363,3 +364,68 @@ def test_damaged_lists_of_a_tune_are_named_without_a_word_of_theirs(tmp_path: Pa
                 model.load(plain, "t")
             assert raised.value.code == FailureCode.PICTURE_UNREADABLE
             assert key in raised.value.message and "anna" not in f"{raised.value}{raised.value.detail}"
+
+
+class FullFile(io.BytesIO):
+    """A file on a disk that is full: what is held back is refused when it is written out."""
+
+    def write(self, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("way", ["bytes", "pieces", "stream", "file"])
+def test_a_full_disk_is_named_with_its_place_and_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    store, source = Store(tmp_path / "store"), tmp_path / "source"
+    source.write_bytes(b"x" * 10)
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
+        file = opened(self, mode, *args, **named)
+        return FullFile() if "w" in mode and self.suffix == ".part" else file
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr("shutil.copyfile", refuse)
+    with pytest.raises(Failure, match="no space left") as refused:  # noqa: PT012 - the block writes
+        if way == "bytes":
+            store.write_bytes("a/b.bin", b"x")
+        elif way == "file":
+            store.write_file("a/b.bin", source)
+        elif way == "stream":
+            store.write_stream("a/b.bin", io.BytesIO(b"x"))
+        else:
+            with store.writing("a/b.bin") as file:
+                file.write(b"x")
+    failure = refused.value
+    assert failure.code == FailureCode.STORE_UNAVAILABLE and failure.retryable
+    assert str(tmp_path / "store" / "a" / "b.bin") in failure.detail and "room" in failure.remedy
+    assert str(tmp_path) not in str(failure)  # which leaves the house
+    monkeypatch.undo()
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_space_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "store")
+    store.require(1e6, "Training")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+    with pytest.raises(Failure, match="Training needs about 9 MB of space, and 5 MB are free") as refused:
+        store.require(9e6, "Training")
+    assert refused.value.code == FailureCode.STORE_UNAVAILABLE and str(tmp_path) in refused.value.detail
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_store_whose_folder_is_gone_is_away_and_not_empty(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path / "store")
+    store.write_json("tunes/t/note.json", {})
+    store.write_bytes(KEY, BYTES)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    for one in (store, Store(tmp_path / "store")):
+        with pytest.raises(Failure, match="The store is not there") as refused:
+            OPERATIONS[name](one)
+        assert refused.value.code == FailureCode.STORE_UNAVAILABLE and str(tmp_path) in refused.value.detail
+    (tmp_path / "elsewhere").rename(tmp_path / "store")
+    OPERATIONS[name](store)

@@ -369,17 +369,20 @@ def resume(
     ] = None,
     account: Account = "local",
 ) -> None:
-    """Go on with work that was interrupted or only handed in, from its last checkpoint."""
+    """Go on with work that was interrupted, failed or was only handed in, from its last checkpoint.
+
+    A tune that is named goes on whatever it ended for; without one, all unfinished ones and those that failed for a
+    reason that may have passed, such as a full disk, and left a checkpoint.
+    """
     from tunes_dagster.cli.following import follow
-    from tunes_dagster.cli.watching import TUNE_OVER
+    from tunes_dagster.service.resuming import go_on
 
     installation = open_installation()
     registry = installation.registry
     whose = registry.accounts.get(account).id
-    open_tunes = registry.tunes.rows(limit=1000, account_id=whose)
-    chosen = [registry.objects.tune_named(whose, tune)] if tune else open_tunes
+    named = registry.objects.tune_named(whose, tune) if tune else None
+    chosen = go_on(registry, installation.store, whose, named)
     prompts = [] if tune else registry.prompts.rows(status="queued", limit=1000, account_id=whose)
-    chosen = [row for row in chosen if row.status not in TUNE_OVER]
     if not chosen and not prompts:
         say("Nothing is waiting.")
         return

@@ -86,6 +86,9 @@ class Settings(BaseSettings):
         ui_url: Address of the Dagster UI, which is asked to reload when campaigns change; empty asks nobody.
         max_attempts: Attempts of one piece of work before it fails for good.
         retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
+        store_patience_seconds: How long work is put off in all while the store is full or away; none of its attempts
+            is used up meanwhile.
+        store_reserve_mb: Space that must be free in the store's folder before a piece of work begins.
         report_checkpoints: Checkpoints that a report card scores; 0 scores nothing.
         report_renders: Pictures per checkpoint that it looks at.
         report_seconds: Scoring, and before it the wait for a device, end after this long each.
@@ -140,6 +143,8 @@ class Settings(BaseSettings):
     ui_url: str = "http://127.0.0.1:3000"
     max_attempts: int = Field(default=3, ge=1)
     retry_backoff: tuple[float, ...] = (5.0, 30.0, 120.0)
+    store_patience_seconds: float = Field(default=86_400.0, ge=0)
+    store_reserve_mb: int = Field(default=64, ge=0)
     report_checkpoints: int = Field(default=3, ge=0, le=20)
     report_renders: int = Field(default=12, ge=2, le=200)
     report_seconds: float = Field(default=300.0, gt=0)

@@ -27,9 +27,9 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from upath import UPath
 
@@ -64,8 +64,11 @@ _CARRIERS = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "s3fs", 
 
 
 @contextmanager
-def _reaching(key: str) -> Iterator[None]:
+def _reaching(place: str) -> Iterator[None]:
     """Translate what keeps us from a file.
+
+    Args:
+        place: Of the file, for operators: an error of a write names none.
 
     Raises:
         Failure: `STORE_UNAVAILABLE`.
@@ -81,16 +84,22 @@ def _reaching(key: str) -> Iterator[None]:
             FailureCode.STORE_UNAVAILABLE,
             "The store cannot be reached.",
             "It is tried again; if it goes on, the operator should check the store's connection, rights and space.",
-            key,
         )
-        raise as_failure(error, unreachable) from error
+        failure = as_failure(error, unreachable)
+        failure.detail = f"{place}; {failure.detail}"
+        raise failure from error
+
+
+def _mark(folder: Path) -> Path:
+    """Return the file beside a store's folder that says that there was one."""
+    return folder.with_name(f".{folder.name}.is-here")
 
 
 class _Reading(io.RawIOBase):
     """An open file whose reads are translated."""
 
-    def __init__(self, file: IO[bytes], key: str) -> None:
-        self._file, self._key = file, key
+    def __init__(self, file: IO[bytes], place: str) -> None:
+        self._file, self._place = file, place
 
     def readable(self) -> bool:
         """Whether it can be read: yes."""
@@ -102,7 +111,7 @@ class _Reading(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; returns how much."""
-        with _reaching(self._key):
+        with _reaching(self._place):
             data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -122,6 +131,41 @@ class _Reading(io.RawIOBase):
         super().close()
 
 
+class _Writing(io.RawIOBase):
+    """An open file whose writes are translated."""
+
+    def __init__(self, file: IO[bytes], place: str) -> None:
+        self._file, self._place = file, place
+
+    def writable(self) -> bool:
+        """Whether it can be written: yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether a place in it can be chosen."""
+        return self._file.seekable()
+
+    def write(self, data: Any) -> int:
+        """Write all of some bytes; returns how many."""
+        with _reaching(self._place):
+            return self._file.write(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Choose a place; returns it."""
+        with _reaching(self._place):  # writes what is still held back
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Write what is still held back."""
+        if not self.closed:
+            with _reaching(self._place):
+                self._file.flush()
+
+
 class Store:
     """Reads and writes files by key below one root.
 
@@ -135,8 +179,18 @@ class Store:
         self._address: Callable[[str], str] | None = None
         self.is_local = self.root.protocol in ("", "file", "local")
         if self.is_local:
-            self.root = UPath(Path(str(self.root)).expanduser().resolve())
-            Path(str(self.root)).mkdir(parents=True, exist_ok=True)
+            folder = Path(str(self.root)).expanduser().resolve()
+            self.root = UPath(folder)
+            self._settle(folder)
+
+    def _settle(self, folder: Path) -> None:
+        """Make the folder of a new store; one that was there and is not (moved, not mounted) is not begun anew."""
+        mark = _mark(folder)
+        if not folder.is_dir() and not mark.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir() and not mark.exists():
+            with suppress(OSError):  # a read-only place holds no new store either
+                mark.touch()
 
     def naming(self, name: Callable[[str], None]) -> Store:
         """Return the same store for somebody whose need of shared content is written down before it is.
@@ -167,23 +221,36 @@ class Store:
         """Return the full path of a key."""
         return self.root / check_key(key)
 
+    @contextmanager
+    def _reaching(self, key: str) -> Iterator[None]:
+        """Translate what keeps us from a file; without the store's folder nothing is said about the file."""
+        if self.is_local and not Path(str(self.root)).is_dir():
+            raise Failure(
+                FailureCode.STORE_UNAVAILABLE,
+                "The store is not there.",
+                "The operator should bring its folder back; it goes on by itself then.",
+                f"{self.root}; to begin with an empty one, make the folder",
+            )
+        with _reaching(f"{self.root}/{key}"):
+            yield
+
     def url(self, key: str) -> str:
         """Return an address of a key for people: a local path or `s3://…`."""
         return str(self.path(key))
 
     def exists(self, key: str) -> bool:
         """Whether a file lies under the key."""
-        with _reaching(key):
+        with self._reaching(key):
             return self.path(key).exists()
 
     def size(self, key: str) -> int:
         """Return the size in bytes."""
-        with _reaching(key):
+        with self._reaching(key):
             return int(self.path(key).stat().st_size)
 
     def changed(self, key: str) -> float:
         """Return when the file was written, in seconds since 1970 by the store's clock."""
-        with _reaching(key):
+        with self._reaching(key):
             return float(self.path(key).stat().st_mtime)
 
     def read_bytes(self, key: str) -> bytes:
@@ -193,7 +260,7 @@ class Store:
             FileNotFoundError: When nothing lies under the key.
             Failure: `STORE_UNAVAILABLE` when it cannot be reached; the same goes for all that follows.
         """
-        with _reaching(key):
+        with self._reaching(key):
             return self.path(key).read_bytes()
 
     def read_text(self, key: str) -> str:
@@ -228,7 +295,7 @@ class Store:
 
     def write_bytes(self, key: str, data: bytes) -> str:
         """Write the content and return the key."""
-        with _reaching(key):
+        with self._reaching(key):
             path = self.path(key)
             if not self.is_local:
                 path.write_bytes(data)
@@ -257,7 +324,7 @@ class Store:
 
     def write_file(self, key: str, source: Path) -> str:
         """Copy a local file into the store without reading it whole, and return the key."""
-        with _reaching(key):
+        with self._reaching(key):
             path = self.path(key)
             if not self.is_local:
                 path.fs.put_file(str(source), path.path)
@@ -272,10 +339,10 @@ class Store:
 
     def write_stream(self, key: str, source: SupportsRead[bytes]) -> str:
         """Copy an open file into the store piece by piece, and return the key."""
-        with _reaching(key):
+        with self._reaching(key):
             path = self.path(key)
         if not self.is_local:
-            with _reaching(key), path.open("wb") as target:
+            with self._reaching(key), path.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
             return key
         with self.writing(key) as file:
@@ -302,7 +369,7 @@ class Store:
 
         For files that are made piece by piece. On other stores than a local folder they are made in a temporary file.
         """
-        with _reaching(key):
+        with self._reaching(key):
             path = self.path(key)
         if not self.is_local:
             with tempfile.TemporaryFile(prefix="tunes-store-") as made:
@@ -310,23 +377,53 @@ class Store:
                 made.seek(0)
                 self.write_stream(key, made)
             return
-        with _reaching(key):
+        with self._reaching(key):
             local, part = self._beside(path)
         try:
             with part.open("wb") as target:
-                yield target
-            part.replace(local)
+                writing = _Writing(target, str(local))
+                yield cast("IO[bytes]", writing)
+                writing.flush()
+            with _reaching(str(local)):
+                part.replace(local)
         finally:
             part.unlink(missing_ok=True)
 
+    def free_bytes(self) -> int | None:
+        """Return how much can still be written; None where nobody can say, as in an object store."""
+        if not self.is_local:
+            return None
+        with self._reaching(""):
+            return shutil.disk_usage(str(self.root)).free
+
+    def require(self, needed: float, what: str) -> None:
+        """Refuse to begin what there is no room for.
+
+        Args:
+            needed: Bytes that it will write, about.
+            what: It, as a sentence begins: `Training`.
+
+        Raises:
+            Failure: `STORE_UNAVAILABLE`, as when it is away: there may be room later.
+        """
+        free = self.free_bytes()
+        if free is None or free >= needed:
+            return
+        raise Failure(
+            FailureCode.STORE_UNAVAILABLE,
+            f"{what} needs about {needed / 1e6:,.0f} MB of space, and {free / 1e6:,.0f} MB are free.",
+            "The operator should make room; it goes on by itself then, and nothing that was done is lost.",
+            str(self.root),
+        )
+
     def open_read(self, key: str) -> IO[bytes]:
         """Open for streaming reads."""
-        with _reaching(key):
-            return io.BufferedReader(_Reading(self.path(key).open("rb"), key), 1 << 18)
+        with self._reaching(key):
+            return io.BufferedReader(_Reading(self.path(key).open("rb"), f"{self.root}/{key}"), 1 << 18)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield every key below a prefix, sorted, without the temporary files of writers."""
-        with _reaching(prefix):
+        with self._reaching(prefix):
             base = self.path(prefix)
             if not base.exists():
                 return
@@ -340,7 +437,7 @@ class Store:
 
     def folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly below a prefix, without looking into them."""
-        with _reaching(prefix):
+        with self._reaching(prefix):
             base = self.path(prefix)
             if not base.exists():
                 return []
@@ -355,7 +452,7 @@ class Store:
         if not self.is_local:
             return 0  # an upload to an object store is there as a whole, or not at all
         done = 0
-        with _reaching(""):
+        with self._reaching(""):
             for path in Path(str(self.root)).rglob("*.part"):
                 try:
                     if path.stat().st_mtime < before:
@@ -367,7 +464,7 @@ class Store:
 
     def delete(self, key: str) -> None:
         """Delete one file; a missing one is fine."""
-        with _reaching(key):
+        with self._reaching(key):
             self.path(key).unlink(missing_ok=True)
 
     def delete_prefix(self, prefix: str) -> Sequence[str]:
@@ -382,7 +479,7 @@ class Store:
     @contextmanager
     def local(self, key: str) -> Iterator[Path]:
         """Give a local file with the content of a key: the file itself, or a copy for the while."""
-        with _reaching(key):
+        with self._reaching(key):
             path = self.path(key)
         if self.is_local:
             if not path.exists():
@@ -391,14 +488,14 @@ class Store:
             return
         with tempfile.TemporaryDirectory(prefix="tunes-store-") as folder:
             target = Path(folder) / PurePosixPath(key).name
-            with _reaching(key):
+            with self._reaching(key):
                 path.fs.get_file(path.path, str(target))
             yield target
 
     @contextmanager
     def local_folder(self, prefix: str) -> Iterator[Path]:
         """Give a local folder with every file below a prefix: the folder itself, or a copy for the while."""
-        with _reaching(prefix):
+        with self._reaching(prefix):
             path = self.path(prefix)
         if self.is_local:
             if not path.is_dir():
@@ -409,6 +506,6 @@ class Store:
             for key in self.list(prefix):
                 target = Path(folder) / PurePosixPath(key).relative_to(prefix.rstrip("/"))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with _reaching(key):
+                with self._reaching(key):
                     path.fs.get_file(self.path(key).path, str(target))
             yield Path(folder)

@@ -139,6 +139,7 @@ def open_registry(
         answer_seconds=answer_seconds,
         max_attempts=settings.max_attempts,
         retry_backoff=settings.retry_backoff,
+        store_patience=settings.store_patience_seconds,
         callback_backoff=settings.callback_backoff,
     )
 

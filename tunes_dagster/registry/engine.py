@@ -35,10 +35,13 @@ from tunes_dagster.registry.retrying import (
 
 # The newest revision in migrations/versions. Kept here so that opening a current registry reads one row and
 # never imports alembic (0.3 s); a test compares it with the files.
-HEAD = "0019"
+HEAD = "0020"
 
 # Backoff between attempts of lost or failed work, in seconds; the last one repeats.
 RETRY_BACKOFF = (5.0, 30.0, 120.0)
+
+# How long work is put off in all because the store is away or full: a night and a day in which somebody makes room.
+STORE_PATIENCE = 86_400.0
 
 # Backoff between deliveries of one callback, in seconds: 5 s, 30 s, 2 min, 10 min, 1 h, 6 h, 24 h, then dead.
 CALLBACK_BACKOFF = (5.0, 30.0, 120.0, 600.0, 3600.0, 21_600.0, 86_400.0)
@@ -199,6 +202,7 @@ class Database:
         migrate: Bring the schema up to date when it is not.
         max_attempts: Attempts of one piece of work before it fails for good.
         retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
+        store_patience: Seconds that work may be put off in all because the store is away.
         callback_backoff: Seconds before delivery 2, 3, …; after the last one a callback is dead.
         patience: Seconds for which every transaction waits for a database that is away; see `retrying.py`.
         busy_seconds: Seconds for which a statement waits for what somebody else has locked.
@@ -213,6 +217,7 @@ class Database:
         migrate: bool = True,
         max_attempts: int = 3,
         retry_backoff: tuple[float, ...] = RETRY_BACKOFF,
+        store_patience: float = STORE_PATIENCE,
         callback_backoff: tuple[float, ...] = CALLBACK_BACKOFF,
         patience: float = ASKED_SECONDS,
         busy_seconds: float = BUSY_SECONDS,
@@ -222,6 +227,7 @@ class Database:
         self.url = url
         self.max_attempts = max_attempts
         self.retry_backoff = retry_backoff
+        self.store_patience = store_patience
         self.callback_backoff = callback_backoff
         self.patience = patience
         self.outage = Outage()

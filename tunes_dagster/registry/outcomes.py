@@ -45,11 +45,13 @@ from tunes_dagster.registry.transitions import (
     tune_ready,
 )
 from tunes_dagster.registry.uses import PromptTune, used_and_not_ready, used_with
-from tunes_dagster.registry.work import WorkRows, owned
+from tunes_dagster.registry.work import WorkRows, owned, subject_reopened
 
 # Submissions in a row that may vanish without a run before the work fails: with the default backoff about a
 # quarter of an hour of a broken code location.
 MAX_LOST_LAUNCHES = 10
+# Seconds between two looks at a store that is full or away: soon at first, then as often as costs nothing.
+_SHORTEST_WAIT, _LONGEST_WAIT = 1.0, 300.0
 
 
 class WorkQueue(WorkRows):
@@ -164,7 +166,9 @@ class WorkQueue(WorkRows):
         with self.writing() as session:
             work, subject = owned(session, work_id, run_id)
             told = owes_callbacks(work, subject) if notify is None else notify
-            again = failure.retryable and work.tries < self.database.max_attempts
+            again = failure.retryable and (
+                work.tries < self.database.max_attempts or self._waits(work, failure)
+            )
             if work.origin == "ui" and work.run_key is None:
                 again = False  # a person started it by hand, and sees how it ended
             self._ended(session, work, subject, failure, again, told, now)
@@ -252,8 +256,7 @@ class WorkQueue(WorkRows):
         if isinstance(subject, Tune):
             cancelled = cancelled or subject.cancel == "cancel" or subject.status == "deleted"
         if again and not cancelled:
-            lost_or_tried = max(work.tries, work.lost_launches, 1)
-            wait = self.database.retry_backoff[min(lost_or_tried, len(self.database.retry_backoff)) - 1]
+            wait = self._put_off(work, failure)
             work.state, work.available_at = "queued", now + timedelta(seconds=wait)
             work.failure_code, work.failure_message = failure.code.value, failure.message
             work.failure_detail = failure.detail or None
@@ -266,6 +269,21 @@ class WorkQueue(WorkRows):
         if work.state == "queued":
             work.cohort_id = None
         self._cohort_done(session, cohort_id, now)
+
+    def _waits(self, work: Work, failure: Failure) -> bool:
+        """Whether work waits for what is away or full, which says nothing against it."""
+        away = failure.code == FailureCode.STORE_UNAVAILABLE
+        return away and work.waited < self.database.store_patience
+
+    def _put_off(self, work: Work, failure: Failure) -> float:
+        """Return the seconds until work is tried again; what waits for the store has used up no attempt by it."""
+        backoff = self.database.retry_backoff
+        if self._waits(work, failure):
+            work.tries = max(work.tries - 1, 0)
+            wait = min(max(backoff[0], work.waited, _SHORTEST_WAIT), _LONGEST_WAIT)
+            work.waited += wait
+            return wait
+        return backoff[min(max(work.tries, work.lost_launches, 1), len(backoff)) - 1]
 
     def _subject_ended(
         self,
@@ -287,6 +305,33 @@ class WorkQueue(WorkRows):
             tune_cancelled(session, subject, now, notify)
         else:
             tune_failed(session, subject, failure, now, notify)
+
+    @repeatable
+    def resume_tune(self, tune_id: str) -> Tune:
+        """Queue again what a tune that failed or was cancelled ended in; it goes on from what is there.
+
+        Raises:
+            Failure: `UNKNOWN_TUNE`, or `CONFLICT` when it has ended otherwise.
+        """
+        now = self.now()
+        with self.writing() as session:
+            tune = lock_tune(session, tune_id)
+            rows = {work.kind: work for work in lock(session, Work, Work.subject_id == tune.id)}
+            if any(work.state in OPEN_WORK for work in rows.values()):
+                return tune
+            stages = (WorkKind.PREPARE, *MAKING, WorkKind.FINISH)
+            ended = [kind for kind in stages if kind in rows and rows[kind].state in ("failed", "cancelled")]
+            if tune.status not in ("failed", "cancelled") or not ended:
+                raise Failure(
+                    FailureCode.CONFLICT,
+                    f"The tune {tune_id} is {tune.status}: nothing of it is left to go on with.",
+                    "`tunes rerun` makes a new one like it.",
+                )
+            kind = ended[0]
+            work = open_work(session, kind, tune.id, rows[kind].origin, now)
+            subject_reopened(session, tune, now)
+            back_to_waiting(session, tune, work, f"{kind} goes on where it ended.", now)
+            return tune
 
     @repeatable
     def cancel_tune(self, tune_id: str, keep: bool = False, by_caller: bool = False) -> Tune:

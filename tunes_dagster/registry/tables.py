@@ -315,6 +315,7 @@ class Work(Table):
         attempt: Label of the latest attempt; only ever grows, so files and run keys of attempts never mix.
         tries: Attempts that started since the row was last opened; compared with `max_attempts`.
         lost_launches: Submissions in a row that no run came of.
+        waited: Seconds that it was put off for because the store, or what else it cannot do without, was away.
         run_key: `{id}:{attempt}` of the submitted attempt; empty when a run took the row without one.
         available_at: Not before this.
         origin: Who opened it; rows with `ui` owe nobody a callback.
@@ -336,6 +337,7 @@ class Work(Table):
     attempt: Mapped[int] = mapped_column(default=0)
     tries: Mapped[int] = mapped_column(default=0)
     lost_launches: Mapped[int] = mapped_column(default=0)
+    waited: Mapped[float] = mapped_column(default=0.0)
     run_key: Mapped[str | None]
     run_id: Mapped[str | None]
     origin: Mapped[str] = mapped_column(String(20))

@@ -202,6 +202,7 @@ def open_work(
     work.state, work.origin = state, origin
     work.available_at = now
     work.tries = work.lost_launches = 0
+    work.waited = 0.0
     work.run_key = work.run_id = work.cohort_id = None
     work.submitted_at = work.started_at = work.heartbeat_at = work.finished_at = None
     work.failure_code = work.failure_message = work.failure_detail = None

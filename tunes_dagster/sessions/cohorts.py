@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tunes_dagster.families.base import LoadedBase
     from tunes_dagster.families.catalog import BaseModelEntry
     from tunes_dagster.families.loading import Placement
+    from tunes_dagster.families.sizes import Sizes
     from tunes_dagster.registry import Tune
     from tunes_dagster.service.installation import Installation
     from tunes_dagster.sessions.attempts import Attempt
@@ -148,6 +149,7 @@ def train_trainees(
         newcomers: Asked for claimed tunes that join, with the number of free places.
     """
     from tunes_dagster.families.loading import Placement, placed
+    from tunes_dagster.families.sizes import sizes_of
     from tunes_dagster.training.loop import patient, train
 
     installation = place.installation
@@ -174,6 +176,7 @@ def train_trainees(
     crowd = Crowd([patient(job, store) for job in jobs])
     entry, folder = installation.usable(by_id[jobs[0].tune_id].tune.branch)
     with place.lease(crowd) as device, ExitStack() as stack:
+        jobs = with_room(place, jobs, by_id, sizes_of(entry, folder))
         fitting, plan = plan_jobs(place, jobs, by_id, entry, folder, device, most)
         if plan is None:
             return
@@ -194,7 +197,8 @@ def train_trainees(
 
         def joining(free: int) -> Sequence[TuneJob]:
             assert newcomers is not None
-            return plan_jobs(place, jobs_of(newcomers(free)), by_id, entry, folder, device, most, plan)[0]
+            fresh = with_room(place, jobs_of(newcomers(free)), by_id, sizes_of(entry, folder))
+            return plan_jobs(place, fresh, by_id, entry, folder, device, most, plan)[0]
 
         # Whoever joins is encoded first, for which there is no room when the encoders had to leave.
         open_house = newcomers is not None and not plan.choice.offload
@@ -206,6 +210,22 @@ def train_trainees(
             waiting=joining if open_house else None,
             places=plan.cohort,
         )
+
+
+def with_room(
+    place: Place, jobs: Sequence[TuneJob], by_id: Mapping[str, Trainee], sizes: Sizes
+) -> list[TuneJob]:
+    """Return the jobs whose files the store has room for; one that would fill it waits alone."""
+    from tunes_dagster.training.space import bytes_of
+
+    fitting, reserve = [], place.installation.settings.store_reserve_mb * 1e6
+    for job in jobs:
+        trainee = by_id[job.tune_id]
+        with _alone(place, trainee):
+            needed = reserve + bytes_of(job, sizes)
+            place.installation.store.require(needed, f"Training of tune {trainee.tune.number}")
+            fitting.append(job)
+    return fitting
 
 
 def plan_jobs(

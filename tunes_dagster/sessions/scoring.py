@@ -78,9 +78,8 @@ def evaluate(
     except Exception as error:
         if isinstance(error, Cancelled) and not error.keep:
             raise
-        passing = isinstance(error, Failure) and error.code == FailureCode.STORE_UNAVAILABLE
-        if passing and mine.work.tries < mine.registry.max_attempts:
-            raise
+        if isinstance(error, Failure) and error.code == FailureCode.STORE_UNAVAILABLE:
+            raise  # nothing could be published either; it is waited for
         said = str(error.code) if isinstance(error, Failure) else where(error)
         place.log.warning(f"The report card could not be made; the last checkpoint is published: {said}.")
         scored = Scored(failed_card(tune.id, called, options, error))
