@@ -97,13 +97,14 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "writing": lambda store: entered(store.writing("new")),
     "open_read": lambda store: entered(store.open_read(KEY)),
     "list": lambda store: list(store.list("tunes")),
+    "folders": lambda store: store.folders("tunes"),
     "delete": lambda store: store.delete("new"),
     "delete_prefix": lambda store: store.delete_prefix("new"),
     "local": lambda store: entered(store.local(KEY)),
     "local_folder": lambda store: entered(store.local_folder("tunes")),
 }
-SAYS_ADDRESSES = {"path", "url"}  # which ask nothing of the store
-OF_THE_FOLDER = {"free_bytes", "require"}  # which ask its disk
+SAYS_ADDRESSES = {"path", "url", "naming", "need"}  # which ask nothing of the store
+OF_THE_FOLDER = {"free_bytes", "require", "remove_unfinished"}  # which ask its disk
 
 
 def test_every_operation_has_its_case():
