@@ -103,7 +103,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "local": lambda store: entered(store.local(KEY)),
     "local_folder": lambda store: entered(store.local_folder("tunes")),
 }
-SAYS_ADDRESSES = {"path", "url", "naming", "need"}  # which ask nothing of the store
+SAYS_ADDRESSES = {"path", "url", "address", "addressed", "naming", "need"}  # which ask nothing of the store
 OF_THE_FOLDER = {"free_bytes", "require", "remove_unfinished"}  # which ask its disk
 
 
