@@ -425,6 +425,34 @@ class TuneRequest(Strict):
         return data
 
 
+class ImportRequest(Strict):
+    """Weights that another program made, which become a tune: the fields of `tunes import` and of its API.
+
+    Attributes:
+        url: http(s) URL of a safetensors file, or `hf://owner/name[@revision][/file]`; empty when the file comes along.
+        name: Class of the subject; None takes what the file says, else `subject`.
+        title: What the owner calls it; None takes what the file says, else the name.
+        token: The word the subject is bound to; None takes what the file says, else `ohwx`.
+        base: Branch or alias in the catalog; None recognises it from the file, if that comes along.
+        alpha: lora_alpha of a file of peft's own, which does not say it.
+        sources: Pictures of the subject, by which the tune is scored; none are needed.
+        prompts: Rendered as soon as the tune is ready.
+        callback_url: Told when the tune is ready or has failed.
+        labels: The caller's own short strings, kept and handed back.
+    """
+
+    url: str = Field(default="", max_length=4000)
+    name: str | None = Field(default=None, min_length=1, max_length=60)
+    title: str | None = Field(default=None, max_length=200)
+    token: str | None = Field(default=None, pattern=r"^[\w-]{1,40}$")
+    base: str | None = None
+    alpha: float | None = Field(default=None, gt=0, le=100_000)
+    sources: Sources = Field(default_factory=Sources)
+    prompts: list[PromptRequest] = Field(default_factory=list, max_length=1000)
+    callback_url: str | None = Field(default=None, max_length=4000)
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
 def recipe_hash(recipe: dict[str, Any]) -> str:
     """Return the SHA-256 (hex) of a recipe as canonical JSON: sorted keys, no spaces, floats as repr."""
     text = json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)

@@ -65,6 +65,7 @@ class Settings(BaseSettings):
             its own (docs/production.md); 0 means one per core, four at most.
         open_seconds: CPU time that opening a small file may take; each megabyte of the file adds a second.
         open_memory_mb: Memory that opening a small file may take; each megabyte of the file adds 24.
+        import_max_mb: Size of a file of weights that is taken in (`tunes import`).
         max_batch_pictures: Most pictures of one render run, so that whoever comes next never waits for hundreds.
         render_memory_gb: Memory of the device that renders, by which runs are sized; 0 takes the last run's.
         campaign_turn_seconds: After so long a run of campaigns alone gives way to whoever waits for a single prompt.
@@ -124,6 +125,7 @@ class Settings(BaseSettings):
     open_processes: int = Field(default=0, ge=0, le=64)
     open_seconds: float = Field(default=4.0, gt=0)
     open_memory_mb: int = Field(default=360, ge=64)
+    import_max_mb: int = Field(default=4096, ge=1)
     max_batch_pictures: int = Field(default=128, ge=1)
     render_memory_gb: float = Field(default=0.0, ge=0)
     campaign_turn_seconds: float = Field(default=20.0, ge=0)

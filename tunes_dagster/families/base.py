@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from tunes_dagster.families.originals import Original, Shape
 from tunes_dagster.families.specs import Guidance, spec_of
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class LoadedBase(ABC):
         kohya_name: The family in the words of kohya's headers.
         network_module: What trains a LoRA of it in kohya's scripts, sd-scripts or musubi-tuner.
         implementation: Whose names a file in kohya layout follows, as those scripts write it.
+        encoder_names: Which text encoder of the pipeline other programs' files mean (`lora_te1` in kohya's names).
+        kohya_encoders: What its text encoders are called in files that are written in kohya's names.
     """
 
     entry: BaseModelEntry
@@ -78,6 +81,19 @@ class LoadedBase(ABC):
     kohya_name: str
     network_module: str = "networks.lora"
     implementation: str = "diffusers"
+    encoder_names: Mapping[str, str] = MappingProxyType(
+        {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+    )
+    kohya_encoders: Mapping[str, str] = MappingProxyType({"text_encoder": "te1", "text_encoder_2": "te2"})
+
+    @classmethod
+    def original_names(cls, layers: Mapping[str, Shape]) -> dict[str, Original]:
+        """Return what the denoiser's layers are called in other programs, where that is not diffusers' name.
+
+        Args:
+            layers: Shapes of the denoiser's weights by name of the layer.
+        """
+        return {}
 
     @classmethod
     @abstractmethod

@@ -7,11 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.families.base import Conditioning, Latents, Targets
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.flow import FlowBase, fused, kohya_entry, load_transformer_pipeline
+from tunes_dagster.families.originals import Original, Shape, numbered, originals_of
 from tunes_dagster.families.specs import FamilySpec
 
 if TYPE_CHECKING:
@@ -41,8 +43,56 @@ _DOUBLE = {
     "norm1_context.linear": "txt_mod_lin",
 }
 _SINGLE = {"proj_out": "linear2", "norm.linear": "modulation_lin"}
+_OUTER = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+}
+# What DiffSynth-Studio calls the layers of a double block: `a` is the picture's stream, `b` the text's.
+_DIFFSYNTH = {
+    "attn.{0}_to_out": "{1}_attn_proj",
+    "ff_{0}.0": "{1}_mlp_0",
+    "ff_{0}.2": "{1}_mlp_2",
+    "norm1_{0}.linear": "{1}_mod_lin",
+}
 # The width of FLUX.1, which loaders of kohya's layout take for granted where they split fused layers.
 _WIDTH = 3072
+
+
+def _originals(double: int, single: int) -> dict[str, tuple[str, ...]]:
+    """Return our layers by what the original checkpoint and DiffSynth-Studio call theirs."""
+    made: dict[str, tuple[str, ...]] = {theirs: (ours,) for theirs, ours in _OUTER.items()}
+    theirs_by_ours = {theirs: ours for ours, theirs in _DOUBLE.items()}
+    for i in range(double):
+        block = f"transformer_blocks.{i}"
+        streams = {
+            "img": tuple(f"{block}.attn.to_{x}" for x in "qkv"),
+            "txt": tuple(f"{block}.attn.add_{x}_proj" for x in "qkv"),
+        }
+        made |= {
+            f"double_blocks.{i}.{theirs}": (f"{block}.{ours}",) for theirs, ours in theirs_by_ours.items()
+        }
+        for letter, stream in (("a", "img"), ("b", "txt")):
+            made[f"double_blocks.{i}.{stream}_attn_qkv"] = streams[stream]
+            made[f"blocks.{i}.attn.{letter}_to_qkv"] = streams[stream]
+            for name, theirs in _DIFFSYNTH.items():
+                ours = theirs_by_ours[theirs.format(letter, stream)]
+                made[f"blocks.{i}.{name.format(letter)}"] = (f"{block}.{ours}",)
+    for i in range(single):
+        block = f"single_transformer_blocks.{i}"
+        joined = tuple(f"{block}.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))
+        made |= {f"single_blocks.{i}.linear1": joined, f"single_blocks.{i}.to_qkv_mlp": joined}
+        made |= {f"single_blocks.{i}.{theirs}": (f"{block}.{ours}",) for ours, theirs in _SINGLE.items()}
+        made[f"single_blocks.{i}.proj_out"] = (f"{block}.proj_out",)
+        made[f"single_blocks.{i}.norm.linear"] = (f"{block}.norm.linear",)
+    return made
 
 
 class FluxBase(FlowBase):
@@ -57,6 +107,23 @@ class FluxBase(FlowBase):
         "attention+mlp": (*_ATTENTION, *_MLP),
         "all": (*_ATTENTION, *_MLP, *_MODULATION),
     }
+    encoder_names = MappingProxyType(
+        {
+            "te": "text_encoder",
+            "te1": "text_encoder",
+            "te2": "text_encoder_2",
+            "te3": "text_encoder_2",  # sd-scripts counts CLIP-G, which FLUX.1 has not
+        }
+    )
+    kohya_encoders = MappingProxyType({"text_encoder": "te1", "text_encoder_2": "te3"})
+
+    @classmethod
+    def original_names(cls, layers: Mapping[str, Shape]) -> dict[str, Original]:
+        """See `LoadedBase.original_names`."""
+        double, single = (
+            numbered(layers, name) for name in ("transformer_blocks", "single_transformer_blocks")
+        )
+        return originals_of(layers, _originals(double, single), ["final_layer.adaLN_modulation.1"])
 
     def __init__(self, entry: BaseModelEntry, folder: str | Path, pipeline: Any) -> None:
         super().__init__(entry, folder, pipeline)

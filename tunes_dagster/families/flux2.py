@@ -14,6 +14,7 @@ from tunes_dagster.families.base import Conditioning, Latents, Targets
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.flow import FlowBase, fused, kohya_entry, load_transformer_pipeline
 from tunes_dagster.families.loading import is_single_file, named
+from tunes_dagster.families.originals import Original, Shape, numbered, originals_of
 from tunes_dagster.families.specs import FamilySpec, Guidance
 
 if TYPE_CHECKING:
@@ -38,6 +39,17 @@ _DOUBLE = {
 }
 _SINGLE = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
 _OUTER = {"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer_linear"}
+# What the adapters of others have beside these.
+_MODULATION = {
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+}
 # Steps at which the sampler's shift has come down to a plain line in the number of tokens, the one of FLUX.1.
 _MANY_STEPS = 200
 
@@ -64,6 +76,23 @@ class Flux2Base(FlowBase):
         "attention+mlp": (*_ATTENTION, *_MLP),
         "all": (*_ATTENTION, *_MLP, *_EMBEDDERS),
     }
+
+    encoder_names: Mapping[str, str] = {}  # a language model, which nobody's files adapt
+
+    @classmethod
+    def original_names(cls, layers: Mapping[str, Shape]) -> dict[str, Original]:
+        """See `LoadedBase.original_names`."""
+        made = {theirs: (ours,) for theirs, ours in _MODULATION.items()}
+        made |= {theirs: (ours,) for ours, theirs in _OUTER.items()}
+        for i in range(numbered(layers, "transformer_blocks")):
+            theirs, ours = f"double_blocks.{i}", f"transformer_blocks.{i}"
+            made |= {f"{theirs}.{name}": (f"{ours}.{own}",) for own, name in _DOUBLE.items()}
+            made[f"{theirs}.img_attn.qkv"] = tuple(f"{ours}.attn.to_{x}" for x in "qkv")
+            made[f"{theirs}.txt_attn.qkv"] = tuple(f"{ours}.attn.add_{x}_proj" for x in "qkv")
+        for i in range(numbered(layers, "single_transformer_blocks")):
+            theirs, ours = f"single_blocks.{i}", f"single_transformer_blocks.{i}"
+            made |= {f"{theirs}.{name}": (f"{ours}.{own}",) for own, name in _SINGLE.items()}
+        return originals_of(layers, made, ["final_layer.adaLN_modulation.1"])
 
     def __init__(self, entry: BaseModelEntry, folder: str | Path, pipeline: Any) -> None:
         super().__init__(entry, folder, pipeline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.families.base import Conditioning
@@ -18,6 +19,7 @@ class Sd15Base(UnetBase):
 
     architecture = "stable-diffusion-v1/lora"
     kohya_name = "sd_v1"
+    kohya_encoders = MappingProxyType({"text_encoder": "te"})
     # The stock checker replaces pictures by black ones; what a picture may show is decided after rendering, once
     # for all families.
     load_arguments = {"safety_checker": None, "requires_safety_checker": False}

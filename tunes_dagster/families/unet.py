@@ -12,6 +12,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.families.base import Conditioning, Guidance, Latents, LoadedBase, Targets
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.loading import load_pipeline, settle
+from tunes_dagster.families.originals import Original, Shape, unet_originals
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,11 @@ class UnetBase(LoadedBase):
     @abstractmethod
     def pipeline_class() -> Any:
         """Return the family's diffusers pipeline class."""
+
+    @classmethod
+    def original_names(cls, layers: Mapping[str, Shape]) -> dict[str, Original]:
+        """See `LoadedBase.original_names`."""
+        return unet_originals(layers)
 
     @classmethod
     def load(

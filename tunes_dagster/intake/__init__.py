@@ -13,6 +13,7 @@
     edits.py         a caption table that was edited by hand
     payloads.py      base64 and data URIs; uploads in the store
     workbooks.py     XLSX as rows of plain values
+    weights.py       files of weights, found, fetched and looked through
     folders.py       local folders and S3 prefixes, and which of them may be named
     sources.py       every kind of source as a list of origins that can be read and resumed one by one
     collect.py       reads the origins of a request into a manifest

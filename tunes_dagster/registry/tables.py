@@ -109,7 +109,7 @@ class Tune(Table):
         progress: Percent over all phases; never falls while the tune is made. See `core/pace.py`.
         computed: Part of its training that was computed, 0 to 1; a repeated attempt does not take it back.
         warnings: What was wished for and is not met, a sentence each; see `core/wishes.py`.
-        origin: The door it came through: cli, api, drop, ui, demo.
+        origin: The door it came through: cli, api, drop, ui, demo; `import` for weights of another program.
         auto_extend: Overrides the account's choice.
         kept_until: It does not expire before this, whatever the account's rule says.
         warned_at: When its caller was told that it will expire.

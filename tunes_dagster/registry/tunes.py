@@ -31,6 +31,9 @@ from tunes_dagster.registry.transitions import TUNE_STATUSES, check_statuses, lo
 from tunes_dagster.registry.uses import own_use, write_uses
 from tunes_dagster.registry.work import owned
 
+# What a tune that is accepted waits for.
+_FIRST_WORK = {"queued": "prepare", "prepared": "train"}
+
 
 def _add_its_prompts(
     session: Session, tune: Tune, asked: Sequence[NewPrompt], origin: str, now: datetime
@@ -76,7 +79,8 @@ class Tunes(Part):
             recipe: Everything known now that decides the result.
             account_id: Who asks.
             origin: cli, api, drop, ui, demo.
-            status: `queued`, or `awaiting_images` for a tune whose pictures come later.
+            status: `queued`, `awaiting_images` for a tune whose pictures come later, or `prepared` for one that needs
+                none.
             prompts: Its prompts; None takes the request's as they are, rendered on `branch` and free.
             price: Micro-dollars, which its account holds when it has a wallet; None charges nothing.
             warnings: What was wished for and is not met.
@@ -122,8 +126,8 @@ class Tunes(Part):
                 hold(session, account_id, {tune.id: price, **held}, now, tune.id)
                 needed = [(key, tune.id) for key in keys_of_request(tune.request)]
                 name_in(session, [*needed, *uses_of_prompts(rows)], now)
-                if status == "queued":
-                    open_work(session, "prepare", tune.id, origin, now)
+                if status in _FIRST_WORK:
+                    open_work(session, _FIRST_WORK[status], tune.id, origin, now)
                 if also is not None:
                     also(session, tune, rows)
                 said = " ".join(["The tune was accepted.", *ended(warnings)])

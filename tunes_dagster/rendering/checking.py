@@ -94,6 +94,7 @@ class Checker:
             negative,
             -1,
             faces=self.face_shelf.faces(faces),
+            voice=self.shelf.voice(combination),
         )
         return self.inputs.given(plain, settings, self.base)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from tunes_dagster.core.failures import Failure, FailureCode, as_failure, is_out_of_memory
 from tunes_dagster.core.store import Store
 from tunes_dagster.rendering.memory import ADAPTER_SHARE, parts_that_fit
-from tunes_dagster.training.names import is_whole
+from tunes_dagster.rendering.pictures import Voice
+from tunes_dagster.training.names import is_whole, split_encoders
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,6 +55,7 @@ class Weights:
         token: The token it was trained for, when words of its own stand for it.
         words: The vectors of those words by text encoder, see `training/words.py`.
         recipe_hash: Of the tune's recipe, from the header; empty for files of others.
+        encoders: What it adapts of the text encoders, in peft's format; empty for most.
     """
 
     state: Mapping[str, Tensor]
@@ -61,6 +63,7 @@ class Weights:
     token: str = ""
     words: Mapping[str, Tensor] | None = None
     recipe_hash: str = ""
+    encoders: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_weights(store: Store, key: str) -> Weights:
@@ -99,9 +102,9 @@ def read_weights(store: Store, key: str) -> Weights:
     if not is_whole(state):
         split_state(state)
     told = words.load(store, header[words.KEY_FIELD]) if words.KEY_FIELD in header else None
-    return Weights(
-        state, digest, header.get(words.TOKEN_FIELD, ""), told, header.get("tunes_dagster.recipe_hash", "")
-    )
+    state, encoders = split_encoders(state)
+    token, recipe_hash = (header.get(name, "") for name in (words.TOKEN_FIELD, "tunes_dagster.recipe_hash"))
+    return Weights(state, digest, token, told, recipe_hash, encoders)
 
 
 def combine(states: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> dict[str, Tensor]:
@@ -177,6 +180,15 @@ class LoraShelf:
             if weights.words is not None:
                 text = words.said(text, weights.token, words.register(base, weights.words))
         return text
+
+    def voice(self, combination: Combination) -> Voice | None:
+        """Return the adapters of text encoders that a combination has, or None: most have none."""
+        uses = [use for use in combination if self._weights[use.key].encoders]
+        if not uses:
+            return None
+        name = " ".join(f"{self._weights[use.key].sha256}:{use.scale:g}" for use in uses)
+        states = [self._weights[use.key].encoders for use in uses]
+        return Voice(name, states, [use.scale for use in uses])
 
     def sha256(self, use: LoraUse) -> str:
         """Return the hash of a weights file."""

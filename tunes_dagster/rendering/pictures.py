@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
     from tunes_dagster.rendering.faceid import Face
 
 
@@ -76,6 +80,21 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Voice:
+    """Adapters of text encoders that a picture's texts are encoded with.
+
+    Attributes:
+        name: Tells them apart: files and strengths.
+        states: In peft's format.
+        scales: Strength of each.
+    """
+
+    name: str
+    states: Sequence[Mapping[str, Tensor]] = field(compare=False, repr=False)
+    scales: Sequence[float] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
 class Picture:
     """One picture to be made.
 
@@ -93,6 +112,7 @@ class Picture:
         control: What the ControlNet sees, uint8 `[height, width, 3]`.
         control_scale: Its strength.
         faces: What the IP-Adapter is shown beside the text.
+        voice: What its tunes adapt of the text encoders; None for most.
     """
 
     job: int
@@ -108,3 +128,4 @@ class Picture:
     control: np.ndarray | None = field(default=None, compare=False, repr=False)
     control_scale: float = 1.0
     faces: tuple[Face, ...] = field(default=(), compare=False, repr=False)
+    voice: Voice | None = field(default=None, repr=False)

@@ -12,7 +12,8 @@ How many chunks a text is encoded in changes what the others in its row block se
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.rendering.brackets import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from tunes_dagster.families.base import Conditioning, LoadedBase
-    from tunes_dagster.rendering.pictures import Picture
+    from tunes_dagster.rendering.pictures import Picture, Voice
 
 # Embeddings that stay with a base between batches: SDXL's take 0.6 MB each in float32.
 _KEPT = 1024
@@ -56,29 +57,48 @@ class TextCache:
     def __init__(self, base: LoadedBase, rows: int = 16) -> None:
         self._base, self._rows = base, rows
         self._weighs = bool(base.clip_encoders())
-        known: OrderedDict[tuple[str, int], Conditioning] = OrderedDict()
+        known: OrderedDict[tuple[str, int, str], Conditioning] = OrderedDict()
         self._known = base.__dict__.setdefault("_rendered_texts", known)
+        self._voice = ""
+
+    @contextmanager
+    def spoken_by(self, voice: Voice | None) -> Iterator[None]:
+        """Encode with adapters of the text encoders for the while."""
+        if voice is None:
+            yield
+            return
+        from tunes_dagster.training.encoders import dressed
+
+        self._voice = voice.name
+        try:
+            with dressed(self._base, voice.states, voice.scales):
+                yield
+        finally:
+            self._voice = ""
 
     def encode(self, texts: Sequence[str]) -> None:
         """Encode those texts of one chunk that are not known yet, many at a time."""
         wanted = (text for text in dict.fromkeys(texts) if not self._has_weights(text))
-        new = [text for text in wanted if (text, 1) not in self._known]
+        new = [text for text in wanted if (text, 1, self._voice) not in self._known]
         for start in range(0, len(new), self._rows):
             some = new[start : start + self._rows]
             plain = [without_weights(text) for text in some] if self._weighs else some
             encoded = self._base.encode_text(plain)
             for i, text in enumerate(some):
-                self._keep((text, 1), {name: value[i : i + 1] for name, value in encoded.items()})
+                self._keep(
+                    (text, 1, self._voice), {name: value[i : i + 1] for name, value in encoded.items()}
+                )
 
     def prompt(self, text: str, chunks: int = 1) -> Conditioning:
         """Return the embedding of a prompt in so many chunks, one row."""
-        if (text, chunks) not in self._known:
+        key = (text, chunks, self._voice)
+        if key not in self._known:
             if chunks == 1 and not self._has_weights(text):
                 self.encode([text])
             else:
-                self._keep((text, chunks), encode_weighted(self._base, text, chunks))
-        self._known.move_to_end((text, chunks))
-        return self._known[text, chunks]
+                self._keep(key, encode_weighted(self._base, text, chunks))
+        self._known.move_to_end(key)
+        return self._known[key]
 
     def negative(self, text: str, chunks: int = 1) -> Conditioning:
         """Return the embedding of a negative prompt; the empty one is what the stock pipeline uses for none."""
@@ -96,7 +116,7 @@ class TextCache:
         """Whether a text is to be encoded by its weights; elsewhere brackets are what they look like."""
         return self._weighs and (has_weights(text) or has_breaks(text))
 
-    def _keep(self, key: tuple[str, int], value: Conditioning) -> None:
+    def _keep(self, key: tuple[str, int, str], value: Conditioning) -> None:
         self._known[key] = value
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
@@ -107,19 +127,33 @@ def conditioning(base: LoadedBase, pictures: Sequence[Picture], texts: TextCache
     import torch
 
     shape = pictures[0].shape
-    if shape.chunks == 1:
-        negatives = [picture.negative for picture in pictures if shape.guided and picture.negative]
-        texts.encode([picture.text for picture in pictures] + negatives)
-    rows: list[Conditioning] = []
-    for picture in pictures:
-        if shape.guided:
-            rows.append(texts.negative(picture.negative, shape.chunks))
-        rows.append(texts.prompt(picture.text, shape.chunks))
+    found: dict[int, list[Conditioning]] = {}
+    voices = {picture.voice.name if picture.voice else "": picture.voice for picture in pictures}
+    for voice in voices.values():
+        mine = [number for number, picture in enumerate(pictures) if picture.voice == voice]
+        with texts.spoken_by(voice):
+            found |= dict(zip(mine, _rows([pictures[number] for number in mine], texts), strict=True))
+    rows = [row for number in range(len(pictures)) for row in found[number]]
     stacked = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     repeat = 2 if shape.guided else 1
     scales = [picture.guidance_scale for picture in pictures for _ in range(repeat)]
     guidance = torch.tensor(scales, device=base.device)
     return base.with_size(stacked, shape.width, shape.height, guidance)
+
+
+def _rows(pictures: Sequence[Picture], texts: TextCache) -> list[list[Conditioning]]:
+    """Return the rows of each picture, whose texts are encoded by the same encoders."""
+    shape = pictures[0].shape
+    if shape.chunks == 1:
+        negatives = [picture.negative for picture in pictures if shape.guided and picture.negative]
+        texts.encode([picture.text for picture in pictures] + negatives)
+    return [
+        [
+            *([texts.negative(picture.negative, shape.chunks)] if shape.guided else []),
+            texts.prompt(picture.text, shape.chunks),
+        ]
+        for picture in pictures
+    ]
 
 
 def encode_weighted(base: LoadedBase, text: str, chunks: int) -> Conditioning:

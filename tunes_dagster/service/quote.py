@@ -25,6 +25,16 @@ def tune_price(prices: PriceList, catalog: Catalog, request: TuneRequest) -> int
     return prices.training(entry.branch, entry.family, request.training.kind)
 
 
+def import_price(prices: PriceList, catalog: Catalog, request: TuneRequest) -> int:
+    """Return the price of a tune whose weights are handed in, in micro-dollars, without its prompts.
+
+    Raises:
+        Failure: `UNKNOWN_BASE`.
+    """
+    entry = catalog.resolve(request.base)
+    return prices.importing(entry.branch, entry.family)
+
+
 def prompt_price(
     prices: PriceList,
     catalog: Catalog,

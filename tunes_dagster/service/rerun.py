@@ -63,6 +63,12 @@ def rerun(
         Failure: `CONFLICT` when there is no dataset, `INVALID_REQUEST` for options that are unknown, out of range or
             not of training, `BASE_NOT_INSTALLED`, `OUT_OF_CREDITS`: the same work costs the same again.
     """
+    if "imported" in tune.recipe:
+        raise Failure(
+            FailureCode.CONFLICT,
+            f"The tune {tune.title!r} was imported, not trained here.",
+            "Import its file again, or continue it on pictures with training.base_tune_id.",
+        )
     entry = catalog.usable(tune.branch, settings.bases_folder)
     options = _options(tune, changes or {}, entry)
     asked = TuneRequest.model_validate(tune.request)

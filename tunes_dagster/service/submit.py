@@ -25,7 +25,7 @@ from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.service.companions import missing
 from tunes_dagster.service.continuing import check_same_base, continued
 from tunes_dagster.service.naming import Named, named_tune
-from tunes_dagster.service.quote import prices_of, prompt_price, tune_price
+from tunes_dagster.service.quote import import_price, prices_of, prompt_price, tune_price
 from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
@@ -45,6 +45,32 @@ _MANY_WORDS = 3
 DEFAULT_BASE = str(TuneRequest.model_fields["base"].default)
 
 
+@dataclass(frozen=True)
+class Handed:
+    """Weights that are taken in instead of trained; see `service/importing.py`.
+
+    Attributes:
+        name: Of the file.
+        key: Where it lies in the store; empty when it is still to be fetched.
+        url: Where it is fetched from.
+        sha256: Of the file; empty when it is still to be fetched.
+        config: What is known of its strength from elsewhere.
+        doubts: What is unusual, in the form of wishes that are not met.
+    """
+
+    name: str
+    key: str = ""
+    url: str = ""
+    sha256: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+
+    def as_recipe(self) -> dict[str, Any]:
+        """Return what a tune's recipe says of it."""
+        said = {"name": self.name, "key": self.key, "url": self.url, "sha256": self.sha256}
+        return {**said, "config": dict(self.config)}
+
+
 def submit_tune(
     registry: Registry,
     store: Store,
@@ -58,6 +84,7 @@ def submit_tune(
     tune_id: str | None = None,
     before: Callable[[Session], None] | None = None,
     also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
+    handed: Handed | None = None,
 ) -> Tune:
     """Accept a tune: check and complete the request, move payloads into the store, add the row.
 
@@ -74,9 +101,10 @@ def submit_tune(
         tune_id: Id, when it exists already as a partition; None makes one.
         before: What belongs at the beginning of the transaction that accepts it; see `Tunes.add`.
         also: What belongs at its end.
+        handed: Weights that take the place of training; then it needs no pictures.
 
     Returns:
-        The tune: queued, or awaiting_images when no source was named.
+        The tune: queued, or awaiting_images when no source was named; prepared when its weights are handed in.
 
     Raises:
         Failure: `INVALID_REQUEST`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `SOURCE_REFUSED`, `CONFLICT`,
@@ -110,6 +138,8 @@ def submit_tune(
     ]
     complete = request.model_copy(update={"prompts": [one.request for one in completed]})
     recipe = make_recipe(complete, entry, continues)
+    if handed is not None:
+        recipe["imported"] = handed.as_recipe()
     prices = prices_of(settings)
     if registry.tunes.has(chosen):
         raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
@@ -133,13 +163,24 @@ def submit_tune(
         recipe=recipe,
         account_id=account_id,
         origin=origin,
-        status="awaiting_images" if complete.sources.empty else "queued",
+        status=_first_status(complete, handed),
         prompts=prompts,
-        price=tune_price(prices, catalog, complete),
-        warnings=[*wishes.told(), *_doubts(request), *_lacking(settings, catalog)],
+        price=(import_price if handed is not None else tune_price)(prices, catalog, complete),
+        warnings=[
+            *wishes.told(),
+            *_doubts(request),
+            *_lacking(settings, catalog),
+            *(handed.doubts if handed is not None else ()),
+        ],
         before=before,
         also=also,
     )
+
+
+def _first_status(request: TuneRequest, handed: Handed | None) -> str:
+    if not request.sources.empty:
+        return "queued"
+    return "awaiting_images" if handed is None else "prepared"
 
 
 def _base_of_tunes(catalog: Catalog, word: str, settings: Settings) -> BaseModelEntry:

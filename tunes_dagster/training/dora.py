@@ -32,7 +32,7 @@ def kohya_scales(network: nn.Module, adapter: Mapping[str, Tensor]) -> dict[str,
     pairs, made = split_state(adapter), {}
     for name, magnitude in split_magnitudes(adapter).items():
         weight = _weight(network, name)
-        before, after = _norms(weight, *pairs[name])
+        before, after = row_norms(weight, *pairs[name])
         scale = magnitude.flatten().to(before) * before / after
         # [out, 1] or [out, 1, 1, 1]: readers tell by the first size along which axis they have to take norms.
         made[f"{_UNET}{name.replace('.', '_')}{SCALE}"] = scale.cpu().view(-1, *(1,) * (weight.ndim - 1))
@@ -53,7 +53,7 @@ def from_kohya(network: nn.Module, written: Mapping[str, Tensor]) -> dict[str, T
         b = b * (float(written[f"{stem}.alpha"]) / len(a))
         made |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
         if (scale := written.get(f"{stem}{SCALE}")) is not None:
-            before, after = _norms(_weight(network, name), a, b)
+            before, after = row_norms(_weight(network, name), a, b)
             made[f"{name}{MAGNITUDE}"] = (scale.flatten().to(before) * after / before).cpu()
     return made
 
@@ -63,7 +63,7 @@ def _weight(network: nn.Module, name: str) -> Tensor:
     return weight
 
 
-def _norms(weight: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def row_norms(weight: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the norms of a weight's rows without and with an adapter, `[out]`, float32 at least."""
     import torch
 

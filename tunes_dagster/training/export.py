@@ -265,7 +265,7 @@ instance_prompt: {job.token} {job.class_name}
 {what} for `{entry.branch}` ({entry.public_name}, licence {entry.licence}), trained on {_pictures(job)}.
 Write `{job.token} {job.class_name}` in a prompt to see the {seen}.{_one_picture(job)}
 
-{_use(job, base, files)}
+{how_to_use(job, base, files)}
 
 | | |
 | --- | --- |
@@ -275,7 +275,7 @@ Last mean loss {last}. Recipe `{name}`; the header of the weights holds it, with
 """
 
 
-def _use(job: TuneJob, base: LoadedBase, files: Files) -> str:
+def how_to_use(job: TuneJob, base: LoadedBase, files: Files) -> str:
     """Return how the files are used, in diffusers as code that runs in their folder, and in other programs."""
     prompt = f'pipeline("{example_prompt(job.token, job.class_name, "on the beach")}")'
     if files.pipeline_key:

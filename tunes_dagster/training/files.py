@@ -158,6 +158,28 @@ def read_fields(store: Store, key: str) -> tuple[dict[str, str], dict[str, str]]
         raise as_failure(error, damaged) from error
 
 
+def read_entries(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]]]:
+    """Return the metadata of a local safetensors file, and the type and shape of each tensor, by the library's reader.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` when it is none.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+            return file.metadata() or {}, found
+    except Exception as error:  # whatever bytes that are no such file look like to the library
+        damaged = Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"{path.name} is no safetensors file, or a damaged one.",
+            "Hand in a .safetensors file; pickles (.pt, .bin, .ckpt) are not opened.",
+        )
+        raise as_failure(error, damaged) from error
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 (hex) of a local file, read piece by piece."""
     with path.open("rb") as file:

@@ -19,7 +19,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.training.dora import SCALE
 from tunes_dagster.training.files import with_hashes, write_tensors
-from tunes_dagster.training.names import is_whole, split_magnitudes
+from tunes_dagster.training.names import LEVEL, is_whole, split_encoders, split_magnitudes, split_state
 
 if TYPE_CHECKING:
     import torch
@@ -77,12 +77,32 @@ def write_layouts(
     files = Files(f"{folder}/{name}.safetensors", f"{folder}/{name}.kohya.safetensors")
     write_tensors(store, files.weights_key, state, with_hashes(state, ours, dtype), dtype)
     stored = {key: value if dtype is None else value.to(dtype) for key, value in state.items()}
+    stored, text = split_encoders(stored)
     renamed = base.kohya_layout(stored)
-    if split_magnitudes(state) and not any(key.endswith(SCALE) for key in renamed):
+    if split_magnitudes(text) or (
+        split_magnitudes(stored) and not any(key.endswith(SCALE) for key in renamed)
+    ):
         return Files(files.weights_key)  # a family whose layout has no place for them: half a DoRA is none
+    renamed |= _encoders_in_kohya(base, text)
     theirs = with_hashes(renamed, {**header, "modelspec.implementation": base.implementation})
     write_tensors(store, files.kohya_key, renamed, theirs)
     return files
+
+
+def _encoders_in_kohya(base: LoadedBase, text: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return adapters of text encoders as kohya's scripts call them (`lora_te1_text_model_encoder…`)."""
+    from tunes_dagster.families.flow import kohya_entry
+
+    made: dict[str, Tensor] = {}
+    for name, (a, b) in split_state(text).items():
+        encoder, _, layer = name.partition(".")
+        made |= kohya_entry(f"lora_{base.kohya_encoders[encoder]}_{layer.replace('.', '_')}", a, b)
+    return made
+
+
+def in_file(layer: str) -> str:
+    """Return what a layer of a text encoder is called in files: CLIP's with a level that some encoders have not."""
+    return f"{LEVEL}{layer}" if layer.startswith("encoder.layers.") else layer
 
 
 def _write_pipeline(

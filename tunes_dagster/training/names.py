@@ -12,11 +12,20 @@ if TYPE_CHECKING:
 
 # How peft calls DoRA's magnitudes.
 MAGNITUDE = ".lora_magnitude_vector"
+# A level of CLIP's names that files have and some encoders of transformers have not.
+LEVEL = "text_model."
+_ENCODER = "text_encoder"
 
 
 def is_whole(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is a whole network and not an adapter to one."""
     return bool(state) and not any(".lora_" in name for name in state)
+
+
+def split_encoders(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a state dict in two: what belongs to the denoiser, and what adapts text encoders."""
+    text = {name: value for name, value in state.items() if name.startswith(_ENCODER)}
+    return {name: value for name, value in state.items() if name not in text}, text
 
 
 def split_magnitudes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training.files import read_header
 from tunes_dagster.training.layouts import Files
-from tunes_dagster.training.names import is_whole, split_magnitudes, split_state
+from tunes_dagster.training.names import is_whole, split_encoders, split_magnitudes, split_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,8 +97,8 @@ def verify(files: Files, prompt: str, base: LoadedBase, store: Store, seed: int 
     from tunes_dagster.training.wholes import worn
 
     with store.local(files.weights_key) as path:
-        state = read_weights(path)
-    finite = all(bool(torch.isfinite(value).all()) for value in state.values())
+        state, text = split_encoders(read_weights(path))
+    finite = all(bool(torch.isfinite(value).all()) for value in (*state.values(), *text.values()))
     plain = _picture(place(stock_over(base), base), prompt, base, seed)
     with worn(base, [state]) as bank, words.speaking(base, store, files.weights_key) as spoken:
         bank.assign_all(0)
@@ -110,13 +110,13 @@ def verify(files: Files, prompt: str, base: LoadedBase, store: Store, seed: int 
         for stock in _stock_pipelines(files, state, base, store)
     ]
     if files.kohya_key and split_magnitudes(state):
-        with _read_as_dora(files.kohya_key, base, store):
+        with words.speaking(base, store, files.weights_key), _read_as_dora(files.kohya_key, base, store):
             theirs = _picture(with_own_vae(base.pipeline()), prompt, base, seed)
         clear(base.pipeline())
         differences.append(float(np.abs(theirs - ours).max()))
     return Verification(
         finite=finite,
-        layers=len(state if is_whole(state) else split_state(state)),
+        layers=len(state if is_whole(state) else split_state({**state, **text})),
         diffusers_difference=differences[0],
         kohya_difference=differences[1] if len(differences) > 1 else None,
         base_difference=float(np.abs(plain - ours).mean()),
@@ -151,7 +151,7 @@ def _read_as_dora(key: str, base: LoadedBase, store: Store) -> Iterator[None]:
     from tunes_dagster.training.wholes import worn
 
     with store.local(key) as path:
-        read = from_kohya(base.denoiser, read_weights(path))
+        read = from_kohya(base.denoiser, read_weights(path))  # the denoiser's part of it
     with worn(base, [read]) as bank:
         bank.assign_all(0)
         yield

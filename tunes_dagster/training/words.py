@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from torch import Tensor
 from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
-from tunes_dagster.training.files import read_header, write_tensors
+from tunes_dagster.training.encoders import dressed
+from tunes_dagster.training.files import read_fields, write_tensors
 from tunes_dagster.training.jobs import said
+from tunes_dagster.training.names import split_encoders
 
 __all__ = [
     "add_words",
@@ -152,15 +154,29 @@ def load(store: Store, key: str) -> dict[str, Tensor]:
 
 @contextmanager
 def speaking(base: LoadedBase, store: Store, weights_key: str) -> Iterator[str]:
-    """Let `base.encode_text` say a tune's token in its words for the while; yields them, empty for other kinds."""
-    header = read_header(store, weights_key)
-    if KEY_FIELD not in header:
-        yield ""
-        return
-    spoken = register(base, load(store, header[KEY_FIELD]))
-    before = dict(base.spoken)
-    base.spoken = {**before, header[TOKEN_FIELD]: spoken}
-    try:
-        yield spoken
-    finally:
-        base.spoken = before
+    """Let `base.encode_text` say a tune's token in its words for the while, by encoders that it adapts, if it has any.
+
+    Yields how the token is said, empty for a tune without words of its own.
+    """
+    header, names = read_fields(store, weights_key)
+    with ExitStack() as stack:
+        if any(name.startswith("text_encoder") for name in names):
+            stack.enter_context(dressed(base, [adapted_encoders(store, weights_key)], [1.0]))
+        if KEY_FIELD not in header:
+            yield ""
+            return
+        spoken = register(base, load(store, header[KEY_FIELD]))
+        before = dict(base.spoken)
+        base.spoken = {**before, header[TOKEN_FIELD]: spoken}
+        try:
+            yield spoken
+        finally:
+            base.spoken = before
+
+
+def adapted_encoders(store: Store, weights_key: str) -> dict[str, Tensor]:
+    """Return what a tune's file holds for text encoders."""
+    from tunes_dagster.training.verify import read_weights
+
+    with store.local(weights_key) as path:
+        return split_encoders(read_weights(path))[1]

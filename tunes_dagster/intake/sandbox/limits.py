@@ -21,6 +21,8 @@ _MOST_MEMORY_TIMES = 4
 # An archive is bytes that are copied: deflate gives 150 MB a second, bzip2 20.
 _ARCHIVE_SECONDS_PER_MB = 2.0
 _ARCHIVE_SECONDS = 600.0
+# 1 GB is looked through in a second.
+_WEIGHTS_SECONDS_PER_MB = 0.05
 _ARCHIVE_MEMORY = 256 * MB
 # Children compete with everything else on the machine, so the clock is only for those that hang.
 _PATIENCE = 60.0
@@ -79,6 +81,13 @@ def for_archive(size: int, member_bytes: int, settings: Settings | None = None) 
     chosen = settings or get_settings()
     seconds = min(_ARCHIVE_SECONDS, chosen.open_seconds + _ARCHIVE_SECONDS_PER_MB * size / MB)
     return Limits(seconds, _ARCHIVE_MEMORY, _PATIENCE + 2 * seconds, member_bytes + MB)
+
+
+def for_weights(size: int, settings: Settings | None = None) -> Limits:
+    """Return what a file of weights may cost: its header becomes objects, its numbers are read piece by piece."""
+    chosen = settings or get_settings()
+    seconds = min(_ARCHIVE_SECONDS, chosen.open_seconds + _WEIGHTS_SECONDS_PER_MB * size / MB)
+    return Limits(seconds, _ARCHIVE_MEMORY, _PATIENCE + 2 * seconds, MB)
 
 
 def for_table(size: int, settings: Settings | None = None) -> Limits:

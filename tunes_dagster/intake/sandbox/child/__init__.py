@@ -10,4 +10,5 @@ pictures.py   decoding, and the normalised form that the store keeps
 colour.py     strips of any picture as upright 8-bit sRGB
 archives.py   zip and tar, member by member
 tables.py     workbooks
+weights.py    safetensors files
 """

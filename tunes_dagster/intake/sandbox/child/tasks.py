@@ -64,7 +64,18 @@ def _table(work: Work) -> None:
     read_workbook(work)
 
 
-OPERATIONS: dict[str, Callable[[Work], None]] = {"picture": _picture, "archive": _archive, "table": _table}
+def _weights(work: Work) -> None:
+    from tunes_dagster.intake.sandbox.child.weights import look_through
+
+    look_through(work)
+
+
+OPERATIONS: dict[str, Callable[[Work], None]] = {
+    "picture": _picture,
+    "archive": _archive,
+    "table": _table,
+    "weights": _weights,
+}
 
 
 def prepare() -> None:

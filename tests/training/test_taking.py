@@ -1,0 +1,163 @@
+"""Files of other programs as tunes: both layouts render in stock pipelines what ours do, and come back as they left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.support import foreign
+from tests.support.families import make_base, random_lora
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.core.store import Store
+from tunes_dagster.training.files import sha256_of
+from tunes_dagster.training.foreign.taking import read_file, take_in
+from tunes_dagster.training.jobs import TuneJob
+from tunes_dagster.training.layouts import Files
+from tunes_dagster.training.verify import verify
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Random tiny bases, each made when it is first asked for."""
+    made = {}
+
+    def base(name: str):
+        if name not in made:
+            made[name] = make_base(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return base
+
+
+def job_of(store: Store, path, **more) -> TuneJob:
+    key = store.write_file("tunes/t/uploads/theirs.safetensors", path)
+    imported = {"key": key, "name": "theirs.safetensors", "sha256": sha256_of(path), **more}
+    return TuneJob(
+        "t",
+        TrainingOptions(),
+        [],
+        "ohwx",
+        "woman",
+        "tunes/t/lora/1",
+        recipe={"imported": imported},
+        title="Theirs",
+    )
+
+
+def adapter_of(base, kind: str) -> dict[str, torch.Tensor]:
+    # Attention alone: diffusers' loader of kohya's names does not take every layer of a small SDXL.
+    made = random_lora(base, 1, targets="attention", strength=0.2)
+    if kind == "encoders":
+        made |= foreign.text_lora(base, 1)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("sd15", "encoders"),
+        ("sdxl", "encoders"),
+        ("flux-dev", "plain"),
+        ("flux2-klein", "plain"),
+    ],
+)
+def test_a_taken_file_goes_round_in_both_layouts(bases, family, kind, tmp_path):
+    """Import, export, import of each export: stock diffusers renders all of them alike, and so do we."""
+    base, store = bases(family), Store(tmp_path / "store")
+    tensors, header = foreign.new_diffusers(adapter_of(base, kind))
+    file = tmp_path / "theirs.safetensors"
+    save_file(tensors, file, header)
+    result = take_in(job_of(store, file), base, store)
+    seen = verify(Files(result.weights_key, result.kohya_key), "a photo of ohwx woman", base, store)
+    assert seen.passed, seen
+    first = read_file(file, base).state
+    for key in (result.weights_key, result.kohya_key):
+        with store.local(key) as path:
+            again = read_file(path, base).state
+        assert set(again) == set(first)
+        for name, pair in foreign.pairs(first).items():
+            wanted = foreign.delta(*pair)
+            assert torch.allclose(foreign.delta(*foreign.pairs(again)[name]), wanted, atol=1e-5), (key, name)
+    assert result.steps == 0 and len(result.checkpoints) == 1
+    assert "imported from `theirs.safetensors`" in store.read_text(result.card_key)
+
+
+def test_a_dora_goes_round_in_both_layouts(bases, tmp_path):
+    base, store = bases("sd15"), Store(tmp_path / "store")
+    adapter = adapter_of(base, "plain")
+    tensors, header = foreign.kohya(adapter)
+    for name, (_, b) in foreign.pairs(adapter).items():
+        layer = name.removeprefix("unet.")
+        weight = base.denoiser.get_submodule(layer).weight.detach()
+        key = f"lora_unet_{layer.replace('.', '_')}.dora_scale"
+        tensors[key] = weight.flatten(1).norm(dim=1).view(len(b), *(1,) * (weight.ndim - 1)) * 1.1
+    file = tmp_path / "theirs.safetensors"
+    save_file(tensors, file, header)
+    result = take_in(job_of(store, file), base, store)
+    seen = verify(Files(result.weights_key, result.kohya_key), "a photo of ohwx woman", base, store)
+    assert seen.passed and seen.kohya_difference is not None, seen
+    first = read_file(file, base).state
+    for key in (result.weights_key, result.kohya_key):
+        with store.local(key) as path:
+            again = read_file(path, base).state
+        for name, value in first.items():
+            if "magnitude" in name:
+                assert torch.allclose(again[name].flatten(), value.flatten(), rtol=1e-4), (key, name)
+
+
+def test_a_word_alone_becomes_a_tune_that_says_it(bases, tmp_path):
+    base, store = bases("sdxl"), Store(tmp_path / "store")
+    generator = torch.Generator().manual_seed(4)
+    encoders = base.word_encoders()
+    words = {
+        name: torch.randn(2, encoder.get_input_embeddings().weight.shape[1], generator=generator)
+        for name, (_, encoder) in encoders.items()
+    }
+    file = tmp_path / "theirs.safetensors"
+    save_file(words, file)
+    result = take_in(job_of(store, file), base, store)
+    assert verify(Files(result.weights_key, result.kohya_key), "a photo of ohwx woman", base, store).passed
+    assert store.exists(result.figures["embeddings"])
+
+
+def test_a_file_of_unknown_strength_is_refused_until_it_is_said(bases, tmp_path):
+    base = bases("flux-dev")
+    tensors, config = foreign.peft_own(random_lora(base, 1))
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(tensors, file)
+    with pytest.raises(Failure, match="adapter_config.json"):
+        read_file(file, base)
+    assert read_file(file, base, config).rank == 4 and read_file(file, base, {"lora_alpha": 8}).rank == 4
+
+
+def test_another_file_than_was_handed_in_is_refused(bases, tmp_path):
+    base, store = bases("flux-dev"), Store(tmp_path / "store")
+    file = tmp_path / "theirs.safetensors"
+    save_file(foreign.new_diffusers(random_lora(base, 1))[0], file)
+    with pytest.raises(Failure, match="its hash is another one"):
+        take_in(job_of(store, file, sha256="0" * 64), base, store)
+
+
+def test_encoders_are_as_they_were_afterwards(bases):
+    from tunes_dagster.training.encoders import dressed
+    from tunes_dagster.training.layouts import in_file
+
+    base = bases("sd15")
+    said = ["a photo of a woman"]
+    before, empty = base.encode_text(said)["hidden"], base.no_text(1)["hidden"]
+    text = {
+        f"text_encoder.{in_file(key.partition('.')[2])}": value
+        for key, value in foreign.text_lora(base, 1, strength=3.0).items()
+    }
+    with dressed(base, [text, text], [0.5, 0.5]):
+        twice, other = base.encode_text(said)["hidden"], base.no_text(1)["hidden"]
+    with dressed(base, [text], [1.0]):
+        once = base.encode_text(said)["hidden"]
+    assert torch.allclose(once, twice, atol=1e-4) and np.abs((once - before).numpy()).max() > 1e-3
+    assert not torch.equal(other, empty)
+    assert torch.equal(base.encode_text(said)["hidden"], before) and torch.equal(
+        base.no_text(1)["hidden"], empty
+    )

@@ -1,0 +1,244 @@
+"""Taking in weights that another program made: a tune whose training was done elsewhere.
+
+A file that is here is looked through in a child process and held against its base before it is accepted; one that is
+still to be fetched is refused later, by its work, which does the same. From then on it is a tune like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.recipe import ImportRequest, TrainingOptions, TuneRequest
+from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
+from tunes_dagster.intake.weights import Found, LookedAt, look_at
+from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.registry.retrying import may_have_been_kept
+from tunes_dagster.service.submit import Handed, submit_tune
+from tunes_dagster.training.files import sha256_of
+from tunes_dagster.training.foreign.names import Entry, Reading, read_names
+from tunes_dagster.training.foreign.scales import check_strength, read_scales
+from tunes_dagster.training.foreign.shapes import looks_like, why_not
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from tunes_dagster.intake.guard import Guard
+
+# What a subject is called that nobody named.
+_SUBJECT, _TOKEN = "subject", "ohwx"
+_OURS = "tunes_dagster."
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A file and the base that it is for.
+
+    Attributes:
+        entry: The base.
+        word: That the file teaches.
+        words: Whether it teaches one.
+        header: Its metadata.
+        doubts: What its owner should know, in the form of wishes that are not met.
+    """
+
+    entry: BaseModelEntry
+    word: str
+    words: bool
+    header: Mapping[str, str] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+
+
+def import_weights(
+    registry: Registry,
+    store: Store,
+    catalog: Catalog,
+    settings: Settings,
+    request: ImportRequest,
+    found: Found | None = None,
+    *,
+    account_id: str = "local",
+    tune_id: str | None = None,
+    allow_folder: str | None = None,
+    before: Callable[[Session], None] | None = None,
+    also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
+) -> Tune:
+    """Accept weights as a tune.
+
+    Args:
+        registry: Where the row goes.
+        store: Where the file goes.
+        catalog: Says what bases there are.
+        settings: The operator's.
+        request: What was said of it.
+        found: The file; None when `request.url` is to be fetched by the work.
+        account_id: Who asks.
+        tune_id: Id; None makes one.
+        allow_folder: A folder of pictures that the request may name.
+        before: See `submit_tune`.
+        also: See `submit_tune`.
+
+    Returns:
+        The tune: waiting for its pictures to be prepared when some were given, else to be taken in.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` for a file that cannot be taken whole, `INVALID_REQUEST` when nobody knows its base,
+            and what `submit_tune` raises; nothing is kept then.
+    """
+    chosen = tune_id or new_id("tune")
+    config = {**({"lora_alpha": request.alpha} if request.alpha else {}), **(found.config if found else {})}
+    if found is None:
+        check_address(request.url, settings)
+        if request.base is None:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                "Which base the weights are for is known only once they are here.",
+                "Name it with `base`, or upload the file.",
+            ).about("base")
+        handed = Handed(
+            name=request.url.rpartition("/")[2][:200] or "weights", url=request.url, config=config
+        )
+        complete, doubts = _as_tune(request, None), ()
+    else:
+        looked = look_at(found.path, found.name, settings.import_max_mb)
+        seen = recognise(looked, catalog, settings, request.base, config)
+        key = store.write_file(f"tunes/{chosen}/uploads/weights.safetensors", found.path)
+        handed = Handed(name=found.name, key=key, sha256=sha256_of(found.path), config=config)
+        complete, doubts = _as_tune(request, seen), seen.doubts
+    try:
+        return submit_tune(
+            registry,
+            store,
+            catalog,
+            settings,
+            complete,
+            account_id=account_id,
+            origin="import",
+            allow_folder=allow_folder,
+            tune_id=chosen,
+            before=before,
+            also=also,
+            handed=replace(handed, doubts=doubts),
+        )
+    except BaseException as refused:
+        if not may_have_been_kept(refused):
+            store.delete_prefix(f"tunes/{chosen}")
+        raise
+
+
+def check_address(url: str, settings: Settings) -> None:
+    """Refuse an address that is not fetched from.
+
+    Raises:
+        Failure: `SOURCE_REFUSED`, `INVALID_REQUEST`.
+    """
+    from tunes_dagster.intake.guard import Guard
+
+    if url.startswith("hf://"):
+        return
+    guard: Guard = Guard(settings.allow_hosts)
+    try:
+        guard.check_url(url)
+    except Failure as failure:
+        failure.about("url")
+        raise
+
+
+def recognise(
+    looked: LookedAt, catalog: Catalog, settings: Settings, base: str | None, config: Mapping[str, Any]
+) -> Recognised:
+    """Return which base a file is for.
+
+    Args:
+        looked: The file.
+        catalog: Of the bases.
+        settings: The operator's.
+        base: That was named; None asks the file.
+        config: See `Found`.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE`, `INVALID_REQUEST`.
+    """
+    entries = {key: Entry(key, kind, shape) for key, (kind, shape) in looked.tensors.items()}
+    reading = read_names(entries.values())
+    check_strength(reading.bare, read_scales(looked.metadata, config))
+    word = next(iter(reading.words), "")
+    if base is not None:
+        entry = _base(catalog, base, settings)
+        if failure := why_not(reading, entries, entry, entry.location(settings.bases_folder)):
+            raise failure
+        return Recognised(entry, word, bool(reading.words), looked.metadata)
+    fitting = _fitting(reading, entries, catalog, settings)
+    entry = fitting[0]
+    named = looked.metadata.get(f"{_OURS}base")
+    entry = next((one for one in fitting if one.branch == named), entry)
+    others = [one.branch for one in fitting if one.branch != entry.branch]
+    doubts = ()
+    if others and entry.branch != named:
+        doubts = (
+            f"base was not named: the file fits {entry.branch}, which was taken, and {', '.join(others)} as well",
+        )
+    return Recognised(entry, word, bool(reading.words), looked.metadata, doubts)
+
+
+def _base(catalog: Catalog, word: str, settings: Settings) -> BaseModelEntry:
+    entry = catalog.usable(word, settings.bases_folder)
+    if isinstance(entry, AuxiliaryEntry):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"{entry.branch!r} is a model for {entry.family}, which no LoRA is for.",
+            f"Choose one of {', '.join(catalog.entries)}.",
+        ).about("base")
+    return entry
+
+
+def _fitting(
+    reading: Reading, entries: Mapping[str, Entry], catalog: Catalog, settings: Settings
+) -> list[BaseModelEntry]:
+    """Return the installed bases that a file fits, each once, in the catalog's order."""
+    found: dict[str, BaseModelEntry] = {}
+    last: Failure | None = None
+    for listed in catalog.entries.values():
+        entry = catalog.real(listed)
+        folder = entry.location(settings.bases_folder)
+        if entry.branch in found or not folder.is_dir():
+            continue
+        last = why_not(reading, entries, entry, folder)
+        if last is None:
+            found[entry.branch] = entry
+    if not found:
+        like = looks_like(entries)
+        made_for = f" It looks like one for {like}." if like else ""
+        known = "" if last is None or like else f" {last.message}"
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The file fits none of the bases that are installed here.{made_for}{known}",
+            "Install its base (`tunes bases list`, `tunes bases pull`), or name it with `base`.",
+        )
+    return list(found.values())
+
+
+def _as_tune(request: ImportRequest, seen: Recognised | None) -> TuneRequest:
+    """Return the request for the tune that the weights become."""
+    header = seen.header if seen else {}
+    name = request.name or header.get(f"{_OURS}class_name", "") or _SUBJECT
+    token = request.token or (seen.word if seen else "") or header.get(f"{_OURS}token", "") or _TOKEN
+    title = request.title or header.get("modelspec.title", "")[:200] or name
+    return TuneRequest.model_validate(
+        {
+            "name": name[:60],
+            "title": title,
+            "token": "".join(c if c.isalnum() or c in "-_" else "-" for c in token)[:40],
+            "base": request.base or (seen.entry.branch if seen else None),
+            "sources": request.sources.model_dump(),
+            "training": TrainingOptions(kind="pti" if seen and seen.words else "lora"),
+            "prompts": [one.model_dump(exclude_unset=True) for one in request.prompts],
+            "callback_url": request.callback_url,
+            "labels": request.labels,
+        }
+    )
