@@ -20,6 +20,7 @@ from tunes_dagster.cli import (
     demo,
     doctor,
     gateway,
+    importing,
     making,
     plan,
     recipes,
@@ -56,6 +57,7 @@ app.command("demo", rich_help_panel=_FIRST)(demo.demo)
 app.command("train", rich_help_panel=_FIRST)(making.train)
 app.command("render", rich_help_panel=_FIRST)(making.render)
 app.command("resume", rich_help_panel=_FIRST)(making.resume)
+app.command("import", rich_help_panel=_FIRST)(importing.import_)
 app.command("rerun", rich_help_panel=_FIRST)(recipes.rerun)
 app.command("list", rich_help_panel=_LATER)(tunes.list_tunes)
 app.command("status", rich_help_panel=_LATER)(tunes.status)

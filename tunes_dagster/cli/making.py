@@ -83,7 +83,7 @@ def train(
         "callback_url": callback_url,
         "sources": {"archive_url": url, "image_urls": image_url},
         "prompts": [{"text": text} for text in prompt or []],
-        "labels": _labels(label or []),
+        "labels": labelled(label or []),
         "training": training,
         "dataset": dataset,
     }
@@ -112,10 +112,11 @@ def train(
 
         emit_json(tune_as_dict(tune))
     elif wait:
-        _say_what_came_out(installation, tune)
+        say_what_came_out(installation, tune)
 
 
-def _labels(pairs: list[str]) -> dict[str, str]:
+def labelled(pairs: list[str]) -> dict[str, str]:
+    """Return labels as they are typed (`order=7`) by name."""
     for pair in pairs:
         if "=" not in pair:
             raise Failure(
@@ -157,7 +158,7 @@ def build_request(
     if source is not None and source.is_dir():
         sources["folder"] = str(source.resolve())
     elif source is not None:
-        sources["uploads"] = [*sources.get("uploads", []), _upload(installation, source)]
+        sources["uploads"] = [*sources.get("uploads", []), uploaded(installation, source)]
     elif config is not None and "folder" in sources and "://" not in str(sources["folder"]):
         # A relative folder in tune.yaml is meant from where the file lies.
         sources["folder"] = str((config.parent / str(sources["folder"])).resolve())
@@ -196,7 +197,8 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _upload(installation: Installation, file: Path) -> str:
+def uploaded(installation: Installation, file: Path) -> str:
+    """Copy an archive into the store, and return its key."""
     from tunes_dagster.core.ids import new_id
 
     return installation.store.write_file(f"uploads/{new_id('up')}/{file.name}", file)
@@ -219,7 +221,8 @@ def _submit(
     )
 
 
-def _say_what_came_out(installation: Installation, tune: Any) -> None:
+def say_what_came_out(installation: Installation, tune: Any) -> None:
+    """Print the files and pictures of a tune that was waited for."""
     from tunes_dagster.cli.showing import files_of, say_findings
 
     if tune.status == "cancelled":
@@ -388,4 +391,4 @@ def resume(
         return
     follow(installation, tunes=[row.id for row in chosen], prompts=[row.id for row in prompts])
     for row in chosen:
-        _say_what_came_out(installation, registry.tunes.get(row.id))
+        say_what_came_out(installation, registry.tunes.get(row.id))

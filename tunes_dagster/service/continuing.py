@@ -7,12 +7,40 @@ from typing import Any
 from tunes_dagster.core.failures import Failure, FailureCode, Problem
 from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.families.catalog import BaseModelEntry
-from tunes_dagster.registry import Registry
+from tunes_dagster.registry import Registry, Tune
 
 # What decides the shape of an adapter; a tune that continues another one has to agree with it.
 _SHAPE = ("kind", "rank", "targets", "rslora", "dora")
 # Kinds whose weights can be trained further.
 _CONTINUED = ("lora", "checkpoint")
+
+
+# What to do about a tune that waiting does not make ready.
+_REMEDIES = {
+    "failed": "Train it again (`tunes rerun`), or continue another one.",
+    "cancelled": "Train it again (`tunes rerun`), or continue another one.",
+    "deleted": "Continue another one, or start a tune of its own: what was deleted does not come back.",
+    "awaiting_images": "Send its pictures and wait until it is ready.",
+}
+
+
+def _shape_of_import(tune: Tune) -> dict[str, Any]:
+    """Return what a tune that goes on from imported weights has to be like; empty for one that was trained.
+
+    Raises:
+        Failure: `INVALID_REQUEST` for weights that cannot be trained on.
+    """
+    if "imported" not in tune.recipe:
+        return {}
+    shape = tune.recipe["imported"].get("continued_as", {})
+    if why := shape.get("why_not"):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The tune {tune.title!r}, which was imported, cannot be continued: {why}.",
+            "Continue another one, or start a tune of its own and use both in a prompt.",
+        )
+    # Words that came with it are its own; what goes on is the adapter.
+    return {**shape, "alpha": None, "rslora": False, "resolution": None, "export_scale": None}
 
 
 def continued(
@@ -32,10 +60,10 @@ def continued(
         raise Failure(
             FailureCode.CONFLICT,
             f"The tune {earlier.title!r} cannot be continued: it is {earlier.status} and has no finished weights.",
-            "Wait until it is ready.",
+            _REMEDIES.get(earlier.status, "Wait until it is ready."),
         )
     plain = TrainingOptions().model_dump()
-    before = {**plain, **earlier.recipe["training"]}
+    before = {**plain, **earlier.recipe["training"], **_shape_of_import(earlier)}
     # A kind that was named is meant, also when it is the default.
     named = {"kind"} & asked.model_fields_set
     wrong = [

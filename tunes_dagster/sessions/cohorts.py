@@ -19,6 +19,7 @@ from tunes_dagster.core.recipe import UNTRAINED, TrainingOptions, TuneRequest
 from tunes_dagster.core.validation import checked
 from tunes_dagster.core.wishes import Wishes, ended
 from tunes_dagster.families.presets import changed
+from tunes_dagster.sessions.imported import import_job, is_import, known_now
 from tunes_dagster.sessions.inspecting import Inspector, embed
 from tunes_dagster.sessions.results import Trained
 
@@ -163,6 +164,9 @@ def train_trainees(
             with _alone(place, trainee):
                 if trainee.failure is not None:
                     continue
+                if is_import(trainee.tune):
+                    made.append(import_job(trainee.mine, trainee.tune, installation))
+                    continue
                 job = make_job(trainee, store)
                 if trainee.tune.kind in UNTRAINED:
                     on_trained(trainee, embed(trainee.tune, job, installation))
@@ -195,10 +199,21 @@ def train_trainees(
                 watching = Keeping([trainee.mine.report])
                 on_trained(trainee, inspector.inspect(trainee.tune, outcome, watching))
 
+        def trained_here(jobs: Sequence[TuneJob]) -> list[TuneJob]:
+            """Take in those whose weights were made elsewhere, and return the others."""
+            for job in jobs:
+                if is_import(by_id[job.tune_id].tune):
+                    on_finished(job.tune_id, _taken_in(by_id[job.tune_id], job, base, installation))
+            return [job for job in jobs if not is_import(by_id[job.tune_id].tune)]
+
         def joining(free: int) -> Sequence[TuneJob]:
             assert newcomers is not None
             fresh = with_room(place, jobs_of(newcomers(free)), by_id, sizes_of(entry, folder))
-            return plan_jobs(place, fresh, by_id, entry, folder, device, most, plan)[0]
+            return trained_here(plan_jobs(place, fresh, by_id, entry, folder, device, most, plan)[0])
+
+        fitting = trained_here(fitting)
+        if not fitting:
+            return
 
         # Whoever joins is encoded first, for which there is no room when the encoders had to leave.
         open_house = newcomers is not None and not plan.choice.offload
@@ -226,6 +241,21 @@ def with_room(
             place.installation.store.require(needed, f"Training of tune {trainee.tune.number}")
             fitting.append(job)
     return fitting
+
+
+def _taken_in(
+    trainee: Trainee, job: TuneJob, base: LoadedBase, installation: Installation
+) -> TuneResult | Failure:
+    """Take in a tune's weights and write into its recipe what they are; returns why that is not possible."""
+    from tunes_dagster.training.foreign.taking import take_in
+
+    try:
+        result = take_in(job, base, installation.store)
+        mine, recipe = trainee.mine, known_now(trainee.tune, result)
+        trainee.tune = installation.registry.tunes.set_recipe(mine.work.id, mine.run_id, recipe)
+    except Failure as failure:
+        return failure
+    return result
 
 
 def plan_jobs(

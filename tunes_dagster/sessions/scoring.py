@@ -100,6 +100,8 @@ def _must_be_scored(tune: Tune, mine: Attempt, options: CardOptions, limit: int)
         raise Failure(FailureCode.BLOCKED, "Scoring is turned off (report_checkpoints is 0).")
     if tune.kind in UNTRAINED:
         raise Failure(FailureCode.BLOCKED, "Nothing was trained: there are no checkpoints to choose from.")
+    if "imported" in tune.recipe and not tune.made.pictures:
+        raise Failure(FailureCode.BLOCKED, "It was imported without pictures that it could be compared with.")
     if not tune.made.checkpoints:
         raise Failure(FailureCode.BLOCKED, "Training left no checkpoints that could be scored.")
     if limit > 1 and mine.work.attempt == limit and mine.work.origin != "ui":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.core.store import Store
 from tunes_dagster.training.files import read_header
+from tunes_dagster.training.names import split_state
 from tunes_dagster.training.weights import export_scale
 
 if TYPE_CHECKING:
@@ -55,10 +57,39 @@ def read_earlier(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
         )
     with store.local(key) as path:
         state = read_weights(path)
+    if "imported" in recipe:
+        return _filled(state, base, job.options)
     scale = _export_scale(recipe.get("training", {}))
     if scale == 1:
         return state
     return {name: value / scale if ".lora_B." in name else value for name, value in state.items()}
+
+
+def _filled(state: Mapping[str, Tensor], base: LoadedBase, options: TrainingOptions) -> dict[str, Tensor]:
+    """Return the weights of another program with every layer and the whole rank that are trained on.
+
+    What they lack begins as a new adapter does: A drawn, B zero, so that nothing is added at first.
+    """
+    import torch
+
+    from tunes_dagster.training import order
+
+    pairs, rank = split_state(state), options.rank or 16
+    source = order.generator(options.seed, order.INITIAL)
+    filled = dict(state)
+    for name in base.adapter_targets(options.targets or "attention"):
+        weight = base.denoiser.get_submodule(name).weight
+        down, up = pairs.get(name, (weight.new_zeros(0, *weight.shape[1:]), weight.new_zeros(len(weight), 0)))
+        lacking, bound = rank - len(down), weight[0].numel() ** -0.5
+        if lacking <= 0:
+            continue
+        drawn = (torch.rand(lacking, *weight.shape[1:], generator=source) * 2 - 1) * bound
+        up = up.flatten(1) if up.numel() else up
+        widened = torch.cat([up.cpu().float(), torch.zeros(len(weight), lacking)], dim=1)
+        key = f"{base.denoiser_name}.{name}"
+        filled[f"{key}.lora_A.weight"] = torch.cat([down.cpu().float(), drawn])
+        filled[f"{key}.lora_B.weight"] = widened if weight.ndim == 2 else widened[:, :, None, None]
+    return filled
 
 
 def _export_scale(training: dict[str, Any]) -> float:

@@ -177,7 +177,11 @@ def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
     The whole of it lies beside the files, as `recipe.json`.
     """
     pictures = [{k: v for k, v in one.items() if k != "caption"} for one in recipe.get("pictures", ())]
-    return {**recipe, "pictures": pictures}
+    shared = {**recipe, "pictures": pictures}
+    if "imported" in recipe:
+        # An address may hold what only its owner may know.
+        shared["imported"] = {name: recipe["imported"].get(name) for name in ("name", "sha256")}
+    return shared
 
 
 def recipe_beside(store: Store, weights_key: str) -> dict[str, Any]:

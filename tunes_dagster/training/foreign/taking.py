@@ -180,6 +180,7 @@ def _figures(base: LoadedBase, made: Converted) -> dict[str, Any]:
     return {
         "layers": len(layers),
         "rank": most,
+        "dora": made.dora,
         **({"text encoders": ", ".join(made.encoders)} if made.encoders else {}),
         "continued_as": {"why_not": why} if why else shape,
     }
