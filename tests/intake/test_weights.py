@@ -122,3 +122,11 @@ def test_a_repository_of_the_hub_is_asked_for_its_one_file(tmp_path, monkeypatch
     assert found.path.read_bytes() == b"weights" and found.config == {"lora_alpha": 8}
     with pytest.raises(Failure, match="names no file"):
         fetch_weights("hf://me", tmp_path, hub)
+
+
+def test_a_header_may_have_any_length(tmp_path):
+    for length in (0x80, 0x3C + 0x100, 0x4B50):  # as pickles, web pages and zips begin
+        head = {"a": good(), "__metadata__": {"x": ""}}
+        head["__metadata__"]["x"] = " " * (length - len(json.dumps(head)))
+        seen = look_at(written(tmp_path / "a.safetensors", head, b"\0" * 8), "a.safetensors", 100)
+        assert set(seen.tensors) == {"a"}

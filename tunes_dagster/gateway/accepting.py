@@ -19,7 +19,7 @@ from starlette.datastructures import UploadFile
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
-from tunes_dagster.core.recipe import PromptRequest, TuneRequest
+from tunes_dagster.core.recipe import ImportRequest, PromptRequest, TuneRequest
 from tunes_dagster.core.wishes import Wishes, renamed, together
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.problems import Problem, invalid, of_failure
@@ -27,6 +27,7 @@ from tunes_dagster.gateway.rehearsal import Rehearsed, is_rehearsing
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.gateway.uploads import keep_files
 from tunes_dagster.intake.payloads import Base64File, upload_key
+from tunes_dagster.intake.weights import Found
 from tunes_dagster.registry import ApiGroup, ApiObject, Prompt, Registry, Reservation, Tune
 from tunes_dagster.registry.idempotency import bind_idempotent
 from tunes_dagster.registry.ledger import lock_account
@@ -34,6 +35,8 @@ from tunes_dagster.registry.retrying import may_have_been_kept
 
 # What a tune takes on a machine that has not made one yet.
 GUESS_SECONDS = 300.0
+# Loading a base and rendering what proves the files.
+_IMPORT_SECONDS = 60.0
 Row = TypeVar("Row", Tune, Prompt)
 WARNINGS = "X-Tunes-Warnings"
 # Characters of that header: servers and proxies take 8 KB of all of them.
@@ -142,6 +145,48 @@ class Accepting:
             return self._again(self.registry.tunes.get(known.subject_id), view)
         self._accepted([tune.id])
         return tune
+
+    def accept_import(self, request: ImportRequest, found: Found | None, view: View) -> Tune:
+        """Accept weights that another program made, as a tune; nothing is kept when anything is refused.
+
+        Args:
+            request: What is said of them.
+            found: Their file; None when the request names where it is fetched from.
+            view: Of the tune; its prompts are seen likewise.
+
+        Raises:
+            Rehearsed: In place of accepting, when the call is a rehearsal.
+        """
+        if (made := self.made_before()) is not None:
+            return self._again(self.registry.tunes.get(made[0]), view)
+        callbacks = [request.callback_url, *(one.callback_url for one in request.prompts)]
+        if is_rehearsing(self.request):
+            attempt = lambda: self._submit_import(request, found, view, rehearse=True)  # noqa: E731
+            raise Rehearsed(self._report(attempt, _IMPORT_SECONDS, callbacks))
+        tune = self._submit_import(request, found, view)
+        self._accepted([tune.id])
+        return tune
+
+    def _submit_import(
+        self, request: ImportRequest, found: Found | None, view: View, rehearse: bool = False
+    ) -> Tune:
+        from tunes_dagster.service.importing import import_weights
+
+        def also(session: Session, tune: Tune, prompts: list[Prompt]) -> None:
+            rows: list[tuple[Tune | Prompt, View]] = [(tune, view), *((one, view) for one in prompts)]
+            self._keep(session, rows, None, [tune.id], rehearse)
+
+        service = self.service
+        return import_weights(
+            self.registry,
+            service.store,
+            service.catalog,
+            service.settings,
+            request,
+            found,
+            account_id=self.account_id,
+            also=also,
+        )
 
     def _submit_tune(
         self,

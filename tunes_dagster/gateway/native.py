@@ -11,13 +11,15 @@ from typing import Any, Literal
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster.callbacks.bodies import failure_facts, tune_body
 from tunes_dagster.core.clock import iso
 from tunes_dagster.gateway.accepting import GUESS_SECONDS
 from tunes_dagster.gateway.answers import answers
+from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
-from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners, service_of
+from tunes_dagster.gateway.dialect import Dialect, Form, desk, header_key, manners, service_of
 from tunes_dagster.gateway.dialects.pixelapi.wire import own_id
 from tunes_dagster.gateway.files import FILE_ANSWERS, answer
 from tunes_dagster.gateway.native_answers import (
@@ -31,7 +33,10 @@ from tunes_dagster.gateway.native_answers import (
     Timeline,
     TuneFacts,
 )
+from tunes_dagster.gateway.native_imports import ImportBody, take_in
+from tunes_dagster.gateway.nesting import read_body
 from tunes_dagster.gateway.problems import Problem, not_found
+from tunes_dagster.gateway.rehearsal import rehearsable
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Callback, Prompt, Tune
 from tunes_dagster.rendering.styles import compositions
@@ -56,6 +61,7 @@ DIALECT = Dialect(
     about="What no vendor's API has: health, timelines, cancelling, captions, weights, callbacks, of every tune and "
     "prompt of the account, whichever API it came through, by any of its ids.",
     keys=("authorization", "x-api-key", "ocp-apim-subscription-key"),
+    forms={"POST /tunes/import": Form(model=ImportBody, files=("file",))},
     problem={
         "type": "object",
         "required": ["error"],
@@ -186,6 +192,17 @@ def _steps(tune: Tune) -> dict[str, int | None]:
         step = made.steps if made.published_step is None else made.published_step
         return {"step": step, "total_steps": made.steps}
     return {"step": tune.step, "total_steps": tune.total_steps}
+
+
+@router.post("/tunes/import", status_code=201)
+@answers(TuneFacts)
+@rehearsable
+async def import_tune(request: Body, mine: Desk = Mine) -> dict[str, Any]:
+    """Take in a LoRA, LoHa, LoKr, DoRA or embedding of another program as a tune: a file, or the address of one.
+
+    What cannot be taken whole and at its own strength is refused by name.
+    """
+    return tune_facts(await run_in_threadpool(take_in, mine, await read_body(request)))
 
 
 @router.get("/tunes/{key}")

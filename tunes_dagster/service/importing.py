@@ -21,6 +21,7 @@ from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.registry.retrying import may_have_been_kept
 from tunes_dagster.service.submit import Handed, submit_tune
 from tunes_dagster.training.files import sha256_of
+from tunes_dagster.training.foreign.fitting import check_known
 from tunes_dagster.training.foreign.names import Entry, Reading, read_names
 from tunes_dagster.training.foreign.scales import check_strength, read_scales
 from tunes_dagster.training.foreign.shapes import looks_like, why_not
@@ -166,6 +167,7 @@ def recognise(
     """
     entries = {key: Entry(key, kind, shape) for key, (kind, shape) in looked.tensors.items()}
     reading = read_names(entries.values())
+    check_known(reading)
     check_strength(reading.bare, read_scales(looked.metadata, config))
     word = next(iter(reading.words), "")
     if base is not None:

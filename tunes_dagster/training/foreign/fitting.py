@@ -94,10 +94,7 @@ def fitted(reading: Reading, entries: Mapping[str, Entry], networks: Networks, n
     Raises:
         Failure: `WEIGHTS_UNUSABLE`, naming what the base has not, what has another shape, and what nobody knows.
     """
-    if not reading.layers and not reading.words:
-        raise _refused(f"holds no adapter and no words that are known here: {_some(reading.unknown)}")
-    if reading.unknown:
-        raise _refused(f"holds what is not known here: {_some(reading.unknown)}")
+    check_known(reading)
     tables = {network: _aliases(network, networks) for network in networks.shapes}
     fits: list[Fit] = []
     missing: list[str] = []
@@ -122,6 +119,18 @@ def fitted(reading: Reading, entries: Mapping[str, Entry], networks: Networks, n
         raise _refused(f"adapts a layer twice, under two names: {_some(doubled)}")
     word, vectors = _words(reading, entries, networks, name)
     return Plan(fits, word, vectors)
+
+
+def check_known(reading: Reading) -> None:
+    """Refuse a file that holds nothing that is known here, or something that is not.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE`, naming it.
+    """
+    if not reading.layers and not reading.words:
+        raise _refused(f"holds no adapter and no words that are known here: {_some(reading.unknown)}")
+    if reading.unknown:
+        raise _refused(f"holds what is not known here: {_some(reading.unknown)}")
 
 
 def _network(said: str, networks: Networks) -> str:

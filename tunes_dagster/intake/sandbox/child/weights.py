@@ -58,11 +58,12 @@ def look_through(work: Work) -> None:
 def _header(file: IO[bytes], size: int, name: str) -> tuple[dict[str, Any], int]:
     """Return the header of a file, and where its numbers begin."""
     head = file.read(8)
-    if other := next((what for start, what in _OTHERS.items() if head.startswith(start)), ""):
-        raise _refused(name, f"is {other}, not a safetensors file")
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     if not 2 <= length <= min(_HEADER_BYTES, size - 8):
-        raise _refused(name, "is no safetensors file: its header has no sensible length")
+        # Only now: a header's length may begin with any byte.
+        other = next((what for start, what in _OTHERS.items() if head.startswith(start)), "")
+        why = f"it is {other}" if other else "its header has no sensible length"
+        raise _refused(name, f"is no safetensors file: {why}")
     try:
         fields = json.loads(file.read(length), object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError):
