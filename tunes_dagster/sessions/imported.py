@@ -13,9 +13,9 @@ from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import TrainingOptions
 
 if TYPE_CHECKING:
-    from tunes_dagster.sessions.attempts import Attempt
     from tunes_dagster.registry import Tune
     from tunes_dagster.service.installation import Installation
+    from tunes_dagster.sessions.attempts import Attempt
     from tunes_dagster.training.jobs import TuneJob, TuneResult
 
 
