@@ -86,6 +86,26 @@ def test_nothing_of_this_machine_and_no_caption_goes_with_the_file(written, stor
     assert export.recipe_beside(store, result.weights_key)["pictures"] == result.recipe["pictures"]
 
 
+def test_captions_go_along_only_where_they_are_asked_for() -> None:
+    """Those of pictures, and those that a person wrote into the request."""
+    pictures = [{"key": "a", "caption": "Anna at her mother's"}]
+    recipe = {"pictures": pictures, "captions": {"a.png": "Anna at her mother's"}, "dataset": {}}
+    assert "Anna" not in export.written(export.shareable(recipe))
+    asked = {**recipe, "dataset": {"captions_in_files": True}}
+    assert export.shareable(asked) == asked
+
+
+def test_the_address_of_imported_weights_stays_here() -> None:
+    imported = {
+        "name": "a",
+        "sha256": "b",
+        "url": "https://example.com/a?token=secret",
+        "key": "tunes/t/uploads/a",
+    }
+    shared = export.shareable({"imported": imported})
+    assert shared["imported"] == {"name": "a", "sha256": "b"}
+
+
 @pytest.mark.parametrize(
     ("heads", "is_klein", "model"), [(48, False, "dev"), (24, True, "klein-4b"), (32, True, "klein-9b")]
 )

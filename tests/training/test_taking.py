@@ -161,3 +161,35 @@ def test_encoders_are_as_they_were_afterwards(bases):
     assert torch.equal(base.encode_text(said)["hidden"], before) and torch.equal(
         base.no_text(1)["hidden"], empty
     )
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux2-klein"])
+def test_training_goes_on_where_the_file_ended(bases, family, tmp_path):
+    """Layers and ranks that the file lacks begin as those of a new adapter, which add nothing."""
+    from tunes_dagster.training.earlier import read_earlier
+    from tunes_dagster.training.weights import StackedWeights
+
+    base, store = bases(family), Store(tmp_path / "store")
+    some = dict(list(random_lora(base, 1, rank=2, targets="attention").items())[:8])
+    file = tmp_path / "theirs.safetensors"
+    save_file(some, file)
+    result = take_in(job_of(store, file), base, store)
+    shape = result.figures["continued_as"]
+    assert shape == {"rank": 4, "targets": "attention"}
+    options = TrainingOptions(**shape, alpha=2)
+    job = job_of(store, file)
+    job.options, job.recipe = options, {"continues": {"weights_key": result.weights_key}}
+    weights = StackedWeights([options], base, torch.float32)
+    try:
+        weights.enter(0, options)
+        weights.start_from(0, options, read_earlier(job, base, store))
+        going_on = foreign.pairs(weights.adapter(0))
+    finally:
+        weights.close()
+    assert len(going_on) == len(base.adapter_targets("attention")) > 4
+    wanted = foreign.pairs(some)
+    for name, (a, b) in going_on.items():
+        assert bool((a.flatten(1).norm(dim=1) > 0).all()), name
+        made = foreign.delta(a, b)
+        expected = foreign.delta(*wanted[name]) if name in wanted else torch.zeros_like(made)
+        assert torch.allclose(made, expected, atol=1e-5), name

@@ -77,6 +77,8 @@ class DatasetOptions(Strict):
         face_correct: Restore faces before training (GFPGAN; without the extra `restore` and its weights they stay).
         mask: Where the loss looks: `off` everywhere, `face` at the largest face, `file` at what `NAME.mask.png` or
             `NAME-mask.png` beside a picture shows in white.
+        captions_in_files: Write the captions into the headers of the tune's files, which people share; without it
+            they lie beside them only.
     """
 
     min_pictures: int = Field(default=1, ge=1, le=1000)
@@ -90,6 +92,7 @@ class DatasetOptions(Strict):
     one_picture: bool = False
     face_correct: bool = False
     mask: Literal["off", "face", "file"] = "off"
+    captions_in_files: bool = False
 
     @model_validator(mode="after")
     def _goes_together(self) -> DatasetOptions:

@@ -172,12 +172,16 @@ def written(recipe: Mapping[str, Any]) -> str:
 
 
 def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe as it may lie in files that people share: without the captions of their pictures.
+    """Return a recipe as it may lie in files that people share: without the captions of their pictures, unless asked.
 
     The whole of it lies beside the files, as `recipe.json`.
     """
-    pictures = [{k: v for k, v in one.items() if k != "caption"} for one in recipe.get("pictures", ())]
-    shared = {**recipe, "pictures": pictures}
+    shared = dict(recipe)
+    if not (recipe.get("dataset") or {}).get("captions_in_files"):
+        pictures = recipe.get("pictures", ())
+        shared["pictures"] = [{k: v for k, v in one.items() if k != "caption"} for one in pictures]
+        # What a person wrote or edited is a caption as well.
+        shared.pop("captions", None)
     if "imported" in recipe:
         # An address may hold what only its owner may know.
         shared["imported"] = {name: recipe["imported"].get(name) for name in ("name", "sha256")}
@@ -275,8 +279,12 @@ Write `{job.token} {job.class_name}` in a prompt to see the {seen}.{_one_picture
 | --- | --- |
 {table}
 
-Last mean loss {last}. Recipe `{name}`; the header of the weights holds it, without captions.
+Last mean loss {last}. Recipe `{name}`; the header of the weights holds it, {_with_captions(job)} captions.
 """
+
+
+def _with_captions(job: TuneJob) -> str:
+    return "with" if (job.recipe.get("dataset") or {}).get("captions_in_files") else "without"
 
 
 def how_to_use(job: TuneJob, base: LoadedBase, files: Files) -> str:
