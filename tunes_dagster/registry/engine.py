@@ -317,6 +317,8 @@ class Database:
                 session.commit()
             except SQLAlchemyError as error:
                 mark_unknown(error)
+                # Its transaction may be open still, and SQLAlchemy would hand the connection out again like that.
+                session.invalidate()
                 raise
 
     def close(self) -> None:
