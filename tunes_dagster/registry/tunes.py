@@ -14,6 +14,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TuneRequest, recipe_hash
 from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.wishes import ended
+from tunes_dagster.core.work import STAGES, WorkKind
 from tunes_dagster.registry.blobs import keys_of_request, name_in
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
@@ -27,12 +28,24 @@ from tunes_dagster.registry.prompts import (
 )
 from tunes_dagster.registry.retrying import repeatable, unheard
 from tunes_dagster.registry.tables import Prompt, Tune
-from tunes_dagster.registry.transitions import TUNE_STATUSES, check_statuses, lock_tune, note, open_work, show
+from tunes_dagster.registry.transitions import (
+    TUNE_STATUSES,
+    check_statuses,
+    kind_for,
+    lock_tune,
+    note,
+    open_work,
+    show,
+)
 from tunes_dagster.registry.uses import own_use, write_uses
 from tunes_dagster.registry.work import owned
 
-# What a tune that is accepted waits for.
-_FIRST_WORK = {"queued": "prepare", "prepared": "train"}
+# By the status in which a tune is accepted: the stage that it needs first, and what is said of its wait.
+_FIRST = {
+    "awaiting_images": (None, "Waiting for pictures."),
+    "queued": (WorkKind.PREPARE, "Waiting to start."),
+    "prepared": (WorkKind.TRAIN, STAGES[WorkKind.PREPARE].next),
+}
 
 
 def _add_its_prompts(
@@ -79,8 +92,8 @@ class Tunes(Part):
             recipe: Everything known now that decides the result.
             account_id: Who asks.
             origin: cli, api, drop, ui, demo.
-            status: `queued`, `awaiting_images` for a tune whose pictures come later, or `prepared` for one that needs
-                none.
+            status: `queued`, `awaiting_images` for a tune whose pictures come later, or `prepared` for one whose
+                dataset lies in the store already, or that needs none.
             prompts: Its prompts; None takes the request's as they are, rendered on `branch` and free.
             price: Micro-dollars, which its account holds when it has a wallet; None charges nothing.
             warnings: What was wished for and is not met.
@@ -111,7 +124,8 @@ class Tunes(Part):
             created_at=now,
             updated_at=now,
         )
-        show(tune, "queued", "Waiting for pictures." if status == "awaiting_images" else "Waiting to start.")
+        stage, said = _FIRST[status]
+        show(tune, "queued", said)
         try:
             with self.writing() as session:
                 if unheard() and (kept := session.scalar(select(Tune).where(Tune.id == id))) is not None:
@@ -126,12 +140,12 @@ class Tunes(Part):
                 hold(session, account_id, {tune.id: price, **held}, now, tune.id)
                 needed = [(key, tune.id) for key in keys_of_request(tune.request)]
                 name_in(session, [*needed, *uses_of_prompts(rows)], now)
-                if status in _FIRST_WORK:
-                    open_work(session, _FIRST_WORK[status], tune.id, origin, now)
+                if stage is not None:
+                    open_work(session, kind_for(tune, stage), tune.id, origin, now)
                 if also is not None:
                     also(session, tune, rows)
-                said = " ".join(["The tune was accepted.", *ended(warnings)])
-                note(session, tune.id, "queued", said, now, origin=origin)
+                accepted = " ".join(["The tune was accepted.", *ended(warnings)])
+                note(session, tune.id, "queued", accepted, now, origin=origin)
         except IntegrityError as error:
             raise Failure(
                 FailureCode.CONFLICT,

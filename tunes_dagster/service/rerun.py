@@ -96,30 +96,28 @@ def rerun(
                 FailureCode.CONFLICT, f"The tune {tune.id} was deleted meanwhile.", "Make a new one."
             )
 
-    def pictures_too(session: Session, fresh: Tune, _prompts: list[Prompt]) -> None:
+    def like_the_first(session: Session, fresh: Tune, _prompts: list[Prompt]) -> None:
+        fresh.result = TuneResult(again=tune.id).written(fresh.result or {})
         registry.blobs.copy_uses(session, tune.id, fresh.id)
 
     try:
-        registry.tunes.add(
+        return registry.tunes.add(
             request,
             id=chosen,
             branch=tune.branch,
             recipe=recipe,
             account_id=tune.account_id,
             origin="cli",
-            status="awaiting_images",
+            status="prepared",
             price=tune_price(prices_of(settings), catalog, request),
             warnings=wishes.told(),
             before=alive,
-            also=pictures_too,
+            also=like_the_first,
         )
     except Failure as refused:
         if not may_have_been_kept(refused):
             store.delete_prefix(f"tunes/{chosen}")
         raise
-    work = registry.work.claim("prepare", chosen, f"rerun-{chosen}", origin="cli")
-    registry.work.finish(work.id, f"rerun-{chosen}", result=TuneResult(again=tune.id))
-    return registry.tunes.get(chosen)
 
 
 def _options(tune: Tune, changes: Mapping[str, Any], entry: BaseModelEntry) -> TrainingOptions:
