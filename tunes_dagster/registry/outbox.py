@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Exists, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -231,9 +231,7 @@ class Outbox(Part):
     @repeatable
     def release_lease(self, lease_id: str, callback_ids: Sequence[str]) -> None:
         """Give back callbacks of a lease that were not tried; one that is in the air keeps its lease."""
-        flying = exists().where(
-            Delivery.callback_id == Callback.id, Delivery.finished_at.is_(None), Delivery.error.is_(None)
-        )
+        flying = _flying()
         with self.writing() as session:
             for part in chunks(sorted(callback_ids)):
                 for row in lock(
@@ -288,6 +286,8 @@ class Outbox(Part):
     def replay(self, callback_id: str, *, force: bool = False) -> Callback:
         """Make a callback due now, with its whole backoff ahead of it again.
 
+        While an attempt at it is in the air it stays with its sender: a second one beside it would be a repeat.
+
         Args:
             callback_id: The callback.
             force: Send it although it was delivered.
@@ -305,8 +305,14 @@ class Outbox(Part):
                     f"The callback {callback_id} was delivered at {row.delivered_at:%Y-%m-%d %H:%M:%S} UTC.",
                     "Use --force to send it once more.",
                 )
-            row.state, row.next_attempt_at, row.attempts_before = "pending", self.now(), row.attempts
-            row.lease_id = row.lease_until = None
+            now = self.now()
+            row.state, row.next_attempt_at, row.attempts_before = "pending", now, row.attempts
+            flying = _flying().where(Callback.id == callback_id)
+            if row.lease_until is not None and row.lease_until >= now and session.scalar(select(flying)):
+                # The attempt in the air is the first of them: another one beside it would repeat it.
+                row.attempts_before -= 1
+            else:
+                row.lease_id = row.lease_until = None
             return row
 
     def add(
@@ -350,6 +356,13 @@ class Outbox(Part):
         )
         with self.reading() as session:
             return list(session.scalars(query))
+
+
+def _flying() -> Exists:
+    """Return the condition that an attempt at a callback was begun, and that nothing was heard of it since."""
+    return exists().where(
+        Delivery.callback_id == Callback.id, Delivery.finished_at.is_(None), Delivery.error.is_(None)
+    )
 
 
 def _in_turns(session: Session, due: Sequence[ColumnElement[bool]], limit: int) -> list[str]:
