@@ -153,13 +153,13 @@ class Keeper:
         if campaign.state == "good" and campaign.version == fields["version"]:
             return campaign, drawn
         starts = drawn.file.start.isoformat() if drawn.file.start else campaign.starts
-        return self.registry.campaigns.put(campaign.name, starts=starts, **fields), drawn
+        return self.registry.campaigns.change(campaign.name, starts=starts, **fields), drawn
 
     def _broken(self, campaign: Campaign, problems: list[Problem]) -> Campaign:
         said = {"problems": [one.as_dict() for one in problems[:200]]}
         if campaign.state == "broken" and campaign.problems == said:
             return campaign
-        return self.registry.campaigns.put(campaign.name, state="broken", problems=said)
+        return self.registry.campaigns.change(campaign.name, state="broken", problems=said)
 
     def dates(self, campaign: Campaign, now: datetime | None = None) -> list[str]:
         """Return the dates of a campaign that have come, oldest first."""

@@ -100,6 +100,15 @@ def taken(name: str) -> Failure:
     )
 
 
+def removed(name: str) -> Failure:
+    """Return the refusal to plan a campaign that was removed meanwhile."""
+    return Failure(
+        FailureCode.CONFLICT,
+        f"The campaign {name!r} was removed.",
+        "Add it again if it is wanted: tunes campaign add FILE.",
+    )
+
+
 class Campaigns(Part):
     """Everything about campaigns."""
 
@@ -110,6 +119,18 @@ class Campaigns(Part):
         Raises:
             Failure: `CONFLICT` when the name is another account's: its dates and pictures are not this one's.
         """
+        return self._put(name, fields, back=True)
+
+    @repeatable
+    def change(self, name: str, **fields: Any) -> Campaign:
+        """Replace fields of a campaign because its files say something else; one that was removed stays as it is.
+
+        Raises:
+            Failure: As `put`.
+        """
+        return self._put(name, fields, back=False)
+
+    def _put(self, name: str, fields: Mapping[str, Any], back: bool) -> Campaign:
         now = self.now()
         with self.writing() as session:
             row = lock_one(session, Campaign, Campaign.name == name)
@@ -118,6 +139,8 @@ class Campaigns(Part):
                 session.add(row)
             elif fields.get("account_id", row.account_id) != row.account_id:
                 raise taken(name)
+            elif row.removed_at is not None and not back:
+                return row
             for field, value in fields.items():
                 setattr(row, field, value)
             row.updated_at, row.removed_at = now, None
@@ -216,6 +239,7 @@ class Campaigns(Part):
         Raises:
             TunesEnded: When a tune that the plan counts on has failed or gone since it was drawn.
             OverCap: Nothing is queued then.
+            Failure: `CONFLICT` when the campaign was removed.
             Failure: `OUT_OF_CREDITS`; nothing is queued then, either.
         """
         now = self.now()
@@ -394,7 +418,9 @@ def _is_due(row: CampaignDate, patient: datetime) -> bool:
 def _open_date(session: Session, campaign: Campaign, date: str, now: datetime) -> CampaignDate:
     """Return the row of a date, locked; made when it is planned for the first time."""
     # The campaign's row is the lock: two planners of a new date come one after the other.
-    lock(session, Campaign, Campaign.id == campaign.id)
+    held = lock_one(session, Campaign, Campaign.id == campaign.id)
+    if held is None or held.removed_at is not None:
+        raise removed(campaign.name)
     row = lock_one(session, CampaignDate, CampaignDate.campaign_id == campaign.id, CampaignDate.date == date)
     if row is None:
         row = CampaignDate(
