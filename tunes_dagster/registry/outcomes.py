@@ -542,7 +542,8 @@ class WorkQueue(WorkRows):
         by_caller: bool,
         now: datetime,
     ) -> None:
-        computed = batch.computed if by_caller and batch is not None else 0.0
+        rendered = batch is not None and prompt.status == "rendering"
+        computed = batch.computed if by_caller and batch is not None and rendered else 0.0
         prompt.cancel = "cancel"
         failure = Failure(FailureCode.CANCELLED, "The prompt was cancelled on request.")
         prompt_ended(session, prompt, "cancelled", now, failure, given_up=computed)

@@ -414,7 +414,7 @@ def back_to_waiting(
     """Show a subject whose work was put back into the queue, with the reason of the wait and the failure behind it."""
     note(session, subject.id, "queued", reason, now, kind=work.kind, attempt=work.attempt, **_detail(failure))
     if isinstance(subject, Batch):
-        subject.status = "queued"
+        subject.status, subject.computed = "queued", 0.0  # what has no picture yet is rendered from its start
         for prompt in open_prompts(session, Prompt.batch_id == subject.id):
             prompt.status, prompt.updated_at = "queued", now
     elif subject.status != "ready":
