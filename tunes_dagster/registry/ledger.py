@@ -92,6 +92,11 @@ def turn_month(session: Session, wallet: Wallet, now: datetime) -> None:
     wallet.grant_left, wallet.grant_month = wallet.monthly_grant, month
 
 
+def _of_plan(plan: str, monthly: int) -> str:
+    """Return what the grant of a better plan is called: never as the sign-up grant, whatever the plan's name."""
+    return f"plan {plan}, ${monthly / MICRO:g} a month"
+
+
 def granted_in_month(session: Session, wallet: Wallet) -> int:
     """Return what the wallet's month has brought so far by its plans, the sign-up grant not counted."""
     year, month = (int(part) for part in wallet.grant_month.split("-"))
@@ -276,7 +281,14 @@ class Ledger(Part):
             turn_month(session, wallet, now)
             more = monthly_grant - granted_in_month(session, wallet)
             if more > 0:  # a better plan counts from this month on
-                post(session, wallet, "grant", {"grants": -more, "account": more}, now, memo=plan)
+                post(
+                    session,
+                    wallet,
+                    "grant",
+                    {"grants": -more, "account": more},
+                    now,
+                    memo=_of_plan(plan, monthly_grant),
+                )
                 wallet.grant_left += more
             wallet.plan, wallet.requests_per_minute = plan, requests_per_minute
             wallet.monthly_grant, wallet.email = monthly_grant, email or wallet.email or ""
