@@ -64,7 +64,7 @@ def test_finished_work_is_closed_once_its_database_is_back(tmp_path: Path, end: 
     member = Member(registry, work.id, "run")
     mine = Attempt(registry, work, "run", Silent(), member)
     ends: dict[str, Callable[[], None]] = {
-        "finish": lambda: mine.finish({"pictures": 5}),
+        "finish": lambda: mine.finish({"captions": 5}),
         "give_back": lambda: mine.give_back("stopped"),
         "fail": lambda: mine.fail(Failure(FailureCode.TOO_FEW_PICTURES, "one")),
     }
