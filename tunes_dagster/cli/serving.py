@@ -13,6 +13,8 @@ from tunes_dagster.cli.installation import Installation, instance_folder, open_i
 from tunes_dagster.cli.output import escape, say
 from tunes_dagster.core.urls import address_of, is_loopback
 
+_CALL = "from tunes_dagster.cli import main; main()"
+
 
 def dev(
     host: Annotated[str, typer.Option(help="Address to listen on. Dagster's UI has no login.")] = "127.0.0.1",
@@ -70,6 +72,8 @@ def _commands(installation: Installation, host: str, port: int, api_port: int) -
     command += ["--log-level", "warning"]
     os.chdir(settings.resolved_home)  # nothing is written beside where somebody happened to stand
     beside = [_server(host, api_port)] if api_port else []
+    if settings.sessions:
+        beside.append([sys.executable, "-W", "ignore", "-c", _CALL, "session", "--keep"])
     # Where nothing else tells the server that this one was killed.
     if api_port:
         os.environ.setdefault("TUNES_OPERATOR_URL", address_of(host, api_port))
@@ -82,5 +86,4 @@ def _commands(installation: Installation, host: str, port: int, api_port: int) -
 def _server(host: str, port: int) -> list[str]:
     """Return the command of the HTTP server."""
     say(f"HTTP APIs: [bold]{escape(address_of(host, port))}[/]   (--api-port 0 leaves them out)")
-    call = "from tunes_dagster.cli import main; main()"
-    return [sys.executable, "-W", "ignore", "-c", call, "serve", "--host", host, "--port", str(port)]
+    return [sys.executable, "-W", "ignore", "-c", _CALL, "serve", "--host", host, "--port", str(port)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tunes_dagster.cli.installation import open_installation
 from tunes_dagster.cli.output import escape, say
 from tunes_dagster.core.failures import Failure, FailureCode
+
+if TYPE_CHECKING:
+    from tunes_dagster.sessions.session import Session
 
 
 def session(
@@ -18,6 +21,14 @@ def session(
             "--for-good", help="Stay when nothing waits, as a service does; without it, as long as set."
         ),
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Wait in a small process, and load models only while there is work, as `tunes dev` does.",
+        ),
+    ] = False,
+    named: Annotated[str, typer.Option(help="Be the session of this name.", hidden=True)] = "",
 ) -> None:
     """Hold this machine's device: train, score and render what waits, until told to end.
 
@@ -36,13 +47,19 @@ def session(
 
     set_up_logging("tunes.session", installation.settings.log_format)
     whole = Installation(installation.settings, works=True)
-    name = host(
-        whole,
-        alone=True,
-        warm_seconds=float("inf") if for_good else None,
-        ready=lambda one: say(
-            f"{escape(one.name)} holds [bold]{escape(one.device.name)}[/] ({escape(one.device.label)}). "
-            "Ctrl-C ends it; what it does goes on in the next one."
-        ),
-    )
-    say(f"{escape(name)} has ended.")
+    if keep:
+        from tunes_dagster.sessions import keeping
+
+        keeping.keep(whole, keeping.session_command())
+        return
+
+    def ready(one: Session) -> None:
+        if not named:
+            say(
+                f"{escape(one.name)} holds [bold]{escape(one.device.name)}[/] ({escape(one.device.label)}). "
+                "Ctrl-C ends it; what it does goes on in the next one."
+            )
+
+    name = host(whole, name=named, alone=True, warm_seconds=float("inf") if for_good else None, ready=ready)
+    if not named:
+        say(f"{escape(name)} has ended.")

@@ -516,8 +516,12 @@ class DeviceSession(Table):
     """A process that holds a device; it is alive as long as it says so.
 
     Attributes:
-        device: As torch names it.
+        device: As torch names it; empty for a keeper, which starts sessions and computes nothing.
         run_id: The Dagster run that hosts it; None for one that a person or systemd started.
+        token: Counts the sessions of a device on a host; whoever has an older one than the newest can claim nothing.
+        memory_gb: Of the device.
+        bases: Branches that are loaded, the one used last at the end.
+        doing: Ids of the work that is being computed at the moment: what a death of the process is due to.
     """
 
     __tablename__ = "device_sessions"
@@ -530,6 +534,10 @@ class DeviceSession(Table):
     began_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
+    token: Mapped[int] = mapped_column(default=0, server_default="0")
+    memory_gb: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    bases: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
+    doing: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
 
 
 class DeviceRunLine(Table):

@@ -18,7 +18,7 @@ from tunes_dagster.core.work import ASSETS, MAKING, STAGES, WorkKind, run_key, s
 from tunes_dagster.registry.locks import lock, lock_each
 from tunes_dagster.registry.pace import Paces
 from tunes_dagster.registry.retrying import repeatable
-from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
+from tunes_dagster.registry.tables import Batch, Cohort, DeviceSession, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
     LOST_TUNE,
     OPEN_PROMPT,
@@ -33,6 +33,9 @@ from tunes_dagster.registry.transitions import (
     show,
     write_failure,
 )
+
+# What the names of sessions begin with.
+SESSION = "session_"
 
 
 def take(session: Session, work_ids: Sequence[str], cohort_id: str | None, now: datetime) -> list[Work]:
@@ -464,8 +467,24 @@ def subject_reopened(session: Session, subject: Tune | Batch, now: datetime) -> 
         subject.progress = subject.computed = 0.0
 
 
+def fenced(session_id: str) -> Failure:
+    """Return the refusal that a session gets whose place another one has taken."""
+    return Failure(
+        FailureCode.CONFLICT,
+        f"{session_id} does not hold its device any more: another session has taken its place.",
+        "Stop it: what it writes is not used.",
+    )
+
+
 def start(session: Session, work: Work, subject: Tune | Batch, run_id: str, now: datetime) -> None:
-    """Make a run the owner of work and show it on the subject; a ready tune stays ready."""
+    """Make a run the owner of work and show it on the subject; a ready tune stays ready.
+
+    Raises:
+        Failure: `CONFLICT` for a session whose place another one has taken.
+    """
+    holder = session.get(DeviceSession, run_id) if run_id.startswith(SESSION) else None
+    if holder is not None and holder.ended_at is not None:
+        raise fenced(run_id)
     work.state, work.run_id = "running", run_id
     work.started_at = work.heartbeat_at = now
     work.finished_at = work.failure_code = work.failure_message = work.failure_detail = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.recipe import RenderSettings
@@ -17,6 +19,8 @@ from tunes_dagster.rendering.using import used_by
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Batch, Prompt, Registry, Work
+
+Options = TypeVar("Options", bound=BaseModel)
 
 GAVE_WAY = "It gave way to prompts that somebody waits for; the next run goes on with the rest."
 
@@ -128,7 +132,7 @@ def render_jobs(
     tunes = registry.uses.tunes_by_id({use.tune_id for some in uses.values() for use in some if use.tune_id})
     for prompt in prompts:
         try:
-            settings = _changed(RenderSettings.model_validate(prompt.settings), changes)
+            settings = changed(RenderSettings.model_validate(prompt.settings), changes)
             own, tagged = used_by(prompt, uses.get(prompt.id, []), tunes)
             # The base itself stands in every recipe; where the tune was made on another one, its sibling, so does that.
             home = tunes[own.id].branch if own else prompt.branch
@@ -143,5 +147,10 @@ def render_jobs(
     return jobs
 
 
-def _changed(settings: RenderSettings, changes: dict[str, Any]) -> RenderSettings:
-    return checked(RenderSettings, {**settings.model_dump(), **changes}, "What the Launchpad says")
+def changed(options: Options, changes: dict[str, Any]) -> Options:
+    """Return options with what a person filled in in the Launchpad.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, naming each wrong value.
+    """
+    return checked(type(options), {**options.model_dump(), **changes}, "What the Launchpad says")

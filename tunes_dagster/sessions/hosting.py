@@ -12,10 +12,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.sessions.journal import Queued
+from tunes_dagster.sessions.keeping import give_up
 from tunes_dagster.sessions.recording import Recorded
 from tunes_dagster.sessions.reporting import end_process
 
@@ -31,6 +34,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 def host(
     installation: Installation,
     *,
+    name: str = "",
     run_id: str | None = None,
     alone: bool = False,
     warm_seconds: float | None = None,
@@ -40,7 +44,8 @@ def host(
 
     Args:
         installation: Opened with `works=True`.
-        run_id: The Dagster run that hosts the session.
+        name: Of the session; empty makes one.
+        run_id: The Dagster run that hosts it.
         alone: Whether the process exists for the session: it may be killed when it hears nothing any more.
         warm_seconds: How long to stay with nothing to do; None takes the setting.
         ready: Called once the session is there.
@@ -51,11 +56,13 @@ def host(
     from tunes_dagster.sessions.session import open_session
 
     journal = Queued(Recorded(installation.registry))
-    session = open_session(installation, journal, name=new_id("session"), end=end_process if alone else None)
-    if ready is not None:
-        ready(session)
+    session = open_session(
+        installation, journal, name=name or new_id("session"), end=end_process if alone else None
+    )
     try:
         with _alive(session, run_id), _told_to_end(session.stop):
+            if ready is not None:
+                ready(session)
             session.run(warm_seconds=warm_seconds)
     finally:
         journal.close()
@@ -71,14 +78,30 @@ def _alive(session: Session, run_id: str | None) -> Iterator[None]:
     def beat(ended: bool = False) -> None:
         try:
             runs.session_beats(session.name, platform.node(), device, run_id, over=ended)
-        except Exception as error:  # the next one says it
+        except Exception as error:
+            if isinstance(error, Failure) and error.code == FailureCode.CONFLICT:
+                log.error("%s", error)
+                session.stop()
+                over.set()
+                return
+            # The next one says it.
             log.warning("The heartbeat of %s could not be written: %s", session.name, error)
 
     def beats() -> None:
         while not over.wait(interval):
             beat()
 
-    beat()
+    gone = runs.hold_device(
+        session.name,
+        platform.node(),
+        device,
+        run_id,
+        memory_gb=session.device.memory_gb,
+        lost_after_seconds=session.settings.lost_after_seconds,
+    )
+    for name in gone:
+        give_up(session.registry, name)
+    session.does = partial(runs.session_does, session.name)
     thread = threading.Thread(target=beats, name="session-heartbeat", daemon=True)
     thread.start()
     try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Cancelled, Failure, as_failure
 from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.core.validation import checked
 from tunes_dagster.core.work import WorkKind
@@ -91,7 +92,10 @@ class Session:
         self._pulse = Pulse(
             self.settings.heartbeat_seconds, log, self.settings.lost_after_seconds, end or (lambda: None)
         )
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
+        # Told the ids of the work that is computed from now on, and the bases that are loaded.
+        self.does: Callable[[Sequence[str], Sequence[str]], None] = lambda work_ids, bases: None
+        self._doing: list[str] = []
         self._batches: list[BatchInHand] = []
         self._people_slices = 0
         self._depth = 0
@@ -110,23 +114,24 @@ class Session:
         warm = (
             0.0 if until_idle else self.settings.keep_warm_seconds if warm_seconds is None else warm_seconds
         )
+        until = time.monotonic() + self.settings.longest_train_seconds
         with self._pulse:
             idle_since = time.monotonic()
             try:
-                while not self._stopping.is_set():
+                while not self.stopping.is_set() and time.monotonic() < until:
                     if self._work_once():
                         idle_since = time.monotonic()
                         continue
                     if time.monotonic() - idle_since >= warm:
                         break
-                    self._stopping.wait(LOOK_SECONDS)
+                    self.stopping.wait(LOOK_SECONDS)
             finally:
                 self._give_back()
                 self._bell.close()
 
     def stop(self) -> None:
         """Ask it to end soon: at the next step of what it does, which is kept and goes on in another session."""
-        self._stopping.set()
+        self.stopping.set()
 
     def _work_once(self) -> bool:
         """Do one piece of work; returns whether there was one."""
@@ -140,7 +145,7 @@ class Session:
             return True
         except DatabaseAway as away:
             log.warning("%s", away)
-            self._stopping.wait(1.0)
+            self.stopping.wait(1.0)
             return False
 
     def _other_work(self) -> bool:
@@ -152,6 +157,23 @@ class Session:
             self._closed(batch.mine, Drained())
         self._batches = []
 
+    @contextmanager
+    def _computing(self, *work_ids: str) -> Iterator[None]:
+        """Say what is computed for the while: if the process dies, that is what it died of."""
+        before, self._doing = self._doing, list(work_ids)
+        self._say()
+        try:
+            yield
+        finally:
+            self._doing = before
+            self._say()
+
+    def _say(self) -> None:
+        try:
+            self.does(self._doing, self.bases.names())
+        except DatabaseAway as away:
+            log.warning("%s", away)
+
     # -- turns
 
     def _turn(self) -> None:
@@ -160,7 +182,7 @@ class Session:
         Raises:
             Drained: When the session was asked to stop.
         """
-        if self._stopping.is_set():
+        if self.stopping.is_set():
             raise Drained
         now = time.monotonic()
         if self._depth > 1 or now - self._looked < LOOK_SECONDS or now - self._turn_ended < self._owed:
@@ -225,7 +247,8 @@ class Session:
             return False
         try:
             if batch.left:
-                batch.turn(self.bases, self.device, seconds)
+                with self._computing(batch.mine.work.id):
+                    batch.turn(self.bases, self.device, seconds)
             if not batch.left:
                 self._batches.remove(batch)
                 rendered = batch.finish(self.device)
@@ -271,10 +294,14 @@ class Session:
         def recruit(works: Sequence[Work]) -> list[Trainee]:
             fresh = [self._recruited(work) for work in works]
             trainees.extend(fresh)
+            self._doing = [one.mine.work.id for one in trainees if not one.mine.member.closed]
+            self._say()
             return fresh
 
+        began = time.monotonic()
+
         def newcomers(free: int) -> list[Trainee]:
-            if self._stopping.is_set():
+            if self.stopping.is_set() or time.monotonic() - began > self.settings.longest_train_seconds:
                 return []
             room = min(free, _MOST_MEMBERS - len(trainees))
             here = [trainee.tune.id for trainee in trainees]
@@ -285,8 +312,8 @@ class Session:
                 return []
 
         try:
-            recruit(self.registry.work.claim_cohort(cohort.id, self.name))
-            with self._deeper():
+            with self._computing(), self._deeper():
+                recruit(self.registry.work.claim_cohort(cohort.id, self.name))
                 train_trainees(self._place(), trainees, self._on_trained, newcomers)
         except BaseException as error:
             for trainee in trainees:
@@ -314,7 +341,7 @@ class Session:
         for work in self._claimed("finish", 1):
             mine = self._own(work)
             try:
-                with self._deeper():
+                with self._computing(work.id), self._deeper():
                     self._score(mine)
             except BaseException as error:
                 self._closed(mine, error)
@@ -328,6 +355,7 @@ class Session:
         asked = {**options_of(self.settings).model_dump(), **self.registry.device_runs.changes_of(mine.work)}
         options = checked(CardOptions, asked, "What the Launchpad says")
         done = evaluate(mine, tune, options, self._place(), self._looking)
+        mine.report.phase(Phase.PACKAGING)
         mine.finish(package(tune, done.result, self.installation.store, mine.report))
         self.journal.materialized(mine.work, done)
         self._done(mine)

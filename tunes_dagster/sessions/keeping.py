@@ -1,0 +1,144 @@
+"""Keeping a device at hand: a small process that waits, and a session with torch and models while there is work.
+
+The session ends when nothing came for a while, which gives all of its memory back; the keeper stays and starts the next
+one as soon as something waits. When a session dies, what it was doing goes on at once, in the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.progress import format_seconds
+from tunes_dagster.registry.retrying import DatabaseAway
+from tunes_dagster.sessions.waking import Bell
+
+if TYPE_CHECKING:
+    from tunes_dagster.registry import Registry
+    from tunes_dagster.service.installation import Installation
+
+log = logging.getLogger("tunes.session")
+
+# A session that dies is not started again at once: after 1 s, 2 s, 4 s … a minute.
+_LONGEST_NAP = 60.0
+_LOOK_SECONDS = 0.05
+
+
+def keep(installation: Installation, command: Sequence[str]) -> None:
+    """Start a session whenever there is work, until told to end.
+
+    Args:
+        installation: Whose work.
+        command: Of a process that is one session, whose name is added to it, and ends when nothing comes.
+    """
+    registry, told = installation.registry, threading.Event()
+    bell, failures = Bell(registry), 0
+    with _told_by_signals(told), _known(installation):
+        while not told.is_set():
+            try:
+                waits = bell.rung() and registry.device_runs.device_work_waits()
+            except DatabaseAway:
+                waits = False
+                told.wait(1.0)
+            if not waits:
+                told.wait(_LOOK_SECONDS)
+                continue
+            name, began = new_id("session"), time.monotonic()
+            status = _run([*command, name], told)
+            lost = give_up(registry, name)
+            if not status or told.is_set():
+                failures = 0
+                continue
+            failures = 1 if time.monotonic() - began > _LONGEST_NAP else failures + 1
+            nap = min(_LONGEST_NAP, 2.0 ** (failures - 1))
+            said = "%s ended with %d; %d pieces of its work go on in the next one, in %s."
+            log.error(said, name, status, lost, format_seconds(nap))
+            told.wait(nap)
+    bell.close()
+
+
+def give_up(registry: Registry, name: str) -> int:
+    """Have the work of a session that is gone go on in another one; returns how many pieces that is.
+
+    What it was computing counts a try, and what only lay in its hands does not.
+    """
+    row, works = registry.device_runs.session(name), registry.device_runs.works_of_session(name)
+    doing = set(row.doing) if row is not None else {work.id for work in works}
+    for work in works:
+        if work.id in doing:
+            registry.work.requeue_lost(work.id, f"{name} ended without a word.", run_id=name)
+            continue
+        with suppress(Failure):  # it moved on meanwhile
+            registry.work.give_back(work.id, name, f"{name} ended while this waited there.")
+    return len(works)
+
+
+def session_command() -> list[str]:
+    """Return the command of a process of this interpreter that is one session."""
+    call = "from tunes_dagster.cli import main; raise SystemExit(main())"
+    return [sys.executable, "-W", "ignore", "-c", call, "session", "--named"]
+
+
+@contextmanager
+def _known(installation: Installation) -> Iterator[None]:
+    """Say that somebody sees to sessions here, so that nobody else starts one."""
+    runs, over = installation.registry.device_runs, threading.Event()
+    name, interval = new_id("keeper"), installation.settings.heartbeat_seconds
+
+    def beat(ended: bool = False) -> None:
+        try:
+            runs.session_beats(name, platform.node(), "", over=ended)
+        except Exception as error:  # the next one says it
+            log.warning("The heartbeat of %s could not be written: %s", name, error)
+
+    def beats() -> None:
+        while not over.wait(interval):
+            beat()
+
+    beat()
+    thread = threading.Thread(target=beats, name="keeper-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(10)
+        beat(ended=True)
+
+
+def _run(command: Sequence[str], told: threading.Event) -> int:
+    """Run the process of a session to its end; being told to end is passed on."""
+    process = subprocess.Popen(command)  # noqa: S603 - our own
+    passed_on = False
+    while (status := process.poll()) is None:
+        if told.is_set() and not passed_on:
+            process.send_signal(signal.SIGTERM)
+            passed_on = True
+        time.sleep(_LOOK_SECONDS)
+    return status
+
+
+@contextmanager
+def _told_by_signals(told: threading.Event) -> Iterator[None]:
+    """Set an event when this process is told to end, for the while."""
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        told.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
