@@ -17,7 +17,7 @@ from tunes_dagster.registry.locks import lock
 from tunes_dagster.registry.retrying import retried
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import open_work
-from tunes_dagster.registry.work import take
+from tunes_dagster.registry.work import is_suspect, take
 
 # Most rows that one decision looks at; more than a tick can launch anyway (25 runs). Of one lane it looks at fewer,
 # so that whoever queued 100,000 prompts does not hide everybody behind them.
@@ -132,27 +132,31 @@ class Groups(Part):
         limit: int = 25,
         *,
         kind: WorkKind = WorkKind.TRAIN,
+        suspects_alone: bool = False,
     ) -> list[tuple[Cohort, list[Work]]]:
         """Group queued work that makes tunes by base and submit it: at most `limit` cohorts, each a run.
 
         A group is launched when it is full or its oldest member has waited `wait_seconds`. Tunes that train nothing
         make cohorts of their own (`embed`), which hold no device.
+
+        With `suspects_alone`, what was computed when a process died has a cohort to itself: it may have killed it.
         """
         now = now or self.now()
         query = (
-            select(Work.id, Tune.account_id, Work.available_at, Tune.branch)
+            select(Work.id, Tune.account_id, Work.available_at, Tune.branch, is_suspect().label("suspect"))
             .join(Tune, Tune.id == Work.subject_id)
             .where(Work.kind == kind, Work.state == "queued", Work.available_at <= now)
             .order_by(Work.available_at, Work.id)
             .limit(LOOK_AHEAD)
         )
         with self.reading() as session:
-            by_branch: dict[str, list[_Waiting]] = defaultdict(list)
-            for work_id, account_id, since, branch in session.execute(query):
-                by_branch[branch].append(_Waiting(work_id, account_id, since))
+            groups: dict[tuple[str, str], list[_Waiting]] = defaultdict(list)
+            for work_id, account_id, since, branch, suspect in session.execute(query):
+                alone = work_id if suspects_alone and suspect else ""
+                groups[branch, alone].append(_Waiting(work_id, account_id, since))
         chosen = [
             (branch, group)
-            for branch, rows in by_branch.items()
+            for (branch, _), rows in groups.items()
             for group in cut(rows, max_cohort, now, wait_seconds)
         ]
         first = sorted(chosen, key=lambda item: min(row.since for row in item[1]))[:limit]

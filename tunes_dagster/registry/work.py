@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
@@ -258,6 +258,7 @@ class WorkRows(Paces):
         places: int,
         besides: Sequence[str] = (),
         patience_seconds: float = 10.0,
+        suspects: bool = True,
     ) -> list[Work]:
         """Take waiting tunes of a cohort's base into it and claim them for its run, longest waiting first.
 
@@ -271,6 +272,7 @@ class WorkRows(Paces):
             places: Most tunes to take.
             besides: Tunes to leave alone: who failed in a run tries again in another one.
             patience_seconds: See above.
+            suspects: Whether to take those that may have killed a process, too.
         """
         now = self.now()
         with self.writing() as session:
@@ -293,6 +295,7 @@ class WorkRows(Paces):
                     Work.kind == WorkKind.TRAIN,
                     Tune.branch == cohort.branch,
                     Work.subject_id.not_in(besides),
+                    true() if suspects else ~is_suspect(),
                     or_(
                         (Work.state == "queued") & (Work.available_at <= now),
                         (Work.state == "submitted") & (Work.submitted_at <= late),
@@ -465,6 +468,11 @@ def subject_reopened(session: Session, subject: Tune | Batch, now: datetime) -> 
         write_failure(subject, None)
     if subject.status in LOST_TUNE:  # it begins anew
         subject.progress = subject.computed = 0.0
+
+
+def is_suspect() -> ColumnElement[bool]:
+    """Return the condition that a process died while it computed this work, and that it was not tried since."""
+    return and_(Work.tries > 0, func.coalesce(Work.failure_code, "") == FailureCode.RUN_LOST.value)
 
 
 def fenced(session_id: str) -> Failure:

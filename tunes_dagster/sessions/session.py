@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Cancelled, Failure, as_failure
+from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, as_failure
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import TrainingOptions
@@ -284,11 +284,16 @@ class Session:
     def _train(self, kind: WorkKind) -> bool:
         """Train a cohort of tunes that wait, and whoever joins; returns whether there was one."""
         made = self.registry.groups.make_cohorts(
-            wait_seconds=0.0, max_cohort=self.settings.max_cohort, limit=1, kind=kind
+            wait_seconds=0.0,
+            max_cohort=self.settings.max_cohort,
+            limit=1,
+            kind=kind,
+            suspects_alone=True,
         )
         if not made:
             return False
-        cohort, _ = made[0]
+        cohort, members = made[0]
+        suspect = any(work.failure_code == FailureCode.RUN_LOST for work in members)
         trainees: list[Trainee] = []
 
         def recruit(works: Sequence[Work]) -> list[Trainee]:
@@ -301,13 +306,21 @@ class Session:
         began = time.monotonic()
 
         def newcomers(free: int) -> list[Trainee]:
-            if self.stopping.is_set() or time.monotonic() - began > self.settings.longest_train_seconds:
+            if (
+                suspect
+                or self.stopping.is_set()
+                or time.monotonic() - began > self.settings.longest_train_seconds
+            ):
                 return []
             room = min(free, _MOST_MEMBERS - len(trainees))
             here = [trainee.tune.id for trainee in trainees]
             try:  # those who train do not wait for those who might
                 waits = self.registry.with_patience(0.0)
-                return recruit(waits.work.join_cohort(cohort.id, self.name, room, here, patience_seconds=0.0))
+                return recruit(
+                    waits.work.join_cohort(
+                        cohort.id, self.name, room, here, patience_seconds=0.0, suspects=False
+                    )
+                )
             except DatabaseAway:
                 return []
 
