@@ -25,6 +25,7 @@ def test_prepare_launches_the_longest_waiting_first(registry: Registry, clock: C
     assert [launch.partition for launch in launches] == [tunes[0].id, tunes[1].id]
     first = launches[0]
     assert first.run_key == f"{first.work_id}:1" and first.tags["tunes/tune"] == tunes[0].id
+    assert {type(tag) for tag in first.tags.values()} == {str}, "Dagster keeps no others"
     assert [launch.partition for launch in decide.prepare_launches(registry)] == [tunes[2].id]
     assert decide.prepare_launches(registry) == []
 
@@ -34,6 +35,7 @@ def test_cohorts_by_base_full_or_after_a_wait(registry: Registry, clock: Clock) 
     other = prepared(registry, branch="sdxl1")
     (full,) = decide.cohort_launches(registry, SETTINGS)
     assert full.run_key == full.cohort_id and full.tags["tunes/tunes"] == "3"
+    assert {type(tag) for tag in full.tags.values()} == {str}, "Dagster keeps no others"
     clock.forward(2)
     rest = decide.cohort_launches(registry, SETTINGS)
     assert {launch.tags["tunes/base"] for launch in rest} == {"tiny-sdxl", "sdxl1"}

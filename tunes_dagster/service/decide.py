@@ -64,7 +64,7 @@ class Launch:
 
 
 def _launch(kind: WorkKind, work: Work) -> Launch:
-    tags = {"tunes/kind": kind, "tunes/work": work.id, "tunes/attempt": str(work.attempt)}
+    tags = {"tunes/kind": kind.value, "tunes/work": work.id, "tunes/attempt": str(work.attempt)}
     tags["tunes/batch" if kind == WorkKind.RENDER else "tunes/tune"] = work.subject_id
     return Launch(kind, work.run_key or work.id, work.subject_id, work.id, None, tags)
 
@@ -132,7 +132,7 @@ def _cohorts(
         return launches
     for cohort, members in registry.groups.make_cohorts(now, wait_seconds, max_cohort, room, kind=kind):
         tags = {
-            "tunes/kind": kind,
+            "tunes/kind": kind.value,
             "tunes/cohort": cohort.id,
             "tunes/base": cohort.branch,
             "tunes/tunes": str(len(members)),
