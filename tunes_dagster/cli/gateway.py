@@ -14,8 +14,6 @@ from tunes_dagster.core.failures import Failure, FailureCode
 accounts = typer.Typer(no_args_is_help=True, help="Who may use the HTTP server, and what they may spend.")
 keys = typer.Typer(no_args_is_help=True, help="The keys that prove who asks.")
 
-# What the keys of each API begin with; a key works in all of them.
-PREFIXES = {"pixelapi": "pk_live_", "astria": "sd_", "pixazo": "pz_", "pixu": "px_", "native": "tk_"}
 
 Account = Annotated[str, typer.Argument(help="Id of the account.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -242,7 +240,10 @@ def revoke(key: Annotated[str, typer.Argument(help="Id of the key: key_…")]) -
 
 
 def _prefix(dialect: str) -> str:
-    if dialect not in PREFIXES:
-        known = ", ".join(PREFIXES)
+    from tunes_dagster.gateway.options import KEY_PREFIXES, OWN_PREFIX
+
+    prefixes = {**KEY_PREFIXES, "native": OWN_PREFIX}
+    if dialect not in prefixes:
+        known = ", ".join(prefixes)
         raise Failure(FailureCode.INVALID_REQUEST, f"There is no dialect {dialect!r}.", f"Known: {known}.")
-    return PREFIXES[dialect]
+    return prefixes[dialect]

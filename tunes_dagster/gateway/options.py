@@ -13,7 +13,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tunes_dagster.core.settings import Settings
 
 MICRO = 1_000_000
-DIALECTS = ("pixelapi", "pixazo", "pixu", "astria")
+# The APIs of vendors in the order in which their paths are looked at, with how the keys of each begin.
+KEY_PREFIXES = {"pixelapi": "pk_live_", "pixazo": "pz_", "pixu": "px_", "astria": "sd_"}
+DIALECTS = tuple(KEY_PREFIXES)
+# Of keys for this project's own API.
+OWN_PREFIX = "tk_"
 
 
 class GatewayOptions(BaseSettings):
