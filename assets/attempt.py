@@ -198,7 +198,9 @@ def as_dagster_failure(
     said = f"{meaning(failure.code)} [{failure.code}]"
     if failure.code in _OF_THE_REQUEST and (work is None or work.origin == "ui"):
         said = f"{failure.message} {failure.remedy}".strip()
-    return dg.Failure(description=said, metadata=metadata, allow_retries=False)
+    shown = dg.Failure(description=said, metadata=metadata, allow_retries=False)
+    shown.__dict__["tunes_failure"] = failure  # for whoever started the run in this process, in its own words
+    return shown
 
 
 def cancelled_by_person(context: Context) -> bool:

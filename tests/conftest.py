@@ -19,7 +19,10 @@ from tests.support.databases import (  # noqa: E402, F401 - fixtures
     own_postgres_server,
     postgres,
 )
+from tunes_dagster.core import disk  # noqa: E402
 
+# None of them needs what it wrote after a power loss.
+disk.ENABLED = False
 # Every transaction of every test is watched.
 lock_order.watch()
 

@@ -277,6 +277,8 @@ ELSEWISE = {
     "tunes_dagster/cli/checkup.py _store": "tells the operator that the store does not work",
     "tunes_dagster/gateway/accepting.py _submit_tune": "tidies up and passes on what was raised",
     "tunes_dagster/gateway/files.py serve": "answers 503, see test_a_file_is_not_gone_when_the_store_is_away",
+    "tunes_dagster/gateway/operator.py show": "answers 503",
+    "tunes_dagster/service/erase.py drive": "goes on later, see test_a_store_that_is_away_holds_up_nobody",
     "tunes_dagster/pipeline/sensors.py take_in_drops": "see test_a_drop_is_taken_in_once_the_store_is_back",
     "tunes_dagster/rendering/plain.py _one": "passes it on",
     "tunes_dagster/training/cache.py read_tensors": "what is cached is made again",

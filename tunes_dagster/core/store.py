@@ -33,6 +33,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from upath import UPath
 
+from tunes_dagster.core import disk
 from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def check_key(key: str) -> str:
     return key
 
 
+# Keys of what can be made again: a power loss may take it.
+_MADE_AGAIN = ("cache/",)
 # What an operation on a file says about the file, and not about the store.
 _ABOUT_THE_FILE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 # Libraries between us and an object store; what they raise is about the way to it.
@@ -300,18 +303,28 @@ class Store:
             if not self.is_local:
                 path.write_bytes(data)
                 return key
-            local, part = self._beside(path)
+            local, part = self._beside(key, path)
             try:
                 part.write_bytes(data)
-                part.replace(local)
+                self._put(key, part, local)
             finally:
                 part.unlink(missing_ok=True)
         return key
 
-    def _beside(self, path: UPath) -> tuple[Path, Path]:
+    def _put(self, key: str, part: Path, local: Path) -> None:
+        """Put a file that is whole in its place: on the disk, content and name, if it is to last."""
+        lasts = not key.startswith(_MADE_AGAIN)
+        if lasts:
+            with part.open("rb") as file:
+                disk.sync_file(file, local)
+        part.replace(local)
+        if lasts:
+            disk.sync_folder(local.parent)
+
+    def _beside(self, key: str, path: UPath) -> tuple[Path, Path]:
         """Return a local path in a folder that is there, and one beside it to write to first."""
         local = Path(str(path))
-        local.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(local.parent, not key.startswith(_MADE_AGAIN))
         return local, local.with_name(f".{local.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
 
     def write_text(self, key: str, text: str) -> str:
@@ -329,10 +342,10 @@ class Store:
             if not self.is_local:
                 path.fs.put_file(str(source), path.path)
                 return key
-            local, part = self._beside(path)
+            local, part = self._beside(key, path)
             try:
                 shutil.copyfile(source, part)
-                part.replace(local)
+                self._put(key, part, local)
             finally:
                 part.unlink(missing_ok=True)
         return key
@@ -378,14 +391,14 @@ class Store:
                 self.write_stream(key, made)
             return
         with self._reaching(key):
-            local, part = self._beside(path)
+            local, part = self._beside(key, path)
         try:
             with part.open("wb") as target:
                 writing = _Writing(target, str(local))
                 yield cast("IO[bytes]", writing)
                 writing.flush()
             with _reaching(str(local)):
-                part.replace(local)
+                self._put(key, part, local)
         finally:
             part.unlink(missing_ok=True)
 

@@ -285,5 +285,5 @@ def run_campaign_job(
                 tags={"tunes/campaign": campaign.name, "tunes/date": date, ORIGIN_TAG: "cli"},
             )
     except dg.Failure as failure:
-        cause = failure.__cause__
-        raise cause if isinstance(cause, Failure) else failure from failure
+        cause = failure.__dict__.get("tunes_failure")
+        raise cause if isinstance(cause, Failure) else failure from None

@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from tunes_dagster.core import clock
+from tunes_dagster.core import clock, disk
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry.retrying import (
     ASKED_SECONDS,
@@ -68,8 +68,6 @@ def _sqlite_connect(busy_seconds: float) -> Callable[[Any, Any], None]:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={round(busy_seconds * 1000)}")
         cursor.execute("PRAGMA foreign_keys=ON")
-        # NORMAL loses nothing when a process dies, and saves an fsync per transaction.
-        cursor.execute("PRAGMA synchronous=NORMAL")
         _ensure_wal(cursor, busy_seconds)
         cursor.close()
 
@@ -91,7 +89,13 @@ def _ensure_wal(cursor: Any, busy_seconds: float) -> None:
 
 
 def _sqlite_begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("tunes_writes", False)
+    """Begin a transaction; what it commits survives a power loss, unless it only says that something is alive."""
+    options = connection.get_execution_options()
+    writes = options.get("tunes_writes", False)
+    if writes:
+        # In WAL mode FULL syncs at each commit. NORMAL loses the last ones to a power loss; a dying process loses none.
+        lasts = options.get("tunes_lasts", True) and disk.ENABLED
+        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if lasts else 'NORMAL'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
@@ -308,9 +312,14 @@ class Database:
             yield session
 
     @contextmanager
-    def writing(self) -> Iterator[Session]:
-        """A transaction that is committed as a whole or not at all; rows stay usable after it."""
-        with self._turns(), Session(self._writer, expire_on_commit=False) as session:
+    def writing(self, lasts: bool = True) -> Iterator[Session]:
+        """A transaction that is committed as a whole or not at all; rows stay usable after it.
+
+        Args:
+            lasts: A power loss must not take it. What is written anew every second may go.
+        """
+        writer = self._writer if lasts else self._writer.execution_options(tunes_lasts=False)
+        with self._turns(), Session(writer, expire_on_commit=False) as session:
             yield session
             session.flush()
             try:
@@ -351,6 +360,6 @@ class Part:
         """A transaction that only reads; see `Database.reading`."""
         return self.database.reading()
 
-    def writing(self) -> AbstractContextManager[Session]:
+    def writing(self, lasts: bool = True) -> AbstractContextManager[Session]:
         """A transaction that is committed as a whole or not at all; see `Database.writing`."""
-        return self.database.writing()
+        return self.database.writing(lasts)

@@ -214,7 +214,7 @@ PLAIN: dict[type[Table], dict[str, str]] = {
         "facts": "ids, numbers and addresses",
     },
     DeviceRunLine: dict.fromkeys(("device_run_id",), ""),
-    DeviceSession: dict.fromkeys(("id", "host", "device", "run_id"), ""),
+    DeviceSession: dict.fromkeys(("id", "host", "device", "run_id", "doing", "bases"), ""),
     Drop: {
         **dict.fromkeys(("fingerprint", "state", "tune_id"), ""),
         "path": "of a folder that its owner put there and has to take away",

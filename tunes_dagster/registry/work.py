@@ -321,7 +321,7 @@ class WorkRows(Paces):
         Raises:
             Failure: `CONFLICT` when the row is not this run's any more: stop, what it writes is not used.
         """
-        with self.writing() as session:
+        with self.writing(lasts=False) as session:
             kind, subject_id = self._beat(session, work_id, run_id)
             return self._cancel_flag(session, kind, subject_id)
 
@@ -339,7 +339,7 @@ class WorkRows(Paces):
     ) -> str:
         """Write how far an attempt is on its tune or batch; also a heartbeat, and answers like one."""
         now = self.now()
-        with self.writing() as session:
+        with self.writing(lasts=False) as session:
             found = session.get(Work, work_id)
             if found is None or found.state != "running" or found.run_id != run_id:
                 raise lost(found, work_id, run_id)
