@@ -51,6 +51,15 @@ DOORS: dict[str, tuple[str, Any]] = {
     "pixu callback": ("/pixu/api/create_model_from_url", {**PIXU, "callback_url": "URL"}),
     "pixu picture": ("/pixu/api/create_model_from_url", {**PIXU, "url": "URL"}),
     "pixu render": ("/pixu/api/txt2img_composition", {"app_uid": "api", "callback_url": "URL"}),
+    "native import": ("/native/v1/tunes/import", {"url": "URL", "base": "sdxl"}),
+    "native import's pictures": (
+        "/native/v1/tunes/import",
+        {"url": "https://files.example/a.safetensors", "base": "sdxl", "image_urls": ["URL"]},
+    ),
+    "native import's callback": (
+        "/native/v1/tunes/import",
+        {"url": "https://files.example/a.safetensors", "base": "sdxl", "callback_url": "URL"},
+    ),
     "native sample": ("/native/v1/callbacks/sample", {"url": "URL"}),
 }
 BAD = [

@@ -52,6 +52,10 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
         {"tune": {"tune_ids": ["TUNE"], "prompts_callback": "https://a.example.com/x"}},
     ),
     "astria new pack": ("/packs", {"pack": {"title": "p"}}),
+    "native import": (
+        "/native/v1/tunes/import",
+        {"url": "https://example.com/x.safetensors", "base": "sdxl", "prompts": [{"text": "ohwx"}]},
+    ),
     "native sample": ("/native/v1/callbacks/sample", {"url": "https://a.example.com/x"}),
 }
 

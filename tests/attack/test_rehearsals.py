@@ -51,6 +51,7 @@ CALLS: dict[str, tuple[dict[str, Any], str, bool]] = {
     "/pixu/api/txt2img_strict_portrait": ({"model_uid": "UID"}, "", True),
     "/pixu/api/txt2img_composition": ({"model_uid": "UID"}, "", True),
     "/pixu/api/txt2img_results": ({"request_uid": "UID"}, "", False),
+    "/native/v1/tunes/import": ({"url": "https://example.com/x.safetensors", "base": "sdxl"}, "", True),
     "/native/v1/tunes/{key}/cancel": ({}, "", False),
     "/native/v1/tunes/{key}/captions": ({"captions": {"a": "b"}}, "", False),
     "/native/v1/callbacks/{callback_id}/replay": ({}, "", False),

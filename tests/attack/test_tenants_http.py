@@ -75,7 +75,14 @@ def _at(cases: list[Case], **path: str) -> list[Case]:
     return [Case(case.kind, {**(case.path or {}), **path}, case.body, case.query) for case in cases]
 
 
+IMPORT = {"url": "https://example.com/x.safetensors", "base": "sdxl"}
 CASES: dict[str, list[Case]] = {
+    "POST /native/v1/tunes/import": [
+        *(within(ANY, {**IMPORT, "prompts": [{"text": f"x {tag}"}]}) for tag in TAGS[:2]),
+        within(ANY, {**IMPORT, "prompts": [{"text": "x", "tune": "WORD"}]}),
+        within("picture", {**IMPORT, "prompts": [{"text": "x", "settings": {"input_image": "WORD"}}]}),
+        within("picture", {**IMPORT, "image_urls": ["WORD"]}),
+    ],
     "GET /": LOOK,
     "GET /health": LOOK,
     "GET /docs/{name}": LOOK,

@@ -60,6 +60,7 @@ def done(house, *prompts) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # four pieces of device work, each with a base to load
 def test_a_file_of_others_lives_like_a_tune(house, theirs):
     folder = draw_pictures(house.home / "pictures" / "ann", 4, seed=3)
     scored = take(

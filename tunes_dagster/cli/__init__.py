@@ -17,6 +17,7 @@ from tunes_dagster.cli import (
     callbacks,
     campaigns,
     captions,
+    checking,
     demo,
     doctor,
     gateway,
@@ -54,6 +55,7 @@ app = typer.Typer(
 
 _FIRST, _LATER, _MACHINE = "Make", "Look after", "This installation"
 app.command("demo", rich_help_panel=_FIRST)(demo.demo)
+app.command("check", rich_help_panel=_FIRST)(checking.check)
 app.command("train", rich_help_panel=_FIRST)(making.train)
 app.command("render", rich_help_panel=_FIRST)(making.render)
 app.command("resume", rich_help_panel=_FIRST)(making.resume)

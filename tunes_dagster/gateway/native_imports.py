@@ -64,7 +64,8 @@ def take_in(mine: Desk, given: dict[str, Any]) -> Tune:
         body = ImportBody.model_validate(fields)
         said = body.model_dump(exclude={"archive_url", "image_urls", "url"}, exclude_unset=True)
         sources = Sources(archive_url=body.archive_url, image_urls=body.image_urls)
-        request = ImportRequest(**{**said, "url": body.url or "", "sources": sources})
+        prompts = [_with_pictures(mine, one) for one in body.prompts]
+        request = ImportRequest(**{**said, "url": body.url or "", "sources": sources, "prompts": prompts})
     except ValidationError as wrong:
         raise of_pydantic([dict(one) for one in wrong.errors()]) from None
     if len(files) + bool(body.url) != 1:
@@ -73,6 +74,18 @@ def take_in(mine: Desk, given: dict[str, Any]) -> Tune:
     with tempfile.TemporaryDirectory(prefix="tunes-import-") as folder:
         found = _kept(files[0], Path(folder)) if files else None
         return mine.accept_import(request, found, view)
+
+
+def _with_pictures(mine: Desk, prompt: PromptRequest) -> PromptRequest:
+    """Return a prompt whose pictures are the caller's own: keys of the store may lead to somebody else's.
+
+    Raises:
+        Problem: 422, naming the field.
+    """
+    settings = prompt.settings
+    given = {name: getattr(settings, name) for name in ("input_image", "mask_image")}
+    kept = {name: mine.picture(name, value) for name, value in given.items() if value is not None}
+    return prompt.model_copy(update={"settings": settings.model_copy(update=kept)}) if kept else prompt
 
 
 def _kept(file: UploadFile, folder: Path) -> Found:

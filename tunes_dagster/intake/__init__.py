@@ -25,6 +25,7 @@
     training_set.py  full pictures, face crops, the held-out choice, the leakage check
     subject.py       token and class name in a caption
     captions.py      the caption table, its versions and precedence
+    verdict.py       all of it in words, before anything is queued
     drop.py          what lies in the drop folder and is complete
     tune_file.py     `tune.yaml` into a `TuneRequest`, errors by name
 

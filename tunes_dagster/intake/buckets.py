@@ -66,6 +66,12 @@ def crop_for(width: int, height: int, bucket: tuple[int, int], focus: Sequence[B
     return left, top, left + crop_width, top + crop_height
 
 
+def share_lost(width: int, height: int, crop: Crop) -> float:
+    """Return the share of a picture that a crop leaves out."""
+    left, top, right, bottom = crop
+    return 1 - (right - left) * (bottom - top) / (width * height)
+
+
 def face_crop(width: int, height: int, face: Box, margin: float = 0.6) -> Crop:
     """Return a square around a face with hair and chin: the box widened by `margin` on each side.
 

@@ -17,7 +17,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Reporter
 from tunes_dagster.core.recipe import DatasetOptions
 from tunes_dagster.core.store import Store
-from tunes_dagster.intake.buckets import Crop, choose_bucket, crop_for, face_crop
+from tunes_dagster.intake.buckets import Crop, choose_bucket, crop_for, face_crop, share_lost
 from tunes_dagster.intake.faces import Box, FaceDetector, is_person
 from tunes_dagster.intake.manifest import Manifest, PictureRow
 from tunes_dagster.intake.measures import Fingerprint, near_pairs
@@ -27,6 +27,9 @@ from tunes_dagster.intake.variations import variations
 
 LEAK_BITS = 4
 """Pictures nearer than this (of 64 bits) count as the same across the two sides, whatever dedupe allowed."""
+
+# Share of a picture beyond which what is cropped away is worth a finding, and how many are named in it.
+_MUCH_LOST, _NAMED = 0.3, 5
 
 
 class TrainingItem(BaseModel):
@@ -195,6 +198,18 @@ def _tell(
     elif options.one_picture:
         report.finding(
             f"one_picture was asked for, but {len(rows)} pictures came in; each is trained on as it is."
+        )
+    sizes = {row.hash: (row.width, row.height) for row in rows}
+    shares = {
+        item.name: share_lost(*sizes[item.picture], item.crop)
+        for item in items
+        if item.kind == "full" and not item.mirrored and item.picture in sizes
+    }
+    if much := [f"{name} ({share:.0%})" for name, share in shares.items() if share >= _MUCH_LOST]:
+        more = f" and {len(much) - _NAMED} more" if len(much) > _NAMED else ""
+        report.finding(
+            f"Much of these is cropped away: {', '.join(much[:_NAMED])}{more}. What is trained on is the part around "
+            "the largest face, or the middle; crop them yourself where the subject lies elsewhere."
         )
     if options.mask != "off":
         without = sum(not (item.mask_key or item.mask_box) for item in items if not item.held_out)

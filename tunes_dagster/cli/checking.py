@@ -1,0 +1,56 @@
+"""`tunes check`: what would be trained on, before anything is queued or paid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunes_dagster.cli.flags import assignments, merged
+from tunes_dagster.cli.installation import open_installation
+from tunes_dagster.cli.making import AsJson, Base, Config, Name, Set, Token, build_request
+from tunes_dagster.cli.output import emit_json, escape, say
+from tunes_dagster.core.failures import Failure
+
+Source = Annotated[str, typer.Argument(help="Folder, archive, or URL of an archive of pictures.")]
+
+
+def check(
+    source: Source,
+    name: Name = None,
+    token: Token = None,
+    base: Base = None,
+    config: Config = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a tune of these pictures would be trained on: each picture, its crop and caption, and what is left out.
+
+    Nothing is queued, paid or kept. Takes the options of `tunes train` by `--set`. A captioner is not asked.
+    """
+    from tunes_dagster.resources.models import FaceDetectorResource
+    from tunes_dagster.resources.network import FetcherResource
+    from tunes_dagster.service.installation import Installation
+    from tunes_dagster.service.looking import look_over, passing_store
+
+    installation = open_installation()
+    settings = installation.settings
+    folder, store = passing_store()
+    with folder, Installation(settings, store=store, catalog=installation.catalog) as passing:
+        given: dict[str, Any] = {"name": name or "subject", "token": token, "base": base}
+        if "://" in source:
+            given["sources"] = {"archive_url": source}
+        said = {key: value for key, value in given.items() if value is not None}
+        place = None if "://" in source else Path(source)
+        request, _ = build_request(passing, place, config, merged(said, assignments(set_ or [])))
+        with FetcherResource().open(settings) as fetcher:
+            detector = FaceDetectorResource().open(settings)
+            seen = look_over(request, store, installation.catalog, settings, fetcher, detector)
+    if as_json:
+        emit_json({"verdict": seen.lines, "pictures": seen.manifest.records()})
+    else:
+        for line in seen.lines:
+            say(escape(line))
+    if seen.failure is not None:
+        raise Failure(seen.failure.code, "A tune of these pictures would fail.", seen.failure.remedy)
