@@ -132,6 +132,18 @@ def test_a_second_rendering_is_reckoned_from_its_own_start(registry: Registry, c
     assert registry.ledger.wallet("ann").available == 900
 
 
+def test_a_prompt_that_was_deleted_is_not_rendered_with_its_batch_again(registry: Registry) -> None:
+    prompts = [registry.prompts.add(prompt_request(), branch="tiny-sdxl") for _ in range(2)]
+    (batch,) = registry.groups.make_batches(wait_seconds=0)
+    work = registry.work.claim("render", batch.id, "run")
+    registry.work.fail(work.id, "run", Failure(FailureCode.INVALID_REQUEST, "Not like this."))
+    deleted, wanted = prompts
+    registry.work.delete_prompt(deleted.id)
+    registry.work.claim("render", batch.id, "by hand")  # a person has the failed batch rendered again
+    assert registry.prompts.get(wanted.id).status == "rendering"
+    assert registry.prompts.get(deleted.id).status == "failed"
+
+
 CAMPAIGN = (
     b"name: looks\ncron: '0 * * * *'\nstart: 2026-03-01\nbase: sdxl\nprompts: [{text: a photo, seeds: 1}]\n"
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, or_, select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -17,7 +17,6 @@ from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.results import PromptResult
 from tunes_dagster.core.wishes import ended
 from tunes_dagster.registry.blobs import keys_of_settings, name_in
-from tunes_dagster.registry.deletion_tables import Deletion
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.locks import lock_each, lock_one
@@ -31,7 +30,7 @@ from tunes_dagster.registry.transitions import (
     note,
     prompt_ended,
 )
-from tunes_dagster.registry.uses import PromptTune, Use, own_use, write_uses
+from tunes_dagster.registry.uses import Use, own_use, was_deleted, write_uses
 from tunes_dagster.registry.work import owned
 
 # What the names of rendered files begin with.
@@ -76,10 +75,7 @@ def uses_of_prompts(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
 
 def is_deleted(session: Session, prompt: Prompt) -> bool:
     """Whether a prompt, or a tune that it uses, was deleted: nothing is kept of it any more."""
-    asked = exists().where(Deletion.subject_id == prompt.id, Deletion.reason != "expired")
-    tunes = select(PromptTune.tune_id).where(PromptTune.prompt_id == prompt.id)
-    gone = exists().where(Tune.id.in_(tunes), Tune.deleted_at.is_not(None))
-    return bool(session.scalar(select(or_(asked, gone))))
+    return bool(session.scalar(select(exists().where(Prompt.id == prompt.id, was_deleted()))))
 
 
 def new_prompt(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, ForeignKey, Index, Integer, String, and_, exists, insert, or_, select
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
+from tunes_dagster.registry.deletion_tables import Deletion
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.tables import Prompt, Table, Tune
 
@@ -101,6 +102,14 @@ def used_with(tune_ids: Iterable[str]) -> ColumnElement[bool]:
     """Return the condition that a prompt uses any of some tunes, as its own or by a tag."""
     use = aliased(PromptTune)
     return Prompt.id.in_(select(use.prompt_id).where(use.tune_id.in_(list(tune_ids))))
+
+
+def was_deleted() -> ColumnElement[bool]:
+    """Return the condition that a prompt, or a tune that it uses, was deleted: nothing is kept of it any more."""
+    use, tune = aliased(PromptTune), aliased(Tune)
+    asked = exists().where(Deletion.subject_id == Prompt.id, Deletion.reason != "expired")
+    gone = select(use.prompt_id).join(tune, tune.id == use.tune_id).where(tune.deleted_at.is_not(None))
+    return or_(asked, Prompt.id.in_(gone))
 
 
 def used_and_not_ready() -> ColumnElement[bool]:

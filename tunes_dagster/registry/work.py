@@ -33,6 +33,7 @@ from tunes_dagster.registry.transitions import (
     show,
     write_failure,
 )
+from tunes_dagster.registry.uses import was_deleted
 
 # What the names of sessions begin with.
 SESSION = "session_"
@@ -450,14 +451,15 @@ _LACKING = ("failed", "blocked")
 
 def lacks_pictures(session: Session, batch: Batch) -> bool:
     """Whether prompts of a batch that has ended have no pictures although they are still wanted."""
-    failed = exists().where(Prompt.batch_id == batch.id, Prompt.status.in_(_LACKING))
+    failed = exists().where(Prompt.batch_id == batch.id, Prompt.status.in_(_LACKING), ~was_deleted())
     return bool(session.scalar(select(failed)))
 
 
 def subject_reopened(session: Session, subject: Tune | Batch, now: datetime) -> None:
     """Clear what an earlier end left on a subject whose work is opened again by a person."""
     if isinstance(subject, Batch):
-        for prompt in lock(session, Prompt, Prompt.batch_id == subject.id, Prompt.status.in_(_LACKING)):
+        lacking = (Prompt.batch_id == subject.id, Prompt.status.in_(_LACKING))
+        for prompt in lock(session, Prompt, *lacking, ~was_deleted()):
             prompt.status, prompt.done_at, prompt.updated_at = "queued", None, now
             write_failure(prompt, None)
         subject.done_at = None
