@@ -6,7 +6,7 @@ need a device wait here, log what the session says, and return what it made.
 
 from __future__ import annotations
 
-import time
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -102,7 +102,7 @@ def _follow(context: dg.AssetExecutionContext, registry: Registry, row: DeviceRu
                 said = line.id
             if now.state:
                 return now
-            time.sleep(_LOOK_SECONDS)
+            sleep(_LOOK_SECONDS)
     except DagsterExecutionInterruptedError:
         if cancelled_by_person(context):
             for work in registry.device_runs.works_of_run(context.run.run_id):

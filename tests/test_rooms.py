@@ -295,6 +295,7 @@ READS_SETTINGS = {
     "tunes_dagster/cli/installation.py": "opens the installation of a command and of a server",
     "resources/installation.py": "opens the installation of a code location",
     "assets/names.py": "tags of jobs, which are made when the module is imported",
+    "tunes_dagster/pipeline/artifacts.py": "the same, at the start of the process",
     "tunes_dagster/pipeline/launcher.py": "is made by Dagster, in every process that opens the instance",
     "tunes_dagster/intake/sandbox/pool.py": "one pool of children per process",
     "tunes_dagster/intake/sandbox/limits.py": "the limits of those children",

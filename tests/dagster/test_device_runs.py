@@ -46,7 +46,7 @@ def test_a_run_tells_of_an_attempt_from_its_start_to_its_end(place):
     tune = place.prepared()
     work = place.session.begin("train", tune.id)
     (run_id,) = place.requested()
-    assert place.requested() == [] and place.status(run_id) == Status.STARTING
+    assert place.requested() == [] and place.status(run_id) == Status.STARTED
     place.session.journal.line(work, "training 3/12")
     told(place)
     assert place.status(run_id) == Status.STARTED
@@ -318,7 +318,7 @@ def test_a_process_that_wants_the_device_follows_the_session_that_has_it(place, 
         place.session.journal.line(work, f"{kind} 3/12")
         place.session.finish(work, {"report_card": {}} if kind == "finish" else {})
 
-    monkeypatch.setattr(following.time, "sleep", works)
+    monkeypatch.setattr(following, "sleep", works)
     selected = [one for one in ALL_ASSETS if one.key.to_user_string() in ("lora", "report_card")]
     ran = dg.materialize(
         [

@@ -130,13 +130,23 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
             return False
         asked_for = run.tags.get(DEVICE_RUN_TAG)
         if asked_for and run.parent_run_id is None:
-            if not self._registry.device_runs.bind(asked_for, run.run_id):
-                self._instance.report_run_canceled(run, "Another run tells of this attempt.")
+            self._bind(run, asked_for)
             return True
         if not self._registry.device_runs.session_lives(self._settings.lost_after_seconds):
             return False  # the run's own process does it, and has the device meanwhile
         self._hand_over(run, kinds, partition)
         return True
+
+    def _bind(self, run: DagsterRun, device_run_id: str) -> None:
+        """Let a run tell of the attempt that it was requested for; the rest of the story is the teller's."""
+        from tunes_dagster.pipeline.journal import RunJournal
+
+        runs = self._registry.device_runs
+        row = runs.get(device_run_id)
+        if row is None or row.began_at is None or not runs.bind(device_run_id, run.run_id, told="run"):
+            self._instance.report_run_canceled(run, "Another run tells of this attempt.")
+            return
+        RunJournal(self._instance, run).started(row.began_at)
 
     def _hand_over(self, run: DagsterRun, kinds: list[str], partition: str) -> None:
         from tunes_dagster.pipeline.journal import RunJournal

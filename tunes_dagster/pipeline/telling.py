@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from dagster import DagsterRunStatus
 
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.pipeline.journal import RunJournal
@@ -89,13 +90,18 @@ class _Tale:
     ) -> None:
         self._journal, self._installation, self._run = journal, installation, run
         self._rows = list(rows)
+        self._started = run.status not in (
+            DagsterRunStatus.NOT_STARTED,
+            DagsterRunStatus.QUEUED,
+            DagsterRunStatus.STARTING,
+        )
         self._steps: dict[str, list[DeviceRun]] = {}
         for row in self._rows:
             self._steps.setdefault(row.kind, []).append(row)
 
     def tell(self) -> None:
         begun = [row.began_at for row in self._rows if row.began_at is not None]
-        if begun and all(row.told == "" for row in self._rows):
+        if begun and not self._started:
             self._journal.started(min(begun))
         for kind, rows in self._steps.items():
             self._tell_step(_name(kind), rows)
