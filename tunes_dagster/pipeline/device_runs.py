@@ -66,11 +66,18 @@ def heed_cancelled_runs(instance: dg.DagsterInstance, registry: Registry) -> int
     Returns:
         How many runs there were.
     """
+    waiting: list[str] = []
     for row in registry.device_runs.requested():
         found = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: run_key_of(row)}), limit=5)
         run = next((one for one in found if one.parent_run_id is None), None)
-        if run is not None and run.is_finished:  # also when it could not be launched
+        if run is None:
+            continue
+        if run.is_finished:  # also when it could not be launched
             registry.device_runs.bind(row.id, run.run_id)
+        else:
+            waiting.append(row.id)
+    if waiting:
+        registry.device_runs.keep_waiting(waiting)
     wanted = sorted({row.run_id for row in registry.device_runs.open() if row.run_id})
     if not wanted:
         return 0

@@ -227,6 +227,12 @@ class DeviceRuns(Part):
                     row.requested_at, row.requests = now, row.requests + 1
             return [row for row in taken if row.id not in shared]
 
+    def keep_waiting(self, ids: Sequence[str]) -> None:
+        """Note that the runs of some attempts are still on their way: a daemon that was down asks for no second one."""
+        with self.writing() as session:
+            for row in lock_each(session, DeviceRun, DeviceRun.id, ids):
+                row.requested_at = self.now()
+
     @repeatable
     def bind(self, device_run_id: str, run_id: str, told: str = "") -> bool:
         """Let a Dagster run tell of an attempt and of those that share its run; False when another run does.
