@@ -31,13 +31,13 @@ def dev(
     """Open the Dagster UI, run the daemon and serve the HTTP APIs: what is handed in is worked on and can be seen."""
     installation = open_installation()
     set_dagster_home(installation.settings)
-    from tunes_dagster.cli.supervising import check_free, only_one, supervise
+    from tunes_dagster.cli.supervising import become_supervisor, check_free, only_one
 
-    with only_one(installation.settings.resolved_home / "dev.lock"):
+    with only_one(installation.settings.resolved_home / "dev.lock") as lock:
         check_free(host, port, "--port")
         if api_port:
             check_free(host, api_port, "--api-port")
-        raise typer.Exit(supervise(_commands(installation, host, port, api_port)))
+        become_supervisor(_commands(installation, host, port, api_port), lock)
 
 
 def _commands(installation: Installation, host: str, port: int, api_port: int) -> list[list[str]]:

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import functools
+import json
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import psutil
 
@@ -60,8 +61,11 @@ def check_free(host: str, port: int, option: str) -> None:
 
 
 @contextlib.contextmanager
-def only_one(lock: Path) -> Iterator[None]:
+def only_one(lock: Path) -> Iterator[IO[str]]:
     """Be the only process that holds this lock file; the system lets go of it when the process ends, however.
+
+    Yields:
+        The file that holds it.
 
     Raises:
         Failure: `CONFLICT` when another one holds it.
@@ -75,7 +79,22 @@ def only_one(lock: Path) -> Iterator[None]:
                 "`tunes dev` runs in this installation already: a second daemon would do its work twice.",
                 "Stop it first, or set TUNES_HOME to another folder.",
             ) from error
-        yield
+        yield file
+
+
+def become_supervisor(commands: Sequence[Sequence[str]], lock: IO[str]) -> NoReturn:
+    """Turn this process into one that does nothing but `supervise`, and has nothing else in its memory.
+
+    Args:
+        commands: As of `supervise`, with whose status the process ends.
+        lock: Stays locked.
+    """
+    os.set_inheritable(lock.fileno(), True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # `-P`: the modules that lie beside this one are no top-level modules.
+    arguments = [sys.executable, "-W", "ignore", "-P", __file__, json.dumps([list(one) for one in commands])]
+    os.execv(sys.executable, arguments)  # noqa: S606 - our own
 
 
 def supervise(commands: Sequence[Sequence[str]], patience: float = PATIENCE_SECONDS) -> int:
@@ -168,3 +187,7 @@ def _end_with(parent: int) -> None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it was gone before that
             os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(json.loads(sys.argv[1])))

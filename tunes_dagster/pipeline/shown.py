@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from tunes_dagster.assets.display import files, sparkline, table
+from tunes_dagster.assets.display import files, picture, sparkline, table
 from tunes_dagster.assets.names import LORA, RENDERS, REPORT_CARD
 from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.results import CardSummary, TuneResult
@@ -129,6 +129,11 @@ def _answers(row: DeviceRun, key: dg.AssetKey, kept: dict[str, bool]) -> list[dg
     ]
 
 
+def _pictures(store: Store, keys: dict[str, str | None]) -> dict[str, dg.MetadataValue]:
+    """Return those pictures that are there, by addresses that end with them."""
+    return {name: picture(store, key, name) for name, key in keys.items() if key and store.exists(key)}
+
+
 def _trained(
     row: DeviceRun, result: TuneResult, store: Store
 ) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
@@ -145,6 +150,7 @@ def _trained(
         **({"seconds of training": result.seconds} if result.seconds is not None else {}),
         **({"stopped early": True} if result.stopped else {}),
         "checkpoints": len(result.checkpoints),
+        **_pictures(store, {"samples over training": result.samples_key}),
         **curve,
         **files(store, keys),
         "recipe hash": result.weights_recipe_hash,
@@ -167,7 +173,10 @@ def _evaluated(
         "before and after": card.sheet_key,
         "scores": card.curve_key,
     }
-    metadata = {"verdict": card.verdict, **scores, **files(store, keys)}
+    shown_here = _pictures(
+        store, {"before and after": card.sheet_key, "over the checkpoints": card.curve_key}
+    )
+    metadata = {"verdict": card.verdict, **shown_here, **scores, **files(store, keys)}
     likeness, base = card.likeness, card.base_likeness
     measured = likeness is not None and base is not None
     above = {
@@ -223,7 +232,9 @@ def _renders(
     tunes = Counter(prompt.tune_id for batch in batches for prompt in batch.prompts if prompt.tune_id)
     pictures, seconds = sum(batch.pictures for batch in batches), sum(batch.seconds for batch in batches)
     first = rows[0]
+    folder = f"batches/{first.subject_id}/{first.attempt}"
     metadata = {
+        **_pictures(store, {"contact sheet": f"{folder}/contact_sheet.png"}),
         "pictures": pictures,
         "prompts": sum(len(batch.prompts) for batch in batches),
         "tunes": dg.MetadataValue.json(dict(sorted(tunes.items()))),
@@ -232,7 +243,7 @@ def _renders(
         **({"batches": table([batch.line() for batch in batches], _BATCHES)} if len(rows) > 1 else {}),
         **({"device": first.facts["device"]} if first.facts.get("device") else {}),
         "session": first.session_id or "",
-        "folder": dg.MetadataValue.path(store.url(f"batches/{first.subject_id}/{first.attempt}")),
+        "folder": dg.MetadataValue.path(store.url(folder)),
     }
     return metadata, _answers_of_batches(batches)
 
