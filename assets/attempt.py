@@ -15,7 +15,7 @@ from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
 from tunes_dagster.core.failures import UNEXPECTED, Cancelled, Failure, FailureCode, as_failure, where
 from tunes_dagster.pipeline.launches import ORIGIN_TAG, RUN_KEY_TAG
-from tunes_dagster.pipeline.shown import meaning
+from tunes_dagster.pipeline.shown import meaning, what_to_do
 from tunes_dagster.sessions import attempts
 from tunes_dagster.sessions.attempts import Attempt, ended_already, percent_of
 from tunes_dagster.sessions.reporting import Pulse, RunLog
@@ -188,8 +188,7 @@ def as_dagster_failure(
     """
     metadata: dict[str, Any] = {"code": str(failure.code)}
     if work is not None:
-        asks = "tunes prompts" if work.kind == "render" else "tunes status"
-        metadata["what to do"] = f"`{asks} {work.subject_id}` says what is wrong and what helps."
+        metadata["what to do"] = what_to_do(work.kind, work.subject_id)
     if error is not None and not isinstance(error, Failure):
         metadata["where"] = dg.MetadataValue.text(where(error))
     numbers = {name: value for name, value in failure.facts.items() if isinstance(value, int | float)}

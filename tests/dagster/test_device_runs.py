@@ -358,6 +358,9 @@ def test_a_session_is_started_when_something_waits_and_none_is_there(place, monk
 
     assert not look().run_requests
     place.prepared()
+    assert not look().run_requests  # whoever keeps a session at hand starts it sooner
+    later = clock.now() + timedelta(seconds=20)
+    monkeypatch.setattr(clock, "now", lambda: later)
     (asked,) = look().run_requests
     run_id = place.created("device_session", "")
     place.instance.report_dagster_event(

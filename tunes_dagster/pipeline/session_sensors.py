@@ -28,6 +28,8 @@ from tunes_dagster.service import decide
 _TELLING_SECONDS = 20.0
 # Of the silence after which a session counts as lost, for one to begin: torch is loaded first.
 _GRACES = 3
+# A process that keeps a device at hand (`tunes session --keep`) has a session there within that time.
+_KEEPER_SECONDS = 15.0
 _GOING = [
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.NOT_STARTED,
@@ -75,7 +77,7 @@ def device_runs(context: dg.SensorEvaluationContext, installation: InstallationR
 def session_is_wanted(instance: dg.DagsterInstance, registry: Registry, patience: float) -> bool:
     """Whether something waits for a device, and no session is there or about to begin."""
     runs = registry.device_runs
-    if not runs.device_work_waits() or runs.session_lives(patience):
+    if not runs.device_work_waits(_KEEPER_SECONDS) or runs.session_lives(patience):
         return False
     return not begins(instance, registry, patience)
 

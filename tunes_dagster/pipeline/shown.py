@@ -67,14 +67,22 @@ def why(row: DeviceRun) -> str:
     return said if row.state != "failed" else f"{said} [{row.failure_code}]"
 
 
+def what_to_do(kind: str, subject_id: str) -> str:
+    """Return where the whole of a failure stands."""
+    if kind == "render":
+        return (
+            "`tunes status TUNE`, for the tunes of the batch, says which prompts failed, why, and what helps."
+        )
+    return f"`tunes status {subject_id}` says what is wrong and what helps."
+
+
 def facts_of_failure(row: DeviceRun) -> dict[str, Any]:
     """Return what the UI shows beside the sentence."""
-    said = "tunes prompts" if row.kind == "render" else "tunes status"
     return {
         "code": row.failure_code or row.state,
         "attempt": row.attempt,
         "session": row.session_id or "",
-        "what to do": f"`{said} {row.subject_id}` says what is wrong and what helps.",
+        "what to do": what_to_do(row.kind, row.subject_id),
     }
 
 

@@ -394,11 +394,12 @@ class DeviceRuns(Part):
         with self.reading() as session:
             return list(session.scalars(query.order_by(Work.id)))
 
-    def device_work_waits(self) -> bool:
-        """Whether something waits that needs a device."""
-        now = self.now()
+    def device_work_waits(self, seconds: float = 0.0) -> bool:
+        """Whether something waits that needs a device, and has done so for a while."""
+        now = self.now() - timedelta(seconds=seconds)
         due = (Work.state == "queued") & (Work.available_at <= now) & (Work.kind != WorkKind.PREPARE)
         prompts = select(Prompt.id).where(Prompt.status == "queued", Prompt.batch_id.is_(None))
+        prompts = prompts.where(func.coalesce(Prompt.queued_at, Prompt.created_at) <= now)
         with self.reading() as session:
             return (
                 session.scalar(select(Work.id).where(due).limit(1)) is not None
