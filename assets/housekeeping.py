@@ -113,6 +113,41 @@ class Forgotten:
         return said
 
 
+# Of Dagster's history at a time.
+_PAGE = 200
+
+
+def forget_history(instance: dg.DagsterInstance) -> int:
+    """Delete all runs that have ended, with their events and captured output; returns how many.
+
+    Earlier versions wrote thumbnails, captions and texts into events, of which Dagster can delete whole runs only. Its
+    assets look as if they had never been made afterwards; the registry and the store keep everything.
+    """
+    ended = dg.RunsFilter(
+        statuses=[DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+    )
+    deleted = 0
+    while runs := instance.get_runs(ended, limit=_PAGE):
+        for run in runs:
+            # Dagster leaves the captured output behind when a run is deleted.
+            instance.compute_log_manager.delete_logs(prefix=[run.run_id])
+            instance.delete_run(run.run_id)
+            deleted += 1
+    return deleted
+
+
+def forget_deleted(instance: dg.DagsterInstance, registry: Registry) -> int:
+    """Delete the runs and partitions of tunes whose deletion is under way; returns how many tunes that were."""
+    gone = [
+        row.subject_id
+        for row in registry.deletions.under_way(_PAGE)
+        if row.kind == "tune" and instance.has_dynamic_partition(TUNES, row.subject_id)
+    ]
+    if gone:
+        forget_tunes(instance, registry, gone)
+    return len(gone)
+
+
 def forget_tunes(instance: dg.DagsterInstance, registry: Registry, tune_ids: Sequence[str]) -> Forgotten:
     """Delete the runs and partitions of deleted tunes: the events of a run hold thumbnails of its pictures."""
     gone = set(tune_ids)

@@ -271,13 +271,16 @@ CASES: dict[str, Callable[[Store], Any]] = {
     "tunes_dagster/training/words.py load": words,
 }
 ELSEWISE = {
-    "assets/datasets.py collected": "goes on after TOO_FEW_PICTURES alone",
     "tunes_dagster/sessions/scoring.py evaluate": "tries again, and at last publishes without a card",
     "tunes_dagster/sessions/inspecting.py _samples": "a tune is ready without its sheet of samples, and a note says so",
     "tunes_dagster/cli/checkup.py _store": "tells the operator that the store does not work",
     "tunes_dagster/gateway/accepting.py _submit_tune": "tidies up and passes on what was raised",
     "tunes_dagster/gateway/files.py serve": "answers 503, see test_a_file_is_not_gone_when_the_store_is_away",
+    "tunes_dagster/gateway/app.py _lifespan": "as its `chores`",
+    "tunes_dagster/gateway/app.py chores": "what it could not do is done a minute later",
     "tunes_dagster/gateway/operator.py show": "answers 503",
+    "tunes_dagster/service/importing.py import_weights": "tidies up and passes on what was raised",
+    "tunes_dagster/sessions/cohorts.py _taken_in": "ends the tune's attempt with it, which is tried again",
     "tunes_dagster/service/erase.py drive": "goes on later, see test_a_store_that_is_away_holds_up_nobody",
     "tunes_dagster/pipeline/sensors.py take_in_drops": "see test_a_drop_is_taken_in_once_the_store_is_back",
     "tunes_dagster/rendering/plain.py _one": "passes it on",

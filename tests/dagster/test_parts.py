@@ -189,3 +189,26 @@ def test_dagster_forgets_the_runs_of_a_deleted_tune(paper_house):
     assert (forgotten.runs, forgotten.kept) == (1, [])
     assert [run.tags["tunes/tune"] for run in house.instance.get_runs()] == [other.id]
     assert house.instance.get_dynamic_partitions("tunes") == [other.id]
+
+
+def test_dagster_forgets_its_history_and_what_an_api_deleted(paper_house):
+    from tests.support.registry import add_tune
+    from tunes_dagster.assets.housekeeping import forget_deleted, forget_history
+    from tunes_dagster.pipeline.definitions import build_defs
+
+    instance, registry = paper_house.instance, paper_house.registry
+    job = build_defs(campaigns=[]).resolve_job_def("housekeeping")
+    gone = add_tune(registry)
+    instance.add_dynamic_partitions("tunes", [gone.id])
+    mine = instance.create_run_for_job(job, tags={"tunes/tune": gone.id})
+    other = instance.create_run_for_job(job)
+    for run in (mine, other):
+        instance.report_run_failed(run)
+    assert forget_deleted(instance, registry) == 0
+    registry.work.delete_tune(gone.id)
+    assert forget_deleted(instance, registry) == 1
+    assert [run.run_id for run in instance.get_runs()] == [other.run_id]
+    assert not instance.has_dynamic_partition("tunes", gone.id)
+    waiting = instance.create_run_for_job(job)
+    assert forget_history(instance) == 1
+    assert [run.run_id for run in instance.get_runs()] == [waiting.run_id], "what has not ended stays"

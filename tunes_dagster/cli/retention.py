@@ -68,6 +68,45 @@ def delete(
     say(f"{what} deleted; {erased.count} files went. The record stays: [bold]tunes retention log[/]")
 
 
+def forget(
+    dagster_history: Annotated[
+        bool,
+        typer.Option(
+            "--dagster-history",
+            help="Delete all ended runs of Dagster with their events and logs: earlier versions wrote thumbnails "
+            "and texts there.",
+        ),
+    ] = False,
+    person: Annotated[Word, typer.Argument(help="Label of a person; as `tunes delete --person`.")] = None,
+    account: Account = "local",
+    yes: Yes = False,
+) -> None:
+    """Forget a person, or what Dagster's storage holds of before it was kept free of pictures and words."""
+    if person is None and not dagster_history:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            "Whom or what to forget was not said.",
+            "Name a person, or --dagster-history.",
+        )
+    if person is not None:
+        delete(None, person, account, yes)
+    if not dagster_history:
+        return
+    if not yes:
+        typer.confirm(
+            "Delete all ended runs of Dagster? Its assets look as if they had never been made; tunes and "
+            "renders stay as they are.",
+            abort=True,
+        )
+    installation = open_installation()
+    set_dagster_home(installation.settings)
+    from tunes_dagster.assets.housekeeping import forget_history
+    from tunes_dagster.pipeline.inprocess import open_instance
+
+    with open_instance(installation.settings) as instance:
+        say(f"Deleted {forget_history(instance)} runs of Dagster with their events and logs.")
+
+
 def _say_erased(erased: Erased) -> None:
     for kind, number in sorted(erased.files.items()):
         say(f"  {kind:<14} {number:>6,}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
+from tunes_dagster.assets.housekeeping import forget_deleted
 from tunes_dagster.assets.names import POOLS, Group
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -226,6 +227,7 @@ def open_deletions(context: dg.SensorEvaluationContext, installation: Installati
     """Deletions → nothing left."""
     whole = installation.open(works=False)
     done = drive(whole.registry, whole.store, limit=_DELETIONS)
+    forget_deleted(context.instance, whole.registry)
     return dg.SkipReason(f"{done.count} files were deleted, {done.unfinished} deletions go on later.")
 
 

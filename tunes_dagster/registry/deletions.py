@@ -90,6 +90,12 @@ class Deletions(Part):
         with self.reading() as session:
             return list(session.scalars(query.where(Deletion.id.in_(ids)) if ids is not None else query))
 
+    def under_way(self, limit: int = 100) -> list[Deletion]:
+        """Return those that are not done, the newest first."""
+        query = select(Deletion).where(Deletion.state.in_(OPEN)).order_by(Deletion.id.desc()).limit(limit)
+        with self.reading() as session:
+            return list(session.scalars(query))
+
     def get(self, deletion_id: str) -> Deletion | None:
         """Return one, or None."""
         with self.reading() as session:
