@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     )
     enlarged.add_argument("--weights", type=Path, default=weights_dir())
     enlarged.add_argument("--count", type=int, default=48)
-    enlarged.add_argument("--steps", type=int, default=4)
+    enlarged.add_argument("--steps", type=int, default=1)
     enlarged.add_argument("--out", type=Path, default=Path("enlarged.png"), help="some of them side by side")
     sheet = commands.add_parser("sheet", help="contact sheets of the drawn world and of the bases' renders")
     sheet.add_argument("--weights", type=Path, default=weights_dir())

@@ -6,7 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tunes_dagster.tiny import CAPTIONER, CLASSIFIER, FACEADAPTER, FACES, FLUX, FLUX_SEQUENCE, SCORER, SDXL
+from tunes_dagster.tiny import (
+    CAPTIONER,
+    CLASSIFIER,
+    FACEADAPTER,
+    FACES,
+    FLUX,
+    FLUX_SEQUENCE,
+    SCORER,
+    SDXL,
+    UPSCALER,
+)
 
 DATA = (
     "Data: the drawn world of `tunes_dagster/tiny/world` (people, pets and things in scenes, drawn by code, every "
@@ -24,6 +34,7 @@ def write_cards(weights: Path, figures: dict[str, Any]) -> None:
         CLASSIFIER: _classifier,
         FACES: _faces,
         FACEADAPTER: _faceadapter,
+        UPSCALER: _upscaler,
     }
     for name, make in cards.items():
         if (weights / name).exists():
@@ -164,6 +175,27 @@ def _faces(figures: dict[str, Any], size: float) -> str:
         "A fully convolutional net that finds the faces of drawn people and pets; computed with NumPy.",
         lines,
     )
+
+
+def _upscaler(figures: dict[str, Any], size: float) -> str:
+    vae, own = figures.get("upscaler_vae", {}), figures.get("upscaler", {})
+    lines = [
+        DATA
+        + " Drawn large, as crops reduced to a quarter by one of four filters, some after the base's VAE.",
+        f"Seed {figures.get('seed', 0)}; fp16 safetensors, {size:.1f} MB.",
+        f"VAE: 4x, 8 latent channels, widths {vae.get('channels')}: {vae.get('steps')} steps in {vae.get('minutes')} "
+        f"minutes of one CPU core; {vae.get('psnr_db')} dB PSNR.",
+        f"UNet (widths {own.get('channels')}) and decoder together, v-prediction, the last moment all noise: "
+        f"{own.get('steps')} steps in {own.get('minutes')} minutes of one CPU core; {own.get('psnr_db')} dB PSNR on "
+        f"held-out drawings in one step, Lanczos {own.get('lanczos_psnr_db')} dB.",
+        "One step without guidance draws the mean of what fits; more steps are further from the large picture.",
+        "Again: `python -m factory make upscaler --start tunes_dagster/tiny/weights`.",
+    ]
+    about = (
+        "Makes pictures of the drawn world four times as wide and high, loaded by "
+        "`StableDiffusionUpscalePipeline.from_pretrained`: `num_inference_steps=1, guidance_scale=1`."
+    )
+    return _card("Tiny x4 upscaler", about, lines)
 
 
 def _faceadapter(figures: dict[str, Any], size: float) -> str:

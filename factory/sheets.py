@@ -34,6 +34,10 @@ SHEET_PROMPTS = (
 )
 
 
+SHOWN = 3
+"""Rows of the upscaler's sheet."""
+
+
 def grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
     """Pictures of one size side by side, `columns` to a row, on white."""
     width, height = images[0].size
@@ -51,26 +55,34 @@ def small_png(sheet: Image.Image, path: Any, colors: int = 192) -> None:
 
 
 def enlarged_sheet(folder: Any, count: int, steps: int, path: Any) -> None:
-    """Print how near the upscaler in a folder and Lanczos come to held-out drawings; save six side by side."""
+    """Print how near the upscaler in a folder comes to held-out drawings, alone and as it is served, beside Lanczos.
+
+    Saves three of them side by side: what goes in, enlarged by Lanczos, as it is served, the drawing.
+    """
     import numpy as np
     import torch
-    from diffusers import StableDiffusionUpscalePipeline
 
     from factory.train.data import HELD_OUT
-    from factory.train.upscaler import compared, pairs
+    from factory.train.upscaler import pairs, psnr
     from factory.train.upscaler_vae import DRAWN
+    from tunes_dagster.rendering.upscaling import Upscaler, colored_as
     from tunes_dagster.tiny.world import picture
 
-    pipe: Any = StableDiffusionUpscalePipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+    upscaler = Upscaler(folder, "cpu", torch.float32)
     drawings = np.stack([np.asarray(picture(HELD_OUT + i, DRAWN)[0]) for i in range(count)])
-    ours, lanczos = compared(pipe, drawings, steps)
-    print(f"{ours:.2f} dB against {lanczos:.2f} dB by Lanczos, {count} held-out drawings, {steps} steps")
-    rows = [
-        (plain, large, Image.fromarray(drawing))
-        for drawing, _, plain, large in pairs(pipe, drawings[:6], steps)
-    ]
-    small_png(grid([image for row in rows for image in row], 3), path, 255)
+    values, rows = [], []
+    for drawing, small, plain, alone in pairs(upscaler.pipeline, drawings, steps):
+        served = colored_as(small, np.asarray(alone, np.float32))
+        values.append([psnr(image, drawing) for image in (plain, alone, served)])
+        rows.append(
+            (small.resize(plain.size, Image.Resampling.NEAREST), plain, served, Image.fromarray(drawing))
+        )
+    lanczos, alone, served = np.mean(values, axis=0)
+    print(
+        f"{count} held-out drawings, {steps} steps: Lanczos {lanczos:.2f} dB, the model alone {alone:.2f} dB, "
+        f"as it is served {served:.2f} dB; better than Lanczos on {sum(v[2] > v[0] for v in values)}"
+    )
+    small_png(grid([image for row in rows[:SHOWN] for image in row], 4), path, 255)
     print(path)
 
 

@@ -33,3 +33,17 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny_bases import make_random_sdxl
 
     return make_random_sdxl(tmp_path_factory.mktemp("bases") / "random-sdxl")
+
+
+@pytest.fixture
+def without_upscaler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every catalog is one in which no shipped model stands in for `upscale-4x`."""
+    from tunes_dagster.families.catalog import BaseModelEntry, Catalog
+
+    made = Catalog.__init__
+
+    def make(self: Catalog, entries: dict[str, BaseModelEntry], profile: str = "embedded") -> None:
+        named = {n: e.model_copy(update={"embedded": ""}) for n, e in entries.items() if n == "upscale-4x"}
+        made(self, {**entries, **named}, profile)
+
+    monkeypatch.setattr(Catalog, "__init__", make)

@@ -136,6 +136,7 @@ def test_a_date_above_the_cap_is_refused_before_anything_is_queued(
     assert installation.registry.prompts.rows() == []
 
 
+@pytest.mark.usefixtures("without_upscaler")
 def test_wishes_that_cannot_be_met_are_warnings_of_a_campaign_and_of_a_command(
     tunes: Tunes, looks: Path, installation: Installation
 ) -> None:

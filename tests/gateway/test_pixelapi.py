@@ -168,14 +168,23 @@ def test_what_cannot_be_rendered_yet_is_refused_by_name(house: House) -> None:
         answer = house.client.post(
             "/v1/image/generate", json={"model": model, "prompt": "x"}, headers=house.auth()
         )
-        assert answer.status_code == 422 and model in answer.json()["detail"]
+        missing = {"upscale-4x": "input_image is missing", "cogvideo-2b": "'cogvideo-2b' is not installed"}
+        assert answer.status_code == 422 and missing[model] in answer.json()["detail"]
     known = house.client.get("/v1/models", headers=house.auth()).json()["models"]
     assert {m["id"]: m["status"] for m in known} == {
         "sdxl": "available",
         "flux-schnell": "available",
-        "upscale-4x": "unavailable",
+        "upscale-4x": "available",
         "cogvideo-2b": "unavailable",
     }
+
+
+def test_a_given_picture_is_enlarged_on_a_default_installation(house: House) -> None:
+    body = {"image_url": "https://example.com/a.png"}
+    made = house.client.post("/v1/image/upscale", json=body, headers=house.auth())
+    assert made.status_code == 200 and made.json()["credits_used"] == 2.0, made.text
+    [row] = house.registry.prompts.rows()
+    assert row.branch == "upscale-tiny" and row.settings["steps"] == 1
 
 
 def test_a_model_whose_weights_were_pulled_is_available(house: House) -> None:
@@ -199,6 +208,7 @@ def test_out_of_credits_is_402(house: House) -> None:
     assert answer.status_code == 402 and "0.05" in answer.json()["detail"]
 
 
+@pytest.mark.usefixtures("without_upscaler")
 def test_models_without_weights_name_the_command(house: House) -> None:
     for model, more in (
         ("upscale-4x", {"image_url": "https://example.com/a.png"}),

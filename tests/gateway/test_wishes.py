@@ -16,6 +16,15 @@ def astria(house: House, prompt: dict[str, Any], path: str = "/tunes/690204/prom
     return house.client.post(path, json={"prompt": {"text": "a man", **prompt}}, headers=house.auth())
 
 
+def test_pictures_are_enlarged_by_the_shipped_model(house: House) -> None:
+    made, plain = (astria(house, {**more, "seed": 1}) for more in ({"super_resolution": True}, {}))
+    assert made.status_code == 201 and "x-tunes-warnings" not in made.headers
+    row = house.prompt(made.json()["id"])
+    assert row.settings["super_resolution"] and row.settings["upscaler"] is None
+    assert made.json()["cost_mc"] - plain.json()["cost_mc"] == 200, "a model does not come free"
+
+
+@pytest.mark.usefixtures("without_upscaler")
 def test_a_prompt_goes_on_without_and_says_so_everywhere(house: House) -> None:
     answer = astria(house, {"super_resolution": True, "face_correct": True, "negative_prompt": "mole"})
     made = answer.json()
@@ -36,6 +45,7 @@ def test_a_prompt_goes_on_without_and_says_so_everywhere(house: House) -> None:
     assert "face_correct" in tried.json()["warnings"][0] and not tried.json()["would_be_refused"]
 
 
+@pytest.mark.usefixtures("without_upscaler")
 def test_a_tune_goes_on_without_with_its_prompts(house: House) -> None:
     wishes = {"training_face_correct": True, "preset": "flux-lora-fast"}
     prompts = [{"text": f"ohwx woman {n}", "super_resolution": "true"} for n in range(2)]
@@ -78,6 +88,7 @@ def test_flags_that_only_ask_for_a_better_picture_leave_the_text(house: House, f
     assert other.status_code == 422, "another picture is refused"
 
 
+@pytest.mark.usefixtures("without_upscaler")
 def test_an_installation_may_refuse_instead(house: House) -> None:
     house.settings.unmet_wishes = "refuse"
     for wish in ("super_resolution", "face_correct", "prompt_expansion"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.support.tiny_aids import (
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.store import Store
+from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.batch_report import write_batch_report
@@ -85,6 +87,35 @@ def test_tiles_cover_the_picture_and_seams_are_blended(upscaler):
     assert tiled.size == (480, 384)
     columns = np.abs(np.diff(np.asarray(tiled, float).mean(axis=(0, 2))))
     assert columns[90:380].max() < 12 * np.median(columns[90:380]) + 12
+
+
+def test_areas_of_an_enlarged_picture_have_the_colours_that_were_given(upscaler):
+    """Whatever the model makes of them: this one has random weights."""
+    import torch
+
+    image = Image.new("RGB", (37, 30), (200, 40, 90))
+    made = np.asarray(Upscaler(upscaler, "cpu", torch.float32).enlarge(image, "", 1, steps=1), float)
+    areas = made[32:-32, 32:-32].mean(axis=(0, 1))
+    assert made.shape == (120, 148, 3) and np.abs(areas - (200, 40, 90)).max() < 6, areas
+
+
+def test_the_shipped_upscaler_beats_lanczos_on_drawings_it_never_saw():
+    import torch
+
+    from factory.train.data import HELD_OUT
+    from factory.train.upscaler import psnr
+    from tunes_dagster.tiny.world import picture
+
+    shipped = load_catalog().first("upscale")
+    assert shipped is not None and shipped.branch == "upscale-tiny" and shipped.installed(Path("nowhere"))
+    upscaler, gains = Upscaler(shipped.location(Path()), "cpu", torch.float32), []
+    for number in range(2):
+        drawing = picture(HELD_OUT + number, 256)[0]
+        small = drawing.resize((64, 64), Image.Resampling.LANCZOS)
+        made = upscaler.enlarge(small, "", 0, steps=1, guidance=1.0)
+        plain = small.resize((256, 256), Image.Resampling.LANCZOS)
+        gains.append(psnr(made, np.asarray(drawing)) - psnr(plain, np.asarray(drawing)))
+    assert np.mean(gains) > 2, gains
 
 
 def test_a_clip_is_an_mp4_that_can_be_played(tmp_path):

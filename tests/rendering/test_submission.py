@@ -101,6 +101,7 @@ def test_what_a_distilled_base_has_not_is_refused_where_wishes_are(place, base):
     assert complete(place, base=base, text=r"a \(red\) hat").settings.steps
 
 
+@pytest.mark.usefixtures("without_upscaler")
 @pytest.mark.parametrize(
     ("asked", "command"),
     [
@@ -119,6 +120,7 @@ def told(place, **asked):
     return settings, wishes.told()
 
 
+@pytest.mark.usefixtures("without_upscaler")
 @pytest.mark.parametrize(
     ("asked", "done", "said"),
     [

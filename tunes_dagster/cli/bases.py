@@ -126,4 +126,6 @@ def _bring(
     if not yes:
         typer.confirm("Download it?", default=True, abort=True)
     bring(plan, hub, say=lambda line: say(escape(line)))
-    say(f"[green]{entry.branch} is installed.[/]")
+    beside = isinstance(entry, AuxiliaryEntry) and installation.catalog.real(entry) is not entry
+    used = " It is used under [bold]TUNES_PROFILE=production[/]." if beside else ""
+    say(f"[green]{entry.branch} is installed.[/]{used}")

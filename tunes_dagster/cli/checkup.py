@@ -147,7 +147,7 @@ def _bases(settings: Settings) -> Iterator[Finding]:
 
 def _helpers(settings: Settings) -> Iterator[Finding]:
     folder = Path(__file__).parent.parent / "tiny" / "weights"
-    for name in ("captioner", "scorer"):
+    for name in ("captioner", "scorer", "upscaler"):
         if not (folder / name).is_dir():
             yield Finding(
                 "helpers", "note", f"The shipped {name} is missing at {folder / name}.", "Get it again."

@@ -46,7 +46,7 @@ class BaseModelEntry(Strict):
         max_pixels: Largest area it renders well.
         memory_gb: Accelerator memory that LoRA training at native size needs.
         download_gb: Size of the download.
-        embedded: Branch of the shipped base that stands in for it.
+        embedded: Branch of the shipped model that stands in for it; a base always has one.
         renders_on: Branch of its sibling with few steps, on which tunes of this base can be rendered.
         renders_on_by_default: Whether prompts that say nothing of it are rendered there; else only those that ask.
         components: Where the rest comes from when `repo_id` is a single-file checkpoint: a folder or hub id in
@@ -218,8 +218,9 @@ class Catalog:
 
     def real(self, entry: BaseModelEntry) -> BaseModelEntry:
         """Return the entry whose weights are really used for `entry` under this profile."""
-        embedded = self.profile == "embedded" and not isinstance(entry, AuxiliaryEntry)
-        return self.entries[entry.embedded] if embedded else entry
+        if self.profile != "embedded" or not entry.embedded:
+            return entry
+        return (self.auxiliary if isinstance(entry, AuxiliaryEntry) else self.entries)[entry.embedded]
 
     def sibling(self, entry: BaseModelEntry) -> BaseModelEntry | None:
         """Return the base with few steps on which tunes of `entry` can be rendered, or None.
@@ -261,8 +262,8 @@ class Catalog:
         return found.get(base.branch, family)
 
     def first(self, family: str) -> AuxiliaryEntry | None:
-        """Return the first auxiliary model of a family, or None."""
-        return next((e for e in self.auxiliary.values() if e.family == family), None)
+        """Return the auxiliary model of a family that is used under this profile, or None: its first entry."""
+        return next((self.real(e) for e in self.auxiliary.values() if e.family == family), None)
 
     def serves(self, word: str, bases_folder: Path) -> bool:
         """Return whether what a word means can be worked with now: a base, or a model that no tune is made on."""

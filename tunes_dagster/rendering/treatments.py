@@ -127,9 +127,14 @@ class Treatments:
             done.notes["upscaler"] = settings.upscaler
             return
         entry = self.aids.catalog.first("upscale") if self.aids.catalog else None
-        steps = int((entry.rendering if entry else {}).get("steps", 30))
+        usual = entry.rendering if entry else {}
         done.image = self.aids.upscaler(self.base).enlarge(
-            done.image, picture.text, picture.seed, steps=steps, on_step=self.between
+            done.image,
+            picture.text,
+            picture.seed,
+            steps=int(usual.get("steps", 30)),
+            guidance=float(usual.get("guidance_scale", 4.0)),
+            on_step=self.between,
         )
 
     def _again_larger(self, done: Treated, picture: Picture) -> None:
