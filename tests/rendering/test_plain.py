@@ -99,6 +99,7 @@ def test_areas_of_an_enlarged_picture_have_the_colours_that_were_given(upscaler)
     assert made.shape == (120, 148, 3) and np.abs(areas - (200, 40, 90)).max() < 6, areas
 
 
+@pytest.mark.slow
 def test_the_shipped_upscaler_beats_lanczos_on_drawings_it_never_saw():
     import torch
 
