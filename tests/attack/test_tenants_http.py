@@ -106,6 +106,7 @@ CASES: dict[str, list[Case]] = {
     "POST /themes": [Case(body={})],
     "GET /packs": [Case(), Case(query={"public": "true"}), Case(query={"listed": "true"})],
     "GET /files/{signature}/{expires}/{packed}/{name}": [],  # below, by itself
+    "GET /operator/{signature}/{packed}/{name}": [],  # tests/gateway/test_operator.py
     "GET /tunes": [
         Case(),
         Case("tune word", query={"title": "WORD"}),
