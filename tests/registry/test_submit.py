@@ -206,7 +206,11 @@ def test_what_cannot_be_continued_is_refused(door: Door) -> None:
     refused(FailureCode.INVALID_REQUEST, door.tune, **training(dora=True))
     refused(FailureCode.UNKNOWN_TUNE, door.tune, training={"base_tune_id": "nobody"})
     waiting = door.tune()
-    refused(FailureCode.CONFLICT, door.tune, training={"base_tune_id": waiting.id})
+    said = refused(FailureCode.CONFLICT, door.tune, training={"base_tune_id": waiting.id})
+    assert "Wait until it is ready" in said or "Send its pictures" in said
+    door.registry.work.cancel_tune(waiting.id)
+    said = refused(FailureCode.CONFLICT, door.tune, training={"base_tune_id": waiting.id})
+    assert "it is cancelled" in said and "Wait" not in said
     with pytest.raises(Failure) as error:
         submit_tune(
             door.registry,

@@ -357,3 +357,17 @@ def test_a_word_of_a_textual_inversion_is_taken(bases, tmp_path: Path):
     vector = torch.randn(width)
     made = taken(base, {"<cat-toy>": vector})
     assert made.word == "cat-toy" and torch.equal(made.words["clip_l"][0], vector)
+
+
+def test_a_file_with_a_strength_of_its_own_is_not_rendered_as_one_of_ours(tmp_path: Path):
+    """Alpha 32 at rank 4 would come out at an eighth."""
+    from tunes_dagster.core.store import Store
+    from tunes_dagster.rendering.loras import read_weights
+
+    pair = {"unet.a.lora_A.weight": torch.ones(4, 8), "unet.a.lora_B.weight": torch.ones(8, 4)}
+    save_file(pair, tmp_path / "ours.safetensors")
+    told = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 32, "unet.r": 4})}
+    save_file(pair, tmp_path / "theirs.safetensors", told)
+    assert set(read_weights(Store(tmp_path), "ours.safetensors").state) == set(pair)
+    with pytest.raises(Failure, match="tunes import"):
+        read_weights(Store(tmp_path), "theirs.safetensors")

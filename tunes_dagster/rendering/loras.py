@@ -79,6 +79,7 @@ def read_weights(store: Store, key: str) -> Weights:
     from tunes_dagster.training import words
     from tunes_dagster.training.adapters import split_state
     from tunes_dagster.training.files import sha256_of
+    from tunes_dagster.training.foreign.scales import read_scales
 
     try:
         with store.local(key) as path, safe_open(str(path), framework="pt") as file:
@@ -101,6 +102,14 @@ def read_weights(store: Store, key: str) -> Weights:
         raise as_failure(error, unusable) from error
     if not is_whole(state):
         split_state(state)
+    if read_scales(
+        header
+    ).told:  # ours have it folded in; taken as one of ours it would be at another strength
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The weights {key!r} are another program's: their header holds a strength, which is not folded in.",
+            "Take them in with `tunes import`, and use the tune that they become.",
+        )
     told = words.load(store, header[words.KEY_FIELD]) if words.KEY_FIELD in header else None
     state, encoders = split_encoders(state)
     token, recipe_hash = (header.get(name, "") for name in (words.TOKEN_FIELD, "tunes_dagster.recipe_hash"))

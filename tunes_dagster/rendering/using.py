@@ -8,6 +8,13 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry import Prompt, PromptTune, Tune
 from tunes_dagster.rendering.jobs import Tagged, TuneWeights
 
+# What to do about a tune that waiting does not make ready.
+_REMEDIES = {
+    "deleted": "Use another tune, or make it again.",
+    "failed": "Materialize what failed of it again, or use another tune.",
+    "cancelled": "Materialize what was cancelled of it again, or use another tune.",
+}
+
 
 def weights_of(tune: Tune) -> TuneWeights:
     """Return what the renderer needs to know of a tune.
@@ -20,7 +27,7 @@ def weights_of(tune: Tune) -> TuneWeights:
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
             f"The tune {tune.title!r} cannot be rendered with: it is {tune.status}.",
-            "Wait until it is ready, or materialize what failed of it again.",
+            _REMEDIES.get(tune.status, "Wait until it is ready."),
         )
     known = (tune.request or {}).get("characteristics") or {}
     return TuneWeights(tune.id, key, tune.token, tune.class_name, known, tune.kind)
