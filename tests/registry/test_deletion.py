@@ -153,6 +153,7 @@ def test_the_last_prompt_takes_its_input_picture_and_its_words(registry: Registr
     registry.work.delete_prompt(one.id)
     drive(registry, store)
     assert files(store) == {key, upload}
+    registry.blobs.hold(key)
     registry.work.delete_prompt(two.id)
     drive(registry, store)
     assert files(store) == {key}, "a request that brings the same picture is being accepted"

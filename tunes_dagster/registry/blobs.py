@@ -45,15 +45,19 @@ def keys_of_settings(settings: dict[str, Any]) -> list[str]:
 
 
 def name_in(session: Session, uses: Iterable[tuple[str, str]], now: datetime) -> None:
-    """Write that subjects need files, inside the transaction that names them: `(key, subject)`."""
+    """Write that subjects need files, inside the transaction that names them: `(key, subject)`.
+
+    Whoever held one for this moment holds it no longer.
+    """
     pairs = sorted(set(uses))
     if not pairs:
         return
     for some in chunks(sorted({key for key, _subject in pairs}), 1000):
-        _upsert(session, Blob, [{"key": key, "named_at": now} for key in some], ["key"], {"named_at": now})
+        rows = [{"key": key, "named_at": now} for key in some]
+        _upsert(session, Blob, rows, ["key"], {"named_at": now, "held_until": None})
     for part in chunks(pairs, 1000):
-        rows = [{"key": key, "subject_id": subject} for key, subject in part]
-        _upsert(session, BlobUse, rows, ["key", "subject_id"], {"ended_at": None})
+        needs = [{"key": key, "subject_id": subject} for key, subject in part]
+        _upsert(session, BlobUse, needs, ["key", "subject_id"], {"ended_at": None})
 
 
 def _upsert(

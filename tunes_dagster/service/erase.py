@@ -217,11 +217,9 @@ class _Driven:
         batches |= set(self.traces.get("batches", []))
         for batch in sorted(batches):
             keys = list(self.store.list(f"batches/{batch}"))
-            shown = [key for key in keys if prompt_in(key) in ids]
-            _remove(self.store, shown, "renders", done)
-            if shown:
-                sheets = [key for key in keys if prompt_in(key) is None]
-                _remove(self.store, sheets, "sheets", done)
+            _remove(self.store, [key for key in keys if prompt_in(key) in ids], "renders", done)
+            # Also of a batch where it came to no picture: the page says its text.
+            _remove(self.store, [key for key in keys if prompt_in(key) is None], "sheets", done)
         for date in self.registry.deletions.dates_showing(sorted(ids)):
             folder = str(date.report_key).rpartition("/")[0]
             _remove(self.store, list(self.store.list(folder)), "reports", done)
