@@ -132,6 +132,12 @@ def test_a_taken_port_is_refused_before_anything_is_announced(tunes: Tunes) -> N
     assert "cannot listen" in tunes("serve", "--host", "192.0.2.1").err
 
 
+def test_two_servers_on_one_port_are_refused_before_anything_starts(tunes: Tunes) -> None:
+    port = str(free_port())
+    said = tunes("dev", "--port", port, "--api-port", port)
+    assert said.code == 2 and f"cannot both have port {port}" in said.err and said.out == ""
+
+
 def test_a_second_dev_in_the_same_home_is_refused(tunes: Tunes, installation: Installation) -> None:
     with only_one(installation.settings.resolved_home / "dev.lock"):
         said = tunes("dev", "--port", str(free_port()), "--api-port", "0")

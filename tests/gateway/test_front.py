@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from tests.gateway.conftest import House
-from tunes_dagster.gateway.options import GatewayOptions
+from tunes_dagster.core.failures import Failure
+from tunes_dagster.gateway.options import GatewayOptions, read_options
 
 
 @pytest.mark.parametrize("options", [{"cors_origins": ["https://app.example.com"]}, {}])
@@ -37,8 +38,25 @@ def test_what_is_no_origin_is_refused_at_the_start(origin: str) -> None:
         GatewayOptions(cors_origins=[origin])
 
 
+@pytest.mark.parametrize(
+    "url", ["nonsense", "ftp://x.example", "https://", "https://u:p@x.example", "http://x/?a=1"]
+)
+def test_what_no_url_can_begin_with_is_refused_at_the_start(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNES_GATEWAY_PUBLIC_URL", url)
+    with pytest.raises(Failure, match="TUNES_GATEWAY_PUBLIC_URL"):
+        read_options()
+
+
+def test_a_public_url_may_have_a_port_and_a_path() -> None:
+    assert GatewayOptions(public_url="https://x.example:8443/api").public_url == "https://x.example:8443/api"
+
+
 def test_the_root_says_what_is_here(house: House) -> None:
     said = house.client.get("/").json()
+    for path in ("/docs", "/docs/", "/openapi"):
+        assert house.client.get(path).json() == said
     assert set(said["apis"]) == {"pixelapi", "pixazo", "pixu", "astria", "native"}
     for api in said["apis"].values():
         assert house.client.get(api["openapi"]).json()["openapi"]

@@ -33,13 +33,13 @@ def serve(
     from tunes_dagster.core.logs import set_up_logging
     from tunes_dagster.core.urls import address_of
     from tunes_dagster.gateway.app import create_app
-    from tunes_dagster.gateway.options import GatewayOptions
+    from tunes_dagster.gateway.options import read_options
     from tunes_dagster.gateway.serving import run
 
     check_free(host, port, "--port")
     if public_url:
         os.environ["TUNES_GATEWAY_PUBLIC_URL"] = public_url
-    options = GatewayOptions()
+    options = read_options()
     set_up_logging("tunes.gateway", options.log_format)
     installation = open_installation()
     if not installation.registry.keys.rows():

@@ -11,6 +11,7 @@ import typer
 
 from tunes_dagster.cli.installation import Installation, instance_folder, open_installation, set_dagster_home
 from tunes_dagster.cli.output import escape, say
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.urls import address_of, is_loopback
 
 _CALL = "from tunes_dagster.cli import main; main()"
@@ -33,6 +34,12 @@ def dev(
     set_dagster_home(installation.settings)
     from tunes_dagster.cli.supervising import become_supervisor, check_free, only_one
 
+    if port == api_port:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The UI and the HTTP APIs cannot both have port {port}.",
+            "Choose another --api-port, or 0 to leave the APIs out.",
+        )
     with only_one(installation.settings.resolved_home / "dev.lock") as lock:
         check_free(host, port, "--port")
         if api_port:

@@ -153,6 +153,8 @@ def _front(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
     """Say at the root what is served, and at `/health` whether it works."""
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.api_route("/openapi", methods=["GET", "HEAD"], include_in_schema=False)
     def front() -> dict[str, Any]:
         apis = {
             dialect.name: {

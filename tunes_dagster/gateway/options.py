@@ -7,10 +7,12 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.urls import parse_url
 
 MICRO = 1_000_000
 # The APIs of vendors in the order in which their paths are looked at, with how the keys of each begin.
@@ -78,6 +80,18 @@ class GatewayOptions(BaseSettings):
     )
     log_format: Literal["json", "text"] = "json"
 
+    @field_validator("public_url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        """Refuse what no URL can begin with: every caller would be handed it."""
+        try:
+            found = parse_url(value) if value else None
+        except Failure as failure:
+            raise ValueError(failure.message) from None
+        if found is not None and (found.user or "?" in value or "#" in value):
+            raise ValueError("an address that others begin with has no user, query or fragment")
+        return value
+
     @property
     def unkeyed_bytes(self) -> int:
         """Most of a body that is taken of somebody unknown."""
@@ -86,6 +100,26 @@ class GatewayOptions(BaseSettings):
     def body_bytes(self, account: Mapping[str, Any]) -> int:
         """Return how large a body may be for an account with these options; its own limit can only be smaller."""
         return int(min(self.max_body_mb, own_limit(account, "max_upload_mb", self.max_body_mb)) * 2**20)
+
+
+def read_options() -> GatewayOptions:
+    """Return the options that the environment holds.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, naming each variable that is wrong.
+    """
+    try:
+        return GatewayOptions()
+    except ValidationError as error:
+        found = [
+            (str(one["loc"][0]).upper(), one["msg"].removeprefix("Value error, ")) for one in error.errors()
+        ]
+        said = "; ".join(f"TUNES_GATEWAY_{name}: {why}" for name, why in found)
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            f"The server's options are not valid: {said}.",
+            "See docs/gateway.md.",
+        ) from error
 
 
 def own_limit(account: Mapping[str, Any], name: str, otherwise: float) -> float:

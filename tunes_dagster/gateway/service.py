@@ -20,7 +20,7 @@ from tunes_dagster.core.prices import PriceList
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import Catalog
-from tunes_dagster.gateway.options import GatewayOptions, signing_secret
+from tunes_dagster.gateway.options import GatewayOptions, read_options, signing_secret
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.turns import Turns
 from tunes_dagster.intake.sandbox.pool import get_pool
@@ -228,10 +228,10 @@ def _busy() -> Problem:
 
 def open_service(settings: Settings, options: GatewayOptions | None = None) -> Service:
     """Open the installation for a server."""
-    return Service(Installation(settings, answer_seconds=_ANSWER_SECONDS), options or GatewayOptions())
+    return Service(Installation(settings, answer_seconds=_ANSWER_SECONDS), options or read_options())
 
 
 @lru_cache(maxsize=4)  # a process writes callbacks of one installation; tests of a few
 def service_around(installation: Installation) -> Service:
     """Return what writing a callback needs, around an installation that is open already."""
-    return Service(installation, GatewayOptions())
+    return Service(installation, read_options())
