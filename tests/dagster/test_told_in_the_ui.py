@@ -81,6 +81,7 @@ def ui(place) -> Iterator[Ui]:
         yield Ui(workspace, place.instance)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_twenty_pieces_tell_their_story_in_the_ui(place, ui):
     tunes = [place.prepared(f"t{number}") for number in range(12)]

@@ -33,6 +33,8 @@ from tunes_dagster.service.installation import Installation
 
 # The daemon looks every 5 s; a smaller interval means "each time".
 EACH_TIME = 2
+# For what nobody waits for: most of what an installation costs at rest are the looks of its sensors.
+NOW_AND_THEN = 15
 # A tick may take a minute; what is left is the next one's.
 _DELETIONS = 20
 RUNNING = dg.DefaultSensorStatus.RUNNING
@@ -232,7 +234,7 @@ def open_deletions(context: dg.SensorEvaluationContext, installation: Installati
 
 
 @dg.sensor(
-    minimum_interval_seconds=EACH_TIME,
+    minimum_interval_seconds=NOW_AND_THEN,
     default_status=RUNNING,
     description="Gives attempts up whose run is gone: requeues them (they resume) or fails them with a reason.",
 )

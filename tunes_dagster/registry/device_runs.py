@@ -25,9 +25,9 @@ from tunes_dagster.registry.tables import DeviceRun, DeviceRunLine, DeviceSessio
 from tunes_dagster.registry.transitions import OPEN_WORK, kind_for, lock_subject, lock_work, open_work
 from tunes_dagster.registry.work import fenced, make_room, subject_reopened
 
-# Dagster's part of a run (request, queue, launch, its own file of SQLite, its events) is about 0.4 s of a core. So
+# Dagster's part of a run (request, queue, launch, its own file of SQLite, its events) is about 0.5 s of a core. So
 # many batches of ten minutes have a run of their own, which is a person who works with it by hand; beyond that, the
-# batches of half a minute share one, which is 1.5 % of a core at any rate of prompts.
+# batches of half a minute share one, which is 1.7 % of a core at any rate of prompts.
 OWN_RUNS, OWN_RUNS_SECONDS = 20, 600.0
 SHARED_SECONDS = 30.0
 _MOST_SHARED = 500
