@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,10 +40,8 @@ def open_installation(settings: Settings | None = None) -> Installation:
 class _OfCommand(Installation):
     """Goes on with deletions that a process which died had begun, as soon as a command looks at the registry."""
 
-    @cached_property
-    def registry(self) -> Registry:
-        """The rows."""
-        opened: Registry = Installation.registry.func(self)
+    def _open_registry(self) -> Registry:
+        opened = super()._open_registry()
         from tunes_dagster.core.failures import Failure
 
         with suppress(Failure):  # whatever the command is for counts

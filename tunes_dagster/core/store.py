@@ -448,7 +448,7 @@ class Store:
                 found = [p.removeprefix(root_path).lstrip("/") for p in base.fs.find(base.path)]
         yield from sorted(key for key in found if not key.endswith(".part"))
 
-    def folders(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str) -> Sequence[str]:
         """Return the names of the folders directly below a prefix, without looking into them."""
         with self._reaching(prefix):
             base = self.path(prefix)

@@ -53,7 +53,9 @@ def forget_rows(session: Session, subject_ids: Iterable[str]) -> None:
     rows += session.scalars(select(Delivery).where(Delivery.callback_id.in_([row.id for row in told])))
     rows += lock_each(session, Event, Event.subject_id, {*subjects, *batches})
     rows += lock(session, Drop, Drop.tune_id.in_(subjects))
-    rows += _repeats(session, {row.account_id for row in [*tunes, *seen]}, set(subjects), names)
+    rows += _repeats(
+        session, {*(row.account_id for row in tunes), *(row.account_id for row in seen)}, set(subjects), names
+    )
     runs = lock_each(session, DeviceRun, DeviceRun.subject_id, {*subjects, *batches})
     rows += runs
     for some in chunks([run.id for run in runs]):

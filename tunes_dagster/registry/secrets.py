@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets as random
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,7 +23,8 @@ class Secrets(Part):
         with self.reading() as session:
             if (kept := session.scalar(query)) is not None:
                 return kept.encode()
-        insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[self.database.engine.dialect.name]
+        kinds: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+        insert = kinds[self.database.engine.dialect.name]
         with self.writing() as session:
             row = {"name": name, "value": random.token_hex(32)}
             session.execute(insert(Secret).values(row).on_conflict_do_nothing())

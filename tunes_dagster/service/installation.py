@@ -52,6 +52,9 @@ class Installation:
     @cached_property
     def registry(self) -> Registry:
         """The rows."""
+        return self._open_registry()
+
+    def _open_registry(self) -> Registry:
         from tunes_dagster.registry import open_registry
 
         if self._answer_seconds is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,6 @@ def _temporary(before: float) -> int:
     return done
 
 
-def _parts(values: list[str]) -> Iterator[list[str]]:
+def _parts(values: Sequence[str]) -> Iterator[list[str]]:
     for start in range(0, len(values), _PART):
-        yield values[start : start + _PART]
+        yield list(values[start : start + _PART])
