@@ -19,6 +19,7 @@ from tunes_dagster.cli import (
     captions,
     checking,
     demo,
+    devices,
     doctor,
     gateway,
     importing,
@@ -80,6 +81,7 @@ app.add_typer(bases.app, name="bases", rich_help_panel=_MACHINE)
 app.add_typer(registry.app, name="registry", rich_help_panel=_MACHINE)
 app.command("plan", rich_help_panel=_MACHINE)(plan.plan)
 app.command("dev", rich_help_panel=_MACHINE)(serving.dev)
+app.command("devices", rich_help_panel=_MACHINE)(devices.devices)
 app.command("session", rich_help_panel=_MACHINE)(session.session)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
 app.command("backup", rich_help_panel=_MACHINE)(backup.backup)

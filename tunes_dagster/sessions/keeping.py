@@ -33,6 +33,7 @@ log = logging.getLogger("tunes.session")
 # A session that dies is not started again at once: after 1 s, 2 s, 4 s … a minute.
 _LONGEST_NAP = 60.0
 _LOOK_SECONDS = 0.05
+_POST_SECONDS = 0.1
 
 
 def keep(installation: Installation, command: Sequence[str]) -> None:
@@ -44,6 +45,8 @@ def keep(installation: Installation, command: Sequence[str]) -> None:
     """
     registry, told = installation.registry, threading.Event()
     bell, failures = Bell(registry), 0
+    postman = threading.Thread(target=_deliver, args=(installation, told), name="postman", daemon=True)
+    postman.start()
     with _told_by_signals(told), _known(installation):
         while not told.is_set():
             try:
@@ -65,6 +68,23 @@ def keep(installation: Installation, command: Sequence[str]) -> None:
             said = "%s ended with %d; %d pieces of its work go on in the next one, in %s."
             log.error(said, name, status, lost, format_seconds(nap))
             told.wait(nap)
+    bell.close()
+
+
+def _deliver(installation: Installation, told: threading.Event) -> None:
+    """Send callbacks as soon as they are owed; the sensor `due_callbacks` does what this leaves."""
+    from tunes_dagster.callbacks.deliver import deliver_due
+
+    bell = Bell(installation.registry)
+    while not told.wait(_POST_SECONDS):
+        try:
+            if bell.rung() and (due := installation.registry.outbox.next_at()) is not None:
+                if due > installation.registry.now():
+                    continue
+                deliver_due(installation, allow_hosts=installation.settings.allow_hosts)
+        except Exception as error:  # the next look tries again
+            log.warning("Callbacks could not be sent: %s", error)
+            told.wait(1.0)
     bell.close()
 
 
