@@ -147,6 +147,14 @@ def test_a_session_that_is_asked_to_stop_keeps_what_it_learned(workshop: Worksho
     assert workshop.registry.tunes.get(tune.id).status == "ready"
 
 
+def test_a_tune_is_ready_before_those_that_train_on(workshop: Workshop):
+    short, long = workshop.prepared("short", steps=4), workshop.prepared("long", steps=40)
+    session, seen = workshop.session(), []
+    AtStep(session, 36, lambda: seen.append(workshop.registry.tunes.get(short.id).status))
+    session.run(until_idle=True)
+    assert seen == ["ready"] and workshop.registry.tunes.get(long.id).status == "ready"
+
+
 def test_a_session_hears_of_a_prompt_without_being_told(workshop: Workshop):
     session = workshop.session()
     worker = threading.Thread(target=session.run)

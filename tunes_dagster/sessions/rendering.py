@@ -89,12 +89,12 @@ class BatchInHand:
             return bases.room_gib() >= self.entry.memory_gb
         return bases.usable(self.entry, self.folder)
 
-    def turn(self, bases: Bases, device: Device, seconds: float) -> None:
-        """Render what fits into about so many seconds, at least one prompt."""
+    def turn(self, bases: Bases, device: Device, seconds: float) -> float:
+        """Render what fits into about so many seconds, at least one prompt; returns the seconds without loading."""
         key = (self.batch.branch, self.batch.shape)
         some = self._next(self._paces.pictures(key, seconds))
         if not some:
-            return
+            return 0.0
         pictures = sum(job.settings.num_images for job in some)
         report = _Part(self.mine.report, self._steps, pictures, self._pictures_after(some))
         before = time.monotonic()
@@ -103,7 +103,9 @@ class BatchInHand:
         else:
             self._render_plain(some, device, report)
         self._steps = report.done
-        self._paces.note(key, (time.monotonic() - before) / max(1, pictures))
+        spent = time.monotonic() - before
+        self._paces.note(key, spent / max(1, pictures))
+        return spent
 
     def finish(self, device: Device) -> Rendered | None:
         """Close the attempt, all of it being done; returns what was rendered, None when nothing could be."""

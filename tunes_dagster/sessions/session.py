@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Cancelled, Failure, FailureCode, as_failure
+from tunes_dagster.core.failures import FailureCode, as_failure
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import TrainingOptions
@@ -24,22 +24,21 @@ from tunes_dagster.core.work import WorkKind
 from tunes_dagster.evaluation.card import CardOptions, options_of
 from tunes_dagster.registry.retrying import DatabaseAway
 from tunes_dagster.rendering.rooms import Rooms
-from tunes_dagster.sessions import attempts
 from tunes_dagster.sessions.aside import undisturbed
 from tunes_dagster.sessions.bases import Bases
 from tunes_dagster.sessions.cohorts import Place, Trainee, train_trainees, trainee_of
-from tunes_dagster.sessions.journal import Journal, Outcome, Silent
+from tunes_dagster.sessions.hands import QUIET, Hands
+from tunes_dagster.sessions.journal import Journal, Silent
 from tunes_dagster.sessions.packaging import package
 from tunes_dagster.sessions.rendering import BatchInHand, Paces
-from tunes_dagster.sessions.reporting import Pulse
 from tunes_dagster.sessions.results import Trained
 from tunes_dagster.sessions.scoring import evaluate
-from tunes_dagster.sessions.telling import Between, Drained, Told, outcome_of
+from tunes_dagster.sessions.telling import Drained
 from tunes_dagster.sessions.waking import Bell
 
 if TYPE_CHECKING:
     from tunes_dagster.evaluation.scoring import Scorers
-    from tunes_dagster.registry import Work
+    from tunes_dagster.registry import Registry, Work
     from tunes_dagster.service.installation import Installation
     from tunes_dagster.sessions.attempts import Attempt
     from tunes_dagster.sessions.hardware import Device
@@ -56,6 +55,8 @@ _PEOPLE, _PATIENT = 2, 1
 _SLICES_OF_PEOPLE = 4
 # Most tunes that join a cohort, as in a run.
 _MOST_MEMBERS = 64
+# After a turn that failed.
+_NAP_SECONDS = 1.0
 
 
 class Session:
@@ -89,16 +90,16 @@ class Session:
         self._open_scorers = scorers
         self._paces = Paces()
         self._bell = Bell(self.registry)
-        self._pulse = Pulse(
-            self.settings.heartbeat_seconds, log, self.settings.lost_after_seconds, end or (lambda: None)
-        )
+        self._hands = Hands(installation, self.name, self.journal, self._turn, end)
         self.stopping = threading.Event()
         # Told the ids of the work that is computed from now on, and the bases that are loaded.
         self.does: Callable[[Sequence[str], Sequence[str]], None] = lambda work_ids, bases: None
         self._doing: list[str] = []
         self._batches: list[BatchInHand] = []
         self._people_slices = 0
+        # How many pieces of work are in the middle of each other, pictures aside.
         self._depth = 0
+        self._rendering = False
         self._turn_ended, self._owed = float("-inf"), 0.0
         self._looked = float("-inf")
 
@@ -115,7 +116,7 @@ class Session:
             0.0 if until_idle else self.settings.keep_warm_seconds if warm_seconds is None else warm_seconds
         )
         until = time.monotonic() + self.settings.longest_train_seconds
-        with self._pulse:
+        with self._hands.pulse:
             idle_since = time.monotonic()
             try:
                 while not self.stopping.is_set() and time.monotonic() < until:
@@ -138,8 +139,8 @@ class Session:
         try:
             if not self._batches and not self._bell.rung():
                 return False
-            self._refill()
-            did = self._render(_ALONE_SECONDS)
+            self._refill(self.registry)
+            did = self._render(_ALONE_SECONDS) is not None
             return self._other_work() or did
         except Drained:
             return True
@@ -154,7 +155,7 @@ class Session:
 
     def _give_back(self) -> None:
         for batch in self._batches:
-            self._closed(batch.mine, Drained())
+            self._hands.closed(batch.mine, Drained())
         self._batches = []
 
     @contextmanager
@@ -185,27 +186,28 @@ class Session:
         if self.stopping.is_set():
             raise Drained
         now = time.monotonic()
-        if self._depth > 1 or now - self._looked < LOOK_SECONDS or now - self._turn_ended < self._owed:
+        if self._rendering or now - self._looked < LOOK_SECONDS or now - self._turn_ended < self._owed:
             return
         self._looked = now
         if not self._batches and not self._bell.rung():
             return
         try:
-            self._refill()
-            with self._deeper():
-                self._turn_of_others()
+            # Whoever is interrupted does not wait for a database that is away.
+            self._refill(self.registry.with_patience(0.0))
+            self._turn_of_others()
         except Drained:
             raise
-        except Exception:  # whatever it is, what was interrupted must not hear of it
-            log.exception("A turn in the middle of other work failed.")
+        except Exception as error:  # whatever it is, what was interrupted must not hear of it
+            log.warning("A turn in the middle of other work failed.", exc_info=error)
+            self._turn_ended, self._owed = time.monotonic(), _NAP_SECONDS
 
     def _turn_of_others(self) -> None:
-        began = time.monotonic()
-        with undisturbed(self.bases.loaded()):
-            did = self._render(_SLICE_SECONDS)
-        self._turn_ended = time.monotonic()
         share = self.settings.render_share
-        self._owed = (self._turn_ended - began) * (1 - share) / share if did else 0.0
+        with undisturbed(self.bases.loaded()):
+            spent = self._render(_SLICE_SECONDS) or 0.0
+            self._turn_ended, self._owed = time.monotonic(), spent * (1 - share) / share
+            if self._depth == 1:  # a tune is ready before those that train on have ended
+                self._finish_one(beside=True)
 
     @contextmanager
     def _deeper(self) -> Iterator[None]:
@@ -217,51 +219,58 @@ class Session:
 
     # -- pictures
 
-    def _refill(self) -> None:
-        """Claim batches as long as there is room for them in this session's hands."""
+    def _refill(self, rows: Registry) -> None:
+        """Claim batches as long as there is room for them in this session's hands.
+
+        Args:
+            rows: The registry, with the patience of who asks.
+        """
         patient = sum(batch.patient for batch in self._batches)
         people = len(self._batches) - patient
         if people >= _PEOPLE and patient >= _PATIENT:
             return
-        rooms = Rooms(self.registry, self.settings)
+        rooms = Rooms(rows, self.settings)
         room = max(0, _PEOPLE - people) + max(0, _PATIENT - patient)
-        if not self.registry.work.queued("render", limit=room):
-            self.registry.groups.make_batches(
+        if not rows.work.queued("render", limit=room):
+            rows.groups.make_batches(
                 wait_seconds=0.0,
                 max_prompts=self.settings.max_batch_prompts,
                 limit=room,
                 max_pictures=lambda branch, shape: rooms.room(branch, shape).pictures,
                 campaign_limit=max(0, _PATIENT - patient),
             )
-        for work in self._claimed("render", room):
-            mine = self._own(work)
+        for work in self._hands.claimed(rows, "render", room):
+            mine = self._hands.own(work)
             try:
                 self._batches.append(BatchInHand(self.installation, mine, self._paces))
             except Exception as error:
-                self._closed(mine, error)
+                self._hands.closed(mine, error)
 
-    def _render(self, seconds: float) -> bool:
-        """Render a slice of the batch whose turn it is; returns whether there was one."""
-        batch = self._next_batch()
+    def _render(self, seconds: float) -> float | None:
+        """Render a slice of the batch whose turn it is; returns the seconds without loading, None without a batch."""
+        batch, spent = self._next_batch(), 0.0
         if batch is None:
-            return False
+            return None
+        self._rendering = True
         try:
             if batch.left:
                 with self._computing(batch.mine.work.id):
-                    batch.turn(self.bases, self.device, seconds)
+                    spent = batch.turn(self.bases, self.device, seconds)
             if not batch.left:
                 self._batches.remove(batch)
                 rendered = batch.finish(self.device)
                 if rendered is not None:
                     self.journal.materialized(batch.mine.work, rendered)
-                self._done(batch.mine)
+                self._hands.done(batch.mine)
         except BaseException as error:
             if batch in self._batches:
                 self._batches.remove(batch)
-            self._closed(batch.mine, error)
+            self._hands.closed(batch.mine, error)
             if isinstance(error, Drained) or not isinstance(error, Exception):
                 raise
-        return True
+        finally:
+            self._rendering = False
+        return spent
 
     def _next_batch(self) -> BatchInHand | None:
         """Return the batch whose turn it is: people's first, in turns, and a campaign's now and then."""
@@ -330,38 +339,48 @@ class Session:
                 train_trainees(self._place(), trainees, self._on_trained, newcomers)
         except BaseException as error:
             for trainee in trainees:
-                self._closed(trainee.mine, error)
+                self._hands.closed(trainee.mine, error)
             if not isinstance(error, Exception):
                 raise
         return True
 
     def _recruited(self, work: Work) -> Trainee:
-        mine = self._own(work)
+        mine = self._hands.own(work)
         try:
             return trainee_of(mine, self.installation, self.registry.device_runs.changes_of(work))
         except Exception as error:
             trainee = Trainee(mine, self.registry.tunes.get(work.subject_id), TrainingOptions())
-            trainee.failure = self._closed(mine, error) or as_failure(error)
+            trainee.failure = self._hands.closed(mine, error) or as_failure(error)
             return trainee
 
     def _on_trained(self, trainee: Trainee, trained: Trained) -> None:
         trainee.mine.finish(trained.row_result(), continue_=True)
         self.journal.materialized(trainee.mine.work, trained)
-        self._done(trainee.mine)
+        self._hands.done(trainee.mine)
 
-    def _finish_one(self) -> bool:
-        """Score and package the trained tune that waits longest; returns whether there was one."""
-        for work in self._claimed("finish", 1):
-            mine = self._own(work)
+    def _finish_one(self, beside: bool = False) -> bool:
+        """Score and package the trained tune that waits longest; returns whether there was one.
+
+        Args:
+            beside: In the middle of a training, so only where its base can be computed with meanwhile.
+        """
+        if beside and not all(map(self._usable, self.registry.work.queued("finish", limit=1))):
+            return False
+        for work in self._hands.claimed(self.registry, "finish", 1):
+            mine = self._hands.own(work)
             try:
                 with self._computing(work.id), self._deeper():
                     self._score(mine)
             except BaseException as error:
-                self._closed(mine, error)
+                self._hands.closed(mine, error)
                 if not isinstance(error, Exception):
                     raise
             return True
         return False
+
+    def _usable(self, work: Work) -> bool:
+        entry, folder = self.installation.usable(self.registry.tunes.get(work.subject_id).branch)
+        return self.bases.usable(entry, folder)
 
     def _score(self, mine: Attempt) -> None:
         tune = self.registry.tunes.get(mine.work.subject_id)
@@ -371,7 +390,7 @@ class Session:
         mine.report.phase(Phase.PACKAGING)
         mine.finish(package(tune, done.result, self.installation.store, mine.report))
         self.journal.materialized(mine.work, done)
-        self._done(mine)
+        self._hands.done(mine)
 
     def _looking(self, device: str) -> Scorers:
         """Return the scorers, which stay loaded."""
@@ -390,68 +409,9 @@ class Session:
             self.installation,
             lease=lambda report: nullcontext(self.device),
             load=self.bases.load,
-            close=self._closed,
-            log=log,
+            close=self._hands.closed,
+            log=QUIET,
         )
-
-    def _claimed(self, kind: str, limit: int) -> list[Work]:
-        """Take queued rows, longest waiting first, and return those that are this session's now."""
-        queued = self.registry.work.queued(kind, limit=limit) if limit else []
-        won = self.registry.work.submit([work.id for work in queued]) if queued else []
-        taken = []
-        for work in won:
-            try:
-                taken.append(
-                    self.registry.work.claim(work.kind, work.subject_id, self.name, run_key=work.run_key)
-                )
-            except DatabaseAway:
-                raise
-            except Failure as refused:  # it was cancelled meanwhile
-                log.info("%s", refused)
-        return taken
-
-    def _own(self, work: Work) -> Attempt:
-        self.journal.began(work)
-        between = Between(self._turn)
-        return attempts.own(
-            self.installation, work, self.name, self._pulse, [Told(self.journal, work)], [between]
-        )
-
-    def _done(self, mine: Attempt) -> None:
-        self._pulse.remove(mine.member)
-        self.journal.ended(mine.work, Outcome("done"))
-
-    def _closed(self, mine: Attempt, error: BaseException) -> Failure | None:
-        """Tell the row and the journal how an attempt ended that did not end well; None when that was known."""
-        if mine.member.closed:
-            return error if isinstance(error, Failure) else None
-        self._pulse.remove(mine.member)
-        if mine.member.lost is not None:
-            self.journal.ended(mine.work, Outcome("returned", mine.member.lost, again=True))
-            return mine.member.lost
-        if isinstance(error, Drained) or not isinstance(error, Exception):
-            with _refusals_do_not_matter():
-                mine.give_back("The session was asked to stop; the work will resume.")
-            self.journal.ended(mine.work, outcome_of(Drained(), again=True))
-            return Drained()
-        failure = as_failure(error)
-        if not isinstance(failure, Cancelled):
-            log.error("%s of %s: %s", mine.work.kind, mine.work.subject_id, failure, exc_info=error)
-        mine.fail(failure)
-        again = self.registry.work.get(mine.work.id).state == "queued"
-        self.journal.ended(mine.work, outcome_of(failure, again))
-        return failure
-
-
-@contextmanager
-def _refusals_do_not_matter() -> Iterator[None]:
-    """Another attempt may own the row by now."""
-    try:
-        yield
-    except DatabaseAway:
-        raise
-    except Failure as refused:
-        log.info("%s", refused)
 
 
 def open_session(installation: Installation, journal: Journal | None = None, **more: Any) -> Session:
