@@ -86,13 +86,12 @@ class AtStep:
             return trainee
 
         session._recruited = watched
-        self._phase = ""
 
     def phase(self, phase: Phase, message: str = "") -> None:
-        self._phase = phase
+        pass
 
     def step(self, done: int, total: int, **numbers: float) -> None:
-        if self._phase == Phase.TRAINING and done >= self._step and self._do is not None:
+        if "loss" in numbers and done >= self._step and self._do is not None:
             do, self._do = self._do, None
             do()
 
