@@ -38,7 +38,7 @@ def described(done: Evaluated, tune: Tune, store: Store) -> dg.MaterializeResult
 
     card, shown = done.card, done.shown
     metadata: dict[str, Any] = {
-        "verdict": card.verdict,
+        "verdict": card.tone,
         "verdicts": ", ".join(str(one.code) for one in card.verdicts) or "not scored",
         "scores": table(score_rows(card), SCORE_COLUMNS),
     }
