@@ -284,6 +284,7 @@ ELSEWISE = {
     "tunes_dagster/service/erase.py drive": "goes on later, see test_a_store_that_is_away_holds_up_nobody",
     "tunes_dagster/pipeline/sensors.py take_in_drops": "see test_a_drop_is_taken_in_once_the_store_is_back",
     "tunes_dagster/rendering/plain.py _one": "passes it on",
+    "tunes_dagster/service/looking.py look_over": "goes on after TOO_FEW_PICTURES alone",
     "tunes_dagster/training/cache.py read_tensors": "what is cached is made again",
     "tunes_dagster/training/loop.py _prepare": "ends the tune's attempt with it, which is tried again",
 }
