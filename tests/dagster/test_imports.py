@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.dagster.test_pipeline import checks, drive_until, materialization
+from tests.dagster.test_pipeline import drive_until
 from tests.support import foreign
 from tests.support.families import random_lora
 from tests.support.houses import draw_pictures
-from tunes_dagster.assets.names import LORA, REPORT_CARD
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import ImportRequest, PromptRequest, TuneRequest
 from tunes_dagster.families.catalog import load_catalog
@@ -77,11 +76,12 @@ def test_a_file_of_others_lives_like_a_tune(house, theirs):
     for tune in (bare, scored):
         drive_until(house, tune.id)
         assert house.status(tune.id) == "ready", house.registry.tunes.get(tune.id).failure_message
-        assert set(checks(house, LORA, tune.id).values()) == {True}
+        assert set(house.registry.tunes.get(tune.id).made.checks.values()) == {True}
     ready = house.registry.tunes.get(scored.id)
     assert ready.recipe["imported"]["continued_as"]["why_not"] and ready.made.steps == 0
-    assert "scores" in materialization(house, REPORT_CARD, scored.id)
-    assert ready.verdict and "pictures" in house.registry.tunes.get(bare.id).verdict["line"]
+    unscored = house.registry.tunes.get(bare.id).verdict
+    assert ready.verdict["verdict"] != "unscored" and ready.made.report_card.why, ready.verdict
+    assert unscored["verdict"] == "unscored" and "without pictures" in unscored["line"], unscored
     with house.store.local(ready.made.weights_key) as exported:
         assert any(key.startswith("text_encoder_2.") for key in load_file(exported))
 
@@ -136,9 +136,8 @@ def test_a_file_of_others_lives_like_a_tune(house, theirs):
 
 def test_what_does_not_fit_is_refused_before_anything_is_kept(house, theirs, tmp_path):
     tensors = load_file(theirs["plain"])
-    tensors["unet.made.up.lora_A.weight"] = tensors["unet.made.up.lora_B.weight"] = next(
-        iter(tensors.values())
-    )
+    odd = next(iter(tensors.values()))
+    tensors |= {f"unet.made.up.lora_{half}.weight": odd.clone() for half in "AB"}
     file = tmp_path / "odd.safetensors"
     save_file(tensors, file)
     for said in ({"base": "tiny-sdxl"}, {}):

@@ -210,9 +210,11 @@ def _fitting(
         folder = entry.location(settings.bases_folder)
         if entry.branch in found or not folder.is_dir():
             continue
-        last = why_not(reading, entries, entry, folder)
-        if last is None:
+        why = why_not(reading, entries, entry, folder)
+        if why is None:
             found[entry.branch] = entry
+        elif last is None or why.facts["missing"] < last.facts["missing"]:
+            last = why  # of the base that it comes closest to
     if not found:
         like = looks_like(entries)
         made_for = f" It looks like one for {like}." if like else ""

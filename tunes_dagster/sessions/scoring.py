@@ -100,7 +100,7 @@ def _must_be_scored(tune: Tune, mine: Attempt, options: CardOptions, limit: int)
         raise Failure(FailureCode.BLOCKED, "Scoring is turned off (report_checkpoints is 0).")
     if tune.kind in UNTRAINED:
         raise Failure(FailureCode.BLOCKED, "Nothing was trained: there are no checkpoints to choose from.")
-    if "imported" in tune.recipe and not tune.made.pictures:
+    if "imported" in tune.recipe and not tune.made.captions:
         raise Failure(FailureCode.BLOCKED, "It was imported without pictures that it could be compared with.")
     if not tune.made.checkpoints:
         raise Failure(FailureCode.BLOCKED, "Training left no checkpoints that could be scored.")
@@ -151,5 +151,7 @@ def _scored(
             scored = score_tune(subject, base, looking, store, options, mine.report)
         card = scored.card
         if not card.chosen_key or card.chosen_key == keys[-1]:
-            return scored, TuneResult(published_step=card.chosen_step or made.steps)
+            # What was imported has no steps.
+            step = 0 if made.steps == 0 else card.chosen_step or made.steps
+            return scored, TuneResult(published_step=step)
         return scored, publish_checkpoint(made.trained_key, card.chosen_key, card.chosen_step, base, store)

@@ -111,7 +111,7 @@ def fitted(reading: Reading, entries: Mapping[str, Entry], networks: Networks, n
         fits.append(Fit(layer, network, target, rank))
     if missing:
         whose = f"{len(missing)} of its {len(reading.layers)} layers are none of {name}"
-        raise _refused(f"is not for this base: {whose}, {_some(missing)}")
+        raise _refused(f"is not for this base: {whose}, {_some(missing)}", missing=len(missing))
     if wrong:
         raise _refused(f"does not fit {name}: {_some(wrong)}")
     doubled = _doubled(fits, networks)
@@ -325,9 +325,10 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(found[:_SHOWN]) + more
 
 
-def _refused(why: str) -> Failure:
+def _refused(why: str, missing: int = 0) -> Failure:
     return Failure(
         FailureCode.WEIGHTS_UNUSABLE,
         f"The file {why}.",
         "Nothing of it was taken. Name its base with `base` if another one was meant, or export it as a plain LoRA.",
+        facts={"missing": missing},
     )

@@ -157,8 +157,9 @@ def _written(job: TuneJob, base: LoadedBase, store: Store, made: Converted) -> T
 
 def _checkpoint(job: TuneJob, store: Store, made: Converted, denoiser: Mapping[str, Tensor]) -> str:
     """Write the one checkpoint that a report card can look at."""
-    key = checkpoints.checkpoint_key(job.out_prefix, 0)
-    info = checkpoints.CheckpointInfo(0, "", 1.0, made.rank, sorted(split_state(denoiser)))
+    # Not 0, which is the untuned base to a report card.
+    key = checkpoints.checkpoint_key(job.out_prefix, 1)
+    info = checkpoints.CheckpointInfo(1, "", 1.0, made.rank, sorted(split_state(denoiser)))
     checkpoints.save(store, key, info, denoiser, {})
     return key
 
