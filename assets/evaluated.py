@@ -28,6 +28,7 @@ SCORE_COLUMNS = {
     "right scene": "string",
     "variety": "string",
     "copies": "string",
+    "nearest picture": "string",
     "score": "string",
 }
 
