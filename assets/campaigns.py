@@ -149,6 +149,7 @@ def _plan_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition) 
 
     @dg.asset(
         key=plan_key,
+        code_version="1",
         deps=[dg.AssetDep(LORA, partition_mapping=loras_of_batch)],
         partitions_def=dates,
         group_name=Group.CAMPAIGNS,
@@ -278,6 +279,7 @@ def _report_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition
 
     @dg.asset(
         key=report_key,
+        code_version="1",
         deps=[plan_key, dg.AssetDep(RENDERS, partition_mapping=loras_of_batch)],
         partitions_def=dates,
         group_name=Group.CAMPAIGNS,
@@ -347,6 +349,7 @@ def _broken_asset(campaign: "Campaign", problem: str) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=plan_key,
+        code_version="1",
         group_name=Group.CAMPAIGNS,
         kinds={"python"},
         owners=[Owner.RENDERING],

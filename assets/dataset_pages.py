@@ -10,9 +10,12 @@ import dagster as dg
 from tunes_dagster.assets.display import MAX_SHOWN, document, files, load_pictures, save_sheet, table
 from tunes_dagster.assets.names import CAPTIONS, SOURCE_IMAGES, TRAINING_SET, check_spec
 from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.recipe import recipe_hash
 from tunes_dagster.pipeline.partitions import tunes
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from tunes_dagster.core.store import Store
     from tunes_dagster.intake.captions import CaptionTable
     from tunes_dagster.intake.manifest import Manifest
@@ -39,6 +42,16 @@ TOKEN_AND_CLASS = check_spec(
     partitions_def=tunes,
     description="Every caption holds the trigger word and the class name.",
 )
+
+
+def version_of(made: BaseModel, *besides: str) -> dg.DataVersion:
+    """Return the version of what was made: the same for the same content, whichever run made it.
+
+    Args:
+        made: The document.
+        besides: Fields that are no part of the content.
+    """
+    return dg.DataVersion(recipe_hash(made.model_dump(mode="json", exclude=set(besides))))
 
 
 def described_manifest(
@@ -76,7 +89,9 @@ def described_manifest(
         description=f"{usable} of {len(manifest.rows)} pictures can be used.",
         metadata={"usable": usable, **({"code": str(failure.code)} if failure else {})},
     )
-    return dg.MaterializeResult(metadata=metadata, check_results=[answer])
+    return dg.MaterializeResult(
+        metadata=metadata, check_results=[answer], data_version=version_of(manifest, "tune_id")
+    )
 
 
 def described_training_set(store: Store, tune: Tune, built: TrainingSet) -> dg.MaterializeResult:
@@ -114,6 +129,7 @@ def described_training_set(store: Store, tune: Tune, built: TrainingSet) -> dg.M
             **files(store, {"training set": built.key, "contact sheet": key}),
         },
         check_results=[answer],
+        data_version=version_of(built, "tune_id"),
     )
 
 
@@ -142,4 +158,5 @@ def described_captions(store: Store, tune: Tune, written: CaptionTable) -> dg.Ma
             "file to edit": dg.MetadataValue.path(store.url(written.key)),
         },
         check_results=[answer],
+        data_version=dg.DataVersion(recipe_hash(written.texts())),
     )

@@ -19,6 +19,7 @@ from tunes_dagster.assets.dataset_pages import (
 )
 from tunes_dagster.assets.names import (
     CAPTIONS,
+    CODE_VERSIONS,
     LORA,
     PREPARE_ASSETS,
     SOURCE_IMAGES,
@@ -72,6 +73,7 @@ def close(context: dg.AssetExecutionContext, mine: Attempt, result: TuneResult |
 
 @dg.asset(
     key=SOURCE_IMAGES,
+    code_version=CODE_VERSIONS[SOURCE_IMAGES],
     partitions_def=tunes,
     group_name=Group.DATASET,
     kinds={"python", "pillow", "opencv"},
@@ -139,6 +141,7 @@ def collected(
 
 @dg.asset(
     key=TRAINING_SET,
+    code_version=CODE_VERSIONS[TRAINING_SET],
     deps=[SOURCE_IMAGES],
     partitions_def=tunes,
     group_name=Group.DATASET,
@@ -188,6 +191,7 @@ def training_set(
 
 @dg.asset(
     key=CAPTIONS,
+    code_version=CODE_VERSIONS[CAPTIONS],
     deps=[TRAINING_SET],
     partitions_def=tunes,
     group_name=Group.DATASET,

@@ -8,6 +8,9 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 
 from tunes_dagster.assets.attempt import Context
 
+# What `MaterializeResult.data_version` becomes.
+DATA_VERSION_TAG = "dagster/data_version"
+
 
 def log_materialized(
     context: Context, key: dg.AssetKey, partition: str, result: dg.MaterializeResult
@@ -20,7 +23,10 @@ def log_materialized(
         partition: One of its partition keys.
         result: As the asset itself would return it.
     """
-    context.log_event(dg.AssetMaterialization(asset_key=key, partition=partition, metadata=result.metadata))
+    versioned = {DATA_VERSION_TAG: result.data_version.value} if result.data_version else None
+    context.log_event(
+        dg.AssetMaterialization(asset_key=key, partition=partition, metadata=result.metadata, tags=versioned)
+    )
     target = _newest(context.instance, key, partition)
     for answer in result.check_results or []:
         assert answer.check_name is not None

@@ -70,6 +70,16 @@ LORA = dg.AssetKey("lora")
 REPORT_CARD = dg.AssetKey("report_card")
 RENDERS = dg.AssetKey("renders")
 
+# Raised when an asset makes something else of the same inputs: Dagster then shows what was made before as outdated.
+CODE_VERSIONS = {
+    SOURCE_IMAGES: "1",
+    TRAINING_SET: "1",
+    CAPTIONS: "1",
+    LORA: "1",
+    REPORT_CARD: "1",
+    RENDERS: "1",
+}
+
 # In the order in which one run materializes them: the last one of a run's selection closes the attempt.
 PREPARE_ASSETS = (SOURCE_IMAGES, TRAINING_SET, CAPTIONS)
 

@@ -9,7 +9,16 @@ from tunes_dagster.assets.attempt import attempt, sentences
 from tunes_dagster.assets.display import device_facts, files, picture, table
 from tunes_dagster.assets.following import followed
 from tunes_dagster.assets.launchpad import filled_in, mirror
-from tunes_dagster.assets.names import GPU_POOL, LORA, RENDERS, Group, Owner, check_spec, pool_of
+from tunes_dagster.assets.names import (
+    CODE_VERSIONS,
+    GPU_POOL,
+    LORA,
+    RENDERS,
+    Group,
+    Owner,
+    check_spec,
+    pool_of,
+)
 from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import RenderSettings
@@ -66,6 +75,7 @@ FINITE = check_spec(
 
 @dg.asset(
     key=RENDERS,
+    code_version=CODE_VERSIONS[RENDERS],
     deps=[dg.AssetDep(LORA, partition_mapping=loras_of_batch)],
     partitions_def=render_batches,
     pool=pool_of(GPU_POOL),

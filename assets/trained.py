@@ -51,7 +51,11 @@ def described(trained: Trained, store: Store) -> dg.MaterializeResult[None]:
             **pictures(trained.tune, trained.result, store),
             **facts(trained.tune, trained.result, store, trained.device),
         }
-    return dg.MaterializeResult(metadata=metadata, check_results=answers(trained))
+    return dg.MaterializeResult(
+        metadata=metadata,
+        check_results=answers(trained),
+        data_version=dg.DataVersion(trained.result.recipe_hash),
+    )
 
 
 def answers(trained: Trained) -> list[dg.AssetCheckResult]:

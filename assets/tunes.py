@@ -11,6 +11,7 @@ from tunes_dagster.assets.following import followed
 from tunes_dagster.assets.launchpad import filled_in, merged, mirror
 from tunes_dagster.assets.names import (
     CAPTIONS,
+    CODE_VERSIONS,
     GPU_POOL,
     LORA,
     REPORT_CARD,
@@ -46,6 +47,7 @@ CARD_CONFIG = mirror(CardOptions, "ReportCardConfig")
 
 @dg.asset(
     key=LORA,
+    code_version=CODE_VERSIONS[LORA],
     deps=[TRAINING_SET, CAPTIONS],
     partitions_def=tunes,
     pool=pool_of(GPU_POOL),
@@ -91,6 +93,7 @@ def lora(
 
 @dg.asset(
     key=REPORT_CARD,
+    code_version=CODE_VERSIONS[REPORT_CARD],
     deps=[LORA, TRAINING_SET],
     partitions_def=tunes,
     pool=pool_of(REPORT_POOL),

@@ -275,3 +275,18 @@ def test_every_job_has_a_longest_time():
     assert {"plan_spring", "report_spring"} < set(named)
     assert all(named.values()), named
     assert named["prepare_tune"] == "4200" and named["train_cohort"] == "173400"
+
+
+def test_every_asset_says_which_version_of_its_code_made_it():
+    assert {
+        spec.key.to_user_string(): spec.code_version for asset in defs.assets for spec in asset.specs
+    } == dict.fromkeys(GRAPH, "1")
+
+
+def test_the_same_content_has_the_same_version_whoever_made_it():
+    from tunes_dagster.assets.dataset_pages import version_of
+    from tunes_dagster.intake.manifest import Manifest
+
+    one, same = (version_of(Manifest(tune_id=who, class_name="dog"), "tune_id") for who in ("ann", "ben"))
+    other = version_of(Manifest(tune_id="ann", class_name="cat"), "tune_id")
+    assert one == same != other

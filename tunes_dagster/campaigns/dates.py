@@ -108,7 +108,7 @@ def dates_between(cron: str, timezone: str, starts: date, until: datetime) -> li
     """Return the partition keys from the first day on, up to a moment."""
     zone = ZoneInfo(timezone)
     first = datetime.combine(starts, time(), zone)
-    keys = []
+    keys: list[str] = []
     for tick in _ticks(cron, zone, datetime.combine(starts, time()) - _LONGEST_CHANGE):
         if tick.timestamp() > until.timestamp():
             return keys

@@ -37,7 +37,7 @@ class Loader(yaml.SafeLoader):
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         """Return the tag of a node; dates and words for true and false are strings."""
-        tag = super().resolve(kind, value, implicit)
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]  # the stubs leave it open
         if kind is yaml.ScalarNode and implicit[0]:
             dated = tag == "tag:yaml.org,2002:timestamp"
             if dated or (tag == "tag:yaml.org,2002:bool" and value.lower() in _WORDS):

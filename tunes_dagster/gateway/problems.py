@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.validation import WRONG
@@ -78,7 +79,7 @@ def of_failure(failure: Failure) -> Problem:
     return Problem(status, text, fields, headers, code=failure.code.value)
 
 
-def of_pydantic(errors: list[dict]) -> Problem:
+def of_pydantic(errors: list[dict[str, Any]]) -> Problem:
     """Return how pydantic's complaints answer a request: every field with its sentence."""
     fields: dict[str, list[str]] = {}
     missing = set()
