@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     home: Path = Path(".tunes")
     registry_url: str = ""
     store_url: str = ""
-    store_options: dict = Field(default_factory=dict)
+    store_options: dict[str, Any] = Field(default_factory=dict)
     operator_url: str = "http://127.0.0.1:8000"
     drop_folder: str = ""
     drop_settle_seconds: float = 30.0

@@ -222,7 +222,8 @@ class Store:
 
     def path(self, key: str) -> UPath:
         """Return the full path of a key."""
-        return self.root / check_key(key)
+        whole: UPath = self.root / check_key(key)
+        return whole
 
     @contextmanager
     def _reaching(self, key: str) -> Iterator[None]:

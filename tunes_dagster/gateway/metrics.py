@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -113,7 +114,7 @@ def _seconds(rows: list[Spent]) -> list[tuple[str, float]]:
 
 
 def _gauge(
-    name: str, said: str, labels: tuple[str, ...], values: dict[tuple[str, str], int] | dict
+    name: str, said: str, labels: tuple[str, ...], values: dict[tuple[str, str], int] | dict[str, Any]
 ) -> Metric:
     family = GaugeMetricFamily(name, said, labels=labels)
     for label, value in sorted(values.items()):

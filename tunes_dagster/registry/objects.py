@@ -26,12 +26,18 @@ class Objects(Part):
         """Return an account's live tune by id, number or public id, with how its caller sees it."""
         word = str(key)
         query = select(Tune, ApiObject).outerjoin(ApiObject, ApiObject.id == Tune.id)
-        return self._first(query.where(Tune.account_id == account_id, Tune.deleted_at.is_(None)), Tune, word)
+        found: tuple[Tune, ApiObject | None] | None = self._first(
+            query.where(Tune.account_id == account_id, Tune.deleted_at.is_(None)), Tune, word
+        )
+        return found
 
     def find_prompt(self, account_id: str, key: str | int) -> tuple[Prompt, ApiObject | None] | None:
         """Return an account's prompt by id, number or public id; deleted ones are not found."""
         query = select(Prompt, ApiObject).outerjoin(ApiObject, ApiObject.id == Prompt.id)
-        return self._first(query.where(Prompt.account_id == account_id, _not_deleted()), Prompt, str(key))
+        found: tuple[Prompt, ApiObject | None] | None = self._first(
+            query.where(Prompt.account_id == account_id, _not_deleted()), Prompt, str(key)
+        )
+        return found
 
     def tune_named(self, account_id: str, word: str | int, *, deleted: bool = False) -> Tune:
         """Return the tune that a person of an account means by a word: its id, number, public id or title.

@@ -32,7 +32,7 @@ class Paces(Part):
     def pace(self, session: Session, branch: str, kind: str) -> Pace:
         """Return how long phases take on a base, for tunes of a kind or, with the kind `batch`, for renders."""
         now = self.now()
-        known = self.__dict__.setdefault("_paces", {})
+        known: dict[tuple[str, str], tuple[datetime, Pace]] = self.__dict__.setdefault("_paces", {})
         found = known.get((branch, kind))
         if found is None or abs(now - found[0]) > _READ_AGAIN:
             pace = _batches(session, branch) if kind == "batch" else _tunes(session, branch, kind)

@@ -97,7 +97,7 @@ def _shut(connection: Any) -> None:
 _watchdog = _Watchdog()
 
 
-class Cursor(psycopg2.extensions.cursor):
+class Cursor(psycopg2.extensions.cursor):  # type: ignore[misc]  # psycopg2 has no types
     """A cursor whose statements are answered in time or fail."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
@@ -106,7 +106,7 @@ class Cursor(psycopg2.extensions.cursor):
             super().execute(query, vars)
 
 
-class Connection(psycopg2.extensions.connection):
+class Connection(psycopg2.extensions.connection):  # type: ignore[misc]
     """A connection whose every call is answered in time or fails.
 
     Attributes:

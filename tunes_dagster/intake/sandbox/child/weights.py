@@ -84,11 +84,8 @@ def _tensors(fields: dict[str, Any], room: int, name: str) -> Iterator[tuple[str
     """Yield (key, type, shape, begin, end) of each tensor, in the order in which they lie; they fill the file."""
     found = []
     for key, said in fields.items():
-        kind, shape, offsets = (
-            (said.get(field) for field in ("dtype", "shape", "data_offsets"))
-            if isinstance(said, dict)
-            else (None,) * 3
-        )
+        known: dict[str, Any] = said if isinstance(said, dict) else {}
+        kind, shape, offsets = known.get("dtype"), known.get("shape"), known.get("data_offsets")
         good = (
             len(key) <= _NAME
             and key.isprintable()
@@ -98,7 +95,7 @@ def _tensors(fields: dict[str, Any], room: int, name: str) -> Iterator[tuple[str
             and len(offsets) == 2
             and all(type(number) is int and 0 <= number <= room for number in (*shape, *offsets))
         )
-        if not good:
+        if not good or not isinstance(shape, list) or not isinstance(offsets, list):
             raise _refused(name, f"says nothing sensible of the tensor {key[:100]!r}")
         if kind not in _SIZES:
             raise _refused(
