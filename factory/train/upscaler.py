@@ -108,7 +108,7 @@ class Denoiser:
         self.vae.encoder.requires_grad_(False)
         self.vae.quant_conv.requires_grad_(False)
         self.unet = build(pipe.text_encoder.config.hidden_size, channels)
-        self.alphas: torch.Tensor = DDIMScheduler(**SCHEDULER).alphas_cumprod
+        self.alphas: torch.Tensor = DDIMScheduler(**SCHEDULER).alphas_cumprod  # type: ignore[attr-defined]
         self.levels: torch.Tensor = DDPMScheduler(**LOW_RES_SCHEDULER).alphas_cumprod  # type: ignore[attr-defined]
 
     @property

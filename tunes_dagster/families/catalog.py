@@ -257,13 +257,16 @@ class Catalog:
         A shipped base has other sizes than its family and takes only what was made for it. Of several, the operator's
         own entry wins.
         """
-        found = {e.fits: e for e in self.auxiliary.values() if e.family == "ipadapter"}
+        found: dict[str | None, AuxiliaryEntry] = {
+            e.fits: e for e in self.auxiliary.values() if e.family == "ipadapter"
+        }
         family = None if base.repo_id.startswith("embedded:") else found.get(base.family)
         return found.get(base.branch, family)
 
     def first(self, family: str) -> AuxiliaryEntry | None:
         """Return the auxiliary model of a family that is used under this profile, or None: its first entry."""
-        return next((self.real(e) for e in self.auxiliary.values() if e.family == family), None)
+        found = (self.real(e) for e in self.auxiliary.values() if e.family == family)
+        return next((e for e in found if isinstance(e, AuxiliaryEntry)), None)
 
     def serves(self, word: str, bases_folder: Path) -> bool:
         """Return whether what a word means can be worked with now: a base, or a model that no tune is made on."""

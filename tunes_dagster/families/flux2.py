@@ -82,7 +82,7 @@ class Flux2Base(FlowBase):
     @classmethod
     def original_names(cls, layers: Mapping[str, Shape]) -> dict[str, Original]:
         """See `LoadedBase.original_names`."""
-        made = {theirs: (ours,) for theirs, ours in _MODULATION.items()}
+        made: dict[str, tuple[str, ...]] = {theirs: (ours,) for theirs, ours in _MODULATION.items()}
         made |= {theirs: (ours,) for ours, theirs in _OUTER.items()}
         for i in range(numbered(layers, "transformer_blocks")):
             theirs, ours = f"double_blocks.{i}", f"transformer_blocks.{i}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -113,9 +113,7 @@ def _seconds(rows: list[Spent]) -> list[tuple[str, float]]:
     return [(row.base, row.seconds) for row in rows]
 
 
-def _gauge(
-    name: str, said: str, labels: tuple[str, ...], values: dict[tuple[str, str], int] | dict[str, Any]
-) -> Metric:
+def _gauge(name: str, said: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> Metric:
     family = GaugeMetricFamily(name, said, labels=labels)
     for label, value in sorted(values.items()):
         family.add_metric([label] if isinstance(label, str) else list(label), value)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import storage_from_string
@@ -57,7 +58,7 @@ class Caller:
     account_id: str
     key_id: str
     requests_per_minute: int
-    options: dict
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,12 @@ def _names(tune: Tune, store: Store) -> dict[str, str]:
         return {}
 
 
-def _pictures(one: list[dict], other: list[dict], names: Mapping[str, str]) -> Iterator[Difference]:
+def _pictures(
+    one: list[dict[str, Any]], other: list[dict[str, Any]], names: Mapping[str, str]
+) -> Iterator[Difference]:
     """Yield pictures that only one has, and what is done differently with those that both have."""
 
-    def listed(pictures: list[dict]) -> dict[tuple[str, str], dict]:
+    def listed(pictures: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
         return {(picture["key"], json.dumps(picture.get("crop"))): picture for picture in pictures}
 
     mine, theirs = listed(one), listed(other)

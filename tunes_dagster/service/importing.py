@@ -104,7 +104,8 @@ def import_weights(
         handed = Handed(
             name=request.url.rpartition("/")[2][:200] or "weights", url=request.url, config=config
         )
-        complete, doubts = _as_tune(request, None), ()
+        doubts: tuple[str, ...] = ()
+        complete = _as_tune(request, None)
     else:
         looked = look_at(found.path, found.name, settings.import_max_mb)
         seen = recognise(looked, catalog, settings, request.base, config)
@@ -180,7 +181,7 @@ def recognise(
     named = looked.metadata.get(f"{_OURS}base")
     entry = next((one for one in fitting if one.branch == named), entry)
     others = [one.branch for one in fitting if one.branch != entry.branch]
-    doubts = ()
+    doubts: tuple[str, ...] = ()
     if others and entry.branch != named:
         doubts = (
             f"base was not named: the file fits {entry.branch}, which was taken, and {', '.join(others)} as well",

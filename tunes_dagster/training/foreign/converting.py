@@ -192,7 +192,7 @@ def _as_trained(scales: Tensor, module: nn.Module, a: Tensor, b: Tensor) -> Tens
     """Return the magnitudes behind the scales of our own second layout, see `training/dora.py`."""
     from tunes_dagster.training.dora import row_norms
 
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment, operator]
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
     before, after = row_norms(weight.cpu(), a, b)
     return scales.to(before) * after / before
 

@@ -143,7 +143,9 @@ def _written(job: TuneJob, base: LoadedBase, store: Store, made: Converted) -> T
     denoiser, _ = split_encoders(made.state)
     return TuneResult(
         tune_id=job.tune_id,
-        **files.as_dict(),
+        weights_key=files.weights_key,
+        kohya_key=files.kohya_key,
+        pipeline_key=files.pipeline_key,
         card_key=store.write_text(f"{job.out_prefix}/README.md", card),
         loss_curve=[],
         steps=0,

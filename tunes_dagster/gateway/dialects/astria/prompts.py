@@ -172,7 +172,7 @@ def sameness(fields: PromptFields, tune_id: int | None) -> str:
 
 def _listed(
     mine: Desk, request: Request, before: int | None, limit: int, offset: int, **filters: Any
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     if offset > MAX_OFFSET:
         raise Problem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
     asked = request.query_params
