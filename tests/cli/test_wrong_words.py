@@ -51,3 +51,36 @@ def test_what_is_not_there_is_answered_with_what_to_do(tunes: Tunes, words: list
     said = tunes(*words)
     assert said.code == 2
     assert remedy in " ".join(said.err.split())
+
+
+def test_what_can_hold_no_pictures_is_refused_before_it_is_kept(
+    tunes: Tunes, installation: Installation, tmp_path: Path
+) -> None:
+    words, nothing = tmp_path / "notes.txt", tmp_path / "nothing.zip"
+    words.write_text("Pictures of the mug, see folder. " * 40 + "ä")
+    nothing.touch()
+    for place, why in ((words, "holds text"), (nothing, "is empty"), (Path("/dev/null"), "neither a folder")):
+        said = tunes("train", str(place), "--name", "mug", "--no-wait")
+        assert said.code == 2 and why in " ".join(said.err.split()), place
+    assert installation.registry.tunes.rows() == [] and list(installation.store.list("uploads")) == []
+
+
+def test_an_unknown_key_is_named_before_what_is_missing(tunes: Tunes, photos: Path) -> None:
+    (photos / "tune.yaml").write_text("tokn: ohwx\n")
+    said = tunes("train", str(photos), "--no-wait")
+    assert said.code == 2 and "tokn" in said.err
+
+
+def test_a_folder_for_pictures_is_looked_at_before_they_are_rendered(
+    tunes: Tunes, installation: Installation, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    said = tunes("render", "a mug", "--out", str(tmp_path / "file"), "--no-wait")
+    assert said.code == 2 and "No pictures can be put into" in " ".join(said.err.split())
+    assert installation.registry.prompts.rows() == []
+
+
+def test_a_filter_that_would_be_ignored_is_refused(tunes: Tunes, photos: Path) -> None:
+    hand_in(tunes, photos)
+    said = tunes("list", "--tune", "1")
+    assert said.code == 2 and "--prompts" in said.err

@@ -104,7 +104,7 @@ def train(
         follow(installation, tunes=[tune.id], stderr=as_json)
     elif not as_json:
         say(
-            f"Handed in. It starts when the daemon runs (`tunes dev`) or with: [bold]tunes resume {called(tune)}[/]"
+            f"Handed in. A daemon that runs (`tunes dev`) does it; without one: [bold]tunes resume {called(tune)}[/]"
         )
     tune = installation.registry.tunes.get(tune.id)
     if as_json:
@@ -147,6 +147,8 @@ def build_request(
 
     if source is not None and not source.exists():
         raise Failure(FailureCode.INVALID_REQUEST, f"There is no folder {source}.", "Check the path.")
+    if source is not None and not source.is_dir():
+        _check_archive(source)
     if source is not None and source.is_dir() and not any(one.is_file() for one in source.rglob("*")):
         raise Failure(FailureCode.INVALID_REQUEST, f"The folder {source} is empty.", "Put pictures into it.")
     if config is None and source is not None:
@@ -168,17 +170,47 @@ def build_request(
             "No pictures were named.",
             "Name a folder: tunes train ./photos --name woman --token ohwx",
         )
+    label = str(config) if config and not said else "The request"
     if "name" not in data:
+        checked(
+            TuneRequest, {**data, "name": "thing", "sources": sources}, label
+        )  # what else is wrong goes first
         raise Failure(
             FailureCode.INVALID_REQUEST,
             "What the pictures show was not said.",
             "Add --name with one word the base model knows: woman, man, dog, mug, style …",
         )
-    request = checked(
-        TuneRequest, {**data, "sources": sources}, str(config) if config and not said else "The request"
-    )
+    request = checked(TuneRequest, {**data, "sources": sources}, label)
     folder = request.sources.folder
     return request, folder if folder and "://" not in folder else None
+
+
+def _check_archive(file: Path) -> None:
+    """Refuse what can hold no pictures before anything of it is kept.
+
+    Raises:
+        Failure: `INVALID_REQUEST`.
+    """
+    remedy = "Name a folder of pictures, or a zip or tar of them."
+    if not file.is_file():
+        raise Failure(FailureCode.INVALID_REQUEST, f"{file} is neither a folder nor a file.", remedy)
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(512)
+    except OSError as error:
+        raise Failure(
+            FailureCode.INVALID_REQUEST, f"{file} cannot be read: {error.strerror}.", "Check the file."
+        ) from error
+    if not head or _is_text(head):
+        what = "holds text" if head else "is empty"
+        raise Failure(FailureCode.INVALID_REQUEST, f"{file} {what} and no pictures.", remedy)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether the first bytes of a file are words: no control characters, and UTF-8 but for a cut letter."""
+    if any(byte < 32 and byte not in b"\t\n\r\f" for byte in head):
+        return False
+    return len(head.decode("utf-8", "ignore").encode()) > len(head) - 4
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -269,6 +301,8 @@ def render(
 
     installation = open_installation()
     settings = with_files(settings)
+    if out is not None:
+        _make_folder(out)
     common = {"tune": tune, "base": base, "callback_url": callback_url, "settings": settings}
     requests = [checked(PromptRequest, {"text": one, **common}, "The prompt") for one in text]
     whose = installation.registry.accounts.get(account).id
@@ -303,6 +337,23 @@ def render(
             say(f"Prompt [bold]{row.number}[/] ({row.id}) is {row.status}.")
         for path in pictures_of(installation, row, out):
             say(escape(path))
+
+
+def _make_folder(out: Path) -> None:
+    """Make the folder that pictures are copied into, before anybody waits for them.
+
+    Raises:
+        Failure: `INVALID_REQUEST` when nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        why = "" if os.access(out, os.W_OK | os.X_OK) else "it may not be written to"
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+    if why:
+        raise Failure(
+            FailureCode.INVALID_REQUEST, f"No pictures can be put into {out}: {why}.", "Name another folder."
+        )
 
 
 def with_files(settings: dict[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,12 @@ def list_tunes(
         else:
             say_prompts(rows)
         return
+    if tune is not None:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            "--tune goes with --prompts.",
+            f"Its prompts: tunes list --prompts --tune {tune}. It alone: tunes status {tune}.",
+        )
     found = registry.tunes.rows(status=status, limit=limit, account_id=whose)
     if as_json:
         emit_json([tune_as_dict(row) for row in found])
