@@ -74,21 +74,21 @@ def watch(moments: Moments) -> None:
         with reaching(self, key):
             yield
 
-    def begun(self: Store, path: Any) -> Any:
+    def begun(self: Store, *place: Any, **more: Any) -> Any:
         if DISK:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return beside(self, path)
+        return beside(self, *place, **more)
 
-    def met(transaction: Callable[[Database], Any]) -> Callable[[Database], Any]:
+    def met(transaction: Callable[..., Any]) -> Callable[..., Any]:
         @contextmanager
-        def met_it(self: Database) -> Iterator[Any]:
+        def met_it(self: Database, *how: Any, **more: Any) -> Iterator[Any]:
             moments.passed()
             if DATABASE:
                 away = sqlite3.OperationalError("disk I/O error")
                 away.sqlite_errorcode = 10  # type: ignore[misc]
                 away.sqlite_errorname = "SQLITE_IOERR"  # type: ignore[misc]
                 raise OperationalError("", None, away)
-            with transaction(self) as session:
+            with transaction(self, *how, **more) as session:
                 yield session
 
         return met_it
