@@ -79,6 +79,7 @@ def test_only_what_was_computed_when_a_process_died_counts_a_try_and_is_alone_th
     def row(tune_id: str):
         return rows.work.of(tune_id, "train")[0]
 
+    assert rows.device_runs.hold_device("session_2", "host", "cpu") == [], "at once, not after a silence"
     assert {name: row(name).tries for name in (killer, bystander)} == {killer: 1, bystander: 0}
     cohorts = [
         {work.subject_id for work in works}

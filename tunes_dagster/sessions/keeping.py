@@ -95,6 +95,8 @@ def give_up(registry: Registry, name: str) -> int:
     """
     row, works = registry.device_runs.session(name), registry.device_runs.works_of_session(name)
     doing = set(row.doing) if row is not None else {work.id for work in works}
+    if row is not None and row.ended_at is None:  # its device is free for the next one, without a silence
+        registry.device_runs.session_beats(name, row.host, row.device, row.run_id, over=True)
     for work in works:
         if work.id in doing:
             registry.work.requeue_lost(work.id, f"{name} ended without a word.", run_id=name)
