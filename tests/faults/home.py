@@ -118,8 +118,8 @@ def begin(folder: Path, base: Path) -> None:
     home.registry.close()
 
 
-def _driven(home: Home, until: Callable[[], bool]) -> None:
-    settings = home.whole.settings
+def _driven(home: Home, until: Callable[[], bool], **settings_of: Any) -> None:
+    settings = home.whole.settings.model_copy(update=settings_of)
     with open_instance(settings) as instance:
         drive(settings, until, registry=home.registry, instance=instance)
 
@@ -146,9 +146,9 @@ def _delete(home: Home) -> None:
 
 # In the order in which a home goes through them; each leaves what the next one begins with.
 STAGES: dict[str, Callable[[Home], None]] = {
-    "prepare": lambda home: _driven(home, lambda: _both(home, "prepared")),
-    "train": lambda home: _driven(home, lambda: _both(home, "trained")),
-    "finish": lambda home: _driven(home, lambda: _both(home, "ready")),
+    # One that is prepared again waits for nobody: the other must not be trained meanwhile.
+    "prepare": lambda home: _driven(home, lambda: _both(home, "prepared"), cohort_wait_seconds=3600.0),
+    "make": lambda home: _driven(home, lambda: _both(home, "ready") and _prompts_over(home)),
     "plan": _plan,
     "render": lambda home: _driven(home, lambda: _prompts_over(home)),
     "delete": _delete,
