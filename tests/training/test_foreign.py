@@ -44,7 +44,11 @@ def taken(base, tensors, header=None, config=None) -> Converted:
 
 def same(made, adapter, within: float = 1e-5) -> None:
     """Say that two adapters add the same to the same layers."""
-    ours, theirs = foreign.pairs(made), foreign.pairs(adapter)
+    # Files have a level in the names of CLIP's layers that some encoders have not.
+    ours, theirs = (
+        {name.replace(".text_model.", "."): pair for name, pair in foreign.pairs(one).items()}
+        for one in (made, adapter)
+    )
     assert set(ours) == set(theirs)
     for name, pair in theirs.items():
         wanted = foreign.delta(*pair)
