@@ -246,6 +246,7 @@ def test_an_account_may_send_less_than_the_server_takes(house: House) -> None:
         (b"\x1f\x8b\x08\x08" + bytes(6) + b"A" * 1200 * KB, 413),  # a file name that does not end
         (gzip.compress(b'{"prompt": "x", "image": "' + b"A" * 300 * KB + b'"}')[:-20], 400),
     ],
+    ids=["a bomb", "30,000 members", "no end of a name", "cut off"],
 )
 def test_what_a_packed_body_unpacks_to_is_what_counts(house: House, packed: bytes, status: int) -> None:
     app, known = house.client.app, (b"authorization", f"Bearer {house.key()}".encode())

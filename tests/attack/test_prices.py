@@ -31,6 +31,7 @@ PICTURES = {"image_urls": ["https://example.com/x.jpg"]}
 # Every call that makes work; each is made below, so that a new one fails here until it is.
 MADE = {
     "/tunes",
+    "/tunes/import",  # trains nothing: it has a price of its own
     "/tunes/{tune_id}/prompts",
     "/prompts/{prompt_id}/duplicate",
     "/p/{pack_id}/tunes",

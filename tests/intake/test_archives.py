@@ -105,7 +105,9 @@ def test_links_and_devices(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "inner", [zipped(FILES), gzip.compress(b"x"), tarred(FILES), b"7z\xbc\xaf\x27\x1c..."]
+    "inner",
+    [zipped(FILES), gzip.compress(b"x"), tarred(FILES), b"7z\xbc\xaf\x27\x1c..."],
+    ids=["zip", "gzip", "tar", "7z"],  # archives hold the time, and workers have to agree on names
 )
 def test_archives_in_archives(inner: bytes, tmp_path: Path) -> None:
     for pack in (zipped, tarred):
@@ -192,6 +194,7 @@ def test_an_xz_that_wants_too_much_memory(tmp_path: Path) -> None:
         (gzip.compress(tarred(FILES))[:-40], "damaged"),
         (lzma.compress(tarred(FILES))[:-300], "damaged"),
     ],
+    ids=["rar", "7z", "words", "nothing", "gzip of words", "cut zip", "cut gzip", "cut xz"],
 )
 def test_what_is_no_readable_archive(data: bytes, why: str, tmp_path: Path) -> None:
     assert why in refused(data, tmp_path)
