@@ -16,11 +16,13 @@ import typer
 
 from tests.attack.tenants import ALFA, BRAVO, SECRET, Tenants, Word, populate, same, words_of
 from tests.gateway.conftest import House
+from tests.gateway.test_imports import file_of
 from tests.support.houses import draw_pictures
 from tunes_dagster.cli import app, main
 
 # Arguments of each command that belongs to an account. WORD is a name of something of Alfa's, PHOTOS a folder of
-# pictures, ONE a tune of Bravo's; ACCOUNT stands where the account is an argument, and otherwise `--account` is added.
+# pictures, LORA a file of another program, ONE a tune of Bravo's; ACCOUNT stands where the account is an argument, and
+# otherwise `--account` is added.
 _TRAIN = ["PHOTOS", "--name", "woman", "--no-wait", "--base", "fast"]
 CASES: dict[str, list[list[str]]] = {
     "train": [
@@ -43,6 +45,8 @@ CASES: dict[str, list[list[str]]] = {
     "status": [["WORD"], ["WORD", "--json"]],
     "diff": [["WORD", "ONE"], ["ONE", "WORD"]],
     "cancel": [["WORD"], ["WORD", "--keep"]],
+    "import": [["LORA", "--base", "sdxl", "--name", "woman", "--no-wait", "--prompt", "x <lora:WORD:1>"]],
+    "forget": [["--person", "WORD", "--yes"]],
     "delete": [["WORD", "--yes"], ["--person", "WORD", "--yes"]],
     "export": [["WORD"], ["WORD", "--format", "kohya"]],
     "keep": [["WORD", "--for", "30d"]],
@@ -62,6 +66,9 @@ OTHERS: dict[str, str] = {
     "backup": "of the whole installation",
     "restore": "of the whole installation",
     "registry upgrade": "of the whole installation",
+    "check": "looks at pictures; no tune is looked up",
+    "devices": "all",
+    "session": "holds a device for the whole installation",
     "plan": "reckons with options; no tune is looked up",
     "bases list": "bases",
     "bases pull": "a base",
@@ -109,9 +116,12 @@ def both(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tenan
 def run(both: Tenants, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Run a command with a name in it; returns its code and everything it said."""
     photos = str(draw_pictures(tmp_path / "photos", 2))
+    theirs = tmp_path / "theirs.safetensors"
+    theirs.write_bytes(file_of())
 
     def said(command: str, arguments: list[str], word: str, account: str) -> tuple[int, str]:
         meant = {"ACCOUNT": account or "local", "PHOTOS": photos, "ONE": both.own["tune"], "PICTURE": word}
+        meant["LORA"] = str(theirs)
         given = [meant.get(one, one).replace("WORD", word) for one in arguments]
         whose = ["--account", account] if account and "ACCOUNT" not in arguments else []
         capsys.readouterr()
