@@ -217,7 +217,9 @@ def _tunes(
         elif word.lower() in known:
             found.append(known[word.lower()])
         else:
-            close = difflib.get_close_matches(word.lower(), known, n=1)
+            # Ids of one hour look alike by chance, and nobody types them.
+            typed = [name for name, one in known.items() if name != one.id.lower()]
+            close = difflib.get_close_matches(word.lower(), typed, n=1)
             said = f"Did you mean {known[close[0]].title}?" if close else "`tunes list` shows the known ones."
             wrong(f"There is no tune {word!r}.", said)
     for one in found:
