@@ -32,7 +32,7 @@ PLACES = {
 }
 PATHS = {"Path", "UPath", "str | Path", "Path | None", "Path | str", "UPath | Path"}
 # Parts of a path and of an exception that say nothing of either, and calls that leave nothing of them.
-NAMES_ONLY = {"name", "stem", "suffix", "message", "remedy", "code", "status_code"}
+NAMES_ONLY = {"st_size", "name", "stem", "suffix", "message", "remedy", "code", "status_code"}
 HARMLESS = {
     "show_url",
     "isinstance",

@@ -14,6 +14,10 @@ from tunes_dagster.sessions.reporting import Member, Pulse, runs_alone
 class Elsewhere:
     """A registry in which all work belongs to another run; `yours` is still this one's."""
 
+    @property
+    def work(self) -> Elsewhere:
+        return self
+
     def with_patience(self, _seconds: float) -> Elsewhere:
         return self
 

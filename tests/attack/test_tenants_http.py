@@ -85,6 +85,8 @@ CASES: dict[str, list[Case]] = {
     ],
     "GET /": LOOK,
     "GET /health": LOOK,
+    "GET /docs": LOOK,
+    "GET /openapi": LOOK,
     "GET /docs/{name}": LOOK,
     "GET /openapi/{name}.json": LOOK,
     "GET /native/v1/health": LOOK,

@@ -332,7 +332,7 @@ def test_the_captioners_words_about_the_subject_are_not_used(store: Store) -> No
     )
     assert {row.caption for row in table.rows if row.source == "captioner"} == {"ohwx mug on a table"}
     assert next(row for row in table.rows if row.source == "sidecar").caption == "a red ohwx mug"
-    assert heard.notes == ["Left out of the captions, so that the token learns it: blue."]
+    assert heard.notes == ["1 thing was left out of the captions, which is for the token to learn."]
     style = write(store, Parrot("a blue mug on a table"), name="ink style")
     assert "a blue mug on a table, in ohwx ink style" in {row.caption for row in style.rows}
 

@@ -36,7 +36,7 @@ TENANTS = ("anna", "bert")
 
 def test_every_table_has_a_place_or_is_only_added_to() -> None:
     tables = {mapper.class_ for mapper in Table.registry.mappers}
-    assert {one.__name__ for one in tables - set(ORDER) - set(GUARDED)} == {"Event", "Deletion", "Restore"}
+    assert {one.__name__ for one in tables - set(ORDER) - set(GUARDED)} == {"Restore", "Secret"}
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,18 @@ def test_the_revisions_make_the_tables(registry: Registry) -> None:
     assert registry.accounts.get("local").callback_unknown == "resend"
 
 
+def test_no_revision_forgets_that_numbers_are_given_out_once(tmp_path: Path) -> None:
+    """A table that SQLite is told to make anew counts from its rows again, unless it is told so, too."""
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
+    with registry.engine.connect() as connection:
+        made = dict(
+            connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'table'")).all()
+        )
+    registry.close()
+    counted = [n for n, t in Table.metadata.tables.items() if t.dialect_options["sqlite"]["autoincrement"]]
+    assert "tunes" in counted and [name for name in counted if "AUTOINCREMENT" not in made[name]] == []
+
+
 @pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
 def test_a_registry_with_rows_is_upgraded_and_keeps_them(tmp_path: Path, revision: str) -> None:
     url = f"sqlite:///{tmp_path}/registry.db"

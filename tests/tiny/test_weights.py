@@ -37,7 +37,7 @@ def base(request):
 
 def test_weights_stay_small_and_have_cards():
     files = [f for f in weights_dir().rglob("*") if f.is_file()]
-    assert sum(f.stat().st_size for f in files) < 45e6
+    assert sum(f.stat().st_size for f in files) < 60e6
     for name in MODELS:
         assert (weights_dir() / name / "README.md").read_text().startswith("# ")
     configs = [f for f in files if f.name == "config.json"]

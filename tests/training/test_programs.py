@@ -173,6 +173,7 @@ def test_names_of_diffusers_mean_nothing_where_the_card_says_so(released) -> Non
 
 def test_the_programs_of_every_family_are_told() -> None:
     """Forge and AUTOMATIC1111 know no FLUX.2, AUTOMATIC1111 no FLUX at all; a DoRA is for who divides by |W|."""
+    from tunes_dagster.core.results import TuneResult
     from tunes_dagster.service.download import downloads
 
     def told(branch: str, **training: object) -> list[str]:
@@ -183,7 +184,7 @@ def test_the_programs_of_every_family_are_told() -> None:
             branch=branch,
             recipe={"training": training},
             kind=training.get("kind", "lora"),
-            result=result,
+            made=TuneResult.of({name: key for name, key in result.items() if key}),
             token="ohwx",
             class_name="woman",
         )

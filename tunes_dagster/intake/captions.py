@@ -328,7 +328,8 @@ def _without_subject(
         return list(texts)
     kept, left_out = what_varies(texts, class_name, [item.picture for item in items])
     if left_out:
-        report.note(f"{len(left_out)} things were left out of the captions, so that the token learns them.")
+        things = "1 thing was" if len(left_out) == 1 else f"{len(left_out)} things were"
+        report.note(f"{things} left out of the captions, which is for the token to learn.")
     return kept
 
 

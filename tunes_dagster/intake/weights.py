@@ -115,7 +115,9 @@ def on_this_machine(place: Path) -> Found:
         names = sorted(one.name for one in place.glob("*.safetensors"))
         return Found(place / _chosen(names, str(place)), place.name, _config(place / CONFIG))
     if not place.is_file():
-        raise Failure(FailureCode.INVALID_REQUEST, f"There is no file {place}.", "Check the path.")
+        raise Failure(
+            FailureCode.INVALID_REQUEST, f"There is no file {place.name}.", "Check the path.", str(place)
+        )
     return Found(place, place.name, _config(place.with_name(CONFIG)))
 
 

@@ -23,7 +23,7 @@ from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import reserve_many
 from tunes_dagster.registry.locks import chunks, lock, lock_each, lock_one
 from tunes_dagster.registry.prompts import NewPrompt, new_prompt, uses_of_prompts
-from tunes_dagster.registry.retrying import repeatable
+from tunes_dagster.registry.retrying import repeatable, retried
 from tunes_dagster.registry.tables import Batch, Event, Prompt, Tune
 from tunes_dagster.registry.transitions import LOST_TUNE, OPEN_PROMPT, lock_ends, prompt_ended
 from tunes_dagster.registry.uses import PromptTune, Use, own_use, write_uses
@@ -130,6 +130,7 @@ class Campaigns(Part):
         """
         return self._put(name, fields, back=False)
 
+    @retried
     def _put(self, name: str, fields: Mapping[str, Any], back: bool) -> Campaign:
         now = self.now()
         with self.writing() as session:

@@ -20,7 +20,7 @@ from tunes_dagster.registry.deletion_tables import Deletion
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.forgetting import forget_in_campaigns, forget_rows
 from tunes_dagster.registry.locks import chunks, lock, lock_one
-from tunes_dagster.registry.retrying import repeatable
+from tunes_dagster.registry.retrying import repeatable, retried
 from tunes_dagster.registry.tables import Prompt, Tune, Work
 
 # In this order: the manifests, which the others go by, lie in the folder.
@@ -191,6 +191,7 @@ class Deletions(Part):
             self._forget_rows(some)
         return plans
 
+    @retried
     @repeatable
     def _forget_in_request(self, prompt_id: str) -> None:
         """Take a prompt out of the request of the tune that it was accepted with."""

@@ -72,8 +72,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key", "subject_id"),
     )
     op.create_index("ix_blob_uses_subject", "blob_uses", ["subject_id"])
-    with op.batch_alter_table("tunes") as table:
-        table.add_column(sa.Column("blobs_named", sa.Boolean(), nullable=False, server_default=sa.false()))
+    # Not in a batch, which would make the table anew and forget the largest number that SQLite gave out.
+    op.add_column("tunes", sa.Column("blobs_named", sa.Boolean(), nullable=False, server_default=sa.false()))
     connection = op.get_bind()
     _name(connection, blobs, uses)
     _delete_again(connection)
@@ -81,7 +81,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Take back."""
-    with op.batch_alter_table("tunes") as table:
+    with op.batch_alter_table("tunes", table_kwargs={"sqlite_autoincrement": True}) as table:
         table.drop_column("blobs_named")
     op.drop_table("blob_uses")
     op.drop_table("blobs")
