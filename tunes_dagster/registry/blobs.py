@@ -18,7 +18,7 @@ from tunes_dagster.core.failures import Cancelled
 from tunes_dagster.registry.deletion_tables import Blob, BlobUse, Deletion
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import chunks, lock, lock_one
-from tunes_dagster.registry.retrying import repeatable
+from tunes_dagster.registry.retrying import repeatable, retried
 from tunes_dagster.registry.tables import Batch, Prompt, Tune
 
 # Beginnings of the keys of files that several may name. All other files say in their key whose they are.
@@ -174,6 +174,7 @@ class Blobs(Part):
             kept += self._release(part, subject_ids, remove)
         return kept
 
+    @retried
     @repeatable
     def _release(
         self, keys: list[str], subject_ids: Sequence[str], remove: Callable[[str], None]

@@ -203,11 +203,13 @@ class Deletions(Part):
                 left = [one for one in asked if one.get("text") != prompt.text]
                 tune.request = {**tune.request, "prompts": left}
 
+    @retried
     @repeatable
     def _forget_in_campaigns(self, account_id: str, subject_ids: Sequence[str], title: str) -> list[str]:
         with self.writing() as session:
             return forget_in_campaigns(session, account_id, subject_ids, title)
 
+    @retried
     @repeatable
     def _forget_rows(self, subject_ids: Sequence[str]) -> None:
         with self.writing() as session:
