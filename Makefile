@@ -26,7 +26,7 @@ SETUP := $(PYTHON) scripts/setup_venv.py
 SETUP_FLAGS := $(if $(TORCH),--torch '$(TORCH)') $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo dev test check lint format fidelity doctor clean distclean
+.PHONY: help setup setup-dev demo dev test test-all check lint format fidelity doctor clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,7 +43,10 @@ demo: setup  ## train a tune on the demo subject and render with it: minutes, no
 dev: setup  ## the Dagster UI with sensors on at http://127.0.0.1:3000 (HOST=, PORT=), the HTTP APIs at :8000
 	@$(BIN)/tunes registry upgrade && $(BIN)/tunes dev --host $(HOST) --port $(PORT)
 
-test: setup-dev lint  ## lint, type-check and run the tests
+test: setup-dev lint  ## lint, type-check and run the tests that take seconds each
+	@$(TEST_ENV) $(BIN)/python -m pytest $(WORKERS) -m "not slow and not proof" $(PYTEST_ARGS)
+
+test-all: setup-dev lint  ## the same with the slow ones: about half as long again
 	@$(TEST_ENV) $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 check: setup-dev  ## the quick tests only (PYTEST_ARGS="tests/cli")

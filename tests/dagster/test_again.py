@@ -41,6 +41,7 @@ def difference(house, first, second) -> set[tuple[str, str, str, str]]:
     return {(one.kind, one.what, one.first, one.second) for one in comparison.differences(*rows, house.store)}
 
 
+@pytest.mark.slow
 def test_again_gives_the_same_weights_and_a_change_gives_others(house, monkeypatch):
     monkeypatch.setenv("TUNES_REPORT_CHECKPOINTS", "0")
     first = house.submit("bob", training={"prior_weight": 0.0})

@@ -175,6 +175,7 @@ def uninterrupted(registry: Registry, store: Store, tune_id: str, base_folder: P
     return load(store.read_bytes(outcome.weights_key))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(
     settings: Settings, daemon: subprocess.Popen, tmp_path: Path, base_folder: Path

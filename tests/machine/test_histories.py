@@ -283,9 +283,8 @@ def make_up(house: House, examples: int, steps: int) -> None:
     run_state_machine_as_test(Histories, settings=chosen)
 
 
-@pytest.mark.slow
 def test_histories_on_sqlite(house: House) -> None:
-    make_up(house, 60, 15)
+    make_up(house, 15, 15)
 
 
 @pytest.mark.slow

@@ -146,6 +146,7 @@ def test_a_session_that_is_asked_to_stop_keeps_what_it_learned(workshop: Worksho
     assert workshop.registry.tunes.get(tune.id).status == "ready"
 
 
+@pytest.mark.slow
 def test_a_tune_is_ready_before_those_that_train_on(workshop: Workshop):
     short, long = workshop.prepared("short", steps=4), workshop.prepared("long", steps=40)
     session, seen = workshop.session(), []
