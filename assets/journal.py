@@ -1,12 +1,9 @@
 """What a run logs for a partition that it does not have itself looks like what an asset of the partition returns."""
 
 import dagster as dg
-from dagster import AssetCheckEvaluation
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluationTargetMaterializationData,
-)
 
 from tunes_dagster.assets.attempt import Context
+from tunes_dagster.pipeline.journal import check_evaluation, newest_materialization
 
 # What `MaterializeResult.data_version` becomes.
 DATA_VERSION_TAG = "dagster/data_version"
@@ -27,29 +24,6 @@ def log_materialized(
     context.log_event(
         dg.AssetMaterialization(asset_key=key, partition=partition, metadata=result.metadata, tags=versioned)
     )
-    target = _newest(context.instance, key, partition)
+    target = newest_materialization(context.instance, key, partition)
     for answer in result.check_results or []:
-        assert answer.check_name is not None
-        context.log_event(
-            AssetCheckEvaluation(  # type: ignore[arg-type]
-                asset_key=key,
-                check_name=answer.check_name,
-                passed=answer.passed,
-                metadata=answer.metadata,
-                severity=answer.severity,
-                description=answer.description,
-                partition=partition,
-                target_materialization_data=target,
-            )
-        )
-
-
-def _newest(
-    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str
-) -> AssetCheckEvaluationTargetMaterializationData:
-    """Return the pointer without which Dagster shows a partition's checks as missing."""
-    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition])
-    (record,) = instance.fetch_materializations(wanted, limit=1).records
-    return AssetCheckEvaluationTargetMaterializationData(
-        run_id=record.run_id, storage_id=record.storage_id, timestamp=record.timestamp
-    )
+        context.log_event(check_evaluation(key, partition, answer, target))  # type: ignore[arg-type]

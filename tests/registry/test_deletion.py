@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import JSON, String, Text, select
 
 from tests.registry.test_retention import made_of, rendered
+from tests.support.deletion import dying_in
 from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
 from tunes_dagster.core.failures import Cancelled
 from tunes_dagster.core.store import Store
@@ -15,7 +16,7 @@ from tunes_dagster.registry import Registry, Tune
 from tunes_dagster.registry.deletions import STEPS
 from tunes_dagster.registry.personal import PLAIN, WORDS
 from tunes_dagster.registry.tables import Table
-from tunes_dagster.service.erase import _Driven, drive
+from tunes_dagster.service.erase import drive
 from tunes_dagster.service.orphans import remove_orphans
 from tunes_dagster.service.retain import retain
 
@@ -72,24 +73,14 @@ def test_a_process_that_dies_after_the_answer_leaves_nothing_behind(
 @ON_SQLITE
 @pytest.mark.parametrize("dies_in", STEPS)
 def test_it_goes_on_after_a_death_in_any_step(
-    registry: Registry, clock: Clock, store: Store, dies_in: str, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, clock: Clock, store: Store, dies_in: str
 ) -> None:
     tune = make_ready(registry, add_tune(registry, title="anna"))
     made_of(registry, store, tune, b"one", caption="anna at home")
     rendered(registry, store, tune)
     registry.work.delete_tune(tune.id)
-    whole = _Driven.do
-
-    def dying(self: _Driven, step: str, done: object) -> object:
-        found = whole(self, step, done)  # type: ignore[arg-type]
-        if step == dies_in:
-            raise KeyboardInterrupt
-        return found
-
-    monkeypatch.setattr(_Driven, "do", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_in(dies_in):
         drive(registry, store)
-    monkeypatch.setattr(_Driven, "do", whole)
     assert drive(registry, store).count == 0, "whoever died may still be at work"
     clock.forward(HOUR)
     drive(registry, store)

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.registry.test_retention import made_of
+from tests.support.deletion import dying_in
 from tests.support.registry import Clock, add_tune, prompt_request, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
@@ -16,7 +17,7 @@ from tunes_dagster.registry import ApiObject, Registry
 from tunes_dagster.registry.deletions import STEPS
 from tunes_dagster.registry.idempotency import bind_idempotent
 from tunes_dagster.registry.tables import Table
-from tunes_dagster.service.erase import _Driven, drive
+from tunes_dagster.service.erase import drive
 
 WORD = "zarathea"
 PICTURE = b"\x89PNG marked picture"
@@ -90,7 +91,7 @@ def a_home_full_of_words(registry: Registry, store: Store) -> str:
 
 @pytest.mark.parametrize("dies_in", ["", *STEPS])
 def test_nothing_is_found_anywhere_after_deletion(
-    registry: Registry, clock: Clock, tmp_path: Path, dies_in: str, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, clock: Clock, tmp_path: Path, dies_in: str
 ) -> None:
     if dies_in and registry.engine.dialect.name != "sqlite":
         pytest.skip("what dies is not the database")
@@ -108,19 +109,9 @@ def test_nothing_is_found_anywhere_after_deletion(
     tables |= {"api_objects.asked", "idempotency_keys.body", "idempotency_keys.answer", "events.message"}
     assert tables | {"tunes.result", "prompts.failure_message", "drops.message", "batches.message"} <= marked
     registry.work.delete_tune(tune_id)
-    whole = _Driven.do
-
-    def dying(self: _Driven, step: str, done: object) -> object:
-        found = whole(self, step, done)  # type: ignore[arg-type]
-        if step == dies_in:
-            raise KeyboardInterrupt
-        return found
-
     if dies_in:
-        with monkeypatch.context() as death:
-            death.setattr(_Driven, "do", dying)
-            with pytest.raises(KeyboardInterrupt):
-                drive(registry, store)
+        with dying_in(dies_in):
+            drive(registry, store)
     clock.forward(2 * 3600.0)
     drive(registry, store)
     # What is still to be told keeps its address until it was told.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunes_dagster.cli.flags import Account, called
+from tunes_dagster.cli.flags import Account
 from tunes_dagster.cli.installation import Installation, open_installation
 from tunes_dagster.cli.making import (
     AsJson,
@@ -20,10 +20,9 @@ from tunes_dagster.cli.making import (
     Wait,
     Word,
     labelled,
-    say_what_came_out,
+    say_handed_in,
     uploaded,
 )
-from tunes_dagster.cli.output import emit_json, escape, say
 from tunes_dagster.core.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
@@ -72,7 +71,6 @@ def import_(
     `tunes import theirs.safetensors --token ohwx --name woman`. It is rendered, mixed, exported and deleted like any
     other, and another one may go on from it (`--base-tune-id`). What cannot be taken whole is refused by name.
     """
-    from tunes_dagster.cli.showing import say_warnings, tune_as_dict
     from tunes_dagster.core.recipe import ImportRequest
     from tunes_dagster.core.validation import checked
     from tunes_dagster.service.importing import import_weights
@@ -103,23 +101,7 @@ def import_(
             account_id=installation.registry.accounts.get(account).id,
             allow_folder=folder,
         )
-    if not as_json:
-        subject = escape(f"{tune.token} {tune.class_name}")
-        say(f"Tune [bold]{tune.number}[/] ({tune.id}): {escape(tune.title)}, {subject}, on {tune.branch}")
-        say_warnings([tune, *installation.registry.prompts.rows(tune_id=tune.id)])
-    if wait:
-        from tunes_dagster.cli.following import follow
-
-        follow(installation, tunes=[tune.id], stderr=as_json)
-    elif not as_json:
-        say(
-            f"Handed in. It starts when the daemon runs (`tunes dev`) or with: [bold]tunes resume {called(tune)}[/]"
-        )
-    tune = installation.registry.tunes.get(tune.id)
-    if as_json:
-        emit_json(tune_as_dict(tune))
-    elif wait:
-        say_what_came_out(installation, tune)
+    say_handed_in(installation, tune, wait, as_json)
 
 
 def _sources(

@@ -18,6 +18,7 @@ from tunes_dagster.intake.subject import example_prompt
 
 if TYPE_CHECKING:
     from tunes_dagster.core.recipe import PromptRequest, TuneRequest
+    from tunes_dagster.registry import Tune
 
 
 Word = str | None
@@ -91,12 +92,19 @@ def train(
     request, allowed = build_request(
         installation, folder, config, merged(_given(said), assignments(set_ or []))
     )
-    from tunes_dagster.cli.showing import say_warnings
-
     tune = _submit(installation, request, allowed, account)
+    say_handed_in(installation, tune, wait, as_json)
+
+
+def say_handed_in(installation: Installation, tune: Tune, wait: bool, as_json: bool) -> None:
+    """Say what was accepted, stay until it is done if that is wanted, and say what came of it."""
+    from tunes_dagster.cli.showing import say_warnings, tune_as_dict
+
     if not as_json:
         subject = escape(f"{tune.token} {tune.class_name}")
-        say(f"Tune [bold]{tune.number}[/] ({tune.id}): {escape(tune.title)}, {subject}")
+        say(
+            f"Tune [bold]{tune.number}[/] ({tune.id}): {escape(tune.title)}, {subject}, on {escape(tune.branch)}"
+        )
         say_warnings([tune, *installation.registry.prompts.rows(tune_id=tune.id)])
     if wait:
         from tunes_dagster.cli.following import follow
@@ -108,8 +116,6 @@ def train(
         )
     tune = installation.registry.tunes.get(tune.id)
     if as_json:
-        from tunes_dagster.cli.showing import tune_as_dict
-
         emit_json(tune_as_dict(tune))
     elif wait:
         say_what_came_out(installation, tune)

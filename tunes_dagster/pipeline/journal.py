@@ -96,20 +96,9 @@ class RunJournal:
         self._event(DagsterEventType.ASSET_MATERIALIZATION, at, said, StepMaterializationData(made), step)
         target = newest_materialization(self._instance, key, partition)
         for answer in checks:
-            name = answer.check_name
-            assert name is not None
-            evaluation = AssetCheckEvaluation(
-                asset_key=key,
-                check_name=name,
-                passed=answer.passed,
-                metadata=answer.metadata,
-                severity=answer.severity,
-                description=answer.description,
-                partition=partition,
-                target_materialization_data=target,
-            )
+            evaluation = check_evaluation(key, partition, answer, target)
             how = "passed" if answer.passed else "did not pass"
-            said = f"Asset check {name!r} on {key.to_user_string()!r} {how}."
+            said = f"Asset check {answer.check_name!r} on {key.to_user_string()!r} {how}."
             self._event(DagsterEventType.ASSET_CHECK_EVALUATION, at, said, evaluation, step)
 
     def step_succeeded(self, step: str, seconds: float, at: datetime) -> None:
@@ -184,4 +173,24 @@ def newest_materialization(
     (record,) = instance.fetch_materializations(wanted, limit=1).records
     return AssetCheckEvaluationTargetMaterializationData(
         run_id=record.run_id, storage_id=record.storage_id, timestamp=record.timestamp
+    )
+
+
+def check_evaluation(
+    key: dg.AssetKey,
+    partition: str,
+    answer: dg.AssetCheckResult,
+    target: AssetCheckEvaluationTargetMaterializationData,
+) -> AssetCheckEvaluation:
+    """Return what a check said of a partition, tied to the materialization that it looked at."""
+    assert answer.check_name is not None
+    return AssetCheckEvaluation(
+        asset_key=key,
+        check_name=answer.check_name,
+        passed=answer.passed,
+        metadata=answer.metadata,
+        severity=answer.severity,
+        description=answer.description,
+        partition=partition,
+        target_materialization_data=target,
     )

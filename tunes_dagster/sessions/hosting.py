@@ -6,29 +6,22 @@ what it is doing is kept, given back, and goes on in the next one.
 
 from __future__ import annotations
 
-import logging
 import platform
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.sessions.journal import Queued
 from tunes_dagster.sessions.keeping import give_up
+from tunes_dagster.sessions.process import beating, told_to_end
 from tunes_dagster.sessions.recording import Recorded
 from tunes_dagster.sessions.reporting import end_process
 
 if TYPE_CHECKING:
     from tunes_dagster.service.installation import Installation
     from tunes_dagster.sessions.session import Session
-
-log = logging.getLogger("tunes.session")
-
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def host(
@@ -60,7 +53,7 @@ def host(
         installation, journal, name=name or new_id("session"), end=end_process if alone else None
     )
     try:
-        with _alive(session, run_id), _told_to_end(session.stop):
+        with _alive(session, run_id), told_to_end(session.stop):
             if ready is not None:
                 ready(session)
             session.run(warm_seconds=warm_seconds)
@@ -71,29 +64,11 @@ def host(
 
 @contextmanager
 def _alive(session: Session, run_id: str | None) -> Iterator[None]:
-    """Say from a thread that a session is there."""
-    runs, over = session.registry.device_runs, threading.Event()
-    device, interval = session.device.name, session.settings.heartbeat_seconds
-
-    def beat(ended: bool = False) -> None:
-        try:
-            runs.session_beats(session.name, platform.node(), device, run_id, over=ended)
-        except Exception as error:
-            if isinstance(error, Failure) and error.code == FailureCode.CONFLICT:
-                log.error("%s", error)
-                session.stop()
-                over.set()
-                return
-            # The next one says it.
-            log.warning("The heartbeat of %s could not be written: %s", session.name, error)
-
-    def beats() -> None:
-        while not over.wait(interval):
-            beat()
-
+    """Take the device, give back what those that are gone had on it, and say from a thread that this one is there."""
+    runs, device, host_name = session.registry.device_runs, session.device.name, platform.node()
     gone = runs.hold_device(
         session.name,
-        platform.node(),
+        host_name,
         device,
         run_id,
         memory_gb=session.device.memory_gb,
@@ -102,33 +77,9 @@ def _alive(session: Session, run_id: str | None) -> Iterator[None]:
     for name in gone:
         give_up(session.registry, name)
     session.does = partial(runs.session_does, session.name)
-    thread = threading.Thread(target=beats, name="session-heartbeat", daemon=True)
-    thread.start()
-    try:
+
+    def say(last: bool) -> None:
+        runs.session_beats(session.name, host_name, device, run_id, over=last)
+
+    with beating(session.name, session.settings.heartbeat_seconds, say, superseded=session.stop):
         yield
-    finally:
-        over.set()
-        thread.join(10)
-        beat(ended=True)
-
-
-@contextmanager
-def _told_to_end(stop: Callable[[], None]) -> Iterator[None]:
-    """Take a signal to end as a request; a second one ends the process as ever."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in _ENDING}
-
-    def heard(_number: int, _frame: object) -> None:
-        stop()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in _ENDING:
-        signal.signal(number, heard)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.progress import format_seconds
 from tunes_dagster.registry.retrying import DatabaseAway
+from tunes_dagster.sessions.process import beating, told_to_end
 from tunes_dagster.sessions.waking import Bell
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def keep(installation: Installation, command: Sequence[str]) -> None:
     bell, failures = Bell(registry), 0
     postman = threading.Thread(target=_deliver, args=(installation, told), name="postman", daemon=True)
     postman.start()
-    with _told_by_signals(told), _known(installation):
+    with told_to_end(told.set), _known(installation):
         while not told.is_set():
             try:
                 waits = bell.rung() and registry.device_runs.device_work_waits()
@@ -115,28 +115,13 @@ def session_command() -> list[str]:
 @contextmanager
 def _known(installation: Installation) -> Iterator[None]:
     """Say that somebody sees to sessions here, so that nobody else starts one."""
-    runs, over = installation.registry.device_runs, threading.Event()
-    name, interval = new_id("keeper"), installation.settings.heartbeat_seconds
+    runs, name = installation.registry.device_runs, new_id("keeper")
 
-    def beat(ended: bool = False) -> None:
-        try:
-            runs.session_beats(name, platform.node(), "", over=ended)
-        except Exception as error:  # the next one says it
-            log.warning("The heartbeat of %s could not be written: %s", name, error)
+    def say(last: bool) -> None:
+        runs.session_beats(name, platform.node(), "", over=last)
 
-    def beats() -> None:
-        while not over.wait(interval):
-            beat()
-
-    beat()
-    thread = threading.Thread(target=beats, name="keeper-heartbeat", daemon=True)
-    thread.start()
-    try:
+    with beating(name, installation.settings.heartbeat_seconds, say):
         yield
-    finally:
-        over.set()
-        thread.join(10)
-        beat(ended=True)
 
 
 def _run(command: Sequence[str], told: threading.Event) -> int:
@@ -149,18 +134,3 @@ def _run(command: Sequence[str], told: threading.Event) -> int:
             passed_on = True
         time.sleep(_LOOK_SECONDS)
     return status
-
-
-@contextmanager
-def _told_by_signals(told: threading.Event) -> Iterator[None]:
-    """Set an event when this process is told to end, for the while."""
-
-    def note(_number: int, _frame: FrameType | None) -> None:
-        told.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
