@@ -41,10 +41,11 @@ class Bell:
         return True
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Give the connection back: others write with it from now on, which it does not count, so ask anew next time."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._version, self._heard = None, float("-inf")
 
     def _data_version(self) -> int:
         if self._connection is None:
