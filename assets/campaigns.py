@@ -21,6 +21,7 @@ from tunes_dagster.resources import InstallationResource
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign
+    from tunes_dagster.service.installation import Installation
 
 PLAN_COLUMNS = {
     "line": "int",
@@ -296,19 +297,20 @@ def _report_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition
         context: dg.AssetExecutionContext, installation: InstallationResource
     ) -> dg.MaterializeResult:
         whole = installation.open()
-        return report_result(context, whole.registry, whole.store, name)
+        return report_result(context, whole, name)
 
     return campaign_report
 
 
 def report_result(
-    context: dg.AssetExecutionContext, rows: Any, store: Any, name: str
+    context: dg.AssetExecutionContext, installation: "Installation", name: str
 ) -> dg.MaterializeResult:
     """Report on one date, also when not everything has ended yet."""
     from tunes_dagster.campaigns.report import make_report
 
     with sentences():
-        report = make_report(rows, store, rows.campaigns.get(name), context.partition_key)
+        report = make_report(installation, installation.registry.campaigns.get(name), context.partition_key)
+    store = installation.store
     counts = report.numbers
     missing = counts.failed + counts.open
     said = f"{counts.failed} prompts failed, {counts.open} are still open."

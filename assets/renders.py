@@ -25,7 +25,6 @@ from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.results import BatchResult, Machine
 from tunes_dagster.core.store import Store
 from tunes_dagster.pipeline.partitions import loras_of_batch, render_batches
-from tunes_dagster.registry import Registry
 from tunes_dagster.rendering.aids import make_aids
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.run import run_batch
@@ -152,7 +151,7 @@ def renders(
     if not jobs:
         return nothing_left(writer, GAVE_WAY)
     rendered = Rendered(batch, prompts, jobs, writer.results, prefix, seconds, device)
-    return described(rendered, rows, kept)
+    return described(rendered, kept)
 
 
 def all_again(context: dg.AssetExecutionContext) -> bool:
@@ -176,7 +175,7 @@ def nothing_left(
     )
 
 
-def described(done: Rendered, registry: Registry, store: Store) -> dg.MaterializeResult:
+def described(done: Rendered, store: Store) -> dg.MaterializeResult:
     """Return the materialization of a batch: contact sheet, page, table of prompts, tunes used, and checks."""
     from tunes_dagster.rendering.batch_report import write_batch_report
 

@@ -93,10 +93,7 @@ def tune_of_partition(
 
     request = checked(TuneRequest, changes, "What the Launchpad says")
     tune = submit_tune(
-        registry,
-        installation.store,
-        installation.catalog,
-        installation.settings,
+        installation,
         request,
         account_id=registry.accounts.get(config.account).id,
         origin="ui",

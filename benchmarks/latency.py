@@ -131,9 +131,7 @@ class House:
             {"name": "mug", "sources": {"folder": str(folder)}, "training": {"steps": steps}}
         )
         whole = self.whole
-        tune = submit_tune(
-            whole.registry, whole.store, whole.catalog, whole.settings, request, allow_folder=str(folder)
-        )
+        tune = submit_tune(whole, request, allow_folder=str(folder))
         return tune.id
 
     def until_step(self, tune_id: str) -> None:

@@ -26,6 +26,7 @@ from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Table, Tune, Work
 from tunes_dagster.service import decide
+from tunes_dagster.service.installation import Installation
 
 CALL_LIMIT_MS = 50.0
 TICK_LIMIT_MS = 2000.0
@@ -233,8 +234,8 @@ def ticks(registry: Registry) -> dict[str, Callable[[], Any]]:
     settings = Settings()
     return {
         "tick_prepare": lambda: decide.prepare_launches(registry),
-        "tick_cohorts": lambda: decide.cohort_launches(registry, settings),
-        "tick_render": lambda: decide.render_launches(registry, settings),
+        "tick_cohorts": lambda: decide.cohort_launches(Installation(settings, registry=registry)),
+        "tick_render": lambda: decide.render_launches(Installation(settings, registry=registry)),
         "tick_finish": lambda: decide.finish_launches(registry),
         "tick_stuck": lambda: decide.find_stuck(registry, clock.now(), lambda _name: True),
     }

@@ -313,6 +313,44 @@ def test_settings_are_read_by_entry_points_only():
     assert found <= set(READS_SETTINGS), found - set(READS_SETTINGS)
 
 
+# The parts of an installation; whoever needs more than one of them is handed the whole.
+PARTS = {"Settings", "Registry", "Store", "Catalog"}
+# Rooms below `service`, which may not know the installation, take the parts that they need.
+KNOWS_THE_INSTALLATION = {room for room, others in MAY_USE.items() if "service" in others} | {"service"}
+TAKES_PARTS = {
+    ("tunes_dagster/service/installation.py", "__init__"): "is what the parts make",
+    (
+        "tunes_dagster/service/companions.py",
+        "companions",
+    ): "is asked about other settings than the operator's",
+    ("tunes_dagster/service/companions.py", "missing"): "the same",
+    ("tunes_dagster/service/companions.py", "captioner_of"): "the same",
+    ("resources/models.py", "open"): "the same",
+}
+
+
+def parts_taken(node: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Return which parts of an installation a function takes side by side, by their types."""
+    args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    words = [
+        {inner.id for inner in ast.walk(one.annotation) if isinstance(inner, ast.Name)}
+        for one in args
+        if one.annotation is not None
+    ]
+    return PARTS & set().union(*words) if words else set()
+
+
+def test_whoever_needs_more_than_one_part_of_the_installation_takes_the_installation():
+    found = {
+        (path, node.name)
+        for room, path, tree in modules()
+        if room in KNOWS_THE_INSTALLATION
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(parts_taken(node)) > 1
+    }
+    assert found == set(TAKES_PARTS), found ^ set(TAKES_PARTS)
+
+
 def test_assets_and_resources_have_one_name():
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -111,10 +111,9 @@ def _by_hand(house: House) -> None:
     for base in ("sdxl", "flux", "sd15", "flux2", "fast"):
         request = TuneRequest.model_validate({"name": "dog", "base": base, "sources": PICTURES})
         tune = submit_tune(
-            house.registry,
-            house.store,
-            service.catalog,
-            service.settings,
+            Installation(
+                service.settings, registry=house.registry, store=house.store, catalog=service.catalog
+            ),
             request,
             account_id="ann",
             tune_id=f"by-hand-{base}",
@@ -122,7 +121,11 @@ def _by_hand(house: House) -> None:
         asks = [PromptRequest(text="ohwx dog", tune=tune.id), PromptRequest(text="a dog", base=base)]
         for ask in asks:
             submit_prompt(
-                house.registry, service.catalog, service.settings, ask, account_id="ann", store=house.store
+                Installation(
+                    service.settings, registry=house.registry, store=house.store, catalog=service.catalog
+                ),
+                ask,
+                account_id="ann",
             )
     for base in ("sdxl", "sd15"):  # of every kind, as the command line and as Astria's clients ask for them
         for kind in (
@@ -133,10 +136,9 @@ def _by_hand(house: House) -> None:
         ):
             asked = {"name": "woman", "base": base, "sources": PICTURES, "training": kind}
             submit_tune(
-                house.registry,
-                house.store,
-                service.catalog,
-                service.settings,
+                Installation(
+                    service.settings, registry=house.registry, store=house.store, catalog=service.catalog
+                ),
                 TuneRequest.model_validate(asked),
                 account_id="ann",
             )
@@ -144,7 +146,10 @@ def _by_hand(house: House) -> None:
         astria_tune(house, branch="sd15", model_type=kind_word)
     ready = _ready(house, "by-hand-sdxl")
     keep_dataset(house, ready.id)
-    rerun(house.registry, house.store, service.catalog, service.settings, ready)
+    rerun(
+        Installation(service.settings, registry=house.registry, store=house.store, catalog=service.catalog),
+        ready,
+    )
     keeper = Keeper(
         Installation(service.settings, registry=house.registry, store=house.store, catalog=service.catalog)
     )
@@ -250,10 +255,9 @@ def test_a_poor_account_is_refused_on_every_road(house: House, model: str) -> No
     request = TuneRequest.model_validate({"name": "dog", "base": model, "sources": PICTURES})
     with pytest.raises(Failure) as refused:
         submit_tune(
-            house.registry,
-            house.store,
-            service.catalog,
-            service.settings,
+            Installation(
+                service.settings, registry=house.registry, store=house.store, catalog=service.catalog
+            ),
             request,
             account_id="poor",
             origin="cli",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.registry.conftest import clock, migrated_file, registry  # noqa: F401
 from tests.registry.test_retention import store  # noqa: F401
-from tests.support.registry import add_tune, make_ready
+from tests.support.registry import add_tune, around, make_ready
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.campaigns.report import make_report
@@ -56,7 +56,7 @@ def test_a_report_shows_every_picture_and_every_reason(registry, store, tmp_path
     registry.prompts.failed(prompts[-2].id, work.id, "run", rule)
     registry.work.finish(work.id, "run", result={"pictures": 4, "seconds": 12.0, "load_seconds": 2.0})
 
-    report = make_report(registry, store, campaign, "2026-02-23")
+    report = make_report(around(registry, store), campaign, "2026-02-23")
     assert report.numbers.said() == {
         "prompts": 6,
         "pictures": 4,
@@ -102,7 +102,7 @@ def test_the_table_is_parquet_too_where_pyarrow_is_installed(registry, store, tm
     )
     campaign, _ = keeper.add(Source("looks.yaml", YAML, {"looks.csv": TABLE}), registry.now())
     keeper.plan(campaign, "2026-02-23")
-    report = make_report(registry, store, campaign, "2026-02-23")
+    report = make_report(around(registry, store), campaign, "2026-02-23")
     frame = pandas.read_parquet(io.BytesIO(store.read_bytes(report.parquet_key)))
     assert (
         len(frame) == 9

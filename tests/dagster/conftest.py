@@ -16,6 +16,7 @@ from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.registry import Registry, Tune, open_registry
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.submit import submit_tune
 
 
@@ -50,7 +51,9 @@ class House:
             }
         )
         return submit_tune(
-            self.registry, self.store, load_catalog(), self.settings, request, allow_folder=str(folder)
+            Installation(self.settings, registry=self.registry, store=self.store, catalog=load_catalog()),
+            request,
+            allow_folder=str(folder),
         )
 
     def status(self, tune_id: str) -> str:

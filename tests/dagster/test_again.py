@@ -13,6 +13,7 @@ from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.families.sdxl import SdxlBase
 from tunes_dagster.intake.captions import CaptionTable, set_captions
 from tunes_dagster.service import compare as comparison
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.rerun import rerun
 
 
@@ -27,10 +28,7 @@ def tensors_hash(house, tune_id: str) -> str:
 
 def again(house, tune_id: str, **changes):
     return rerun(
-        house.registry,
-        house.store,
-        load_catalog(),
-        house.settings,
+        Installation(house.settings, registry=house.registry, store=house.store, catalog=load_catalog()),
         house.registry.tunes.get(tune_id),
         changes,
     )

@@ -62,7 +62,11 @@ def test_a_date_is_planned_rendered_and_reported_and_never_twice(house):
         "every_tune_is_usable": True,
     }
     assert house.registry.campaigns.due_reports(["monday_looks"]) == [], "nothing is finished yet"
-    drive(house.settings, lambda: ended(house, date.id), registry=house.registry, instance=house.instance)
+    drive(
+        Installation(house.settings, registry=house.registry),
+        lambda: ended(house, date.id),
+        instance=house.instance,
+    )
     ((_, due),) = house.registry.campaigns.due_reports(["monday_looks"])
     assert due.date == "2026-03-09" and house.registry.campaigns.due_reports(["monday_looks"]) == []
 

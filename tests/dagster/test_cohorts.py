@@ -17,6 +17,7 @@ from tunes_dagster.pipeline.inprocess import execute
 from tunes_dagster.pipeline.launches import RUN_KEY_TAG
 from tunes_dagster.registry import Registry
 from tunes_dagster.service import decide
+from tunes_dagster.service.installation import Installation
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -35,7 +36,7 @@ def test_one_is_cancelled_one_kept_one_fails_one_joins_and_one_is_trained(house,
     stopped, kept = (house.submit(title, training=endless) for title in ("stopped", "kept"))
     members = [tune.id for tune in (good, bad, stopped, kept)]
     drive_until(house, *members, status=("prepared",))
-    (launch,) = decide.cohort_launches(house.registry, house.settings)
+    (launch,) = decide.cohort_launches(Installation(house.settings, registry=house.registry))
     late = house.submit("late", training={"rank": 8})
     drive_until(house, late.id, status=("prepared",))
     for item in TrainingSet.load(house.store, bad.id).training:
@@ -153,7 +154,7 @@ def test_a_run_that_is_executed_again_does_what_failed_and_is_still_wanted(house
     good, bad, worse, unwanted = (house.submit(name) for name in ("good", "bad", "worse", "unwanted"))
     members = [tune.id for tune in (good, bad, worse, unwanted)]
     drive_until(house, *members, status=("prepared",))
-    (launch,) = decide.cohort_launches(house.registry, house.settings)
+    (launch,) = decide.cohort_launches(Installation(house.settings, registry=house.registry))
     whole = {}
     for tune in (bad, worse, unwanted):
         for item in TrainingSet.load(house.store, tune.id).training:

@@ -23,6 +23,7 @@ from tunes_dagster.pipeline.launcher import DEVICE_RUN_TAG, DeviceRunLauncher, d
 from tunes_dagster.pipeline.telling import Teller
 from tunes_dagster.resources import default_resources, installed
 from tunes_dagster.service import submit
+from tunes_dagster.service.installation import Installation
 
 
 @pytest.fixture
@@ -177,9 +178,7 @@ def test_many_small_batches_share_runs_and_few_do_not(place, monkeypatch):
     )
     for number in range(8):
         submit.submit_prompt(
-            place.registry,
-            place.installation.catalog,
-            place.house.settings,
+            Installation(place.house.settings, registry=place.registry, catalog=place.installation.catalog),
             PromptRequest(text=f"a secret wish {number}", tune=tune.id),
         )
         place.registry.groups.make_batches(wait_seconds=0)

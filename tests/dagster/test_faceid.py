@@ -13,6 +13,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.pipeline.inprocess import drive
 from tunes_dagster.rendering.png import read_recipe
 from tunes_dagster.service import decide
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.training.faceid import read_face
 from tunes_dagster.training.files import read_header
 
@@ -53,8 +54,8 @@ def test_a_faceid_tune_goes_from_a_picture_to_renders(house, base_folder):
     def prepared() -> bool:
         return {house.status(tune.id), house.status(other.id)} == {"prepared"}
 
-    drive(house.settings, prepared, registry=house.registry, instance=house.instance)
-    first, second = decide.cohort_launches(house.registry, house.settings)
+    drive(Installation(house.settings, registry=house.registry), prepared, instance=house.instance)
+    first, second = decide.cohort_launches(Installation(house.settings, registry=house.registry))
     assert (first.kind, second.kind) == ("embed", "train")
     (work,) = house.registry.work.of(tune.id, "embed")
     assert work.state == "submitted" and not house.registry.work.of(tune.id, "train")
@@ -83,7 +84,7 @@ def test_a_faceid_tune_goes_from_a_picture_to_renders(house, base_folder):
         (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
         return prompt.status in ("done", "failed")
 
-    drive(house.settings, rendered, registry=house.registry, instance=house.instance)
+    drive(Installation(house.settings, registry=house.registry), rendered, instance=house.instance)
     (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
     assert prompt.status == "done", prompt.failure_message
     recipe = read_recipe(house.store.read_bytes(prompt.images[0]))

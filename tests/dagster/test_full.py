@@ -7,6 +7,7 @@ import zipfile
 
 from tests.dagster.test_again import again, difference, tensors_hash
 from tests.dagster.test_pipeline import checks, drive_until, materialization
+from tests.support.registry import around
 from tunes_dagster.assets.names import LORA
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.families.catalog import load_catalog
@@ -14,6 +15,7 @@ from tunes_dagster.pipeline.inprocess import drive
 from tunes_dagster.rendering.png import read_recipe
 from tunes_dagster.service.download import download_key, pieces
 from tunes_dagster.service.erase import erase_tunes
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.submit import submit_prompt
 
 FULL = {"kind": "checkpoint", "learning_rate": 1e-3, "steps": 4, "checkpoint_every": 4}
@@ -39,7 +41,9 @@ def test_a_full_tune_goes_from_pictures_to_renders_and_away(house):
     # All in one batch: the full tune's, the LoRA's, and the LoRA on the full tune.
     def ask(tune, words="a photo of ohwx mug"):
         request = PromptRequest(text=words, tune=tune.id, settings={"seed": 5})
-        return submit_prompt(house.registry, load_catalog(), house.settings, request)
+        return submit_prompt(
+            Installation(house.settings, registry=house.registry, catalog=load_catalog()), request
+        )
 
     asked = [ask(full), ask(lora), ask(full, f"a photo of ohwx mug <lora:{lora.number}:1>")]
     rows = house.registry.prompts.rows
@@ -47,7 +51,7 @@ def test_a_full_tune_goes_from_pictures_to_renders_and_away(house):
     def rendered() -> bool:
         return all(one.status in ("done", "failed") for one in rows())
 
-    drive(house.settings, rendered, registry=house.registry, instance=house.instance)
+    drive(Installation(house.settings, registry=house.registry), rendered, instance=house.instance)
     first, *others = [house.registry.prompts.get(one.id) for one in asked]
     (early,) = [one for one in rows(tune_id=full.id) if one.id not in {each.id for each in asked}]
     assert {one.batch_id for one in others} == {first.batch_id}
@@ -71,6 +75,9 @@ def test_a_full_tune_goes_from_pictures_to_renders_and_away(house):
     drive_until(house, same.id, status=("trained", "failed"))
     assert tensors_hash(house, same.id) == tensors_hash(house, full.id)
     assert difference(house, full, same) == set()
-    erase_tunes(house.registry, house.store, [house.registry.tunes.get(full.id)])
+    erase_tunes(
+        around(house.registry, house.store),
+        [house.registry.tunes.get(full.id)],
+    )
     assert not list(house.store.list(f"tunes/{full.id}"))
     assert list(house.store.list(f"tunes/{lora.id}/lora"))

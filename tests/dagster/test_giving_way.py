@@ -10,6 +10,7 @@ from tunes_dagster.core.settings import get_settings
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.pipeline.inprocess import execute
 from tunes_dagster.service import decide
+from tunes_dagster.service.installation import Installation
 
 SMALL = {"width": 64, "height": 64, "steps": 1}
 
@@ -21,7 +22,7 @@ def test_a_campaign_gives_way_between_parts_and_goes_on(house, monkeypatch):
     settings, registry, defs = get_settings(), house.registry, build_defs(campaigns=[])
     for seed in range(20):
         registry.prompts.add(prompt_request(seed=seed, **SMALL), branch="tiny-sdxl", origin="campaign")
-    (campaign,) = decide.render_launches(registry, settings)
+    (campaign,) = decide.render_launches(Installation(settings, registry=registry))
     assert campaign.patient
 
     def stands() -> Counter[str]:
@@ -34,14 +35,18 @@ def test_a_campaign_gives_way_between_parts_and_goes_on(house, monkeypatch):
     assert execute(defs, house.instance, campaign) and stands() == {"queued": 20}, "before anything is loaded"
     (work,) = registry.work.of(campaign.partition, "render")
     assert (work.state, work.attempt, work.tries) == ("queued", 1, 0)
-    launches = {launch.patient: launch for launch in decide.render_launches(registry, settings)}
+    launches = {
+        launch.patient: launch for launch in decide.render_launches(Installation(settings, registry=registry))
+    }
     assert execute(defs, house.instance, launches[False])
     assert registry.prompts.get(first).status == "done"
 
     second = single(101)
     assert execute(defs, house.instance, launches[True])
     assert stands() == {"done": 7, "queued": 13}, "one of three parts was rendered, and kept"
-    launches = {launch.patient: launch for launch in decide.render_launches(registry, settings)}
+    launches = {
+        launch.patient: launch for launch in decide.render_launches(Installation(settings, registry=registry))
+    }
     assert execute(defs, house.instance, launches[False]) and registry.prompts.get(second).status == "done"
     assert execute(defs, house.instance, launches[True]) and stands() == {"done": 20}
     (work,) = registry.work.of(campaign.partition, "render")

@@ -9,6 +9,7 @@ from tests.dagster.test_pipeline import drive_until
 from tests.support import foreign
 from tests.support.families import random_lora
 from tests.support.houses import draw_pictures
+from tests.support.registry import around
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import ImportRequest, PromptRequest, TuneRequest
 from tunes_dagster.families.catalog import load_catalog
@@ -17,6 +18,7 @@ from tunes_dagster.pipeline.inprocess import drive
 from tunes_dagster.rendering.png import read_recipe
 from tunes_dagster.service.erase import erase_tunes
 from tunes_dagster.service.importing import import_weights
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.submit import submit_prompt, submit_tune
 
 
@@ -44,10 +46,7 @@ def theirs(base_folder, tmp_path):
 
 def take(house, file, allow_folder=None, **said):
     return import_weights(
-        house.registry,
-        house.store,
-        load_catalog(),
-        house.settings,
+        Installation(house.settings, registry=house.registry, store=house.store, catalog=load_catalog()),
         ImportRequest(**said),
         on_this_machine(file),
         allow_folder=allow_folder,
@@ -88,16 +87,18 @@ def test_a_file_of_others_lives_like_a_tune(house, theirs):
     (first,) = house.registry.prompts.rows(tune_id=scored.id)
     catalog = load_catalog()
     mixed, alone = (
-        submit_prompt(house.registry, catalog, house.settings, PromptRequest.model_validate(one))
+        submit_prompt(
+            Installation(house.settings, registry=house.registry, catalog=catalog),
+            PromptRequest.model_validate(one),
+        )
         for one in (
             {"text": "a mug <lora:Ann:0.5> <lora:Bob:0.5>", "base": "tiny-sdxl", "settings": {"seed": 5}},
             {"text": "a photo of ohwx mug", "tune": "Bob", "settings": {"seed": 5}},
         )
     )
     drive(
-        house.settings,
+        Installation(house.settings, registry=house.registry),
         lambda: done(house, first, mixed, alone),
-        registry=house.registry,
         instance=house.instance,
     )
     pictures = [house.registry.prompts.get(one.id) for one in (first, mixed, alone)]
@@ -106,10 +107,7 @@ def test_a_file_of_others_lives_like_a_tune(house, theirs):
     assert len(read_recipe(house.store.read_bytes(pictures[1].images[0]))["loras"]) == 2
 
     further = submit_tune(
-        house.registry,
-        house.store,
-        catalog,
-        house.settings,
+        Installation(house.settings, registry=house.registry, store=house.store, catalog=catalog),
         TuneRequest.model_validate(
             {
                 "name": "mug",
@@ -124,13 +122,10 @@ def test_a_file_of_others_lives_like_a_tune(house, theirs):
     assert further.recipe["training"]["rank"] == 4 and further.recipe["training"]["targets"] == "attention"
     with pytest.raises(Failure, match="text encoders"):
         submit_tune(
-            house.registry,
-            house.store,
-            catalog,
-            house.settings,
+            Installation(house.settings, registry=house.registry, store=house.store, catalog=catalog),
             TuneRequest.model_validate({"name": "mug", "training": {"base_tune_id": "Ann"}}),
         )
-    erase_tunes(house.registry, house.store, [ready])
+    erase_tunes(around(house.registry, house.store), [ready])
     assert not list(house.store.list(f"tunes/{scored.id}"))
 
 
@@ -145,10 +140,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_kept(house, theirs, tmp
             take(house, file, **said)
     with pytest.raises(Failure, match="Which base"):
         import_weights(
-            house.registry,
-            house.store,
-            load_catalog(),
-            house.settings,
+            Installation(house.settings, registry=house.registry, store=house.store, catalog=load_catalog()),
             ImportRequest(url="https://example.com/a.safetensors"),
         )
     assert house.registry.tunes.rows() == [] and not list(house.store.list("tunes"))

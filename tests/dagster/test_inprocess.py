@@ -14,6 +14,7 @@ from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.pipeline import inprocess
 from tunes_dagster.pipeline.launches import RUN_KEY_TAG, full_pools
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.submit import submit_prompt
 
 
@@ -39,16 +40,18 @@ def holder(house) -> str:
 
 def test_work_waits_in_the_queue_while_another_run_has_the_device(house, holder):
     request = PromptRequest(text="a mug", base="sdxl")
-    prompt = submit_prompt(house.registry, load_catalog(), house.settings, request)
+    prompt = submit_prompt(
+        Installation(house.settings, registry=house.registry, catalog=load_catalog()), request
+    )
     full = full_pools(house.instance, POOLS)
     assert full == {GPU_POOL}
-    assert inprocess.next_launches(house.registry, house.settings, full) == []
+    assert inprocess.next_launches(Installation(house.settings, registry=house.registry), full) == []
     assert house.registry.prompts.get(prompt.id).status == "queued"
 
     house.submit("bob")
-    (launch,) = inprocess.next_launches(house.registry, house.settings, full)
+    (launch,) = inprocess.next_launches(Installation(house.settings, registry=house.registry), full)
     assert launch.kind == "prepare"
-    (launch,) = inprocess.next_launches(house.registry, house.settings)
+    (launch,) = inprocess.next_launches(Installation(house.settings, registry=house.registry))
     assert launch.kind == "render"
 
 
@@ -67,7 +70,9 @@ def test_a_process_that_was_killed_gives_the_device_back_without_a_daemon(house,
 
 def test_a_run_that_waits_for_a_daemon_which_is_gone_is_taken_over(house, monkeypatch):
     tune = house.submit("ann")
-    (launch,) = inprocess.next_launches(house.registry, house.settings)  # as the daemon's sensor took it
+    (launch,) = inprocess.next_launches(
+        Installation(house.settings, registry=house.registry)
+    )  # as the daemon's sensor took it
     tags = {RUN_KEY_TAG: launch.run_key}
     queued = create_run_for_test(
         house.instance, job_name="prepare_tune", status=dg.DagsterRunStatus.STARTING, tags=tags

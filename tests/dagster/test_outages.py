@@ -9,6 +9,7 @@ import pytest
 
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.pipeline import inprocess
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.sessions import reporting
 from tunes_dagster.sessions.batches import PromptWriter
 
@@ -64,7 +65,7 @@ def test_a_database_that_is_killed_again_and_again_costs_no_work(
         (prompt,) = house.registry.with_patience(60.0).prompts.rows(tune_id=tune.id)
         return prompt.status in ("done", "failed", "cancelled")
 
-    inprocess.drive(house.settings, over, registry=house.registry, instance=house.instance)
+    inprocess.drive(Installation(house.settings, registry=house.registry), over, instance=house.instance)
     (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
     assert (house.status(tune.id), prompt.status, len(prompt.images)) == ("ready", "done", 2)
     assert set(killed) >= {"claiming train", "step 2", "step 4", "claiming render", "rendered"}

@@ -18,6 +18,7 @@ from tunes_dagster.pipeline.launches import RUN_KEY_TAG
 from tunes_dagster.rendering.png import read_recipe
 from tunes_dagster.service import decide
 from tunes_dagster.service.compare import recipe_of
+from tunes_dagster.service.installation import Installation
 
 ENDED = ("ready", "failed", "cancelled")
 
@@ -28,7 +29,7 @@ def drive_until(house, *tune_ids: str, status: tuple[str, ...] = ENDED) -> None:
     def over() -> bool:
         return all(house.status(tune_id) in status for tune_id in tune_ids)
 
-    drive(house.settings, over, registry=house.registry, instance=house.instance)
+    drive(Installation(house.settings, registry=house.registry), over, instance=house.instance)
 
 
 def materialization(house, key: dg.AssetKey, partition: str) -> dict:
@@ -81,7 +82,7 @@ def test_a_tune_goes_from_pictures_to_renders(house):
         (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
         return house.status(tune.id) in ("failed", "cancelled") or prompt.status in ("done", "failed")
 
-    drive(house.settings, finished, registry=house.registry, instance=house.instance)
+    drive(Installation(house.settings, registry=house.registry), finished, instance=house.instance)
     assert house.status(tune.id) == "ready", house.registry.tunes.get(tune.id).failure_message
     (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
     assert prompt.status == "done", prompt.failure_message
@@ -252,7 +253,7 @@ def prepared_launch(house, **fields):
     """Prepare a tune and take its training out of the queue."""
     tune = house.submit(**fields)
     drive_until(house, tune.id, status=("prepared",))
-    (launch,) = decide.cohort_launches(house.registry, house.settings)
+    (launch,) = decide.cohort_launches(Installation(house.settings, registry=house.registry))
     return tune, launch
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tunes_dagster.assets.housekeeping import prune_cache
 from tunes_dagster.pipeline.inprocess import drive
+from tunes_dagster.service.installation import Installation
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_a_tune_is_made_and_rendered_in_a_bucket(bucket, house):
         (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
         return house.status(tune.id) in ("failed", "cancelled") or prompt.status in ("done", "failed")
 
-    drive(house.settings, finished, registry=house.registry, instance=house.instance)
+    drive(Installation(house.settings, registry=house.registry), finished, instance=house.instance)
     assert house.status(tune.id) == "ready", house.registry.tunes.get(tune.id).failure_message
     (prompt,) = house.registry.prompts.rows(tune_id=tune.id)
     assert prompt.status == "done", prompt.failure_message

@@ -10,6 +10,7 @@ import yaml
 
 from tunes_dagster.pipeline.inprocess import drive
 from tunes_dagster.rendering.png import read_recipe
+from tunes_dagster.service.installation import Installation
 
 
 def test_a_tune_is_rendered_on_the_sibling_of_its_base(house, base_folder, monkeypatch):
@@ -33,7 +34,7 @@ def test_a_tune_is_rendered_on_the_sibling_of_its_base(house, base_folder, monke
         prompts = house.registry.prompts.rows(tune_id=tune.id)
         return all(prompt.status in ("done", "failed", "cancelled") for prompt in prompts)
 
-    drive(house.settings, finished, registry=house.registry, instance=house.instance)
+    drive(Installation(house.settings, registry=house.registry), finished, instance=house.instance)
     recipes = {}
     for prompt in house.registry.prompts.rows(tune_id=tune.id):
         assert prompt.status == "done", prompt.failure_message

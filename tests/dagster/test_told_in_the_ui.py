@@ -20,6 +20,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.pipeline.inprocess import open_instance
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.submit import submit_prompt
 
 RUNS = """
@@ -103,7 +104,10 @@ def test_twenty_pieces_tell_their_story_in_the_ui(place, ui):
     place.session.finish(place.session.begin("finish", made[0].id), {"report_card": {"verdict": "good"}})
     for number in range(7):
         asked = PromptRequest(text=f"a secret wish {number}", tune=made[0].id)
-        submit_prompt(place.registry, place.installation.catalog, place.house.settings, asked)
+        submit_prompt(
+            Installation(place.house.settings, registry=place.registry, catalog=place.installation.catalog),
+            asked,
+        )
         place.registry.groups.make_batches(wait_seconds=0)
     batches = [work.subject_id for work in place.registry.work.queued("render")]
     for batch in batches:

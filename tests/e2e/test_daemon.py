@@ -26,6 +26,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.pipeline.inprocess import daemon_is_alive, open_instance
 from tunes_dagster.registry import Registry, open_registry
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.submit import submit_tune
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,7 +198,9 @@ def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(
             "callback_url": f"{world.url}/ready",
         }
     )
-    tune = submit_tune(registry, store, load_catalog(), settings, request, origin="api")
+    tune = submit_tune(
+        Installation(settings, registry=registry, store=store, catalog=load_catalog()), request, origin="api"
+    )
     instance = open_instance(settings)
 
     wait_for(

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from tests.support.houses import draw_pictures, write_catalog
+from tests.support.registry import around
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.core.recipe import TuneRequest
@@ -106,10 +107,9 @@ def begin(folder: Path, base: Path) -> None:
             }
         )
         submit_tune(
-            home.registry,
-            home.store,
-            home.whole.catalog,
-            home.whole.settings,
+            Installation(
+                home.whole.settings, registry=home.registry, store=home.store, catalog=home.whole.catalog
+            ),
             request,
             allow_folder=str(folder / "pictures"),
         )
@@ -121,7 +121,7 @@ def begin(folder: Path, base: Path) -> None:
 def _driven(home: Home, until: Callable[[], bool], **settings_of: Any) -> None:
     settings = home.whole.settings.model_copy(update=settings_of)
     with open_instance(settings) as instance:
-        drive(settings, until, registry=home.registry, instance=instance)
+        drive(Installation(settings, registry=home.registry), until, instance=instance)
 
 
 def _both(home: Home, *wanted: str) -> bool:
@@ -139,7 +139,7 @@ def _plan(home: Home) -> None:
 
 def _delete(home: Home) -> None:
     gone = [tune for tune in home.registry.tunes.rows() if tune.title == "gone"]
-    erase_tunes(home.registry, home.store, gone)
+    erase_tunes(around(home.registry, home.store), gone)
     for _ in range(5):
         drive_deletions(home.registry, home.store)
 

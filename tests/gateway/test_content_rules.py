@@ -68,17 +68,12 @@ def test_campaigns_tunes_and_the_command_line_are_told_before_anything_is_queued
     ]
     for work in (
         lambda: submit_prompt(
-            registry,
-            service.catalog,
-            service.settings,
+            Installation(service.settings, registry=registry, catalog=service.catalog),
             PromptRequest(text=BAD, base="sdxl"),
             account_id="ann",
         ),
         lambda: submit_tune(
-            registry,
-            house.store,
-            service.catalog,
-            service.settings,
+            Installation(service.settings, registry=registry, store=house.store, catalog=service.catalog),
             TuneRequest.model_validate(
                 {
                     "name": "dog",

@@ -35,6 +35,7 @@ from tunes_dagster.gateway.dialects import pixu
 from tunes_dagster.gateway.serving import server_of
 from tunes_dagster.pipeline.inprocess import drive
 from tunes_dagster.registry import Registry, open_registry
+from tunes_dagster.service.installation import Installation
 
 VENDORS = Path(__file__).with_name("vendors")
 HOSTS = ("https://api.pixelapi.dev", "https://gateway.pixazo.ai", "https://pixu.ai", "https://api.astria.ai")
@@ -188,7 +189,9 @@ class Running:
             waits = self.registry.figures.queue_lengths()
             return not waits["work"] and not waits["prompts_queued"]
 
-        drive(self.settings, done, registry=self.registry, instance=dg.DagsterInstance.ephemeral())
+        drive(
+            Installation(self.settings, registry=self.registry), done, instance=dg.DagsterInstance.ephemeral()
+        )
         deliver_due(around(self.registry), allow_hosts=["127.0.0.1"])
 
     def picture(self, url: str) -> Image.Image:

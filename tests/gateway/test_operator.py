@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.gateway.conftest import House
-from tests.support.registry import add_tune, make_ready
+from tests.support.registry import add_tune, around, make_ready
 from tunes_dagster.service.erase import drive
 
 
@@ -21,5 +21,5 @@ def test_an_operators_address_shows_a_file_until_it_is_deleted(house: House) -> 
     assert house.client.get(forged).status_code == 404
     registry.work.delete_tune(tune.id)
     assert house.client.get(shown).status_code == house.client.get(read).status_code == 404
-    drive(registry, whole.store)
+    drive(around(registry, whole.store))
     assert house.client.get(shown).status_code == 404

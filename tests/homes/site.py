@@ -145,7 +145,10 @@ class Site:
         if kind == "finish":
             self.finished += 1
             if self.deletes and self.finished % 5 == 0:
-                erase_tunes(self.registry, self.store, [self.registry.tunes.get(tune_id)])
+                erase_tunes(
+                    around(self.registry, self.store),
+                    [self.registry.tunes.get(tune_id)],
+                )
 
     def _dataset(self, tune_id: str) -> None:
         data = self.store.read_bytes(f"tunes/{tune_id}/uploads/0.png")

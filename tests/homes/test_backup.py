@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from tests.homes.home import Callers
 from tests.homes.site import PRICE, Site, named_files, set_up
 from tests.support.databases import new_database
+from tests.support.registry import around
 from tunes_dagster.cli import main
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.core.store import Store
@@ -246,7 +247,7 @@ def test_a_store_that_was_copied_before_the_registry_is_made_whole(
     lost = again.registry.tunes.get(newest.id)
     assert lost.status == "failed" and "not in the backup" in str(lost.failure_message)
     paid = again.registry.ledger.wallet("ann").available
-    erase_tunes(again.registry, again.store, [lost])
+    erase_tunes(around(again.registry, again.store), [lost])
     everything_goes_on(again, home, before, [lost.id])
     assert again.registry.ledger.wallet("ann").available <= paid, "what is made again is not paid for again"
     assert main(["restore", "--json"]) == 0
@@ -275,8 +276,8 @@ def test_what_was_deleted_while_a_backup_was_made_stays_deleted(
 
     def meanwhile(*stores: Store, **options: bool) -> tuple[int, int]:
         copied = real(*stores, **options)
-        erase_tunes(site.registry, site.store, [tune])
-        erase_outputs(site.registry, site.store, [prompt])
+        erase_tunes(around(site.registry, site.store), [tune])
+        erase_outputs(around(site.registry, site.store), [prompt])
         return copied
 
     monkeypatch.setattr(backup, "mirror", meanwhile)
@@ -293,7 +294,7 @@ def test_what_was_deleted_while_a_backup_was_made_stays_deleted(
     assert gone.images == [] and gone.expired_at is not None and not again.store.exists(prompt.images[0])
     # An updated backup forgets what was deleted since the last one.
     before = {key for key in Store(place.folder / "copy" / "store").list("tunes") if other.id in key}
-    erase_tunes(again.registry, again.store, [other])
+    erase_tunes(around(again.registry, again.store), [other])
     assert main(["backup", str(place.folder / "copy")]) == 0
     assert before and not {
         key for key in Store(place.folder / "copy" / "store").list("tunes") if other.id in key

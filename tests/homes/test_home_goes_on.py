@@ -66,7 +66,7 @@ def go_on(home: OldHome) -> None:
         waits = registry.figures.queue_lengths()
         return not waits["work"] and not waits["prompts_queued"]
 
-    drive(home.settings, over, registry=registry, instance=home.instance)
+    drive(Installation(home.settings, registry=registry), over, instance=home.instance)
 
 
 def deliver(home: OldHome) -> None:

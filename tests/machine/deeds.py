@@ -10,6 +10,7 @@ from typing import Any
 from tests.machine import hosts
 from tests.machine.senders import Senders
 from tests.machine.world import ACCOUNTS, BEST_PLAN, Run, World
+from tests.support.registry import around
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.core.recipe import PromptRequest, TuneRequest
@@ -17,6 +18,7 @@ from tunes_dagster.gateway.accepting import View
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.registry import Campaign, Prompt, Tune
 from tunes_dagster.service.erase import drive
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.rerun import rerun
 from tunes_dagster.service.retain import retain
 
@@ -148,7 +150,7 @@ class Deeds:
 
     def drive_deletions(self) -> None:
         """Remove what deletions that were asked for still have to."""
-        drive(self.world.registry, self.world.store)
+        drive(around(self.world.registry, self.world.store))
 
     # The operator
 
@@ -237,7 +239,7 @@ class Deeds:
             ]
             registry.accounts.set_retention(who, expiry_callback_url=HOOK, **rules[number % 3])
         elif what == "retain":
-            retain(registry, world.store, world.clock())
+            retain(around(registry, world.store), world.clock())
         elif what == "extend" and (tune := self._tune(who, number // 2)) is not None:
             registry.retention.keep_tune(tune.id, until=world.clock() + timedelta(days=2))
             world.kept[tune.id] = world.clock() + timedelta(days=2)
@@ -248,7 +250,15 @@ class Deeds:
         row = world.pick(number, _TUNES)
         if row is not None:
             tune = world.registry.tunes.get(row.id)
-            rerun(world.registry, world.store, world.house.catalog, world.house.settings, tune)
+            rerun(
+                Installation(
+                    world.house.settings,
+                    registry=world.registry,
+                    store=world.store,
+                    catalog=world.house.catalog,
+                ),
+                tune,
+            )
 
     # Hosts
 

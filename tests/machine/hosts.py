@@ -12,6 +12,7 @@ from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.registry import Work
 from tunes_dagster.registry.retrying import DatabaseAway
 from tunes_dagster.service import decide
+from tunes_dagster.service.installation import Installation
 
 TICKS = ("prepare", "train", "finish", "render")
 
@@ -22,11 +23,11 @@ def tick(world: World, kind: str) -> None:
     if kind == "prepare":
         launches = decide.prepare_launches(registry)
     elif kind == "train":
-        launches = decide.cohort_launches(registry, settings)
+        launches = decide.cohort_launches(Installation(settings, registry=registry))
     elif kind == "finish":
         launches = decide.finish_launches(registry)
     else:
-        launches = decide.render_launches(registry, settings)
+        launches = decide.render_launches(Installation(settings, registry=registry))
     world.launches += launches
 
 

@@ -65,7 +65,10 @@ def test_training_again_is_accepted_as_a_whole_or_not_at_all(
     request = TuneRequest.model_validate(
         {"name": "dog", "base": "sdxl", "sources": {"image_urls": ["https://pictures.example.com/1.png"]}}
     )
-    first = make_ready(registry, submit_tune(registry, store, catalog, settings, request))
+    first = make_ready(
+        registry,
+        submit_tune(Installation(settings, registry=registry, store=store, catalog=catalog), request),
+    )
     TrainingSet(tune_id=first.id, class_name="dog", resolution=64, seed=1).save(store)
     CaptionTable(tune_id=first.id, token="ohwx", class_name="dog").save(store, "Made.")
     seam = Seam(registry.engine)
@@ -73,7 +76,7 @@ def test_training_again_is_accepted_as_a_whole_or_not_at_all(
     while True:  # the process dies after its first commit, after its second one …
         with seam.armed(Trouble("dies", "answer", commits)):
             try:
-                rerun(registry, store, catalog, settings, first)
+                rerun(Installation(settings, registry=registry, store=store, catalog=catalog), first)
                 break
             except Died:
                 commits += 1

@@ -6,6 +6,7 @@ from tests.support.registry import Clock, add_tune, make_ready, prompt_request, 
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry import Registry
 from tunes_dagster.service import decide
+from tunes_dagster.service.installation import Installation
 
 SETTINGS = Settings(cohort_wait_seconds=2, max_cohort=3, batch_wait_seconds=2, max_batch_prompts=8)
 
@@ -33,11 +34,11 @@ def test_prepare_launches_the_longest_waiting_first(registry: Registry, clock: C
 def test_cohorts_by_base_full_or_after_a_wait(registry: Registry, clock: Clock) -> None:
     tiny = [prepared(registry) for _ in range(4)]
     other = prepared(registry, branch="sdxl1")
-    (full,) = decide.cohort_launches(registry, SETTINGS)
+    (full,) = decide.cohort_launches(Installation(SETTINGS, registry=registry))
     assert full.run_key == full.cohort_id and full.tags["tunes/tunes"] == "3"
     assert {type(tag) for tag in full.tags.values()} == {str}, "Dagster keeps no others"
     clock.forward(2)
-    rest = decide.cohort_launches(registry, SETTINGS)
+    rest = decide.cohort_launches(Installation(SETTINGS, registry=registry))
     assert {launch.tags["tunes/base"] for launch in rest} == {"tiny-sdxl", "sdxl1"}
     assert {launch.tags["tunes/tune"] for launch in rest} == {tiny[3], other}
     members = registry.work.claim_cohort(full.cohort_id or "", "run")
@@ -48,7 +49,7 @@ def test_cohorts_by_base_full_or_after_a_wait(registry: Registry, clock: Clock) 
 
 def test_members_leave_a_cohort_before_and_while_it_runs(registry: Registry, clock: Clock) -> None:
     tunes = [prepared(registry) for _ in range(3)]
-    (launch,) = decide.cohort_launches(registry, SETTINGS)
+    (launch,) = decide.cohort_launches(Installation(SETTINGS, registry=registry))
     cohort = launch.cohort_id or ""
     registry.work.cancel_tune(tunes[0])
     members = registry.work.claim_cohort(cohort, "run")
@@ -61,7 +62,7 @@ def test_members_leave_a_cohort_before_and_while_it_runs(registry: Registry, clo
     found = registry.groups.cohort(cohort)
     assert found is not None and found.done_at is not None
     clock.forward(10)
-    (again,) = decide.cohort_launches(registry, SETTINGS)
+    (again,) = decide.cohort_launches(Installation(SETTINGS, registry=registry))
     assert again.cohort_id != cohort
     (member,) = registry.work.claim_cohort(again.cohort_id or "", "run-2")
     assert member.subject_id == second.subject_id and member.attempt == 2
@@ -71,17 +72,19 @@ def test_what_finds_no_gpu_waits_in_the_registry_and_finds_company(registry: Reg
     for _ in range(decide.WAITING_RUNS["render"] + 3):
         registry.prompts.add(prompt_request(), branch="tiny-sdxl")
         clock.forward(3)
-        decide.render_launches(registry, SETTINGS)
+        decide.render_launches(Installation(SETTINGS, registry=registry))
     assert registry.work.count_waiting_runs("render") == decide.WAITING_RUNS["render"]
     first = registry.work.active()[0]
     registry.work.claim("render", first.subject_id, "run", run_key=first.run_key)
-    (launch,) = decide.render_launches(registry, SETTINGS)
+    (launch,) = decide.render_launches(Installation(SETTINGS, registry=registry))
     assert len(registry.prompts.rows(batch_id=launch.partition)) == 3
     for _ in range(decide.WAITING_RUNS["train"] * SETTINGS.max_cohort + 1):
         prepared(registry)
     clock.forward(3)
-    assert len(decide.cohort_launches(registry, SETTINGS)) == decide.WAITING_RUNS["train"]
-    assert decide.cohort_launches(registry, SETTINGS) == []
+    assert (
+        len(decide.cohort_launches(Installation(SETTINGS, registry=registry))) == decide.WAITING_RUNS["train"]
+    )
+    assert decide.cohort_launches(Installation(SETTINGS, registry=registry)) == []
 
 
 def test_finish_and_render_launches(registry: Registry, clock: Clock) -> None:
@@ -91,9 +94,9 @@ def test_finish_and_render_launches(registry: Registry, clock: Clock) -> None:
     (finish,) = decide.finish_launches(registry)
     work = registry.work.claim("finish", tune.id, "run", run_key=finish.run_key)
     registry.work.finish(work.id, "run")
-    assert decide.render_launches(registry, SETTINGS) == []
+    assert decide.render_launches(Installation(SETTINGS, registry=registry)) == []
     clock.forward(2)
-    (render,) = decide.render_launches(registry, SETTINGS)
+    (render,) = decide.render_launches(Installation(SETTINGS, registry=registry))
     assert render.partition == render.tags["tunes/batch"]
     assert len(registry.prompts.rows(batch_id=render.partition)) == 2
 

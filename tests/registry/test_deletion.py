@@ -9,7 +9,7 @@ from sqlalchemy import JSON, String, Text, select
 
 from tests.registry.test_retention import made_of, rendered
 from tests.support.deletion import dying_in
-from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
+from tests.support.registry import Clock, add_tune, around, make_ready, prompt_request, run_stage
 from tunes_dagster.core.failures import Cancelled
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Registry, Tune
@@ -60,12 +60,12 @@ def test_a_process_that_dies_after_the_answer_leaves_nothing_behind(
     )
     assert registry.deletions.hides(registry.blobs.of(tune.id)[0])
     # The process dies here. Another one, that knows nothing of it:
-    drive(registry, store)
+    drive(around(registry, store))
     assert not files(store)
     (record,) = registry.deletions.records()
     assert record.state == "watched" and record.files >= 8
     clock.forward(80 * HOUR)
-    drive(registry, store)
+    drive(around(registry, store))
     (record,) = registry.deletions.records()
     assert (record.state, record.traces, registry.blobs.of(tune.id)) == ("done", {}, [])
 
@@ -80,10 +80,10 @@ def test_it_goes_on_after_a_death_in_any_step(
     rendered(registry, store, tune)
     registry.work.delete_tune(tune.id)
     with dying_in(dies_in):
-        drive(registry, store)
-    assert drive(registry, store).count == 0, "whoever died may still be at work"
+        drive(around(registry, store))
+    assert drive(around(registry, store)).count == 0, "whoever died may still be at work"
     clock.forward(HOUR)
-    drive(registry, store)
+    drive(around(registry, store))
     assert not files(store)
     assert registry.tunes.get(tune.id).title == ""
     assert [record.state for record in registry.deletions.records()] == ["watched"]
@@ -104,7 +104,7 @@ def test_what_a_late_writer_leaves_goes_and_is_never_served(
     first = writer.write_blob(b"before", ".png")
     for one in (tune, late):
         registry.work.delete_tune(one.id)
-    drive(registry, store)
+    drive(around(registry, store))
     assert registry.prompts.get(prompt.id).status == "cancelled"
     key = store.write_bytes(f"batches/{batch.id}/1/{prompt.id}-1.png", b"picture")
     registry.prompts.done(prompt.id, work.id, "run", [key])
@@ -114,7 +114,7 @@ def test_what_a_late_writer_leaves_goes_and_is_never_served(
     store.write_bytes(first, b"before")  # it was named in time, and is written late
     store.write_text(f"tunes/{late.id}/captions/captions.csv", "late")
     clock.forward(HOUR)
-    drive(registry, store)
+    drive(around(registry, store))
     assert not files(store)
 
 
@@ -125,10 +125,10 @@ def test_what_another_tune_in_preparation_needs_stays_until_it_goes(registry: Re
     registry.work.claim("prepare", preparing.id, "run")
     key = named(registry, store, preparing).write_blob(b"shared", ".png")  # no manifest says so yet
     registry.work.delete_tune(made.id)
-    drive(registry, store)
+    drive(around(registry, store))
     assert files(store) == {key}
     registry.work.delete_tune(preparing.id)
-    drive(registry, store)
+    drive(around(registry, store))
     assert not files(store)
 
 
@@ -142,16 +142,16 @@ def test_the_last_prompt_takes_its_input_picture_and_its_words(registry: Registr
     )
     one, two = (registry.prompts.add(asked, branch="tiny-sdxl") for _ in range(2))
     registry.work.delete_prompt(one.id)
-    drive(registry, store)
+    drive(around(registry, store))
     assert files(store) == {key, upload}
     registry.blobs.hold(key)
     registry.work.delete_prompt(two.id)
-    drive(registry, store)
+    drive(around(registry, store))
     assert files(store) == {key}, "a request that brings the same picture is being accepted"
-    remove_orphans(registry, store, older_than=-1)
+    remove_orphans(around(registry, store), older_than=-1)
     assert files(store) == {key}
     registry.now.forward(2 * HOUR)  # type: ignore[attr-defined]
-    remove_orphans(registry, store, older_than=-1)
+    remove_orphans(around(registry, store), older_than=-1)
     assert not files(store)
     with registry.reading() as session:
         rows = [*session.scalars(select(Table.registry._class_registry["Prompt"]))]
@@ -165,7 +165,7 @@ def test_a_tune_that_is_kept_while_others_expire_is_not_deleted(
     tune = make_ready(registry, add_tune(registry))
     registry.accounts.set_retention("local", keep_tunes_hours=24.0, warn_hours=1.0)
     clock.forward(23.5 * HOUR)
-    assert retain(registry, store, clock()).warned == 1
+    assert retain(around(registry, store), clock()).warned == 1
     clock.forward(2 * HOUR)
     expiring = registry.retention.expiring
 
@@ -175,7 +175,7 @@ def test_a_tune_that_is_kept_while_others_expire_is_not_deleted(
         return found
 
     monkeypatch.setattr(registry.retention, "expiring", then_kept)
-    assert retain(registry, store, clock()).tunes == 0
+    assert retain(around(registry, store), clock()).tunes == 0
     assert registry.tunes.get(tune.id).status == "ready" and not registry.deletions.records()
 
 
@@ -188,9 +188,9 @@ def test_files_that_no_row_knows_go_after_a_day(registry: Registry, store: Store
     store.write_blob(b"nobody's", ".png")
     part = Path(str(store.root)) / "tunes" / ".anna.png.1.part"
     part.write_bytes(b"half")
-    remove_orphans(registry, store)
+    remove_orphans(around(registry, store))
     assert len(files(store)) == 5 and part.exists()
-    remove_orphans(registry, store, older_than=-1)
+    remove_orphans(around(registry, store), older_than=-1)
     assert files(store) == kept and not part.exists()
 
 
@@ -206,10 +206,10 @@ def test_files_of_earlier_versions_are_named_before_anything_goes(registry: Regi
         for row in lock(session, Tune):
             row.blobs_named = False
     registry.work.delete_tune(one.id)
-    drive(registry, store)
+    drive(around(registry, store))
     assert store.exists(key)
     registry.work.delete_tune(other.id)
-    drive(registry, store)
+    drive(around(registry, store))
     assert not files(store)
 
 
@@ -223,10 +223,10 @@ def test_a_store_that_is_away_holds_up_nobody(
     registry.work.delete_tune(tune.id)
     with monkeypatch.context() as away:
         away.setattr(store, "delete", lambda key: (_ for _ in ()).throw(OSError("away")))
-        assert drive(registry, store).unfinished == 1
-    assert files(store) and not drive(registry, store).count
+        assert drive(around(registry, store)).unfinished == 1
+    assert files(store) and not drive(around(registry, store)).count
     clock.forward(HOUR)
-    assert drive(registry, store).count and not files(store)
+    assert drive(around(registry, store)).count and not files(store)
 
 
 def test_any_command_goes_on_with_it(tmp_path: Path) -> None:

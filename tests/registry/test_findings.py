@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.registry import add_tune, make_ready, run_stage
+from tests.support.registry import add_tune, around, make_ready, run_stage
 from tunes_dagster.callbacks.bodies import tune_body
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.store import Store
@@ -29,7 +29,7 @@ def test_findings_stay_until_the_same_work_begins_anew(registry: Registry, tmp_p
     run_stage(registry, "prepare", tune.id)
     assert registry.tunes.get(tune.id).findings == ["No samples."]
     registry.work.delete_tune(tune.id)
-    drive(registry, Store(tmp_path))
+    drive(around(registry, Store(tmp_path)))
     assert registry.tunes.get(tune.id).findings == []
 
 

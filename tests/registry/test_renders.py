@@ -11,6 +11,7 @@ from tunes_dagster.core.settings import Settings
 from tunes_dagster.pipeline.launches import request_for
 from tunes_dagster.registry import Batch, Prompt, Registry, Work, groups
 from tunes_dagster.service import decide
+from tunes_dagster.service.installation import Installation
 
 HOOK = "http://caller.test/p"
 
@@ -59,21 +60,27 @@ def test_a_campaign_of_any_size_does_not_hold_up_a_single_prompt(registry: Regis
     settings = Settings(batch_wait_seconds=0, max_batch_prompts=4)
     for seed in range(60):
         registry.prompts.add(prompt_request(seed=seed), branch="tiny-sdxl", origin="campaign")
-    waiting = [launch for _ in range(3) for launch in decide.render_launches(registry, settings)]
+    waiting = [
+        launch
+        for _ in range(3)
+        for launch in decide.render_launches(Installation(settings, registry=registry))
+    ]
     assert len(waiting) == decide.WAITING_CAMPAIGN_RUNS, "the rest stays where it can be overtaken"
     assert all(request_for(launch).tags["dagster/priority"] == "0" for launch in waiting)
     clock.forward(60)
     single = add(registry, steps=5)
-    (launch,) = decide.render_launches(registry, settings)
+    (launch,) = decide.render_launches(Installation(settings, registry=registry))
     assert [p.id for p in registry.prompts.rows(batch_id=launch.partition)] == [single.id]
     assert request_for(launch).tags["dagster/priority"] == "3", "it overtakes what waits in Dagster's queue"
     same_shape = add(registry)
-    (launch,) = decide.render_launches(registry, settings)
+    (launch,) = decide.render_launches(Installation(settings, registry=registry))
     members = registry.prompts.rows(batch_id=launch.partition)
     assert same_shape.id in [p.id for p in members] and len(members) == 4, "and campaigns fill its batch up"
     work = registry.work.claim("render", waiting[0].partition, "run")
     registry.work.finish(work.id, "run")
-    assert len(decide.render_launches(registry, settings)) == 1, "one campaign run ended, the next one comes"
+    assert len(decide.render_launches(Installation(settings, registry=registry))) == 1, (
+        "one campaign run ended, the next one comes"
+    )
 
 
 def test_whoever_queued_much_hides_nobody(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from tests.support.registry import Clock, add_tune, make_ready, prompt_request
+from tests.support.registry import Clock, add_tune, around, make_ready, prompt_request
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.campaigns.report import make_report
@@ -103,7 +103,9 @@ def test_a_tune_goes_with_everything_made_of_it_and_nothing_of_others(
     before = everything(store)
 
     erased = erase_tunes(
-        registry, store, tunes_of_person(registry, "anna", "local"), rule="a person was forgotten"
+        around(registry, store),
+        tunes_of_person(registry, "anna", "local"),
+        rule="a person was forgotten",
     )
     gone = before - everything(store)
     assert erased.count == len(gone) and erased.bytes > 0
@@ -145,28 +147,30 @@ def test_outputs_expire_by_the_rule_after_a_warning_and_leave_a_record(
 ) -> None:
     tune = make_ready(registry, add_tune(registry))
     prompt = rendered(registry, store, tune)
-    assert retain(registry, store, clock()).warned == 0, "without a rule nothing expires"
+    assert retain(around(registry, store), clock()).warned == 0, "without a rule nothing expires"
     registry.accounts.set_retention(
         "local", keep_outputs_hours=24.0, warn_hours=2.0, expiry_callback_url="http://owner.test/hook"
     )
     clock.forward(21 * HOUR)
-    assert retain(registry, store, clock()).warned == 0
+    assert retain(around(registry, store), clock()).warned == 0
     clock.forward(1.5 * HOUR)
-    assert retain(registry, store, clock()).warned == 1
-    assert retain(registry, store, clock()).warned == 0, "once"
+    assert retain(around(registry, store), clock()).warned == 1
+    assert retain(around(registry, store), clock()).warned == 0, "once"
     told = {callback.event: callback for callback in registry.outbox.rows(state="pending")}
     assert told["prompt.expiring"].url == HOOK and told["prompt.expiring"].body["data"]["id"] == prompt.id
     assert told["retention.expiring"].body["data"]["expiring"][0]["expires_at"].startswith("2026-03-02T12:00")
     clock.forward(1.75 * HOUR)
-    assert retain(registry, store, clock()).outputs == 0, "expired, but the warning is younger than two hours"
+    assert retain(around(registry, store), clock()).outputs == 0, (
+        "expired, but the warning is younger than two hours"
+    )
     clock.forward(1 * HOUR)
-    done = retain(registry, store, clock())
+    done = retain(around(registry, store), clock())
     assert (done.outputs, done.tunes) == (1, 0) and not store.exists(prompt.images[0])
     row = registry.prompts.get(prompt.id)
     assert row.status == "done" and row.images == [] and row.expired_at == clock()
     (record,) = registry.deletions.records()
     assert (record.kind, record.subject_id, record.rule) == ("prompt", prompt.id, "outputs are kept 24 h")
-    assert retain(registry, store, clock()).outputs == 0
+    assert retain(around(registry, store), clock()).outputs == 0
     assert registry.tunes.get(tune.id).status == "ready"
 
 
@@ -180,17 +184,17 @@ def test_tunes_expire_unless_they_are_kept_or_extended(
     registry.retention.keep_tune(extended.id, auto_extend=True)
     clock.forward(700 * HOUR)
     registry.retention.keep_tune(kept.id, until=clock.moment.replace(year=2027))
-    assert retain(registry, store, clock()).warned == 1
+    assert retain(around(registry, store), clock()).warned == 1
     assert [c.event for c in registry.outbox.rows(subject_id=goes.id)][0] == "tune.expiring"
     clock.forward(30 * HOUR)
-    done = retain(registry, store, clock())
+    done = retain(around(registry, store), clock())
     assert done.tune_ids == [goes.id] and done.extended == 1
     assert registry.tunes.get(goes.id).status == "deleted" and not list(store.list(f"tunes/{goes.id}"))
     assert registry.tunes.get(kept.id).status == registry.tunes.get(extended.id).status == "ready"
     assert (registry.tunes.get(extended.id).kept_until - clock()).days == 30
     store.write_bytes(f"tunes/{goes.id}/lora/2/late.safetensors", b"written by a run that was stopping")
     clock.forward(HOUR)
-    retain(registry, store, clock())
+    retain(around(registry, store), clock())
     assert not list(store.list(f"tunes/{goes.id}"))
 
 
@@ -216,10 +220,14 @@ def test_a_forgotten_person_is_in_no_plan_or_report_of_a_campaign(
         key = store.write_bytes(f"batches/{batch.id}/1/{prompt.id}.png", b"picture")
         registry.prompts.done(prompt.id, work.id, "run", [key])
     registry.work.finish(work.id, "run")
-    make_report(registry, store, campaign, date.date)
+    make_report(around(registry, store), campaign, date.date)
     assert "annabel" in store.read_text(date.plan_key)
 
-    erased = erase_tunes(registry, store, [tunes["annabel"]], rule="a person was forgotten")
+    erased = erase_tunes(
+        around(registry, store),
+        [tunes["annabel"]],
+        rule="a person was forgotten",
+    )
     assert erased.files["plans"] == 1 and erased.files["reports"] >= 5 and erased.files["renders"] == 1
     keys = [*everything(store), *store.list("campaigns")]
     texts = [store.read_bytes(key) for key in keys if not key.endswith("looks.yaml")]
@@ -229,5 +237,5 @@ def test_a_forgotten_person_is_in_no_plan_or_report_of_a_campaign(
     with registry.reading() as session:
         rows = [*session.scalars(select(Prompt)), *session.scalars(select(CampaignPrompt))]
         assert not any("annabel" in repr(vars(row)) for row in rows)
-    report = make_report(registry, store, campaign, date.date)
+    report = make_report(around(registry, store), campaign, date.date)
     assert report.numbers.pictures == 1, "what is left can be reported on again"

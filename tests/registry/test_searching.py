@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from tests.registry.test_retention import made_of
 from tests.support.deletion import dying_in
-from tests.support.registry import Clock, add_tune, prompt_request, run_stage
+from tests.support.registry import Clock, add_tune, around, prompt_request, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import ApiObject, Registry
@@ -111,9 +111,9 @@ def test_nothing_is_found_anywhere_after_deletion(
     registry.work.delete_tune(tune_id)
     if dies_in:
         with dying_in(dies_in):
-            drive(registry, store)
+            drive(around(registry, store))
     clock.forward(2 * 3600.0)
-    drive(registry, store)
+    drive(around(registry, store))
     # What is still to be told keeps its address until it was told.
     left = [one for one in said_anywhere(registry, store) if not one.startswith("callbacks.url")]
     assert not left, left
@@ -123,5 +123,5 @@ def test_nothing_is_found_anywhere_after_deletion(
             registry.outbox.bury(callback_id, lease, "It was given up.")
         assert callback
     clock.forward(80 * 3600.0)
-    drive(registry, store)
+    drive(around(registry, store))
     assert not said_anywhere(registry, store)

@@ -8,6 +8,7 @@ from tests.registry.test_submit import Door, door, finished, refused
 from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.families.catalog import BaseModelEntry, Catalog, load_catalog
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.submit import completed_prompt
 
 __all__ = ["door"]  # the fixture
@@ -127,7 +128,9 @@ def test_a_plan_looks_kinds_up_without_refusing(siblings: Door) -> None:
     """Campaigns are planned before the tunes that their texts name are ready."""
     siblings.tune(base="tiny", title="later", training={"kind": "checkpoint"})
     asked = PromptRequest(text="a <lora:later:1> dog", base="tiny")
-    completed = completed_prompt(siblings.registry, siblings.catalog, siblings.settings, asked, None)
+    completed = completed_prompt(
+        Installation(siblings.settings, registry=siblings.registry, catalog=siblings.catalog), asked, None
+    )
     assert completed.entry.branch == "tiny"
 
 

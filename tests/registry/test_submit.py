@@ -15,6 +15,7 @@ from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import BaseModelEntry, Catalog
 from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.submit import submit_prompt, submit_tune
 
 
@@ -55,10 +56,7 @@ class Door:
     def tune(self, allow_folder: str | None = None, tune_id: str | None = None, **fields: object) -> Tune:
         request = TuneRequest.model_validate({"name": "dog", **fields})
         return submit_tune(
-            self.registry,
-            self.store,
-            self.catalog,
-            self.settings,
+            Installation(self.settings, registry=self.registry, store=self.store, catalog=self.catalog),
             request,
             allow_folder=allow_folder,
             tune_id=tune_id,
@@ -66,7 +64,9 @@ class Door:
 
     def prompt(self, text: str = "a photo of ohwx dog", **fields: object) -> Prompt:
         request = PromptRequest.model_validate({"text": text, **fields})
-        return submit_prompt(self.registry, self.catalog, self.settings, request)
+        return submit_prompt(
+            Installation(self.settings, registry=self.registry, catalog=self.catalog), request
+        )
 
 
 @pytest.fixture
@@ -213,10 +213,7 @@ def test_what_cannot_be_continued_is_refused(door: Door) -> None:
     assert "it is cancelled" in said and "Wait" not in said
     with pytest.raises(Failure) as error:
         submit_tune(
-            door.registry,
-            door.store,
-            door.catalog,
-            door.settings,
+            Installation(door.settings, registry=door.registry, store=door.store, catalog=door.catalog),
             TuneRequest.model_validate({"name": "dog", **training()}),
             account_id="somebody-else",
         )

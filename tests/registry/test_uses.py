@@ -10,7 +10,7 @@ import pytest
 from alembic import command
 from sqlalchemy import MetaData, insert
 
-from tests.support.registry import add_tune, make_ready, prompt_request, run_stage
+from tests.support.registry import add_tune, around, make_ready, prompt_request, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Prompt, Registry, Tune, Use
@@ -72,13 +72,15 @@ def test_deleting_a_tune_takes_the_pictures_that_show_it_and_no_others(
     by_number, by_title = tagged(tenants, hers, str(hers.number)), tagged(tenants, hers, "style")
     his_own = tagged(tenants, his[0], str(hers.number))
     rendered(tenants, store)
-    erase_tunes(tenants, store, his)
+    erase_tunes(around(tenants, store), his)
     assert not tenants.prompts.get(his_own.id).images
     for prompt in (by_number, by_title):
         kept = tenants.prompts.get(prompt.id)
         assert kept.images and kept.expired_at is None and store.exists(kept.images[0])
     tenants.objects.rename_tune(hers.id, title="other")
-    assert erase_tunes(tenants, store, [hers]).files["renders"] == 2, "also those that say its old name"
+    assert erase_tunes(around(tenants, store), [hers]).files["renders"] == 2, (
+        "also those that say its old name"
+    )
     assert not tenants.prompts.get(by_number.id).images and not tenants.prompts.get(by_title.id).images
 
 

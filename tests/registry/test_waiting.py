@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.registry import Clock, add_tune, run_stage
+from tests.support.registry import Clock, add_tune, around, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Registry, Tune
@@ -67,16 +67,16 @@ def test_resume_takes_what_has_a_checkpoint(registry: Registry, tmp_path: Path) 
     assert fails(registry, full, FULL) == fails(registry, early, FULL) == "failed"
     assert fails(registry, diverged, Failure(FailureCode.DIVERGED, "It diverged.")) == "failed"
     registry.work.cancel_tune(cancelled.id)
-    assert [tune.id for tune in go_on(registry, store, "local", None)] == [full.id]
+    assert [tune.id for tune in go_on(around(registry, store), "local", None)] == [full.id]
     row = registry.tunes.get(full.id)
     assert row.status == "prepared" and row.failure_code is None
     # One that is named goes on whatever it ended for.
     for tune in (cancelled, early, diverged):
-        (again,) = go_on(registry, store, "local", registry.tunes.get(tune.id))
+        (again,) = go_on(around(registry, store), "local", registry.tunes.get(tune.id))
         assert again.status == "prepared"
         (work,) = registry.work.of(tune.id, "train")
         assert (work.state, work.tries) == ("queued", 0)
     for kind in ("train", "finish"):
         run_stage(registry, kind, full.id)
     with pytest.raises(Failure, match="is ready: nothing of it is left"):
-        go_on(registry, store, "local", registry.tunes.get(full.id))
+        go_on(around(registry, store), "local", registry.tunes.get(full.id))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TuneRequest
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Registry, Tune
 from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.service.installation import Installation
@@ -72,6 +73,6 @@ def make_ready(registry: Registry, tune: Tune) -> Tune:
     return registry.tunes.get(tune.id)
 
 
-def around(registry: Registry) -> Installation:
-    """Return an installation with a registry that is open already."""
-    return Installation(Settings(), registry=registry)
+def around(registry: Registry, store: Store | None = None) -> Installation:
+    """Return an installation with a registry, and perhaps a store, that is open already."""
+    return Installation(Settings(), registry=registry, store=store)

@@ -65,7 +65,10 @@ class Workshop:
                 "training": training,
             }
         )
-        tune = submit_tune(self.registry, store, catalog, self.installation.settings, request)
+        tune = submit_tune(
+            Installation(self.installation.settings, registry=self.registry, store=store, catalog=catalog),
+            request,
+        )
         items = [
             TrainingItem(
                 hash=key.rpartition("/")[2],

@@ -51,7 +51,7 @@ class Keeper:
 
     def sketch(self, source: Source, date: str, lenient: bool = False) -> Sketch:
         """Return what a campaign would render on a date; see `plan.sketch`."""
-        return sketch(source, date, self.registry, self.catalog, self.settings, self.costing, lenient)
+        return sketch(source, date, self.installation, self.costing, lenient)
 
     def check(self, source: Source, now: datetime | None = None, lenient: bool = False) -> Sketch:
         """Return what a campaign would render on its newest date, with every mistake."""

@@ -22,9 +22,8 @@ from tunes_dagster.registry.campaign_costs import over_cap
 from tunes_dagster.registry.campaigns import Planned, taken
 
 if TYPE_CHECKING:
-    from tunes_dagster.core.settings import Settings
-    from tunes_dagster.families.catalog import Catalog
     from tunes_dagster.registry import Registry, Tune
+    from tunes_dagster.service.installation import Installation
 
 _ENDED = {"failed": "failed", "cancelled": "was cancelled", "deleted": "was deleted"}
 
@@ -91,9 +90,7 @@ class Sketch:
 def sketch(
     source: Source,
     date: str,
-    registry: Registry,
-    catalog: Catalog,
-    settings: Settings,
+    installation: Installation,
     costing: Costing,
     lenient: bool = False,
 ) -> Sketch:
@@ -102,13 +99,11 @@ def sketch(
     Args:
         source: Its files.
         date: The partition key; decides drawn seeds.
-        registry: Holds its tunes, and what it has rendered already.
-        catalog: Holds the bases.
-        settings: The operator's.
+        installation: Holds its tunes, what it has rendered already, and the bases.
         costing: The operator's prices.
         lenient: A tune that is named and that is gone is only a warning: the others go on.
     """
-    parsed = parse(source)
+    registry, parsed = installation.registry, parse(source)
     drawn = Sketch(parsed, problems=list(parsed.problems))
     if parsed.file is None:
         return drawn
@@ -119,7 +114,7 @@ def sketch(
         return drawn
     expansion = expand(parsed.file, drawn.table, selected, others, date)
     drawn.problems += expansion.problems
-    _complete(drawn, expansion.items, registry, catalog, settings, costing, lenient)
+    _complete(drawn, expansion.items, installation, costing, lenient)
     drawn.problems = sorted(set(drawn.problems))
     campaign = next((row for row in registry.campaigns.rows() if row.name == parsed.file.id), None)
     if campaign is not None:
@@ -232,9 +227,7 @@ def _subject(tune: Tune) -> Subject:
 def _complete(
     drawn: Sketch,
     items: Sequence[Item],
-    registry: Registry,
-    catalog: Catalog,
-    settings: Settings,
+    installation: Installation,
     costing: Costing,
     lenient: bool,
 ) -> None:
@@ -242,7 +235,7 @@ def _complete(
     assert drawn.table is not None
     label = drawn.table.label
     gone = {tune_id: one.problem for tune_id, tune in drawn.tunes.items() if (one := _subject(tune)).problem}
-    completer = _Completer(drawn, registry, catalog, settings, costing)
+    completer = _Completer(drawn, installation, costing)
     for item in items:
         if item.tune_id in gone:
             title = drawn.tunes[item.tune_id].title
@@ -278,11 +271,8 @@ def _complete(
 class _Completer:
     """Completes prompts as submission does, and says what each costs and is decided by."""
 
-    def __init__(
-        self, drawn: Sketch, registry: Registry, catalog: Catalog, settings: Settings, costing: Costing
-    ) -> None:
-        self.drawn, self.registry, self.catalog = drawn, registry, catalog
-        self.settings, self.costing = settings, costing
+    def __init__(self, drawn: Sketch, installation: Installation, costing: Costing) -> None:
+        self.drawn, self.installation, self.costing = drawn, installation, costing
         self.seen: dict[str, Tune] = {}
 
     def planned(self, item: Item) -> Planned:
@@ -302,9 +292,7 @@ class _Completer:
             settings=RenderSettings.model_validate(item.settings),
         )
         completed = completed_prompt(
-            self.registry,
-            self.catalog,
-            self.settings,
+            self.installation,
             asked,
             tune,
             account_id=self.drawn.file.account,
@@ -325,7 +313,9 @@ class _Completer:
             "tunes": list(tunes),
         }
         home = tune.base if tune else base
-        price = prompt_price(self.costing.prices, self.catalog, home, complete.settings, tuned=bool(tunes))
+        price = prompt_price(
+            self.costing.prices, self.installation.catalog, home, complete.settings, tuned=bool(tunes)
+        )
         return Planned(
             item.line,
             recipe_hash(decided),

@@ -24,7 +24,8 @@ from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows, png_byt
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
-    from tunes_dagster.registry import Batch, Campaign, CampaignDate, CampaignPrompt, Prompt, Registry
+    from tunes_dagster.registry import Batch, Campaign, CampaignDate, CampaignPrompt, Prompt
+    from tunes_dagster.service.installation import Installation
 
 PLAIN = "plain base"
 # More columns or rows than this are too small to see on one sheet; the sheets by tune and by prompt show the rest.
@@ -109,12 +110,13 @@ class Report:
     failures: list[dict[str, Any]]
 
 
-def make_report(registry: Registry, store: Store, campaign: Campaign, date: str) -> Report:
+def make_report(installation: Installation, campaign: Campaign, date: str) -> Report:
     """Write the report of a date, also when not all of it has ended yet.
 
     Raises:
         Failure: `INVALID_REQUEST` when the date was never planned.
     """
+    registry = installation.registry
     row = registry.campaigns.date(campaign.id, date)
     if row is None or row.planned_at is None:
         raise Failure(
@@ -128,7 +130,7 @@ def make_report(registry: Registry, store: Store, campaign: Campaign, date: str)
     )
     titles = {**row.plan.get("tunes", {})}
     lines = list(report_lines(pairs, batches, titles))
-    report = _Writer(store, campaign, row, lines).write()
+    report = _Writer(installation.store, campaign, row, lines).write()
     registry.campaigns.report_made(row.id, report.page_key, report.numbers, complete=not report.numbers.open)
     return report
 

@@ -65,8 +65,8 @@ def restore(
     elif taken_at is not None:
         taken_at = taken_at.replace(tzinfo=taken_at.tzinfo or UTC)
     rows = installation.registry.restoring.restored(taken_at)
-    again = delete_again(installation.registry, installation.store, about) if about else 0
-    files = check_files(installation.registry, installation.store)
+    again = delete_again(installation, about) if about else 0
+    files = check_files(installation)
     if as_json:
         emit_json({"rows": asdict(rows), "deleted_again": again, "files": asdict(files)})
         return

@@ -46,7 +46,7 @@ def check(
         request, _ = build_request(passing, place, config, merged(said, assignments(set_ or [])))
         with FetcherResource().open(settings) as fetcher:
             detector = FaceDetectorResource().open(settings)
-            seen = look_over(request, store, installation.catalog, settings, fetcher, detector)
+            seen = look_over(request, passing, fetcher, detector)
     if as_json:
         emit_json({"verdict": seen.lines, "pictures": seen.manifest.records()})
     else:

@@ -39,22 +39,19 @@ def demo(
         )
     started = time.monotonic()
     installation = open_installation()
-    registry, store, catalog, settings = (
-        installation.registry,
-        installation.store,
-        installation.catalog,
-        installation.settings,
-    )
+    registry, store = installation.registry, installation.store
     _say_what_comes(installation, SUBJECTS[subject].description)
-    show = library.prepare(settings.resolved_home / "demo" / folder_name(subject, base), subject, base)
+    show = library.prepare(
+        installation.settings.resolved_home / "demo" / folder_name(subject, base), subject, base
+    )
     if steps is not None:
         show.request.training.steps = steps
     folder = show.request.sources.folder
-    tune = submit_tune(registry, store, catalog, settings, show.request, origin="demo", allow_folder=folder)
+    tune = submit_tune(installation, show.request, origin="demo", allow_folder=folder)
     show.tune_id = tune.id
-    show.plain_ids = [submit_prompt(registry, catalog, settings, one, origin="demo").id for one in show.plain]
+    show.plain_ids = [submit_prompt(installation, one, origin="demo").id for one in show.plain]
     follow(installation, tunes=[tune.id], prompts=show.plain_ids)
-    files = library.finish(show, registry, store)
+    files = library.finish(show, installation)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     say(f"\n[green]Done[/] in {minutes} min {seconds} s.\n")
     say(f"  before and after   [bold]{escape(files['sheet'])}[/]")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tunes_dagster.core.store import Store
-    from tunes_dagster.registry import Registry
+    from tunes_dagster.service.installation import Installation
 
 PICTURES = 8
 SEED = 7
@@ -115,10 +115,11 @@ def prepare(folder: Path, subject: str = "", base: str = "sdxl") -> Demo:
     return Demo(folder, request, prompts, plain)
 
 
-def finish(demo: Demo, registry: Registry, store: Store) -> dict[str, Path]:
+def finish(demo: Demo, installation: Installation) -> dict[str, Path]:
     """Draw the before-and-after sheet and write the page; returns what was written, by name."""
     from tunes_dagster.rendering.sheets import before_after_sheet
 
+    registry, store = installation.registry, installation.store
     tune = registry.tunes.get(demo.tune_id)
     texts = [prompt.text for prompt in demo.prompts]
     after = _first_pictures(registry.prompts.rows(tune_id=tune.id, limit=1000), store)
@@ -136,14 +137,14 @@ def finish(demo: Demo, registry: Registry, store: Store) -> dict[str, Path]:
     sheet_file = demo.folder / "before-after.png"
     sheet.save(sheet_file, optimize=True)
     page_file = demo.folder / "report.html"
-    page_file.write_text(_page(demo, tune, registry, store, after), encoding="utf-8")
+    page_file.write_text(_page(demo, tune, installation, after), encoding="utf-8")
     return {"sheet": sheet_file, "page": page_file}
 
 
-def _page(demo: Demo, tune: Any, registry: Registry, store: Store, after: dict[str, bytes]) -> str:
+def _page(demo: Demo, tune: Any, installation: Installation, after: dict[str, bytes]) -> str:
     from tunes_dagster.rendering.pages import Figure, Section, page
 
-    made = tune.made
+    made, store = tune.made, installation.store
     renders = [
         Figure(_keep(demo.folder, f"render-{index + 1}.png", after[prompt.text]), prompt.text)
         for index, prompt in enumerate(demo.prompts)
@@ -155,7 +156,7 @@ def _page(demo: Demo, tune: Any, registry: Registry, store: Store, after: dict[s
         _keep(demo.folder, Path(key).name, store.read_bytes(key)) if key and store.exists(key) else ""
         for key in (samples_key, curve_key)
     )
-    events = registry.events.of(tune.id)
+    events = installation.registry.events.of(tune.id)
     first = events[0].at if events else tune.created_at
     timeline = {
         f"{(event.at - first).total_seconds():.1f} s": ": ".join(filter(None, (event.phase, event.message)))

@@ -80,9 +80,7 @@ def have_done(
                 return
 
     def here() -> None:
-        drive(
-            installation.settings, lambda: watch.over, told, registry=installation.registry, instance=instance
-        )
+        drive(installation, lambda: watch.over, told, instance=instance)
 
     if daemon_is_alive(instance):
         if not stderr:

@@ -92,10 +92,7 @@ def import_(
     request = checked(ImportRequest, {k: v for k, v in said.items() if v is not None}, "The request")
     with ExitStack() as stack:
         tune = import_weights(
-            installation.registry,
-            installation.store,
-            installation.catalog,
-            installation.settings,
+            installation,
             request,
             _found(installation, source, stack),
             account_id=installation.registry.accounts.get(account).id,

@@ -48,7 +48,8 @@ class _OfCommand(Installation):
             if opened.deletions.due(limit=1):
                 from tunes_dagster.service.erase import drive
 
-                drive(opened, self.store, limit=_DELETIONS)
+                going_on = Installation(self.settings, registry=opened, store=self.store)
+                drive(going_on, limit=_DELETIONS)
         return opened
 
 

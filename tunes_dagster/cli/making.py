@@ -248,10 +248,7 @@ def _submit(
     from tunes_dagster.service.submit import submit_tune
 
     return submit_tune(
-        installation.registry,
-        installation.store,
-        installation.catalog,
-        installation.settings,
+        installation,
         request,
         account_id=installation.registry.accounts.get(account).id,
         origin=origin,
@@ -314,17 +311,7 @@ def render(
     whose = installation.registry.accounts.get(account).id
     if len(requests) > 1:
         _check_all(installation, requests, whose)
-    rows = [
-        submit_prompt(
-            installation.registry,
-            installation.catalog,
-            installation.settings,
-            request,
-            account_id=whose,
-            origin="cli",
-        )
-        for request in requests
-    ]
+    rows = [submit_prompt(installation, request, account_id=whose, origin="cli") for request in requests]
     if not as_json:
         say_warnings(rows)
     if wait:
@@ -398,15 +385,7 @@ def _check_all(installation: Installation, requests: list[PromptRequest], accoun
     registry = installation.registry
     for request in requests:
         tune = registry.objects.tune_named(account_id, request.tune) if request.tune else None
-        completed_prompt(
-            registry,
-            installation.catalog,
-            installation.settings,
-            request,
-            tune,
-            account_id=account_id,
-            store=installation.store,
-        )
+        completed_prompt(installation, request, tune, account_id=account_id)
 
 
 def pictures_of(installation: Installation, prompt: Any, out: Path | None = None) -> list[str]:
@@ -441,7 +420,7 @@ def resume(
     registry = installation.registry
     whose = registry.accounts.get(account).id
     named = registry.objects.tune_named(whose, tune) if tune else None
-    chosen = go_on(registry, installation.store, whose, named)
+    chosen = go_on(installation, whose, named)
     prompts = [] if tune else registry.prompts.rows(status="queued", limit=1000, account_id=whose)
     if not chosen and not prompts:
         say("Nothing is waiting.")

@@ -71,10 +71,7 @@ def rerun(
     installation = open_installation()
     registry = installation.registry
     row = hand_in(
-        registry,
-        installation.store,
-        installation.catalog,
-        installation.settings,
+        installation,
         registry.objects.tune_named(account, tune),
         training_changes(set_ or []),
         title,

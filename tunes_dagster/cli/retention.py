@@ -61,7 +61,7 @@ def delete(
         typer.confirm(
             f"Delete {len(rows)} tune(s): {names}, with their pictures, weights and renders?", abort=True
         )
-    erased = erase_tunes(registry, installation.store, rows, rule=rule)
+    erased = erase_tunes(installation, rows, rule=rule)
     _say_erased(erased)
     say(_forget_in_dagster(installation, [row.id for row in rows]))
     what = f"Tune {rows[0].number} is" if len(rows) == 1 else f"{len(rows)} tunes are"
@@ -260,7 +260,7 @@ def run() -> None:
     from tunes_dagster.service.retain import retain
 
     installation = open_installation()
-    done = retain(installation.registry, installation.store, installation.registry.now())
+    done = retain(installation, installation.registry.now())
     say(done.sentence())
     _say_erased(done.erased)
     if done.tune_ids:

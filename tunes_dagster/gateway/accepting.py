@@ -177,16 +177,7 @@ class Accepting:
             self._keep(session, rows, None, [tune.id], rehearse)
 
         service = self.service
-        return import_weights(
-            self.registry,
-            service.store,
-            service.catalog,
-            service.settings,
-            request,
-            found,
-            account_id=self.account_id,
-            also=also,
-        )
+        return import_weights(service.installation, request, found, account_id=self.account_id, also=also)
 
     def _submit_tune(
         self,
@@ -218,10 +209,7 @@ class Accepting:
             if files:
                 request = _with_uploads(request, keep_files(service.store, chosen, files))
             return submit_tune(
-                self.registry,
-                service.store,
-                service.catalog,
-                service.settings,
+                service.installation,
                 self._uploaded(request, chosen),
                 account_id=self.account_id,
                 origin="api",
@@ -304,13 +292,10 @@ class Accepting:
 
         try:
             return submit_prompts(
-                self.registry,
-                self.service.catalog,
-                self.service.settings,
+                self.service.installation,
                 asked,
                 account_id=self.account_id,
                 origin="api",
-                store=self.service.store,
                 before=before if same else None,
                 also=also,
             )

@@ -113,7 +113,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             try:
                 await run_in_threadpool(service.registry.uploads.expire)
                 await run_in_threadpool(service.registry.idempotency.forget)
-                await run_in_threadpool(drive, service.registry, service.store)
+                await run_in_threadpool(drive, service.installation)
             except Exception:
                 log.exception("chores")
             await asyncio.sleep(_CHORES_SECONDS)

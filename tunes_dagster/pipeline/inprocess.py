@@ -41,11 +41,11 @@ from tunes_dagster.pipeline.launches import (
     without_work,
 )
 from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
-from tunes_dagster.registry import Registry, open_registry
 from tunes_dagster.service import decide
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign
+    from tunes_dagster.service.installation import Installation
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +92,10 @@ def daemon_is_alive(instance: dg.DagsterInstance) -> bool:
 
 
 def drive(
-    settings: Settings,
+    installation: Installation,
     until: Callable[[], bool],
     report: Reporter | None = None,
     *,
-    registry: Registry | None = None,
     instance: dg.DagsterInstance | None = None,
     resource_overrides: dict[str, Any] | None = None,
 ) -> None:
@@ -106,42 +105,40 @@ def drive(
     the queue and raises `KeyboardInterrupt`.
 
     Args:
-        settings: The operator's.
+        installation: Where it waits.
         until: Looked at between runs and while nothing waits.
         report: Told what starts and asked about cancelling between runs.
-        registry: The one the settings name, unless given.
         instance: The Dagster instance, unless given.
         resource_overrides: As for `build_defs`.
     """
     from tunes_dagster.definitions import build_defs
 
     watching = report or Silent()
-    rows = registry or open_registry(settings, works=True)
-    rows = rows.with_patience(max(rows.patience, settings.registry_patience_seconds))
+    patient, settings = installation.patient(), installation.settings
     watch: decide.Watch | None = None
     place = instance or open_instance(settings)
     definitions = build_defs(resource_overrides=resource_overrides)
     while not until():
         watching.check_cancelled()
         full = full_pools(place, POOLS)
-        launches = next_launches(rows, settings, full)
+        launches = next_launches(patient, full)
         for launch in launches:
             watching.note(f"Starting {JOB_OF_KIND[launch.kind]}.")
             execute(definitions, place, launch)
         if not launches:
             watching.phase(Phase.QUEUED, "Waiting for the device: another run has it." if full else "")
-            watch = decide.Watch.after(watch, rows.now(), settings.lost_after_seconds)
-            _give_up_lost(rows, place, settings, watch)
+            watch = decide.Watch.after(watch, patient.registry.now(), settings.lost_after_seconds)
+            _give_up_lost(patient, place, watch)
             time.sleep(_POLL_SECONDS)
 
 
 def _give_up_lost(
-    registry: Registry,
+    installation: Installation,
     instance: dg.DagsterInstance,
-    settings: Settings,
     watch: decide.Watch | None = None,
 ) -> None:
     """Do what the sensor `stuck_work` does, and take over what a daemon that is gone had asked Dagster for."""
+    registry, settings = installation.registry, installation.settings
     cancel_what_people_cancelled(instance, registry)
     now, patience = registry.now(), settings.lost_after_seconds
     never: list[str] = []
@@ -175,21 +172,21 @@ def _nobody_starts(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     return record is not None and time.time() - record.update_timestamp.timestamp() > _DAEMON_SILENCE_SECONDS
 
 
-def next_launches(registry: Registry, settings: Settings, full: Collection[str] = ()) -> list[decide.Launch]:
+def next_launches(installation: Installation, full: Collection[str] = ()) -> list[decide.Launch]:
     """Return what can start now; work near its end goes first, one run at a time.
 
     Args:
-        registry: Where the work is queued.
-        settings: The operator's.
+        installation: Where the work is queued.
         full: Pools without a free slot. Their work stays in the queue: a run of it would wait inside Dagster, where
             it hears nothing and says nothing.
     """
+    registry = installation.registry
     looks: tuple[tuple[str, Callable[[], list[decide.Launch]]], ...] = (
-        (GPU_POOL, lambda: decide.render_launches(registry, settings, limit=1)),
+        (GPU_POOL, lambda: decide.render_launches(installation, limit=1)),
         (REPORT_POOL, lambda: decide.finish_launches(registry, limit=1)),
         ("", lambda: decide.prepare_launches(registry, limit=1)),
-        ("", lambda: decide.embed_launches(registry, settings, limit=1)),
-        (GPU_POOL, lambda: decide.cohort_launches(registry, settings, limit=1)),
+        ("", lambda: decide.embed_launches(installation, limit=1)),
+        (GPU_POOL, lambda: decide.cohort_launches(installation, limit=1)),
     )
     for pool, look in looks:
         if pool not in full and (launches := look()):

@@ -150,16 +150,16 @@ def clean_up_op(
     runs = prune_runs(context.instance, config.keep_failed_run_days, config.keep_service_run_days)
     context.log.info(f"Deleted {runs} old runs.")
     whole = installation.open()
-    rows, store = whole.registry, whole.store
-    done = retain(rows, store, rows.now())
+    rows = whole.registry
+    done = retain(whole, rows.now())
     context.log.info(done.sentence())
     if done.tune_ids:
         context.log.info(forget_tunes(context.instance, rows, done.tune_ids).sentence())
     keys = prune_partitions(context.instance, rows)
     context.log.info(f"Deleted {keys} partitions of deleted tunes.")
-    orphans = remove_orphans(rows, store)
+    orphans = remove_orphans(whole)
     context.log.info(f"Deleted {orphans} files that nobody names.")
-    freed = prune_cache(store, config.keep_cache_days)
+    freed = prune_cache(whole.store, config.keep_cache_days)
     context.log.info(f"Deleted {freed.count} cache files, {freed.megabytes:.0f} MB.")
 
 

@@ -100,15 +100,7 @@ def take_in_drops(installation: Installation) -> list[tuple[str, str]]:
         tune_id = f"tune_{hashlib.sha256(f'{drop.path} {drop.fingerprint}'.encode()).hexdigest()[:20]}"
         try:
             if not registry.tunes.has(tune_id):
-                submit_tune(
-                    registry,
-                    installation.store,
-                    installation.catalog,
-                    settings,
-                    drop.request,
-                    origin="drop",
-                    tune_id=tune_id,
-                )
+                submit_tune(installation, drop.request, origin="drop", tune_id=tune_id)
         except Failure as failure:
             if failure.code == FailureCode.STORE_UNAVAILABLE:
                 raise  # it says nothing about the drop, which the next tick looks at again
@@ -151,7 +143,7 @@ def prepared_tunes(
     return launched(
         context,
         _patiently(
-            lambda: decide.cohort_launches(rows, settings),
+            lambda: decide.cohort_launches(whole),
             lambda: bool(rows.work.queued(WorkKind.TRAIN, limit=1)),
             settings.cohort_wait_seconds,
         ),
@@ -184,7 +176,7 @@ def queued_prompts(
     return launched(
         context,
         _patiently(
-            lambda: decide.render_launches(rows, settings),
+            lambda: decide.render_launches(whole),
             lambda: bool(rows.prompts.rows(status="queued", limit=1)),
             settings.batch_wait_seconds,
         ),
@@ -228,7 +220,7 @@ def due_callbacks(installation: InstallationResource, notifier: NotifierResource
 def open_deletions(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SkipReason:
     """Deletions → nothing left."""
     whole = installation.open(works=False)
-    done = drive(whole.registry, whole.store, limit=_DELETIONS)
+    done = drive(whole, limit=_DELETIONS)
     forget_deleted(context.instance, whole.registry)
     return dg.SkipReason(f"{done.count} files were deleted, {done.unfinished} deletions go on later.")
 

@@ -19,7 +19,7 @@ from tunes_dagster.core.results import CardSummary, TuneResult
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
-    from tunes_dagster.registry import DeviceRun, Prompt, Registry
+    from tunes_dagster.registry import DeviceRun, Prompt
     from tunes_dagster.service.installation import Installation
 
 ASSET_OF_KIND = {"train": LORA, "finish": REPORT_CARD, "render": RENDERS}
@@ -98,7 +98,7 @@ def shown(
     registry, store = installation.registry, installation.store
     first = rows[0]
     if first.kind == "render":
-        return _renders(rows, registry, store)
+        return _renders(rows, installation)
     tune = registry.tunes.get(first.subject_id)
     made = _trained if first.kind == "train" else _evaluated
     metadata, answers = made(first, tune.made, store)
@@ -234,8 +234,9 @@ class _Batch:
 
 
 def _renders(
-    rows: Sequence[DeviceRun], registry: Registry, store: Store
+    rows: Sequence[DeviceRun], installation: Installation
 ) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    registry, store = installation.registry, installation.store
     batches = [_Batch(row, registry.prompts.rows(batch_id=row.subject_id, limit=1_000)) for row in rows]
     tunes = Counter(prompt.tune_id for batch in batches for prompt in batch.prompts if prompt.tune_id)
     pictures, seconds = sum(batch.pictures for batch in batches), sum(batch.seconds for batch in batches)

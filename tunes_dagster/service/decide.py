@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.progress import format_seconds
-from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.work import WorkKind
 from tunes_dagster.registry import Registry, Work
 from tunes_dagster.rendering.rooms import Rooms
+
+if TYPE_CHECKING:
+    from tunes_dagster.service.installation import Installation
 
 # Submitting one run request takes Dagster 0.1-0.25 s: 25 keep a tick under 7 s.
 RUNS_PER_TICK = 25
@@ -97,25 +100,33 @@ def finish_launches(
 
 
 def cohort_launches(
-    registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
+    installation: Installation, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
     """Return a run for each cohort of prepared tunes of one base that is full or has waited long enough.
 
     Tunes that train nothing go first: they take seconds and hold no device.
     """
-    first = embed_launches(registry, settings, limit, now)
-    left = limit - len(first)
+    first = embed_launches(installation, limit, now)
+    left, settings = limit - len(first), installation.settings
     return [
         *first,
-        *_cohorts(registry, WorkKind.TRAIN, settings.cohort_wait_seconds, settings.max_cohort, left, now),
+        *_cohorts(
+            installation.registry,
+            WorkKind.TRAIN,
+            settings.cohort_wait_seconds,
+            settings.max_cohort,
+            left,
+            now,
+        ),
     ]
 
 
 def embed_launches(
-    registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
+    installation: Installation, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
     """Return a run for prepared tunes that train nothing; it holds no device."""
-    return _cohorts(registry, WorkKind.EMBED, 0.0, settings.max_cohort, limit, now)
+    most = installation.settings.max_cohort
+    return _cohorts(installation.registry, WorkKind.EMBED, 0.0, most, limit, now)
 
 
 def _cohorts(
@@ -144,14 +155,15 @@ def _cohorts(
 
 
 def render_launches(
-    registry: Registry, settings: Settings, limit: int = RUNS_PER_TICK, now: datetime | None = None
+    installation: Installation, limit: int = RUNS_PER_TICK, now: datetime | None = None
 ) -> list[Launch]:
     """Group queued prompts into batches and return a run for each batch, longest waiting first."""
+    registry, settings = installation.registry, installation.settings
     room = _room(registry, WorkKind.RENDER, limit)
     if not room:
         return []
     alone = registry.groups.waiting_campaign_batches()
-    fits = Rooms(registry, settings)
+    fits = Rooms(registry, settings, installation.catalog)
     registry.groups.make_batches(
         now,
         settings.batch_wait_seconds,

@@ -27,6 +27,7 @@ from tunes_dagster.service.references import entries, name_all
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
     from tunes_dagster.registry import Deletion, Prompt, Registry, Tune
+    from tunes_dagster.service.installation import Installation
 
 log = logging.getLogger("tunes.deletion")
 
@@ -96,56 +97,52 @@ def tunes_of_person(registry: Registry, label: str, account_id: str) -> list[Tun
 
 
 def erase_tunes(
-    registry: Registry, store: Store, tunes: Sequence[Tune], *, reason: str = "asked", rule: str = ""
+    installation: Installation, tunes: Sequence[Tune], *, reason: str = "asked", rule: str = ""
 ) -> Erased:
     """Delete tunes with everything that shows or was made of their pictures, and keep a record of each.
 
     Args:
-        registry: Their rows.
-        store: Their files.
+        installation: Holds their rows and files.
         tunes: Which.
         reason: `asked` or `expired`.
         rule: What was asked for, or the rule that they expired by; a sentence without anybody's words.
     """
     for tune in tunes:
-        registry.work.delete_tune(tune.id, reason=reason, rule=rule)
-    return drive_subjects(registry, store, [tune.id for tune in tunes])
+        installation.registry.work.delete_tune(tune.id, reason=reason, rule=rule)
+    return drive_subjects(installation, [tune.id for tune in tunes])
 
 
-def erase_outputs(registry: Registry, store: Store, prompts: Sequence[Prompt], rule: str = "") -> Erased:
+def erase_outputs(installation: Installation, prompts: Sequence[Prompt], rule: str = "") -> Erased:
     """Delete the pictures of prompts, and the sheets and pages that show them."""
     ids = [prompt.id for prompt in prompts]
-    registry.retention.lose_pictures(ids, rule)
-    return drive_subjects(registry, store, ids)
+    installation.registry.retention.lose_pictures(ids, rule)
+    return drive_subjects(installation, ids)
 
 
-def drive_subjects(registry: Registry, store: Store, subject_ids: Sequence[str]) -> Erased:
+def drive_subjects(installation: Installation, subject_ids: Sequence[str]) -> Erased:
     """Drive the deletions of some tunes and prompts, which were asked for a moment ago."""
-    ids = [row.id for row in registry.deletions.of(subject_ids) if row.state == "open"]
-    return drive(registry, store, ids=ids)
+    ids = [row.id for row in installation.registry.deletions.of(subject_ids) if row.state == "open"]
+    return drive(installation, ids=ids)
 
 
-def drive(
-    registry: Registry, store: Store, *, ids: Sequence[str] | None = None, limit: int = _MOST
-) -> Erased:
+def drive(installation: Installation, *, ids: Sequence[str] | None = None, limit: int = _MOST) -> Erased:
     """Bring what is being deleted as far as it goes now.
 
     Args:
-        registry: Where the deletions are.
-        store: Where the files are.
+        installation: Where the deletions and the files are.
         ids: Only these deletions; None takes all that are due.
         limit: At most so many.
 
     Returns:
         What was removed. A deletion that cannot go on now is tried again later, and holds up no other one.
     """
-    total = Erased()
+    registry, total = installation.registry, Erased()
     due = registry.deletions.due(limit, ids)
     if due:
-        name_all(registry, store)
+        name_all(installation)
     for deletion_id in due:
         try:
-            done = _drive_one(registry, store, deletion_id)
+            done = _drive_one(installation, deletion_id)
         except DatabaseAway:
             raise
         except Exception as error:  # one that cannot go on must not keep the others from it
@@ -157,12 +154,12 @@ def drive(
     return total
 
 
-def _drive_one(registry: Registry, store: Store, deletion_id: str) -> Erased:
-    total = Erased()
+def _drive_one(installation: Installation, deletion_id: str) -> Erased:
+    registry, total = installation.registry, Erased()
     taken = registry.deletions.take(deletion_id)
     if taken is None:
         return total
-    work = _Driven(registry, store, *taken)
+    work = _Driven(installation, *taken)
     for step in work.steps():
         done = Erased()
         traces = work.do(step, done)
@@ -178,17 +175,16 @@ class _Driven:
     """One deletion, and the steps of it.
 
     Args:
-        registry: Its rows.
-        store: Its files.
+        installation: Holds its rows and files.
         row: The deletion.
         subjects: Ids of all it is about.
         prompts: Those of them that are prompts.
     """
 
     def __init__(
-        self, registry: Registry, store: Store, row: Deletion, subjects: list[str], prompts: list[Prompt]
+        self, installation: Installation, row: Deletion, subjects: list[str], prompts: list[Prompt]
     ) -> None:
-        self.registry, self.store, self.row = registry, store, row
+        self.registry, self.store, self.row = installation.registry, installation.store, row
         self.subjects, self.prompts = subjects, prompts
         self.traces: dict[str, Any] = dict(row.traces or {})
 

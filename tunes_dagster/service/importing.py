@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import ImportRequest, TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import Settings
-from tunes_dagster.core.store import Store
-from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
+from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
 from tunes_dagster.intake.weights import Found, LookedAt, look_at
-from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.registry import Prompt, Tune
 from tunes_dagster.registry.retrying import may_have_been_kept
 from tunes_dagster.service.submit import Handed, submit_tune
 from tunes_dagster.training.files import sha256_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from tunes_dagster.intake.guard import Guard
+    from tunes_dagster.service.installation import Installation
 
 # What a subject is called that nobody named.
 _SUBJECT, _TOKEN = "subject", "ohwx"
@@ -56,10 +57,7 @@ class Recognised:
 
 
 def import_weights(
-    registry: Registry,
-    store: Store,
-    catalog: Catalog,
-    settings: Settings,
+    installation: Installation,
     request: ImportRequest,
     found: Found | None = None,
     *,
@@ -72,10 +70,7 @@ def import_weights(
     """Accept weights as a tune.
 
     Args:
-        registry: Where the row goes.
-        store: Where the file goes.
-        catalog: Says what bases there are.
-        settings: The operator's.
+        installation: Where the row and the file go; says what bases there are.
         request: What was said of it.
         found: The file; None when `request.url` is to be fetched by the work.
         account_id: Who asks.
@@ -91,6 +86,7 @@ def import_weights(
         Failure: `WEIGHTS_UNUSABLE` for a file that cannot be taken whole, `INVALID_REQUEST` when nobody knows its base,
             and what `submit_tune` raises; nothing is kept then.
     """
+    store, settings = installation.store, installation.settings
     chosen = tune_id or new_id("tune")
     config = {**({"lora_alpha": request.alpha} if request.alpha else {}), **(found.config if found else {})}
     if found is None:
@@ -108,16 +104,13 @@ def import_weights(
         complete = _as_tune(request, None)
     else:
         looked = look_at(found.path, found.name, settings.import_max_mb)
-        seen = recognise(looked, catalog, settings, request.base, config)
+        seen = recognise(looked, installation, request.base, config)
         key = store.write_file(f"tunes/{chosen}/uploads/weights.safetensors", found.path)
         handed = Handed(name=found.name, key=key, sha256=sha256_of(found.path), config=config)
         complete, doubts = _as_tune(request, seen), seen.doubts
     try:
         return submit_tune(
-            registry,
-            store,
-            catalog,
-            settings,
+            installation,
             complete,
             account_id=account_id,
             origin="import",
@@ -152,14 +145,13 @@ def check_address(url: str, settings: Settings) -> None:
 
 
 def recognise(
-    looked: LookedAt, catalog: Catalog, settings: Settings, base: str | None, config: Mapping[str, Any]
+    looked: LookedAt, installation: Installation, base: str | None, config: Mapping[str, Any]
 ) -> Recognised:
     """Return which base a file is for.
 
     Args:
         looked: The file.
-        catalog: Of the bases.
-        settings: The operator's.
+        installation: Knows the bases.
         base: That was named; None asks the file.
         config: See `Found`.
 
@@ -172,11 +164,11 @@ def recognise(
     check_strength(reading.bare, read_scales(looked.metadata, config))
     word = next(iter(reading.words), "")
     if base is not None:
-        entry = _base(catalog, base, settings)
-        if failure := why_not(reading, entries, entry, entry.location(settings.bases_folder)):
+        entry, folder = _base(installation, base)
+        if failure := why_not(reading, entries, entry, folder):
             raise failure
         return Recognised(entry, word, bool(reading.words), looked.metadata)
-    fitting = _fitting(reading, entries, catalog, settings)
+    fitting = _fitting(reading, entries, installation)
     entry = fitting[0]
     named = looked.metadata.get(f"{_OURS}base")
     entry = next((one for one in fitting if one.branch == named), entry)
@@ -189,26 +181,27 @@ def recognise(
     return Recognised(entry, word, bool(reading.words), looked.metadata, doubts)
 
 
-def _base(catalog: Catalog, word: str, settings: Settings) -> BaseModelEntry:
-    entry = catalog.usable(word, settings.bases_folder)
+def _base(installation: Installation, word: str) -> tuple[BaseModelEntry, Path]:
+    entry, folder = installation.usable(word)
     if isinstance(entry, AuxiliaryEntry):
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"{entry.branch!r} is a model for {entry.family}, which no LoRA is for.",
-            f"Choose one of {', '.join(catalog.entries)}.",
+            f"Choose one of {', '.join(installation.catalog.entries)}.",
         ).about("base")
-    return entry
+    return entry, folder
 
 
 def _fitting(
-    reading: Reading, entries: Mapping[str, Entry], catalog: Catalog, settings: Settings
+    reading: Reading, entries: Mapping[str, Entry], installation: Installation
 ) -> list[BaseModelEntry]:
     """Return the installed bases that a file fits, each once, in the catalog's order."""
     found: dict[str, BaseModelEntry] = {}
     last: Failure | None = None
+    catalog, bases = installation.catalog, installation.settings.bases_folder
     for listed in catalog.entries.values():
         entry = catalog.real(listed)
-        folder = entry.location(settings.bases_folder)
+        folder = entry.location(bases)
         if entry.branch in found or not folder.is_dir():
             continue
         why = why_not(reading, entries, entry, folder)

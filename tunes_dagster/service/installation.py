@@ -115,6 +115,12 @@ class Installation:
         entry = self.catalog.usable(word, folder)
         return entry, entry.location(folder)
 
+    def patient(self) -> Installation:
+        """Return the same with a registry that waits for its database as long as whoever works on it may."""
+        rows = self.registry
+        rows = rows.with_patience(max(rows.patience, self.settings.registry_patience_seconds))
+        return Installation(self.settings, registry=rows, store=self.store, catalog=self.catalog)
+
     def close(self) -> None:
         """Close what was opened here; the second time does nothing."""
         opened, self._opened = self._opened, None

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import TuneRequest
-from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
-from tunes_dagster.families.catalog import Catalog
 from tunes_dagster.intake.captions import write_captions
 from tunes_dagster.intake.collect import collect_sources
 from tunes_dagster.intake.manifest import Manifest
@@ -21,6 +19,7 @@ from tunes_dagster.intake.verdict import in_words
 if TYPE_CHECKING:
     from tunes_dagster.intake.faces import FaceDetector
     from tunes_dagster.intake.fetch import Fetcher
+    from tunes_dagster.service.installation import Installation
 
 _ID = "check"
 
@@ -51,27 +50,23 @@ class _Told(Silent):
 
 def look_over(
     request: TuneRequest,
-    store: Store,
-    catalog: Catalog,
-    settings: Settings,
+    installation: Installation,
     fetcher: Fetcher,
     detector: FaceDetector,
 ) -> Looked:
     """Fetch, judge, crop and caption a request's pictures as its tune would, without a captioner.
 
     Args:
-        request: Its uploads lie in `store`.
-        store: One that goes away; see `passing_store`.
-        catalog: Says at what resolution its base trains.
-        settings: The operator's.
+        request: Its uploads lie in the installation's store.
+        installation: With a store that goes away, see `passing_store`.
         fetcher: For URLs.
         detector: Finds faces.
     """
-    told = _Told()
+    told, store, catalog = _Told(), installation.store, installation.catalog
     failure = None
     try:
         manifest = collect_sources(
-            _ID, request, store, fetcher, detector, told, folder_options=settings.store_options
+            _ID, request, store, fetcher, detector, told, folder_options=installation.settings.store_options
         )
     except Failure as refused:
         if refused.code != FailureCode.TOO_FEW_PICTURES:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.families.catalog import BaseModelEntry, Catalog
+from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.registry import Registry, Tune, Use
 from tunes_dagster.rendering.prompts import split_tags, summed, tag_of
 from tunes_dagster.rendering.siblings import ADAPTERS
+
+if TYPE_CHECKING:
+    from tunes_dagster.service.installation import Installation
 
 
 def named_tune(
@@ -33,8 +36,7 @@ class Named:
     """The tunes that tags (`lora`, `faceid`) in prompts on a base name, each looked up once, within an account.
 
     Args:
-        registry: Of tunes.
-        catalog: Says which bases fit each other.
+        installation: Knows the tunes, and which bases fit each other.
         entry: The base; it may be the sibling of the one that the tunes were made on.
         account_id: Whose tunes may be meant.
         meant: See `named_tune`.
@@ -43,15 +45,14 @@ class Named:
 
     def __init__(
         self,
-        registry: Registry,
-        catalog: Catalog,
+        installation: Installation,
         entry: BaseModelEntry,
         account_id: str,
         meant: Mapping[str, str] | None = None,
         seen: dict[str, Tune] | None = None,
     ) -> None:
-        self._registry, self._account_id, self._meant = registry, account_id, meant
-        self._catalog, self._entry = catalog, entry
+        self._registry, self._catalog = installation.registry, installation.catalog
+        self._entry, self._account_id, self._meant = entry, account_id, meant
         self.seen: dict[str, Tune] = {} if seen is None else seen
 
     def __call__(self, word: str, tag: str) -> Mapping[str, str]:

@@ -18,23 +18,23 @@ from tunes_dagster.service.references import name_all
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
-    from tunes_dagster.registry import Registry
+    from tunes_dagster.service.installation import Installation
 
 DAY = 86_400.0
 _PART = 1000
 
 
-def remove_orphans(registry: Registry, store: Store, older_than: float = DAY) -> int:
+def remove_orphans(installation: Installation, older_than: float = DAY) -> int:
     """Remove what is older than some seconds and that no row knows; returns how many files and folders that were."""
-    name_all(registry, store)
+    name_all(installation)
     before = time.time() - older_than
-    done = _shared(registry, store, before) + _folders(registry, store, before)
-    return done + store.remove_unfinished(before) + _temporary(before)
+    done = _shared(installation, before) + _folders(installation, before)
+    return done + installation.store.remove_unfinished(before) + _temporary(before)
 
 
-def _shared(registry: Registry, store: Store, before: float) -> int:
+def _shared(installation: Installation, before: float) -> int:
     """Remove shared files that nobody names."""
-    done = 0
+    registry, store, done = installation.registry, installation.store, 0
     for prefix in SHARED:
         for keys in _parts(list(store.list(prefix))):
             needed = registry.blobs.needed(keys)
@@ -48,9 +48,9 @@ def _shared(registry: Registry, store: Store, before: float) -> int:
     return done
 
 
-def _folders(registry: Registry, store: Store, before: float) -> int:
+def _folders(installation: Installation, before: float) -> int:
     """Remove the folders of tunes and batches that no row knows."""
-    done = 0
+    registry, store, done = installation.registry, installation.store, 0
     for prefix, known in (("tunes", registry.blobs.known_tunes), ("batches", registry.blobs.known_batches)):
         for ids in _parts(store.folders(prefix)):
             for one in sorted(set(ids) - known(ids)):

@@ -8,7 +8,8 @@ from tunes_dagster.registry.blobs import keys_of_request, shared
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
-    from tunes_dagster.registry import Registry, Tune
+    from tunes_dagster.registry import Tune
+    from tunes_dagster.service.installation import Installation
 
 # Where a tune's folder names shared files: (file, the list in it, the fields of its entries).
 _NAMING = (
@@ -17,12 +18,12 @@ _NAMING = (
 )
 
 
-def name_all(registry: Registry, store: Store) -> int:
+def name_all(installation: Installation) -> int:
     """Write what the tunes need that were made before such rows were kept; returns how many there were."""
-    done = 0
+    registry, done = installation.registry, 0
     while tunes := registry.blobs.unnamed_tunes():
         for tune in tunes:
-            registry.blobs.named(tune.id, named_by(store, tune))
+            registry.blobs.named(tune.id, named_by(installation.store, tune))
         done += len(tunes)
     return done
 

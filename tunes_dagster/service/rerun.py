@@ -13,34 +13,32 @@ from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.core.results import TuneResult
-from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.validation import checked
 from tunes_dagster.core.wishes import Wishes
-from tunes_dagster.families.catalog import BaseModelEntry, Catalog
+from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.families.presets import changed
 from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.training_set import TrainingSet
-from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.registry import Prompt, Tune
 from tunes_dagster.registry.retrying import may_have_been_kept
 from tunes_dagster.registry.transitions import lock_tune
-from tunes_dagster.service.quote import prices_of, tune_price
+from tunes_dagster.service.quote import tune_price
 from tunes_dagster.service.references import named_by
 from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from tunes_dagster.service.installation import Installation
+
 # What the dataset was prepared for; another value needs another dataset.
 _OF_THE_DATASET = ("resolution",)
 
 
 def rerun(
-    registry: Registry,
-    store: Store,
-    catalog: Catalog,
-    settings: Settings,
+    installation: Installation,
     tune: Tune,
     changes: Mapping[str, Any] | None = None,
     title: str = "",
@@ -48,10 +46,7 @@ def rerun(
     """Hand in a tune again.
 
     Args:
-        registry: Where the new row goes.
-        store: Where the dataset lies.
-        catalog: Says what the base's options are.
-        settings: The operator's.
+        installation: Where the dataset lies and the new row goes; says what the base's options are.
         tune: The tune to train again; it stays as it is.
         changes: Training options that are to differ.
         title: Of the new tune; empty derives one.
@@ -63,13 +58,15 @@ def rerun(
         Failure: `CONFLICT` when there is no dataset, `INVALID_REQUEST` for options that are unknown, out of range or
             not of training, `BASE_NOT_INSTALLED`, `OUT_OF_CREDITS`: the same work costs the same again.
     """
+    registry, store = installation.registry, installation.store
+    catalog, settings = installation.catalog, installation.settings
     if "imported" in tune.recipe:
         raise Failure(
             FailureCode.CONFLICT,
             f"The tune {tune.title!r} was imported, not trained here.",
             "Import its file again, or continue it on pictures with training.base_tune_id.",
         )
-    entry = catalog.usable(tune.branch, settings.bases_folder)
+    entry, _folder = installation.usable(tune.branch)
     options = _options(tune, changes or {}, entry)
     asked = TuneRequest.model_validate(tune.request)
     request = asked.model_copy(
@@ -109,7 +106,7 @@ def rerun(
             account_id=tune.account_id,
             origin="cli",
             status="prepared",
-            price=tune_price(prices_of(settings), catalog, request),
+            price=tune_price(installation.prices, catalog, request),
             warnings=wishes.told(),
             before=alive,
             also=like_the_first,

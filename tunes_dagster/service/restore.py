@@ -13,13 +13,16 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.service.backup import Backup, keys_of
 from tunes_dagster.service.erase import drive_subjects, erase_outputs, erase_tunes
+
+if TYPE_CHECKING:
+    from tunes_dagster.service.installation import Installation
 
 _WHY = "Files of it were not in the backup that was put back."
 # Of a tune's result: what has to be there for it to be used, and what is only looked at.
@@ -69,8 +72,9 @@ class Checked:
     lost: list[str] = field(default_factory=list)
 
 
-def delete_again(registry: Registry, store: Store, about: Backup) -> int:
+def delete_again(installation: Installation, about: Backup) -> int:
     """Delete what was deleted while a backup was made: its registry still has the rows; returns how many."""
+    registry = installation.registry
     tunes, prompts, words = [], [], list[str]()
     for kind, key in about.deleted:
         with suppress(Failure):  # the row came after the copy
@@ -80,22 +84,22 @@ def delete_again(registry: Registry, store: Store, about: Backup) -> int:
                 prompts.append(prompt)
             if kind == "prompt with its words":
                 words.append(registry.prompts.get(key).id)
-    erase_tunes(registry, store, tunes, rule="it was deleted while a backup was made")
-    erase_outputs(registry, store, prompts, "it was deleted while a backup was made")
+    erase_tunes(installation, tunes, rule="it was deleted while a backup was made")
+    erase_outputs(installation, prompts, "it was deleted while a backup was made")
     for one in words:
         registry.work.delete_prompt(one, rule="it was deleted while a backup was made")
-    drive_subjects(registry, store, words)
+    drive_subjects(installation, words)
     return len(tunes) + len(prompts) + len(set(words) - {prompt.id for prompt in prompts})
 
 
-def check_files(registry: Registry, store: Store) -> Checked:
+def check_files(installation: Installation) -> Checked:
     """Look for every file that the rows name, and have made again what is missing; twice changes nothing more."""
-    there = Files(store)
+    registry, there = installation.registry, Files(installation.store)
     done = Checked()
     half_gone = [tune for tune in _all_tunes(registry, "deleted") if there.below(f"tunes/{tune.id}/")]
-    erase_tunes(registry, store, half_gone, rule="it was being deleted while a backup was made")
+    erase_tunes(installation, half_gone, rule="it was being deleted while a backup was made")
     for tune in _all_tunes(registry):
-        _check_tune(registry, store, there, tune, done)
+        _check_tune(installation, there, tune, done)
     for prompt in _all_prompts(registry):
         _check_prompt(registry, there, prompt, done)
     for campaign in registry.campaigns.rows():
@@ -119,9 +123,10 @@ def _all_prompts(registry: Registry) -> Iterator[Prompt]:
         before = page[-1].number
 
 
-def _check_tune(registry: Registry, store: Store, there: Files, tune: Tune, done: Checked) -> None:
+def _check_tune(installation: Installation, there: Files, tune: Tune, done: Checked) -> None:
     if tune.status in ("failed", "cancelled", "deleted", "awaiting_images"):
         return
+    registry, store = installation.registry, installation.store
     stage = _stage_of(tune)
     lacking = [name for name in _WEIGHTS if not there.has(getattr(tune.made, name) or None)]
     if stage in ("finish", "ready") and not lacking:
@@ -131,7 +136,7 @@ def _check_tune(registry: Registry, store: Store, there: Files, tune: Tune, done
     if stage == "train" and _dataset_is_there(store, there, tune):
         return
     if stage == "ready" and not there.below(f"tunes/{tune.id}/"):
-        erase_tunes(registry, store, [tune], rule="its files were not in a backup that was put back")
+        erase_tunes(installation, [tune], rule="its files were not in a backup that was put back")
         done.deleted.append(tune.number)
     elif stage != "train" and _dataset_is_there(store, there, tune):
         registry.restoring.redo_tune(tune.id, "train", _WEIGHTS, _WHY)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import RETRYABLE, FailureCode
 from tunes_dagster.core.store import Store
-from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.registry import Tune
+
+if TYPE_CHECKING:
+    from tunes_dagster.service.installation import Installation
 
 _CHECKPOINT = re.compile(r"/checkpoints/step-\d+\.safetensors$")
 # Ends that may be another one on another day; the others would be met again.
@@ -18,14 +22,11 @@ def has_checkpoint(store: Store, tune: Tune) -> bool:
     return any(_CHECKPOINT.search(key) for key in store.list(f"tunes/{tune.id}/lora"))
 
 
-def go_on(
-    registry: Registry, store: Store, account_id: str, named: Tune | None, limit: int = 1000
-) -> list[Tune]:
+def go_on(installation: Installation, account_id: str, named: Tune | None, limit: int = 1000) -> list[Tune]:
     """Return the tunes that go on, after those of them that had ended were queued again.
 
     Args:
-        registry: Holds them.
-        store: Holds their checkpoints.
+        installation: Holds them and their checkpoints.
         account_id: Whose.
         named: The one that is meant, whatever it ended for and with a checkpoint or without; None means all that are
             not over, and those that failed for a reason that may have passed and left a checkpoint.
@@ -34,6 +35,7 @@ def go_on(
     Raises:
         Failure: `CONFLICT` when the one that is meant has ended otherwise than badly.
     """
+    registry, store = installation.registry, installation.store
     if named is not None:
         return [registry.work.resume_tune(named.id)]
     everything = registry.tunes.rows(limit=limit, account_id=account_id)

@@ -13,8 +13,8 @@ from tunes_dagster.service.erase import Erased, drive, drive_subjects
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from tunes_dagster.core.store import Store
-    from tunes_dagster.registry import Registry, Tune
+    from tunes_dagster.registry import Tune
+    from tunes_dagster.service.installation import Installation
 
 # What one run deletes at most; the next one goes on.
 _MOST = 10_000
@@ -52,13 +52,13 @@ class Retained:
         )
 
 
-def retain(registry: Registry, store: Store, now: datetime) -> Retained:
+def retain(installation: Installation, now: datetime) -> Retained:
     """Warn of what expires soon; extend or delete what has expired and was announced in time.
 
     Something is only deleted once its warning is as old as the account's `warn_hours`, or the whole period when that is
     shorter: who sets a rule today loses nothing before the warning has had its time.
     """
-    done = Retained()
+    registry, done = installation.registry, Retained()
     accounts = {account.id: account for account in registry.accounts.rows()}
     soon = []
     for one in registry.retention.expiring(now + _LONGEST_WARNING, _MOST):
@@ -71,7 +71,7 @@ def retain(registry: Registry, store: Store, now: datetime) -> Retained:
             done.extended += 1
     done.warned = registry.retention.warn_of([one for one, _warning in soon if not one.extends])
     due = [one for one, _warning in soon if not one.extends and one.at <= now]
-    drive(registry, store)  # what earlier ones left, and what runs wrote for what is gone
+    drive(installation)  # what earlier ones left, and what runs wrote for what is gone
     for one in due:
         if one.kind != "tune":
             continue
@@ -82,7 +82,7 @@ def retain(registry: Registry, store: Store, now: datetime) -> Retained:
             done.tune_ids.append(gone.id)
     prompts = registry.retention.expire_pictures([one for one in due if one.kind == "prompt"])
     done.outputs = len(prompts)
-    done.erased.add(drive_subjects(registry, store, [*done.tune_ids, *(one.id for one in prompts)]))
+    done.erased.add(drive_subjects(installation, [*done.tune_ids, *(one.id for one in prompts)]))
     return done
 
 

@@ -15,23 +15,23 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, TuneRequest
 from tunes_dagster.core.settings import Settings
-from tunes_dagster.core.store import Store
 from tunes_dagster.core.wishes import Wishes
-from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry, Catalog
+from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.intake.subject import is_style
-from tunes_dagster.registry import Prompt, Registry, Tune, Use
+from tunes_dagster.registry import Prompt, Tune, Use
 from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.service.companions import missing
 from tunes_dagster.service.continuing import check_same_base, continued
 from tunes_dagster.service.naming import Named, named_tune
-from tunes_dagster.service.quote import import_price, prices_of, prompt_price, tune_price
+from tunes_dagster.service.quote import import_price, prompt_price, tune_price
 from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from tunes_dagster.intake.guard import Guard
+    from tunes_dagster.service.installation import Installation
 
 # What means something in partition keys and selections of Dagster's, in paths, or in tags of prompts.
 _FORBIDDEN_IN_IDS = ("...", *"|/\\,:;<>[]{}()*?\"'`")
@@ -72,10 +72,7 @@ class Handed:
 
 
 def submit_tune(
-    registry: Registry,
-    store: Store,
-    catalog: Catalog,
-    settings: Settings,
+    installation: Installation,
     request: TuneRequest,
     *,
     account_id: str = "local",
@@ -89,10 +86,7 @@ def submit_tune(
     """Accept a tune: check and complete the request, move payloads into the store, add the row.
 
     Args:
-        registry: Where the row goes.
-        store: Where base64 pictures go.
-        catalog: Says what the base means and what its defaults are.
-        settings: The operator's.
+        installation: Where the row and base64 pictures go; says what the base means.
         request: As handed in.
         account_id: Who asks.
         origin: cli, api, drop, ui, demo.
@@ -110,8 +104,10 @@ def submit_tune(
         Failure: `INVALID_REQUEST`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `SOURCE_REFUSED`, `CONFLICT`,
             `OUT_OF_CREDITS`; nothing is kept then.
     """
+    registry, store = installation.registry, installation.store
+    catalog, settings = installation.catalog, installation.settings
     request, continues = continued(registry, request, account_id)
-    entry = _base_of_tunes(catalog, request.base, settings)
+    entry = _base_of_tunes(installation, request.base)
     check_same_base(continues, entry)
     wishes = Wishes(settings.unmet_wishes)
     request = check_tune(request, catalog.resolve(request.base), entry, settings, wishes)
@@ -120,27 +116,17 @@ def submit_tune(
     chosen = check_id(tune_id) if tune_id else new_id("tune")
     request = _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
-    named = Named(registry, catalog, entry, account_id)
+    named = Named(installation, entry, account_id)
     kinds = [request.training.kind]
     completed = [
-        _complete_prompt(
-            one,
-            entry,
-            catalog,
-            settings,
-            own=request,
-            asked=request.base,
-            named=named,
-            store=store.naming(registry.blobs.hold),
-            kinds=kinds,
-        )
+        _complete_prompt(one, entry, installation, own=request, asked=request.base, named=named, kinds=kinds)
         for one in request.prompts
     ]
     complete = request.model_copy(update={"prompts": [one.request for one in completed]})
     recipe = make_recipe(complete, entry, continues)
     if handed is not None:
         recipe["imported"] = handed.as_recipe()
-    prices = prices_of(settings)
+    prices = installation.prices
     if registry.tunes.has(chosen):
         raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
     from tunes_dagster.intake.payloads import move_payloads
@@ -169,7 +155,7 @@ def submit_tune(
         warnings=[
             *wishes.told(),
             *_doubts(request),
-            *_lacking(settings, catalog),
+            *_lacking(installation),
             *(handed.doubts if handed is not None else ()),
         ],
         before=before,
@@ -183,14 +169,14 @@ def _first_status(request: TuneRequest, handed: Handed | None) -> str:
     return "awaiting_images" if handed is None else "prepared"
 
 
-def _base_of_tunes(catalog: Catalog, word: str, settings: Settings) -> BaseModelEntry:
+def _base_of_tunes(installation: Installation, word: str) -> BaseModelEntry:
     """Return the base that a word means and tunes can be made on."""
-    entry = catalog.usable(word, settings.bases_folder)
+    entry, _folder = installation.usable(word)
     if isinstance(entry, AuxiliaryEntry):
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"No tune is made on {entry.branch!r}, a model for {entry.family}.",
-            f"Choose one of {', '.join(catalog.entries)}.",
+            f"Choose one of {', '.join(installation.catalog.entries)}.",
         )
     return entry
 
@@ -211,23 +197,20 @@ def _doubts(request: TuneRequest) -> list[str]:
     return said
 
 
-def _lacking(settings: Settings, catalog: Catalog) -> list[str]:
+def _lacking(installation: Installation) -> list[str]:
     """Return what a tune will go without for want of a model beside its base."""
     return [
         f"{one.entry.branch} is not installed: {one.without}. {one.remedy}"
-        for one in missing(settings, catalog)
+        for one in missing(installation.settings, installation.catalog)
     ]
 
 
 def submit_prompt(
-    registry: Registry,
-    catalog: Catalog,
-    settings: Settings,
+    installation: Installation,
     request: PromptRequest,
     *,
     account_id: str = "local",
     origin: str = "cli",
-    store: Store | None = None,
     meant: Mapping[str, str] | None = None,
     also: Callable[[Session, Prompt], None] | None = None,
 ) -> Prompt:
@@ -238,9 +221,7 @@ def submit_prompt(
             also(session, prompts[0])
 
     asked = [AskedPrompt(request, meant or {})]
-    return submit_prompts(
-        registry, catalog, settings, asked, account_id=account_id, origin=origin, store=store, also=one
-    )[0]
+    return submit_prompts(installation, asked, account_id=account_id, origin=origin, also=one)[0]
 
 
 @dataclass(frozen=True)
@@ -259,41 +240,33 @@ class AskedPrompt:
 
 
 def submit_prompts(
-    registry: Registry,
-    catalog: Catalog,
-    settings: Settings,
+    installation: Installation,
     asked: Sequence[AskedPrompt],
     *,
     account_id: str = "local",
     origin: str = "cli",
-    store: Store | None = None,
     before: Callable[[Session], None] | None = None,
     also: Callable[[Session, list[Prompt]], None] | None = None,
 ) -> list[Prompt]:
     """Accept prompts, all or none, on tunes or on plain bases, with every setting and the seed filled in.
 
     Args:
-        registry: Where the rows go.
-        catalog: Says what the bases mean and what their defaults are.
-        settings: The operator's.
+        installation: Where the rows and base64 pictures go; says what the bases mean.
         asked: As handed in.
         account_id: Who asks.
         origin: cli, api, drop, ui, demo.
-        store: Where base64 pictures go; None opens the operator's when there is one.
         before: What belongs at the beginning of the transaction that accepts them; see `Prompts.add_many`.
         also: What belongs at its end.
 
     Raises:
         Failure: `INVALID_REQUEST`, `UNKNOWN_TUNE`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `CONFLICT`, `OUT_OF_CREDITS`.
     """
-    prices = prices_of(settings)
+    registry, catalog, prices = installation.registry, installation.catalog, installation.prices
     new = []
     for one in asked:
         request = one.request
         tune = named_tune(registry, account_id, request.tune, one.meant) if request.tune else None
-        done = completed_prompt(
-            registry, catalog, settings, request, tune, account_id=account_id, store=store, meant=one.meant
-        )
+        done = completed_prompt(installation, request, tune, account_id=account_id, meant=one.meant)
         tuned = tune is not None or bool(done.tags)
         price = prompt_price(
             prices,
@@ -337,27 +310,22 @@ class Completed:
 
 
 def completed_prompt(
-    registry: Registry,
-    catalog: Catalog,
-    settings: Settings,
+    installation: Installation,
     request: PromptRequest,
     tune: Tune | None,
     *,
     account_id: str = "local",
-    store: Store | None = None,
     meant: Mapping[str, str] | None = None,
     seen: dict[str, Tune] | None = None,
 ) -> Completed:
     """Return a prompt with everything filled in, and the tunes that it names.
 
     Args:
-        registry: Where tunes are looked up that tags in the text name.
-        catalog: Says what the base means and what its defaults are.
-        settings: The operator's.
+        installation: Knows bases, and the tunes that tags in the text name. Base64 pictures are written into its
+            store; nothing else is.
         request: As handed in.
         tune: That it names.
         account_id: Whose tunes tags may name.
-        store: Where base64 pictures go; nothing else is written. None opens the operator's when there is one.
         meant: See `submit_prompt`.
         seen: See `Named`; for many prompts at once.
 
@@ -365,22 +333,20 @@ def completed_prompt(
         Failure: As `submit_prompt`.
     """
     if tune is not None:
-        home = catalog.usable(tune.branch, settings.bases_folder)
+        home, _folder = installation.usable(tune.branch)
         asked = request.base or tune.base
     else:
         asked = request.base or DEFAULT_BASE
-        home = catalog.usable(asked, settings.bases_folder)
-    named = Named(registry, catalog, home, account_id, meant, seen)
+        home, _folder = installation.usable(asked)
+    named = Named(installation, home, account_id, meant, seen)
     completed = _complete_prompt(
         request,
         home,
-        catalog,
-        settings,
+        installation,
         asked=asked,
         kinds=[tune.kind] if tune is not None else [],
         characteristics=dict((tune.request or {}).get("characteristics") or {}) if tune is not None else {},
         named=named,
-        store=store.naming(registry.blobs.hold) if store is not None else None,
     )
     return replace(completed, tags=tuple(named.tags(completed.request.text)))
 
@@ -507,33 +473,30 @@ def _check_sources(
 def _complete_prompt(
     request: PromptRequest,
     home: BaseModelEntry,
-    catalog: Catalog,
-    settings: Settings,
+    installation: Installation,
     *,
     own: TuneRequest | None = None,
     asked: str = "",
     kinds: Sequence[str] = (),
     characteristics: dict[str, str] | None = None,
     named: Named,
-    store: Store | None = None,
 ) -> Completed:
     """Return the prompt with its settings checked and filled from the base that renders it, with a seed; without tags.
 
     Args:
         request: As handed in.
         home: The base that its tunes were made on.
-        catalog: Says what the prompt's own base means.
-        settings: The operator's.
+        installation: Knows bases; keeps pictures that come with it.
         own: The request of its tune, when it came inside that; then it may name no other.
         asked: The base by the caller's word.
         kinds: Of the tune that it is made for.
         characteristics: Of its tune.
         named: Looks up the tunes that tags name.
-        store: See `PromptContext`.
     """
     from tunes_dagster.rendering.siblings import rendering_base
     from tunes_dagster.rendering.submission import PromptContext, complete_prompt
 
+    catalog, settings = installation.catalog, installation.settings
     if own is not None and request.tune is not None:
         raise Failure(
             FailureCode.INVALID_REQUEST,
@@ -551,6 +514,7 @@ def _complete_prompt(
     base = catalog.resolve(asked) if asked else entry
     known = own.characteristics if own is not None else characteristics or {}
     wishes = Wishes(settings.unmet_wishes)
+    store = installation.store.naming(installation.registry.blobs.hold)
     context = PromptContext(base, entry, catalog, settings, store, known, named, named.owns_picture, wishes)
     named.check_sums(request.text)
     complete = complete_prompt(request, context)

@@ -41,7 +41,7 @@ class Bell:
         return True
 
     def close(self) -> None:
-        """Give the connection back: others write with it from now on, which it does not count, so ask anew next time."""
+        """Give the connection back: what others write with it is not counted, so the next time asks anew."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
