@@ -16,7 +16,6 @@ from tests.cli.conftest import Tunes
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.intake.captions import CaptionRow, CaptionTable
 from tunes_dagster.intake.training_set import TrainingItem, TrainingSet
-from tunes_dagster.registry import Registry
 
 
 def png(colour: str) -> bytes:
@@ -61,9 +60,7 @@ def play(installation: Installation) -> None:
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, installation: Installation) -> None:
-    def drive(
-        settings: object, until: Callable[[], bool], report: object, *, registry: Registry, instance: object
-    ) -> None:
+    def drive(whole: Installation, until: Callable[[], bool], report: object, *, instance: object) -> None:
         play(installation)
         assert until()
 

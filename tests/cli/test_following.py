@@ -15,7 +15,6 @@ from tests.cli.conftest import Tunes
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.watching import TUNE_OVER, Line, Watch, display
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.registry import Registry
 
 
 @pytest.fixture
@@ -24,13 +23,9 @@ def driven(monkeypatch: pytest.MonkeyPatch, installation: Installation) -> Calla
 
     def use(work: Callable[[Sequence[str], Sequence[str]], None], daemon: bool = False) -> None:
         def drive(
-            settings: object,
-            until: Callable[[], bool],
-            report: object,
-            *,
-            registry: Registry,
-            instance: object,
+            whole: Installation, until: Callable[[], bool], report: object, *, instance: object
         ) -> None:
+            registry = whole.registry
             waiting = [row.id for row in registry.tunes.rows() if row.status not in TUNE_OVER]
             work(waiting, [row.id for row in registry.prompts.rows(status=["queued", "waiting"])])
             assert until() or not waiting
