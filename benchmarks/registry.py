@@ -25,6 +25,7 @@ from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Table, Tune, Work
+from tunes_dagster.registry.tunes import NewTune
 from tunes_dagster.service import decide
 from tunes_dagster.service.installation import Installation
 
@@ -190,13 +191,9 @@ def calls(registry: Registry, tunes: int, prompts: int) -> dict[str, Callable[[]
         """Accept a tune, claim, beat, report, finish, cancel: six transactions that write."""
         from tunes_dagster.core.ids import new_id
 
-        tune = registry.tunes.add(
-            TuneRequest.model_validate({"name": "dog"}),
-            id=new_id("tune"),
-            branch="x",
-            recipe={},
-            origin="api",
-        )
+        request = TuneRequest.model_validate({"name": "dog"})
+        new = NewTune(request, id=new_id("tune"), branch="x", recipe={}, origin="api")
+        tune = registry.tunes.accept(new).tune
         work = registry.work.claim("prepare", tune.id, "run")
         registry.work.heartbeat(work.id, "run")
         registry.work.progress(work.id, "run", phase="fetching", step=1, total=2)

@@ -351,6 +351,19 @@ def test_whoever_needs_more_than_one_part_of_the_installation_takes_the_installa
     assert found == set(TAKES_PARTS), found ^ set(TAKES_PARTS)
 
 
+def test_the_gateway_writes_no_rows_into_the_transactions_of_others():
+    own = "tunes_dagster/gateway/dialects/astria/rows.py"  # a part of the registry that only this dialect has
+    found = {
+        path
+        for room, path, tree in modules()
+        if room == "gateway"
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy"))
+        or (isinstance(node, ast.Import) and any(one.name.startswith("sqlalchemy") for one in node.names))
+    }
+    assert found == {own}, found
+
+
 def test_assets_and_resources_have_one_name():
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -38,11 +38,11 @@ def _accept(registry: Registry, price: int, **changes: object):
 def _add(registry: Registry, also, **changes: object):
     from tunes_dagster.core.ids import new_id
     from tunes_dagster.core.recipe import TuneRequest
+    from tunes_dagster.registry.tunes import NewTune
 
     request = TuneRequest.model_validate({"name": "dog", **changes})
-    return registry.tunes.add(
-        request, id=new_id("tune"), branch="tiny-sdxl", recipe={}, account_id="ann", origin="api", also=also
-    )
+    new = NewTune(request, id=new_id("tune"), branch="tiny-sdxl", recipe={}, account_id="ann", origin="api")
+    return registry.tunes.accept(new, also=also).tune
 
 
 def _consistent(registry: Registry) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from tunes_dagster.intake.captions import CaptionRow, CaptionTable
 from tunes_dagster.intake.training_set import TrainingItem, TrainingSet
 from tunes_dagster.registry import Account, Prompt, Registry, Tune
 from tunes_dagster.registry.ledger import reserve
+from tunes_dagster.registry.tunes import NewTune
 from tunes_dagster.service.erase import erase_tunes
 
 PRICE = 1000
@@ -107,15 +108,15 @@ class Site:
             for row in (tune, *prompts):
                 reserve(session, account, row.id, PRICE, self.registry.now())
 
-        self.registry.tunes.add(
+        new = NewTune(
             request,
             id=tune_id,
             branch="tiny-sdxl",
             recipe={"seed": 0},
             account_id=account,
             origin="api",
-            also=pays,
         )
+        self.registry.tunes.accept(new, also=pays)
 
     def pipeline(self) -> None:
         """Do one piece of everything that waits."""

@@ -31,12 +31,12 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import Catalog
-from tunes_dagster.gateway.accepting import Claim
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.options import GatewayOptions
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.service import Caller, Service
 from tunes_dagster.registry import Account, Registry
+from tunes_dagster.registry.accepting import Claim
 from tunes_dagster.registry.retrying import Outage
 from tunes_dagster.registry.tables import Table
 from tunes_dagster.service.decide import Launch

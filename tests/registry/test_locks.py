@@ -27,6 +27,7 @@ from tunes_dagster.registry.api_tables import ApiGroup, ApiObject
 from tunes_dagster.registry.ledger import lock_wallet, reserve
 from tunes_dagster.registry.locks import GUARDED, ORDER, lock, lock_each, lock_one
 from tunes_dagster.registry.tables import Table
+from tunes_dagster.registry.tunes import NewTune
 
 TENANTS = ("anna", "bert")
 
@@ -145,9 +146,8 @@ def paid_tune(registry: Registry, tenant: str) -> Tune:
         reserve(session, tenant, tune.id, 1_000, tune.created_at)
 
     request = TuneRequest(name="dog")
-    return registry.tunes.add(
-        request, id=new_id("tune"), branch="tiny-sdxl", recipe={}, account_id=tenant, origin="api", also=also
-    )
+    new = NewTune(request, id=new_id("tune"), branch="tiny-sdxl", recipe={}, account_id=tenant, origin="api")
+    return registry.tunes.accept(new, also=also).tune
 
 
 def together(*calls: Callable[[], Any]) -> None:

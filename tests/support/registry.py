@@ -10,6 +10,7 @@ from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Registry, Tune
 from tunes_dagster.registry.prompts import NewPrompt
+from tunes_dagster.registry.tunes import NewTune
 from tunes_dagster.service.installation import Installation
 
 
@@ -58,7 +59,8 @@ def add_tune(registry: Registry, **changes: object) -> Tune:
     if tags := options.pop("tags", None):
         asked = zip(request.prompts, tags, strict=True)
         options["prompts"] = [NewPrompt(one, str(options["branch"]), tags=some) for one, some in asked]
-    return registry.tunes.add(request, id=tune_id, recipe={"seed": 0}, **options)
+    new = NewTune(request, id=tune_id, recipe={"seed": 0}, **options)
+    return registry.tunes.accept(new).tune
 
 
 def run_stage(registry: Registry, kind: str, subject_id: str, run_id: str = "run", **finish: object) -> None:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 from starlette.datastructures import UploadFile
 
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -28,9 +26,8 @@ from tunes_dagster.gateway.service import Service
 from tunes_dagster.gateway.uploads import keep_files
 from tunes_dagster.intake.payloads import Base64File, upload_key
 from tunes_dagster.intake.weights import Found
-from tunes_dagster.registry import ApiGroup, ApiObject, Prompt, Registry, Reservation, Tune
-from tunes_dagster.registry.idempotency import bind_idempotent
-from tunes_dagster.registry.ledger import lock_account
+from tunes_dagster.registry import Prompt, Registry, Tune
+from tunes_dagster.registry.accepting import Acceptance, Accepted, Claim, NewGroup, Seen
 from tunes_dagster.registry.retrying import may_have_been_kept
 
 # What a tune takes on a machine that has not made one yet.
@@ -72,30 +69,6 @@ class View:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A request's hold of its `Idempotency-Key`; see `registry.IdempotencyKey`."""
-
-    key: str
-    token: str
-
-
-class _Tried(Exception):
-    """Ends a transaction that was only tried; carries what it would have cost, and what would not have been met."""
-
-    def __init__(self, price: int, warnings: list[str]) -> None:
-        super().__init__(price)
-        self.price, self.warnings = price, warnings
-
-
-class _Known(Exception):
-    """Ends a transaction whose work was accepted before, with its id."""
-
-    def __init__(self, subject_id: str) -> None:
-        super().__init__(subject_id)
-        self.subject_id = subject_id
-
-
 class Accepting:
     """The part of a desk that takes work in; see `desk.Desk`."""
 
@@ -115,7 +88,7 @@ class Accepting:
         prompt_views: Sequence[View] = (),
         *,
         files: Sequence[UploadFile] = (),
-        group: ApiGroup | None = None,
+        group: NewGroup | None = None,
     ) -> Tune:
         """Accept a tune with the prompts inside it; nothing is kept when anything is refused.
 
@@ -135,16 +108,14 @@ class Accepting:
         self.warn(*self.wishes.told())
         if (made := self.made_before()) is not None:
             return self._again(self.registry.tunes.get(made[0]), view)
-        callbacks = [request.callback_url, *(one.callback_url for one in request.prompts)]
-        try:
-            if is_rehearsing(self.request):
-                attempt = lambda: self._submit_tune(request, view, prompt_views, (), group, rehearse=True)  # noqa: E731
-                raise Rehearsed(self._report(attempt, self.estimated_seconds(request.base), callbacks))
-            tune = self._submit_tune(request, view, prompt_views, files, group)
-        except _Known as known:
-            return self._again(self.registry.tunes.get(known.subject_id), view)
-        self._accepted([tune.id])
-        return tune
+        views = [view, *prompt_views]
+        if is_rehearsing(self.request):
+            callbacks = [request.callback_url, *(one.callback_url for one in request.prompts)]
+            attempt = partial(self._submit_tune, request, views, (), group)
+            raise Rehearsed(self._report(attempt, views, self.estimated_seconds(request.base), callbacks))
+        accepted = self._submit_tune(request, views, files, group)
+        self._accepted(accepted, views, [accepted.tune.id])
+        return accepted.tune
 
     def accept_import(self, request: ImportRequest, found: Found | None, view: View) -> Tune:
         """Accept weights that another program made, as a tune; nothing is kept when anything is refused.
@@ -159,77 +130,57 @@ class Accepting:
         """
         if (made := self.made_before()) is not None:
             return self._again(self.registry.tunes.get(made[0]), view)
-        callbacks = [request.callback_url, *(one.callback_url for one in request.prompts)]
+        from tunes_dagster.service.importing import accept_weights
+
+        views = [view] * (1 + len(request.prompts))
+        submit = partial(
+            accept_weights, self.service.installation, request, found, account_id=self.account_id
+        )
         if is_rehearsing(self.request):
-            attempt = lambda: self._submit_import(request, found, view, rehearse=True)  # noqa: E731
-            raise Rehearsed(self._report(attempt, _IMPORT_SECONDS, callbacks))
-        tune = self._submit_import(request, found, view)
-        self._accepted([tune.id])
-        return tune
-
-    def _submit_import(
-        self, request: ImportRequest, found: Found | None, view: View, rehearse: bool = False
-    ) -> Tune:
-        from tunes_dagster.service.importing import import_weights
-
-        def also(session: Session, tune: Tune, prompts: list[Prompt]) -> None:
-            rows: list[tuple[Tune | Prompt, View]] = [(tune, view), *((one, view) for one in prompts)]
-            self._keep(session, rows, None, [tune.id], rehearse)
-
-        service = self.service
-        return import_weights(service.installation, request, found, account_id=self.account_id, also=also)
+            callbacks = [request.callback_url, *(one.callback_url for one in request.prompts)]
+            attempt = partial(submit, acceptance=self._acceptance(views))
+            raise Rehearsed(self._report(attempt, views, _IMPORT_SECONDS, callbacks))
+        accepted = submit(acceptance=self._acceptance(views))
+        self._accepted(accepted, views, [accepted.tune.id])
+        return accepted.tune
 
     def _submit_tune(
         self,
         request: TuneRequest,
-        view: View,
-        prompt_views: Sequence[View],
+        views: Sequence[View],
         files: Sequence[UploadFile],
-        group: ApiGroup | None,
-        rehearse: bool = False,
-    ) -> Tune:
-        from tunes_dagster.service.submit import submit_tune
+        group: NewGroup | None,
+    ) -> Accepted:
+        from tunes_dagster.service.submit import new_tune
 
         chosen, service = new_id("tune"), self.service
-
-        def before(session: Session) -> None:
-            lock_account(session, self.account_id)
-            same = select(Tune.id).where(Tune.account_id == self.account_id, Tune.deleted_at.is_(None))
-            same = same.where(Tune.title == (request.title or request.name)).order_by(Tune.number.desc())
-            if (known := session.scalar(same.limit(1))) is not None:
-                raise _Known(known)
-
-        def also(session: Session, tune: Tune, prompts: list[Prompt]) -> None:
-            tune.auto_extend = True if view.auto_extend else tune.auto_extend
-            rows: list[tuple[Tune | Prompt, View]] = [(tune, view), *zip(prompts, prompt_views, strict=True)]
-            self._keep(session, rows, group, [tune.id], rehearse)
-
+        acceptance = self._acceptance(views, group, chosen)
         try:
             self.check_trainable(request.base)
             if files:
                 request = _with_uploads(request, keep_files(service.store, chosen, files))
-            return submit_tune(
-                service.installation,
-                self._uploaded(request, chosen),
-                account_id=self.account_id,
-                origin="api",
-                tune_id=chosen,
-                before=before if view.same_title else None,
-                also=also,
+            complete = self._uploaded(request, chosen)
+            new = new_tune(
+                service.installation, complete, account_id=self.account_id, origin="api", tune_id=chosen
             )
-        except (Failure, Problem, _Tried, _Known) as refused:
+            new = replace(new, auto_extend=True if views[0].auto_extend else None)
+            accepted = self.registry.tunes.accept(new, acceptance)
+        except (Failure, Problem) as refused:
             if may_have_been_kept(refused):
                 self.unclaimed.clear()
             else:
                 service.store.delete_prefix(f"tunes/{chosen}")
             raise
+        if accepted.again or acceptance.rehearse:
+            service.store.delete_prefix(f"tunes/{chosen}")
+        return accepted
 
     def accept_prompt(self, request: PromptRequest, view: View) -> Prompt:
         """Accept a prompt on one of the account's tunes or on a plain base; see `accept_prompts`."""
         return self.accept_prompts([(request, view)])[0]
 
     def accept_prompts(
-        self, orders: Sequence[tuple[PromptRequest, View]], group: ApiGroup | None = None
+        self, orders: Sequence[tuple[PromptRequest, View]], group: NewGroup | None = None
     ) -> list[Prompt]:
         """Accept prompts, all or none.
 
@@ -250,22 +201,20 @@ class Accepting:
                 self._again(self.registry.prompts.get(one), view)
                 for one, view in zip(made, views, strict=False)
             ]
-        callbacks = [request.callback_url for request, _view in orders]
-        try:
-            if is_rehearsing(self.request):
-                seconds = 2.0 * sum(request.settings.num_images for request, _view in orders)
-                attempt = lambda: self._submit_prompts(orders, group, rehearse=True)  # noqa: E731
-                raise Rehearsed(self._report(attempt, seconds, callbacks))
-            prompts = self._submit_prompts(orders, group)
-        except _Known as known:
-            return [self._again(self.registry.prompts.get(known.subject_id), orders[0][1])]
-        self._accepted([prompt.id for prompt in prompts])
-        return prompts
+        views = [view for _request, view in orders]
+        if is_rehearsing(self.request):
+            callbacks = [request.callback_url for request, _view in orders]
+            seconds = 2.0 * sum(request.settings.num_images for request, _view in orders)
+            attempt = partial(self._submit_prompts, orders, group)
+            raise Rehearsed(self._report(attempt, views, seconds, callbacks))
+        accepted = self._submit_prompts(orders, group)
+        self._accepted(accepted, views, [prompt.id for prompt in accepted.prompts])
+        return accepted.prompts
 
     def _submit_prompts(
-        self, orders: Sequence[tuple[PromptRequest, View]], group: ApiGroup | None, rehearse: bool = False
-    ) -> list[Prompt]:
-        from tunes_dagster.service.submit import DEFAULT_BASE, AskedPrompt, submit_prompts
+        self, orders: Sequence[tuple[PromptRequest, View]], group: NewGroup | None
+    ) -> Accepted:
+        from tunes_dagster.service.submit import DEFAULT_BASE, AskedPrompt, new_prompts
 
         asked = []
         for request, view in orders:
@@ -273,32 +222,10 @@ class Accepting:
                 self.check_trainable(request.base or DEFAULT_BASE, tuned=False)
             on_tune, meant = self._on_its_tune(request, dict(view.meant))
             asked.append(AskedPrompt(on_tune, meant, view.quality))
-        same = [view.sameness for _request, view in orders if view.sameness]
-
-        def before(session: Session) -> None:
-            lock_account(session, self.account_id)
-            known = select(ApiObject.id).where(
-                ApiObject.account_id == self.account_id,
-                ApiObject.sameness.in_(same),
-                ApiObject.public_id.is_(None),  # one that was deleted is made again
-            )
-            if (found := session.scalar(known.order_by(ApiObject.id).limit(1))) is not None:
-                raise _Known(found)
-
-        def also(session: Session, prompts: list[Prompt]) -> None:
-            views = [view for _request, view in orders]
-            rows = list(zip(prompts, views, strict=True))
-            self._keep(session, rows, group, [one.id for one in prompts], rehearse)
-
+        acceptance = self._acceptance([view for _request, view in orders], group)
         try:
-            return submit_prompts(
-                self.service.installation,
-                asked,
-                account_id=self.account_id,
-                origin="api",
-                before=before if same else None,
-                also=also,
-            )
+            new = new_prompts(self.service.installation, asked, self.account_id)
+            return self.registry.prompts.accept(new, acceptance, account_id=self.account_id, origin="api")
         except Failure as refused:
             if may_have_been_kept(refused):
                 self.unclaimed.clear()
@@ -380,48 +307,45 @@ class Accepting:
         change = {"text": text, "tune": word, "base": None if own else base, "settings": settings}
         return request.model_copy(update=change), {**meant, word: tune.id}
 
-    # Inside the transaction
+    # What is kept with it
 
-    def _keep(
-        self,
-        session: Session,
-        rows: Sequence[tuple[Tune | Prompt, View]],
-        group: ApiGroup | None,
-        subjects: list[str],
-        rehearse: bool,
-    ) -> None:
-        """Write how the caller sees what is accepted, and what its key made; say what of it is not met."""
-        now = self.registry.now()
-        minutes = self.service.options.upload_token_minutes
-        if group is not None:
-            session.add(group)
-        ids = [row.id for row, _view in rows]
-        session.flush()
-        held = select(Reservation.subject_id, Reservation.amount).where(Reservation.subject_id.in_(ids))
-        prices: dict[str, int] = {row[0]: row[1] for row in session.execute(held)}
-        session.add_all(
-            ApiObject(
-                id=row.id,
-                account_id=self.account_id,
-                dialect=view.dialect,
-                public_id=view.public_id,
-                asked={**self._asked(view), "price": prices.get(row.id, 0)},
-                events=list(view.events),
-                on_unknown=view.on_unknown,
-                base_url=self.base_url,
-                group_id=view.group_id,
-                sameness=view.sameness,
-                created_at=now,
-                upload_hash=token_hash(self.upload_token(row.id)) if view.awaits_pictures else None,
-                upload_expires_at=now + timedelta(minutes=minutes) if view.awaits_pictures else None,
-            )
-            for row, view in rows
+    @property
+    def claim(self) -> Claim | None:
+        """The request's hold of its `Idempotency-Key`, if it has one."""
+        return getattr(self.request.state, "claim", None) if self.request is not None else None
+
+    def _acceptance(
+        self, views: Sequence[View], group: NewGroup | None = None, tune_id: str = ""
+    ) -> Acceptance:
+        """Return what is kept with the work: how its caller sees it, and what its key made.
+
+        Args:
+            views: Of the tune and then its prompts, or of the prompts.
+            group: See `accept_tune`.
+            tune_id: Of the tune, whose pictures may be sent afterwards.
+        """
+        return Acceptance(
+            seen=[self._seen(view, tune_id if number == 0 else "") for number, view in enumerate(views)],
+            group=group,
+            claim=self.claim,
+            same_title=views[0].same_title,
+            rehearse=is_rehearsing(self.request),
         )
-        unmet = together(said for row, view in rows for said in _unmet(row, view))
-        if rehearse:
-            raise _Tried(sum(prices.values()), unmet)
-        self.warn(*unmet)
-        self.bind(session, subjects)
+
+    def _seen(self, view: View, tune_id: str) -> Seen:
+        token = token_hash(self.upload_token(tune_id)) if tune_id and view.awaits_pictures else None
+        return Seen(
+            dialect=view.dialect,
+            asked=self._asked(view),
+            events=view.events,
+            public_id=view.public_id,
+            on_unknown=view.on_unknown,
+            base_url=self.base_url,
+            group_id=view.group_id,
+            sameness=view.sameness,
+            upload_hash=token,
+            upload_minutes=self.service.options.upload_token_minutes,
+        )
 
     def _again(self, row: Row, view: View) -> Row:
         """Return what was accepted before, and say again what of it is not met."""
@@ -436,25 +360,15 @@ class Accepting:
         if told:
             self.headers[WARNINGS] = "; ".join(told)[:_MOST_WARNINGS]
 
-    def bind(self, session: Session, subjects: list[str]) -> None:
-        """Write what is made into the row of the request's `Idempotency-Key`, if it has one.
-
-        Raises:
-            Problem: 409 when another request took the key over: this one must not make anything any more.
-        """
-        claim: Claim | None = getattr(self.request.state, "claim", None) if self.request is not None else None
-        if claim is not None and not bind_idempotent(
-            session, self.account_id, claim.key, claim.token, subjects
-        ):
-            said = "Another request with this Idempotency-Key has taken over; send it again for its answer"
-            raise Problem(409, said, headers={"Retry-After": "5"}, code="idempotency_busy")
-
     def made_before(self) -> Sequence[str] | None:
         """Return what an earlier request of the same key made, when this one only has to be answered."""
         return getattr(self.request.state, "made", None) if self.request is not None else None
 
-    def _accepted(self, subjects: Sequence[str]) -> None:
-        """Note what a request led to: for its log line, and because its pictures are spoken for now."""
+    def _accepted(self, accepted: Accepted, views: Sequence[View], subjects: Sequence[str]) -> None:
+        """Say what is not met of it; note what it led to: for its log line, and as its pictures are spoken for now."""
+        self.warn(*_all_unmet(accepted, views))
+        if accepted.again:
+            return
         self.unclaimed.clear()
         if self.request is not None:
             self.request.state.subject = subjects[-1]
@@ -472,16 +386,20 @@ class Accepting:
     # Trying
 
     def _report(
-        self, attempt: Callable[[], Any], seconds: float, callbacks: Sequence[str | None]
+        self,
+        attempt: Callable[[], Accepted],
+        views: Sequence[View],
+        seconds: float,
+        callbacks: Sequence[str | None],
     ) -> dict[str, Any]:
         """Return what an attempt would cost and take, and why it would be refused."""
         price, refused, known, unmet = 0, "", None, list[str]()
         try:
-            attempt()
-        except _Tried as tried:
-            price, unmet = tried.price, tried.warnings
-        except _Known as same:
-            known = same.subject_id
+            tried = attempt()
+            if tried.again:
+                known = tried.rows[0].id
+            else:
+                price, unmet = sum(tried.prices.values()), _all_unmet(tried, views)
         except Failure as failure:
             refused = of_failure(failure).message
             if failure.code == FailureCode.OUT_OF_CREDITS:
@@ -526,6 +444,12 @@ def _with_uploads(request: TuneRequest, keys: Sequence[str]) -> TuneRequest:
 def _unmet(row: Tune | Prompt, view: View) -> list[str]:
     """Return what of a row was wished for and is not met, in its dialect's words."""
     return [renamed(said, view.names) for said in row.warnings or []]
+
+
+def _all_unmet(accepted: Accepted, views: Sequence[View]) -> list[str]:
+    """Return what of all that was accepted is not met; what stands for it is the first one."""
+    pairs = zip(accepted.rows, views, strict=False)
+    return together(said for row, view in pairs for said in _unmet(row, view))
 
 
 def _in_a_header(text: str) -> str:

@@ -21,7 +21,8 @@ from tunes_dagster.gateway.problems import invalid, not_found
 from tunes_dagster.gateway.service import Caller, Service
 from tunes_dagster.gateway.uploads import refuse_empty
 from tunes_dagster.intake.payloads import Base64File
-from tunes_dagster.registry import ApiGroup, ApiObject, Prompt, Tune, Wallet
+from tunes_dagster.registry import ApiObject, Prompt, Tune, Wallet
+from tunes_dagster.registry.accepting import NewGroup
 from tunes_dagster.rendering.wishes import upscaling_model
 
 # Why something was deleted, for its record.
@@ -79,15 +80,9 @@ class Desk(Accepting):
         self.unclaimed.append(key)
         return self.service.store.write_stream(key, content)
 
-    def new_group(self, dialect: str, callback_url: str) -> ApiGroup:
+    def new_group(self, dialect: str, callback_url: str) -> NewGroup:
         """Return a group of prompts, which is kept with the work that it is accepted with."""
-        return ApiGroup(
-            id=new_id("group"),
-            account_id=self.account_id,
-            dialect=dialect,
-            callback_url=callback_url,
-            created_at=self.registry.now(),
-        )
+        return NewGroup(new_id("group"), dialect, callback_url)
 
     # Looking
 

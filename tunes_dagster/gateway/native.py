@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster.callbacks.bodies import failure_facts, tune_body
@@ -437,13 +436,10 @@ def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
         return _callback_facts(_own_callback(mine, made[0]))
     mine.service.hit_sample(mine.account_id)
 
-    def also(session: Session, row: Callback) -> None:
-        mine.bind(session, [row.id])
-
     if body.dialect == "native":
         told: dict[str, Any] = {"type": "sample", "data": {"message": "This is a sample callback."}}
         return _callback_facts(
-            mine.registry.outbox.add(mine.account_id, "sample", "sample", body.url, told, also=also)
+            mine.registry.outbox.add(mine.account_id, "sample", "sample", body.url, told, claim=mine.claim)
         )
     rows = mine.registry.objects.page_tunes(mine.account_id, limit=1, dialect=body.dialect)
     if not rows:
@@ -458,7 +454,7 @@ def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
             told,
             form=body.dialect,
             on_unknown="hold",
-            also=also,
+            claim=mine.claim,
         )
     )
 

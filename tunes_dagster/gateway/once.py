@@ -17,11 +17,11 @@ from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from tunes_dagster.gateway.accepting import Claim
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.problems import Problem
 from tunes_dagster.gateway.uploads import read_form
+from tunes_dagster.registry.accepting import Claim
 from tunes_dagster.registry.api_tables import IdempotencyKey
 
 # How long a repeated request waits for the first one's answer.

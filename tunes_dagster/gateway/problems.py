@@ -7,6 +7,7 @@ from typing import Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.validation import WRONG
+from tunes_dagster.registry.accepting import TakenOver
 
 _STATUS = {
     FailureCode.UNKNOWN_TUNE: 404,
@@ -68,6 +69,8 @@ def of_failure(failure: Failure) -> Problem:
     ):  # which database or store it is, and why, is the operator's
         said = "The service cannot reach its storage right now; please try again."
         return Problem(503, said, headers={"Retry-After": _RETRY_AFTER}, code=failure.code.value)
+    if isinstance(failure, TakenOver):
+        return Problem(409, failure.message, headers={"Retry-After": _RETRY_AFTER}, code="idempotency_busy")
     text = f"{failure.message} {failure.remedy}".strip()
     fields: dict[str, list[str]] = {}
     for one in failure.problems:

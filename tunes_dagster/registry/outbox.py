@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
+from tunes_dagster.registry.accepting import Claim, keep_claim
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import chunks, lock, lock_columns, lock_one
 from tunes_dagster.registry.missing import no_callback
@@ -324,7 +325,7 @@ class Outbox(Part):
         body: dict[str, Any],
         form: str = "",
         on_unknown: str = "",
-        also: Callable[[Session, Callback], None] | None = None,
+        claim: Claim | None = None,
     ) -> Callback:
         """Owe a callback that no state change caused (a sample), in the form of a dialect."""
         now = self.now()
@@ -342,8 +343,8 @@ class Outbox(Part):
         )
         with self.writing() as session:
             session.add(row)
-            if also is not None:
-                also(session, row)
+            session.flush()
+            keep_claim(session, account_id, claim, [row.id])
         return row
 
     def of_account(self, account_id: str, limit: int = 50) -> list[Callback]:

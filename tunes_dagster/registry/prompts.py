@@ -16,6 +16,7 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.results import PromptResult
 from tunes_dagster.core.wishes import ended
+from tunes_dagster.registry.accepting import Acceptance, Accepted, keep, same_prompt
 from tunes_dagster.registry.blobs import keys_of_settings, name_in
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
@@ -190,27 +191,41 @@ class Prompts(Part):
 
         return self.add_many([new], account_id=account_id, origin=origin, also=one)[0]
 
-    @repeatable
     def add_many(
         self,
         asked: Sequence[NewPrompt],
         *,
         account_id: str = "local",
         origin: str = "cli",
-        before: Callable[[Session], None] | None = None,
         also: Callable[[Session, list[Prompt]], None] | None = None,
     ) -> list[Prompt]:
+        """Accept prompts that no caller sees through an API; see `accept`."""
+        return self.accept(asked, account_id=account_id, origin=origin, also=also).prompts
+
+    @repeatable
+    def accept(
+        self,
+        asked: Sequence[NewPrompt],
+        acceptance: Acceptance | None = None,
+        *,
+        account_id: str = "local",
+        origin: str = "cli",
+        also: Callable[[Session, list[Prompt]], None] | None = None,
+    ) -> Accepted:
         """Accept prompts, all or none: queued when they can be rendered, waiting while a tune that they use is made.
 
         Args:
             asked: What is asked for.
+            acceptance: What their caller wants to be kept with them.
             account_id: Who asks; holds their prices, when it has a wallet.
             origin: cli, api, drop, ui, demo.
-            before: Called first in the same transaction; raising there accepts nothing.
-            also: Called last in it; the same.
+            also: Called last in the same transaction; raising there accepts nothing.
+
+        Returns:
+            The prompts, or the one that stands for them.
 
         Raises:
-            Failure: As `lock_used`, and `OUT_OF_CREDITS`.
+            Failure: As `lock_used`, `OUT_OF_CREDITS`, and `TakenOver`.
         """
         now = self.now()
         uses = [[*own_use(one.tune_id, one.request.tune), *one.tags] for one in asked]
@@ -220,9 +235,10 @@ class Prompts(Part):
                 for row in session.scalars(select(Prompt).where(Prompt.id.in_([a.id for a in asked])))
             }
             if kept:
-                return [kept[one.id] for one in asked]
-            if before is not None:
-                before(session)
+                return Accepted([kept[one.id] for one in asked])
+            same = same_prompt(session, account_id, acceptance) if acceptance is not None else None
+            if same is not None:
+                return Accepted([same], again=True)
             locked = lock_used(session, account_id, [use for some in uses for use in some])
             prompts = []
             for one, some in zip(asked, uses, strict=True):
@@ -242,7 +258,12 @@ class Prompts(Part):
             name_in(session, uses_of_prompts(prompts), now)
             if also is not None:
                 also(session, prompts)
-        return prompts
+            accepted = Accepted(prompts)
+            if acceptance is not None:
+                accepted = keep(session, account_id, acceptance, prompts, now)
+                if acceptance.rehearse:
+                    session.rollback()
+        return accepted
 
     def get(self, prompt_id: str) -> Prompt:
         """Return a prompt by its exact id; what a caller's word means is `find_prompt`'s to say.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import func, select
@@ -15,6 +17,7 @@ from tunes_dagster.core.recipe import TuneRequest, recipe_hash
 from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.wishes import ended
 from tunes_dagster.core.work import STAGES, WorkKind
+from tunes_dagster.registry.accepting import Acceptance, Accepted, keep, same_tune
 from tunes_dagster.registry.blobs import keys_of_request, name_in
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
@@ -63,96 +66,148 @@ def _add_its_prompts(
     return rows
 
 
-class Tunes(Part):
-    """Everything about tunes but their ends."""
+def _its_prompts(session: Session, tune: Tune) -> list[Prompt]:
+    return list(session.scalars(select(Prompt).where(Prompt.tune_id == tune.id).order_by(Prompt.number)))
 
-    @repeatable
-    def add(
-        self,
-        request: TuneRequest,
-        *,
-        id: str,
-        branch: str,
-        recipe: dict[str, Any],
-        account_id: str = "local",
-        origin: str,
-        status: str = "queued",
-        prompts: Sequence[NewPrompt] | None = None,
-        price: int | None = None,
-        warnings: Sequence[str] = (),
-        before: Callable[[Session], None] | None = None,
-        also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
-    ) -> Tune:
-        """Accept a tune: its row, its prompts (waiting), its first work, and a line in the timeline.
 
-        Args:
-            request: Complete; see `submit.submit_tune`, which every interface goes through.
-            id: Id of the tune and its partition key.
-            branch: The catalog's entry that is really used.
-            recipe: Everything known now that decides the result.
-            account_id: Who asks.
-            origin: cli, api, drop, ui, demo.
-            status: `queued`, `awaiting_images` for a tune whose pictures come later, or `prepared` for one whose
-                dataset lies in the store already, or that needs none.
-            prompts: Its prompts; None takes the request's as they are, rendered on `branch` and free.
-            price: Micro-dollars, which its account holds when it has a wallet; None charges nothing.
-            warnings: What was wished for and is not met.
-            before: Called first in the same transaction; raising there accepts nothing.
-            also: Called last in it; the same.
+def _write(session: Session, tune: Tune, new: NewTune, now: datetime) -> list[Prompt]:
+    """Write the rows of a tune that is accepted; returns those of its prompts."""
+    asked = new.its_prompts
+    lock_used(session, tune.account_id, [use for one in asked for use in one.tags])
+    session.add(tune)
+    session.flush()
+    rows = _add_its_prompts(session, tune, asked, new.origin, now)
+    held = {row.id: one.price for row, one in zip(rows, asked, strict=True)}
+    hold(session, tune.account_id, {tune.id: new.price, **held}, now, tune.id)
+    needed = [(key, tune.id) for key in keys_of_request(tune.request)]
+    name_in(session, [*needed, *uses_of_prompts(rows)], now)
+    stage, _said = _FIRST[new.status]
+    if stage is not None:
+        open_work(session, kind_for(tune, stage), tune.id, new.origin, now)
+    said = " ".join(["The tune was accepted.", *ended(new.warnings)])
+    note(session, tune.id, "queued", said, now, origin=new.origin)
+    return rows
 
-        Raises:
-            Failure: `CONFLICT` when the id is taken, `OUT_OF_CREDITS`, and for tags as `lock_used`.
-        """
-        now = self.now()
-        asked = [NewPrompt(one, branch) for one in request.prompts] if prompts is None else prompts
+
+@dataclass(frozen=True)
+class NewTune:
+    """A tune that is to be accepted.
+
+    Attributes:
+        request: Complete.
+        id: Id of the tune and its partition key.
+        branch: The catalog's entry that is really used.
+        recipe: Everything known now that decides the result.
+        origin: cli, api, drop, ui, demo.
+        account_id: Who asks.
+        status: `queued`, `awaiting_images` for a tune whose pictures come later, or `prepared` for one whose
+            dataset lies in the store already, or that needs none.
+        prompts: Its prompts; None takes the request's as they are, rendered on `branch` and free.
+        price: Micro-dollars, which its account holds when it has a wallet; None charges nothing.
+        warnings: What was wished for and is not met.
+        auto_extend: Kept instead of expiring; None leaves that to the account's rule.
+    """
+
+    request: TuneRequest
+    _: KW_ONLY
+    id: str
+    branch: str
+    recipe: dict[str, Any]
+    origin: str
+    account_id: str = "local"
+    status: str = "queued"
+    prompts: Sequence[NewPrompt] | None = None
+    price: int | None = None
+    warnings: Sequence[str] = ()
+    auto_extend: bool | None = None
+
+    @cached_property
+    def its_prompts(self) -> Sequence[NewPrompt]:
+        """Its prompts as they are asked for."""
+        if self.prompts is None:
+            return [NewPrompt(one, self.branch) for one in self.request.prompts]
+        return self.prompts
+
+    def row(self, now: datetime) -> Tune:
+        """Return it as a row that is not in the database yet."""
+        request = self.request
         tune = Tune(
-            id=id,
-            account_id=account_id,
+            id=self.id,
+            account_id=self.account_id,
             title=request.title or request.name,
             class_name=request.name,
             token=request.token,
             base=request.base,
-            branch=branch,
-            status=status,
+            branch=self.branch,
+            status=self.status,
             request=request.model_dump(mode="json"),
-            recipe=recipe,
-            recipe_hash=recipe_hash(recipe),
-            origin=origin,
-            warnings=list(warnings),
+            recipe=self.recipe,
+            recipe_hash=recipe_hash(self.recipe),
+            origin=self.origin,
+            warnings=list(self.warnings),
             callback_url=request.callback_url,
             labels=request.labels,
             created_at=now,
             updated_at=now,
         )
-        stage, said = _FIRST[status]
-        show(tune, "queued", said)
+        if self.auto_extend is not None:
+            tune.auto_extend = self.auto_extend
+        show(tune, "queued", _FIRST[self.status][1])
+        return tune
+
+
+class Tunes(Part):
+    """Everything about tunes but their ends."""
+
+    @repeatable
+    def accept(
+        self,
+        new: NewTune,
+        acceptance: Acceptance | None = None,
+        *,
+        before: Callable[[Session], None] | None = None,
+        also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
+    ) -> Accepted:
+        """Accept a tune: its row, its prompts (waiting), its first work, and a line in the timeline.
+
+        Args:
+            new: The tune; see `submit.new_tune`, which every interface goes through.
+            acceptance: What its caller wants to be kept with it.
+            before: Called first in the same transaction; raising there accepts nothing.
+            also: Called last in it; the same.
+
+        Returns:
+            The tune and its prompts, or the tune that stands for it.
+
+        Raises:
+            Failure: `CONFLICT` when the id is taken, `OUT_OF_CREDITS`, `TakenOver`, and for tags as `lock_used`.
+        """
+        now, account_id = self.now(), new.account_id
+        tune = new.row(now)
         try:
             with self.writing() as session:
-                if unheard() and (kept := session.scalar(select(Tune).where(Tune.id == id))) is not None:
-                    return kept
+                if unheard() and (kept := session.scalar(select(Tune).where(Tune.id == new.id))) is not None:
+                    return Accepted([kept, *_its_prompts(session, kept)])
                 if before is not None:
                     before(session)
-                lock_used(session, account_id, [use for one in asked for use in one.tags])
-                session.add(tune)
-                session.flush()
-                rows = _add_its_prompts(session, tune, asked, origin, now)
-                held = {row.id: one.price for row, one in zip(rows, asked, strict=True)}
-                hold(session, account_id, {tune.id: price, **held}, now, tune.id)
-                needed = [(key, tune.id) for key in keys_of_request(tune.request)]
-                name_in(session, [*needed, *uses_of_prompts(rows)], now)
-                if stage is not None:
-                    open_work(session, kind_for(tune, stage), tune.id, origin, now)
+                wanted = acceptance is not None and acceptance.same_title
+                if wanted and (same := same_tune(session, account_id, tune.title)) is not None:
+                    return Accepted([same], again=True)
+                rows = _write(session, tune, new, now)
                 if also is not None:
                     also(session, tune, rows)
-                accepted = " ".join(["The tune was accepted.", *ended(warnings)])
-                note(session, tune.id, "queued", accepted, now, origin=origin)
+                accepted = Accepted([tune, *rows])
+                if acceptance is not None:
+                    accepted = keep(session, account_id, acceptance, accepted.rows, now)
+                    if acceptance.rehearse:
+                        session.rollback()
         except IntegrityError as error:
             raise Failure(
                 FailureCode.CONFLICT,
-                f"The tune {id} exists already, or there is no account {account_id!r}.",
+                f"The tune {new.id} exists already, or there is no account {account_id!r}.",
                 "Use another id.",
             ) from error
-        return tune
+        return accepted
 
     @repeatable
     def release(self, tune_id: str) -> Tune:

@@ -6,7 +6,7 @@ still to be fetched is refused later, by its work, which does the same. From the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,10 @@ from tunes_dagster.core.recipe import ImportRequest, TrainingOptions, TuneReques
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
 from tunes_dagster.intake.weights import Found, LookedAt, look_at
-from tunes_dagster.registry import Prompt, Tune
+from tunes_dagster.registry import Tune
+from tunes_dagster.registry.accepting import Acceptance, Accepted
 from tunes_dagster.registry.retrying import may_have_been_kept
-from tunes_dagster.service.submit import Handed, submit_tune
+from tunes_dagster.service.submit import Handed, new_tune
 from tunes_dagster.training.files import sha256_of
 from tunes_dagster.training.foreign.fitting import check_known
 from tunes_dagster.training.foreign.names import Entry, Reading, read_names
@@ -27,8 +28,6 @@ from tunes_dagster.training.foreign.scales import check_strength, read_scales
 from tunes_dagster.training.foreign.shapes import looks_like, why_not
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from tunes_dagster.intake.guard import Guard
     from tunes_dagster.service.installation import Installation
 
@@ -62,11 +61,21 @@ def import_weights(
     found: Found | None = None,
     *,
     account_id: str = "local",
-    tune_id: str | None = None,
     allow_folder: str | None = None,
-    before: Callable[[Session], None] | None = None,
-    also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
 ) -> Tune:
+    """Accept weights as a tune; see `accept_weights`."""
+    return accept_weights(installation, request, found, account_id=account_id, allow_folder=allow_folder).tune
+
+
+def accept_weights(
+    installation: Installation,
+    request: ImportRequest,
+    found: Found | None = None,
+    *,
+    account_id: str = "local",
+    allow_folder: str | None = None,
+    acceptance: Acceptance | None = None,
+) -> Accepted:
     """Accept weights as a tune.
 
     Args:
@@ -74,20 +83,18 @@ def import_weights(
         request: What was said of it.
         found: The file; None when `request.url` is to be fetched by the work.
         account_id: Who asks.
-        tune_id: Id; None makes one.
         allow_folder: A folder of pictures that the request may name.
-        before: See `submit_tune`.
-        also: See `submit_tune`.
+        acceptance: What the caller wants to be kept with it.
 
     Returns:
         The tune: waiting for its pictures to be prepared when some were given, else to be taken in.
 
     Raises:
         Failure: `WEIGHTS_UNUSABLE` for a file that cannot be taken whole, `INVALID_REQUEST` when nobody knows its base,
-            and what `submit_tune` raises; nothing is kept then.
+            and what `new_tune` raises; nothing is kept then.
     """
     store, settings = installation.store, installation.settings
-    chosen = tune_id or new_id("tune")
+    chosen = new_id("tune")
     config = {**({"lora_alpha": request.alpha} if request.alpha else {}), **(found.config if found else {})}
     if found is None:
         check_address(request.url, settings)
@@ -109,21 +116,23 @@ def import_weights(
         handed = Handed(name=found.name, key=key, sha256=sha256_of(found.path), config=config)
         complete, doubts = _as_tune(request, seen), seen.doubts
     try:
-        return submit_tune(
+        new = new_tune(
             installation,
             complete,
             account_id=account_id,
             origin="import",
             allow_folder=allow_folder,
             tune_id=chosen,
-            before=before,
-            also=also,
             handed=replace(handed, doubts=doubts),
         )
+        accepted = installation.registry.tunes.accept(new, acceptance)
     except BaseException as refused:
         if not may_have_been_kept(refused):
             store.delete_prefix(f"tunes/{chosen}")
         raise
+    if acceptance is not None and acceptance.rehearse:
+        store.delete_prefix(f"tunes/{chosen}")
+    return accepted
 
 
 def check_address(url: str, settings: Settings) -> None:

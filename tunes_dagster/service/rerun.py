@@ -24,6 +24,7 @@ from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.registry import Prompt, Tune
 from tunes_dagster.registry.retrying import may_have_been_kept
 from tunes_dagster.registry.transitions import lock_tune
+from tunes_dagster.registry.tunes import NewTune
 from tunes_dagster.service.quote import tune_price
 from tunes_dagster.service.references import named_by
 from tunes_dagster.training.checks import check_tune
@@ -98,7 +99,7 @@ def rerun(
         registry.blobs.copy_uses(session, tune.id, fresh.id)
 
     try:
-        return registry.tunes.add(
+        new = NewTune(
             request,
             id=chosen,
             branch=tune.branch,
@@ -108,9 +109,8 @@ def rerun(
             status="prepared",
             price=tune_price(installation.prices, catalog, request),
             warnings=wishes.told(),
-            before=alive,
-            also=like_the_first,
         )
+        return registry.tunes.accept(new, before=alive, also=like_the_first).tune
     except Failure as refused:
         if not may_have_been_kept(refused):
             store.delete_prefix(f"tunes/{chosen}")

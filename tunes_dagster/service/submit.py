@@ -7,7 +7,7 @@ render, the base's training defaults) is filled in now, so that the row always s
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.intake.subject import is_style
 from tunes_dagster.registry import Prompt, Tune, Use
 from tunes_dagster.registry.prompts import NewPrompt
+from tunes_dagster.registry.tunes import NewTune
 from tunes_dagster.service.companions import missing
 from tunes_dagster.service.continuing import check_same_base, continued
 from tunes_dagster.service.naming import Named, named_tune
@@ -28,8 +29,6 @@ from tunes_dagster.service.quote import import_price, prompt_price, tune_price
 from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from tunes_dagster.intake.guard import Guard
     from tunes_dagster.service.installation import Installation
 
@@ -79,11 +78,34 @@ def submit_tune(
     origin: str = "cli",
     allow_folder: str | Sequence[str] | None = None,
     tune_id: str | None = None,
-    before: Callable[[Session], None] | None = None,
-    also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
-    handed: Handed | None = None,
 ) -> Tune:
-    """Accept a tune: check and complete the request, move payloads into the store, add the row.
+    """Accept a tune; see `new_tune`.
+
+    Returns:
+        The tune: queued, or awaiting_images when no source was named.
+    """
+    new = new_tune(
+        installation,
+        request,
+        account_id=account_id,
+        origin=origin,
+        allow_folder=allow_folder,
+        tune_id=tune_id,
+    )
+    return installation.registry.tunes.accept(new).tune
+
+
+def new_tune(
+    installation: Installation,
+    request: TuneRequest,
+    *,
+    account_id: str = "local",
+    origin: str = "cli",
+    allow_folder: str | Sequence[str] | None = None,
+    tune_id: str | None = None,
+    handed: Handed | None = None,
+) -> NewTune:
+    """Return a tune that can be accepted: its request is checked and completed, its payloads lie in the store.
 
     Args:
         installation: Where the row and base64 pictures go; says what the base means.
@@ -93,12 +115,7 @@ def submit_tune(
         allow_folder: Folders that this request may name beside those that the operator allows; what the
             command line was given.
         tune_id: Id, when it exists already as a partition; None makes one.
-        before: What belongs at the beginning of the transaction that accepts it; see `Tunes.add`.
-        also: What belongs at its end.
         handed: Weights that take the place of training; then it needs no pictures.
-
-    Returns:
-        The tune: queued, or awaiting_images when no source was named; prepared when its weights are handed in.
 
     Raises:
         Failure: `INVALID_REQUEST`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `SOURCE_REFUSED`, `CONFLICT`,
@@ -142,7 +159,7 @@ def submit_tune(
         )
         for moved, done in zip(complete.prompts, completed, strict=True)
     ]
-    return registry.tunes.add(
+    return NewTune(
         complete,
         id=chosen,
         branch=entry.branch,
@@ -158,8 +175,6 @@ def submit_tune(
             *_lacking(installation),
             *(handed.doubts if handed is not None else ()),
         ],
-        before=before,
-        also=also,
     )
 
 
@@ -212,16 +227,10 @@ def submit_prompt(
     account_id: str = "local",
     origin: str = "cli",
     meant: Mapping[str, str] | None = None,
-    also: Callable[[Session, Prompt], None] | None = None,
 ) -> Prompt:
-    """Accept a prompt, on a tune or on a plain base; see `submit_prompts`."""
-
-    def one(session: Session, prompts: list[Prompt]) -> None:
-        if also is not None:
-            also(session, prompts[0])
-
-    asked = [AskedPrompt(request, meant or {})]
-    return submit_prompts(installation, asked, account_id=account_id, origin=origin, also=one)[0]
+    """Accept a prompt, on a tune or on a plain base; see `new_prompts`."""
+    new = new_prompts(installation, [AskedPrompt(request, meant or {})], account_id)
+    return installation.registry.prompts.add_many(new, account_id=account_id, origin=origin)[0]
 
 
 @dataclass(frozen=True)
@@ -239,24 +248,15 @@ class AskedPrompt:
     quality: str = ""
 
 
-def submit_prompts(
-    installation: Installation,
-    asked: Sequence[AskedPrompt],
-    *,
-    account_id: str = "local",
-    origin: str = "cli",
-    before: Callable[[Session], None] | None = None,
-    also: Callable[[Session, list[Prompt]], None] | None = None,
-) -> list[Prompt]:
-    """Accept prompts, all or none, on tunes or on plain bases, with every setting and the seed filled in.
+def new_prompts(
+    installation: Installation, asked: Sequence[AskedPrompt], account_id: str = "local"
+) -> list[NewPrompt]:
+    """Return prompts that can be accepted, on tunes or on plain bases, with every setting and the seed filled in.
 
     Args:
-        installation: Where the rows and base64 pictures go; says what the bases mean.
+        installation: Where base64 pictures go; says what the bases mean.
         asked: As handed in.
         account_id: Who asks.
-        origin: cli, api, drop, ui, demo.
-        before: What belongs at the beginning of the transaction that accepts them; see `Prompts.add_many`.
-        also: What belongs at its end.
 
     Raises:
         Failure: `INVALID_REQUEST`, `UNKNOWN_TUNE`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `CONFLICT`, `OUT_OF_CREDITS`.
@@ -287,7 +287,7 @@ def submit_prompts(
                 done.warnings,
             )
         )
-    return registry.prompts.add_many(new, account_id=account_id, origin=origin, before=before, also=also)
+    return new
 
 
 @dataclass(frozen=True)

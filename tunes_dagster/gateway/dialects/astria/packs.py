@@ -49,7 +49,8 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.gateway.rehearsal import rehearsable, truth
-from tunes_dagster.registry import ApiGroup, Pack, Registry, Tune
+from tunes_dagster.registry import Pack, Registry, Tune
+from tunes_dagster.registry.accepting import NewGroup
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["packs"])
 Mine = Depends(desk)
@@ -289,7 +290,7 @@ def _create(mine: Desk, given: dict[str, Any]) -> Response:
         fields=facts,
         prompts=_numbered(rows),
         public=fields.public,
-        also=lambda session, row: mine.bind(session, [str(row.number)]),
+        claim=mine.claim,
     )
     return JSONResponse(_item(mine, pack), 201, warned(unknown_fields(fields), "not kept in a pack", left))
 
@@ -359,7 +360,7 @@ def _chosen(name: str, value: Any) -> list[Any] | None:
     return value if isinstance(value, list) else [value]
 
 
-def _group(mine: Desk, callback: Any) -> ApiGroup | None:
+def _group(mine: Desk, callback: Any) -> NewGroup | None:
     if not callback:
         return None
     from tunes_dagster.service.submit import check_callback_url
@@ -424,7 +425,7 @@ def _order(
     tune: Tune,
     base: Base,
     characteristics: dict[str, Any],
-    group: ApiGroup | None,
+    group: NewGroup | None,
 ) -> tuple[Any, Any]:
     fields: PromptFields = understood(PromptFields, row, UNSUPPORTED_PROMPT)
     known = {**characteristics, "token": tune.token, "name": tune.class_name}

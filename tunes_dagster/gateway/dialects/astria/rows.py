@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import or_, select
-from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import row_number
+from tunes_dagster.registry.accepting import Claim, keep_claim
 from tunes_dagster.registry.api_tables import ApiObject, Pack, Workspace
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock_one
@@ -41,7 +40,7 @@ class Packs(Part):
         fields: dict[str, Any] | None = None,
         prompts: list[dict[str, Any]] | None = None,
         public: bool = False,
-        also: Callable[[Session, Pack], None] | None = None,
+        claim: Claim | None = None,
     ) -> Pack:
         """Add a pack, or replace the content of the one with this slug when it is the same owner's.
 
@@ -52,7 +51,7 @@ class Packs(Part):
             fields: See `Pack`.
             prompts: See `Pack`.
             public: Whether everybody may use it.
-            also: What belongs into the same transaction.
+            claim: Of the request; see `registry.accepting`.
 
         Raises:
             Failure: `CONFLICT` when the slug is somebody else's.
@@ -69,8 +68,8 @@ class Packs(Part):
             pack.prompts = {"rows": prompts or []}
             pack.public_at = (pack.public_at or now) if public else None
             session.flush()
-            if also is not None:
-                also(session, pack)
+            if account_id is not None:
+                keep_claim(session, account_id, claim, [str(pack.number)])
             return pack
 
     def rows(self, account_id: str, *, public: bool = False, limit: int = 200) -> list[Pack]:
@@ -97,7 +96,7 @@ class Workspaces(Part):
         slug: str,
         title: str,
         fields: dict[str, Any] | None = None,
-        also: Callable[[Session, Workspace], None] | None = None,
+        claim: Claim | None = None,
     ) -> Workspace:
         """Add a workspace.
 
@@ -106,7 +105,7 @@ class Workspaces(Part):
             slug: Its name in addresses.
             title: For people.
             fields: Whatever its dialect keeps.
-            also: What belongs into the same transaction.
+            claim: Of the request; see `registry.accepting`.
         """
         now = self.now()
         with self.writing() as session:
@@ -114,8 +113,7 @@ class Workspaces(Part):
             row.fields = fields or {}
             session.add(row)
             session.flush()
-            if also is not None:
-                also(session, row)
+            keep_claim(session, account_id, claim, [str(row.number)])
             return row
 
     def rows(self, account_id: str, limit: int = 1_000) -> list[Workspace]:

@@ -33,7 +33,8 @@ from tunes_dagster.gateway.dialects.astria.workspaces import workspace_of
 from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
 from tunes_dagster.gateway.problems import Problem, invalid
 from tunes_dagster.gateway.rehearsal import is_rehearsing, rehearsable
-from tunes_dagster.registry import ApiGroup, ApiObject, Tune
+from tunes_dagster.registry import ApiObject, Tune
+from tunes_dagster.registry.accepting import NewGroup
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["tunes"])
 Mine = Depends(desk)
@@ -128,7 +129,7 @@ def known_by_title(mine: Desk, fields: TuneFields) -> Response | None:
     return JSONResponse(tune_object(mine, *same[0]), 201) if same else None
 
 
-def made_tune(mine: Desk, fields: TuneFields, files: list[Any], group: ApiGroup | None = None) -> Response:
+def made_tune(mine: Desk, fields: TuneFields, files: list[Any], group: NewGroup | None = None) -> Response:
     """Accept a tune and answer with it."""
     order, view, prompt_views = tune_order(mine, fields, len(files), group.id if group else None)
     tune = mine.accept_tune(order, view, prompt_views, files=files, group=group)

@@ -105,7 +105,7 @@ def _create(mine: Desk, given: dict[str, Any]) -> Response:
         f"{slug}-{secrets.token_hex(3)}",
         fields.title,
         _kept(fields),
-        also=lambda session, row: mine.bind(session, [str(row.number)]),
+        claim=mine.claim,
     )
     return JSONResponse(_shown(row), 201, unknown_fields(fields))
 
