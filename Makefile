@@ -10,6 +10,7 @@ TORCH ?=
 TORCH_INDEX ?= $(if $(CPU),cpu)
 HOST ?= 127.0.0.1
 PORT ?= 3000
+API_PORT ?= 8000
 
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
@@ -40,8 +41,8 @@ setup-dev:  ## the same, and what tests and linters need
 demo: setup  ## train a tune on the demo subject and render with it: minutes, no GPU, no download of models
 	@$(BIN)/tunes registry upgrade >/dev/null && $(BIN)/tunes demo
 
-dev: setup  ## the Dagster UI with sensors on at http://127.0.0.1:3000 (HOST=, PORT=), the HTTP APIs at :8000
-	@$(BIN)/tunes registry upgrade && $(BIN)/tunes dev --host $(HOST) --port $(PORT)
+dev: setup  ## the Dagster UI with sensors on at http://127.0.0.1:3000 (HOST=, PORT=), the HTTP APIs at :8000 (API_PORT=)
+	@$(BIN)/tunes registry upgrade && $(BIN)/tunes dev --host $(HOST) --port $(PORT) --api-port $(API_PORT)
 
 test: setup-dev lint  ## lint, type-check and run the tests that take seconds each
 	@$(TEST_ENV) $(BIN)/python -m pytest $(WORKERS) -m "not slow and not proof" $(PYTEST_ARGS)

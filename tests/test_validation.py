@@ -20,7 +20,7 @@ from tunes_dagster.core.validation import checked
         ),
         (
             {"name": "cat", "training": {"steps": "many"}},
-            "training.steps is 'many', but should be a valid integer",
+            "training.steps is 'many', but should be a whole number",
         ),
         ({"name": "cat", "token": "two words"}, "token is 'two words', but should be one word of at most 40"),
         ({"name": "cat", "prompts": [{"text": "x", "setings": {}}]}, "prompts.0.setings is not an option"),
@@ -28,7 +28,15 @@ from tunes_dagster.core.validation import checked
             {"name": "cat", "characteristics": {"-": "x"}},
             "characteristics.-.[key] is '-', but should be at most 40 letters",
         ),
-        (["cat"], "the whole should be a valid dictionary"),
+        (
+            {"name": "cat", "training": 3},
+            "training is '3', but should be names with values (as in `rank: 8`)",
+        ),
+        ({"name": "cat", "training": {"steps": "9" * 5000}}, "but should be a whole number of fewer digits"),
+        ({"name": "cat", "dataset": {"face_crop": [1]}}, "dataset.face_crop should be true or false"),
+        ({"name": "cat", "prompts": "x"}, "prompts is 'x', but should be a list"),
+        ({"name": 3}, "name is '3', but should be text"),
+        (["cat"], "the whole should be names with values"),
     ],
 )
 def test_problems_are_named(data: object, said: str) -> None:

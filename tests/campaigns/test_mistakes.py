@@ -94,7 +94,7 @@ def test_of_the_yaml(change: str, by: str, message: str):
         ("text,seeds\na cat, on a mat,1\n", "line 2: '1' stands in a column without a name."),
         (
             "text;guidance_scale\na;7,5\n",
-            "line 2: guidance_scale is '7,5', but should be a valid number. Write the",
+            "line 2: guidance_scale is '7,5', but should be a number. Write the",
         ),
         ("text,steps\n\u201ca cat, on a mat\u201d,20\n", "Put the text into straight double quotes"),
         ("text,prompt\na,b\n", "line 1: Two columns are called text."),

@@ -17,7 +17,7 @@ import pytest
 
 from tests.cli.conftest import Tunes
 from tunes_dagster.cli.installation import Installation
-from tunes_dagster.cli.supervising import only_one
+from tunes_dagster.cli.supervising import Place, only_one
 
 # A process that ends on SIGINT, and left a child in another session that wants to hear of nothing.
 MAIN = """
@@ -92,6 +92,31 @@ def test_the_end_of_the_main_process_is_the_end(tmp_path: Path) -> None:
     process = started(tmp_path, seconds=1.0)
     ours = below(process)
     assert process.wait(30) == 0 and gone(ours)
+
+
+def test_a_place_is_announced_when_it_answers(tmp_path: Path) -> None:
+    """A server that listens and refuses for a while, as one that still loads does."""
+    port = free_port()
+    server = f"""
+import http.server, time
+begun = time.monotonic()
+class Late(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if time.monotonic() - begun > 1.0 else 503); self.end_headers()
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", {port}), Late).serve_forever()
+"""
+    code = (
+        "import sys; from tunes_dagster.cli.supervising import Place, supervise; "
+        f"place = Place('It is there.', '127.0.0.1', {port}, '/'); "
+        f"sys.exit(supervise([[sys.executable, '-c', {server!r}]], 5, [place]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    place = Place("", "127.0.0.1", port, "/")
+    assert process.stdout and process.stdout.readline() == "It is there.\n"
+    assert place.answers()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0 and not place.answers()
 
 
 @pytest.mark.slow

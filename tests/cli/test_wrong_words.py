@@ -84,3 +84,20 @@ def test_a_filter_that_would_be_ignored_is_refused(tunes: Tunes, photos: Path) -
     hand_in(tunes, photos)
     said = tunes("list", "--tune", "1")
     assert said.code == 2 and "--prompts" in said.err
+
+
+def test_a_folder_of_other_files_is_refused_before_it_is_queued(
+    tunes: Tunes, installation: Installation, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("Pictures follow.")
+    said = tunes("train", str(folder), "--name", "mug", "--no-wait")
+    assert said.code == 2 and "holds no pictures" in " ".join(said.err.split())
+    assert installation.registry.tunes.rows() == []
+
+
+def test_a_choice_that_is_none_is_answered_in_words_alone(tunes: Tunes, photos: Path) -> None:
+    hand_in(tunes, photos)
+    said = tunes("export", "1", "--format", "onnx")
+    assert said.code == 2 and "'onnx' is not one of" in said.err and "Value error" not in said.err

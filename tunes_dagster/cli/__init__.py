@@ -134,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not (hasattr(error, "exit_code") and hasattr(error, "format_message")):
             raise
         context = getattr(error, "ctx", None)
-        complain(error.format_message(), f"See `{context.command_path} --help`." if context else "")
+        # Ours and pydantic's checks of a value arrive with the class of the exception before the sentence.
+        said = error.format_message().replace("Value error, ", "")
+        complain(said, f"See `{context.command_path} --help`." if context else "")
         return int(error.exit_code)
     return outcome if isinstance(outcome, int) else 0

@@ -42,13 +42,17 @@ def serve(
     options = read_options()
     set_up_logging("tunes.gateway", options.log_format)
     installation = open_installation()
-    if not installation.registry.keys.rows():
+    if not installation.registry.keys.rows() and "TUNES_SERVE_WITH" not in os.environ:
         say("[yellow]Nobody has a key yet:[/] tunes accounts create NAME")
     app = create_app(installation.settings, options)
     address = address_of(host, port)
     shown = ", ".join(f"{address}/docs/{name}" for name in (*options.mounts, "native"))
-    say(f"Serving on [bold]{escape(address)}[/] (Ctrl-C stops it). Documentation: {escape(shown)}")
-    run(app, host, port)
+
+    def ready() -> None:
+        if "TUNES_SERVE_WITH" not in os.environ:  # `tunes dev` says it itself
+            say(f"Serving on [bold]{escape(address)}[/] (Ctrl-C stops it). Documentation: {escape(shown)}")
+
+    run(app, host, port, ready)
 
 
 @accounts.command("create")

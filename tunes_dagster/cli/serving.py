@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from tunes_dagster.cli.installation import Installation, instance_folder, open_i
 from tunes_dagster.cli.output import escape, say
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.urls import address_of, is_loopback
+
+if TYPE_CHECKING:
+    from tunes_dagster.cli.supervising import Place
 
 _CALL = "from tunes_dagster.cli import main; main()"
 
@@ -44,11 +47,26 @@ def dev(
         check_free(host, port, "--port")
         if api_port:
             check_free(host, api_port, "--api-port")
-        become_supervisor(_commands(installation, host, port, api_port), lock)
+        become_supervisor(
+            _commands(installation, host, port, api_port), lock, _places(installation, host, port, api_port)
+        )
+
+
+def _places(installation: Installation, host: str, port: int, api_port: int) -> list[Place]:
+    """Return what is said of each part once it answers."""
+    from tunes_dagster.cli.supervising import Place
+
+    folder = installation.settings.resolved_drop_folder
+    ui = f"Dagster UI: {address_of(host, port)}   (Ctrl-C stops it; folders of pictures in {folder} are trained on)"
+    places = [Place(ui, host, port, "/server_info")]
+    if api_port:
+        apis = f"HTTP APIs:  {address_of(host, api_port)}/docs   (--api-port 0 leaves them out)"
+        places.append(Place(apis, host, api_port, "/docs"))
+    return places
 
 
 def _commands(installation: Installation, host: str, port: int, api_port: int) -> list[list[str]]:
-    """Say what will be where, and return the commands of Dagster and of the HTTP server."""
+    """Prepare the installation, and return the commands of Dagster and of the HTTP server."""
     workspace = instance_folder() / "workspace.yaml"
     if not is_loopback(host):
         say(
@@ -60,8 +78,7 @@ def _commands(installation: Installation, host: str, port: int, api_port: int) -
     from tunes_dagster.pipeline.inprocess import open_instance
 
     open_instance(settings).dispose()  # makes its tables before several processes open it
-    say(f"Dagster UI: [bold]{escape(address_of(host, port))}[/]   (Ctrl-C stops it)")
-    say(f"Drop folders of pictures into {escape(settings.resolved_drop_folder)} to train on them.")
+    say("Starting; the addresses follow when they answer.")
     command = [
         sys.executable,
         "-W",
@@ -92,5 +109,4 @@ def _commands(installation: Installation, host: str, port: int, api_port: int) -
 
 def _server(host: str, port: int) -> list[str]:
     """Return the command of the HTTP server."""
-    say(f"HTTP APIs: [bold]{escape(address_of(host, port))}[/]   (--api-port 0 leaves them out)")
     return [sys.executable, "-W", "ignore", "-c", _CALL, "serve", "--host", host, "--port", str(port)]

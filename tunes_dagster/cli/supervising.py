@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 import psutil
 
@@ -29,6 +29,8 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 # A server answers what is open and Dagster ends its code servers; what is left then is killed.
 PATIENCE_SECONDS = 25.0
 _LAST_SECONDS = 3.0
+# Between looks at whether what was started answers.
+_LOOK_SECONDS = 0.5
 _PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
 
 
@@ -82,22 +84,54 @@ def only_one(lock: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def become_supervisor(commands: Sequence[Sequence[str]], lock: IO[str]) -> NoReturn:
+class Place(NamedTuple):
+    """Where something will answer.
+
+    Attributes:
+        says: Printed once it does.
+        host: Address it listens on.
+        port: Its port.
+        path: A page that it answers with 200 when it is ready.
+    """
+
+    says: str
+    host: str
+    port: int
+    path: str
+
+    def answers(self) -> bool:
+        """Whether it answers now."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - is not listened on here
+        try:
+            with socket.create_connection((everywhere.get(self.host, self.host), self.port), 2.0) as line:
+                line.sendall(f"GET {self.path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+                return line.recv(64).split(b" ", 2)[1:2] == [b"200"]
+        except OSError:
+            return False
+
+
+def become_supervisor(
+    commands: Sequence[Sequence[str]], lock: IO[str], places: Sequence[Place] = ()
+) -> NoReturn:
     """Turn this process into one that does nothing but `supervise`, and has nothing else in its memory.
 
     Args:
         commands: As of `supervise`, with whose status the process ends.
         lock: Stays locked.
+        places: As of `supervise`.
     """
     os.set_inheritable(lock.fileno(), True)
     sys.stdout.flush()
     sys.stderr.flush()
     # `-P`: the modules that lie beside this one are no top-level modules.
-    arguments = [sys.executable, "-W", "ignore", "-P", __file__, json.dumps([list(one) for one in commands])]
+    given = json.dumps([[list(one) for one in commands], places])
+    arguments = [sys.executable, "-W", "ignore", "-P", __file__, given]
     os.execv(sys.executable, arguments)  # noqa: S606 - our own
 
 
-def supervise(commands: Sequence[Sequence[str]], patience: float = PATIENCE_SECONDS) -> int:
+def supervise(
+    commands: Sequence[Sequence[str]], patience: float = PATIENCE_SECONDS, places: Sequence[Place] = ()
+) -> int:
     """Run commands until the first of them ends or this process is told to end; then end all of them.
 
     They are kept out of the terminal's group, so that a Ctrl-C reaches each of them once, from here. Whatever they
@@ -107,6 +141,7 @@ def supervise(commands: Sequence[Sequence[str]], patience: float = PATIENCE_SECO
     Args:
         commands: The first one is the main one.
         patience: Seconds until what was told to end is killed; a second signal kills at once.
+        places: Where they will answer: each is printed when it does, not before.
 
     Returns:
         Exit status of the main one; 0 when it was told to end.
@@ -125,8 +160,10 @@ def supervise(commands: Sequence[Sequence[str]], patience: float = PATIENCE_SECO
             started.append(
                 subprocess.Popen(command, start_new_session=True, preexec_fn=bound)  # noqa: PLW1509, S603 - our own
             )
-        main = started[0]
+        main, waited_for, looked = started[0], list(places), 0.0
         while not told and main.poll() is None:
+            if waited_for and time.monotonic() - looked > _LOOK_SECONDS:
+                waited_for, looked = _announced(waited_for), time.monotonic()
             time.sleep(0.1)
         status = main.poll()
         _end(started, told, patience)
@@ -135,6 +172,18 @@ def supervise(commands: Sequence[Sequence[str]], patience: float = PATIENCE_SECO
         _kill_rest()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _announced(places: Sequence[Place]) -> list[Place]:
+    """Print the places that answer; returns those that do not yet."""
+    silent = []
+    for place in places:
+        if place.answers():
+            sys.stdout.write(f"{place.says}\n")
+            sys.stdout.flush()
+        else:
+            silent.append(place)
+    return silent
 
 
 def _end(started: Sequence[subprocess.Popen[Any]], told: list[int], patience: float) -> None:
@@ -190,4 +239,5 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(json.loads(sys.argv[1])))
+    _commands, _places = json.loads(sys.argv[1])
+    sys.exit(supervise(_commands, places=[Place(*one) for one in _places]))

@@ -13,6 +13,20 @@ from tunes_dagster.core.failures import Problem, refusal
 Model = TypeVar("Model", bound=BaseModel)
 # The type of an error that a validator of ours raises about one option.
 WRONG = "wrong_option"
+# What pydantic asks for, in the words of somebody who writes YAML or JSON.
+_KINDS = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    "int_parsing_size": "a whole number of fewer digits",
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("string_type", "string_unicode"), "text"),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type"), "a list"),
+    **dict.fromkeys(
+        ("dict_type", "mapping_type", "model_type", "model_attributes_type"),
+        "names with values (as in `rank: 8`)",
+    ),
+}
 # Patterns of `recipe.py` in words.
 _FORMS = {
     r"^[\w-]{1,40}$": "one word of at most 40 letters, digits, _ and -",
@@ -65,11 +79,14 @@ def _explained(model: type[BaseModel], error: ErrorDetails, place: list[Any]) ->
         return said
     if form := _FORMS.get((error.get("ctx") or {}).get("pattern", "")):
         return f"is {str(given)[:60]!r}, but should be {form}"
+    if kind := _KINDS.get(error["type"]):
+        is_ = f"is {str(given)[:60]!r}, but " if isinstance(given, (str, int, float, bool)) else ""
+        return f"{is_}should be {kind}"
     subject, should, rest = said.partition(" should ")
     if should and subject in ("Input", "String", "List") and isinstance(given, (str, int, float, bool)):
-        return f"is {str(given)[:60]!r}, but should {rest.partition(', unable to')[0]}"
+        return f"is {str(given)[:60]!r}, but should {rest}"
     if should and subject in ("Input", "String", "List"):
-        return f"should {rest.partition(' or instance of')[0]}"
+        return f"should {rest}"
     return f"is not valid: {said[0].lower()}{said[1:]}"
 
 

@@ -8,9 +8,12 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import socket
+
     import uvicorn
     from fastapi import FastAPI
 
@@ -62,14 +65,31 @@ def server_of(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> uvicor
     )
 
 
-def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve until a signal ends it; open requests are answered first."""
+def run(
+    app: FastAPI, host: str = "127.0.0.1", port: int = 8000, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Serve until a signal ends it; open requests are answered first.
+
+    Args:
+        app: What answers.
+        host: Address to listen on.
+        port: Port to listen on.
+        ready: Called once it listens.
+    """
     _end_with(os.environ.get("TUNES_SERVE_WITH", ""))
     _allow_many_files()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     server = server_of(app, host, port)
+    begin = server.startup
+
+    async def startup(sockets: list[socket.socket] | None = None) -> None:
+        await begin(sockets)
+        if server.started:
+            ready()
+
+    server.startup = startup  # type: ignore[method-assign]
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
