@@ -25,9 +25,11 @@ from tunes_dagster.assets.attempt import (
     sentences,
 )
 from tunes_dagster.assets.members import claim_members, say_who_is_left
+from tunes_dagster.assets.names import LORA
 from tunes_dagster.assets.trained import described, log_trained
 from tunes_dagster.core.failures import Cancelled, Failure
 from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.pipeline.journal import report_planned
 from tunes_dagster.registry.retrying import DatabaseAway
 from tunes_dagster.sessions.cohorts import Place, Trainee, load_placed, train_trainees, trainee_of
 from tunes_dagster.sessions.reporting import Pulse
@@ -75,6 +77,8 @@ def train_cohort_members(
         def recruit(works: Sequence[Work], said: str) -> list[Trainee]:
             fresh = [recruited(context, work, installation, pulse) for work in works]
             trainees.extend(fresh)
+            for trainee in fresh:
+                report_planned(context.instance, context.run, LORA, trainee.tune.id)
             if fresh:
                 names = ", ".join(f"tune {trainee.tune.number}" for trainee in fresh)
                 context.log.info(f"Cohort {cohort_id}: {names} {said}.")

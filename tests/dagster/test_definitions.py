@@ -235,6 +235,8 @@ def test_the_launchpad_names_every_training_option():
 @pytest.mark.parametrize(
     ("asset", "config", "named"),
     [
+        ("lora", {"lr_schedule": "kosine"}, "lr_schedule"),
+        ("lora", {"kind": "foo"}, "kind"),
         ("source_images", {"nam": "woman"}, "nam"),
         ("source_images", {"dataset": {"min_side": "large"}}, "min_side"),
         ("lora", {"rnak": 8}, "rnak"),

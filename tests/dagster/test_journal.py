@@ -15,6 +15,7 @@ from tunes_dagster.assets.names import LORA
 from tunes_dagster.assets.trained import LORA_CHECKS, log_trained
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.pipeline.inprocess import execute, open_instance
+from tunes_dagster.pipeline.journal import report_planned
 from tunes_dagster.service import decide
 
 CHECKS = """
@@ -72,6 +73,40 @@ def test_checks_of_tunes_that_a_cohort_trained_show_for_their_partitions(instanc
     shown = {one["name"]: one["partitionStatuses"] for one in node["assetChecksOrError"]["checks"]}
     both = {"succeededPartitions": ["good"], "failedPartitions": ["bad"]}
     assert shown == {one.name: both for one in LORA_CHECKS}
+
+
+STATUSES = """
+{ assetNodeOrError(assetKey: {path: ["lora"]}) { ... on AssetNode {
+    assetPartitionStatuses { ... on DefaultPartitionStatuses {
+      materializedPartitions failedPartitions materializingPartitions } }
+} } }
+"""
+
+
+def test_a_tune_in_a_cohort_shows_as_in_progress_and_as_failed_when_it_was(instance):
+    instance.add_dynamic_partitions("tunes", ["good", "bad", "other"])
+    while_it_runs: list[dict] = []
+
+    def statuses() -> dict:
+        return ask(instance, STATUSES)["assetNodeOrError"]["assetPartitionStatuses"]
+
+    @dg.op
+    def train(context: dg.OpExecutionContext) -> None:
+        for name in ("good", "bad"):
+            report_planned(context.instance, context.run, LORA, name)
+        while_it_runs.append(statuses())
+        log_trained(context, SimpleNamespace(id="good"), trained(True))
+        raise dg.Failure("bad failed")
+
+    @dg.job
+    def cohort() -> None:
+        train()
+
+    cohort.execute_in_process(instance=instance, raise_on_error=False)
+    assert sorted(while_it_runs[0]["materializingPartitions"]) == ["bad", "good"]
+    after = statuses()
+    assert (after["materializedPartitions"], after["failedPartitions"]) == (["good"], ["bad"])
+    assert after["materializingPartitions"] == []
 
 
 TIMELINE = """

@@ -104,7 +104,11 @@ def test_the_launchpad_mirrors_a_model_with_its_texts():
     config = mirror(TrainingOptions, "TestConfig")
     assert "Rank of the adapter." in str(config.model_fields["rank"].description)
     assert "cosine" in str(config.model_fields["lr_schedule"].description)
-    assert filled_in(config(rank=8, learning_rate=None)) == {"rank": 8}
+    assert "at least 4, at most 128" in str(config.model_fields["rank"].description)
+    assert filled_in(config(rank=8, learning_rate=None, lr_schedule="cosine")) == {
+        "rank": 8,
+        "lr_schedule": "cosine",
+    }
     assert merged(TrainingOptions(), {"rank": 8}).rank == 8
     with pytest.raises(Failure, match="rank"):
         merged(TrainingOptions(), {"rank": 3})

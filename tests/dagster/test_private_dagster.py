@@ -11,6 +11,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 from dagster._core.events import (
+    AssetMaterializationPlannedData,
     DagsterEvent,
     DagsterEventType,
     JobCanceledData,
@@ -40,6 +41,12 @@ USED = {
         "event_specific_data",
         "message",
     ],
+    DagsterEvent.build_asset_materialization_planned_event: [
+        "job_name",
+        "step_key",
+        "asset_materialization_planned_data",
+    ],
+    AssetMaterializationPlannedData.__new__: ["asset_key", "partition"],
     EventLogEntry.__new__: [
         "error_info",
         "level",

@@ -22,6 +22,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 from dagster._core.definitions.dependency import NodeHandle
 from dagster._core.events import (
+    AssetMaterializationPlannedData,
     DagsterEvent,
     DagsterEventType,
     JobCanceledData,
@@ -163,6 +164,16 @@ def _key(kind: str, step: str | None, text: str, timestamp: float) -> _Key:
 def _words(entry: EventLogEntry) -> str:
     event = entry.dagster_event
     return entry.user_message if event is None else (event.message or "")
+
+
+def report_planned(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, key: dg.AssetKey, partition: str
+) -> None:
+    """Say that a run without partitions of its own is at work on one: it then shows as in progress, or as failed."""
+    event = DagsterEvent.build_asset_materialization_planned_event(
+        run.job_name, "", AssetMaterializationPlannedData(key, partition=partition)
+    )
+    instance.report_dagster_event(event, run_id=run.run_id, log_level=logging.DEBUG)
 
 
 def newest_materialization(
