@@ -179,7 +179,22 @@ def test_list_and_status_speak_to_people_and_programs(tunes: Tunes, photos: Path
     assert "a photo of ohwx woman" in details
     assert json.loads(tunes("status", "1", "--json").out)["prompts"][0]["status"] == "waiting"
     assert "a photo of ohwx woman" in tunes("list", "--prompts").out
+    why = "waits for tune 1, which is queued"
+    assert json.loads(tunes("list", "--prompts", "--json").out)[0]["waiting"].startswith(why)
+    assert why in tunes("status").out and why in tunes("status", "1").out
     assert json.loads(tunes("list", "--status", "ready", "--json").out) == []
+
+
+def test_status_names_what_the_drop_folder_cannot_use_until_it_is_gone(
+    tunes: Tunes, installation: Installation, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ann woman"
+    folder.mkdir()
+    said = "steps is not an option."
+    installation.registry.drops.record(str(folder), fingerprint="1", state="invalid", message=said)
+    assert str(folder) in tunes("status").out and said in tunes("status").out
+    folder.rmdir()
+    assert said not in tunes("status").out
 
 
 def test_cancel_and_delete(tunes: Tunes, installation: Installation, photos: Path) -> None:

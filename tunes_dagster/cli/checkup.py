@@ -319,9 +319,9 @@ def _drop_folder(settings: Settings) -> Iterator[Finding]:
         waiting = sum(1 for entry in Path(folder).iterdir() if entry.is_dir())
         yield Finding("drop folder", "ok", f"{folder} holds {waiting} folders.")
         from tunes_dagster.registry import open_registry
+        from tunes_dagster.service.waiting import unused_drops
 
-        drops = open_registry(settings).drops.rows().values()
-        for drop in (drop for drop in drops if drop.state == "invalid"):
+        for drop in unused_drops(open_registry(settings)):
             yield Finding(
                 "drop folder",
                 "note",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tunes_dagster.cli.output import ago, escape, say, styled, table
@@ -55,8 +56,13 @@ def _failure(row: Any) -> dict[str, str | None]:
     }
 
 
-def prompt_as_dict(prompt: Any) -> dict[str, Any]:
-    """Return what `--json` says about a prompt."""
+def prompt_as_dict(prompt: Any, waiting: str | None = None) -> dict[str, Any]:
+    """Return what `--json` says about a prompt.
+
+    Args:
+        prompt: Its row.
+        waiting: Why it is not begun (`service.waiting`).
+    """
     failure = None
     if prompt.failure_code:
         failure = _failure(prompt)
@@ -71,6 +77,7 @@ def prompt_as_dict(prompt: Any) -> dict[str, Any]:
         "settings": prompt.settings,
         "status": prompt.status,
         "images": prompt.images,
+        "waiting": waiting,
         "failure": failure,
         "warnings": prompt.warnings,
         "findings": prompt.findings,
@@ -138,8 +145,8 @@ def say_tunes(tunes: list[Any]) -> None:
     table(["tune#", *whose, "title", "subject", "base", "status", "", "made"], rows)
 
 
-def say_prompts(prompts: list[Any]) -> None:
-    """Print prompts as a table."""
+def say_prompts(prompts: list[Any], waiting: Mapping[str, str] | None = None) -> None:
+    """Print prompts as a table; of those that are not begun, why (`service.waiting`)."""
     rows = [
         (
             prompt.number,
@@ -147,7 +154,7 @@ def say_prompts(prompts: list[Any]) -> None:
             prompt.settings.get("seed", ""),
             len(prompt.images or []) or prompt.settings.get("num_images", 1),
             styled(prompt.status),
-            escape(prompt.failure_message or ""),
+            escape(prompt.failure_message or (waiting or {}).get(prompt.id, "")),
             ago(prompt.created_at),
         )
         for prompt in prompts
@@ -155,7 +162,15 @@ def say_prompts(prompts: list[Any]) -> None:
     table(["prompt#", "text", "seed#", "images#", "status", "", "made"], rows)
 
 
-def say_tune(tune: Any, events: list[Any], prompts: list[Any]) -> None:
+def say_unused(drops: list[Any]) -> None:
+    """Print what lies in the drop folder and cannot be used, until it is corrected or taken away."""
+    for drop in drops:
+        say(f"[yellow]Drop folder: {escape(drop.path)} is not used:[/] {escape(drop.message)}")
+
+
+def say_tune(
+    tune: Any, events: list[Any], prompts: list[Any], waiting: Mapping[str, str] | None = None
+) -> None:
     """Print everything about one tune: where it stands, its timeline, its files, its prompts."""
     say(f"[bold]Tune {tune.number}: {escape(tune.title)}[/]  {styled(tune.status)}  [dim]{tune.id}[/]")
     stands_in = "" if tune.base == tune.branch else f", which means {tune.branch} here"
@@ -183,7 +198,7 @@ def say_tune(tune: Any, events: list[Any], prompts: list[Any]) -> None:
             say(f"  {what:<22} {escape(key)}")
     if prompts:
         say("\n[bold]Prompts[/]")
-        say_prompts(prompts)
+        say_prompts(prompts, waiting)
 
 
 _WEIGHTS = {"checkpoint": "model (diffusers)", "faceid": "face embeddings"}

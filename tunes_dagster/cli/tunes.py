@@ -14,12 +14,16 @@ from tunes_dagster.cli.installation import Installation, open_installation
 from tunes_dagster.cli.output import emit_json, escape, megabytes, say, styled
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.service.download import Download, downloads, pieces
+from tunes_dagster.service.waiting import reasons, unused_drops
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Registry, Tune
 
 # Of a title in the name of a file; file systems take 255 in all.
 _NAME_BYTES = 60
+_OPEN_PROMPTS = ("waiting", "queued", "rendering")
+# Of those that are open; `tunes list --prompts --limit` shows more.
+_MOST_PROMPTS = 20
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -42,10 +46,11 @@ def list_tunes(
     if prompts:
         tune_id = registry.objects.tune_named(account, tune, deleted=True).id if tune else None
         rows = registry.prompts.rows(tune_id=tune_id, status=status, limit=limit, account_id=whose)
+        waiting = reasons(registry, rows)
         if as_json:
-            emit_json([prompt_as_dict(row) for row in rows])
+            emit_json([prompt_as_dict(row, waiting.get(row.id)) for row in rows])
         else:
-            say_prompts(rows)
+            say_prompts(rows, waiting)
         return
     if tune is not None:
         raise Failure(
@@ -87,16 +92,21 @@ def status(
         _watch(registry, [row.id])
         row = registry.tunes.get(row.id)
     rows = registry.prompts.rows(tune_id=row.id, limit=50)
+    waiting = reasons(registry, rows)
     if as_json:
-        emit_json({**tune_as_dict(row), "prompts": [prompt_as_dict(prompt) for prompt in rows]})
+        said = [prompt_as_dict(prompt, waiting.get(prompt.id)) for prompt in rows]
+        emit_json({**tune_as_dict(row), "prompts": said})
         return
-    say_tune(row, registry.events.of(row.id), rows)
+    say_tune(row, registry.events.of(row.id), rows, waiting)
 
 
 def _overall(registry: Registry, account: str, watch: bool, as_json: bool) -> None:
-    from tunes_dagster.cli.showing import say_tunes, tune_as_dict
+    from tunes_dagster.cli.showing import say_prompts, say_tunes, say_unused, tune_as_dict
     from tunes_dagster.cli.watching import TUNE_OVER
 
+    drops = unused_drops(registry)
+    if not as_json:
+        say_unused(drops)
     rows = registry.tunes.rows(limit=200, account_id=registry.accounts.get(account).id)
     busy = [row for row in rows if row.status not in TUNE_OVER]
     if watch and busy:
@@ -104,9 +114,14 @@ def _overall(registry: Registry, account: str, watch: bool, as_json: bool) -> No
         busy = [registry.tunes.get(row.id) for row in busy]
     if as_json:
         emit_json([tune_as_dict(row) for row in busy])
-    elif busy:
+        return
+    account_id = registry.accounts.get(account).id
+    prompts = registry.prompts.rows(status=_OPEN_PROMPTS, limit=_MOST_PROMPTS, account_id=account_id)
+    if busy:
         say_tunes(busy)
-    else:
+    if prompts:
+        say_prompts(prompts, reasons(registry, prompts))
+    if not busy and not prompts:
         say(
             f"Nothing is open; {'one tune is' if len(rows) == 1 else f'{len(rows)} tunes are'} there (`tunes list`)."
             if rows
