@@ -11,15 +11,35 @@
     following.py   what a session does for a run that has a process
     launchpad.py   the library's options as Launchpad fields
     requests.py    tunes and prompts that start in the Launchpad
+    installation.py  the drop folder and the installation as a whole, and their checks
     display.py     metadata for people
 
 Modules with assets, ops or configs do not postpone annotations: Dagster reads them as types.
 """
 
 from tunes_dagster.assets.datasets import captions, source_images, training_set
+from tunes_dagster.assets.installation import (
+    drop_folder,
+    everything_is_usable,
+    installation_itself,
+    nothing_is_stranded,
+)
 from tunes_dagster.assets.renders import renders
 from tunes_dagster.assets.tunes import lora, report_card
 
 ALL_ASSETS = [source_images, training_set, captions, lora, report_card, renders]
+# What no run makes, and what is looked at of it.
+SURROUNDINGS = [drop_folder, installation_itself]
+CHECKS = [everything_is_usable, nothing_is_stranded]
 
-__all__ = ["ALL_ASSETS", "captions", "lora", "renders", "report_card", "source_images", "training_set"]
+__all__ = [
+    "ALL_ASSETS",
+    "CHECKS",
+    "SURROUNDINGS",
+    "captions",
+    "lora",
+    "renders",
+    "report_card",
+    "source_images",
+    "training_set",
+]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
     from tunes_dagster.registry import Registry
 
-SERVICE_JOBS = ("finish_tune", "housekeeping")
+SERVICE_JOBS = ("finish_tune", "housekeeping", "look_around")
 # One tick of work; the next day's run goes on.
 _MOST_RUNS = 2000
 

@@ -53,6 +53,7 @@ class Group:
     TUNE = "tune"
     RENDERS = "renders"
     CAMPAIGNS = "campaigns"
+    INSTALLATION = "installation"
 
 
 class Owner:
@@ -69,6 +70,8 @@ CAPTIONS = dg.AssetKey("captions")
 LORA = dg.AssetKey("lora")
 REPORT_CARD = dg.AssetKey("report_card")
 RENDERS = dg.AssetKey("renders")
+DROP_FOLDER = dg.AssetKey("drop_folder")
+INSTALLATION = dg.AssetKey("installation")
 
 # Raised when an asset makes something else of the same inputs: Dagster then shows what was made before as outdated.
 CODE_VERSIONS = {

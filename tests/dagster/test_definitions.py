@@ -51,6 +51,20 @@ def test_the_daemon_and_the_web_server_can_read_it():
     assert "source_images" in serialize_value(RepositorySnap.from_def(defs.get_repository_def()))
 
 
+def made(definitions: dg.Definitions) -> list[dg.AssetsDefinition]:
+    """Return the assets that runs make; beside them stand the drop folder and the installation itself."""
+    return [one for one in definitions.assets or [] if isinstance(one, dg.AssetsDefinition)]
+
+
+def test_what_no_run_makes_is_there_with_its_check():
+    specs = {one.key.to_user_string() for one in defs.assets or [] if isinstance(one, dg.AssetSpec)}
+    checks = {
+        (spec.asset_key.to_user_string(), spec.name) for one in defs.asset_checks for spec in one.check_specs
+    }
+    assert specs == {"drop_folder", "installation"}
+    assert checks == {("drop_folder", "everything_is_usable"), ("installation", "nothing_is_stranded")}
+
+
 def spec_of(asset: dg.AssetsDefinition) -> dict:
     (spec,) = asset.specs
     return {
@@ -157,7 +171,7 @@ CAMPAIGN = {
 
 
 def test_the_asset_graph_is_as_designed():
-    found = {asset.key.to_user_string(): spec_of(asset) for asset in defs.assets}
+    found = {asset.key.to_user_string(): spec_of(asset) for asset in made(defs)}
     assert found == GRAPH
 
 
@@ -174,14 +188,14 @@ def test_a_campaign_adds_its_plan_and_its_report():
         problems={},
     )
     more = build_defs(campaigns=[row])
-    found = {asset.key.to_user_string(): spec_of(asset) for asset in more.assets}
+    found = {asset.key.to_user_string(): spec_of(asset) for asset in made(more)}
     assert found == {**GRAPH, **CAMPAIGN}
     assert {job.name for job in more.jobs} >= {"plan_looks", "report_looks"}
-    assert all(check.description for asset in more.assets for check in asset.check_specs)
+    assert all(check.description for asset in made(more) for check in asset.check_specs)
 
 
 def test_everything_has_a_description():
-    for asset in defs.assets:
+    for asset in made(defs):
         (spec,) = asset.specs
         assert spec.description, spec.key
         assert all(check.description for check in asset.check_specs)
@@ -281,7 +295,7 @@ def test_every_job_has_a_longest_time():
 
 def test_every_asset_says_which_version_of_its_code_made_it():
     assert {
-        spec.key.to_user_string(): spec.code_version for asset in defs.assets for spec in asset.specs
+        spec.key.to_user_string(): spec.code_version for asset in made(defs) for spec in asset.specs
     } == dict.fromkeys(GRAPH, "1")
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 
 import dagster as dg
 import pytest
+from sqlalchemy import text
 
 from tests.support.houses import draw_pictures
+from tests.support.lock_order import unwatched
+from tunes_dagster.assets.installation import find_stranded
 from tunes_dagster.assets.names import GPU_POOL
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.definitions import build_defs
 from tunes_dagster.pipeline import sensors
 from tunes_dagster.pipeline.launches import RUN_KEY_TAG
 from tunes_dagster.resources import NotifierResource, default_resources, installed
@@ -28,8 +33,8 @@ def rows():
     return installed(default_resources())
 
 
-def look(sensor, house, **resources) -> dg.SensorResult:
-    with dg.build_sensor_context(instance=house.instance, resources=resources) as context:
+def look(sensor, house, cursor: str | None = None, **resources) -> dg.SensorResult:
+    with dg.build_sensor_context(instance=house.instance, cursor=cursor, resources=resources) as context:
         return sensor(context)
 
 
@@ -98,12 +103,40 @@ def test_a_dropped_folder_is_taken_in_once(house, rows):
     (inbox / "bob" / "tune.yaml").write_text("name: mug\ntoken: zkqj\n")
     draw_pictures(inbox / "ann", 2)
     (inbox / "ann" / "tune.yaml").write_text("name: mug\nrank: 8\n")
-    said = look(sensors.new_datasets, house, **parts).skip_message
+    seen = look(sensors.new_datasets, house, **parts)
+    said = seen.skip_reason.skip_message
     assert "Taken in: tune_" in said and "1 cannot be used" in said and "bob" not in said
     assert any("rank" in drop.message for drop in house.registry.drops.rows().values())
-    assert look(sensors.new_datasets, house, **parts).skip_message == "Nothing new."
+    (answer,) = seen.asset_events
+    assert not answer.passed and str(inbox) not in str(answer)
+    again = look(sensors.new_datasets, house, cursor=seen.cursor, **parts)
+    assert again.skip_reason.skip_message == "Nothing new." and not again.asset_events
+    shutil.rmtree(inbox / "ann")
+    (answer,) = look(sensors.new_datasets, house, cursor=seen.cursor, **parts).asset_events
+    assert answer.passed
     (tune,) = house.registry.tunes.rows()
     assert tune.token == "zkqj" and tune.origin == "drop" and tune.status == "queued"
+
+
+def test_what_nobody_will_ever_move_is_found(house, rows):
+    fine, idle, gone = house.submit("fine"), house.submit("idle"), house.submit("gone")
+    works = {tune.id: house.registry.work.of(tune.id, "prepare")[0] for tune in (fine, idle, gone)}
+    house.registry.work.claim("prepare", gone.id, "a run that is gone", origin="cli")
+    with unwatched(), house.registry.engine.begin() as rows_:
+        rows_.execute(text("DELETE FROM work WHERE id = :id"), {"id": works[idle.id].id})
+        rows_.execute(text("UPDATE tunes SET updated_at = '2020-01-01 00:00:00.000000'"))
+        rows_.execute(
+            text("UPDATE work SET heartbeat_at = '2020-01-01 00:00:00.000000' WHERE state = 'running'")
+        )
+    house.instance.add_dynamic_partitions("tunes", [fine.id, "nobody"])
+    found = find_stranded(house.instance, house.registry)
+    assert (found.tunes, found.work, found.keys) == ([idle.id], [works[gone.id].id], ["nobody"])
+    job = build_defs(campaigns=[]).resolve_job_def("look_around")
+    ended = job.execute_in_process(instance=house.instance)
+    answers = {one.check_name: one for one in ended.get_asset_check_evaluations()}
+    assert ended.success and answers["everything_is_usable"].passed
+    assert not answers["nothing_is_stranded"].passed
+    assert "1 tunes, 1 work, 1 keys" in answers["nothing_is_stranded"].description
 
 
 def test_a_drop_is_taken_in_once_the_store_is_back(house, rows, monkeypatch):

@@ -31,4 +31,7 @@ def test_the_reason_follows_a_prompt_to_its_rendering(registry: Registry, clock:
     assert why() == "its batch waits for a free device (now training 1)"
     taken = registry.work.claim("render", batch.id, "run")
     registry.work.fail(taken.id, "run", Failure(FailureCode.STORE_UNAVAILABLE, "There is no space left."))
-    assert why() == f"is tried again at {(clock() + timedelta(seconds=5)).astimezone():%H:%M:%S}: There is no space left."
+    assert (
+        why()
+        == f"is tried again at {(clock() + timedelta(seconds=5)).astimezone():%H:%M:%S}: There is no space left."
+    )

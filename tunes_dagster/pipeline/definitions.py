@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from tunes_dagster.assets import ALL_ASSETS
+from tunes_dagster.assets import ALL_ASSETS, CHECKS, SURROUNDINGS
 from tunes_dagster.assets.campaigns import campaign_defs, load_campaigns
 from tunes_dagster.pipeline.jobs import ALL_JOBS
 from tunes_dagster.pipeline.schedules import ALL_SCHEDULES, campaign_schedule
@@ -46,7 +46,8 @@ def build_defs(
     shown = [campaign_defs(row) for row in rows]
     working = {one.name for one in shown if not one.problem}
     return dg.Definitions(
-        assets=[*ALL_ASSETS, *(asset for one in shown for asset in one.assets)],
+        assets=[*ALL_ASSETS, *SURROUNDINGS, *(asset for one in shown for asset in one.assets)],
+        asset_checks=CHECKS,
         jobs=[*ALL_JOBS, *(job for one in shown for job in one.jobs)],
         sensors=[*sensors, finished_campaigns_sensor(sorted(working))],
         schedules=[*ALL_SCHEDULES, *(campaign_schedule(row) for row in rows if row.name in working)],

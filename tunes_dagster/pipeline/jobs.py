@@ -8,6 +8,7 @@ finish_tune    report_card of one trained tune: scored, packaged, ready
 render_batch   renders of one batch, in the GPU pool
 device_session holds a device for everything that needs one
 housekeeping   deletes what nobody needs any more
+look_around    checks what no sensor will ever move
 """
 
 from typing import Any
@@ -19,7 +20,9 @@ from tunes_dagster.assets.attempt import cancelled_by_person, mark_cancelled
 from tunes_dagster.assets.cohort import train_cohort_members
 from tunes_dagster.assets.housekeeping import forget_tunes, prune_cache, prune_partitions, prune_runs
 from tunes_dagster.assets.names import (
+    DROP_FOLDER,
     GPU_POOL,
+    INSTALLATION,
     LORA,
     MAX_RUNTIME_TAG,
     PREPARE_ASSETS,
@@ -173,6 +176,14 @@ def housekeeping() -> None:
     clean_up_op()
 
 
+look_around = dg.define_asset_job(
+    "look_around",
+    selection=dg.AssetSelection.checks_for_assets(DROP_FOLDER, INSTALLATION),
+    tags=process_run("housekeeping"),
+    description="Looks whether registry and Dagster agree, and whether the drop folder holds what cannot be used.",
+)
+
+
 @dg.op(name="hold_device", description="Trains, scores and renders whatever waits, until nothing does.")
 def hold_device_op(context: dg.OpExecutionContext, installation: InstallationResource) -> None:
     """Be a session."""
@@ -213,4 +224,5 @@ ALL_JOBS: list[Any] = [
     render_batch,
     device_session,
     housekeeping,
+    look_around,
 ]

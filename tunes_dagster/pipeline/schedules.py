@@ -9,7 +9,7 @@ import dagster as dg
 
 from tunes_dagster.assets.campaigns import plan_job_name
 from tunes_dagster.campaigns.dates import last_date
-from tunes_dagster.pipeline.jobs import housekeeping
+from tunes_dagster.pipeline.jobs import housekeeping, look_around
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign
@@ -21,6 +21,16 @@ housekeeping_daily = dg.ScheduleDefinition(
     cron_schedule="17 4 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Deletes what nobody needs any more: old runs of Dagster and cache files that were not used.",
+)
+
+
+look_around_daily = dg.ScheduleDefinition(
+    name="look_around_daily",
+    job=look_around,
+    # After housekeeping, which deletes some of what would be found.
+    cron_schedule="47 4 * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Checks whether anything lies about that nobody will ever move.",
 )
 
 
@@ -51,4 +61,4 @@ def campaign_schedule(campaign: Campaign) -> dg.ScheduleDefinition:
     )
 
 
-ALL_SCHEDULES = [housekeeping_daily]
+ALL_SCHEDULES = [housekeeping_daily, look_around_daily]

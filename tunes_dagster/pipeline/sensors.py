@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from tunes_dagster.assets.housekeeping import forget_deleted
+from tunes_dagster.assets.installation import folder_answer
 from tunes_dagster.assets.names import POOLS, Group
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -188,14 +189,21 @@ def queued_prompts(
     default_status=RUNNING,
     description="Takes in datasets that were dropped into the watched folder; `queued_tunes` starts them.",
 )
-def new_datasets(installation: InstallationResource) -> dg.SkipReason:
-    """Drop folder → tunes."""
-    seen = take_in_drops(installation.open(works=False))
+def new_datasets(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
+    """Drop folder → tunes; the check of the drop folder is answered when its answer changes."""
+    whole = installation.open(works=False)
+    seen = take_in_drops(whole)
     taken = [tune_id for tune_id, _said in seen if tune_id]
     left = len(seen) - len(taken)
     said = [f"Taken in: {', '.join(taken)}."] if taken else []
     said += [f"{left} cannot be used or are not complete: `tunes doctor` names them."] if left else []
-    return dg.SkipReason(" ".join(said) or "Nothing new.")
+    answer = folder_answer(whole.registry)
+    unused = str(answer.metadata["not used"].value)
+    return dg.SensorResult(
+        skip_reason=" ".join(said) or "Nothing new.",
+        asset_events=[] if (context.cursor or "0") == unused else [answer],
+        cursor=unused,
+    )
 
 
 @dg.sensor(
