@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
 # More rows than this make the metadata table slow to open; the file in the store has them all.
 MAX_TABLE_ROWS = 100
+# Pixels; beside the names of metadata that much fits on a page of the UI in a window of 1500.
+SHOWN_WIDTH = 680
 # Pictures on a sheet.
 MAX_SHOWN = 60
 
 
 def picture(store: Store, key: str, alt: str) -> dg.MetadataValue:
-    """Return a picture of the store as markdown: the UI loads it from its address."""
-    return dg.MetadataValue.md(f"[![{alt}]({store.address(key)})]({store.address(key)})")
+    """Return a picture of the store as markdown: the UI loads it from its address, scaled; a click opens the whole."""
+    address = store.address(key)
+    scaled = f"{address}?width={SHOWN_WIDTH}" if "://" in address else address
+    return dg.MetadataValue.md(f"[![{alt}]({scaled})]({address})")
 
 
 def document(store: Store, key: str) -> dg.MetadataValue:

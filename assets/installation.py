@@ -35,6 +35,11 @@ installation_itself = dg.AssetSpec(
 )
 
 
+def looked_at() -> list[dg.AssetMaterialization]:
+    """Return what lets Dagster show these assets as there: once, when somebody looks for the first time."""
+    return [dg.AssetMaterialization(DROP_FOLDER), dg.AssetMaterialization(INSTALLATION)]
+
+
 def folder_answer(registry: Registry) -> dg.AssetCheckEvaluation:
     """Return what the check of the drop folder says now."""
     unused = len(unused_drops(registry))

