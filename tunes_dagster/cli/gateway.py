@@ -42,6 +42,7 @@ def serve(
     options = read_options()
     set_up_logging("tunes.gateway", options.log_format)
     installation = open_installation()
+    installation.check()
     if not installation.registry.keys.rows() and "TUNES_SERVE_WITH" not in os.environ:
         say("[yellow]Nobody has a key yet:[/] tunes accounts create NAME")
     app = create_app(installation.settings, options)

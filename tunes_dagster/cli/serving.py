@@ -34,6 +34,11 @@ def dev(
 ) -> None:
     """Open the Dagster UI, run the daemon and serve the HTTP APIs: what is handed in is worked on and can be seen."""
     installation = open_installation()
+    installation.check()
+    if api_port:
+        from tunes_dagster.gateway.options import read_options
+
+        read_options()
     set_dagster_home(installation.settings)
     from tunes_dagster.cli.supervising import become_supervisor, check_free, only_one
 

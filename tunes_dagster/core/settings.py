@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.environment import (
+    Database,
+    FilePlace,
+    FromEnvironment,
+    WebAddress,
+    read_environment,
+)
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
+
+# Waits between attempts; there is at least one.
+Backoff = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
 
 
 def check_database_folder(folder: Path, setting: str) -> Path:
@@ -31,7 +41,7 @@ def check_database_folder(folder: Path, setting: str) -> Path:
     return folder
 
 
-class Settings(BaseSettings):
+class Settings(FromEnvironment):
     """The operator's settings. All state lives under `home` unless a URL says otherwise.
 
     Attributes:
@@ -99,15 +109,15 @@ class Settings(BaseSettings):
         callback_backoff: Seconds before delivery 2, 3, …; after the last one a callback is given up.
     """
 
-    model_config = SettingsConfigDict(env_prefix="TUNES_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TUNES_")
 
     home: Path = Path(".tunes")
-    registry_url: str = ""
-    store_url: str = ""
+    registry_url: Database = ""
+    store_url: FilePlace = ""
     store_options: dict[str, Any] = Field(default_factory=dict)
-    operator_url: str = "http://127.0.0.1:8000"
-    drop_folder: str = ""
-    drop_settle_seconds: float = 30.0
+    operator_url: WebAddress = "http://127.0.0.1:8000"
+    drop_folder: FilePlace = ""
+    drop_settle_seconds: float = Field(default=30.0, ge=0)
     profile: Literal["embedded", "production"] = "embedded"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -132,8 +142,8 @@ class Settings(BaseSettings):
     sessions: bool = False
     keep_warm_seconds: float = Field(default=600.0, ge=0)
     render_share: float = Field(default=0.5, gt=0, lt=1)
-    heartbeat_seconds: float = 5.0
-    lost_after_seconds: float = 60.0
+    heartbeat_seconds: float = Field(default=5.0, gt=0)
+    lost_after_seconds: float = Field(default=60.0, gt=0)
     registry_patience_seconds: float = Field(default=600.0, ge=0)
     longest_prepare_seconds: float = Field(default=3_600.0, gt=0)
     longest_train_seconds: float = Field(default=86_400.0, gt=0)
@@ -142,9 +152,9 @@ class Settings(BaseSettings):
     longest_render_seconds: float = Field(default=14_400.0, gt=0)
     longest_campaign_seconds: float = Field(default=3_600.0, gt=0)
     longest_housekeeping_seconds: float = Field(default=7_200.0, gt=0)
-    ui_url: str = "http://127.0.0.1:3000"
+    ui_url: WebAddress = "http://127.0.0.1:3000"
     max_attempts: int = Field(default=3, ge=1)
-    retry_backoff: tuple[float, ...] = (5.0, 30.0, 120.0)
+    retry_backoff: Backoff = (5.0, 30.0, 120.0)
     store_patience_seconds: float = Field(default=86_400.0, ge=0)
     store_reserve_mb: int = Field(default=64, ge=0)
     report_checkpoints: int = Field(default=3, ge=0, le=20)
@@ -152,17 +162,33 @@ class Settings(BaseSettings):
     report_seconds: float = Field(default=300.0, gt=0)
     log_format: Literal["off", "json", "text"] = "off"
     gateway_prices: str = ""
-    callback_backoff: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0, 3600.0, 21_600.0, 86_400.0)
+    callback_backoff: Backoff = (5.0, 30.0, 120.0, 600.0, 3600.0, 21_600.0, 86_400.0)
+
+    @field_validator("home", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        """Take the default for an empty one, which would be the folder in which somebody happens to stand."""
+        return value or cls.model_fields["home"].default
 
     @cached_property
     def resolved_home(self) -> Path:
         """The absolute home folder, created when missing.
 
         Raises:
-            Failure: `INVALID_REQUEST` for a path that the addresses of SQLite databases cannot hold.
+            Failure: `INVALID_REQUEST` for a path that the addresses of SQLite databases cannot hold, or where no folder
+                can be.
         """
         home = check_database_folder(self.home.expanduser().resolve(), "TUNES_HOME")
-        home.mkdir(parents=True, exist_ok=True)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"TUNES_HOME is {str(self.home)!r}, but should be a folder that can be made and written: "
+                f"{error.strerror or error}.",
+                "Let TUNES_HOME name another folder, or mend its rights.",
+                detail_of(error, home),
+            ) from None
         return home
 
     def longest(self, kind: str) -> float:
@@ -192,5 +218,9 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """Return the settings of this process, read from the environment once."""
-    return Settings()
+    """Return the settings of this process, read from the environment once.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, naming each variable that is wrong.
+    """
+    return read_environment(Settings, "docs/configuration.md")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import yaml
 from pydantic import Field
 
+from tunes_dagster.core.environment import read_overlay
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import Strict
 from tunes_dagster.evaluation.measures import unit
@@ -139,7 +139,7 @@ def load_scorer_catalog(extra: str = "") -> ScorerCatalog:
     scorers: dict[str, Any] = {}
     overlay = extra or os.environ.get("TUNES_SCORERS", "")
     for path in filter(None, (str(Path(__file__).with_name("scorers.yaml")), overlay)):
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        raw = read_overlay("TUNES_SCORERS", path)
         for profile, chosen in (raw.get("profiles") or {}).items():
             profiles[profile] = profiles.get(profile, {}) | chosen
         scorers |= {name: {"name": name, **fields} for name, fields in (raw.get("scorers") or {}).items()}

@@ -17,8 +17,10 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator
 
+from tunes_dagster.core.environment import read_overlay
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import RenderSettings, Strict, TrainingOptions
+from tunes_dagster.core.validation import checked
 from tunes_dagster.families.presets import complete
 from tunes_dagster.families.specs import Guidance, families, spec_of
 
@@ -292,13 +294,21 @@ class Catalog:
 
 @lru_cache(maxsize=4)
 def _entries(path: str) -> dict[str, BaseModelEntry]:
-    raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    return {
-        branch: (AuxiliaryEntry if fields.get("family") in AUXILIARY else BaseModelEntry)(
-            branch=branch, **fields
-        )
-        for branch, fields in raw.items()
-    }
+    return _made_of(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+
+
+@lru_cache(maxsize=4)
+def _overlaid(path: str) -> dict[str, BaseModelEntry]:
+    return _made_of(read_overlay("TUNES_CATALOG", path), f" of {path} (TUNES_CATALOG)")
+
+
+def _made_of(raw: dict[str, Any], where: str = "") -> dict[str, BaseModelEntry]:
+    made: dict[str, BaseModelEntry] = {}
+    for branch, fields in raw.items():
+        said = fields if isinstance(fields, dict) else {}
+        kind = AuxiliaryEntry if said.get("family") in AUXILIARY else BaseModelEntry
+        made[branch] = checked(kind, {"branch": branch, **said}, f"The entry {branch!r}{where}")
+    return made
 
 
 def load_catalog(profile: str = "embedded", extra: str | None = None) -> Catalog:
@@ -313,5 +323,5 @@ def load_catalog(profile: str = "embedded", extra: str | None = None) -> Catalog
         entries.update(_entries(str(Path(__file__).with_name(name))))
     overlay = extra or os.environ.get("TUNES_CATALOG")
     if overlay:
-        entries.update(_entries(overlay))
+        entries.update(_overlaid(overlay))
     return Catalog(entries, profile)

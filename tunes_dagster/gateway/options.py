@@ -7,10 +7,11 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, StringConstraints, field_validator
+from pydantic_settings import SettingsConfigDict
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.environment import FromEnvironment, read_environment
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.urls import parse_url
 
@@ -22,7 +23,7 @@ DIALECTS = tuple(KEY_PREFIXES)
 OWN_PREFIX = "tk_"
 
 
-class GatewayOptions(BaseSettings):
+class GatewayOptions(FromEnvironment):
     """The operator's settings of the HTTP server.
 
     Attributes:
@@ -54,7 +55,7 @@ class GatewayOptions(BaseSettings):
         log_format: `json` for machines, `text` for people.
     """
 
-    model_config = SettingsConfigDict(env_prefix="TUNES_GATEWAY_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TUNES_GATEWAY_")
 
     public_url: str = ""
     mounts: dict[str, str] = Field(default_factory=lambda: dict.fromkeys(DIALECTS, ""))
@@ -87,9 +88,30 @@ class GatewayOptions(BaseSettings):
         try:
             found = parse_url(value) if value else None
         except Failure as failure:
-            raise ValueError(failure.message) from None
+            raise ValueError(f"should be an address of this server: {failure.message}") from None
         if found is not None and (found.user or "?" in value or "#" in value):
-            raise ValueError("an address that others begin with has no user, query or fragment")
+            raise ValueError("should have no user, query or fragment, since other addresses begin with it")
+        return value
+
+    @field_validator("mounts")
+    @classmethod
+    def _are_places(cls, value: dict[str, str]) -> dict[str, str]:
+        """Refuse APIs and places that there are not."""
+        for name, place in value.items():
+            if name not in DIALECTS:
+                raise ValueError(f"should name {', '.join(DIALECTS)} and none else: there is no API {name!r}")
+            if place and not place.startswith(("/", "host:")):
+                raise ValueError(f'should say "", "/prefix" or "host:name" for {name}, and not {place!r}')
+        return value
+
+    @field_validator("rate_limit_store")
+    @classmethod
+    def _is_a_store(cls, value: str) -> str:
+        """Refuse a place where requests cannot be counted."""
+        from limits.storage import SCHEMES
+
+        if value.partition("://")[0] not in SCHEMES or "://" not in value:
+            raise ValueError("should begin with memory://, redis:// or rediss://")
         return value
 
     @property
@@ -108,18 +130,7 @@ def read_options() -> GatewayOptions:
     Raises:
         Failure: `INVALID_REQUEST`, naming each variable that is wrong.
     """
-    try:
-        return GatewayOptions()
-    except ValidationError as error:
-        found = [
-            (str(one["loc"][0]).upper(), one["msg"].removeprefix("Value error, ")) for one in error.errors()
-        ]
-        said = "; ".join(f"TUNES_GATEWAY_{name}: {why}" for name, why in found)
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"The server's options are not valid: {said}.",
-            "See docs/gateway.md.",
-        ) from error
+    return read_environment(GatewayOptions, "docs/gateway.md")
 
 
 def own_limit(account: Mapping[str, Any], name: str, otherwise: float) -> float:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core import clock, disk
@@ -111,7 +111,14 @@ def make_engine(
         busy_seconds: How long a statement waits for what somebody else has locked.
         answer_seconds: How long a statement may take on a server.
     """
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:  # a port that is no number ...
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            "The address of the registry cannot be read.",
+            "TUNES_REGISTRY_URL should be like postgresql://user:password@host/name; escape / and @ in a password.",
+        ) from error
     if parsed.get_backend_name() != "sqlite":
         from tunes_dagster.registry.postgres import make_postgres_engine
 

@@ -121,6 +121,21 @@ class Installation:
         rows = rows.with_patience(max(rows.patience, self.settings.registry_patience_seconds))
         return Installation(self.settings, registry=rows, store=self.store, catalog=self.catalog)
 
+    def check(self) -> None:
+        """Read every file that the settings name: what is wrong ends whoever serves or works before it begins.
+
+        Raises:
+            Failure: Naming the setting.
+        """
+        from tunes_dagster.evaluation.scorers import load_scorer_catalog
+        from tunes_dagster.rendering.policy import load_rules
+        from tunes_dagster.service.companions import captioner_of
+
+        captioner_of(self.settings, self.catalog)
+        load_rules(self.settings)
+        load_scorer_catalog()
+        _ = self.prices
+
     def close(self) -> None:
         """Close what was opened here; the second time does nothing."""
         opened, self._opened = self._opened, None
