@@ -24,7 +24,7 @@ from typing import Any
 import dagster as dg
 import httpx
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from tests.support.houses import draw_pictures, write_catalog
 from tests.support.registry import around
@@ -274,6 +274,26 @@ def test_pixelapis_samples(running: Running) -> None:
     assert running.picture(done["output_url"]).size == (1024, 1024)
     shown = running.client.get(f"/v1/image/{image['generation_id']}").json()
     assert shown["status"] == "completed" and running.picture(shown["output_url"]).size == (1024, 1024)
+
+
+def test_a_picture_is_enlarged_by_the_shipped_model(running: Running) -> None:
+    known = running.client.get("/v1/models").json()["models"]
+    assert {one["id"]: one["status"] for one in known}["upscale-4x"] == "available"
+    given = io.BytesIO()
+    with Image.open(running.folder / "1.png") as drawn:
+        drawn.convert("RGB").resize((48, 40)).save(given, "PNG")
+    file = {"image": ("small.png", given.getvalue(), "image/png")}
+    made = running.client.post("/v1/image/upscale", files=file, data={"scale": "4"})
+    assert made.status_code == 200 and made.json()["model"] == "upscale-4x", made.text
+    running.work()
+    done = running.client.get(f"/v1/image/{made.json()['generation_id']}").json()
+    assert done["status"] == "completed" and done["credits_used"] == 2.0, done
+    enlarged = running.picture(done["output_url"]).convert("RGB")
+    assert enlarged.size == (192, 160)
+    small = Image.open(given).convert("RGB")
+    assert max(ImageStat.Stat(ImageChops.difference(enlarged.resize(small.size), small)).mean) < 12, (
+        "it is the picture that was given"
+    )
 
 
 @pytest.mark.slow
