@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.prices import PriceList, load_prices
 from tunes_dagster.core.recipe import RenderSettings, TuneRequest
@@ -43,6 +45,7 @@ def prompt_price(
     *,
     tuned: bool,
     quality: str = "",
+    worn: Iterable[str] = (),
 ) -> int:
     """Return the price of all pictures of a prompt in micro-dollars.
 
@@ -54,7 +57,18 @@ def prompt_price(
         settings: Of the prompt, completed.
         tuned: A tune is used, its own or one that its text names.
         quality: Word of an API for a preset that it sells by name.
+        worn: Bases that the tunes in its text were asked on. The dearest of all decides: else a tune of a base that is
+            sold would cost nothing on a prompt of one that is free.
     """
+    enlarged = enlarges_by_model(settings)
+    return settings.num_images * max(
+        _picture(prices, catalog, one, tuned, enlarged, quality) for one in (base, *worn)
+    )
+
+
+def _picture(
+    prices: PriceList, catalog: Catalog, base: str, tuned: bool, enlarged: bool, quality: str
+) -> int:
     try:
         entry = catalog.resolve(base)
         branch, family = entry.branch, entry.family
@@ -62,6 +76,4 @@ def prompt_price(
         Failure
     ):  # its tune was made before the operator took the base out of the catalog: the general price
         branch = family = ""
-    enlarged = enlarges_by_model(settings)
-    one = prices.picture(branch, family, tuned=tuned, enlarged=enlarged, quality=quality)
-    return one * settings.num_images
+    return prices.picture(branch, family, tuned=tuned, enlarged=enlarged, quality=quality)
