@@ -27,6 +27,11 @@ disk.ENABLED = False
 lock_order.watch()
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: tests of servers and databases wait more than they compute."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random-weight base of the SDXL pipeline class in diffusers layout; read-only."""
