@@ -12,6 +12,7 @@ import yaml
 from tests.attack.test_rehearsals import TRAINER, changing
 from tests.gateway.conftest import House
 from tests.gateway.test_astria import create as astria_tune
+from tests.gateway.test_imports import send as imported
 from tests.gateway.test_pixelapi import TRAIN
 from tests.gateway.test_pixu import FACE, call
 from tunes_dagster.campaigns.files import Source
@@ -165,6 +166,27 @@ def _by_hand(house: House) -> None:
     keeper.plan(campaign, keeper.dates(campaign)[-1])
 
 
+def _more_roads(house: House) -> None:
+    """Ask for what has a price of its own: pictures that are enlarged, clips, weights that are taken in."""
+    folder = house.service.catalog.resolve("cogvideo-2b").location(house.settings.bases_folder)
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    given, clip = {"image_url": "https://example.com/x.jpg"}, {"prompt": "a dog", "model": "cogvideo-2b"}
+    _send(house, "/v1/image/upscale", given)
+    _send(house, "/v1/image/generate", {"model": "upscale-4x", **given})
+    _send(house, "/v1/image/batch", {"operation": "upscale", "images": ["https://example.com/x.jpg"] * 2})
+    _send(house, "/v1/image/generate", clip)
+    _send(house, "/v1/video/generate", clip)
+    for base, settings in (
+        ("upscale-4x", {"input_image": "https://example.com/x.jpg"}),
+        ("cogvideo-2b", {}),
+    ):
+        ask = PromptRequest.model_validate({"text": "a dog", "base": base, "settings": settings})
+        submit_prompt(house.service.installation, ask, account_id="ann")
+    for base in ("sdxl", "sd15", "fast"):
+        assert imported(house, base=base).status_code == 201
+
+
 def keep_dataset(house: House, tune_id: str) -> None:
     """Leave what preparing a tune leaves, as far as asking for it again looks for it."""
     TrainingSet(tune_id=tune_id, class_name="dog", resolution=64, seed=0).save(house.store)
@@ -176,6 +198,8 @@ def _work_of(house: House, row: Tune | Prompt) -> tuple[Any, ...]:
     catalog = house.service.catalog
     if isinstance(row, Tune):
         what = "embed" if row.kind == "faceid" else "train"
+        if "imported" in row.recipe:
+            what = "import"
         return what, catalog.resolve(row.base).family, row.base == "fast"
     uses = house.registry.uses.of([row.id]).get(row.id, [])
     home = house.registry.tunes.get(row.tune_id).base if row.tune_id else row.base
@@ -190,6 +214,7 @@ def test_no_road_is_cheaper_than_another(house: House) -> None:
     house.key(credits=1_000_000_000)
     _over_http(house)
     _by_hand(house)
+    _more_roads(house)
     rows: list[Tune | Prompt] = [
         *house.registry.tunes.rows(account_id="ann", limit=1000),
         *house.registry.prompts.rows(account_id="ann", limit=1000),
@@ -203,11 +228,43 @@ def test_no_road_is_cheaper_than_another(house: House) -> None:
     for work, prices in found.items():
         assert len(prices) == 1, (work, dict(prices))
         assert (0 in prices) == work[-1], (work, "only the shipped bases are free")
-    assert len(found) == 3 * 5 + 2, sorted(found)
+    assert len(found) == 3 * 5 + 2 + 3 + 2, sorted(found)
     kinds = {(row.kind, bool(row.recipe["training"].get("dora"))) for row in rows if isinstance(row, Tune)}
     assert kinds == {*((kind, False) for kind in ("lora", "pti", "checkpoint", "faceid")), ("lora", True)}
     origins = {row.origin for row in rows}
-    assert origins == {"api", "cli", "campaign"}
+    assert origins == {"api", "cli", "campaign", "import"}
+
+
+def test_a_tune_that_is_sold_is_worn_for_its_price_also_on_a_free_base(house: House) -> None:
+    house.key(credits=1_000_000_000)
+    sold, free = (astria_tune(house, branch=branch) for branch in ("sdxl1", "fast"))
+    text = f"ohwx <lora:{sold['id']}:1>"
+    request = PromptRequest(text=text, base="fast")
+    prompts = [submit_prompt(house.service.installation, request, account_id="ann")]
+    before = house.registry.ledger.wallet("ann").reserved
+    _send(house, f"/tunes/{free['id']}/prompts", {"prompt": {"text": text}})
+    assert house.registry.ledger.wallet("ann").reserved - before == 2_000
+    [held] = house.registry.ledger.prices_of([prompts[0].id]).values()
+    assert held.amount == 2_000
+    table, file = (
+        f"text,tunes,seeds\n{text},none,3\n",
+        ("name: worn\ncron: '0 7 * * 1'\nstart: 2026-02-02\naccount: ann\nbase: fast\nprompts: t.csv\n"),
+    )
+    keeper = Keeper(house.service.installation)
+    campaign, _ = keeper.add(Source("worn.yaml", file.encode(), {"t.csv": table.encode()}))
+    before = house.registry.ledger.wallet("ann").reserved
+    keeper.plan(campaign, keeper.dates(campaign)[-1])
+    assert house.registry.ledger.wallet("ann").reserved - before == 2_000
+
+
+def test_a_list_without_imports_takes_them_like_what_trains_nothing() -> None:
+    shipped = load_prices()
+    assert shipped.importing("sdxl1", "sdxl") == shipped.training("sdxl1", "sdxl", "faceid") == 10_000
+    assert shipped.importing("tiny-sdxl", "sdxl") == 0
+    named = PriceList.model_validate(
+        {**shipped.model_dump(), "work": {**shipped.work, "import": 0.5, "import_sdxl": 0.25}}
+    )
+    assert (named.importing("sdxl1", "sdxl"), named.importing("x", "flux")) == (250_000, 500_000)
 
 
 def test_each_api_shows_what_was_held(house: House) -> None:

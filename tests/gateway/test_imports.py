@@ -36,7 +36,9 @@ def test_an_uploaded_file_becomes_a_tune(house):
     imported = tune.recipe["imported"]
     assert imported["name"] == "theirs.safetensors" and house.store.exists(imported["key"])
     assert [work.kind for work in house.registry.work.of(tune.id)] == ["train"]
-    assert house.registry.ledger.wallet("ann").reserved == 0
+    assert house.registry.ledger.wallet("ann").reserved == 10_000, (
+        "it is checked and shown like a faceid tune"
+    )
     other = house.client.get(f"/native/v1/tunes/{tune.id}", headers=house.auth("bob"))
     assert other.status_code == 404
 

@@ -314,7 +314,12 @@ class _Completer:
         }
         home = tune.base if tune else base
         price = prompt_price(
-            self.costing.prices, self.installation.catalog, home, complete.settings, tuned=bool(tunes)
+            self.costing.prices,
+            self.installation.catalog,
+            home,
+            complete.settings,
+            tuned=bool(tunes),
+            worn=[self.seen[use.word].base for use in completed.tags],
         )
         return Planned(
             item.line,

@@ -16,8 +16,8 @@ from tunes_dagster.core.validation import checked
 
 MICRO = 1_000_000
 KINDS = ("train", "picture", "tuned")
-# What costs nothing where the list does not say it.
-_FREE = ("import",)
+# What may be in the list and need not.
+_MORE = ("import",)
 # Dollars that no single price reaches.
 _MOST = 100_000.0
 
@@ -55,8 +55,8 @@ class PriceList(Strict):
                 f"has no price for {', '.join(missing)}, which is taken where nothing closer is named"
             )
         for item, price in value.items():
-            if item.partition("_")[0] not in (*KINDS, *_FREE):
-                raise ValueError(f"{item} begins with none of {', '.join((*KINDS, *_FREE))}")
+            if item.partition("_")[0] not in (*KINDS, *_MORE):
+                raise ValueError(f"{item} begins with none of {', '.join((*KINDS, *_MORE))}")
             if not math.isfinite(price) or not 0 <= price <= _MOST:
                 raise ValueError(f"{item} is {price}, but should be from 0 to {_MOST:,.0f} dollars")
         return value
@@ -79,9 +79,14 @@ class PriceList(Strict):
         )
 
     def importing(self, branch: str, family: str) -> int:
-        """Return the price of weights that are taken in, in micro-dollars; nothing where the list has none."""
+        """Return the price of weights that are taken in, in micro-dollars.
+
+        Where the list has none it is that of a tune which trains nothing, either: both are checked, shown and scored
+        by pictures that are rendered for it.
+        """
         items = (f"import_{branch}", f"import_{family}", "import")
-        return self._first(*items) if any(item in self.work for item in items) else 0
+        named = any(item in self.work for item in items)
+        return self._first(*items) if named else self.training(branch, family, "faceid")
 
     def picture(
         self, branch: str, family: str, *, tuned: bool, enlarged: bool = False, quality: str = ""

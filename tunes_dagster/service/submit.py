@@ -154,7 +154,14 @@ def new_tune(
             moved,
             done.entry.branch,
             tags=tuple(named.tags(moved.text)),
-            price=prompt_price(prices, catalog, request.base, moved.settings, tuned=True),
+            price=prompt_price(
+                prices,
+                catalog,
+                request.base,
+                moved.settings,
+                tuned=True,
+                worn=[named.seen[use.word].base for use in named.tags(moved.text)],
+            ),
             warnings=done.warnings,
         )
         for moved, done in zip(complete.prompts, completed, strict=True)
@@ -264,9 +271,11 @@ def new_prompts(
     registry, catalog, prices = installation.registry, installation.catalog, installation.prices
     new = []
     for one in asked:
-        request = one.request
+        request, seen = one.request, dict[str, Tune]()
         tune = named_tune(registry, account_id, request.tune, one.meant) if request.tune else None
-        done = completed_prompt(installation, request, tune, account_id=account_id, meant=one.meant)
+        done = completed_prompt(
+            installation, request, tune, account_id=account_id, meant=one.meant, seen=seen
+        )
         tuned = tune is not None or bool(done.tags)
         price = prompt_price(
             prices,
@@ -275,6 +284,7 @@ def new_prompts(
             done.request.settings,
             tuned=tuned,
             quality=one.quality,
+            worn=[seen[use.word].base for use in done.tags],
         )
         new.append(
             NewPrompt(
