@@ -106,7 +106,7 @@ def facts(tune: Tune, result: TuneResult, store: Store, device: Device | None) -
         **files(store, keys),
         "checkpoints": len(result.checkpoints),
         "options": dg.MetadataValue.json(plain_options(result.recipe)),
-        "recipe hash": result.recipe_hash,
+        "recipe of the weights": result.recipe_hash,
         **{name.replace("_", " "): v for name, v in result.figures.items() if not name.endswith("bytes")},
     }
 
@@ -134,7 +134,7 @@ def embedded_facts(trained: Trained, store: Store) -> dict[str, Any]:
         "base": tune.branch,
         **files(store, {"embeddings": result.weights_key, "model card": result.card_key}),
         "options": dg.MetadataValue.json(plain_options(result.recipe)),
-        "recipe hash": result.recipe_hash,
+        "recipe of the weights": result.recipe_hash,
     }
 
 

@@ -77,7 +77,10 @@ def test_one_is_cancelled_one_kept_one_fails_one_joins_and_one_is_trained(house,
     for tune in (good, kept, late):
         shown = materialization(house, LORA, tune.id)
         result = house.registry.tunes.get(tune.id).result
-        assert shown["steps"] == result["steps"] and shown["recipe hash"] == result["weights_recipe_hash"]
+        assert (
+            shown["steps"] == result["steps"]
+            and shown["recipe of the weights"] == result["weights_recipe_hash"]
+        )
         assert checks(house, LORA, tune.id) == passed
         assert result["stopped"] is (tune is kept)
     assert 0 < house.registry.tunes.get(kept.id).result["steps"] < 3000

@@ -66,6 +66,26 @@ def test_each_fault_has_its_word_and_a_remedy(changed, code, word):
     assert said.code == code and word in said.sentence and said.remedy
 
 
+@pytest.mark.parametrize("learned", [0.1, 0.3])
+def test_nobody_is_told_to_train_longer_when_likeness_falls_with_steps(learned):
+    falls = card_of(scores(200, learned=learned + 0.1), scores(400, learned=learned))
+    rises = card_of(scores(200, learned=learned - 0.05), scores(400, learned=learned))
+    assert "lower learning rate" in falls.verdicts[0].remedy and "step 200" in falls.verdicts[0].remedy
+    assert "Train for more steps" in rises.verdicts[0].remedy
+
+
+def test_a_tune_of_photographs_on_the_shipped_base_is_told_what_that_base_knows():
+    card = card_of(scores(400, learned=0.1))
+    assert "photographs" not in card.verdicts[0].remedy
+    assert "photographs" in verdicts.judge(card, "woman", shipped=True)[0].remedy
+    assert "photographs" not in str(verdicts.judge(card_of(scores(400)), "woman", shipped=True))
+
+
+def test_more_variety_than_the_pictures_have_is_no_percentage():
+    assert "varies more than its pictures" in card_of(scores(400, varied=2.39)).line
+    assert "varies 90% as much as its pictures" in card_of(scores(400)).line
+
+
 @pytest.mark.parametrize(
     ("changed", "code"),
     [

@@ -176,7 +176,12 @@ class Card(Document):
         if chosen.obeyed is not None:
             parts.append(f"obeys {chosen.obeyed:.0%} of what the base does")
         if chosen.varied is not None:
-            parts.append(f"variety {chosen.varied:.0%}")
+            more = chosen.varied > 1.0
+            parts.append(
+                "varies more than its pictures"
+                if more
+                else f"varies {chosen.varied:.0%} as much as its pictures"
+            )
         if chosen.copied is not None:
             parts.append(f"copies {chosen.copied:.0%}")
         worst = [verdict.code for verdict in self.verdicts if verdict.tone != "good"]

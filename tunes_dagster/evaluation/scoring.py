@@ -421,7 +421,8 @@ class _Scoring:
             self._choose()
         if not self.card.checkpoints:
             self.card.why = "The last checkpoint is published: nothing was scored."
-        self.card.verdicts = verdicts.judge(self.card, self.subject.class_name)
+        shipped = self.painter.base.entry.repo_id.startswith("embedded:")
+        self.card.verdicts = verdicts.judge(self.card, self.subject.class_name, shipped)
         self.card.seconds = round(self._clock() - self._began, 1)
 
 

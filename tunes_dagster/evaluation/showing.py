@@ -110,6 +110,7 @@ def before_after(scored: Scored, training: Sequence[Image], held_out: Sequence[I
         subtitle=card.line,
         row_labels=labels,
         column_labels=scenes,
+        labelled_from=1,  # the subject's own pictures show none of these scenes
         footer=f"The same prompt and the same noise in each column. {card.why}",
     )
 
@@ -159,6 +160,11 @@ def score_rows(card: Card) -> list[dict[str, str]]:
 
 def _rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def _share(value: float | None) -> str:
+    """Return a share in words; less than nothing is noise of a few renders."""
+    return "" if value is None else f"{max(0.0, value):.0%} of that gained with it"
 
 
 def _row(one: Scores, card: Card) -> dict[str, str]:
@@ -227,7 +233,7 @@ def _page(card: Card, title: str, page_key: str, keys: dict[str, str]) -> str:
                 "likeness of real pictures": _rounded(card.real_likeness),
                 "variety of real pictures": _rounded(card.real_variety),
                 "coherence of the pictures": _rounded(card.coherence),
-                "leak": _rounded(card.leak),
+                "likeness gained without the token": _share(card.leak),
                 "class word that fits": {k: f"{v:.0%}" for k, v in card.class_votes.items()},
                 "scorers": card.scorers,
                 "renders of each": card.options.renders,

@@ -29,6 +29,10 @@ INCOHERENT = 0.25
 OWN_CLASS = 0.2
 # A word that this share of them fits is named.
 _NAMED = 0.5
+_SHIPPED = (
+    " The shipped base knows drawn people, pets and things only: photographs need a real one (`tunes bases pull`, "
+    "TUNES_PROFILE=production)."
+)
 # A later checkpoint is kept unless an earlier one is better by more than the noise of a few renders.
 _NOISE = 0.04
 
@@ -61,13 +65,19 @@ def choose(checkpoints: Sequence[Scores]) -> tuple[Scores, str]:
     return best, f"Step {best.step} scores {best.score:.2f} against {last.score:.2f}{change}."
 
 
-def judge(card: Card, class_name: str) -> list[Verdict]:
-    """Return everything the card has to say about its chosen checkpoint, worst first."""
+def judge(card: Card, class_name: str, shipped: bool = False) -> list[Verdict]:
+    """Return everything the card has to say about its chosen checkpoint, worst first.
+
+    Args:
+        card: With its scores and its choice.
+        class_name: Of the subject.
+        shipped: Whether the base is one that ships with the package, which knows a drawn world only.
+    """
     found: list[Verdict] = []
     chosen = card.chosen
     found += _about_pictures(card, class_name)
     if chosen is not None:
-        found += _about_likeness(card, chosen)
+        found += _about_likeness(card, chosen, shipped)
         found += _about_losses(card, chosen, "style" if is_style(class_name) else "subject")
     order = ("bad", "weak", "good")
     return sorted(found, key=lambda one: order.index(one.tone))
@@ -102,7 +112,7 @@ def _about_pictures(card: Card, class_name: str) -> list[Verdict]:
     return found
 
 
-def _about_likeness(card: Card, chosen: Scores) -> list[Verdict]:
+def _about_likeness(card: Card, chosen: Scores, shipped: bool) -> list[Verdict]:
     learned = chosen.learned or 0.0
     base = card.base.likeness if card.base else 0.0
     numbers = (
@@ -114,7 +124,9 @@ def _about_likeness(card: Card, chosen: Scores) -> list[Verdict]:
                 code="not_learned",
                 tone="bad",
                 sentence=f"The subject was not learned: {numbers}.",
-                remedy="Train for more steps or with a higher learning rate, and look at the pictures' verdicts.",
+                remedy=_more(card, "Train for more steps or with a higher learning rate")
+                + ", and look at the pictures' verdicts."
+                + (_SHIPPED if shipped else ""),
             )
         ]
     if learned < BARELY_LEARNED:
@@ -123,10 +135,19 @@ def _about_likeness(card: Card, chosen: Scores) -> list[Verdict]:
                 code="barely_learned",
                 tone="weak",
                 sentence=f"The subject was learned in part: {numbers}.",
-                remedy="Train for more steps, or give more and sharper pictures.",
+                remedy=_more(card, "Train for more steps") + ", or give more and sharper pictures.",
             )
         ]
     return [Verdict(code="learned", tone="good", sentence=f"The subject was learned: {numbers}.")]
+
+
+def _more(card: Card, advice: str) -> str:
+    """Return the advice to train for longer, or another one where likeness already fell while training went on."""
+    seen = [one for one in card.checkpoints if one.learned is not None]
+    best = max(seen, key=lambda one: one.learned or 0.0, default=None)
+    if best is None or (best.learned or 0.0) - (seen[-1].learned or 0.0) <= _NOISE:
+        return advice
+    return f"More steps do not help (it was most alike at step {best.step}): train with a lower learning rate"
 
 
 def _about_losses(card: Card, chosen: Scores, what: str) -> list[Verdict]:

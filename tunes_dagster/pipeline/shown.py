@@ -161,7 +161,7 @@ def _trained(
         **_pictures(store, {"samples over training": result.samples_key}),
         **curve,
         **files(store, keys),
-        "recipe hash": result.weights_recipe_hash,
+        "recipe of the weights": result.weights_recipe_hash,
     }
     return metadata, _answers(row, LORA, result.checks)
 

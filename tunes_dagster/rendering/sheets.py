@@ -101,6 +101,7 @@ def contact_sheet(
     subtitle: str = "",
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
+    labelled_from: int = 0,
     footer: str = "",
     box: tuple[int, int] | None = None,
 ) -> Image.Image:
@@ -112,6 +113,7 @@ def contact_sheet(
         subtitle: What all pictures share (base, steps, seed …); wrapped.
         row_labels: Left of the rows.
         column_labels: Above the columns.
+        labelled_from: The first row that they hold for; they stand above it.
         footer: Small, below.
         box: Width and height of a cell's picture; None fits the pictures.
 
@@ -121,12 +123,19 @@ def contact_sheet(
     columns = max((len(row) for row in rows), default=1)
     images = [cell.image for row in rows for cell in row if cell and cell.image]
     layout = _lay_out(
-        rows, columns, box or cell_box(images, columns), title, subtitle, row_labels, column_labels, footer
+        rows,
+        columns,
+        box or cell_box(images, columns),
+        title,
+        subtitle,
+        row_labels,
+        labelled_from if any(column_labels) else None,
+        footer,
     )
     sheet = Image.new("RGB", (layout.width, layout.height), paper.PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_heading(draw, layout)
-    _draw_labels(draw, layout, row_labels, column_labels)
+    _draw_labels(draw, layout, row_labels, column_labels, labelled_from)
     for r, row in enumerate(rows):
         for c, cell in enumerate(row):
             if cell is not None:
@@ -147,7 +156,7 @@ def _lay_out(
     title: str,
     subtitle: str,
     row_labels: Sequence[str],
-    column_labels: Sequence[str],
+    labelled_from: int | None,
     footer: str,
 ) -> _Layout:
     caption_face, label_face = paper.font(_CAPTION), paper.font(_LABEL, bold=True)
@@ -166,15 +175,15 @@ def _lay_out(
     top += len(heading) * paper.line_height(paper.font(_TITLE, bold=True))
     top += len(subheading) * paper.line_height(paper.font(_SUBTITLE)) + (6 if subheading else 0)
     top += 16 if heading or subheading else 0
-    if any(column_labels):
-        top += paper.line_height(label_face) + 6
 
     captions = [
         [paper.wrap(cell.caption, caption_face, box[0], CAPTION_LINES) if cell else [] for cell in row]
         for row in rows
     ]
     row_tops, row_heights, y = [], [], top
-    for row, row_lines in zip(rows, captions, strict=True):
+    for index, (row, row_lines) in enumerate(zip(rows, captions, strict=True)):
+        if index == labelled_from:
+            y += paper.line_height(label_face) + 6
         row_tops.append(y)
         row_heights.append(_row_height(row, box))
         deepest = max((len(lines) for lines in row_lines), default=0)
@@ -205,14 +214,19 @@ def _draw_heading(draw: ImageDraw.ImageDraw, layout: _Layout) -> None:
 
 
 def _draw_labels(
-    draw: ImageDraw.ImageDraw, layout: _Layout, row_labels: Sequence[str], column_labels: Sequence[str]
+    draw: ImageDraw.ImageDraw,
+    layout: _Layout,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    labelled_from: int,
 ) -> None:
     face = paper.font(_LABEL, bold=True)
     width = layout.box[0]
+    above = (layout.row_tops[labelled_from] if labelled_from < len(layout.row_tops) else layout.top) - 9
     for c, label in enumerate(column_labels[: layout.columns]):
         text = paper.shorten(paper.clean(label), face, width)
         middle = layout.left + c * (width + GAP) + width / 2
-        draw.text((middle, layout.top - 9), text, font=face, fill=paper.INK, anchor="ms")
+        draw.text((middle, above), text, font=face, fill=paper.INK, anchor="ms")
     step = paper.line_height(face)
     room = layout.left - MARGIN - GAP
     for top, height, label in zip(layout.row_tops, layout.row_heights, row_labels, strict=False):
