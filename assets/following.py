@@ -54,7 +54,12 @@ def followed(
             return None
         with sentences():
             row = registry.device_runs.hand_over(
-                kind, subject_id, context.run.run_id, changes, told="process"
+                kind,
+                subject_id,
+                context.run.run_id,
+                changes,
+                told="process",
+                rest=context.run.parent_run_id is not None,
             )
         _expect_rest(context, registry, kind, subject_id)
     context.log.info("The session that holds the device does it; its log follows.")

@@ -1,19 +1,14 @@
 """The accelerator: which device, dtype and memory a GPU asset gets, and the lock that makes it its own.
 
 Dagster's pool counts slots but does not say which one a step got, and the command line may work beside the
-daemon. So each device has a lock file on its host, held while a run computes on it and freed by the operating
-system when the process dies, however it dies.
+daemon. So each device has a lock file on its host, held while a run computes on it (`sessions/leases.py`).
 """
 
 from __future__ import annotations
 
-import fcntl
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
 
 import dagster as dg
 from pydantic import Field
@@ -21,30 +16,9 @@ from pydantic import Field
 from tunes_dagster.core.progress import Phase, Reporter
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.sessions.hardware import Device, find_devices
+from tunes_dagster.sessions.leases import lock_any
 
 _POLL_SECONDS = 0.5
-
-
-def _try_lock(path: Path, holder: str) -> IO[str] | None:
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    file.seek(0)
-    file.truncate()
-    file.write(holder)
-    file.flush()
-    return file
-
-
-def _lock_any(devices: list[Device], folder: Path, holder: str) -> tuple[Device, IO[str]] | None:
-    for device in devices:
-        path = folder / f"{platform.node()}-{device.name.replace(':', '-')}.lock"
-        if (file := _try_lock(path, holder)) is not None:
-            return device, file
-    return None
 
 
 class ComputeResource(dg.ConfigurableResource):
@@ -66,11 +40,9 @@ class ComputeResource(dg.ConfigurableResource):
             settings: Say which devices there are, and where they are locked.
             holder: Written into the lock file for people: the run's id.
         """
-        folder = settings.resolved_home / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
         devices = self.devices(settings)
         told = False
-        while (got := _lock_any(devices, folder, holder)) is None:
+        while (got := lock_any(devices, settings, holder)) is None:
             report.check_cancelled()
             if not told:
                 names = ", ".join(device.name for device in devices)

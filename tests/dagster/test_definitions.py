@@ -227,7 +227,7 @@ def test_with_sessions_what_needs_a_device_is_taken_by_them_and_not_by_sensors(m
         names = {sensor.name for sensor in build_defs(campaigns=[]).sensors}
     finally:
         get_settings.cache_clear()
-    assert {"device_runs", "told_runs", "queued_tunes", "stuck_work"} < names
+    assert {"device_runs", "told_runs", "queued_tunes", "stuck_work", "open_deletions"} < names
     assert not names & {"prepared_tunes", "trained_tunes", "queued_prompts"}
 
 

@@ -24,6 +24,8 @@ from tunes_dagster.pipeline.telling import Teller
 from tunes_dagster.resources import default_resources, installed
 from tunes_dagster.service import submit
 from tunes_dagster.service.installation import Installation
+from tunes_dagster.sessions.batches import wanted_prompts
+from tunes_dagster.sessions.journal import Outcome
 
 
 @pytest.fixture
@@ -372,3 +374,78 @@ def test_a_session_is_started_when_something_waits_and_none_is_there(place, monk
     monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=90))
     assert len(look().run_requests) == 1  # it died
     assert place.status(run_id) == Status.FAILURE and asked.run_key.startswith("session_")
+
+
+def rendered(place) -> str:
+    """Return a batch of two prompts, one of which failed."""
+    tune = place.prepared()
+    place.session.finish(place.session.begin("train", tune.id))
+    place.session.finish(place.session.begin("finish", tune.id), {"report_card": {}})
+    for text in ("one", "two"):
+        asked = PromptRequest(text=text, tune=tune.id)
+        submit.submit_prompt(
+            Installation(place.house.settings, registry=place.registry, catalog=place.installation.catalog),
+            asked,
+        )
+    place.registry.groups.make_batches(wait_seconds=0)
+    (queued,) = place.registry.work.queued("render")
+    work = place.session.begin("render", queued.subject_id)
+    first, second = place.registry.prompts.rows(batch_id=queued.subject_id)
+    place.registry.prompts.done(first.id, work.id, place.session.name, ["batches/x/1.png"], {})
+    why = Failure(FailureCode.RENDER_FAILED, "It failed.")
+    place.registry.prompts.failed(second.id, work.id, place.session.name, why)
+    place.registry.work.finish(work.id, place.session.name, result={})
+    place.session.journal.ended(work, Outcome("done"))
+    place.session.beat()
+    return queued.subject_id
+
+
+def test_a_run_that_is_executed_again_does_what_is_left_and_then_says_that_nothing_is(place):
+    batch = rendered(place)
+    parent = place.requested()[-1]
+    told(place)
+    assert place.status(parent) == Status.SUCCESS
+
+    def again() -> str:
+        run = place.instance.get_run_by_id(parent)
+        made = place.instance.create_run_for_job(
+            job_def=place.defs.resolve_job_def(run.job_name),
+            tags=run.tags,
+            parent_run_id=parent,
+            root_run_id=parent,
+            remote_job_origin=run.remote_job_origin,
+        )
+        place.instance.launch_run(made.run_id, None)
+        return made.run_id
+
+    run_id = again()
+    work = place.session.begin("render", batch)
+    wanted = wanted_prompts(
+        place.registry,
+        place.registry.groups.batch(batch),
+        work,
+        not place.registry.device_runs.is_rest(work),
+    )
+    assert [one.text for one in wanted] == ["two"]
+    place.session.finish(work)
+    told(place)
+    assert place.status(run_id) == Status.SUCCESS
+    refused = again()
+    assert place.status(refused) == Status.FAILURE
+    assert "nothing of it is left" in str(place.instance.all_logs(refused)[-1])
+
+
+def test_a_batch_that_is_rendered_again_by_hand_goes_on_until_it_is_terminated(place):
+    batch = rendered(place)
+    place.session.finish(place.session.begin("render", batch))
+    place.instance.add_dynamic_partitions("render_batches", [batch])
+    run_id = place.by_hand(["renders"], batch)
+    work = place.session.begin("render", batch)
+    assert len(wanted_prompts(place.registry, place.registry.groups.batch(batch), work)) == 2
+    assert place.registry.work.heartbeat(work.id, place.session.name) == "", "though no prompt of it is open"
+    assert place.instance.run_launcher.terminate(run_id)
+    with pytest.raises(Failure):
+        place.registry.work.heartbeat(work.id, place.session.name)
+    told(place)
+    assert place.status(run_id) == Status.CANCELED
+    assert {one.status for one in place.registry.prompts.rows(batch_id=batch)} == {"done"}

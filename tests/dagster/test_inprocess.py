@@ -11,6 +11,7 @@ from dagster._core.test_utils import create_run_for_test
 from tunes_dagster.assets.names import GPU_POOL, POOLS
 from tunes_dagster.core import clock
 from tunes_dagster.core.recipe import PromptRequest
+from tunes_dagster.core.settings import get_settings
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.pipeline import inprocess
 from tunes_dagster.pipeline.launches import RUN_KEY_TAG, full_pools
@@ -87,3 +88,18 @@ def test_a_run_that_waits_for_a_daemon_which_is_gone_is_taken_over(house, monkey
     assert house.instance.get_run_by_id(queued.run_id).status == dg.DagsterRunStatus.FAILURE
     later = house.registry.now() + timedelta(minutes=1)
     assert [work.subject_id for work in house.registry.work.queued("prepare", later)] == [tune.id]
+
+
+def test_what_needs_a_device_is_left_to_a_session_that_has_it(house, monkeypatch):
+    monkeypatch.setenv("TUNES_SESSIONS", "true")
+    get_settings.cache_clear()
+    settings = get_settings()
+    request = PromptRequest(text="a mug", base="sdxl")
+    whole = Installation(settings, registry=house.registry, catalog=load_catalog())
+    submit_prompt(whole, request)
+    house.registry.device_runs.hold_device("session_1", "here", "cpu")
+    assert inprocess.next_launches(whole) == []
+    house.submit("bob")
+    assert [one.kind for one in inprocess.next_launches(whole)] == ["prepare"]
+    house.registry.device_runs.session_beats("session_1", "here", "cpu", over=True)
+    assert [one.kind for one in inprocess.next_launches(whole)] == ["render"]

@@ -180,7 +180,9 @@ def next_launches(installation: Installation, full: Collection[str] = ()) -> lis
         full: Pools without a free slot. Their work stays in the queue: a run of it would wait inside Dagster, where
             it hears nothing and says nothing.
     """
-    registry = installation.registry
+    registry, settings = installation.registry, installation.settings
+    if settings.sessions and registry.device_runs.session_lives(settings.lost_after_seconds):
+        return decide.prepare_launches(registry, limit=1)  # the session takes everything else
     looks: tuple[tuple[str, Callable[[], list[decide.Launch]]], ...] = (
         (GPU_POOL, lambda: decide.render_launches(installation, limit=1)),
         (REPORT_POOL, lambda: decide.finish_launches(registry, limit=1)),

@@ -155,7 +155,10 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         RunJournal(self._instance, run).started(self._registry.now())
         first, *rest = kinds
         try:
-            self._registry.device_runs.hand_over(first, partition, run.run_id, changes_in(run, first))
+            again = run.parent_run_id is not None
+            self._registry.device_runs.hand_over(
+                first, partition, run.run_id, changes_in(run, first), rest=again
+            )
             for kind in rest:
                 self._registry.device_runs.expect(kind, partition, run.run_id, changes_in(run, kind))
         except Failure as failure:

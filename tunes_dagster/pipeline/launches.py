@@ -120,6 +120,8 @@ def cancel_subject(registry: Registry, work: Work) -> None:
                 registry.work.cancel_prompt(prompt.id)
         if work.kind != "render":
             registry.work.cancel_tune(work.subject_id)
+        elif work.origin == "ui":
+            registry.device_runs.stop_again(work)
     except Failure:
         return  # it ended by itself meanwhile
 

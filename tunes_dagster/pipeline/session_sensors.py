@@ -12,12 +12,12 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.pipeline.device_runs import heed_cancelled_runs, requests
 from tunes_dagster.pipeline.jobs import device_session, finish_tune, render_batch, train_tune
 from tunes_dagster.pipeline.sensors import (
+    ALL_SENSORS,
     EACH_TIME,
     RUNNING,
-    due_callbacks,
-    new_datasets,
-    queued_tunes,
-    stuck_work,
+    prepared_tunes,
+    queued_prompts,
+    trained_tunes,
 )
 from tunes_dagster.pipeline.telling import Teller
 from tunes_dagster.registry import Registry
@@ -104,4 +104,7 @@ def begins(instance: dg.DagsterInstance, registry: Registry, patience: float) ->
     return soon
 
 
-SESSION_SENSORS = [new_datasets, queued_tunes, told_runs, device_runs, due_callbacks, stuck_work]
+# Sessions take by themselves what these would launch.
+_TAKEN_BY_SESSIONS = (prepared_tunes, trained_tunes, queued_prompts)
+
+SESSION_SENSORS = [*(one for one in ALL_SENSORS if one not in _TAKEN_BY_SESSIONS), told_runs, device_runs]

@@ -21,9 +21,16 @@ from tunes_dagster.core.work import WorkKind, stage_of
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock, lock_each, lock_one
 from tunes_dagster.registry.retrying import repeatable
-from tunes_dagster.registry.tables import DeviceRun, DeviceRunLine, DeviceSession, Prompt, Tune, Work
-from tunes_dagster.registry.transitions import OPEN_WORK, kind_for, lock_subject, lock_work, open_work
-from tunes_dagster.registry.work import fenced, make_room, subject_reopened
+from tunes_dagster.registry.tables import Batch, DeviceRun, DeviceRunLine, DeviceSession, Prompt, Tune, Work
+from tunes_dagster.registry.transitions import (
+    OPEN_WORK,
+    close_work,
+    kind_for,
+    lock_subject,
+    lock_work,
+    open_work,
+)
+from tunes_dagster.registry.work import done_since, fenced, lacks_pictures, make_room, subject_reopened
 
 # Dagster's part of a run (request, queue, launch, its own file of SQLite, its events) is about 0.5 s of a core. So
 # many batches of ten minutes have a run of their own, which is a person who works with it by hand; beyond that, the
@@ -39,6 +46,7 @@ REQUEST_GRACE_SECONDS = 120.0
 TELLING_SECONDS = 60.0
 
 _BY_A_PERSON = 0  # the attempt of what waits for a session
+_REST = "rest"  # the fact of an attempt that does what another one left undone
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class DeviceRuns(Part):
         run_id: str,
         changes: dict[str, Any] | None = None,
         told: str = "run",
+        rest: bool = False,
     ) -> DeviceRun:
         """Open the work of a kind on a subject for the next session, as a person asked by starting a run in Dagster.
 
@@ -71,9 +80,11 @@ class DeviceRuns(Part):
                 time.
             changes: What was filled in in the Launchpad.
             told: `run` when the run has no process, `process` when its own follows the work and tells of it.
+            rest: Only what an earlier run left undone, as somebody asked who executes it again.
 
         Raises:
-            Failure: `CONFLICT` when it is being done, `UNKNOWN_TUNE`, or `INVALID_REQUEST` for an unknown batch.
+            Failure: `CONFLICT` when it is being done, or nothing is left to do; `UNKNOWN_TUNE`, or `INVALID_REQUEST`
+                for an unknown batch.
         """
         now = self.now()
         with self.writing() as session:
@@ -94,13 +105,16 @@ class DeviceRuns(Part):
                     f"{kind} of {subject_id} is being done by {work.run_id} (attempt {work.attempt}).",
                     "Wait until it has ended, or cancel it first.",
                 )
+            lacking = isinstance(subject, Batch) and lacks_pictures(session, subject)
+            if rest and work is not None and work.state == "done" and not lacking:
+                raise done_since(work, subject)
             if work is None or work.state not in OPEN_WORK:
                 make_room(session, doing, subject_id, now)
                 work = open_work(session, doing, subject_id, "ui", now)
                 subject_reopened(session, subject, now)
             work.state, work.available_at, work.run_key = "queued", now, None
             mine = {"attempt": _BY_A_PERSON, "run_id": run_id, "changes": changes or {}, "told": told}
-            return _added(session, work, now, **mine)
+            return _added(session, work, now, facts={_REST: True} if rest else {}, **mine)
 
     def expect(
         self,
@@ -139,14 +153,39 @@ class DeviceRuns(Part):
 
     def changes_of(self, work: Work) -> dict[str, Any]:
         """Return what a person filled in in the Launchpad for work that waits or has begun; empty for all other."""
-        query = select(DeviceRun.changes).where(
+        row = self._asked(work)
+        return dict(row.changes or {}) if row is not None else {}
+
+    def is_rest(self, work: Work) -> bool:
+        """Whether a person asked only for what an earlier run left undone."""
+        row = self._asked(work)
+        return row is not None and bool((row.facts or {}).get(_REST))
+
+    def _asked(self, work: Work) -> DeviceRun | None:
+        query = select(DeviceRun).where(
             DeviceRun.kind == stage_of(work.kind),
             DeviceRun.subject_id == work.subject_id,
             DeviceRun.attempt.in_((_BY_A_PERSON, work.attempt)),
             DeviceRun.state == "",
         )
         with self.reading() as session:
-            return dict(session.scalars(query.order_by(DeviceRun.attempt.desc())).first() or {})
+            return session.scalars(query.order_by(DeviceRun.attempt.desc())).first()
+
+    @repeatable
+    def stop_again(self, work: Work) -> None:
+        """Stop the rendering of a batch that a person asked for again: its prompts, which are done, stay so."""
+        now = self.now()
+        with self.writing() as session:
+            batch = lock_subject(session, work.kind, work.subject_id)
+            found = lock_work(session, work.kind, work.subject_id)
+            if found is None or found.id != work.id or found.state not in OPEN_WORK:
+                return
+            close_work(found, "cancelled", now)
+            if isinstance(batch, Batch):
+                batch.done_at = now
+            mine = (DeviceRun.work_id == work.id, DeviceRun.state == "")
+            for row in lock(session, DeviceRun, *mine):
+                row.state, row.ended_at = "cancelled", now
 
     def add_lines(self, device_run_id: str, lines: Sequence[Line]) -> None:
         """Add lines to the log of an attempt."""

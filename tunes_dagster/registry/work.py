@@ -323,8 +323,7 @@ class WorkRows(Paces):
             Failure: `CONFLICT` when the row is not this run's any more: stop, what it writes is not used.
         """
         with self.writing(lasts=False) as session:
-            kind, subject_id = self._beat(session, work_id, run_id)
-            return self._cancel_flag(session, kind, subject_id)
+            return self._cancel_flag(session, *self._beat(session, work_id, run_id))
 
     @repeatable
     def progress(
@@ -364,24 +363,27 @@ class WorkRows(Paces):
                 note(session, found.subject_id, phase, message, now, attempt=found.attempt)
                 session.flush()
             self._beat(session, work_id, run_id)
-            return self._cancel_flag(session, found.kind, found.subject_id)
+            return self._cancel_flag(session, found.kind, found.subject_id, found.origin)
 
-    def _beat(self, session: Session, work_id: str, run_id: str) -> tuple[str, str]:
+    def _beat(self, session: Session, work_id: str, run_id: str) -> tuple[str, str, str]:
         beat = (
             update(Work)
             .where(Work.id == work_id, Work.run_id == run_id, Work.state == "running")
             .values(heartbeat_at=self.now())
-            .returning(Work.kind, Work.subject_id)
+            .returning(Work.kind, Work.subject_id, Work.origin)
             .execution_options(synchronize_session=False)
         )
         row = session.execute(beat).first()
         if row is None:
             raise lost(session.get(Work, work_id, populate_existing=True), work_id, run_id)
-        return row.kind, row.subject_id
+        return row.kind, row.subject_id, row.origin
 
-    def _cancel_flag(self, session: Session, kind: str, subject_id: str) -> str:
+    def _cancel_flag(self, session: Session, kind: str, subject_id: str, origin: str) -> str:
         if kind == "render":
-            alive = select(exists().where(Prompt.batch_id == subject_id, Prompt.status.in_(OPEN_PROMPT)))
+            # What a person has rendered again is done already: `DeviceRuns.stop_again` stops that.
+            again = (Prompt.status != "cancelled", ~was_deleted())
+            wanted = again if origin == "ui" else (Prompt.status.in_(OPEN_PROMPT),)
+            alive = select(exists().where(Prompt.batch_id == subject_id, *wanted))
             return "" if session.scalar(alive) else "cancel"
         flags = session.execute(select(Tune.cancel, Tune.status).where(Tune.id == subject_id)).one()
         if flags.status == "deleted":

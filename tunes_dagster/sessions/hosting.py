@@ -6,22 +6,30 @@ what it is doing is kept, given back, and goes on in the next one.
 
 from __future__ import annotations
 
+import logging
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.sessions.journal import Queued
 from tunes_dagster.sessions.keeping import give_up
+from tunes_dagster.sessions.leases import lock_any
 from tunes_dagster.sessions.process import beating, told_to_end
 from tunes_dagster.sessions.recording import Recorded
 from tunes_dagster.sessions.reporting import end_process
 
 if TYPE_CHECKING:
     from tunes_dagster.service.installation import Installation
+    from tunes_dagster.sessions.hardware import Device
     from tunes_dagster.sessions.session import Session
+
+log = logging.getLogger("tunes.session")
+
+_POLL_SECONDS = 0.5
 
 
 def host(
@@ -46,14 +54,15 @@ def host(
     Returns:
         The session's name.
     """
-    from tunes_dagster.sessions.session import open_session
+    from tunes_dagster.sessions.hardware import find_devices
+    from tunes_dagster.sessions.session import Session
 
+    settings, name = installation.settings, name or new_id("session")
+    device = _taken(installation, find_devices(settings.device, settings.dtype), name, run_id)
     journal = Queued(Recorded(installation.registry))
-    session = open_session(
-        installation, journal, name=name or new_id("session"), end=end_process if alone else None
-    )
+    session = Session(installation, device, journal, name=name, end=end_process if alone else None)
     try:
-        with _alive(session, run_id), told_to_end(session.stop):
+        with _alive(session, run_id), told_to_end(session.stop), _alone_on(session):
             if ready is not None:
                 ready(session)
             session.run(warm_seconds=warm_seconds)
@@ -62,20 +71,54 @@ def host(
     return session.name
 
 
+def _taken(installation: Installation, devices: Sequence[Device], name: str, run_id: str | None) -> Device:
+    """Take the first device that no session holds, and give back what those that are gone had on it.
+
+    Raises:
+        Failure: `CONFLICT` when sessions hold all of them.
+    """
+    registry, refused = installation.registry, None
+    for device in devices:
+        try:
+            gone = registry.device_runs.hold_device(
+                name,
+                platform.node(),
+                device.name,
+                run_id,
+                memory_gb=device.memory_gb,
+                lost_after_seconds=installation.settings.lost_after_seconds,
+            )
+        except Failure as failure:
+            if failure.code != FailureCode.CONFLICT:
+                raise
+            refused = failure
+            continue
+        for one in gone:
+            give_up(registry, one)
+        return device
+    assert refused is not None
+    raise refused
+
+
+@contextmanager
+def _alone_on(session: Session) -> Iterator[None]:
+    """Wait until no run of its own computes on the device any more, and keep it from others."""
+    said = False
+    while (got := lock_any([session.device], session.settings, session.name)) is None:
+        if not said:
+            log.info("%s waits until the run that has %s ends.", session.name, session.device.name)
+            said = True
+        if session.stopping.wait(_POLL_SECONDS):
+            yield  # it was told to end, and does so at once
+            return
+    with got[1]:
+        yield
+
+
 @contextmanager
 def _alive(session: Session, run_id: str | None) -> Iterator[None]:
-    """Take the device, give back what those that are gone had on it, and say from a thread that this one is there."""
+    """Say from a thread that a session is there."""
     runs, device, host_name = session.registry.device_runs, session.device.name, platform.node()
-    gone = runs.hold_device(
-        session.name,
-        host_name,
-        device,
-        run_id,
-        memory_gb=session.device.memory_gb,
-        lost_after_seconds=session.settings.lost_after_seconds,
-    )
-    for name in gone:
-        give_up(session.registry, name)
     session.does = partial(runs.session_does, session.name)
 
     def say(last: bool) -> None:

@@ -63,7 +63,8 @@ class BatchInHand:
         self.entry: BaseModelEntry | AuxiliaryEntry
         self.entry, self.folder = self._usable()
         rows = installation.registry
-        self.prompts = {p.id: p for p in wanted_prompts(rows, self.batch, mine.work)}
+        anew = not rows.device_runs.is_rest(mine.work)
+        self.prompts = {p.id: p for p in wanted_prompts(rows, self.batch, mine.work, anew)}
         self.writer = PromptWriter(rows, mine.work.id, mine.run_id)
         changes = rows.device_runs.changes_of(mine.work)
         self.jobs = render_jobs(rows, list(self.prompts.values()), changes, self.writer)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import FailureCode, as_failure
 from tunes_dagster.core.ids import new_id
@@ -412,11 +412,3 @@ class Session:
             close=self._hands.closed,
             log=QUIET,
         )
-
-
-def open_session(installation: Installation, journal: Journal | None = None, **more: Any) -> Session:
-    """Return a session on the best device of this machine."""
-    from tunes_dagster.sessions.hardware import find_devices
-
-    settings = installation.settings
-    return Session(installation, find_devices(settings.device, settings.dtype)[0], journal, **more)
