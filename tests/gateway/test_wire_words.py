@@ -9,9 +9,12 @@ import pytest
 from PIL import Image
 
 from tests.gateway.conftest import House
+from tests.gateway.test_astria import create as astria_tune
 from tests.gateway.test_pixelapi import TRAIN
+from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.gateway.dialects.astria import callback
 from tunes_dagster.registry.outbox import Sending
+from tunes_dagster.service.submit import submit_prompt
 
 TUNE: dict[str, Any] = {"title": "t", "name": "woman"}
 URL = "https://example.com/x.jpg"
@@ -237,3 +240,28 @@ def test_what_was_handed_in_is_served_as_what_it_is(house: House) -> None:
     made = house.client.post("/tunes", data=fields, files=files, headers=house.auth()).json()
     served = house.client.get(made["orig_images"][0])
     assert served.status_code == 200 and served.headers["content-type"] == "image/png"
+
+
+def test_nothing_is_a_value_in_every_api(house: House) -> None:
+    """Zeros and empty texts are what they are, and not what stands there when nobody says anything."""
+    headers = house.auth()
+    asked = {"prompt": "x", "guidance_scale": 0, "seed": 0, "negative_prompt": ""}
+    assert house.client.post("/v1/image/generate", json=asked, headers=headers).status_code == 200
+    tune = house.finish_tune(house.tune(astria_tune(house, branch="sdxl1")["id"]))
+    zeros = {"text": "ohwx", "cfg_scale": 0, "seed": 0, "film_grain": False, "super_resolution": "0"}
+    path = f"/tunes/{tune.number}/prompts"
+    assert house.client.post(path, json={"prompt": zeros}, headers=headers).status_code == 201
+    form = {f"prompt[{name}]": str(value).lower() for name, value in zeros.items()}
+    assert house.client.post(path, data=form, headers=headers).status_code == 201
+    asked = {"tune_id": f"lora_{tune.id.removeprefix('tune_')}", "prompt": "x", "guidance_scale": 0}
+    assert house.client.post("/v1/tunes/infer", json=asked, headers=headers).status_code == 200
+    submit_prompt(
+        house.service.installation,
+        PromptRequest.model_validate({"text": "x", "settings": {"guidance_scale": 0, "seed": 0}}),
+        account_id="ann",
+    )
+    rows = house.registry.prompts.rows(account_id="ann")
+    assert len(rows) == 5
+    assert {row.settings["guidance_scale"] for row in rows} == {0}
+    assert sum(row.settings["seed"] == 0 for row in rows) == 4, "of all that have the field"
+    assert not any(row.settings["super_resolution"] or row.settings["film_grain"] for row in rows)
