@@ -209,7 +209,7 @@ class Running:
 
 
 def told(name: str, process: subprocess.Popen[str]) -> list[Any]:
-    out, err = process.communicate(timeout=1200)
+    out, err = process.communicate(timeout=7200)
     assert process.returncode == 0, (name, out, err)
     if name.endswith(".py"):
         return [
@@ -223,7 +223,11 @@ def told(name: str, process: subprocess.Popen[str]) -> list[Any]:
     return found
 
 
-@pytest.fixture(scope="module", params=["cut", pytest.param("whole", marks=pytest.mark.proof)])
+# Thousands of steps take longer than any other test may.
+WHOLE = [pytest.mark.proof, pytest.mark.timeout(7200)]
+
+
+@pytest.fixture(scope="module", params=["cut", pytest.param("whole", marks=WHOLE)])
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base_folder: Path
 ) -> Iterator[Running]:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_origin
 
 import yaml
 from pydantic import AfterValidator, ValidationError, ValidationInfo, field_validator
@@ -18,9 +18,12 @@ from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.urls import parse_url
 from tunes_dagster.core.validation import explain
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 _Read = TypeVar("_Read", bound="FromEnvironment")
 # How a variable of each kind is written; secrets of a store stand among its options.
-_WRITTEN: Mapping[type, str] = {
+_WRITTEN: Mapping[Any, str] = {
     list: 'a list in JSON (["a", "b"])',
     tuple: "a list of numbers in JSON ([5, 30])",
     dict: 'an object in JSON ({"name": "value"})',
@@ -73,7 +76,7 @@ def _sentence(kind: type[_Read], prefix: str, error: Any) -> str:
     field = str(error["loc"][0])
     name = prefix + field.upper()
     inside = ".".join(map(str, error["loc"][1:]))
-    problem = explain(kind, {**error, "loc": (field,)}).message
+    problem = explain(kind, cast("ErrorDetails", {**error, "loc": (field,)})).message
     if error["type"] == "value_error":  # a check of ours, which says what should be
         problem = f"is {str(error['input'])[:200]!r}, but {error['ctx']['error']}"
     if problem.startswith("should "):  # a list is what is wrong, not something in it
