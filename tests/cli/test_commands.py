@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +48,25 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert done.stdout.strip().endswith("[]")
     assert "train" in done.stdout
     assert seconds < 5  # 0.4 s on an idle machine; this one may be busy
+
+
+def _commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield words
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner, (*words, name))
+
+
+def test_the_help_of_every_command_is_there_and_names_no_type_of_python(tunes: Tunes) -> None:
+    import typer
+
+    from tunes_dagster.cli import app
+
+    every = list(_commands(typer.main.get_command(app)))
+    assert len(every) > 40
+    for words in every:
+        said = tunes(*words, "--help")
+        assert said.code == 0 and "Usage" in said.out, words
+        assert not re.findall(r"<(?:bool|int|float|str|list\[.*?\])>", said.out), words
 
 
 def test_train_hands_in_what_flags_tune_yaml_and_set_say(

@@ -6,8 +6,11 @@ error is a sentence with a remedy; bad input ends with code 2, failed work with 
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import typer
 
@@ -99,6 +102,24 @@ def _root(
         raise typer.Exit
 
 
+# What the help says that an option takes, for a type of Python's; a switch takes nothing.
+_TYPES = {str: "text", int: "number", float: "number", Path: "path"}
+
+
+def _in_words(command: Any) -> None:
+    """Name in the help of a command, and of those below it, what an option takes as people call it."""
+    helps = command.get_help_option(command.context_class(command, **command.context_settings))
+    for parameter in [*command.params, *filter(None, [helps])]:
+        kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+        inner = get_args(kind)[0] if get_origin(kind) is list else kind
+        if inner in _TYPES:
+            parameter.bare_type = functools.partial(str, _TYPES[inner])
+        elif inner is bool and parameter.metavar is None:
+            parameter.metavar = " "
+    for below in getattr(command, "commands", {}).values():
+        _in_words(below)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code.
 
@@ -109,7 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     print_anything()
     try:
-        outcome = app(
+        command = typer.main.get_command(app)
+        _in_words(command)
+        outcome = command(
             args=list(arguments) if arguments is not None else sys.argv[1:],
             prog_name="tunes",
             standalone_mode=False,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Source = Annotated[
     str,
     typer.Argument(
-        help="A .safetensors file or peft's folder, a URL of one, or hf://owner/name[@revision][/file.safetensors]."
+        help="A .safetensors file or peft's folder, a URL of one, or hf://owner/name@revision/file.safetensors."
     ),
 ]
 Name = Annotated[

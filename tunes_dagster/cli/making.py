@@ -34,17 +34,21 @@ Token = Annotated[Word, typer.Option(help="The rare word that will mean the subj
 Title = Annotated[Word, typer.Option(help="What you call this tune. Default: the name.")]
 Base = Annotated[Word, typer.Option(help="Base model, see `tunes bases list`. Default: sdxl, or the tune's.")]
 Url = Annotated[Word, typer.Option(help="URL of a zip or tar of pictures.")]
-ImageUrl = Annotated[Words, typer.Option(help="URL of one picture; may be repeated.")]
+ImageUrl = Annotated[Words, typer.Option(help="URL of one picture; may be repeated.", metavar="<url>")]
 Prompts = Annotated[
-    Words, typer.Option(help="Prompt to render as soon as the tune is ready; may be repeated.")
+    Words,
+    typer.Option(help="Prompt to render as soon as the tune is ready; may be repeated.", metavar="<text>"),
 ]
 CallbackUrl = Annotated[Word, typer.Option(help="Told when it is done or has failed.")]
-Label = Annotated[Words, typer.Option(help="KEY=VALUE, kept and handed back; may be repeated.")]
+Label = Annotated[Words, typer.Option(help="Kept and handed back; may be repeated.", metavar="KEY=VALUE")]
 Config = Annotated[
     Path | None, typer.Option(help="A tune.yaml. Default: the one in the folder, if there is one.")
 ]
 Set = Annotated[
-    Words, typer.Option("--set", help="Any field of tune.yaml: training.rank=8; may be repeated.")
+    Words,
+    typer.Option(
+        "--set", help="Any field of tune.yaml: training.rank=8; may be repeated.", metavar="FIELD=VALUE"
+    ),
 ]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until it is done, or only hand it in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
