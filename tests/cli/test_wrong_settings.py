@@ -18,6 +18,7 @@ from tunes_dagster.evaluation.scorers import load_scorer_catalog
 # Of every kind: a word that is none of a few, numbers, lists and objects, places of files and of rows, addresses.
 WRONG = [
     ("PROFILE", "nonsense", "'embedded' or 'production'"),
+    ("DEVICE", "gpu9", "cuda:1"),
     ("DTYPE", "float8", "'float32'"),
     ("SESSIONS", "perhaps", "true or false"),
     ("MAX_COHORT", "many", "whole number"),
@@ -63,6 +64,7 @@ SERVED = [
     ("SCORERS", "/nowhere", "YAML file"),
     ("CONTENT_RULES", "/nowhere", "cannot be read"),
     ("CAPTIONER", "nobody", "Known"),
+    ("FACE_DETECTOR", "/nowhere", "ONNX file"),
 ]
 
 

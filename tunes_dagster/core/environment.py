@@ -123,6 +123,14 @@ def _is_web_address(value: str) -> str:
     return value
 
 
+def _is_device(value: str) -> str:
+    """Refuse what torch has no device for; whether it is here is seen when it is used."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+        raise ValueError("should be auto, cpu, mps, cuda or one of them by number (cuda:1)")
+    return value
+
+
+Device = Annotated[str, AfterValidator(_is_device)]
 FilePlace = Annotated[str, AfterValidator(_is_file_place)]
 Database = Annotated[str, AfterValidator(_is_database)]
 WebAddress = Annotated[str, AfterValidator(_is_web_address)]

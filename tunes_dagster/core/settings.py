@@ -11,6 +11,7 @@ from pydantic_settings import SettingsConfigDict
 
 from tunes_dagster.core.environment import (
     Database,
+    Device,
     FilePlace,
     FromEnvironment,
     WebAddress,
@@ -119,7 +120,7 @@ class Settings(FromEnvironment):
     drop_folder: FilePlace = ""
     drop_settle_seconds: float = Field(default=30.0, ge=0)
     profile: Literal["embedded", "production"] = "embedded"
-    device: str = "auto"
+    device: Device = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     allow_hosts: list[str] = Field(default_factory=list)
     allow_folders: list[str] = Field(default_factory=list)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -132,6 +133,13 @@ class Installation:
         from tunes_dagster.service.companions import captioner_of
 
         captioner_of(self.settings, self.catalog)
+        detector = self.settings.face_detector
+        if detector and not Path(detector).expanduser().is_file():
+            raise Failure(
+                FailureCode.INVALID_REQUEST,
+                f"TUNES_FACE_DETECTOR is {detector!r}, but should be YuNet's ONNX file.",
+                "Download it to there, or leave the variable empty for the shipped detectors.",
+            )
         load_rules(self.settings)
         load_scorer_catalog()
         _ = self.prices
