@@ -13,6 +13,8 @@
     requests.py    tunes and prompts that start in the Launchpad
     installation.py  the drop folder and the installation as a whole, and their checks
     display.py     metadata for people
+    versions.py    data versions
+    dataset_pages.py, campaign_pages.py    what is shown and checked of datasets and of campaigns' dates
 
 Modules with assets, ops or configs do not postpone annotations: Dagster reads them as types.
 """

@@ -188,7 +188,7 @@ def as_dagster_failure(
     """
     metadata: dict[str, Any] = {"code": str(failure.code)}
     if work is not None:
-        metadata["what to do"] = what_to_do(work.kind, work.subject_id)
+        metadata["what_to_do"] = what_to_do(work.kind, work.subject_id)
     if error is not None and not isinstance(error, Failure):
         metadata["where"] = dg.MetadataValue.text(where(error))
     numbers = {name: value for name, value in failure.facts.items() if isinstance(value, int | float)}

@@ -13,26 +13,19 @@ import dagster as dg
 from pydantic import Field
 
 from tunes_dagster.assets.attempt import as_dagster_failure, sentences
-from tunes_dagster.assets.display import files, picture, table
+from tunes_dagster.assets.campaign_pages import (
+    described_plan,
+    described_report,
+    problems_table,
+    refused_plan,
+)
 from tunes_dagster.assets.names import LORA, RENDERS, Group, Owner, check_spec, process_run
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.pipeline.partitions import campaign_dates, campaigns_keys, loras_of_batch
 from tunes_dagster.resources import InstallationResource
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign
-    from tunes_dagster.service.installation import Installation
-
-PLAN_COLUMNS = {
-    "line": "int",
-    "tune": "string",
-    "seed": "int",
-    "size": "string",
-    "pictures": "int",
-    "there already": "bool",
-}
-PROBLEM_COLUMNS = {"file": "string", "line": "int", "level": "string", "what": "string", "remedy": "string"}
-FAILURE_COLUMNS = {"line": "int"}
 
 
 class PlanConfig(dg.Config):
@@ -102,7 +95,7 @@ def _facts(campaign: "Campaign") -> dict[str, Any]:
     """Return what the UI shows of a campaign before any date was planned."""
     facts: dict[str, Any] = {
         "cron": campaign.cron,
-        "time zone": campaign.timezone,
+        "time_zone": campaign.timezone,
         "account": campaign.account_id,
         "state": campaign.state,
     }
@@ -117,12 +110,6 @@ def _said(campaign: "Campaign", what: str) -> str:
         "**BROKEN: its file has mistakes, see the problems below.** " if campaign.state == "broken" else ""
     )
     return f"{broken}{what}{f' {own}' if own else ''}"
-
-
-def problems_table(problems: list[dict[str, Any]]) -> Any:
-    """Return mistakes as a table."""
-    rows = [{**one, "what": one["message"]} for one in problems]
-    return table(rows, PROBLEM_COLUMNS)
 
 
 def _plan_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition) -> dg.AssetsDefinition:
@@ -165,107 +152,21 @@ def _plan_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition) 
         config: PlanConfig,
         installation: InstallationResource,
     ) -> Iterator[Any]:
-        yield from plan_results(context, config, _keeper(installation), name)
+        from tunes_dagster.campaigns.keeping import Keeper
+
+        keeper = Keeper(installation.open())
+        with sentences():
+            row = keeper.registry.campaigns.get(name)
+        try:
+            date, drawn = keeper.plan(row, context.partition_key, retry_failed=config.retry_failed)
+        except Failure as failure:
+            yield from refused_plan(name, failure)
+            raise as_dagster_failure(failure) from None
+        if drawn.problems or date.message:
+            context.log.info(f"`tunes campaign show {name}` says what is to be known of this date.")
+        yield described_plan(name, date, drawn, keeper.store)
 
     return campaign_plan
-
-
-def _keeper(installation: InstallationResource) -> Any:
-    from tunes_dagster.campaigns.keeping import Keeper
-
-    return Keeper(installation.open())
-
-
-def plan_results(
-    context: dg.AssetExecutionContext, config: PlanConfig, keeper: Any, name: str
-) -> Iterator[Any]:
-    """Plan one date; a refused plan shows which check refused it, and queues nothing."""
-    plan_key, _ = campaigns_keys(name)
-    with sentences():
-        campaign = keeper.registry.campaigns.get(name)
-    try:
-        row, drawn = keeper.plan(campaign, context.partition_key, retry_failed=config.retry_failed)
-    except Failure as failure:
-        broken = failure.code == FailureCode.INVALID_REQUEST
-        problems = failure.facts.get("problems", [])
-        yield dg.AssetCheckResult(
-            asset_key=plan_key,
-            check_name="file_is_valid",
-            passed=not broken,
-            description=f"{len(problems)} mistakes; `tunes campaign show {name}` names them."
-            if problems
-            else "No mistakes.",
-        )
-        if not broken:
-            yield dg.AssetCheckResult(
-                asset_key=plan_key, check_name="cost_within_cap", passed=False, description=_refused(failure)
-            )
-        raise as_dagster_failure(failure) from None
-    if drawn.problems or row.message:
-        context.log.info(f"`tunes campaign show {name}` says what is to be known of this date.")
-    yield dg.MaterializeResult(
-        asset_key=plan_key,
-        metadata=_plan_metadata(row, drawn, keeper.store),
-        check_results=_plan_checks(plan_key, row, drawn),
-    )
-
-
-def _refused(failure: Failure) -> str:
-    return f"The plan was refused: {failure.code}."
-
-
-def _plan_metadata(row: Any, drawn: Any, store: Any) -> dict[str, Any]:
-    estimate = drawn.estimate
-    shown = [
-        {
-            "line": one.line,
-            "tune": one.tune_id or "",
-            "seed": one.request.settings.seed,
-            "pictures": one.request.settings.num_images,
-            "size": f"{one.request.settings.width}×{one.request.settings.height}",
-            "there already": one.recipe_hash in drawn.known,
-        }
-        for one in drawn.planned[:100]
-    ]
-    facts = {
-        "prompts": estimate.prompts,
-        "pictures": estimate.pictures,
-        "new prompts": row.plan["new"],
-        "kept": row.plan["kept"],
-        "cost of the new ones (USD)": estimate.dollars,
-        "prices": "; ".join(estimate.prices) or "nothing new",
-        "runs of the new ones": f"{estimate.batches} ({'; '.join(estimate.rooms)})"
-        if estimate.rooms
-        else "none",
-        "time of the new ones": estimate.duration,
-        "time from": "; ".join(estimate.sources) or "nothing new",
-        "waits for tunes": len(drawn.waits),
-        "tunes": dg.MetadataValue.json(sorted(tune.id for tune in drawn.tunes.values())),
-        "plan": table(shown, PLAN_COLUMNS),
-    }
-    if drawn.problems:
-        facts["warnings"] = len(drawn.problems)
-    return {**facts, **files(store, {"plan": row.plan_key})}
-
-
-def _plan_checks(plan_key: dg.AssetKey, row: Any, drawn: Any) -> list[dg.AssetCheckResult]:
-    cap = drawn.file.cost_cap
-    left = sorted({one.reason for one in drawn.left_out})
-    return [
-        dg.AssetCheckResult(passed=True, check_name="file_is_valid", description="No mistakes."),
-        dg.AssetCheckResult(
-            passed=True,
-            check_name="cost_within_cap",
-            description=f"${drawn.estimate.dollars + drawn.spent / 1e6:,.2f} of "
-            f"{'no cap' if cap is None else f'${cap:,.2f}'}.",
-        ),
-        dg.AssetCheckResult(
-            passed=not left,
-            check_name="every_tune_is_usable",
-            severity=dg.AssetCheckSeverity.WARN,
-            description=f"{len(drawn.left_out)} prompts were left out." if left else "All are.",
-        ),
-    ]
 
 
 def _report_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition) -> dg.AssetsDefinition:
@@ -296,52 +197,14 @@ def _report_asset(campaign: "Campaign", dates: dg.TimeWindowPartitionsDefinition
     def campaign_report(
         context: dg.AssetExecutionContext, installation: InstallationResource
     ) -> dg.MaterializeResult:
+        from tunes_dagster.campaigns.report import make_report
+
         whole = installation.open()
-        return report_result(context, whole, name)
+        with sentences():
+            report = make_report(whole, whole.registry.campaigns.get(name), context.partition_key)
+        return described_report(report, whole.store)
 
     return campaign_report
-
-
-def report_result(
-    context: dg.AssetExecutionContext, installation: "Installation", name: str
-) -> dg.MaterializeResult:
-    """Report on one date, also when not everything has ended yet."""
-    from tunes_dagster.campaigns.report import make_report
-
-    with sentences():
-        report = make_report(installation, installation.registry.campaigns.get(name), context.partition_key)
-    store = installation.store
-    counts = report.numbers
-    missing = counts.failed + counts.open
-    said = f"{counts.failed} prompts failed, {counts.open} are still open."
-    return dg.MaterializeResult(
-        metadata={
-            "contact sheet": picture(store, report.sheet_key, "campaign"),
-            "pictures": counts.pictures,
-            "prompts": counts.prompts,
-            "done": counts.done,
-            "failed": counts.failed,
-            "not yet rendered": counts.open,
-            "render seconds": counts.seconds,
-            "failures": table(report.failures, FAILURE_COLUMNS),
-            **files(
-                store,
-                {
-                    "page": report.page_key,
-                    "contact sheet": report.sheet_key,
-                    "table": report.csv_key,
-                    "table (Parquet)": report.parquet_key,
-                },
-            ),
-        },
-        check_results=[
-            dg.AssetCheckResult(
-                passed=not missing,
-                check_name="nothing_missing",
-                description=said if missing else "All are there.",
-            )
-        ],
-    )
 
 
 def _broken_asset(campaign: "Campaign", problem: str) -> dg.AssetsDefinition:

@@ -9,13 +9,12 @@ import dagster as dg
 
 from tunes_dagster.assets.display import MAX_SHOWN, document, files, load_pictures, save_sheet, table
 from tunes_dagster.assets.names import CAPTIONS, SOURCE_IMAGES, TRAINING_SET, check_spec
+from tunes_dagster.assets.versions import version_of
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import recipe_hash
 from tunes_dagster.pipeline.partitions import tunes
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from tunes_dagster.core.store import Store
     from tunes_dagster.intake.captions import CaptionTable
     from tunes_dagster.intake.manifest import Manifest
@@ -44,16 +43,6 @@ TOKEN_AND_CLASS = check_spec(
 )
 
 
-def version_of(made: BaseModel, *besides: str) -> dg.DataVersion:
-    """Return the version of what was made: the same for the same content, whichever run made it.
-
-    Args:
-        made: The document.
-        besides: Fields that are no part of the content.
-    """
-    return dg.DataVersion(recipe_hash(made.model_dump(mode="json", exclude=set(besides))))
-
-
 def described_manifest(
     store: Store, tune: Tune, manifest: Manifest, failure: Failure | None
 ) -> dg.MaterializeResult:
@@ -79,7 +68,7 @@ def described_manifest(
         [{"finding": finding, "pictures": number} for finding, number in found.most_common()],
         {"finding": "string", "pictures": "int"},
     )
-    metadata |= {"notes": len(manifest.notes), "ignored files": len(manifest.ignored)}
+    metadata |= {"notes": len(manifest.notes), "ignored_files": len(manifest.ignored)}
     metadata["manifest"] = document(store, manifest.key)
     metadata |= files(store, {"manifest": manifest.key})
     answer = dg.AssetCheckResult(
@@ -90,7 +79,9 @@ def described_manifest(
         metadata={"usable": usable, **({"code": str(failure.code)} if failure else {})},
     )
     return dg.MaterializeResult(
-        metadata=metadata, check_results=[answer], data_version=version_of(manifest, "tune_id")
+        metadata=metadata,
+        check_results=[answer],
+        data_version=dg.DataVersion(version_of(manifest, "tune_id")),
     )
 
 
@@ -120,16 +111,16 @@ def described_training_set(store: Store, tune: Tune, built: TrainingSet) -> dg.M
     )
     return dg.MaterializeResult(
         metadata={
-            "contact sheet": save_sheet(store, key, sheet, "training set"),
-            "trained on": len(built.training),
-            "held out": len(built.held_out),
-            "face crops": sum(item.kind == "face" for item in built.items),
+            "contact_sheet": save_sheet(store, key, sheet, "training set"),
+            "trained_on": len(built.training),
+            "held_out": len(built.held_out),
+            "face_crops": sum(item.kind == "face" for item in built.items),
             "resolution": built.resolution,
             "buckets": table(rows, {"bucket": "string", "pictures": "int"}),
             **files(store, {"training set": built.key, "contact sheet": key}),
         },
         check_results=[answer],
-        data_version=version_of(built, "tune_id"),
+        data_version=dg.DataVersion(version_of(built, "tune_id")),
     )
 
 
@@ -153,9 +144,9 @@ def described_captions(store: Store, tune: Tune, written: CaptionTable) -> dg.Ma
         metadata={
             "captions": len(written.rows),
             "table": document(store, written.key),
-            **{f"from {source}": number for source, number in sources.most_common()},
+            **{f"from_{source}": number for source, number in sources.most_common()},
             "version": written.version,
-            "file to edit": dg.MetadataValue.path(store.url(written.key)),
+            "file_to_edit": dg.MetadataValue.path(store.url(written.key)),
         },
         check_results=[answer],
         data_version=dg.DataVersion(recipe_hash(written.texts())),

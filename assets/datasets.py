@@ -4,7 +4,7 @@ One run materializes all three (`prepare_tune`) under one attempt: the first ass
 it, the last one closes it.
 """
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import dagster as dg
 
@@ -28,9 +28,6 @@ from tunes_dagster.assets.names import (
     Owner,
 )
 from tunes_dagster.assets.requests import SourceImagesConfig, change_request, require_tune, tune_of_partition
-from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.progress import Phase
-from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.core.results import TuneResult
 from tunes_dagster.pipeline.partitions import tunes
 from tunes_dagster.resources import (
@@ -39,10 +36,7 @@ from tunes_dagster.resources import (
     FetcherResource,
     InstallationResource,
 )
-
-if TYPE_CHECKING:
-    from tunes_dagster.intake.manifest import Manifest
-    from tunes_dagster.service.installation import Installation
+from tunes_dagster.service.prepare import caption, crop, gather
 
 
 def assets_of_run(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:
@@ -93,50 +87,19 @@ def source_images(
 ) -> dg.MaterializeResult:
     """Fetch, decode and judge what was handed in."""
     whole = installation.open()
-    kept = whole.store
     with sentences():
         tune, changes = tune_of_partition(context.partition_key, config, whole)
     with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:
         if changes:
             tune = change_request(mine, tune, changes, whole)
-        request = TuneRequest.model_validate(tune.request)
-        manifest, failure = collected(request, tune.id, whole, fetcher, face_detector, mine)
-        result = described_manifest(kept, tune, manifest, failure)
+        hands = fetcher.open(whole.settings), face_detector.open(whole.settings)
+        manifest, failure = gather(whole, tune, *hands, mine.report)
+        result = described_manifest(whole.store, tune, manifest, failure)
         if failure is not None:
             mine.fail(failure)
         else:
             close(context, mine, TuneResult(pictures=manifest.counts()))
     return result
-
-
-def collected(
-    request: TuneRequest,
-    tune_id: str,
-    installation: "Installation",
-    fetcher: FetcherResource,
-    face_detector: FaceDetectorResource,
-    mine: Attempt,
-) -> tuple["Manifest", Failure | None]:
-    """Return the manifest, and the failure when there are too few pictures to go on."""
-    from tunes_dagster.intake.collect import collect_sources
-    from tunes_dagster.intake.manifest import Manifest
-
-    remote = "://" in (request.sources.folder or "")
-    try:
-        manifest = collect_sources(
-            tune_id,
-            request,
-            installation.store_of(tune_id),
-            fetcher.open(installation.settings),
-            face_detector.open(installation.settings),
-            mine.report,
-            folder_options=installation.settings.store_options if remote else None,
-        )
-    except Failure as failure:
-        if failure.code != FailureCode.TOO_FEW_PICTURES:
-            raise
-        return Manifest.load(installation.store, tune_id), failure
-    return manifest, None
 
 
 @dg.asset(
@@ -159,32 +122,12 @@ def training_set(
     face_detector: FaceDetectorResource,
 ) -> dg.MaterializeResult:
     """Crop, bucket and split the accepted pictures."""
-    from tunes_dagster.intake.manifest import Manifest
-    from tunes_dagster.intake.restore import open_restorer
-    from tunes_dagster.intake.training_set import build_training_set
-
     whole = installation.open()
-    rows, kept = whole.registry, whole.store_of(context.partition_key)
     with sentences():
-        tune = require_tune(rows, context.partition_key)
+        tune = require_tune(whole.registry, context.partition_key)
     with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:
-        mine.report.phase(Phase.CHECKING, "Cropping, bucketing and holding out pictures.")
-        request = TuneRequest.model_validate(tune.request)
-        options = TrainingOptions.model_validate(tune.recipe["training"])
-        entry = whole.catalog.resolve(tune.branch)
-        built = build_training_set(
-            tune.id,
-            Manifest.load(kept, tune.id),
-            request.dataset,
-            options.resolution or entry.native_size,
-            tune.class_name,
-            kept,
-            face_detector.open(whole.settings),
-            options.seed,
-            mine.report,
-            open_restorer(whole.settings.bases_folder) if request.dataset.face_correct else None,
-        )
-        result = described_training_set(kept, tune, built)
+        built = crop(whole, tune, face_detector.open(whole.settings), mine.report)
+        result = described_training_set(whole.store_of(tune.id), tune, built)
         close(context, mine, TuneResult(trained_on=len(built.training), held_out=len(built.held_out)))
     return result
 
@@ -209,26 +152,11 @@ def captions(
     captioner: CaptionerResource,
 ) -> dg.MaterializeResult:
     """Write the caption table."""
-    from tunes_dagster.intake.captions import write_captions
-    from tunes_dagster.intake.manifest import Manifest
-    from tunes_dagster.intake.training_set import TrainingSet
-
     whole = installation.open()
-    rows, kept = whole.registry, whole.store
     with sentences():
-        tune = require_tune(rows, context.partition_key)
+        tune = require_tune(whole.registry, context.partition_key)
     with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:
-        request = TuneRequest.model_validate(tune.request)
-        model = captioner.open(whole.settings, whole.catalog) if request.dataset.captioner else None
-        written = write_captions(
-            tune.id,
-            TrainingSet.load(kept, tune.id),
-            Manifest.load(kept, tune.id),
-            request,
-            kept,
-            model,
-            mine.report,
-        )
-        result = described_captions(kept, tune, written)
+        written = caption(whole, tune, partial(captioner.open, whole.settings, whole.catalog), mine.report)
+        result = described_captions(whole.store, tune, written)
         close(context, mine, TuneResult(captions=len(written.rows)))
     return result

@@ -6,6 +6,8 @@ import dagster as dg
 
 from tunes_dagster.assets.display import files, picture, table
 from tunes_dagster.assets.names import REPORT_CARD, check_spec
+from tunes_dagster.assets.versions import version_of_card
+from tunes_dagster.core.results import CardSummary
 from tunes_dagster.core.store import Store
 from tunes_dagster.evaluation.card import Card
 from tunes_dagster.pipeline.partitions import tunes
@@ -44,13 +46,13 @@ def described(done: Evaluated, tune: Tune, store: Store) -> dg.MaterializeResult
         "scores": table(score_rows(card), SCORE_COLUMNS),
     }
     if shown.sheet is not None:
-        metadata["before and after"] = picture(store, shown.sheet_key, "before and after")
+        metadata["before_and_after"] = picture(store, shown.sheet_key, "before and after")
     if shown.curve is not None:
-        metadata["over the checkpoints"] = picture(store, shown.curve_key, "scores")
+        metadata["over_the_checkpoints"] = picture(store, shown.curve_key, "scores")
     if card.unmeasured:
-        metadata["not measured"] = len(card.unmeasured)
+        metadata["not_measured"] = len(card.unmeasured)
     if card.chosen is not None:
-        metadata |= {"likeness": card.chosen.likeness, "published step": card.chosen_step}
+        metadata |= {"likeness": card.chosen.likeness, "published_step": card.chosen_step}
     metadata |= {
         "scorers": dg.MetadataValue.json(card.scorers),
         "seconds": card.seconds,
@@ -64,7 +66,12 @@ def described(done: Evaluated, tune: Tune, store: Store) -> dg.MaterializeResult
             },
         ),
     }
-    return dg.MaterializeResult(metadata=metadata, check_results=[above_base(card)])
+    summary = done.result.report_card or CardSummary()
+    return dg.MaterializeResult(
+        metadata=metadata,
+        check_results=[above_base(card)],
+        data_version=dg.DataVersion(version_of_card(summary)),
+    )
 
 
 def above_base(card: Card) -> dg.AssetCheckResult:

@@ -119,8 +119,12 @@ def _result(
     context: dg.AssetExecutionContext, installation: Installation, row: DeviceRun
 ) -> dg.MaterializeResult:
     if row.state == "done":
-        metadata, checks = shown([row], installation)
-        return dg.MaterializeResult(metadata=metadata, check_results=checks)
+        made = shown([row], installation)
+        return dg.MaterializeResult(
+            metadata=made.metadata,
+            check_results=made.answers,
+            data_version=dg.DataVersion(made.version),
+        )
     if row.state in ("cancelled", "returned"):
         mark_cancelled(context, why(row))
     raise dg.Failure(why(row), metadata=facts_of_failure(row), allow_retries=False)

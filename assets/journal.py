@@ -3,10 +3,7 @@
 import dagster as dg
 
 from tunes_dagster.assets.attempt import Context
-from tunes_dagster.pipeline.journal import check_evaluation, newest_materialization
-
-# What `MaterializeResult.data_version` becomes.
-DATA_VERSION_TAG = "dagster/data_version"
+from tunes_dagster.pipeline.journal import check_evaluation, newest_materialization, version_tags
 
 
 def log_materialized(
@@ -20,7 +17,7 @@ def log_materialized(
         partition: One of its partition keys.
         result: As the asset itself would return it.
     """
-    versioned = {DATA_VERSION_TAG: result.data_version.value} if result.data_version else None
+    versioned = version_tags(result.data_version.value) if result.data_version else None
     context.log_event(
         dg.AssetMaterialization(asset_key=key, partition=partition, metadata=result.metadata, tags=versioned)
     )

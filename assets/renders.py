@@ -19,6 +19,7 @@ from tunes_dagster.assets.names import (
     check_spec,
     pool_of,
 )
+from tunes_dagster.assets.versions import version_of_renders
 from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import RenderSettings
@@ -98,6 +99,10 @@ def renders(
     rows, kept, settings = whole.registry, whole.store, whole.settings
     with sentences():
         batch = require_batch(rows, context.partition_key)
+
+    def version_now() -> str:
+        return version_of_renders(rows.prompts.rows(batch_id=batch.id))
+
     if (made := followed(context, whole, "render", batch.id, filled_in(config))) is not None:
         return made
     with attempt(context, whole, "render", batch.id) as mine:
@@ -107,11 +112,11 @@ def renders(
         jobs = render_jobs(rows, list(prompts.values()), filled_in(config), writer)
         if not jobs:
             mine.finish()
-            return nothing_left(writer)
+            return nothing_left(writer, version_now())
         turn = Turn(rows, batch, mine.work, settings.campaign_turn_seconds)
         if turn.yields_at_once():
             mine.give_back(GAVE_WAY)
-            return nothing_left(writer, GAVE_WAY)
+            return nothing_left(writer, version_now(), GAVE_WAY)
         entry, folder = whole.usable(batch.branch)
         prefix = f"batches/{batch.id}/{mine.work.attempt}"
         with compute.lease(mine.report, settings, holder=context.run.run_id) as device:
@@ -149,9 +154,9 @@ def renders(
                 )
             )
     if not jobs:
-        return nothing_left(writer, GAVE_WAY)
+        return nothing_left(writer, version_now(), GAVE_WAY)
     rendered = Rendered(batch, prompts, jobs, writer.results, prefix, seconds, device)
-    return described(rendered, kept)
+    return described(rendered, kept, version_now())
 
 
 def all_again(context: dg.AssetExecutionContext) -> bool:
@@ -160,7 +165,7 @@ def all_again(context: dg.AssetExecutionContext) -> bool:
 
 
 def nothing_left(
-    writer: PromptWriter, why: str = "An attempt before this one rendered everything."
+    writer: PromptWriter, version: str, why: str = "An attempt before this one rendered everything."
 ) -> dg.MaterializeResult:
     """Return the materialization of an attempt that rendered nothing."""
     refused = {p: result.failure.code for p, result in writer.results.items() if result.failure}
@@ -172,10 +177,11 @@ def nothing_left(
             dg.AssetCheckResult(passed=True, check_name=NOT_BLANK.name),
             dg.AssetCheckResult(passed=True, check_name=FINITE.name),
         ],
+        data_version=dg.DataVersion(version),
     )
 
 
-def described(done: Rendered, store: Store) -> dg.MaterializeResult:
+def described(done: Rendered, store: Store, version: str) -> dg.MaterializeResult:
     """Return the materialization of a batch: contact sheet, page, table of prompts, tunes used, and checks."""
     from tunes_dagster.rendering.batch_report import write_batch_report
 
@@ -193,18 +199,19 @@ def described(done: Rendered, store: Store) -> dg.MaterializeResult:
     sizes = {f"{image.rendered_at[0]}×{image.rendered_at[1]}" for image in images}
     return dg.MaterializeResult(
         metadata={
-            "contact sheet": picture(store, report.sheet_key, "renders"),
+            "contact_sheet": picture(store, report.sheet_key, "renders"),
             "prompts": table(prompt_rows(done), PROMPT_COLUMNS),
             "pictures": len(images),
             "tunes": dg.MetadataValue.json(sorted(one for one in used if one)),
             "base": done.batch.branch,
-            "rendered at": ", ".join(sorted(sizes)),
+            "rendered_at": ", ".join(sorted(sizes)),
             **device_facts(done.device),
             "seconds": round(done.seconds, 1),
-            "seconds per picture": round(done.seconds / max(1, len(images)), 2),
+            "seconds_per_picture": round(done.seconds / max(1, len(images)), 2),
             **files(store, {"page": report.page_key, "contact sheet": report.sheet_key}),
         },
         check_results=checks(done),
+        data_version=dg.DataVersion(version),
     )
 
 

@@ -78,13 +78,13 @@ def pictures(tune: Tune, result: TuneResult, store: Store) -> dict[str, Any]:
 
     shown: dict[str, Any] = {}
     if result.samples_key:
-        shown["samples over training"] = picture(store, result.samples_key, "samples")
+        shown["samples_over_training"] = picture(store, result.samples_key, "samples")
     if result.loss_curve:
         steps, losses = zip(*result.loss_curve, strict=True)
         figure = loss_figure(steps, losses, title=f"Loss of {tune.title}")
         key = f"{result.folder}/loss.png"
-        shown["loss at a glance"] = sparkline(losses, "loss")
-        shown["loss curve"] = save_sheet(store, key, figure_image(figure), "loss curve")
+        shown["loss_at_a_glance"] = sparkline(losses, "loss")
+        shown["loss_curve"] = save_sheet(store, key, figure_image(figure), "loss curve")
         shown["loss"] = round(float(losses[-1]), 4)
     return shown
 
@@ -100,14 +100,14 @@ def facts(tune: Tune, result: TuneResult, store: Store, device: Device | None) -
     return {
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
-        **({"stopped early": True} if result.stopped else {}),
+        **({"stopped_early": True} if result.stopped else {}),
         "base": tune.branch,
         **device_facts(device),
         **files(store, keys),
         "checkpoints": len(result.checkpoints),
         "options": dg.MetadataValue.json(plain_options(result.recipe)),
-        "recipe of the weights": result.recipe_hash,
-        **{name.replace("_", " "): v for name, v in result.figures.items() if not name.endswith("bytes")},
+        "recipe_of_the_weights": result.recipe_hash,
+        **{name: v for name, v in result.figures.items() if not name.endswith("bytes")},
     }
 
 
@@ -126,15 +126,15 @@ def embedded_facts(trained: Trained, store: Store) -> dict[str, Any]:
     shown = [Cell(load_picture(store, one)) for one in trained.looked_at]
     key = f"{result.weights_key.rpartition('/')[0]}/looked_at.png"
     return {
-        "looked at": save_sheet(store, key, contact_sheet(in_rows(shown)), "what was looked at"),
-        "pictures looked at": len(shown),
+        "looked_at": save_sheet(store, key, contact_sheet(in_rows(shown)), "what was looked at"),
+        "pictures_looked_at": len(shown),
         "faces": bool(result.figures["faces"]),
-        "ip adapter": result.figures["ip_adapter"],
+        "ip_adapter": result.figures["ip_adapter"],
         "seconds": round(result.seconds, 1),
         "base": tune.branch,
         **files(store, {"embeddings": result.weights_key, "model card": result.card_key}),
         "options": dg.MetadataValue.json(plain_options(result.recipe)),
-        "recipe of the weights": result.recipe_hash,
+        "recipe_of_the_weights": result.recipe_hash,
     }
 
 

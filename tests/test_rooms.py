@@ -122,7 +122,7 @@ HOST_TIME = {
     "tunes_dagster/registry/migrations/versions/0001_the_whole_schema.py": "dates the account that is always there",
     "tunes_dagster/gateway/service.py": "the limiter of requests counts by it, and says by it when it counts anew",
     "tunes_dagster/pipeline/inprocess.py": "Dagster's daemon on this host writes its heartbeat by it",
-    "tunes_dagster/pipeline/sensors.py": "is compared with when the files of the drop folder changed",
+    "tunes_dagster/service/drops.py": "is compared with when the files of the drop folder changed",
     "assets/housekeeping.py": "is compared with when files changed and Dagster's runs began",
     "tunes_dagster/intake/captions.py": "a note for people",
     "tunes_dagster/service/orphans.py": "is compared with when files changed",

@@ -279,17 +279,24 @@ ELSEWISE = {
     "tunes_dagster/gateway/app.py _lifespan": "as its `chores`",
     "tunes_dagster/gateway/app.py chores": "what it could not do is done a minute later",
     "tunes_dagster/gateway/operator.py show": "answers 503",
-    "tunes_dagster/service/importing.py import_weights": "tidies up and passes on what was raised",
+    "tunes_dagster/service/importing.py accept_weights": "tidies up and passes on what was raised",
+    "tunes_dagster/gateway/accepting.py _submit_prompts": "passes on what was raised",
+    "assets/attempt.py attempt": "ends the attempt with it, which is tried again",
+    "assets/cohort.py recruited": "ends the tune's attempt with it, which is tried again",
+    "tunes_dagster/sessions/session.py _recruited": "the same",
+    "tunes_dagster/sessions/session.py _refill": "the same",
+    "tunes_dagster/callbacks/deliver.py _deliver": "the callback is tried again",
+    "tunes_dagster/sessions/keeping.py _deliver": "is logged and tried at the next look",
     "tunes_dagster/sessions/cohorts.py _taken_in": "ends the tune's attempt with it, which is tried again",
     "tunes_dagster/service/erase.py drive": "goes on later, see test_a_store_that_is_away_holds_up_nobody",
-    "tunes_dagster/pipeline/sensors.py take_in_drops": "see test_a_drop_is_taken_in_once_the_store_is_back",
+    "tunes_dagster/service/drops.py _taken_in": "see test_a_drop_is_taken_in_once_the_store_is_back",
     "tunes_dagster/rendering/plain.py _one": "passes it on",
     "tunes_dagster/service/looking.py look_over": "goes on after TOO_FEW_PICTURES alone",
     "tunes_dagster/training/cache.py read_tensors": "what is cached is made again",
     "tunes_dagster/training/loop.py _prepare": "ends the tune's attempt with it, which is tried again",
 }
 READS = {name for name in OPERATIONS if not name.startswith(("write", "delete"))}
-STORES = {"store", "kept", "_store"}
+STORES = {"store", "kept", "_store", "installation", "whole"}
 
 
 def last_name(node: ast.AST) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from tests.registry.conftest import clock, migrated_file, registry  # noqa: F401
 from tests.registry.test_retention import store  # noqa: F401
 from tests.support.registry import add_tune, around, make_ready
+from tunes_dagster.assets.campaign_pages import described_plan, described_report, refused_plan
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.campaigns.report import make_report
@@ -66,6 +67,20 @@ def test_a_report_shows_every_picture_and_every_reason(registry, store, tmp_path
         "kept": 0,
         "seconds": 10.0,
     }
+    shown = [described_report(report, store), described_plan("looks", date, drawn, store)]
+    assert {"pictures", "not_yet_rendered", "new_prompts"} <= {key for one in shown for key in one.metadata}
+    answers = {one.check_name: one.passed for made in shown for one in made.check_results}
+    assert answers == {
+        "nothing_missing": False,
+        "file_is_valid": True,
+        "cost_within_cap": True,
+        "every_tune_is_usable": True,
+    }
+    too_dear = refused_plan("looks", Failure(FailureCode.CONFLICT, "Above the cap.", ""))
+    assert [(one.check_name, one.passed) for one in too_dear] == [
+        ("file_is_valid", True),
+        ("cost_within_cap", False),
+    ]
     reasons = {one["reason"] for one in report.failures}
     assert reasons == {"The numbers were not finite. Lower the guidance.", f"{rule.message} {rule.remedy}"}
     rows = list(csv.DictReader(io.StringIO(store.read_text(report.csv_key).lstrip("\ufeff"))))

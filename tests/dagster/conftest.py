@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from tests.support.databases import Server, new_database
-from tests.support.houses import draw_pictures, write_catalog
+from tests.support.houses import draw_pictures, odd_keys, write_catalog
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.core.store import Store
@@ -89,6 +89,7 @@ def house(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     yield opened
     opened.registry.close()
     get_settings.cache_clear()
+    assert not (odd := odd_keys(opened.instance)), odd
 
 
 @pytest.fixture
@@ -101,6 +102,7 @@ def paper_house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hou
     yield opened
     opened.registry.close()
     get_settings.cache_clear()
+    assert not (odd := odd_keys(opened.instance)), odd
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_again_gives_the_same_weights_and_a_change_gives_others(house, monkeypat
     from tunes_dagster.assets.names import LORA
 
     shown = materialization(house, LORA, same.id)
-    assert shown["pictures cached"] == "4/4"
+    assert shown["pictures_cached"] == "4/4"
 
     # Captions as they are now, and one option.
     table = CaptionTable.load(house.store, first.id)

@@ -75,7 +75,7 @@ def test_a_date_is_planned_rendered_and_reported_and_never_twice(house):
     assert date.status == "reported" and date.result["pictures"] == 5 and date.result["failed"] == 0
     assert checks(house, REPORT, "2026-03-09") == {"nothing_missing": True}
     shown = materialization(house, REPORT, "2026-03-09")
-    assert shown["pictures"] == 5 and "/operator/" in shown["contact sheet"]
+    assert shown["pictures"] == 5 and "/operator/" in shown["contact_sheet"]
     page = house.store.read_text(date.report_key)
     folder = date.report_key.rpartition("/")[0]
     links = set(re.findall(r'(?:href|src)="([^"]+)"', page))

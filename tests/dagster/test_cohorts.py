@@ -79,7 +79,7 @@ def test_one_is_cancelled_one_kept_one_fails_one_joins_and_one_is_trained(house,
         result = house.registry.tunes.get(tune.id).result
         assert (
             shown["steps"] == result["steps"]
-            and shown["recipe of the weights"] == result["weights_recipe_hash"]
+            and shown["recipe_of_the_weights"] == result["weights_recipe_hash"]
         )
         assert checks(house, LORA, tune.id) == passed
         assert result["stopped"] is (tune is kept)

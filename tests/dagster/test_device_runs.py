@@ -14,6 +14,7 @@ from tests.support.paper_sessions import CHECKS
 from tests.support.told_places import DEFS, Place
 from tunes_dagster.assets import ALL_ASSETS, following
 from tunes_dagster.assets.housekeeping import forget_tunes
+from tunes_dagster.assets.versions import version_of_card, version_of_renders
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest
@@ -87,6 +88,8 @@ def test_work_that_is_done_before_dagster_hears_of_it_is_told_with_its_real_time
     (made,) = place.instance.fetch_materializations(dg.AssetKey("lora"), limit=5).records
     assert made.partition_key == tune.id and made.timestamp == pytest.approx(record.end_time)
     assert made.asset_materialization.metadata["steps"].value == 12
+    result = place.registry.tunes.get(tune.id).made
+    assert made.asset_materialization.tags["dagster/data_version"] == result.weights_recipe_hash
 
 
 @pytest.mark.parametrize("died", ["before its end", "after its row", "while telling"])
@@ -200,9 +203,16 @@ def test_many_small_batches_share_runs_and_few_do_not(place, monkeypatch):
         dg.AssetRecordsFilter(dg.AssetKey("renders"), asset_partitions=[batches[3]]), limit=2
     ).records
     assert made.asset_materialization.metadata["prompts"].value == 5
+    shared_version = made.asset_materialization.tags["dagster/data_version"]
     assert "secret" not in " ".join(str(e) for one in [*runs, shared] for e in place.instance.all_logs(one))
     evaluated = place.instance.fetch_materializations(dg.AssetKey("report_card"), limit=1).records
     assert evaluated[0].asset_materialization.metadata["likeness"].value == 0.6
+    card = place.registry.tunes.get(tune.id).made.report_card
+    version = evaluated[0].asset_materialization.tags["dagster/data_version"]
+    assert version == version_of_card(card.model_copy(update={"seconds": 9.0, "page_key": "another"}))
+    assert version != version_of_card(card.model_copy(update={"likeness": 0.5}))
+    in_it = [p for one in batches[3:] for p in place.registry.prompts.rows(batch_id=one)]
+    assert len(in_it) == 5 and shared_version == version_of_renders(in_it) != version_of_renders(in_it[:4])
 
 
 def test_what_is_deleted_leaves_nothing_in_dagster(place):

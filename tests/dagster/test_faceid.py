@@ -73,7 +73,7 @@ def test_a_faceid_tune_goes_from_a_picture_to_renders(house, base_folder):
     header = read_header(house.store, key)
     assert header["tunes_dagster.kind"] == "faceid" and header["tunes_dagster.ip_adapter"] == "random-faces"
     shown = materialization(house, LORA, tune.id)
-    assert shown["pictures looked at"] == 1 and "/operator/" in shown["looked at"]
+    assert shown["pictures_looked_at"] == 1 and "/operator/" in shown["looked_at"]
     assert set(checks(house, LORA, tune.id).values()) == {True}
     assert materialization(house, REPORT_CARD, tune.id)["verdicts"] == "not scored"
     (run,) = house.instance.get_runs(dg.RunsFilter(job_name="embed_faces"))

@@ -34,7 +34,7 @@ def test_a_full_tune_goes_from_pictures_to_renders_and_away(house):
     passed = {"finite_weights": True, "loads_into_fresh_pipeline": True, "differs_from_base": True}
     assert checks(house, LORA, full.id) == passed == checks(house, LORA, lora.id)
     shown = materialization(house, LORA, full.id)
-    assert "samples over training" in shown and shown["parameters"] > 1e5
+    assert "samples_over_training" in shown and shown["parameters"] > 1e5
     assert row.result["report_card"]["likeness"] is not None
     assert not [key for key in house.store.list(f"tunes/{full.id}") if ".state." in key]
 

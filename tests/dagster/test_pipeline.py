@@ -101,13 +101,13 @@ def test_a_tune_goes_from_pictures_to_renders(house):
     )
     assert "/operator/" in source["manifest"] and source["rejected"] == 0
     dataset = materialization(house, TRAINING_SET, tune.id)
-    assert dataset["trained on"] == 4 and dataset["held out"] == 1
+    assert dataset["trained_on"] == 4 and dataset["held_out"] == 1
     said = materialization(house, CAPTIONS, tune.id)
-    assert said["captions"] == dataset["trained on"] + dataset["held out"] and "/operator/" in said["table"]
+    assert said["captions"] == dataset["trained_on"] + dataset["held_out"] and "/operator/" in said["table"]
     lora = materialization(house, LORA, tune.id)
-    assert lora["steps"] == 12 and "samples over training" in lora and "loss curve" in lora
+    assert lora["steps"] == 12 and "samples_over_training" in lora and "loss_curve" in lora
     assert (
-        lora["memory plan"].startswith("Memory plan: float32")
+        lora["memory_plan"].startswith("Memory plan: float32")
         and lora["options"]["rank"] == made_by["training"]["rank"]
     )
     rendered = materialization(house, RENDERS, prompt.batch_id)
@@ -116,7 +116,7 @@ def test_a_tune_goes_from_pictures_to_renders(house):
     assert [row.data["step"] for row in card["scores"].records] == [
         "base",
         "12",
-    ] and "before and after" in card
+    ] and "before_and_after" in card
     kept = house.registry.tunes.get(tune.id).result["report_card"]
     assert house.store.exists(kept["page_key"]) and kept["likeness"] is not None and kept["chosen_step"] == 12
     for metadata in (source, dataset, lora, card, rendered):

@@ -19,7 +19,7 @@ from tunes_dagster.definitions import build_defs
 from tunes_dagster.pipeline import sensors
 from tunes_dagster.pipeline.launches import RUN_KEY_TAG
 from tunes_dagster.resources import NotifierResource, default_resources, installed
-from tunes_dagster.service import submit
+from tunes_dagster.service import drops, submit
 
 
 @pytest.fixture
@@ -149,9 +149,9 @@ def test_a_drop_is_taken_in_once_the_store_is_back(house, rows, monkeypatch):
 
     with monkeypatch.context() as patched, pytest.raises(Failure):
         patched.setattr(submit, "submit_tune", refuse)
-        sensors.take_in_drops(rows.open(works=False))
+        drops.take_in_drops(rows.open(works=False))
     assert house.registry.drops.rows() == {}
-    ((_, said),) = sensors.take_in_drops(rows.open(works=False))
+    ((_, said),) = drops.take_in_drops(rows.open(works=False))
     assert "bob: taken in" in said
 
 
@@ -202,7 +202,7 @@ def test_a_silent_run_is_given_up_and_marked_as_failed(house, rows, monkeypatch)
     run_id = submit_run(house, request.run_key, dg.DagsterRunStatus.STARTED)
     work = house.registry.work.claim("prepare", tune.id, run_id, run_key=request.run_key)
     later = clock.now() + timedelta(hours=1)
-    monkeypatch.setattr(sensors.clock, "now", lambda: later)
+    monkeypatch.setattr(clock, "now", lambda: later)
     assert "1 attempts were lost" in stuck(house, rows)
     assert house.registry.work.get(work.id).state == "queued"
     assert house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.FAILURE
@@ -217,7 +217,7 @@ def test_a_run_whose_work_ended_but_that_never_did_gives_its_slot_back(house, ro
     slots.set_concurrency_slots(GPU_POOL, 1)
     assert slots.claim_concurrency_slot(GPU_POOL, run_id, "train").is_claimed
     later = clock.now() + timedelta(seconds=40)
-    monkeypatch.setattr(sensors.clock, "now", lambda: later)
+    monkeypatch.setattr(clock, "now", lambda: later)
     assert (
         stuck(house, rows) == "All is well."
         and house.instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.STARTED
@@ -226,7 +226,7 @@ def test_a_run_whose_work_ended_but_that_never_did_gives_its_slot_back(house, ro
     house.registry.work.finish(work.id, run_id)
     for minutes, status in ((4, dg.DagsterRunStatus.STARTED), (6, dg.DagsterRunStatus.FAILURE)):
         moment = later + timedelta(minutes=minutes)
-        monkeypatch.setattr(sensors.clock, "now", lambda moment=moment: moment)
+        monkeypatch.setattr(clock, "now", lambda moment=moment: moment)
         stuck(house, rows)
         assert house.instance.get_run_by_id(run_id).status == status
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
+import dagster as dg
 import yaml
 from PIL import Image, ImageDraw
 
@@ -68,6 +70,22 @@ def _flux_beside(base_folder: Path) -> Path:
     if not (folder / "model_index.json").is_file():
         make_random_flux(folder)
     return folder
+
+
+def odd_keys(instance: dg.DagsterInstance) -> set[str]:
+    """Return the keys of metadata of all that runs materialized, checked or failed with that are not snake_case."""
+    found: set[str] = set()
+    for run in instance.get_runs():
+        for entry in instance.all_logs(run.run_id):
+            event = entry.dagster_event
+            data = event.event_specific_data if event is not None else None
+            for holder in (
+                getattr(data, "materialization", None),
+                data,
+                getattr(data, "user_failure_data", None),
+            ):
+                found |= set(getattr(holder, "metadata", None) or {})
+    return {key for key in found if not re.fullmatch(r"[a-z0-9_]+|.*:init_\w+|dagster/.*|__.*", key)}
 
 
 def draw_pictures(folder: Path, count: int = 5, seed: int = 0) -> Path:

@@ -11,7 +11,8 @@ in the order in which Dagster's own executor writes them. An event that the run 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluation,
     AssetCheckEvaluationTargetMaterializationData,
 )
+from dagster._core.definitions.data_version import DATA_VERSION_IS_USER_PROVIDED_TAG, DATA_VERSION_TAG
 from dagster._core.definitions.dependency import NodeHandle
 from dagster._core.events import (
     AssetMaterializationPlannedData,
@@ -40,6 +42,26 @@ from dagster._core.execution.plan.objects import (
 from dagster._utils.error import SerializableErrorInfo
 
 _Key = tuple[str, str | None, str, int]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a materialization that no process returns shows.
+
+    Attributes:
+        metadata: Of what was made.
+        answers: Of its checks.
+        version: Of its data; see `assets.versions`.
+    """
+
+    metadata: Mapping[str, Any]
+    answers: Sequence[dg.AssetCheckResult]
+    version: str
+
+
+def version_tags(version: str) -> dict[str, str]:
+    """Return the tags that `MaterializeResult.data_version` becomes."""
+    return {DATA_VERSION_TAG: version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
 
 
 class RunJournal:
@@ -87,16 +109,16 @@ class RunJournal:
         step: str,
         key: dg.AssetKey,
         partition: str,
-        metadata: Mapping[str, Any],
-        checks: Iterable[dg.AssetCheckResult],
+        seen: Shown,
         at: datetime,
     ) -> None:
         """A step made a partition of an asset, and its checks were answered of exactly this materialization."""
-        made = dg.AssetMaterialization(asset_key=key, partition=partition, metadata=metadata)
+        tags = version_tags(seen.version)
+        made = dg.AssetMaterialization(asset_key=key, partition=partition, metadata=seen.metadata, tags=tags)
         said = f"Materialized value {key.to_user_string()}."
         self._event(DagsterEventType.ASSET_MATERIALIZATION, at, said, StepMaterializationData(made), step)
         target = newest_materialization(self._instance, key, partition)
-        for answer in checks:
+        for answer in seen.answers:
             evaluation = check_evaluation(key, partition, answer, target)
             how = "passed" if answer.passed else "did not pass"
             said = f"Asset check {answer.check_name!r} on {key.to_user_string()!r} {how}."

@@ -4,7 +4,6 @@ A tick is not atomic: it takes rows out of the queue, then adds partitions, then
 between leaves submitted rows without a run, which `stuck_work` gives back.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,8 +12,6 @@ import dagster as dg
 from tunes_dagster.assets.housekeeping import forget_deleted
 from tunes_dagster.assets.installation import folder_answer, looked_at
 from tunes_dagster.assets.names import POOLS, Group
-from tunes_dagster.core import clock
-from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.jobs import embed_faces, train_cohort
 from tunes_dagster.pipeline.launches import (
@@ -29,8 +26,8 @@ from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tu
 from tunes_dagster.registry import Campaign, CampaignDate
 from tunes_dagster.resources import InstallationResource, NotifierResource
 from tunes_dagster.service import decide
+from tunes_dagster.service.drops import take_in_drops
 from tunes_dagster.service.erase import drive
-from tunes_dagster.service.installation import Installation
 
 # The daemon looks every 5 s; a smaller interval means "each time".
 EACH_TIME = 2
@@ -73,46 +70,6 @@ def _patiently(
         return launches
     time.sleep(wait_seconds)
     return look()
-
-
-def take_in_drops(installation: Installation) -> list[tuple[str, str]]:
-    """Submit what is complete in the drop folder and remember what was seen; returns tune and words of each."""
-    from tunes_dagster.intake.drop import scan_drop_folder
-    from tunes_dagster.service.submit import submit_tune
-
-    registry, settings = installation.registry, installation.settings
-    found = scan_drop_folder(
-        settings.resolved_drop_folder,
-        registry.drops.rows(),
-        clock.now(),
-        settings.drop_settle_seconds,
-        settings.store_options,
-    )
-    said: list[tuple[str, str]] = []
-    for drop in found:
-        if drop.request is None or drop.state != "complete":
-            if drop.state == "invalid":
-                registry.drops.record(
-                    drop.path, fingerprint=drop.fingerprint, state="invalid", message=drop.message
-                )
-            said.append(("", f"{drop.name}: {drop.message}"))
-            continue
-        # The id follows from the content, so that a tick that died half-way does not submit it twice.
-        tune_id = f"tune_{hashlib.sha256(f'{drop.path} {drop.fingerprint}'.encode()).hexdigest()[:20]}"
-        try:
-            if not registry.tunes.has(tune_id):
-                submit_tune(installation, drop.request, origin="drop", tune_id=tune_id)
-        except Failure as failure:
-            if failure.code == FailureCode.STORE_UNAVAILABLE:
-                raise  # it says nothing about the drop, which the next tick looks at again
-            registry.drops.record(
-                drop.path, fingerprint=drop.fingerprint, state="invalid", message=str(failure)
-            )
-            said.append(("", f"{drop.name}: {failure}"))
-            continue
-        registry.drops.record(drop.path, fingerprint=drop.fingerprint, state="taken", tune_id=tune_id)
-        said.append((tune_id, f"{drop.name}: taken in as {tune_id}."))
-    return said
 
 
 @dg.sensor(

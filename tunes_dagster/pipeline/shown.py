@@ -14,8 +14,10 @@ import dagster as dg
 
 from tunes_dagster.assets.display import files, picture, sparkline, table
 from tunes_dagster.assets.names import LORA, RENDERS, REPORT_CARD
+from tunes_dagster.assets.versions import version_of_card, version_of_renders
 from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.results import CardSummary, TuneResult
+from tunes_dagster.pipeline.journal import Shown
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
@@ -82,14 +84,12 @@ def facts_of_failure(row: DeviceRun) -> dict[str, Any]:
         "code": row.failure_code or row.state,
         "attempt": row.attempt,
         "session": row.session_id or "",
-        "what to do": what_to_do(row.kind, row.subject_id),
+        "what_to_do": what_to_do(row.kind, row.subject_id),
     }
 
 
-def shown(
-    rows: Sequence[DeviceRun], installation: Installation
-) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-    """Return metadata and answers of checks of the files that attempts of one kind made.
+def shown(rows: Sequence[DeviceRun], installation: Installation) -> Shown:
+    """Return what is shown of the files that attempts of one kind made.
 
     Args:
         rows: Attempts that one run tells of; several only for batches.
@@ -100,19 +100,24 @@ def shown(
     if first.kind == "render":
         return _renders(rows, installation)
     tune = registry.tunes.get(first.subject_id)
-    made = _trained if first.kind == "train" else _evaluated
-    metadata, answers = made(first, tune.made, store)
+    result = tune.made
+    if first.kind == "train":
+        metadata, answers = _trained(first, result, store)
+        version = result.weights_recipe_hash or tune.recipe_hash
+    else:
+        metadata, answers = _evaluated(first, result, store)
+        version = version_of_card(result.report_card or CardSummary())
     seconds = _seconds(first)
-    spent = {} if seconds is None else {"seconds on the device": round(seconds, 1)}
+    spent = {} if seconds is None else {"seconds_on_the_device": round(seconds, 1)}
     device = {"device": first.facts["device"]} if first.facts.get("device") else {}
-    return {
-        **metadata,
+    metadata |= {
         "base": tune.branch,
         **spent,
         **device,
         "session": first.session_id or "",
         "attempt": first.attempt,
-    }, answers
+    }
+    return Shown(metadata, answers, version)
 
 
 def _seconds(row: DeviceRun) -> float | None:
@@ -139,14 +144,18 @@ def _answers(row: DeviceRun, key: dg.AssetKey, kept: dict[str, bool]) -> list[dg
 
 def _pictures(store: Store, keys: dict[str, str | None]) -> dict[str, dg.MetadataValue]:
     """Return those pictures that are there, by addresses that end with them."""
-    return {name: picture(store, key, name) for name, key in keys.items() if key and store.exists(key)}
+    return {
+        name: picture(store, key, name.replace("_", " "))
+        for name, key in keys.items()
+        if key and store.exists(key)
+    }
 
 
 def _trained(
     row: DeviceRun, result: TuneResult, store: Store
 ) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
     losses = row.facts.get("losses") or []
-    curve = {"loss at a glance": sparkline(losses, "loss"), "loss": round(losses[-1], 4)} if losses else {}
+    curve = {"loss_at_a_glance": sparkline(losses, "loss"), "loss": round(losses[-1], 4)} if losses else {}
     keys = {
         "model (diffusers)" if result.pipeline_key else "weights (diffusers)": result.trained_key,
         "weights (kohya)": result.last_kohya_key or result.kohya_key,
@@ -155,13 +164,13 @@ def _trained(
     }
     metadata = {
         **({"steps": result.steps} if result.steps is not None else {}),
-        **({"seconds of training": result.seconds} if result.seconds is not None else {}),
-        **({"stopped early": True} if result.stopped else {}),
+        **({"seconds_of_training": result.seconds} if result.seconds is not None else {}),
+        **({"stopped_early": True} if result.stopped else {}),
         "checkpoints": len(result.checkpoints),
-        **_pictures(store, {"samples over training": result.samples_key}),
+        **_pictures(store, {"samples_over_training": result.samples_key}),
         **curve,
         **files(store, keys),
-        "recipe of the weights": result.weights_recipe_hash,
+        "recipe_of_the_weights": result.weights_recipe_hash,
     }
     return metadata, _answers(row, LORA, result.checks)
 
@@ -173,7 +182,7 @@ def _evaluated(
     row: DeviceRun, result: TuneResult, store: Store
 ) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
     card = result.report_card or CardSummary()
-    said = {name.replace("_", " "): getattr(card, name) for name in _SCORES}
+    said = {name: getattr(card, name) for name in _SCORES}
     scores = {name: value for name, value in said.items() if value is not None}
     keys = {
         "page": card.page_key,
@@ -182,7 +191,7 @@ def _evaluated(
         "scores": card.curve_key,
     }
     shown_here = _pictures(
-        store, {"before and after": card.sheet_key, "over the checkpoints": card.curve_key}
+        store, {"before_and_after": card.sheet_key, "over_the_checkpoints": card.curve_key}
     )
     metadata = {"verdict": card.verdict, **shown_here, **scores, **files(store, keys)}
     likeness, base = card.likeness, card.base_likeness
@@ -233,9 +242,7 @@ class _Batch:
         }
 
 
-def _renders(
-    rows: Sequence[DeviceRun], installation: Installation
-) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+def _renders(rows: Sequence[DeviceRun], installation: Installation) -> Shown:
     registry, store = installation.registry, installation.store
     batches = [_Batch(row, registry.prompts.rows(batch_id=row.subject_id, limit=1_000)) for row in rows]
     tunes = Counter(prompt.tune_id for batch in batches for prompt in batch.prompts if prompt.tune_id)
@@ -243,18 +250,19 @@ def _renders(
     first = rows[0]
     folder = f"batches/{first.subject_id}/{first.attempt}"
     metadata = {
-        **_pictures(store, {"contact sheet": f"{folder}/contact_sheet.png"}),
+        **_pictures(store, {"contact_sheet": f"{folder}/contact_sheet.png"}),
         "pictures": pictures,
         "prompts": sum(len(batch.prompts) for batch in batches),
         "tunes": dg.MetadataValue.json(dict(sorted(tunes.items()))),
-        "seconds on the device": round(seconds, 1),
-        "seconds per picture": round(seconds / max(1, pictures), 2),
+        "seconds_on_the_device": round(seconds, 1),
+        "seconds_per_picture": round(seconds / max(1, pictures), 2),
         **({"batches": table([batch.line() for batch in batches], _BATCHES)} if len(rows) > 1 else {}),
         **({"device": first.facts["device"]} if first.facts.get("device") else {}),
         "session": first.session_id or "",
         "folder": dg.MetadataValue.path(store.url(folder)),
     }
-    return metadata, _answers_of_batches(batches)
+    prompts = [prompt for batch in batches for prompt in batch.prompts]
+    return Shown(metadata, _answers_of_batches(batches), version_of_renders(prompts))
 
 
 def _answers_of_batches(batches: Sequence[_Batch]) -> list[dg.AssetCheckResult]:

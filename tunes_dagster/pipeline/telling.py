@@ -129,9 +129,9 @@ class _Tale:
         made = [row for row in rows if row.state == "done"]
         bad = next((row for row in rows if row.state in ("failed", "lost")), None)
         if made:
-            metadata, checks = shown(made if len(made) == len(rows) else rows, self._installation)
+            seen = shown(made if len(made) == len(rows) else rows, self._installation)
             key, partition = ASSET_OF_KIND[rows[0].kind], _partition(self._run, rows)
-            self._journal.materialized(step, key, partition, metadata, checks, at)
+            self._journal.materialized(step, key, partition, seen, at)
             self._journal.step_succeeded(step, (at - min(begun)).total_seconds() if begun else 0.0, at)
         elif bad is not None and begun:
             self._journal.step_failed(step, why(bad), at, facts_of_failure(bad))
