@@ -50,7 +50,7 @@ def folder_answer(registry: Registry) -> dg.AssetCheckEvaluation:
         passed=not unused,
         severity=dg.AssetCheckSeverity.WARN,
         description=said if unused else "Everything there was taken in, or is still being written.",
-        metadata={"not used": unused},
+        metadata={"not_used": unused},
     )
 
 

@@ -460,7 +460,9 @@ def test_one_damaged_member_of_a_zip_costs_only_itself(
     server.routes["/p.zip"] = bytes(data)
     manifest = collect(request({"archive_url": server.url("/p.zip")}), store, fetcher)
     assert [(r.name, r.verdict) for r in manifest.rows] == [("a.png", "accepted"), ("b.png", "rejected")]
-    assert "damaged inside its archive" in manifest.rows[1].reason
+    torn = manifest.rows[1]
+    assert torn.reason == "It is damaged inside its archive." and torn.failure_detail, torn
+    assert torn.failure_detail not in str(manifest.records()) + str(manifest.findings())
     assert manifest.ignored == ["c.txt"] and "c.txt: not used" in manifest.notes[0]
 
 

@@ -161,9 +161,9 @@ class _Examiner:
 
 
 def _damaged(member: Member) -> Failure:
-    return unreadable(
-        member.name, f"it is damaged inside its archive ({member.fault})", "Pack the pictures again."
-    )
+    failure = unreadable(member.name, "it is damaged inside its archive", "Pack the pictures again.")
+    failure.detail = member.fault
+    return failure
 
 
 def _length(data: bytes | Path) -> int:
@@ -177,6 +177,7 @@ def _failed(row: Examined, failure: Failure) -> Examined:
             "failure": str(failure.code),
             "failure_reason": reason[:1].upper() + reason[1:],
             "failure_remedy": failure.remedy,
+            "failure_detail": failure.detail[:300],
             "retryable": failure.retryable,
         }
     )
@@ -363,4 +364,10 @@ def check_enough(manifest: Manifest, request: TuneRequest) -> None:
 
 def _as_failure(row: PictureRow, rows: Sequence[PictureRow], facts: dict[str, Any]) -> Failure:
     more = f" ({len(rows) - 1} more like this.)" if len(rows) > 1 else ""
-    return Failure(FailureCode(row.failure), row.failure_reason + more, row.failure_remedy, facts=facts)
+    return Failure(
+        FailureCode(row.failure),
+        row.failure_reason + more,
+        row.failure_remedy,
+        row.failure_detail,
+        facts=facts,
+    )

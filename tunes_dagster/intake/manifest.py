@@ -80,6 +80,7 @@ class Examined(BaseModel):
         failure: Why there is no picture: code of the failure, or empty.
         failure_reason: The sentence of it.
         failure_remedy: What to do.
+        failure_detail: What a library said of it; only operators see the manifest itself.
         retryable: Whether the same address may give a picture later.
     """
 
@@ -102,6 +103,7 @@ class Examined(BaseModel):
     failure: str = ""
     failure_reason: str = ""
     failure_remedy: str = ""
+    failure_detail: str = ""
     retryable: bool = False
 
     @property

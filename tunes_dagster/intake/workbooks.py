@@ -40,7 +40,9 @@ def read_workbook(data: bytes, sheet: str | None, rows: int) -> tuple[list[str],
             ) as task:
                 for message in task.messages():
                     if "unreadable" in message:
-                        raise refuse(str(message["unreadable"]), "")
+                        failure = refuse(str(message["unreadable"])[:300], "")
+                        failure.detail = str(message.get("detail", ""))[:300]
+                        raise failure
                     sheets += [str(name) for name in message.get("sheets", ())]
         except Gone:
             raise refuse("the process that opened it was killed, because memory ended", "") from None

@@ -132,7 +132,7 @@ class Task:
             if "exhausted" in message:
                 raise self._too_much_memory()
             if "broken" in message:
-                raise self._refuse(f"opening it went wrong ({str(message['broken'])[:300]})", "")
+                raise self._in_detail(self._refuse("opening it went wrong", ""), message["broken"])
             yield message
         raise self._died(self.end())
 
@@ -197,6 +197,12 @@ class Task:
         failure = self._refuse("opening it went wrong", remedy)
         if told.get("code") == str(failure.code):
             failure.message = message
+        return self._in_detail(failure, told.get("detail", ""))
+
+    @staticmethod
+    def _in_detail(failure: Failure, said: Any) -> Failure:
+        """Return a failure with what a library said of it, which only operators see."""
+        failure.detail = str(said)[:300]
         return failure
 
     def _too_much_memory(self) -> Failure:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import IO, Any
 
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, detail_of
 from tunes_dagster.intake.archives import (
     MB,
     ArchiveLimits,
@@ -92,13 +92,15 @@ def _members(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[tuple[s
     except MemoryError:
         raise
     except (NotImplementedError, RuntimeError) as error:
-        raise refuse(
-            meter.label, f"cannot be unpacked ({error})", "Pack the pictures as an ordinary .zip."
-        ) from error
+        failure = refuse(meter.label, "cannot be unpacked", "Pack the pictures as an ordinary .zip.")
+        failure.detail = detail_of(error)
+        raise failure from error
     except Failure:
         raise
     except Exception as error:  # `zlib.error`, `struct.error`, `TarError`, `BadZipFile`, OSError …
-        raise refuse(meter.label, f"is damaged ({error})", "Pack the pictures again.") from error
+        failure = refuse(meter.label, "is damaged", "Pack the pictures again.")
+        failure.detail = detail_of(error)
+        raise failure from error
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, detail_of
 from tunes_dagster.intake.sandbox.child import headers
 from tunes_dagster.intake.sandbox.child.colour import ORIENTATION, ToSrgb, upright_size, upright_strips
 from tunes_dagster.intake.sandbox.child.headers import Refused, unreadable
@@ -102,8 +102,10 @@ def _decode(file: IO[bytes], arguments: dict[str, Any], name: str, seen: _Seen) 
             raise MemoryError from error
         # Decoders raise nearly everything on hostile files: OSError, SyntaxError, ValueError, struct.error …
         short = "truncated" in str(error).lower() or "premature" in str(error).lower()
-        why = "the file is cut off" if short else f"the file is damaged ({type(error).__name__}: {error})"
-        raise unreadable(name, why[:200], "Copy or export it again from where it came from.") from error
+        why = "the file is cut off" if short else "the file is damaged"
+        failure = unreadable(name, why, "Copy or export it again from where it came from.")
+        failure.detail = detail_of(error)
+        raise failure from error
     fine = kind == "JPEG" and mode == "RGB" and orientation == 1 and not convert.converted
     notes = ["its first frame is used"] if moves else []
     if black and convert.clear:

@@ -20,6 +20,10 @@ _PARTS = 5_000
 _COLUMNS = 500
 
 
+class _Refused(Exception):
+    """A workbook that is not opened; says why."""
+
+
 def read_workbook(work: Work) -> None:
     """Say the names of the sheets, then write the rows of the one that is wanted."""
     from openpyxl import load_workbook
@@ -28,8 +32,12 @@ def read_workbook(work: Work) -> None:
     try:
         _check_parts(work.file, int(arguments["size"]))
         book = load_workbook(work.file, read_only=True, data_only=True)
+    except _Refused as refused:
+        work.say(unreadable=str(refused))
+        return
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        work.say(unreadable=str(error)[:300])
+        said = "it is damaged, or another kind of file"
+        work.say(unreadable=said, detail=f"{type(error).__name__}: {error}"[:300])
         return
     wanted = arguments["sheet"]
     work.say(sheets=[name[:200] for name in book.sheetnames[:100]])
@@ -58,18 +66,18 @@ def _check_parts(file: IO[bytes], size: int) -> None:
     """Refuse a workbook by what its directory says, before XML is read.
 
     Raises:
-        ValueError: Saying why.
+        _Refused: Saying why.
     """
     with zipfile.ZipFile(file) as parts:
         infos = parts.infolist()
     if len(infos) > _PARTS:
-        raise ValueError(f"it has {len(infos):,} parts")
+        raise _Refused(f"it has {len(infos):,} parts")
     for info in infos:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"it uses the compression method {info.compress_type}")
+            raise _Refused(f"it uses the compression method {info.compress_type}")
     total = sum(info.file_size for info in infos)
     if total > _PART_BYTES or total > max(_RATIO_FROM, size * _RATIO):
-        raise ValueError(f"it unpacks to {total / 1e6:,.0f} MB (a bomb?)")
+        raise _Refused(f"it unpacks to {total / 1e6:,.0f} MB (a bomb?)")
     file.seek(0)
 
 

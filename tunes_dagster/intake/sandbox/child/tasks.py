@@ -110,7 +110,8 @@ def _done(work: Work, op: str) -> bool:
     try:
         OPERATIONS[op](work)
     except Failure as failure:
-        work.say(failure={"code": str(failure.code), "message": failure.message, "remedy": failure.remedy})
+        told = {"code": str(failure.code), "message": failure.message, "remedy": failure.remedy}
+        work.say(failure={**told, "detail": failure.detail[:300]})
     except MemoryError:
         work.say(exhausted="memory")
     except Exception as error:
