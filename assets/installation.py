@@ -132,7 +132,7 @@ def nothing_is_stranded(
     """Look for what nobody will ever move."""
     found = find_stranded(context.instance, installation.open(works=False).registry)
     counts = {name: len(getattr(found, name)) for name in ("tunes", "work", "runs", "keys")}
-    first = {f"first of {name}": getattr(found, name)[0] for name, number in counts.items() if number}
+    first = {f"first_of_{name}": getattr(found, name)[0] for name, number in counts.items() if number}
     said = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
     return dg.AssetCheckResult(
         passed=not found,

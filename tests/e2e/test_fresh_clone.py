@@ -33,7 +33,12 @@ def test_dg_checks_the_definitions_of_a_clone_with_no_variable_set(tmp_path: Pat
     done = subprocess.run(
         [str(bin_folder / "dg"), "check", "defs"],
         cwd=clone,
-        env={"PATH": f"{bin_folder}{os.pathsep}{os.defpath}", "HOME": str(tmp_path)},
+        # PYTHONPATH stands for the environment of the clone, in which it is installed; it is no setting.
+        env={
+            "PATH": f"{bin_folder}{os.pathsep}{os.defpath}",
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(clone),
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -33,7 +33,7 @@ def test_a_prompt_goes_on_without_and_says_so_everywhere(house: House) -> None:
     assert "super_resolution needs upscale-4x" in told and "face_correct needs the package" in told
     row = house.prompt(made["id"])
     assert row.settings["upscaler"] == "lanczos" and row.settings["face_correct"] is False
-    assert [one.split()[0] for one in row.warnings] == ["super_resolution", "face_correct"]
+    assert [one.option for one in row.warnings] == ["super_resolution", "face_correct"]
     seen = house.client.get(f"/native/v1/prompts/{row.id}/timeline", headers=house.auth()).json()
     assert seen["warnings"] == row.warnings
     assert any("upscale-4x" in event.message for event in house.registry.events.of(row.id))

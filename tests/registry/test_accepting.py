@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text
 
 from tests.support.registry import prompt_request
 from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.wishes import Unmet
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.accepting import Acceptance, Claim, NewGroup, Seen, TakenOver
 from tunes_dagster.registry.prompts import NewPrompt
@@ -56,3 +59,21 @@ def test_what_is_there_already_stands_for_what_is_asked_again(registry: Registry
     again = registry.tunes.accept(new("tune_two"), kept("pixazo", "pixazo", same_title=True))
     assert (first.again, again.again, again.tune.id) == (False, True, "tune_one")
     assert not registry.tunes.has("tune_two")
+
+
+@pytest.mark.parametrize(
+    "kept", [{"option": "training.rank", "said": "is 3: 4 is taken"}, "training.rank is 3: 4 is taken"]
+)
+def test_a_wish_that_is_not_met_is_kept_by_its_parts_and_rows_of_earlier_versions_are_read(
+    registry: Registry, kept: object
+) -> None:
+    unmet = Unmet("training.rank", "is 3: 4 is taken")
+    made = registry.tunes.accept(replace(new(), warnings=[unmet])).tune
+    with registry.writing() as session:
+        column = session.execute(text("SELECT warnings FROM tunes")).scalar_one()
+        assert "training.rank is" not in str(column), "no sentence has to be taken apart"
+        written = {"kept": json.dumps([kept]), "id": made.id}
+        cast = ":kept" if registry.engine.dialect.name == "sqlite" else "CAST(:kept AS jsonb)"
+        session.execute(text(f"UPDATE tunes SET warnings = {cast} WHERE id = :id"), written)
+    (seen,) = registry.tunes.get(made.id).warnings
+    assert (seen, seen.option, seen.called({})) == (unmet, "training.rank", "rank is 3: 4 is taken")

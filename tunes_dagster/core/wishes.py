@@ -9,11 +9,49 @@ base) is no wish: it is refused by name wherever it is found.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from tunes_dagster.core.failures import Problem, refusal
 
 Rule = Literal["warn", "refuse"]
+
+
+class Unmet(str):
+    """A sentence about a wish that is not met, which knows what it is about.
+
+    Attributes:
+        option: Its name: `super_resolution`, `training.preset`; of what is missing here, the name of that.
+        said: What follows the name in the sentence.
+    """
+
+    option: str
+    said: str
+
+    def __new__(cls, option: str, said: str) -> Unmet:
+        """Return the sentence."""
+        made = super().__new__(cls, f"{option} {said}")
+        made.option, made.said = option, said
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        """Copies and pickles are made of the parts."""
+        return self.option, self.said
+
+    def called(self, names: Mapping[str, str]) -> str:
+        """Return it with the option called as a caller knows it; no caller knows our groups of them."""
+        return f"{names.get(self.option, self.option.rpartition('.')[2])} {self.said}"
+
+    def as_row(self) -> dict[str, str]:
+        """Return what the registry keeps."""
+        return {"option": self.option, "said": self.said}
+
+    @classmethod
+    def of_row(cls, kept: Any) -> Unmet:
+        """Return what the registry kept; earlier versions kept the sentence alone, which begins with the name."""
+        if isinstance(kept, dict):
+            return cls(str(kept.get("option", "")), str(kept.get("said", "")))
+        option, _, said = str(kept).partition(" ")
+        return cls(option, said)
 
 
 class Wishes:
@@ -38,24 +76,20 @@ class Wishes:
         """
         self._unmet.setdefault(option, (why, instead, remedy))
 
-    def told(self) -> list[str]:
+    def told(self) -> list[Unmet]:
         """Return a sentence for each, which begins with the option's name.
 
         Raises:
             Failure: `INVALID_REQUEST` under the rule `refuse`, naming all of them.
         """
         if not self._unmet or self._rule == "warn":
-            return [f"{option} {why}: {instead}" for option, (why, instead, _remedy) in self._unmet.items()]
+            return [
+                Unmet(option, f"{why}: {instead}") for option, (why, instead, _remedy) in self._unmet.items()
+            ]
         problems = [Problem(option, why) for option, (why, _instead, _remedy) in self._unmet.items()]
         remedies = dict.fromkeys(remedy for _why, _instead, remedy in self._unmet.values() if remedy)
         remedy = " ".join([*remedies, "Leave it out; nothing was started."])
         raise refusal("The request asks for what cannot be met here", problems, remedy)
-
-
-def renamed(sentence: str, names: Mapping[str, str]) -> str:
-    """Return a sentence of `told` with the option called as a caller knows it; no caller knows our groups of them."""
-    option, _, rest = sentence.partition(" ")
-    return f"{names.get(option, option.rpartition('.')[2])} {rest}"
 
 
 def ended(told: Iterable[str]) -> list[str]:

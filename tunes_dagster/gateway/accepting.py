@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import ImportRequest, PromptRequest, TuneRequest
-from tunes_dagster.core.wishes import Wishes, renamed, together
+from tunes_dagster.core.wishes import Wishes, together
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.problems import Problem, invalid, of_failure
 from tunes_dagster.gateway.rehearsal import Rehearsed, is_rehearsing
@@ -443,7 +443,7 @@ def _with_uploads(request: TuneRequest, keys: Sequence[str]) -> TuneRequest:
 
 def _unmet(row: Tune | Prompt, view: View) -> list[str]:
     """Return what of a row was wished for and is not met, in its dialect's words."""
-    return [renamed(said, view.names) for said in row.warnings or []]
+    return [said.called(view.names) for said in row.warnings or []]
 
 
 def _all_unmet(accepted: Accepted, views: Sequence[View]) -> list[str]:

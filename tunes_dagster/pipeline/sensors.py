@@ -155,7 +155,7 @@ def new_datasets(context: dg.SensorEvaluationContext, installation: Installation
     said = [f"Taken in: {', '.join(taken)}."] if taken else []
     said += [f"{left} cannot be used or are not complete: `tunes doctor` names them."] if left else []
     answer = folder_answer(whole.registry)
-    unused = str(answer.metadata["not used"].value)
+    unused = str(answer.metadata["not_used"].value)
     return dg.SensorResult(
         skip_reason=" ".join(said) or "Nothing new.",
         asset_events=[] if context.cursor == unused else [*([] if context.cursor else looked_at()), answer],

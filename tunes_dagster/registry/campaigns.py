@@ -15,7 +15,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.results import DateResult, PromptResult
-from tunes_dagster.core.wishes import ended
+from tunes_dagster.core.wishes import Unmet, ended
 from tunes_dagster.registry.blobs import name_in
 from tunes_dagster.registry.campaign_costs import OverCap, over_cap, paid_by, total
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
@@ -63,7 +63,7 @@ class Planned:
     weights: dict[str, str]
     price: int = 0
     tags: tuple[Use, ...] = ()
-    warnings: Sequence[str] = ()
+    warnings: Sequence[Unmet] = ()
 
     @property
     def uses(self) -> list[Use]:

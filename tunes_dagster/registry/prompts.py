@@ -15,7 +15,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.results import PromptResult
-from tunes_dagster.core.wishes import ended
+from tunes_dagster.core.wishes import Unmet, ended
 from tunes_dagster.registry.accepting import Acceptance, Accepted, keep, same_prompt
 from tunes_dagster.registry.blobs import keys_of_settings, name_in
 from tunes_dagster.registry.engine import Part
@@ -65,7 +65,7 @@ class NewPrompt:
     tune_id: str | None = None
     tags: tuple[Use, ...] = ()
     price: int | None = None
-    warnings: Sequence[str] = ()
+    warnings: Sequence[Unmet] = ()
     id: str = field(default_factory=lambda: new_id("prompt"))
 
 

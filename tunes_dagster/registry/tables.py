@@ -6,6 +6,7 @@ change here needs a revision in `migrations/versions` (a test compares the two).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +28,7 @@ from sqlalchemy.types import TypeDecorator
 
 from tunes_dagster.core.recipe import UNTRAINED
 from tunes_dagster.core.results import BatchResult, PromptResult, TuneResult
-from tunes_dagster.core.wishes import ended
+from tunes_dagster.core.wishes import Unmet, ended
 from tunes_dagster.core.work import WorkKind, made_by
 
 JsonType = JSON().with_variant(JSONB(), "postgresql")
@@ -53,6 +54,23 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class UnmetType(TypeDecorator[list[Unmet]]):
+    """Wishes that are not met, each by its parts; see `core/wishes.py`."""
+
+    impl = JsonType
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> list[Any] | None:
+        """Keep the parts."""
+        if value is None:
+            return None
+        return [one.as_row() if isinstance(one, Unmet) else one for one in value]
+
+    def process_result_value(self, value: list[Any] | None, dialect: Dialect) -> list[Unmet] | None:
+        """Put the sentences together; rows of earlier versions hold these."""
+        return None if value is None else [Unmet.of_row(one) for one in value]
 
 
 class Table(DeclarativeBase):
@@ -146,7 +164,7 @@ class Tune(Table):
     recipe: Mapped[dict[str, Any]]
     recipe_hash: Mapped[str]
     result: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    warnings: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
+    warnings: Mapped[list[Unmet]] = mapped_column(UnmetType(), default=list, server_default="[]")
     failure_code: Mapped[str | None]
     failure_message: Mapped[str | None]
     failure_detail: Mapped[str | None]
@@ -234,7 +252,7 @@ class Prompt(Table):
     batch_id: Mapped[str | None] = mapped_column(ForeignKey("batches.id"))
     images: Mapped[list[str]] = mapped_column(default=list)
     result: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    warnings: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
+    warnings: Mapped[list[Unmet]] = mapped_column(UnmetType(), default=list, server_default="[]")
     failure_code: Mapped[str | None]
     failure_message: Mapped[str | None]
     failure_detail: Mapped[str | None]

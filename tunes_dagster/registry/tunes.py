@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TuneRequest, recipe_hash
 from tunes_dagster.core.results import TuneResult
-from tunes_dagster.core.wishes import ended
+from tunes_dagster.core.wishes import Unmet, ended
 from tunes_dagster.core.work import STAGES, WorkKind
 from tunes_dagster.registry.accepting import Acceptance, Accepted, keep, same_tune
 from tunes_dagster.registry.blobs import keys_of_request, name_in
@@ -118,7 +118,7 @@ class NewTune:
     status: str = "queued"
     prompts: Sequence[NewPrompt] | None = None
     price: int | None = None
-    warnings: Sequence[str] = ()
+    warnings: Sequence[Unmet] = ()
     auto_extend: bool | None = None
 
     @cached_property

@@ -15,6 +15,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import ImportRequest, TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.wishes import Unmet
 from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
 from tunes_dagster.intake.weights import Found, LookedAt, look_at
 from tunes_dagster.registry import Tune
@@ -52,7 +53,7 @@ class Recognised:
     word: str
     words: bool
     header: Mapping[str, str] = field(default_factory=dict)
-    doubts: tuple[str, ...] = ()
+    doubts: tuple[Unmet, ...] = ()
 
 
 def import_weights(
@@ -107,7 +108,7 @@ def accept_weights(
         handed = Handed(
             name=request.url.rpartition("/")[2][:200] or "weights", url=request.url, config=config
         )
-        doubts: tuple[str, ...] = ()
+        doubts: tuple[Unmet, ...] = ()
         complete = _as_tune(request, None)
     else:
         looked = look_at(found.path, found.name, settings.import_max_mb)
@@ -182,10 +183,13 @@ def recognise(
     named = looked.metadata.get(f"{_OURS}base")
     entry = next((one for one in fitting if one.branch == named), entry)
     others = [one.branch for one in fitting if one.branch != entry.branch]
-    doubts: tuple[str, ...] = ()
+    doubts: tuple[Unmet, ...] = ()
     if others and entry.branch != named:
         doubts = (
-            f"base was not named: the file fits {entry.branch}, which was taken, and {', '.join(others)} as well",
+            Unmet(
+                "base",
+                f"was not named: the file fits {entry.branch}, which was taken, and {', '.join(others)} as well",
+            ),
         )
     return Recognised(entry, word, bool(reading.words), looked.metadata, doubts)
 

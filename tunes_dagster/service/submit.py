@@ -15,7 +15,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, TuneRequest
 from tunes_dagster.core.settings import Settings
-from tunes_dagster.core.wishes import Wishes
+from tunes_dagster.core.wishes import Unmet, Wishes
 from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.intake.subject import is_style
@@ -62,7 +62,7 @@ class Handed:
     url: str = ""
     sha256: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
-    doubts: tuple[str, ...] = ()
+    doubts: tuple[Unmet, ...] = ()
 
     def as_recipe(self) -> dict[str, Any]:
         """Return what a tune's recipe says of it."""
@@ -203,26 +203,28 @@ def _base_of_tunes(installation: Installation, word: str) -> BaseModelEntry:
     return entry
 
 
-def _doubts(request: TuneRequest) -> list[str]:
+def _doubts(request: TuneRequest) -> list[Unmet]:
     """Return what is accepted and hardly meant, in the form of wishes that are not met."""
-    said, words = [], request.name.split()
+    said, words = list[Unmet](), request.name.split()
     if request.token.lower() in request.name.lower().split():
-        said.append(
-            f"token is a word of the name ({request.token}): what the base knows by it and what it learns mix; "
+        why = (
+            f"is a word of the name ({request.token}): what the base knows by it and what it learns mix; "
             "a rare word like ohwx keeps them apart"
         )
+        said.append(Unmet("token", why))
     if len(words) >= _MANY_WORDS and not is_style(request.name):
-        said.append(
-            f"name has {len(words)} words: each caption and prompt must hold all of them; "
+        why = (
+            f"has {len(words)} words: each caption and prompt must hold all of them; "
             "one that the base knows is enough"
         )
+        said.append(Unmet("name", why))
     return said
 
 
-def _lacking(installation: Installation) -> list[str]:
+def _lacking(installation: Installation) -> list[Unmet]:
     """Return what a tune will go without for want of a model beside its base."""
     return [
-        f"{one.entry.branch} is not installed: {one.without}. {one.remedy}"
+        Unmet(one.entry.branch, f"is not installed: {one.without}. {one.remedy}")
         for one in missing(installation.settings, installation.catalog)
     ]
 
@@ -316,7 +318,7 @@ class Completed:
     entry: BaseModelEntry
     asked: str
     tags: tuple[Use, ...] = ()
-    warnings: Sequence[str] = ()
+    warnings: Sequence[Unmet] = ()
 
 
 def completed_prompt(

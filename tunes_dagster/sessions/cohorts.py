@@ -375,7 +375,7 @@ def _check_changes(
     asked, used = catalogue.resolve(request.base), catalogue.resolve(tune.branch)
     wishes = Wishes(settings.unmet_wishes)
     check_tune(request, asked, used, settings, wishes)
-    return wishes.told()
+    return list(wishes.told())
 
 
 def options_of(tune: Tune, changes: dict[str, Any], entry: BaseModelEntry) -> TrainingOptions:
