@@ -2,10 +2,9 @@
 
 `python -m benchmarks.latency` posts pictures to the HTTP server, cold, warm, on two bases in turn, and while a tune
 trains. From the time to `completed` it takes what the same picture's denoising and decoding take in one process, which
-is measured first and on the same cores. Run it on a machine that does nothing else: waits grow with its load. The last
-line is one JSON object.
-
-Not measured here: callbacks, `ready_vs_inprocess`, `training_slowdown`.
+is measured first and on the same cores; so are a whole tune (`ready_vs_inprocess`) and a mixed batch of
+`benchmarks.render` (`burst_32_ratio`). Run it on a machine that does nothing else: waits grow with its load. The last
+line is one JSON object. `--quick` shows that it works; its figures mean little.
 """
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -50,6 +51,7 @@ def installation(home: Path, device: str) -> Iterator[House]:
         "TUNES_SESSIONS": "true",
         "TUNES_DEVICE": device,
         "TUNES_KEEP_WARM_SECONDS": "600",
+        "TUNES_ALLOW_HOSTS": '["127.0.0.1"]',
     }
     command = [sys.executable, "-c", _CALL, "dev", "--port", str(free_port()), "--api-port", str(api)]
     with (home.parent / "dev.log").open("wb") as log:
@@ -59,6 +61,41 @@ def installation(home: Path, device: str) -> Iterator[House]:
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
+
+
+class Receiver:
+    """Hears callbacks, and remembers when."""
+
+    def __init__(self) -> None:
+        self.heard: dict[int, float] = {}
+        heard = self.heard
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                heard.setdefault(int(self.path.rpartition("/")[2]), time.time())
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def hand_in(whole: Any, steps: int) -> str:
+    """Hand in a tune of five drawn pictures; returns its id."""
+    from tests.support.houses import draw_pictures
+    from tunes_dagster.core.recipe import TuneRequest
+    from tunes_dagster.service.submit import submit_tune
+
+    folder = draw_pictures(Path(tempfile.mkdtemp()), 5)
+    request = TuneRequest.model_validate(
+        {"name": "mug", "sources": {"folder": str(folder)}, "training": {"steps": steps}}
+    )
+    return submit_tune(whole, request, allow_folder=str(folder)).id
 
 
 class House:
@@ -122,17 +159,59 @@ class House:
 
     def train(self, steps: int) -> str:
         """Hand in a tune; returns its id."""
-        from tests.support.houses import draw_pictures
-        from tunes_dagster.core.recipe import TuneRequest
-        from tunes_dagster.service.submit import submit_tune
+        return hand_in(self.whole, steps)
 
-        folder = draw_pictures(Path(tempfile.mkdtemp()), 5)
-        request = TuneRequest.model_validate(
-            {"name": "mug", "sources": {"folder": str(folder)}, "training": {"steps": steps}}
-        )
-        whole = self.whole
-        tune = submit_tune(whole, request, allow_folder=str(folder))
-        return tune.id
+    def prompt(self, tune: str | None, seed: int, steps: int = STEPS, callback_url: str | None = None) -> str:
+        """Queue a prompt as the APIs do, with what they do not all offer; returns its id."""
+        from tunes_dagster.core.recipe import PromptRequest
+        from tunes_dagster.service.submit import submit_prompt
+
+        settings = {"seed": seed, "steps": steps}
+        asked = {
+            "text": "a photo of a red mug on a table",
+            "settings": settings,
+            "callback_url": callback_url,
+        }
+        asked |= {"base": "fast"} if tune is None else {"tune": tune}
+        return submit_prompt(self.whole, PromptRequest.model_validate(asked)).id
+
+    def prompts_done(self, ids: list[str]) -> None:
+        """Wait until prompts have their pictures."""
+        rows = self.whole.registry.prompts
+
+        def ended() -> bool:
+            states = {rows.get(one).status for one in ids}
+            if "failed" in states:
+                raise SystemExit("A prompt failed.")
+            return states == {"done"}
+
+        self._until(ended, "prompts")
+
+    def ready(self, tune_id: str) -> None:
+        """Wait until a tune can be used."""
+
+        def ended() -> bool:
+            row = self.whole.registry.tunes.get(tune_id)
+            if row.status == "failed":
+                raise SystemExit(f"The tune failed: {row.failure_message}")
+            return row.status == "ready"
+
+        self._until(ended, "a tune")
+
+    def trains(self, tune_id: str) -> bool:
+        """Whether a tune is not trained yet."""
+        return self.whole.registry.tunes.get(tune_id).status in ("training", "prepared")
+
+    def callbacks(self, count: int) -> list[float]:
+        """Return the seconds from the end of each of some prompts until its receiver has heard of it."""
+        receiver = Receiver()
+        asked = {
+            self.prompt(None, 300 + number, 1, f"{receiver.url}/{number}"): number for number in range(count)
+        }
+        self._until(lambda: len(receiver.heard) >= count, "callbacks")
+        receiver.server.shutdown()
+        ends = {one: self.whole.registry.prompts.get(one).done_at for one in asked}
+        return sorted(receiver.heard[number] - ends[one].timestamp() for one, number in asked.items())
 
     def until_step(self, tune_id: str) -> None:
         """Wait until a tune trains."""
@@ -179,6 +258,77 @@ def computing_seconds(device: str) -> float:
     return statistics.median(times)
 
 
+def in_process(steps: int) -> None:
+    """Print the seconds of a tune from accepted to ready when this process does everything."""
+    from tunes_dagster.core.settings import Settings
+    from tunes_dagster.pipeline.inprocess import drive
+    from tunes_dagster.service.installation import Installation
+
+    with Installation(Settings(), works=True) as whole:
+        began, tune = time.monotonic(), hand_in(whole, steps)
+        drive(whole, lambda: whole.registry.tunes.get(tune).status in ("ready", "failed"))
+        print(json.dumps({"seconds": time.monotonic() - began}))
+
+
+def in_process_seconds(steps: int, device: str) -> float:
+    """Return what `in_process` prints in a process and a home of its own."""
+    with tempfile.TemporaryDirectory() as home:
+        env = {**os.environ, "TUNES_HOME": home, "TUNES_DEVICE": device, "TUNES_SESSIONS": "false"}
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.latency", "--in-process", str(steps)]
+        said = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True, text=True).stdout
+        return float(json.loads(said.splitlines()[-1])["seconds"])
+
+
+def mixed_seconds(device: str, prompts: int) -> tuple[float, int]:
+    """Return `benchmarks.render`'s time for prompts of eight tunes in a mixed batch, and the steps of each."""
+    from benchmarks.render import cases, embedded, timed
+
+    asked = argparse.Namespace(base="tiny-sdxl", device="cpu" if device == "auto" else device, steps=0)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = embedded(Path(folder), asked)
+        return timed(bench, cases(8, prompts), ["mixed"], 1)["mixed"], bench.steps
+
+
+def burst(house: House, device: str, prompts: int) -> dict[str, float]:
+    """Return what it takes to render a burst of prompts of eight tunes, and over one process's mixed batch."""
+    mixed, steps = mixed_seconds(device, prompts)
+    tunes = [house.train(1) for _ in range(8)]
+    for tune in tunes:
+        house.ready(tune)
+    began = time.monotonic()
+    house.prompts_done([house.prompt(tunes[number % 8], number, steps) for number in range(prompts)])
+    seconds = time.monotonic() - began
+    return {"burst_32_s": round(seconds, 2), "burst_32_ratio": round(seconds / mixed, 2)}
+
+
+def beside_training(house: House, asked: argparse.Namespace, computing: float) -> dict[str, float]:
+    """Return how a tune fares alone and with a picture every `every` seconds, and how these do."""
+    said = {}
+    began = time.monotonic()
+    alone = house.train(asked.steps)
+    house.until_step(alone)
+    said["first_step_s"] = round(time.monotonic() - began, 2)
+    first = time.monotonic()
+    while house.trains(alone):
+        time.sleep(0.02)
+    quiet = time.monotonic() - first
+    house.ready(alone)
+    ready = time.monotonic() - began
+    said["ready_vs_inprocess"] = round(ready / in_process_seconds(asked.steps, asked.device), 2)
+
+    busy, waits = house.train(asked.steps), []
+    house.until_step(busy)
+    first = time.monotonic()
+    while house.trains(busy):
+        if time.monotonic() - first >= asked.every * len(waits):
+            waits.append(house.picture(200 + len(waits), asked.base) - computing)
+        time.sleep(0.02)
+    said["training_slowdown"] = round((time.monotonic() - first) / (quiet + len(waits) * computing), 2)
+    said["training_overhead_p50_s"] = round(statistics.median(waits), 2)
+    house.ready(busy)
+    return said
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -187,7 +337,15 @@ def main() -> None:
     parser.add_argument("--other", default="flux-schnell", help="the second base, for switching")
     parser.add_argument("--pictures", type=int, default=10)
     parser.add_argument("--steps", type=int, default=600, help="of the tune that trains meanwhile")
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between two pictures meanwhile")
+    parser.add_argument("--quick", action="store_true", help="few and small: figures mean little")
+    parser.add_argument("--in-process", type=int, default=0, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.in_process:
+        in_process(asked.in_process)
+        return
+    if asked.quick:
+        asked.pictures, asked.steps, asked.every = 3, 30, 2.0
     computing = computing_seconds(asked.device)
     said: dict[str, float] = {"computing_s": round(computing, 3)}
     with tempfile.TemporaryDirectory() as folder, installation(Path(folder) / "home", asked.device) as house:
@@ -200,15 +358,10 @@ def main() -> None:
         said["warm_gb"] = round(house.resting(2.0)[1], 2)
         house.picture(50, asked.other)
         said["switch_overhead_s"] = round(house.picture(51, asked.base) - computing, 2)
-        burst, began = [house.post(seed, asked.base) for seed in range(100, 132)], time.monotonic()
-        for one in burst:
-            house.done(one)
-        said["burst_32_s"] = round(time.monotonic() - began, 2)
-        began = time.monotonic()
-        house.until_step(house.train(asked.steps))
-        said["first_step_s"] = round(time.monotonic() - began, 2)
-        waits = [house.picture(seed, asked.base) - computing for seed in range(200, 205)]
-        said["training_overhead_p50_s"] = round(statistics.median(waits), 2)
+        waits = house.callbacks(asked.pictures)
+        said["callback_p50_s"] = round(statistics.median(waits), 2)
+        said |= burst(house, asked.device, 8 if asked.quick else 32)
+        said |= beside_training(house, asked, computing)
     print(json.dumps(said))
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.sessions import Workshop, make_workshop
+from tests.support.sessions import Workshop, make_workshop, with_family
 from tunes_dagster.core.progress import Phase
+from tunes_dagster.families.catalog import load_catalog
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.sessions.journal import Outcome
 from tunes_dagster.sessions.session import Session
 
@@ -105,15 +107,35 @@ class AtStep:
         pass
 
 
-@pytest.mark.parametrize("base", ["tiny", "tiny-flux"])
-def test_training_does_not_notice_pictures_between_its_steps(workshop: Workshop, base: str):
+# Names of tests/support/families.py → what else their bases' entries say.
+FAMILIES = {"sd15": {}, "flux2-dev": {"guidance": "distilled", "max_sequence_length": 48}}
+
+
+@pytest.mark.parametrize(
+    ("base", "training"),
+    [
+        ("tiny", {}),
+        ("tiny-flux", {}),
+        pytest.param("sd15", {}, marks=pytest.mark.slow),
+        pytest.param("flux2-dev", {}, marks=pytest.mark.slow),
+        pytest.param("tiny", {"kind": "pti", "token_steps": 2, "token_vectors": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_training_does_not_notice_pictures_between_its_steps(
+    tmp_path: Path, workshop: Workshop, base: str, training: dict
+):
+    if base in FAMILIES:
+        overlay = with_family(tmp_path / "catalog.yaml", base, **FAMILIES[base])
+        catalog = load_catalog(extra=str(overlay))
+        workshop = Workshop(Installation(workshop.installation.settings, catalog=catalog, works=True))
+        base = f"random-{base}"
     branch = workshop.installation.catalog.resolve(base).branch
-    alone, beside = workshop.prepared("alone", base=base), None
+    alone, beside = workshop.prepared("alone", base=base, **training), None
     workshop.session().run(until_idle=True)
     quiet = workshop.prompt(7, branch=branch)
     workshop.session().run(until_idle=True)
 
-    beside = workshop.prepared("beside", base=base)
+    beside = workshop.prepared("beside", base=base, **training)
     prompts, seen = [], []
     session = workshop.session()
 

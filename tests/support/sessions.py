@@ -101,6 +101,22 @@ class Workshop:
         return load(self.installation.store.read_bytes(key))
 
 
+def with_family(overlay: Path, name: str, **fields: object) -> Path:
+    """Return a catalog's overlay with `random-NAME`, a random base of another family (`tests/support/families.py`)."""
+    import yaml
+
+    from tests.support.families import CASES
+
+    entries = yaml.safe_load(overlay.read_text())
+    case, branch = CASES[name], f"random-{name}"
+    folder = case.make(overlay.with_name(branch), **case.options)
+    like = {key: value for key, value in entries["tiny-sdxl"].items() if key != "aliases"}
+    entries[branch] = {**like, "family": case.family, "repo_id": str(folder), "embedded": branch, **fields}
+    fuller = overlay.with_name(f"{branch}.yaml")
+    fuller.write_text(yaml.safe_dump(entries))
+    return fuller
+
+
 def make_workshop(folder: Path, base_folder: Path, **changes: object) -> Workshop:
     """Return an installation whose bases are random."""
     catalog = write_catalog(folder / "catalog.yaml", base_folder)
