@@ -8,7 +8,9 @@ import pytest
 
 from tests.support.sessions import Workshop
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.service.installation import Installation
 from tunes_dagster.sessions import hardware, hosting
+from tunes_dagster.sessions import session as session_module
 from tunes_dagster.sessions.hardware import Device
 from tunes_dagster.sessions.hosting import host
 from tunes_dagster.sessions.leases import lock_any
@@ -71,3 +73,20 @@ def test_a_session_begins_when_the_run_that_has_its_device_has_ended(workshop: W
     again = lock_any(two[:1], settings, "run-3")
     assert again is not None
     again[1].close()
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "stays"), [("cpu", None, 120), ("cuda:1", None, 3600), ("cuda:1", 5, 5)]
+)
+def test_a_gpu_stays_warm_for_longer_than_a_laptop_unless_the_operator_says(
+    workshop: Workshop, monkeypatch, name: str, said: float | None, stays: float
+):
+    now = [0.0]
+    monkeypatch.setattr(session_module.time, "monotonic", lambda: now[0])
+    settings = workshop.installation.settings.model_copy(update={"keep_warm_seconds": said})
+    whole = Installation(settings, catalog=workshop.installation.catalog, works=True)
+    one = session_module.Session(whole, Device(name, "float32", 8.0, "paper"))
+    monkeypatch.setattr(one, "_work_once", lambda: False)
+    monkeypatch.setattr(one.stopping, "wait", lambda _seconds: now.__setitem__(0, now[0] + 1.0))
+    one.run()
+    assert now[0] == stays

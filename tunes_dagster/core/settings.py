@@ -82,7 +82,7 @@ class Settings(FromEnvironment):
         campaign_turn_seconds: After so long a run of campaigns alone gives way to whoever waits for a single prompt.
         sessions: Have device sessions do what needs a device, and not a process per run (docs/architecture.md).
         keep_warm_seconds: How long a session that has nothing to do keeps its bases loaded; then it gives its memory
-            back.
+            back. Unset: an hour on a GPU, which is there to be warm; two minutes where the memory is the machine's.
         render_share: Share of a device's time that pictures get while training waits for it, too.
         heartbeat_seconds: How often running work says that it is alive.
         registry_patience_seconds: How long running work waits for a registry that is away before it gives up.
@@ -141,7 +141,7 @@ class Settings(FromEnvironment):
     render_memory_gb: float = Field(default=0.0, ge=0)
     campaign_turn_seconds: float = Field(default=20.0, ge=0)
     sessions: bool = False
-    keep_warm_seconds: float = Field(default=600.0, ge=0)
+    keep_warm_seconds: float | None = Field(default=None, ge=0)
     render_share: float = Field(default=0.5, gt=0, lt=1)
     heartbeat_seconds: float = Field(default=5.0, gt=0)
     lost_after_seconds: float = Field(default=60.0, gt=0)

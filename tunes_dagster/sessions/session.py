@@ -55,6 +55,9 @@ _PEOPLE, _PATIENT = 2, 1
 _SLICES_OF_PEOPLE = 4
 # Most tunes that join a cohort, as in a run.
 _MOST_MEMBERS = 64
+# With nothing to do: a GPU's memory serves nobody else meanwhile, and loading FLUX anew takes a minute; what the CPU
+# and Apple's chips hold is missing to whoever sits before the machine, and a small base is there in seconds.
+_WARM_SECONDS, _WARM_SECONDS_OF_GPU = 120.0, 3600.0
 # After a turn that failed.
 _NAP_SECONDS = 1.0
 
@@ -112,9 +115,9 @@ class Session:
             until_idle: End as soon as nothing waits.
             warm_seconds: How long to stay when nothing does; None takes the setting.
         """
-        warm = (
-            0.0 if until_idle else self.settings.keep_warm_seconds if warm_seconds is None else warm_seconds
-        )
+        if warm_seconds is None:
+            warm_seconds = self.settings.keep_warm_seconds
+        warm = 0.0 if until_idle else _warm_on(self.device) if warm_seconds is None else warm_seconds
         until = time.monotonic() + self.settings.longest_train_seconds
         with self._hands.pulse:
             idle_since = time.monotonic()
@@ -412,3 +415,8 @@ class Session:
             close=self._hands.closed,
             log=QUIET,
         )
+
+
+def _warm_on(device: Device) -> float:
+    """Return how long a session keeps its bases on a device unless the operator says."""
+    return _WARM_SECONDS_OF_GPU if device.name.startswith("cuda") else _WARM_SECONDS
