@@ -19,7 +19,7 @@ from tunes_dagster.core.failures import (
 )
 
 # Called with sentences that leave the house, beside every function that says it returns one of them.
-SAYING = {"Failure", "Problem", "Cancelled", "DatabaseAway", "Refused"}
+SAYING = {"Failure", "Problem", "HttpProblem", "Mistake", "Cancelled", "DatabaseAway", "Refused"}
 # What holds a place on this machine, or the address of a part of it, when it is put into a sentence.
 PLACES = {
     "url",
@@ -52,7 +52,7 @@ def raised(tree: ast.Module) -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
         and node.returns is not None
-        and ast.unparse(node.returns) in ("Failure", "Problem", "NoReturn")
+        and ast.unparse(node.returns) in ("Failure", "Problem", "HttpProblem", "NoReturn")
         and not any(
             of_exception(argument) or of_path(argument)
             for argument in node.args.args  # it says itself what of these may be told
@@ -78,7 +78,7 @@ def unsafe_names(function: ast.AST) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(function):
         if isinstance(node, ast.ExceptHandler) and node.name:
-            if ast.unparse(node.type or node) not in ("Failure", "Cancelled", "Problem"):
+            if ast.unparse(node.type or node) not in ("Failure", "Cancelled", "Problem", "HttpProblem"):
                 names.add(node.name)
         elif (
             isinstance(node, ast.arg)

@@ -13,7 +13,7 @@ from tests.gateway.test_pixazo import PATH as TRAINER
 from tests.gateway.test_pixelapi import TRAIN
 from tests.support.registry import around
 from tunes_dagster.callbacks.deliver import deliver_due
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 
 TUNE = {"title": "t", "name": "woman", "image_urls": ["https://files.example/a.png"]}
 PIXU = {"app_uid": "api", "url": "https://files.example/a.png"}
@@ -147,7 +147,7 @@ def test_samples_are_limited_and_hold_nobody_up(house: House) -> None:
 def test_nobody_takes_all_places_that_wait_for_others(house: House) -> None:
     service = house.service
     with service.outward("ann"), service.outward("ann"), service.outward("bob"):
-        with pytest.raises(Problem) as caught, service.outward("ann"):
+        with pytest.raises(HttpProblem) as caught, service.outward("ann"):
             pass
         assert caught.value.status == 503
         with service.outward("bob"), service.outward("carl"):

@@ -22,7 +22,7 @@ from tests.gateway.test_pixelapi import train
 from tests.gateway.test_pixu import call as pixu_call
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.gateway.bodies import LONG_TEXT, MAX_REST, Body, LongTexts, body_of
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.intake.payloads import Base64File, decode_payload
 
 ZIP = b"PK\x03\x04" + random.Random(0).randbytes(900_000)
@@ -73,7 +73,7 @@ def test_a_document_in_pieces_is_the_document(seed: int) -> None:
 )
 def test_broken_escapes_are_refused(broken: bytes) -> None:
     texts = LongTexts()
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(HttpProblem) as refused:
         texts.feed(broken)
     assert refused.value.status == 400
     texts.close()
@@ -137,13 +137,13 @@ def test_a_large_body_is_never_whole_in_memory() -> None:
 def test_what_is_left_beside_long_texts_is_bounded() -> None:
     for chunks in ([b"[" + b'"x",' * 20_000] * 60, [b'["%d' % n + b"A" * 70_000 + b'",' for n in range(110)]):
         request = _request(chunks, Body, account="ann")
-        with pytest.raises(Problem) as refused:
+        with pytest.raises(HttpProblem) as refused:
             asyncio.run(request.body())
         assert refused.value.status == 413
         request.drop()
     many = _request([b"a=" + b"x" * 100_000] * 60, Body, account="ann")
     many.scope["headers"] = [(b"content-type", b"application/x-www-form-urlencoded")]
-    with pytest.raises(Problem, match="form"):
+    with pytest.raises(HttpProblem, match="form"):
         asyncio.run(many.body())
     assert MAX_REST < 6_000_000
 

@@ -10,7 +10,7 @@ from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.families.catalog import Catalog
 from tunes_dagster.gateway.accepting import View
 from tunes_dagster.gateway.desk import Desk
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.gateway.service import Caller
 from tunes_dagster.registry import Prompt
 
@@ -31,5 +31,5 @@ def test_the_sibling_renders_the_prompt_and_another_base_is_refused(house: House
 
     assert (accepted("quick").tune_id, accepted("quick").branch) == (tune.id, "quick")
     assert accepted("tiny-sdxl").branch == "tiny-sdxl" == accepted(None).branch
-    with pytest.raises(Problem, match="made on tiny-sdxl"):
+    with pytest.raises(HttpProblem, match="made on tiny-sdxl"):
         accepted("tiny-flux")

@@ -33,7 +33,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import Catalog
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.options import GatewayOptions
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.gateway.service import Caller, Service
 from tunes_dagster.registry import Account, Registry
 from tunes_dagster.registry.accepting import Claim
@@ -245,7 +245,7 @@ class World:
             if refused.code not in REFUSED:
                 raise
             return None
-        except Problem:
+        except HttpProblem:
             return None
 
     def beside(self, deed: Callable[[], Any]) -> Callable[[], Any]:
@@ -257,7 +257,7 @@ class World:
             except Failure as refused:
                 if refused.code not in REFUSED:
                     raise
-            except Problem:
+            except HttpProblem:
                 return
 
         return careful

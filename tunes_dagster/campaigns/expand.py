@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from tunes_dagster.campaigns.files import CampaignFile
-from tunes_dagster.campaigns.problems import Problem
+from tunes_dagster.campaigns.problems import Mistake
 from tunes_dagster.campaigns.tables import KNOWN, SETTINGS, Row, Table, spelled
 from tunes_dagster.core.recipe import RenderSettings
 
@@ -82,7 +82,7 @@ class Expansion:
     """What a table expands to, and what is wrong with it."""
 
     items: list[Item] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Mistake] = field(default_factory=list)
 
 
 def expand(
@@ -111,7 +111,7 @@ def expand(
     if total > MAX_PROMPTS:
         largest = max(good, key=lambda row: row["combinations"])
         done.problems.append(
-            Problem(
+            Mistake(
                 table.label,
                 largest["line"],
                 f"It expands to {total:,} prompts; {MAX_PROMPTS:,} is the most.",
@@ -132,7 +132,7 @@ def _check_columns(file: CampaignFile, table: Table, done: Expansion) -> None:
             close = difflib.get_close_matches(column, [*KNOWN, *used], n=1)
             hint = f"Did you mean {close[0]}? Otherwise use" if close else "Use"
             done.problems.append(
-                Problem(
+                Mistake(
                     table.label,
                     table.header,
                     f"The column {column} is no setting, and no text uses it.",
@@ -153,7 +153,7 @@ def _prepared(
     before = len(done.problems)
 
     def wrong(message: str, remedy: str = "") -> None:
-        done.problems.append(Problem(table.label, row.line, message, remedy))
+        done.problems.append(Mistake(table.label, row.line, message, remedy))
 
     text = row.cells.get("text", "")
     if not text:
@@ -375,7 +375,7 @@ def _collect(
         mark = repr((row["tune"], text, sorted(settings.items()), row["seed"]))
         if mark in seen:
             done.problems.append(
-                Problem(
+                Mistake(
                     table.label,
                     row["line"],
                     f"It asks again for what line {seen[mark]} asks for.",

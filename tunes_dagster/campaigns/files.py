@@ -21,7 +21,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from tunes_dagster.campaigns.dates import problem_of_both, problem_of_cron, problem_of_timezone
-from tunes_dagster.campaigns.problems import Problem
+from tunes_dagster.campaigns.problems import Mistake
 from tunes_dagster.core.recipe import RenderSettings, Strict
 from tunes_dagster.core.validation import explain, wrong
 
@@ -163,7 +163,7 @@ class Parsed:
     file: CampaignFile | None
     raw: dict[str, Any]
     lines: dict[str, int]
-    problems: list[Problem]
+    problems: list[Mistake]
 
     def line(self, place: str) -> int:
         """Return the line of a place, or of what it lies in."""
@@ -185,10 +185,10 @@ def parse(source: Source) -> Parsed:
     return parsed
 
 
-def _problem(source: Source, parsed: Parsed, error: Any) -> Problem:
+def _problem(source: Source, parsed: Parsed, error: Any) -> Mistake:
     found = explain(CampaignFile, error)
     where = ".".join(part for part in found.field.split(".") if part not in ("str", "list[dict[str,any]]"))
-    return Problem(source.label, parsed.line(where), f"{found}.", _remedy(where))
+    return Mistake(source.label, parsed.line(where), f"{found}.", _remedy(where))
 
 
 def _remedy(where: str) -> str:
@@ -199,24 +199,24 @@ def _remedy(where: str) -> str:
     }.get(where, "")
 
 
-def _load(source: Source, parsed: Parsed) -> Problem | None:
+def _load(source: Source, parsed: Parsed) -> Mistake | None:
     """Read the YAML into `parsed`; returns why it cannot be read."""
     from tunes_dagster.core.failures import Failure
     from tunes_dagster.intake.sidecars import decode_text
     from tunes_dagster.intake.tune_file import read_tune_yaml
 
     if len(source.yaml) > MAX_BYTES:
-        return Problem(source.label, 0, "The file is larger than 4 MB.", "Put the rows into a table.")
+        return Mistake(source.label, 0, "The file is larger than 4 MB.", "Put the rows into a table.")
     try:
         node = yaml.compose(decode_text(source.yaml), Loader=yaml.SafeLoader)
         _note_lines(node, "", source.label, parsed)
         if wrong := _no_date(node):
-            return Problem(source.label, wrong.start_mark.line + 1, f"There is no day {wrong.value}.")
+            return Mistake(source.label, wrong.start_mark.line + 1, f"There is no day {wrong.value}.")
         parsed.raw = read_tune_yaml(source.yaml, source.label)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or "it cannot be read"
-        return Problem(
+        return Mistake(
             source.label,
             mark.line + 1 if mark else 0,
             f"This is not YAML: {what}.",
@@ -226,7 +226,7 @@ def _load(source: Source, parsed: Parsed) -> Problem | None:
         said = (
             error.message if isinstance(error, Failure) else "The file cannot be read: it is no plain YAML."
         )
-        return Problem(source.label, 0, said, "See docs/campaigns.md for an example.")
+        return Mistake(source.label, 0, said, "See docs/campaigns.md for an example.")
     return None
 
 
@@ -238,7 +238,7 @@ def _note_lines(node: Any, place: str, label: str, parsed: Parsed) -> None:
             line = key.start_mark.line + 1
             if here in parsed.lines:
                 parsed.problems.append(
-                    Problem(
+                    Mistake(
                         label,
                         line,
                         f"{here} was said on line {parsed.lines[here]} already.",

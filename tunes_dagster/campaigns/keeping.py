@@ -17,7 +17,7 @@ from tunes_dagster.campaigns.dates import dates_between, first_day, last_date
 from tunes_dagster.campaigns.estimate import Costing, costing_of
 from tunes_dagster.campaigns.files import Source, parse, table_name
 from tunes_dagster.campaigns.plan import Sketch, plan_summary, sketch
-from tunes_dagster.campaigns.problems import Problem, as_failure, errors
+from tunes_dagster.campaigns.problems import Mistake, as_failure, errors
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.registry.campaign_costs import OverCap
 from tunes_dagster.registry.campaigns import TunesEnded
@@ -136,11 +136,11 @@ class Keeper:
         except Failure as failure:
             if failure.code == FailureCode.STORE_UNAVAILABLE:
                 raise
-            return self._broken(campaign, [Problem(campaign.file, 0, failure.message, failure.remedy)]), None
+            return self._broken(campaign, [Mistake(campaign.file, 0, failure.message, failure.remedy)]), None
         drawn = self.sketch(source, date, True) if date else self.check(source, lenient=True)
         if drawn.parsed.file is not None and drawn.parsed.file.id != campaign.name:
             drawn.problems.append(
-                Problem(
+                Mistake(
                     source.label,
                     drawn.parsed.line("name"),
                     f"The name is {drawn.parsed.file.name!r} now.",
@@ -155,7 +155,7 @@ class Keeper:
         starts = drawn.file.start.isoformat() if drawn.file.start else campaign.starts
         return self.registry.campaigns.change(campaign.name, starts=starts, **fields), drawn
 
-    def _broken(self, campaign: Campaign, problems: list[Problem]) -> Campaign:
+    def _broken(self, campaign: Campaign, problems: list[Mistake]) -> Campaign:
         said = {"problems": [one.as_dict() for one in problems[:200]]}
         if campaign.state == "broken" and campaign.problems == said:
             return campaign
@@ -208,7 +208,7 @@ class Keeper:
     def _plan(self, campaign: Campaign, date: str, retry_failed: bool) -> tuple[CampaignDate, Sketch]:
         campaign, drawn = self._read(campaign, date)
         if drawn is None:
-            problems = [Problem(**one) for one in campaign.problems["problems"]]
+            problems = [Mistake(**one) for one in campaign.problems["problems"]]
             failure = as_failure(campaign.name, problems)
             self.registry.campaigns.refuse_date(campaign, date, {}, failure.message)
             raise failure

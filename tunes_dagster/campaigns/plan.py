@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tunes_dagster.campaigns.estimate import Costing, Estimate, estimate
 from tunes_dagster.campaigns.expand import Item, Subject, expand, named_tunes
 from tunes_dagster.campaigns.files import CampaignFile, Parsed, Source, parse
-from tunes_dagster.campaigns.problems import Problem, errors
+from tunes_dagster.campaigns.problems import Mistake, errors
 from tunes_dagster.campaigns.tables import Table, read_table, spelled
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, recipe_hash
@@ -71,7 +71,7 @@ class Sketch:
     known: set[str] = field(default_factory=set)
     left_out: list[LeftOut] = field(default_factory=list)
     waits: dict[str, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Mistake] = field(default_factory=list)
     estimate: Estimate = field(default_factory=Estimate)
     spent: int = 0
 
@@ -137,18 +137,18 @@ def _subjects(
     except Failure as failure:
         if failure.code == FailureCode.STORE_UNAVAILABLE:
             raise
-        drawn.problems.append(Problem(source.label, parsed.line("account"), failure.message, failure.remedy))
+        drawn.problems.append(Mistake(source.label, parsed.line("account"), failure.message, failure.remedy))
         return [], []
     if registry.campaigns.owner(file.id) not in (None, file.account):
         said = taken(file.id)
-        drawn.problems.append(Problem(source.label, parsed.line("name"), said.message, said.remedy))
+        drawn.problems.append(Mistake(source.label, parsed.line("name"), said.message, said.remedy))
         return [], []
     chosen: dict[str, Tune] = {}
     for index, word in enumerate(file.tunes):
         tune = _find(registry, word, file.account)
         if tune is None:
             drawn.problems.append(
-                Problem(
+                Mistake(
                     source.label,
                     parsed.line(f"tunes.{index}"),
                     f"There is no tune {word!r}.",
@@ -158,7 +158,7 @@ def _subjects(
             )
         elif tune.id in chosen:
             drawn.problems.append(
-                Problem(
+                Mistake(
                     source.label, parsed.line(f"tunes.{index}"), f"{word!r} is named twice.", "", "warning"
                 )
             )
@@ -172,7 +172,7 @@ def _subjects(
         if not labelled:
             place = "labels" if file.labels else "tag"
             drawn.problems.append(
-                Problem(
+                Mistake(
                     source.label,
                     parsed.line(place),
                     "No tune has these labels now.",
@@ -247,18 +247,18 @@ def _complete(
             if failure.code == FailureCode.STORE_UNAVAILABLE:
                 raise
             if not lenient or failure.code not in (FailureCode.UNKNOWN_TUNE, FailureCode.CONFLICT):
-                drawn.problems.append(Problem(label, item.line, failure.message, failure.remedy))
+                drawn.problems.append(Mistake(label, item.line, failure.message, failure.remedy))
                 continue
             title = drawn.tunes[item.tune_id].title if item.tune_id else ""
             drawn.left_out.append(LeftOut(item.line, title, item.text, failure.message, item.tune_id))
     unmet = Counter(said for one in drawn.planned for said in one.warnings)
     for said, count in unmet.items():
-        drawn.problems.append(Problem(label, 0, f"Of {count} prompts: {said}.", "", "warning"))
+        drawn.problems.append(Mistake(label, 0, f"Of {count} prompts: {said}.", "", "warning"))
     for why in dict.fromkeys(one.reason for one in drawn.left_out):
         count = sum(one.reason == why for one in drawn.left_out)
         if count:
             drawn.problems.append(
-                Problem(
+                Mistake(
                     label,
                     0,
                     f"{count} prompts are left out: {why}",

@@ -10,7 +10,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 
 
 @dataclass(frozen=True, order=True)
-class Problem:
+class Mistake:
     """One mistake.
 
     Attributes:
@@ -36,12 +36,12 @@ class Problem:
         return asdict(self)
 
 
-def errors(problems: Sequence[Problem]) -> list[Problem]:
+def errors(problems: Sequence[Mistake]) -> list[Mistake]:
     """Return those that stop the campaign."""
     return [problem for problem in problems if problem.level == "error"]
 
 
-def as_failure(name: str, problems: Sequence[Problem]) -> Failure:
+def as_failure(name: str, problems: Sequence[Mistake]) -> Failure:
     """Return a failure that names the first mistakes and holds all of them."""
     found = errors(problems)
     shown = "; ".join(str(problem) for problem in found[:3])

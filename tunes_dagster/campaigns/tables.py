@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tunes_dagster.campaigns.files import CampaignFile, Parsed, Source, table_name
-from tunes_dagster.campaigns.problems import Problem
+from tunes_dagster.campaigns.problems import Mistake
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import RenderSettings
 
@@ -84,7 +84,7 @@ class Table:
     columns: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     header: int = 1
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Mistake] = field(default_factory=list)
 
 
 def read_table(source: Source, parsed: Parsed) -> Table:
@@ -104,14 +104,14 @@ def read_table(source: Source, parsed: Parsed) -> Table:
             remedy = "Download it as CSV or XLSX, put it beside this file, and write its name."
         return Table(
             name,
-            problems=[Problem(source.label, line, f"There is no table {name} beside this file.", remedy)],
+            problems=[Mistake(source.label, line, f"There is no table {name} beside this file.", remedy)],
         )
     except (OSError, ValueError):
         log.warning("The table %s cannot be read.", name, exc_info=True)
-        return Table(name, problems=[Problem(source.label, line, f"The table {name} cannot be read.")])
+        return Table(name, problems=[Mistake(source.label, line, f"The table {name} cannot be read.")])
     if len(data) > MAX_BYTES:
         return Table(
-            name, problems=[Problem(name, 0, "The table is larger than 64 MB.", "Split the campaign.")]
+            name, problems=[Mistake(name, 0, "The table is larger than 64 MB.", "Split the campaign.")]
         )
     if PurePosixPath(name).suffix.lower() in (".xlsx", ".xlsm"):
         return _from_grid(name, *_grid_of_workbook(name, data, parsed.file.sheet))
@@ -128,7 +128,7 @@ def _own_rows(source: Source, parsed: Parsed, file: CampaignFile) -> Table:
         if any(cells.values()):
             table.rows.append(Row(parsed.line(f"prompts.{index}"), cells))
     if not table.rows:
-        table.problems.append(Problem(source.label, table.header, "There are no prompts.", "Write some."))
+        table.problems.append(Mistake(source.label, table.header, "There are no prompts.", "Write some."))
     return table
 
 
@@ -158,14 +158,14 @@ def _cell(value: Any) -> str:
     return str(value).strip()
 
 
-def _grid_of_text(name: str, data: bytes) -> tuple[list[tuple[int, list[str]]], list[Problem]]:
+def _grid_of_text(name: str, data: bytes) -> tuple[list[tuple[int, list[str]]], list[Mistake]]:
     """Return the rows of a CSV or TSV file with their first lines."""
     from tunes_dagster.intake.sidecars import decode_text
 
     text = decode_text(data)
     if text.lstrip()[:1] == "<":
         remedy = "In Google Sheets: File > Download > Comma-separated values; put that file here."
-        return [], [Problem(name, 1, "This is a web page and no table.", remedy)]
+        return [], [Mistake(name, 1, "This is a web page and no table.", remedy)]
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max("\t;,|", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -177,13 +177,13 @@ def _grid_of_text(name: str, data: bytes) -> tuple[list[tuple[int, list[str]]], 
             line = reader.line_num + 1
     except csv.Error:
         remedy = 'Put the whole cell into them, and write those inside twice: "a ""red"" coat".'
-        return [], [Problem(name, line, "The double quotes of this row do not match.", remedy)]
+        return [], [Mistake(name, line, "The double quotes of this row do not match.", remedy)]
     return grid, []
 
 
 def _grid_of_workbook(
     name: str, data: bytes, sheet: str | None
-) -> tuple[list[tuple[int, list[str]]], list[Problem]]:
+) -> tuple[list[tuple[int, list[str]]], list[Mistake]]:
     """Return the rows of a sheet with their numbers; a formula counts as what it last came to."""
     from tunes_dagster.intake.workbooks import read_workbook
 
@@ -192,15 +192,15 @@ def _grid_of_workbook(
     except Failure as failure:
         if failure.code == FailureCode.STORE_UNAVAILABLE:
             raise
-        return [], [Problem(name, 0, failure.message, failure.remedy)]
+        return [], [Mistake(name, 0, failure.message, failure.remedy)]
     if sheet is not None and sheet not in sheets:
         return [], [
-            Problem(name, 0, f"There is no sheet {sheet!r}.", f"Its sheets are: {', '.join(sheets)}.")
+            Mistake(name, 0, f"There is no sheet {sheet!r}.", f"Its sheets are: {', '.join(sheets)}.")
         ]
     return [(number, [_cell(cell) for cell in row]) for number, row in enumerate(rows, start=1)], []
 
 
-def _from_grid(name: str, grid: list[tuple[int, list[str]]], problems: list[Problem]) -> Table:
+def _from_grid(name: str, grid: list[tuple[int, list[str]]], problems: list[Mistake]) -> Table:
     """Make a table of rows of cells: find the header, then check and name the columns."""
     table = Table(name, problems=problems)
     if problems:
@@ -208,7 +208,7 @@ def _from_grid(name: str, grid: list[tuple[int, list[str]]], problems: list[Prob
     found = next((i for i, (_line, cells) in enumerate(grid[:20]) if _is_header(cells)), None)
     if found is None:
         table.problems.append(
-            Problem(
+            Mistake(
                 name,
                 grid[0][0] if grid else 0,
                 "No column is called text (or prompt).",
@@ -219,7 +219,7 @@ def _from_grid(name: str, grid: list[tuple[int, list[str]]], problems: list[Prob
     table.header, header = grid[found]
     names = [_column(cell) for cell in header]
     for column in {column for column in names if column and names.count(column) > 1}:
-        table.problems.append(Problem(name, table.header, f"Two columns are called {column}.", "Rename one."))
+        table.problems.append(Mistake(name, table.header, f"Two columns are called {column}.", "Rename one."))
     table.columns = [column for column in names if column]
     for line, cells in grid[found + 1 :]:
         filled = {column: cell for column, cell in zip(names, cells, strict=False) if column and cell}
@@ -228,14 +228,14 @@ def _from_grid(name: str, grid: list[tuple[int, list[str]]], problems: list[Prob
         for column, cell in filled.items():
             if _FORMULA_FAILED.match(cell):
                 table.problems.append(
-                    Problem(name, line, f"The formula in the column {column} came to {cell}.", "Correct it.")
+                    Mistake(name, line, f"The formula in the column {column} came to {cell}.", "Correct it.")
                 )
         stray = [
             cell for index, cell in enumerate(cells) if cell and (index >= len(names) or not names[index])
         ]
         if stray:
             table.problems.append(
-                Problem(
+                Mistake(
                     name,
                     line,
                     f"{stray[0][:60]!r} stands in a column without a name.",
@@ -245,10 +245,10 @@ def _from_grid(name: str, grid: list[tuple[int, list[str]]], problems: list[Prob
         if filled:
             table.rows.append(Row(line, filled))
     if len(table.rows) > MAX_ROWS:
-        table.problems.append(Problem(name, 0, f"It has more than {MAX_ROWS} rows.", "Split the campaign."))
+        table.problems.append(Mistake(name, 0, f"It has more than {MAX_ROWS} rows.", "Split the campaign."))
     if not table.rows:
         table.problems.append(
-            Problem(name, table.header, "There are no rows below the header.", "Write some.")
+            Mistake(name, table.header, "There are no rows below the header.", "Write some.")
         )
     return table
 

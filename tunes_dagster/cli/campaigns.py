@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tunes_dagster.campaigns.keeping import Keeper
     from tunes_dagster.campaigns.plan import Sketch
-    from tunes_dagster.campaigns.problems import Problem
+    from tunes_dagster.campaigns.problems import Mistake
     from tunes_dagster.registry import Campaign, CampaignDate
 
 app = typer.Typer(
@@ -82,7 +82,7 @@ def _as_dict(drawn: Sketch) -> dict[str, Any]:
     }
 
 
-def _say_problems(problems: list[Problem]) -> None:
+def _say_problems(problems: list[Mistake]) -> None:
     for one in problems[:200]:
         colour, word = ("red", "error") if one.level == "error" else ("yellow", "warning")
         place = f"{one.file}, line {one.line}" if one.line else one.file
@@ -206,10 +206,10 @@ def list_campaigns(as_json: AsJson = False) -> None:
             _say_problems(_problems(row))
 
 
-def _problems(row: Campaign) -> list[Problem]:
-    from tunes_dagster.campaigns.problems import Problem
+def _problems(row: Campaign) -> list[Mistake]:
+    from tunes_dagster.campaigns.problems import Mistake
 
-    return [Problem(**one) for one in row.problems.get("problems", [])]
+    return [Mistake(**one) for one in row.problems.get("problems", [])]
 
 
 def _campaign_as_dict(row: Campaign, date: CampaignDate | None) -> dict[str, Any]:

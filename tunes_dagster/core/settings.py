@@ -185,8 +185,7 @@ class Settings(FromEnvironment):
         except OSError as error:
             raise Failure(
                 FailureCode.INVALID_REQUEST,
-                f"TUNES_HOME is {str(self.home)!r}, but should be a folder that can be made and written: "
-                f"{error.strerror or error}.",
+                f"TUNES_HOME is {str(self.home)!r}, but should be a folder that can be made and written.",
                 "Let TUNES_HOME name another folder, or mend its rights.",
                 detail_of(error, home),
             ) from None

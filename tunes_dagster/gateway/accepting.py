@@ -20,7 +20,7 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import ImportRequest, PromptRequest, TuneRequest
 from tunes_dagster.core.wishes import Wishes, together
 from tunes_dagster.gateway.bodies import Body
-from tunes_dagster.gateway.problems import Problem, invalid, of_failure
+from tunes_dagster.gateway.problems import HttpProblem, invalid, of_failure
 from tunes_dagster.gateway.rehearsal import Rehearsed, is_rehearsing
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.gateway.uploads import keep_files
@@ -165,7 +165,7 @@ class Accepting:
             )
             new = replace(new, auto_extend=True if views[0].auto_extend else None)
             accepted = self.registry.tunes.accept(new, acceptance)
-        except (Failure, Problem) as refused:
+        except (Failure, HttpProblem) as refused:
             if may_have_been_kept(refused):
                 self.unclaimed.clear()
             else:
@@ -241,7 +241,7 @@ class Accepting:
             tuned: A tune is asked for; else a render, which models for enlarging and clips make as well.
 
         Raises:
-            Problem: 422, naming the base.
+            HttpProblem: 422, naming the base.
         """
         from tunes_dagster.families.specs import families
 
@@ -280,7 +280,7 @@ class Accepting:
             The prompt, and what its words mean.
 
         Raises:
-            Problem: 422 for a tune that is not the account's, of another kind, or made on another base.
+            HttpProblem: 422 for a tune that is not the account's, of another kind, or made on another base.
         """
         from tunes_dagster.rendering.prompts import split_tags, tag_of
         from tunes_dagster.service.naming import named_tune
@@ -404,7 +404,7 @@ class Accepting:
             refused = of_failure(failure).message
             if failure.code == FailureCode.OUT_OF_CREDITS:
                 price = int(failure.facts.get("price", 0))
-        except Problem as problem:
+        except HttpProblem as problem:
             refused = problem.message
         urls = list(dict.fromkeys(url for url in callbacks if url))[:3]
         return {

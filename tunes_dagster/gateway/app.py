@@ -26,7 +26,7 @@ from tunes_dagster.gateway.native import DIALECT as NATIVE
 from tunes_dagster.gateway.native import health
 from tunes_dagster.gateway.options import DIALECTS, GatewayOptions
 from tunes_dagster.gateway.pages import add_pages
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.gateway.service import Service, open_service
 from tunes_dagster.service.erase import drive
 
@@ -186,7 +186,7 @@ def _handlers(app: FastAPI, mounted: list[tuple[Dialect, str]]) -> None:
         found = next(near, vendors[0] if len(vendors) == 1 else None)
         if found is None:  # where clients of any vendor look
             return JSONResponse({"error": message, "detail": message}, status, headers)
-        code, body = found.error(Problem(status, message, code="not_found"))
+        code, body = found.error(HttpProblem(status, message, code="not_found"))
         return JSONResponse(body, code, headers)
 
     app.add_exception_handler(404, lost)

@@ -23,7 +23,7 @@ from starlette.datastructures import FormData
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 
 # Bodies up to this size are parsed as they are.
 SMALL_BODY = 256 * 1024
@@ -47,9 +47,9 @@ _INSIDE = re.compile(rb'(?:[^"\\]++|\\(?:u[0-9a-fA-F]{4}|[^u]))*+', re.DOTALL)
 _CUT = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 
 
-def too_large(what: str) -> Problem:
+def too_large(what: str) -> HttpProblem:
     """Return the answer for a body that is too large."""
-    return Problem(413, what, code="too_large")
+    return HttpProblem(413, what, code="too_large")
 
 
 # What JSON may hold that cannot be kept or given back, or may turn out to: looked for before anything is parsed.
@@ -61,7 +61,7 @@ def check_values(value: Any) -> None:
     """Refuse texts with NUL or half a surrogate pair, and numbers that are none: databases and JSON have neither.
 
     Raises:
-        Problem: 400.
+        HttpProblem: 400.
     """
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -71,14 +71,14 @@ def check_values(value: Any) -> None:
         for inner in value:
             check_values(inner)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise Problem(400, "The body holds a number that is too large, or none", code="invalid")
+        raise HttpProblem(400, "The body holds a number that is too large, or none", code="invalid")
     elif isinstance(value, str) and not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise Problem(400, "The body holds half a character", code="invalid") from None
+            raise HttpProblem(400, "The body holds half a character", code="invalid") from None
     if isinstance(value, str) and "\x00" in value:
-        raise Problem(400, "The body holds a character that no text has", code="invalid")
+        raise HttpProblem(400, "The body holds a character that no text has", code="invalid")
 
 
 class LongTexts:
@@ -102,7 +102,7 @@ class LongTexts:
         """Take the next piece.
 
         Raises:
-            Problem: 413 when too much is left, or there are too many long texts; 400 for a broken escape sequence.
+            HttpProblem: 413 when too much is left, or there are too many long texts; 400 for a broken escape sequence.
         """
         piece, at = self._cut + piece, 0
         self._cut = b""
@@ -135,7 +135,7 @@ class LongTexts:
             self._end()
             return end + 1
         if _CUT.match(piece, end) is None:
-            raise Problem(400, "The body is not valid JSON", code="invalid")
+            raise HttpProblem(400, "The body is not valid JSON", code="invalid")
         self._cut = piece[end:]
         return len(piece)
 
@@ -185,7 +185,7 @@ def _unescaped(part: bytes) -> bytes:
         text = '"' + part.decode("utf-8", "replace") + '"'
         return str(json.loads(text, strict=False)).encode("utf-8", "surrogatepass")
     except ValueError:
-        raise Problem(400, "The body is not valid JSON", code="invalid") from None
+        raise HttpProblem(400, "The body is not valid JSON", code="invalid") from None
 
 
 def misplaced(
@@ -239,7 +239,7 @@ class Body(Request):
         What is found is checked once the body is whole, see `check_key`.
 
         Raises:
-            Problem: 401 when that much came without a key, 408.
+            HttpProblem: 401 when that much came without a key, 408.
         """
         shown = re.compile(
             rb'"%s"\s{0,99}:\s{0,99}"((?:[^"\\]|\\.){1,400})"' % self.key_field.encode(), re.DOTALL
@@ -257,7 +257,7 @@ class Body(Request):
         """Make sure that the field of a whole body holds no other key than the one that was acted upon.
 
         Raises:
-            Problem: 401.
+            HttpProblem: 401.
         """
         try:
             parsed = json.loads(await self.body() or b"{}")
@@ -265,7 +265,7 @@ class Body(Request):
             return  # whoever parses it says so
         given = parsed.get(self.key_field) if isinstance(parsed, dict) else None
         if given not in (None, "", secret):
-            raise Problem(401, "The body holds another API key than it began with", code="unauthorized")
+            raise HttpProblem(401, "The body holds another API key than it began with", code="unauthorized")
 
     async def _arriving(self) -> AsyncGenerator[bytes]:
         """Yield the body from its beginning, whatever was looked at already."""
@@ -281,7 +281,7 @@ class Body(Request):
         """Return the body, with references in place of its long texts; those are in `long_texts`.
 
         Raises:
-            Problem: 400, 401, 413.
+            HttpProblem: 400, 401, 413.
         """
         if not hasattr(self, "_body"):
             self._body = await self._read()
@@ -335,7 +335,7 @@ class Body(Request):
 
     def _spool(self) -> LongTexts:
         if getattr(self.state, "account", None) is None:
-            raise Problem(401, "Invalid or missing API key", code="unauthorized")
+            raise HttpProblem(401, "Invalid or missing API key", code="unauthorized")
         texts = LongTexts()
         self.state.spooled, self.state.long_texts = texts, texts.files
         return texts
@@ -348,14 +348,14 @@ class Body(Request):
             return rest  # whoever parses it says so
         if wrong:
             said = "is too long"
-            raise Problem(422, f"{wrong[0]} {said}", {name: [said] for name in wrong}, code="invalid")
+            raise HttpProblem(422, f"{wrong[0]} {said}", {name: [said] for name in wrong}, code="invalid")
         return rest
 
     async def fields(self, max_files: int, max_fields: int) -> FormData:
         """Return a multipart or urlencoded body; files lie on disk.
 
         Raises:
-            Problem: 413.
+            HttpProblem: 413.
             MultiPartException: When it cannot be read.
         """
         if self._form is None:

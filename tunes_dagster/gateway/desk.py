@@ -61,7 +61,7 @@ class Desk(Accepting):
         """Return a picture that a caller named in a text field: a URL, base64 or a data URI; a long one by its key.
 
         Raises:
-            Problem: 422 for a key of the store: those lead to files that may be somebody else's.
+            HttpProblem: 422 for a key of the store: those lead to files that may be somebody else's.
         """
         if value is not None and self.request is not None and value in self.request.long_texts:
             return self._kept(Base64File(self.request.long_texts[value], name))
@@ -90,7 +90,7 @@ class Desk(Accepting):
         """Return one of the account's tunes.
 
         Raises:
-            Problem: 404.
+            HttpProblem: 404.
         """
         found = self.registry.objects.find_tune(self.account_id, key)
         if found is None:
@@ -101,7 +101,7 @@ class Desk(Accepting):
         """Return one of the account's prompts.
 
         Raises:
-            Problem: 404.
+            HttpProblem: 404.
         """
         found = self.registry.objects.find_prompt(self.account_id, key)
         if found is None:

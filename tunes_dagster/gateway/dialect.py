@@ -36,7 +36,7 @@ from tunes_dagster.gateway import answers, rehearsal
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.once import answered_once
-from tunes_dagster.gateway.problems import Problem, of_failure, of_pydantic
+from tunes_dagster.gateway.problems import HttpProblem, of_failure, of_pydantic
 from tunes_dagster.gateway.service import Caller, Service
 from tunes_dagster.intake.sandbox.pool import asked_by
 from tunes_dagster.registry import Registry
@@ -51,7 +51,7 @@ _CANONICAL = frozenset(
     for one in (DatasetOptions, PromptRequest, RenderSettings, Sources, TrainingOptions, TuneRequest)
 )
 
-ErrorForm = Callable[[Problem], tuple[int, Any]]
+ErrorForm = Callable[[HttpProblem], tuple[int, Any]]
 KeyFinder = Callable[[Request], Awaitable[str]]
 
 
@@ -125,11 +125,11 @@ def desk(request: Request) -> Desk:
     """Dependency: what the caller may do.
 
     Raises:
-        Problem: 401 when no key came along.
+        HttpProblem: 401 when no key came along.
     """
     found = getattr(request.state, "desk", None)
     if found is None:
-        raise Problem(401, "Invalid or missing API key", code="unauthorized")
+        raise HttpProblem(401, "Invalid or missing API key", code="unauthorized")
     return found
 
 
@@ -216,7 +216,7 @@ def _refusal(request: Request, raised: Exception, error: ErrorForm) -> Response:
     if isinstance(raised, Failure) and raised.code == FailureCode.STORE_UNAVAILABLE:
         # A line each: an outage meets every request.
         log.warning("unavailable: %s (%s)", raised.message, raised.detail, extra=ids)
-    elif problem.status >= 500 and not isinstance(raised, Problem):
+    elif problem.status >= 500 and not isinstance(raised, HttpProblem):
         log.error("unexpected", exc_info=raised, extra=ids)
     request.state.problem = problem.message
     status, body = error(problem)
@@ -225,25 +225,27 @@ def _refusal(request: Request, raised: Exception, error: ErrorForm) -> Response:
     return JSONResponse(body, status, headers=problem.headers)
 
 
-def as_problem(raised: Exception) -> Problem:
+def as_problem(raised: Exception) -> HttpProblem:
     """Return any exception as a problem; what nobody expected says nothing about the inside."""
-    if isinstance(raised, Problem):
+    if isinstance(raised, HttpProblem):
         return raised
     if isinstance(raised, Failure):
         return of_failure(raised)
     if isinstance(raised, RecursionError):
-        return Problem(400, "The body is nested too deeply", code="invalid")
+        return HttpProblem(400, "The body is nested too deeply", code="invalid")
     if isinstance(raised, RequestValidationError):
         return of_pydantic(list(raised.errors()))
     if isinstance(raised, ValidationError) and raised.title in _CANONICAL:
         return of_pydantic([dict(one) for one in raised.errors()])
     if isinstance(raised, ClientDisconnect):
-        return Problem(400, "The connection was closed before the request was complete", code="broken_off")
+        return HttpProblem(
+            400, "The connection was closed before the request was complete", code="broken_off"
+        )
     if isinstance(raised, HTTPException) and raised.status_code == 400:  # FastAPI's, of what no text can hold
-        return Problem(400, "The body is not valid JSON", code="invalid")
+        return HttpProblem(400, "The body is not valid JSON", code="invalid")
     if isinstance(raised, HTTPException):
-        return Problem(raised.status_code, HTTPStatus(raised.status_code).phrase)
-    return Problem(500, "An unexpected error occurred, please try again later", code="internal")
+        return HttpProblem(raised.status_code, HTTPStatus(raised.status_code).phrase)
+    return HttpProblem(500, "An unexpected error occurred, please try again later", code="internal")
 
 
 def _drop_blanks(request: Body) -> None:
@@ -258,11 +260,11 @@ async def _admit(request: Body, find_key: KeyFinder, needs_key: bool) -> None:
     """Find out who asks and count the request, before anything of its body is kept; then read that."""
     service = service_of(request)
     if "\x00" in request.scope["path"] or b"%00" in request.scope["query_string"]:
-        raise Problem(400, "The address holds a character that no text has", code="invalid")
+        raise HttpProblem(400, "The address holds a character that no text has", code="invalid")
     coding = request.headers.get("content-encoding", "").strip().lower()
     if coding not in ("", "identity"):  # gzip was unpacked on the way here
         said = f"The body is compressed ({coding[:40]!r} in Content-Encoding); send it as it is, or by gzip"
-        raise Problem(415, said, headers={"Accept-Encoding": "gzip, identity"}, code="invalid")
+        raise HttpProblem(415, said, headers={"Accept-Encoding": "gzip, identity"}, code="invalid")
     secret = await find_key(request)
     if not secret and request.key_field and request.method in _CHANGES:
         secret = await request.shown_key()
@@ -277,7 +279,7 @@ async def _admit(request: Body, find_key: KeyFinder, needs_key: bool) -> None:
         request.state.desk = Desk(service, caller, base_url(request), request)
         asked_by.set(caller.account_id)
     elif needs_key:
-        raise Problem(401, "Invalid or missing API key", code="unauthorized")
+        raise HttpProblem(401, "Invalid or missing API key", code="unauthorized")
     else:
         return  # what an endpoint takes without a key it reads itself, once it has judged what came instead of one
     if request.method in _CHANGES and not request.headers.get("content-type", "").startswith("multipart/"):

@@ -92,7 +92,7 @@ def _make(dialect: Dialect) -> dict[str, Any]:
             routes=dialect.router.routes,
         )
     components = made.setdefault("components", {}).setdefault("schemas", {})
-    components["Problem"] = dialect.problem
+    components["HttpProblem"] = dialect.problem
     made["components"]["securitySchemes"] = schemes = _schemes(dialect)
     made["security"] = [{name: []} for name in schemes] + ([{}] if dialect.key_in_body else [])
     for name in ("HTTPValidationError", "ValidationError"):
@@ -157,7 +157,7 @@ def _answers(operation: dict[str, Any], codes: tuple[int, ...]) -> None:
         for content in answer.get("content", {}).values():
             content["schema"] = _plainly(content.get("schema", {}))
     for code in codes:
-        content = {"application/json": {"schema": {"$ref": _SCHEMAS + "Problem"}}}
+        content = {"application/json": {"schema": {"$ref": _SCHEMAS + "HttpProblem"}}}
         answers[str(code)] = {"description": _SAID[code], "content": content}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tunes_dagster.gateway.options import GatewayOptions
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 
 # Whoever has one IPv6 address has all that begin with the same half of it.
 _OWNED_BITS = 64
@@ -80,14 +80,14 @@ class Spool:
         """Count bytes of a body.
 
         Raises:
-            Problem: 429 when its address, 503 when the server has as much as it may.
+            HttpProblem: 429 when its address, 503 when the server has as much as it may.
         """
         full = self.shares.take(who, amount)
         if full == "address":
             said = "Too much is being sent from your address at a time; send it one after another"
-            raise Problem(429, said, headers=_RETRY, code="busy")
+            raise HttpProblem(429, said, headers=_RETRY, code="busy")
         if full:
-            raise Problem(503, "Too much is being sent at a time; try again", headers=_RETRY, code="busy")
+            raise HttpProblem(503, "Too much is being sent at a time; try again", headers=_RETRY, code="busy")
 
     def give_back(self, who: str, amount: int) -> None:
         """Forget bytes that are gone."""

@@ -19,7 +19,7 @@ from tunes_dagster.gateway.gate import Spool, holder
 from tunes_dagster.gateway.metrics import Meters
 from tunes_dagster.gateway.options import GatewayOptions
 from tunes_dagster.gateway.packed import GZIP, Unpacking
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 
 log = logging.getLogger("tunes.gateway")
 
@@ -108,7 +108,7 @@ class _Arriving:
         """Return the next piece.
 
         Raises:
-            Problem: 401, 408, 413, 429, 503.
+            HttpProblem: 401, 408, 413, 429, 503.
         """
         if self.complete:  # only waits for the caller to go away
             return await self._receive()
@@ -116,7 +116,7 @@ class _Arriving:
         if self._came > self.options.unkeyed_bytes and not self._known():
             said = f"none was shown in the first {self.options.unkeyed_body_kb:g} KB of the body"
             way = "send it at the start, or as a header: Authorization: Bearer KEY"
-            raise Problem(401, f"Invalid or missing API key: {said}; {way}", code="unauthorized")
+            raise HttpProblem(401, f"Invalid or missing API key: {said}; {way}", code="unauthorized")
         message = await self._next() if self.packed is None else await self._unpacked(self.packed)
         self.complete = not message.get("more_body", False)
         size = len(message.get("body", b""))
@@ -135,7 +135,7 @@ class _Arriving:
         try:
             return await asyncio.wait_for(self._receive(), max(0.0, self._patience()))
         except TimeoutError:
-            raise Problem(408, "The body did not arrive in time", code="timeout") from None
+            raise HttpProblem(408, "The body did not arrive in time", code="timeout") from None
 
     async def _unpacked(self, packed: Unpacking) -> Message:
         """Return the next piece of what a body unpacks to; one message may hold many, and other requests go on."""
@@ -183,9 +183,9 @@ def _unpacking(scope: Scope) -> Unpacking | None:
     return Unpacking()
 
 
-def _too_large(limit: int, largest: int) -> Problem:
+def _too_large(limit: int, largest: int) -> HttpProblem:
     whose = "this account's limit" if limit < largest else "the limit here"
-    return Problem(413, f"The body is larger than {limit / 2**20:g} MB, {whose}", code="too_large")
+    return HttpProblem(413, f"The body is larger than {limit / 2**20:g} MB, {whose}", code="too_large")
 
 
 def _bare(scope: Scope) -> bool:

@@ -34,7 +34,7 @@ from tunes_dagster.gateway.native_answers import (
 )
 from tunes_dagster.gateway.native_imports import ImportBody, take_in
 from tunes_dagster.gateway.nesting import read_body
-from tunes_dagster.gateway.problems import Problem, not_found
+from tunes_dagster.gateway.problems import HttpProblem, not_found
 from tunes_dagster.gateway.rehearsal import rehearsable
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Callback, Prompt, Tune
@@ -43,7 +43,7 @@ from tunes_dagster.service.download import served
 from tunes_dagster.service.submit import check_callback_url
 
 
-def _error(problem: Problem) -> tuple[int, Any]:
+def _error(problem: HttpProblem) -> tuple[int, Any]:
     body = {"code": problem.code or "error", "message": problem.message, "fields": problem.fields}
     return problem.status, {"error": body}
 

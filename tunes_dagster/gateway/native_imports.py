@@ -55,7 +55,7 @@ def take_in(mine: Desk, given: dict[str, Any]) -> Tune:
     """Accept the weights that a body brings or names.
 
     Raises:
-        Problem: 422 for its fields, or weights that cannot be taken.
+        HttpProblem: 422 for its fields, or weights that cannot be taken.
     """
     fields = fields_of(given, "")
     files = files_in(fields, "file", "weights")
@@ -80,7 +80,7 @@ def _with_pictures(mine: Desk, prompt: PromptRequest) -> PromptRequest:
     """Return a prompt whose pictures are the caller's own: keys of the store may lead to somebody else's.
 
     Raises:
-        Problem: 422, naming the field.
+        HttpProblem: 422, naming the field.
     """
     settings = prompt.settings
     given = {name: getattr(settings, name) for name in ("input_image", "mask_image")}

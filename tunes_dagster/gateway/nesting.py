@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from tunes_dagster.gateway.bodies import Body
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.gateway.uploads import read_form
 
 _PART = re.compile(r"\[([^\[\]]*)\]")
@@ -23,7 +23,7 @@ async def read_body(request: Body) -> dict[str, Any]:
     """Return the fields of a body, whatever its type; the query's fields are not in it.
 
     Raises:
-        Problem: 400 when it is malformed.
+        HttpProblem: 400 when it is malformed.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
@@ -35,9 +35,9 @@ async def read_body(request: Body) -> dict[str, Any]:
     try:
         parsed = json.loads(raw)
     except (ValueError, RecursionError):
-        raise Problem(400, "The body is not valid JSON", code="invalid") from None
+        raise HttpProblem(400, "The body is not valid JSON", code="invalid") from None
     if not isinstance(parsed, dict):
-        raise Problem(400, "The body is not a JSON object", code="invalid")
+        raise HttpProblem(400, "The body is not a JSON object", code="invalid")
     # Some write the names of form fields into JSON: `{"tune[title]": "Ann"}`.
     return nested(parsed.items()) if any("[" in name for name in parsed) else parsed
 
@@ -49,18 +49,20 @@ def nested(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     keys are all numbers is a list in their order.
 
     Raises:
-        Problem: 400 for names that contradict each other or nest too deeply.
+        HttpProblem: 400 for names that contradict each other or nest too deeply.
     """
     root: dict[str, Any] = {}
     for name, value in pairs:
         head, bracket, _rest = name.partition("[")
         path = [head, *(_PART.findall(name[len(head) :]) if bracket else [])]
         if len(path) > _MAX_DEPTH:
-            raise Problem(400, "A field is nested too deeply", code="invalid")
+            raise HttpProblem(400, "A field is nested too deeply", code="invalid")
         try:
             _put(root, path, value)
         except (TypeError, AttributeError):
-            raise Problem(400, f"The field {name[:80]!r} contradicts another one", code="invalid") from None
+            raise HttpProblem(
+                400, f"The field {name[:80]!r} contradicts another one", code="invalid"
+            ) from None
     return {name: _lists(value) for name, value in root.items()}
 
 
@@ -113,11 +115,11 @@ def fields_of(body: dict[str, Any], wrapper: str) -> dict[str, Any]:
     """Return what stands under the wrapper, or the body itself when there is none; empty strings mean absent.
 
     Raises:
-        Problem: 400 when the wrapper holds something else than fields.
+        HttpProblem: 400 when the wrapper holds something else than fields.
     """
     inner = body.get(wrapper, body)
     if not isinstance(inner, dict):
-        raise Problem(400, f"param is missing or the value is empty: {wrapper}", code="invalid")
+        raise HttpProblem(400, f"param is missing or the value is empty: {wrapper}", code="invalid")
     return {name: value for name, value in inner.items() if not (isinstance(value, str) and value == "")}
 
 

@@ -19,7 +19,7 @@ from starlette.datastructures import UploadFile
 
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.gateway.uploads import read_form
 from tunes_dagster.registry.accepting import Claim
 from tunes_dagster.registry.api_tables import IdempotencyKey
@@ -39,7 +39,7 @@ async def answered_once(request: Body, inner: Endpoint) -> Response:
     if not key or mine is None or request.method in ("GET", "HEAD", "OPTIONS"):
         return await inner(request)
     if len(key) > 255:
-        raise Problem(400, "Idempotency-Key is longer than 255 characters", code="invalid")
+        raise HttpProblem(400, "Idempotency-Key is longer than 255 characters", code="invalid")
     digest, fields = await _fingerprint(request)
     claim, first = await _claimed(mine, key, digest, fields)
     if first is None:
@@ -59,7 +59,7 @@ async def _claimed(
     """Claim a key, or return the row of the first request once it was answered or has made something.
 
     Raises:
-        Problem: 409 for a key of another request, and when the first one takes too long.
+        HttpProblem: 409 for a key of another request, and when the first one takes too long.
     """
     deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
     while True:
@@ -69,12 +69,12 @@ async def _claimed(
         if claim:
             return claim, None
         if first is not None and first.body_hash != digest:
-            raise Problem(409, _difference(first.body, fields), code="idempotency_conflict")
+            raise HttpProblem(409, _difference(first.body, fields), code="idempotency_conflict")
         if first is not None and (first.status_code is not None or first.subjects):
             return "", first
         if asyncio.get_running_loop().time() > deadline:
             said = "The first request with this Idempotency-Key is still being answered"
-            raise Problem(409, said, headers={"Retry-After": "5"}, code="idempotency_busy")
+            raise HttpProblem(409, said, headers={"Retry-After": "5"}, code="idempotency_busy")
         await asyncio.sleep(0.1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 
 # Names of the one coding that is unpacked (RFC 9110, 8.4.1.3).
 GZIP = ("gzip", "x-gzip")
@@ -40,7 +40,7 @@ class Unpacking:
         """Return up to `PIECE` unpacked bytes, none when more has to arrive first.
 
         Raises:
-            Problem: 400 for what is no gzip.
+            HttpProblem: 400 for what is no gzip.
         """
         found = b""
         while not found and (self._at < len(self._packed) or self._begun):
@@ -69,11 +69,11 @@ class Unpacking:
         """Make sure that nothing is missing.
 
         Raises:
-            Problem: 400.
+            HttpProblem: 400.
         """
         if self._begun:
             raise _broken("ends too early")
 
 
-def _broken(how: str) -> Problem:
-    return Problem(400, f"The body's Content-Encoding is gzip, and it {how}", code="invalid")
+def _broken(how: str) -> HttpProblem:
+    return HttpProblem(400, f"The body's Content-Encoding is gzip, and it {how}", code="invalid")

@@ -26,7 +26,7 @@ _OF_KIND = ("_parsing", "_type")
 
 
 @dataclass(eq=False)
-class Problem(Exception):
+class HttpProblem(Exception):
     """A request that is refused.
 
     Attributes:
@@ -51,26 +51,28 @@ class Problem(Exception):
         return self.message
 
 
-def not_found(what: str) -> Problem:
+def not_found(what: str) -> HttpProblem:
     """Return the answer for what is not there, or is somebody else's: the two cannot be told apart."""
-    return Problem(404, f"{what} not found", code="not_found")
+    return HttpProblem(404, f"{what} not found", code="not_found")
 
 
-def invalid(name: str, why: str, status: int = 422) -> Problem:
+def invalid(name: str, why: str, status: int = 422) -> HttpProblem:
     """Return the answer for one bad field."""
-    return Problem(status, f"{name} {why}", {name: [why]}, code="invalid")
+    return HttpProblem(status, f"{name} {why}", {name: [why]}, code="invalid")
 
 
-def of_failure(failure: Failure) -> Problem:
+def of_failure(failure: Failure) -> HttpProblem:
     """Return how a failure of the library answers a request."""
     status = _STATUS.get(failure.code, 422)
     if (
         failure.code == FailureCode.STORE_UNAVAILABLE
     ):  # which database or store it is, and why, is the operator's
         said = "The service cannot reach its storage right now; please try again."
-        return Problem(503, said, headers={"Retry-After": _RETRY_AFTER}, code=failure.code.value)
+        return HttpProblem(503, said, headers={"Retry-After": _RETRY_AFTER}, code=failure.code.value)
     if isinstance(failure, TakenOver):
-        return Problem(409, failure.message, headers={"Retry-After": _RETRY_AFTER}, code="idempotency_busy")
+        return HttpProblem(
+            409, failure.message, headers={"Retry-After": _RETRY_AFTER}, code="idempotency_busy"
+        )
     text = f"{failure.message} {failure.remedy}".strip()
     fields: dict[str, list[str]] = {}
     for one in failure.problems:
@@ -79,10 +81,10 @@ def of_failure(failure: Failure) -> Problem:
     if fields:  # what is wrong is a word in a body, not the address or the server
         status = 422
     headers = {"Retry-After": "5"} if failure.code == FailureCode.TIMED_OUT else {}
-    return Problem(status, text, fields, headers, code=failure.code.value)
+    return HttpProblem(status, text, fields, headers, code=failure.code.value)
 
 
-def of_pydantic(errors: list[dict[str, Any]]) -> Problem:
+def of_pydantic(errors: list[dict[str, Any]]) -> HttpProblem:
     """Return how pydantic's complaints answer a request: every field with its sentence."""
     fields: dict[str, list[str]] = {}
     missing = set()
@@ -97,7 +99,7 @@ def of_pydantic(errors: list[dict[str, Any]]) -> Problem:
         fields.setdefault(name, []).append("is required" if error["type"] == "missing" else said)
     kinds = [str(error["type"]) for error in errors]
     sentences = [f"{name}: {'; '.join(said)}" for name, said in fields.items()]
-    return Problem(
+    return HttpProblem(
         400 if "json_invalid" in kinds else 422,
         ", ".join(sentences) or "The request is not valid.",
         fields,

@@ -55,7 +55,7 @@ def truth(value: Any, name: str = FIELD) -> bool:
     """Return what a value of a query, body, form or header means as yes or no; nothing at all is no.
 
     Raises:
-        Problem: 422, naming the field, for anything that is neither.
+        HttpProblem: 422, naming the field, for anything that is neither.
     """
     if value is None or isinstance(value, bool):
         return bool(value)
@@ -72,7 +72,7 @@ async def is_rehearsal(request: Body) -> bool:
     """Whether a call only wants to be rehearsed: by its query, its header, or a field of its body.
 
     Raises:
-        Problem: 422 for a value that is neither yes nor no.
+        HttpProblem: 422 for a value that is neither yes nor no.
     """
     named = [value for name, value in request.query_params.multi_items() if _NAMED.fullmatch(name)]
     named += [value for name in _HEADERS for value in request.headers.getlist(name)]
@@ -108,7 +108,7 @@ def refuse_unless(endpoint: Callable[..., Any]) -> None:
     """Refuse the rehearsal of a call that accepts no work.
 
     Raises:
-        Problem: 422, naming the field.
+        HttpProblem: 422, naming the field.
     """
     if not is_rehearsable(endpoint):
         raise invalid(FIELD, "is not for this call, which makes nothing that costs: send it without")

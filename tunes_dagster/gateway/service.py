@@ -22,7 +22,7 @@ from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import Catalog
 from tunes_dagster.gateway.options import GatewayOptions, read_options, signing_secret
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.gateway.turns import Turns
 from tunes_dagster.intake.sandbox.pool import get_pool
 from tunes_dagster.registry import ApiKey, Registry, Wallet
@@ -126,7 +126,7 @@ class Service:
         """Hold one of the few places for requests that wait for somebody else's server.
 
         Raises:
-            Problem: 503 when all are taken, or those of one account: who waits must not keep the others from being
+            HttpProblem: 503 when all are taken, or those of one account: who waits must not keep the others from being
                 answered.
         """
         mine = self._outward_of.setdefault(account_id, threading.BoundedSemaphore(_OUTWARD_EACH))
@@ -166,12 +166,12 @@ class Service:
         """Return the caller of a key.
 
         Raises:
-            Problem: 401 for unknown and revoked keys.
+            HttpProblem: 401 for unknown and revoked keys.
         """
         row = self.registry.keys.find(secret) if secret and len(secret) < 200 else None
         ended = row is not None and row.expires_at is not None and row.expires_at <= self.registry.now()
         if row is None or row.revoked_at is not None or ended:
-            raise Problem(401, "Invalid or missing API key", code="unauthorized")
+            raise HttpProblem(401, "Invalid or missing API key", code="unauthorized")
         caller = self._caller(row)
         if len(self._seen) > _CACHE_SIZE:
             self._seen.clear()
@@ -195,7 +195,7 @@ class Service:
         """Count one request.
 
         Raises:
-            Problem: 429 when the plan's limit is used up.
+            HttpProblem: 429 when the plan's limit is used up.
         """
         item = RateLimitItemPerMinute(caller.requests_per_minute)
         allowed = self.limiter.hit(item, caller.account_id)
@@ -204,7 +204,7 @@ class Service:
         rate = Rate(caller.requests_per_minute, stats.remaining, reset)
         if not allowed:
             headers = {**rate.headers, "Retry-After": str(max(1, reset))}
-            raise Problem(
+            raise HttpProblem(
                 429, "Rate limit exceeded, please retry later", headers=headers, code="rate_limited"
             )
         return rate
@@ -213,18 +213,20 @@ class Service:
         """Count one sample callback: it costs nothing, and its receiver may be anybody.
 
         Raises:
-            Problem: 429 when the account had as many as an hour allows.
+            HttpProblem: 429 when the account had as many as an hour allows.
         """
         item = RateLimitItemPerHour(self.options.samples_per_hour)
         if not self.limiter.hit(item, "samples", account_id):
             reset = self.limiter.get_window_stats(item, "samples", account_id).reset_time - time.time()
             said = f"{self.options.samples_per_hour} sample callbacks an hour are sent; try again later"
-            raise Problem(429, said, headers={"Retry-After": str(max(1, round(reset)))}, code="rate_limited")
+            raise HttpProblem(
+                429, said, headers={"Retry-After": str(max(1, round(reset)))}, code="rate_limited"
+            )
 
 
-def _busy() -> Problem:
+def _busy() -> HttpProblem:
     said = "Too many addresses are being looked at; try again in a few seconds"
-    return Problem(503, said, headers={"Retry-After": "5"}, code="busy")
+    return HttpProblem(503, said, headers={"Retry-After": "5"}, code="busy")
 
 
 def open_service(settings: Settings, options: GatewayOptions | None = None) -> Service:

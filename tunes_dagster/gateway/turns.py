@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 
 Result = TypeVar("Result")
 
@@ -41,14 +41,14 @@ class Turns:
             work: Blocks.
 
         Raises:
-            Problem: 429 when the account has too much waiting.
+            HttpProblem: 429 when the account has too much waiting.
         """
         future: Future[Result] = Future()
         with self._lock:
             mine = self._waiting.setdefault(account, deque())
             if len(mine) >= _MOST_OF_ONE:
                 said = "Too many pictures of this account are waiting; try again in a few seconds"
-                raise Problem(429, said, headers={"Retry-After": "5"}, code="busy")
+                raise HttpProblem(429, said, headers={"Retry-After": "5"}, code="busy")
             mine.append((future, work))
         self._workers.submit(self._next)
         return await asyncio.wrap_future(future)

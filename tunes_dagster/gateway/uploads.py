@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException
 from tunes_dagster.core.store import Store
 from tunes_dagster.gateway.bodies import Body, too_large
 from tunes_dagster.gateway.options import own_limit
-from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.gateway.problems import HttpProblem, invalid
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.intake.payloads import upload_key
 
@@ -30,7 +30,7 @@ async def read_form(request: Body, account: dict[str, Any] | None = None) -> For
         account: Options of the account (`max_upload_files`, `max_upload_mb`); None takes those of the caller's key.
 
     Raises:
-        Problem: 400 for a malformed body, 413 for too many files.
+        HttpProblem: 400 for a malformed body, 413 for too many files.
     """
     desk = getattr(request.state, "desk", None)
     limits = account if account is not None else (desk.caller.options if desk is not None else {})
@@ -43,9 +43,9 @@ async def read_form(request: Body, account: dict[str, Any] | None = None) -> For
         said = str(getattr(error, "detail", None) or getattr(error, "message", error))
         if "Too many files" in said:
             raise too_large(f"More than {most} files, which is this account's limit") from None
-        raise Problem(413 if "Too many" in said else 400, said, code="invalid") from None
+        raise HttpProblem(413 if "Too many" in said else 400, said, code="invalid") from None
     except (UnicodeDecodeError, ValueError, AssertionError):
-        raise Problem(400, "The form cannot be read: it is not well-formed", code="invalid") from None
+        raise HttpProblem(400, "The form cannot be read: it is not well-formed", code="invalid") from None
     return form
 
 
@@ -62,7 +62,7 @@ def refuse_empty(file: UploadFile, field: str) -> None:
     """Refuse a file without a single byte, which can be no picture.
 
     Raises:
-        Problem: 422, naming it.
+        HttpProblem: 422, naming it.
     """
     if file.size == 0:
         raise invalid(field, f"has {(file.filename or '')[:80]!r}, which is empty")

@@ -19,7 +19,7 @@ from tunes_dagster.gateway.answers import Address, Answer, answers
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
-from tunes_dagster.gateway.problems import Problem, invalid, not_found
+from tunes_dagster.gateway.problems import HttpProblem, invalid, not_found
 from tunes_dagster.gateway.rehearsal import rehearsable
 from tunes_dagster.registry import Tune
 from tunes_dagster.registry.outbox import Sending
@@ -51,7 +51,7 @@ _STATUS = {
 }
 
 
-def error(problem: Problem) -> tuple[int, Any]:
+def error(problem: HttpProblem) -> tuple[int, Any]:
     """Return `{"error": …}` in the vendor's words, with the reason in `detail` where there is more to say."""
     status = problem.status
     if problem.code == "invalid" and status == 422:

@@ -27,7 +27,7 @@ from tunes_dagster.gateway.answers import Address, Answer, Rehearsal, answers
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
-from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.gateway.problems import HttpProblem, invalid
 from tunes_dagster.gateway.rehearsal import rehearsable, truth
 from tunes_dagster.registry.outbox import Sending
 from tunes_dagster.rendering.styles import compositions
@@ -45,7 +45,7 @@ _BASELINES: dict[Any, Literal["fast", "thorough"]] = {1: "fast", 2: "thorough"}
 _CONTINUED = re.compile(rb"([,{}\]\"\d])[ \t]*\\[ \t]*\r?\n")
 
 
-def error(problem: Problem) -> tuple[int, Any]:
+def error(problem: HttpProblem) -> tuple[int, Any]:
     """Return `{"error": …}`."""
     return problem.status, {"error": problem.message}
 
@@ -203,7 +203,7 @@ def _told(body: Call, uid: str) -> str | None:
 
     Raises:
         Failure: `SOURCE_REFUSED` for what is no address.
-        Problem: 422 for one to which the uid would add something else than its end: to the host, or behind a `#`.
+        HttpProblem: 422 for one to which the uid would add something else than its end: to the host, or behind a `#`.
     """
     if body.callback_url is None:
         return None

@@ -12,7 +12,7 @@ from typing import Any
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.families.catalog import Catalog
 from tunes_dagster.gateway.desk import Desk
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.gateway.service import Service
 
 # Astria's word for a family; those of packages go by their own.
@@ -59,9 +59,9 @@ def unknown(number: Any) -> str:
     )
 
 
-def not_there(number: Any) -> Problem:
+def not_there(number: Any) -> HttpProblem:
     """Return the answer for a tune of a path that is neither the account's nor a base."""
-    return Problem(404, f"Not found: {unknown(number)}", code="not_found")
+    return HttpProblem(404, f"Not found: {unknown(number)}", code="not_found")
 
 
 def shown(mine: Desk, base: GalleryBase) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     without_wishes,
 )
 from tunes_dagster.gateway.dialects.astria.workspaces import workspace_of
-from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
+from tunes_dagster.gateway.problems import HttpProblem, invalid, of_pydantic
 from tunes_dagster.registry import Tune
 
 # A receiver that inserts a row per picture must not be told twice.
@@ -62,7 +62,7 @@ def base_of(mine: Desk, branch: str | None, number: int | None) -> Base:
     """Return the base that a branch and a `base_tune_id` mean; `fast` wins, then the number.
 
     Raises:
-        Problem: 422 for a number that is neither in the gallery nor one of the account's tunes.
+        HttpProblem: 422 for a number that is neither in the gallery nor one of the account's tunes.
     """
     listed = gallery(mine.service.catalog)
     if branch == "fast" and (number is None or number in listed):
@@ -149,7 +149,7 @@ def kind_of(mine: Desk, fields: TuneFields, base: Base) -> tuple[Any, str | None
     """Return what is made of a tune, and what `args` says when that is not what was asked.
 
     Raises:
-        Problem: 422 for `faceid` where it cannot be made.
+        HttpProblem: 422 for `faceid` where it cannot be made.
     """
     from tunes_dagster.families.specs import families
 
@@ -188,7 +188,7 @@ def pictures_of(mine: Desk, fields: PromptFields) -> dict[str, str | None]:
     """Return the picture and the mask that a prompt starts from: uploaded, by URL, or as base64.
 
     Raises:
-        Problem: 422.
+        HttpProblem: 422.
     """
     extra = fields.model_extra or {}
     found: dict[str, str | None] = {}
@@ -231,7 +231,7 @@ def prompt_order(
         start: Picture and mask by key of the store, instead of those in the fields.
 
     Raises:
-        Problem: 422, in the words clients look for where a base cannot do something.
+        HttpProblem: 422, in the words clients look for where a base cannot do something.
     """
     _check_base(fields, base)
     entry = mine.entry(base.word)
@@ -285,7 +285,7 @@ def _settings(values: dict[str, Any]) -> RenderSettings:
         return RenderSettings.model_validate(values)
     except ValidationError as wrong:
         found = of_pydantic(list(wrong.errors()))  # type: ignore[arg-type]
-        raise Problem(422, found.message, found.fields, code="invalid") from None
+        raise HttpProblem(422, found.message, found.fields, code="invalid") from None
 
 
 def _scheduler(name: str | None) -> str | None:

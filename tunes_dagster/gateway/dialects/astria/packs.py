@@ -47,7 +47,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
     warned,
 )
 from tunes_dagster.gateway.nesting import fields_of, read_body
-from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.gateway.problems import HttpProblem, invalid
 from tunes_dagster.gateway.rehearsal import rehearsable, truth
 from tunes_dagster.registry import Pack, Registry, Tune
 from tunes_dagster.registry.accepting import NewGroup
@@ -214,11 +214,11 @@ def find_pack(mine: Desk, text: str) -> Pack:
     """Return a pack by id or slug.
 
     Raises:
-        Problem: 404.
+        HttpProblem: 404.
     """
     pack = Packs(mine.registry).find(mine.account_id, number(text))
     if pack is None:
-        raise Problem(404, "Not found", code="not_found")
+        raise HttpProblem(404, "Not found", code="not_found")
     return pack
 
 
@@ -299,7 +299,7 @@ def _check_shareable(text: str) -> None:
     """Refuse a text of a public pack that names the author's own tunes.
 
     Raises:
-        Problem: 422.
+        HttpProblem: 422.
     """
     from tunes_dagster.rendering.prompts import split_tags
 
@@ -350,8 +350,8 @@ def _chosen(name: str, value: Any) -> list[Any] | None:
     """Return ids that were given as a list, or as one; None when nothing was said.
 
     Raises:
-        Problem: 422 for an empty list: it chooses nothing, and would cost a tune or all prompts if it were taken for
-            nothing said.
+        HttpProblem: 422 for an empty list: it chooses nothing, and would cost a tune or all prompts if it were taken
+            for nothing said.
     """
     if value in (None, ""):
         return None
@@ -375,7 +375,7 @@ def _prompts(
     """Return the pack's prompts for a class, with the caller's own attributes over them.
 
     Raises:
-        Problem: 422 for a class that the pack does not have, or prompts that it has not for it.
+        HttpProblem: 422 for a class that the pack does not have, or prompts that it has not for it.
     """
     classes = _with_templates(mine, pack)
     if name not in classes:

@@ -38,7 +38,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 )
 from tunes_dagster.gateway.dialects.astria.workspaces import workspace_of
 from tunes_dagster.gateway.nesting import fields_of, read_body
-from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.gateway.problems import HttpProblem, invalid
 from tunes_dagster.gateway.rehearsal import rehearsable
 from tunes_dagster.registry import ApiObject, Prompt, Tune
 
@@ -77,7 +77,7 @@ def base_or_tune(mine: Desk, text: str) -> tuple[Base, Tune | None, dict[str, An
     """Return what the id before `/prompts` means: one of the account's tunes, or a base of the gallery.
 
     Raises:
-        Problem: 404.
+        HttpProblem: 404.
     """
     word = number(text)
     found = mine.registry.objects.find_tune(mine.account_id, word) if word.isdecimal() else None
@@ -98,18 +98,18 @@ def find_prompt(
     """Return a prompt by the integer ids of a path, and the number of its tune.
 
     Raises:
-        Problem: 404, also when it is not of the tune named before it.
+        HttpProblem: 404, also when it is not of the tune named before it.
     """
     word = number(text)
     if not word.isdecimal():
-        raise Problem(404, "Not found", code="not_found")
+        raise HttpProblem(404, "Not found", code="not_found")
     prompt, seen = mine.prompt(word)
     shown = tune_number(mine, prompt, seen)
     if tune is not None and number(tune) not in (
         str(shown),
         str((seen.asked if seen else {}).get("tune_id")),
     ):
-        raise Problem(404, "Prompt not found", code="not_found")
+        raise HttpProblem(404, "Prompt not found", code="not_found")
     return prompt, seen, shown
 
 
@@ -174,7 +174,7 @@ def _listed(
     mine: Desk, request: Request, before: int | None, limit: int, offset: int, **filters: Any
 ) -> list[dict[str, Any]]:
     if offset > MAX_OFFSET:
-        raise Problem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
+        raise HttpProblem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
     asked = request.query_params
     if asked.get("today", "").lower() in ("true", "1"):
         filters["since"] = datetime.combine(mine.registry.now().date(), time(), UTC)
@@ -299,7 +299,7 @@ def _picture(prompt: Prompt, index: Any) -> str:
     """Return the key of one of a prompt's pictures.
 
     Raises:
-        Problem: 422.
+        HttpProblem: 422.
     """
     images = prompt.images or []
     number = row_number(str(index))
@@ -331,7 +331,7 @@ def _update(mine: Desk, prompt_id: str, tune_id: str | None, body: dict[str, Any
     other = sorted(set(given) - set(_CHANGEABLE))
     if other:
         problems = {name: ["cannot be changed: duplicate the prompt instead"] for name in other}
-        raise Problem(422, f"{other[0]} cannot be changed", problems, code="invalid")
+        raise HttpProblem(422, f"{other[0]} cannot be changed", problems, code="invalid")
     mine.registry.objects.change(prompt.id, **given, **mark(given))
     return prompt_object(mine, *mine.prompt(prompt.id), shown)
 

@@ -31,7 +31,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 )
 from tunes_dagster.gateway.dialects.astria.workspaces import workspace_of
 from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
-from tunes_dagster.gateway.problems import Problem, invalid
+from tunes_dagster.gateway.problems import HttpProblem, invalid
 from tunes_dagster.gateway.rehearsal import is_rehearsing, rehearsable
 from tunes_dagster.registry import ApiObject, Tune
 from tunes_dagster.registry.accepting import NewGroup
@@ -52,11 +52,11 @@ def find_tune(mine: Desk, text: str) -> tuple[Tune, ApiObject | None]:
     """Return a tune by the integer id of a path.
 
     Raises:
-        Problem: 404.
+        HttpProblem: 404.
     """
     word = number(text)
     if not word.isdecimal():
-        raise Problem(404, "Not found", code="not_found")
+        raise HttpProblem(404, "Not found", code="not_found")
     return mine.tune(word, "Tune")
 
 
@@ -64,7 +64,7 @@ def read_tune_fields(body: dict[str, Any]) -> tuple[TuneFields, list[Any]]:
     """Return the fields of a tune and the files that came with it.
 
     Raises:
-        Problem: 422.
+        HttpProblem: 422.
     """
     fields = fields_of(body, "tune")
     files = files_in(fields, "images", "image_urls")
@@ -84,7 +84,7 @@ def _addresses(fields: dict[str, Any], name: str) -> list[str]:
     """Return what stands for pictures beside files: their addresses, however a client lists them.
 
     Raises:
-        Problem: 422 for what is neither a file nor an http(s) address.
+        HttpProblem: 422 for what is neither a file nor an http(s) address.
     """
     given = fields.get(name)
     listed = (
@@ -151,7 +151,7 @@ def listed(
 ) -> list[dict[str, Any]]:
     """List tunes, newest first."""
     if offset > MAX_OFFSET:
-        raise Problem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
+        raise HttpProblem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
     names = [*request.query_params.getlist("name[]"), *request.query_params.getlist("name")]
     given = {"branch": branch, "model_type": model_type, "workspace_id": workspace_of(mine)}
     rows = mine.registry.objects.page_tunes(
@@ -212,7 +212,7 @@ def _update(mine: Desk, tune_id: str, body: dict[str, Any]) -> dict[str, Any]:
     given = fields_of(body, "tune")
     other = sorted(set(given) - {"title", "name", "auto_extend", "characteristics"})
     if other:
-        raise Problem(
+        raise HttpProblem(
             422,
             f"{other[0]} cannot be changed",
             {name: ["cannot be changed"] for name in other},

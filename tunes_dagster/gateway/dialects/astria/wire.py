@@ -15,7 +15,7 @@ from tunes_dagster.core.clock import iso
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import header_key
-from tunes_dagster.gateway.problems import Problem, invalid, of_pydantic
+from tunes_dagster.gateway.problems import HttpProblem, invalid, of_pydantic
 from tunes_dagster.gateway.rehearsal import truth
 from tunes_dagster.registry import ApiObject, Prompt, Tune
 from tunes_dagster.service.download import served
@@ -81,7 +81,7 @@ NAMES = {
 }
 
 
-def error(problem: Problem) -> tuple[int, Any]:
+def error(problem: HttpProblem) -> tuple[int, Any]:
     """Return `{"error": sentence}`, for validation with `{field: [messages]}` before it; there is no 402.
 
     Astria's documents have the fields, its newer answers and what most clients print the sentence.
@@ -93,7 +93,7 @@ def error(problem: Problem) -> tuple[int, Any]:
     return status, {**named, "error": sentence or problem.message}
 
 
-def _refused_state(problem: Problem) -> bool:
+def _refused_state(problem: HttpProblem) -> bool:
     return problem.status == 409 and not problem.code.startswith("idempotency")
 
 
@@ -203,7 +203,7 @@ def understood(model: type[Any], fields: dict[str, Any], unsupported: tuple[str,
     """Return fields as a model.
 
     Raises:
-        Problem: 422, with what cannot be done refused by name beside what is wrong.
+        HttpProblem: 422, with what cannot be done refused by name beside what is wrong.
     """
     problems: dict[str, list[str]] = {}
     for name in (*unsupported, *(name for name in fields if unsupported and name.startswith("video_"))):
@@ -219,7 +219,7 @@ def understood(model: type[Any], fields: dict[str, Any], unsupported: tuple[str,
         }
     if problems:
         message = ", ".join(f"{name} {said[0]}" for name, said in problems.items())
-        raise Problem(422, message, problems, code="invalid")
+        raise HttpProblem(422, message, problems, code="invalid")
     return parsed
 
 
@@ -351,7 +351,7 @@ def check_kept(fields: Mapping[str, Any]) -> None:
     """Refuse what is only kept and given back when it is more than a word or a number.
 
     Raises:
-        Problem: 422.
+        HttpProblem: 422.
     """
     for name in _KEPT:
         value = fields.get(name)

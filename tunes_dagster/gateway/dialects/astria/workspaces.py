@@ -24,7 +24,7 @@ from tunes_dagster.gateway.dialects.astria.answers import WorkspaceAnswer
 from tunes_dagster.gateway.dialects.astria.rows import Workspaces
 from tunes_dagster.gateway.dialects.astria.wire import KEYS, NAME, Loose, error, understood, unknown_fields
 from tunes_dagster.gateway.nesting import fields_of, read_body
-from tunes_dagster.gateway.problems import Problem
+from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.registry import Workspace
 
 router = APIRouter(route_class=manners(NAME, error, KEYS), tags=["workspaces"])
@@ -46,12 +46,12 @@ def find_workspace(mine: Desk, word: str) -> Workspace:
     """Return a workspace of the account by number or slug.
 
     Raises:
-        Problem: 404.
+        HttpProblem: 404.
     """
     found = Workspaces(mine.registry).find(mine.account_id, word.removesuffix(".json"))
     if found is None:
         said = f"Workspace {word[:40]!r} not found; GET /workspaces lists yours, POST makes one"
-        raise Problem(404, said, code="not_found")
+        raise HttpProblem(404, said, code="not_found")
     return found
 
 
@@ -59,7 +59,7 @@ def workspace_of(mine: Desk) -> int | None:
     """Return the workspace that a request is about, or None for everything of the account.
 
     Raises:
-        Problem: 404.
+        HttpProblem: 404.
     """
     word = mine.request.headers.get(HEADER, "").strip() if mine.request is not None else ""
     return None if word in ("", "all", "personal") else find_workspace(mine, word).number
@@ -98,7 +98,7 @@ def _create(mine: Desk, given: dict[str, Any]) -> Response:
     if made := mine.made_before():
         return JSONResponse(_shown(find_workspace(mine, made[0])), 201)
     if len(Workspaces(mine.registry).rows(mine.account_id)) >= _MOST:
-        raise Problem(422, f"An account has at most {_MOST} workspaces", code="invalid")
+        raise HttpProblem(422, f"An account has at most {_MOST} workspaces", code="invalid")
     slug = re.sub(r"[^a-z0-9]+", "-", fields.title.lower()).strip("-")[:80] or "workspace"
     row = Workspaces(mine.registry).add(
         mine.account_id,

@@ -47,7 +47,7 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     speaks_sdk,
     unknown_fields,
 )
-from tunes_dagster.gateway.problems import Problem, invalid, not_found
+from tunes_dagster.gateway.problems import HttpProblem, invalid, not_found
 from tunes_dagster.gateway.rehearsal import rehearsable
 from tunes_dagster.registry import ApiObject, Prompt, Reservation
 
@@ -102,7 +102,7 @@ async def batch(request: Body, mine: Desk = Mine) -> dict[str, Any]:
 def unserved(operation: str, mine: Desk = Mine) -> dict[str, Any]:
     """Say of what the vendor has and this server has not that it is not there."""
     said = "/v1/image/generate, /v1/image/upscale, /v1/image/batch and /v1/video/generate are"
-    raise Problem(404, f"/v1/image/{operation[:60]} is not served here; {said}", code="not_found")
+    raise HttpProblem(404, f"/v1/image/{operation[:60]} is not served here; {said}", code="not_found")
 
 
 def _generate(mine: Desk, body: GenerateBody, files: list[UploadFile]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     unknown_fields,
     whole,
 )
-from tunes_dagster.gateway.problems import Problem, invalid, not_found
+from tunes_dagster.gateway.problems import HttpProblem, invalid, not_found
 from tunes_dagster.gateway.rehearsal import in_form, refuse_unless, rehearsable, truth
 from tunes_dagster.gateway.uploads import files_of, keep_files, read_form
 from tunes_dagster.registry import Prompt, Tune
@@ -194,10 +194,10 @@ async def upload(job_id: str, request: Body, token: str = "") -> dict[str, Any]:
     seen = await run_in_threadpool(service.registry.objects.get, job_id)
     good = seen is not None and seen.upload_hash and hmac.compare_digest(seen.upload_hash, token_hash(token))
     if not good or seen is None:
-        raise Problem(403, "Invalid or expired upload token", code="forbidden")
+        raise HttpProblem(403, "Invalid or expired upload token", code="forbidden")
     expired = seen.upload_expires_at is not None and seen.upload_expires_at < service.registry.now()
     if expired:
-        raise Problem(403, "Invalid or expired upload token", code="forbidden")
+        raise HttpProblem(403, "Invalid or expired upload token", code="forbidden")
     tune = await run_in_threadpool(service.registry.tunes.get, job_id)
     _still_waiting(tune)
     wallet = await run_in_threadpool(service.registry.ledger.wallet, seen.account_id)
@@ -230,7 +230,7 @@ def _still_waiting(tune: Tune) -> None:
     if tune.status == "deleted":
         raise not_found("Job")
     if tune.status != "awaiting_images":
-        raise Problem(
+        raise HttpProblem(
             409, f"The job has its images already: it is {tune_status(tune.status)}", code="conflict"
         )
 

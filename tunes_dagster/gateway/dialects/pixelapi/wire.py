@@ -11,7 +11,7 @@ from starlette.requests import Request
 from tunes_dagster.gateway.bodies import Body, body_of
 from tunes_dagster.gateway.dialect import header_key
 from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
-from tunes_dagster.gateway.problems import Problem, of_pydantic
+from tunes_dagster.gateway.problems import HttpProblem, of_pydantic
 
 Fields = TypeVar("Fields", bound=BaseModel)
 NAME = "pixelapi"
@@ -29,7 +29,7 @@ HOURS = 24.0
 SOUGHT_PICTURES = (5, 100)
 
 
-def error(problem: Problem) -> tuple[int, Any]:
+def error(problem: HttpProblem) -> tuple[int, Any]:
     """Return `{"detail": …}`."""
     return problem.status, {"detail": problem.message}
 
@@ -110,7 +110,7 @@ async def read_fields(request: Body, model: type[Fields]) -> tuple[Fields, list[
     """Return the body of a call, which may come as JSON or as either kind of form, and the pictures that are files.
 
     Raises:
-        Problem: 400 for a body that cannot be read, 422 for its fields.
+        HttpProblem: 400 for a body that cannot be read, 422 for its fields.
     """
     given = fields_of(await read_body(request), "")
     files = files_in(given, "image", "file")
