@@ -57,12 +57,12 @@ def test_work_waits_in_the_queue_while_another_run_has_the_device(house, holder)
 
 
 def test_a_process_that_was_killed_gives_the_device_back_without_a_daemon(house, holder, monkeypatch):
-    inprocess._give_up_lost(Installation(house.settings, registry=house.registry), house.instance)
+    inprocess._take_over(Installation(house.settings, registry=house.registry), house.instance)
     assert full_pools(house.instance, POOLS) == {GPU_POOL}
 
     later = clock.now() + timedelta(seconds=house.settings.lost_after_seconds + 1)
     monkeypatch.setattr(clock, "now", lambda: later)
-    inprocess._give_up_lost(Installation(house.settings, registry=house.registry), house.instance)
+    inprocess._take_over(Installation(house.settings, registry=house.registry), house.instance)
     assert full_pools(house.instance, POOLS) == frozenset()
     assert house.instance.get_run_by_id(holder).status == dg.DagsterRunStatus.FAILURE
     (work,) = house.registry.work.queued("train", later + timedelta(minutes=1))
@@ -80,11 +80,11 @@ def test_a_run_that_waits_for_a_daemon_which_is_gone_is_taken_over(house, monkey
     )
     with monkeypatch.context() as patch:
         patch.setattr(inprocess, "daemon_is_alive", lambda instance: True)
-        inprocess._give_up_lost(Installation(house.settings, registry=house.registry), house.instance)
+        inprocess._take_over(Installation(house.settings, registry=house.registry), house.instance)
     assert house.instance.get_run_by_id(queued.run_id).status == dg.DagsterRunStatus.STARTING
 
     monkeypatch.setattr(inprocess, "_DAEMON_SILENCE_SECONDS", -1.0)
-    inprocess._give_up_lost(Installation(house.settings, registry=house.registry), house.instance)
+    inprocess._take_over(Installation(house.settings, registry=house.registry), house.instance)
     assert house.instance.get_run_by_id(queued.run_id).status == dg.DagsterRunStatus.FAILURE
     later = house.registry.now() + timedelta(minutes=1)
     assert [work.subject_id for work in house.registry.work.queued("prepare", later)] == [tune.id]

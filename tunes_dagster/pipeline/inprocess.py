@@ -30,16 +30,13 @@ from tunes_dagster.pipeline.launches import (
     JOB_OF_KIND,
     ORIGIN_TAG,
     RUN_KEY_TAG,
-    cancel_what_people_cancelled,
     find_run,
-    forgotten_runs,
     full_pools,
-    give_up_runs,
     partition_of,
     run_config,
     run_is_alive,
-    without_work,
 )
+from tunes_dagster.pipeline.lost import give_up_lost
 from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
 from tunes_dagster.service import decide
 
@@ -128,19 +125,16 @@ def drive(
         if not launches:
             watching.phase(Phase.QUEUED, "Waiting for the device: another run has it." if full else "")
             watch = decide.Watch.after(watch, patient.registry.now(), settings.lost_after_seconds)
-            _give_up_lost(patient, place, watch)
+            _take_over(patient, place, watch)
             time.sleep(_POLL_SECONDS)
 
 
-def _give_up_lost(
+def _take_over(
     installation: Installation,
     instance: dg.DagsterInstance,
     watch: decide.Watch | None = None,
 ) -> None:
-    """Do what the sensor `stuck_work` does, and take over what a daemon that is gone had asked Dagster for."""
-    registry, settings = installation.registry, installation.settings
-    cancel_what_people_cancelled(instance, registry)
-    now, patience = registry.now(), settings.lost_after_seconds
+    """Give up what is lost, and take over what a daemon that is gone had asked Dagster for."""
     never: list[str] = []
 
     def alive(name: str) -> bool | None:
@@ -150,16 +144,7 @@ def _give_up_lost(
             return False
         return run_is_alive(instance, name)
 
-    stuck = decide.find_stuck(
-        registry,
-        now,
-        alive,
-        watch=watch,
-        lost_after_seconds=patience,
-        longest=settings.longest,
-    )
-    forgotten = forgotten_runs(instance, registry, POOLS, now, patience)
-    give_up_runs(instance, [*without_work(registry, [one.run_id for one in stuck]), *forgotten])
+    give_up_lost(installation, instance, watch, alive)
     for run in filter(None, map(instance.get_run_by_id, never)):
         instance.report_run_failed(run, "No daemon was there to start it; its work is done by another run.")
 

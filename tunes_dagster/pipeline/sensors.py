@@ -11,17 +11,13 @@ import dagster as dg
 
 from tunes_dagster.assets.housekeeping import forget_deleted
 from tunes_dagster.assets.installation import folder_answer, looked_at
-from tunes_dagster.assets.names import POOLS, Group
+from tunes_dagster.assets.names import Group
 from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.jobs import embed_faces, train_cohort
 from tunes_dagster.pipeline.launches import (
-    cancel_what_people_cancelled,
-    forgotten_runs,
-    give_up_runs,
     request_for,
-    run_is_alive,
-    without_work,
 )
+from tunes_dagster.pipeline.lost import give_up_lost
 from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
 from tunes_dagster.registry import Campaign, CampaignDate
 from tunes_dagster.resources import InstallationResource, NotifierResource
@@ -198,27 +194,18 @@ def open_deletions(context: dg.SensorEvaluationContext, installation: Installati
 def stuck_work(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SkipReason:
     """Lost attempts → back into the queue."""
     whole, instance = installation.open(works=False), context.instance
-    rows, settings = whole.registry, whole.settings
-    cancelled = cancel_what_people_cancelled(instance, rows)
-    now = rows.now()
-    watch = decide.Watch.after(decide.Watch.read(context.cursor), now, settings.lost_after_seconds)
-    stuck = decide.find_stuck(
-        rows,
-        now,
-        lambda name: run_is_alive(instance, name),
-        watch=watch,
-        lost_after_seconds=settings.lost_after_seconds,
-        longest=settings.longest,
-    )
+    seconds = whole.settings.lost_after_seconds
+    watch = decide.Watch.after(decide.Watch.read(context.cursor), whole.registry.now(), seconds)
+    done = give_up_lost(whole, instance, watch)
     context.update_cursor(str(watch))
-    forgotten = forgotten_runs(instance, rows, POOLS, now, settings.lost_after_seconds)
-    give_up_runs(instance, [*without_work(rows, [one.run_id for one in stuck]), *forgotten])
-    for run_id in forgotten:
+    for run_id in done.forgotten:
         context.log.warning(f"Run {run_id} went on although its work had ended; it was given up.")
-    for one in stuck:
+    for one in done.stuck:
         context.log.warning(f"{one.work.kind} of {one.work.subject_id}: {one.reason}")
     return dg.SkipReason(
-        f"{len(stuck)} attempts were lost, {cancelled} cancelled." if stuck or cancelled else "All is well."
+        f"{len(done.stuck)} attempts were lost, {done.cancelled} cancelled."
+        if done.stuck or done.cancelled
+        else "All is well."
     )
 
 
