@@ -9,8 +9,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from tests.support.tiny_bases import byte_tokenizer
-from tests.support.tiny_flux import letter_tokenizer
+from tests.support.tokenizers import byte_tokenizer, letter_tokenizer
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.families.catalog import load_catalog
 

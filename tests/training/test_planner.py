@@ -205,7 +205,7 @@ def test_a_base_is_packed_however_it_is_loaded(tmp_path, monkeypatch, bits):
         @classmethod
         def from_pretrained(cls, folder, **named):
             asked.append(named)
-            return SimpleNamespace(vae=tiny_vae(4))
+            return SimpleNamespace(vae=tiny_vae())
 
         from_single_file = from_pretrained
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 
 from tests.support import foreign
 from tests.support.families import make_base, random_lora
@@ -45,6 +46,11 @@ def job_of(store: Store, path, **more) -> TuneJob:
         recipe={"imported": imported},
         title="Theirs",
     )
+
+
+def header_of(path) -> dict[str, str]:
+    with safe_open(path, "pt") as opened:
+        return opened.metadata()
 
 
 def adapter_of(base, kind: str) -> dict[str, torch.Tensor]:
@@ -193,3 +199,66 @@ def test_training_goes_on_where_the_file_ended(bases, family, tmp_path):
         made = foreign.delta(a, b)
         expected = foreign.delta(*wanted[name]) if name in wanted else torch.zeros_like(made)
         assert torch.allclose(made, expected, atol=1e-5), name
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_words_and_adapted_encoders_are_kept_when_training_goes_on(bases, family, tmp_path):
+    """The captions are encoded as the file's encoders hear them, and the new files hold them as they were."""
+    from tests.training.conftest import Recorder, add_picture
+    from tunes_dagster.training import words
+    from tunes_dagster.training.jobs import TrainExample
+    from tunes_dagster.training.loop import train
+
+    base, store = bases(family), Store(tmp_path / "store")
+    generator = torch.Generator().manual_seed(4)
+    vectors = {
+        name: torch.randn(2, encoder.get_input_embeddings().weight.shape[1], generator=generator)
+        for name, (_, encoder) in base.word_encoders().items()
+    }
+    tensors, header = foreign.new_diffusers(adapter_of(base, "encoders"))
+    file = tmp_path / "theirs.safetensors"
+    save_file(tensors, file, header)
+    first = take_in(job_of(store, file), base, store)
+    key = "tunes/t/ohwx.safetensors"
+    words.save(store, key, vectors, {"format": "pt", words.TOKEN_FIELD: "ohwx"})
+    with store.local(first.weights_key) as path:
+        state = load_file(path)
+        said = header_of(path) | {words.KEY_FIELD: key, words.TOKEN_FIELD: "ohwx"}
+    store.write_bytes(first.weights_key, save(state, said))
+
+    options = TrainingOptions(
+        **first.figures["continued_as"],
+        steps=2,
+        batch_size=1,
+        learning_rate=1e-3,
+        prior_weight=1.0,
+        prior_prompts=1,
+        resolution=64,
+    )
+    items = [TrainExample(add_picture(store, 1), "a photo of ohwx woman", (64, 64))]
+    report = Recorder()
+    recipe = {"continues": {"weights_key": first.weights_key}}
+    job = TuneJob("u", options, items, "ohwx", "woman", "tunes/u/lora/1", report, recipe=recipe)
+    before = base.encode_text(["a woman"])["hidden"]
+    result = train([job], base, store)["u"]
+    assert not isinstance(result, Failure), result
+    assert torch.equal(base.encode_text(["a woman"])["hidden"], before)
+    assert any("words and text encoders of that tune are kept" in note for note in report.notes)
+    with store.local(result.weights_key) as path:
+        after = load_file(path)
+    text = [name for name in state if name.startswith("text_encoder")]
+    assert text and all(torch.equal(after[name], state[name]) for name in text)
+    denoiser = [name for name in state if name.endswith(".lora_B.weight") and name not in text]
+    assert any(not torch.equal(after[name], state[name]) for name in denoiser)
+    kept = words.load(store, result.figures["embeddings"])
+    assert all(torch.equal(kept[name], vectors[name]) for name in vectors)
+    assert verify(Files(result.weights_key, result.kohya_key), "a photo of ohwx woman", base, store).passed
+
+    # What the loop trained on is what the file's own words and encoders say.
+    from tunes_dagster.training import run
+
+    prepared = run.prepare(job, base, store)
+    with words.speaking(base, store, first.weights_key):
+        heard = base.encode_text(["a photo of ohwx woman"])["hidden"][0]
+    assert torch.allclose(prepared.texts[job.captions[0]]["hidden"], heard, atol=1e-5)
+    assert not torch.allclose(heard, base.encode_text(["a photo of ohwx woman"])["hidden"][0], atol=1e-2)

@@ -80,6 +80,7 @@ def _planned(
 ) -> dict[str, Any]:
     from tunes_dagster.families.sizes import sizes_of
     from tunes_dagster.training.planner import plan_memory
+    from tunes_dagster.training.road import described
 
     sizes = sizes_of(entry, entry.location(installation.settings.bases_folder))
     try:
@@ -91,4 +92,19 @@ def _planned(
             **failure.facts,
             "says": f"{failure.message} {failure.remedy}",
         }
-    return {"device": name, "fits": True, **made.as_dict(), "says": made.sentence()}
+    folder = entry.location(installation.settings.bases_folder)
+    whole = described(made, options, entry, folder, machine)
+    highest, moments = whole["worst_moment"], whole["moments_gib"]
+    says = (
+        f"{made.sentence()} Highest: {highest}, {moments[highest]:.1f} GiB. {_rendered(whole['rendering'])}"
+    )
+    return {"device": name, "fits": True, **made.as_dict(), **whole, "says": says}
+
+
+def _rendered(way: dict[str, Any]) -> str:
+    """Say how pictures of the finished tune are rendered, and that they are not where nothing fits."""
+    if not way["fits"]:
+        return f"Pictures do not fit: one needs {way['needed_gib']:.1f} GiB; render on a larger device."
+    saved = ["text encoders and VAE are offloaded"] if way["offload"] else []
+    saved += [f"base in {way['quantize']}"] if way["quantize"] != "none" else []
+    return f"Pictures: {', '.join(saved) or 'nothing saved'}, {way['needed_gib']:.1f} GiB."

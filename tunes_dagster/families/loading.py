@@ -162,7 +162,7 @@ def _half() -> tuple[torch.dtype, ...]:
 
 
 def with_able_vae(pipeline: Any, dtype: torch.dtype) -> Any:
-    """Have a pipeline's VAE compute in float32 in half precision if its configuration asks for it; return it.
+    """Have a pipeline's VAE compute in float32 in half precision unless its configuration says it need not; return it.
 
     `force_upcast`, which released VAEs have, says that float16 overflows, and bfloat16 leaves eight bits to a colour.
     Stock pipelines turn to float32 for float16 alone, and feed their VAE whatever the denoiser computes in. So the
@@ -175,7 +175,7 @@ def with_able_vae(pipeline: Any, dtype: torch.dtype) -> Any:
     import torch
 
     vae = pipeline.vae
-    able = torch.float32 if dtype in _half() and vae.config.get("force_upcast") else dtype
+    able = torch.float32 if dtype in _half() and vae.config.get("force_upcast", True) else dtype
     if vae.dtype != able:
         torch.nn.Module.to(vae, able)  # diffusers' own warns of layers to be kept in float32, and names none
     if able != dtype:

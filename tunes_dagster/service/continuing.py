@@ -13,6 +13,8 @@ from tunes_dagster.registry import Registry, Tune
 _SHAPE = ("kind", "rank", "targets", "rslora", "dora")
 # Kinds whose weights can be trained further.
 _CONTINUED = ("lora", "checkpoint")
+# What goes on of a tune with words of its own: the adapter; the words are kept, see `training/inherited.py`.
+_GOES_ON_AS = {"pti": "lora"}
 
 
 # What to do about a tune that waiting does not make ready.
@@ -39,7 +41,6 @@ def _shape_of_import(tune: Tune) -> dict[str, Any]:
             f"The tune {tune.title!r}, which was imported, cannot be continued: {why}.",
             "Continue another one, or start a tune of its own and use both in a prompt.",
         )
-    # Words that came with it are its own; what goes on is the adapter.
     return {**shape, "alpha": None, "rslora": False, "resolution": None, "export_scale": None}
 
 
@@ -64,6 +65,10 @@ def continued(
         )
     plain = TrainingOptions().model_dump()
     before = {**plain, **earlier.recipe["training"], **_shape_of_import(earlier)}
+    learned = before["kind"]
+    before["kind"] = _GOES_ON_AS.get(learned, learned)
+    if asked.kind == learned:  # the same as that tune's is no other wish
+        asked = asked.model_copy(update={"kind": before["kind"]})
     # A kind that was named is meant, also when it is the default.
     named = {"kind"} & asked.model_fields_set
     wrong = [
@@ -76,8 +81,8 @@ def continued(
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"The tune {earlier.title!r} cannot be continued so: {what}.",
-            "Tunes of the kinds lora and checkpoint are continued by their own kind, with the same rank and targets; "
-            "leave these options out.",
+            "Tunes of the kinds lora and checkpoint are continued by their own kind, those of the kind pti as a lora "
+            "that keeps their words, with the same rank and targets; leave these options out.",
             problems=tuple(wrong),
         )
     shape = {name: before[name] for name in _SHAPE}

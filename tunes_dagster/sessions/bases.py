@@ -68,11 +68,16 @@ class Bases:
         """Return a base with what goes with it, loaded unless it is there.
 
         Those that were not used for longest leave first when there is no room.
+
+        Args:
+            entry: Of the catalog.
+            folder: Where it lies.
+            placement: How its networks lie in memory; None saves as much as pictures need to fit.
         """
         from tunes_dagster.families.base import load_family
         from tunes_dagster.families.loading import placed
 
-        placement = placement or Placement()
+        placement = placement or fitting(entry, folder, self._device)
         key = (entry.branch, str(folder), placement)
         kept = self._kept.get(key)
         if kept is None:
@@ -85,7 +90,7 @@ class Bases:
 
     def usable(self, entry: BaseModelEntry, folder: Path) -> bool:
         """Whether a base can be computed with in the middle of other work: it is there whole, or there is room."""
-        kept = self._kept.get((entry.branch, str(folder), Placement()))
+        kept = self._kept.get((entry.branch, str(folder), fitting(entry, folder, self._device)))
         if kept is not None:
             return not is_lent(kept.base)
         return self.room_gib() >= self.gib_of(entry, folder)
@@ -119,6 +124,14 @@ class Bases:
         """Drop them all."""
         self._kept.clear()
         _give_back_memory()
+
+
+def fitting(entry: BaseModelEntry, folder: Path, device: Device, scoring: bool = False) -> Placement:
+    """Return how a base is loaded for pictures, so that they fit; see `training/road.py`."""
+    from tunes_dagster.training.road import serving
+
+    way = serving(entry, folder, device.machine(), scoring)
+    return Placement(way.offload, way.quantize)
 
 
 def _taught(base: LoadedBase) -> int:

@@ -134,7 +134,7 @@ def _scored(
     """Score on a device, and return the card with its pictures and what publishing changes."""
     from tunes_dagster.evaluation.publishing import publish_checkpoint
     from tunes_dagster.evaluation.scoring import Subject, score_tune
-    from tunes_dagster.families.loading import Placement
+    from tunes_dagster.sessions.bases import fitting
     from tunes_dagster.training.words import speaking
 
     store = place.installation.store
@@ -144,7 +144,7 @@ def _scored(
     subject = Subject(tune.id, tune.token, tune.class_name, training, held_out, keys)
     with place.lease(_Patient(mine.report, options.seconds)) as device:
         mine.report.phase(Phase.EVALUATING, f"Scoring on {device.name}: loading {entry.branch}.")
-        base = place.load(entry, folder, device, Placement())
+        base = place.load(entry, folder, device, fitting(entry, folder, device, scoring=True))
         looking = open_scorers(device.name)
         mine.report.phase(Phase.EVALUATING, "Scoring the untuned base and the checkpoints.")
         with speaking(base, store, made.trained_key):

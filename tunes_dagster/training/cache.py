@@ -244,7 +244,12 @@ def _stack(pictures: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def cached_text(
-    texts: Sequence[str], base: LoadedBase, store: Store, owner: str = "", own: Sequence[str] = ()
+    texts: Sequence[str],
+    base: LoadedBase,
+    store: Store,
+    owner: str = "",
+    own: Sequence[str] = (),
+    heard: str = "",
 ) -> tuple[dict[str, Conditioning], CacheCount]:
     """Return {text: conditioning of one row without the row dimension}, from the store or encoded now.
 
@@ -254,10 +259,12 @@ def cached_text(
         store: Where the cache lies.
         owner: See `note_owner`.
         own: Which of the texts are the owner's.
+        heard: What tells adapted encoders from the base's own, see `inherited.heard`.
     """
     fingerprint = base.fingerprint("text")
+    how = (heard,) if heard else ()
     wanted = list(dict.fromkeys(texts))
-    keys = {text: f"cache/text/{fingerprint}/{digest(text)}.safetensors" for text in wanted}
+    keys = {text: f"cache/text/{fingerprint}/{digest(text, *how)}.safetensors" for text in wanted}
     note_owner(store, owner, [keys[text] for text in own])
     with ThreadPoolExecutor(_READERS) as readers:
         found = dict(zip(wanted, readers.map(lambda t: read_tensors(store, keys[t]), wanted), strict=True))

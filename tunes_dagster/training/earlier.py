@@ -10,7 +10,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.core.store import Store
 from tunes_dagster.training.files import read_header
-from tunes_dagster.training.names import split_state
+from tunes_dagster.training.names import split_encoders, split_state
 from tunes_dagster.training.weights import export_scale
 
 if TYPE_CHECKING:
@@ -33,12 +33,7 @@ def read_earlier(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
 
     key = job.start_from
     assert key is not None
-    if not store.exists(key):
-        raise Failure(
-            FailureCode.WEIGHTS_UNUSABLE,
-            f"The weights {key} to continue from are not in the store any more.",
-            "Start a tune of its own.",
-        )
+    check_there(key, store)
     header = read_header(store, key)
     recipe: dict[str, Any] = json.loads(header.get("tunes_dagster.recipe", "{}"))
     predicted = header.get("modelspec.prediction_type", base.prediction)
@@ -56,13 +51,27 @@ def read_earlier(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
             "exactly where that tune ended."
         )
     with store.local(key) as path:
-        state = read_weights(path)
+        state, _ = split_encoders(read_weights(path))
     if "imported" in recipe:
         return _filled(state, base, job.options)
     scale = _export_scale(recipe.get("training", {}))
     if scale == 1:
         return state
     return {name: value / scale if ".lora_B." in name else value for name, value in state.items()}
+
+
+def check_there(key: str, store: Store) -> None:
+    """Refuse to continue from weights that are gone.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE`.
+    """
+    if not store.exists(key):
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The weights {key} to continue from are not in the store any more.",
+            "Start a tune of its own.",
+        )
 
 
 def _filled(state: Mapping[str, Tensor], base: LoadedBase, options: TrainingOptions) -> dict[str, Tensor]:

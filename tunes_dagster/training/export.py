@@ -63,8 +63,10 @@ def write(
     }
     name = recipe_hash(recipe)
     store.write_json(f"{job.out_prefix}/{RECIPE_FILE}", recipe)
-    fields = {**_header(job, base, recipe, name, steps, whole=is_whole(adapter)), **(header or {})}
-    files = write_layouts(store, job.out_prefix, job.tune_id, base, adapter, fields, storage_dtype(base))
+    spoken = _write_words(job, store) if job.words else {}
+    fields = {**_header(job, base, recipe, name, steps, whole=is_whole(adapter)), **spoken, **(header or {})}
+    whole = {**adapter, **(job.encoders or {})}
+    files = write_layouts(store, job.out_prefix, job.tune_id, base, whole, fields, storage_dtype(base))
     # Beside what a user takes away.
     card = _card(job, base, name, steps, curve, files)
     card_key = store.write_text(f"{files.pipeline_key or job.out_prefix}/README.md", card)
@@ -74,6 +76,8 @@ def write(
     }
     if not is_whole(adapter):
         figures["layers"] = len(split_state(adapter))
+    if spoken:
+        (figures["embeddings"],) = spoken.values()
     if files.kohya_key:
         figures["kohya_bytes"] = store.size(files.kohya_key)
     return TuneResult(
@@ -89,6 +93,17 @@ def write(
         stopped=stopped,
         figures=figures,
     )
+
+
+def _write_words(job: TuneJob, store: Store) -> dict[str, str]:
+    """Write a tune's words and return the field of the weights' header that leads to them."""
+    from tunes_dagster.training import words
+
+    # ComfyUI, Forge and A1111 find words by the name of their file.
+    key = f"{job.out_prefix}/{job.token}.safetensors"
+    assert job.words is not None
+    words.save(store, key, job.words, {"format": "pt", words.TOKEN_FIELD: job.token})
+    return {words.KEY_FIELD: key}
 
 
 def computed_by(base: LoadedBase) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class TuneJob:
         date: When it was asked for, in ISO 8601; for the files' headers. Empty when nobody knows.
         spoken: How the text encoders are told the token, when it stands for words of its own (pivotal tuning).
         words: The vectors of those words by encoder.
+        encoders: Adapters of text encoders that a tune which is continued brought, see `inherited.py`.
     """
 
     tune_id: str
@@ -83,6 +84,7 @@ class TuneJob:
     date: str = ""
     spoken: str = ""
     words: Mapping[str, Any] | None = None
+    encoders: Mapping[str, Any] | None = None
 
     @property
     def captions(self) -> list[str]:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 # Of a device's memory; the rest goes to fragmentation, and on a GPU to its driver.
-_USABLE = 0.94
+USABLE = 0.94
 # CUDA context, cuBLAS and cuDNN workspaces; on a CPU the interpreter and its libraries.
-_OVERHEAD_GIB = {"cuda": 1.2, "mps": 0.8, "cpu": 0.6}
+OVERHEAD_GIB = {"cuda": 1.2, "mps": 0.8, "cpu": 0.6}
 _BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 # bitsandbytes: one number per 64 weights beside them, and embeddings and norms that stay as they are.
-_QUANTIZED_BYTES = {"int8": 1.1, "nf4": 0.6}
+QUANTIZED_BYTES = {"int8": 1.1, "nf4": 0.6}
 # Values, gradients and two moments of what is trained; 8-bit moments take a byte each.
 _ADAMW_BYTES, _ADAMW8BIT_BYTES = 16, 10
 # The block that is being recomputed, as a share of what all blocks keep: UNets have few and uneven blocks.
@@ -38,7 +38,7 @@ _LOW = 512
 # Blocks of text encoders are many and even: their inputs, and the one that is being recomputed.
 _TEXT_RECOMPUTED = 0.06
 # A VAE encoder's first maps at full size: 128 channels, about five alive, in float32.
-_VAE_BYTES_PER_PIXEL = 128 * 5 * 4
+VAE_BYTES_PER_PIXEL = 128 * 5 * 4
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Machine:
     @property
     def usable_gib(self) -> float:
         """What models and what they compute may take of it."""
-        return self.gib * _USABLE - _OVERHEAD_GIB.get(self.kind, 1.0)
+        return self.gib * USABLE - OVERHEAD_GIB.get(self.kind, 1.0)
 
     @property
     def itemsize(self) -> float:
@@ -163,7 +163,7 @@ def plan_memory(
         Failure: `OUT_OF_MEMORY`, saying what is needed, what there is and what would help.
     """
     least: tuple[float, Choice] | None = None
-    usable = machine.gib * _USABLE
+    usable = machine.gib * USABLE
     for choice in _choices(options, sizes, machine):
         needed = _peak(_needs(options, sizes, native_size, machine, choice, 1))
         if least is None or needed < least[0]:
@@ -268,7 +268,7 @@ def _parts(
     """
     width = _BYTES[machine.dtype]
     worst = max(options, key=lambda o: _rows(o) * sizes.positions(o.resolution or native_size))
-    per_weight = _QUANTIZED_BYTES.get(choice.quantize, width)
+    per_weight = QUANTIZED_BYTES.get(choice.quantize, width)
     per_trained = _ADAMW8BIT_BYTES if choice.optimizer == "adamw8bit" else _ADAMW_BYTES
     denoiser = sizes.denoiser * 1e9 * per_weight
     encoders = (sizes.text * width + sizes.vae * 4) * 1e9
@@ -285,8 +285,8 @@ def _parts(
         numbers = max(sizes.adapter_numbers(option) for option in options)
         # The working copies that the layers compute with, and their gradients, are in the base's precision.
         trained = tunes * numbers * (per_trained + 2 * width)
-    overhead = _OVERHEAD_GIB.get(machine.kind, 1.0)
-    pixels = resolution**2 * _VAE_BYTES_PER_PIXEL
+    overhead = OVERHEAD_GIB.get(machine.kind, 1.0)
+    pixels = resolution**2 * VAE_BYTES_PER_PIXEL
     if choice.offload:  # one network at a time
         encoding = max(sizes.text * width * 1e9, sizes.vae * 4e9 + pixels)
     else:
@@ -338,10 +338,10 @@ def _refusal(
 ) -> Failure:
     """Return why nothing fits: the least that is needed, and what a low resolution would need (`lower`)."""
     needed, choice = least
-    helps = [f"a device with at least {math.ceil(needed / _USABLE)} GiB"]
+    helps = [f"a device with at least {math.ceil(needed / USABLE)} GiB"]
     if max(_rows(option) for option in options) > 1:
         helps.append("a smaller batch_size, or prior_weight 0")
-    if lower <= machine.gib * _USABLE:
+    if lower <= machine.gib * USABLE:
         helps.append(f"a lower resolution (at {_LOW} it needs {lower:.1f} GiB)")
     if not choice.gradient_checkpointing:
         helps.append("gradient_checkpointing (it was turned off)")
@@ -352,7 +352,7 @@ def _refusal(
     return Failure(
         FailureCode.OUT_OF_MEMORY,
         f"The recipe needs at least {needed:.1f} GiB on the device, which has {machine.gib:.0f} GiB "
-        f"({machine.gib * _USABLE:.1f} usable).",
+        f"({machine.gib * USABLE:.1f} usable).",
         f"What would help: {'; '.join(helps)}.",
         facts={"needed_gib": round(needed, 1), "device_gib": round(machine.gib, 1)},
     )

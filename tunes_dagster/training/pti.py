@@ -66,13 +66,8 @@ def write(
     job: TuneJob, base: LoadedBase, store: Store, adapter: Mapping[str, Tensor], **named: Any
 ) -> TuneResult:
     """Write a finished tune: what `export.write` writes, and the words beside it."""
-    # ComfyUI, Forge and A1111 find words by the name of their file.
-    key = f"{job.out_prefix}/{job.token}.safetensors"
     assert job.words is not None
-    words.save(store, key, job.words, {"format": "pt", words.TOKEN_FIELD: job.token})
-    result = export.write(job, base, store, adapter, header={words.KEY_FIELD: key}, **named)
-    result.figures["embeddings"] = key
-    return result
+    return export.write(job, base, store, adapter, **named)
 
 
 def token_steps(job: TuneJob) -> int:

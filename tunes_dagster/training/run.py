@@ -16,7 +16,7 @@ from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import Conditioning, LoadedBase
 from tunes_dagster.intake.subject import is_style
-from tunes_dagster.training import cache, checkpoints, order, prior
+from tunes_dagster.training import cache, checkpoints, inherited, order, prior
 from tunes_dagster.training.earlier import read_earlier
 from tunes_dagster.training.jobs import TuneJob
 from tunes_dagster.training.masks import masks_by_bucket
@@ -98,6 +98,7 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
             FailureCode.TOO_FEW_PICTURES, "There is no picture to train on.", "Hand in at least one picture."
         )
     started, report = time.monotonic(), job.report
+    inherited.inherit(job, base, store)
     report.phase(Phase.ENCODING, f"Encoding {len(job.items)} pictures and their captions")
 
     def on_row(done: int, total: int) -> None:
@@ -117,16 +118,18 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     # What is said of the class alone is everybody's; the rest goes with the tune.
     shared = {"", *(prompts if job.prior_prompts is None else ())}
     every = list(dict.fromkeys([*captions, "", *prompts, *spoken]))
-    texts, text_count = cache.cached_text(
-        every, base, store, job.tune_id, [t for t in every if t not in shared]
-    )
-    if len(spoken) < len(own):
-        texts[prior.NO_TEXT] = {name: value[0].cpu() for name, value in base.no_text(1).items()}
+    with inherited.heard(job, base) as heard:
+        # What adapted encoders say of any text is this tune's alone.
+        mine = every if heard else [text for text in every if text not in shared]
+        texts, text_count = cache.cached_text(every, base, store, job.tune_id, mine, heard)
+        if len(spoken) < len(own):
+            texts[prior.NO_TEXT] = {name: value[0].cpu() for name, value in base.no_text(1).items()}
     prior_set, hit = None, False
     if wants_prior:
         report.phase(Phase.ENCODING, "Asking the untuned base about the class")
         prior_set, hit = prior.class_set(base, store, prompts, *widest, on_row)
-        prior_set = prior_set.joined(prior.own_set(base, means[widest], own, texts, options.seed))
+        plain = _plainly(own, base, store, job, texts)
+        prior_set = prior_set.joined(prior.own_set(base, means[widest], own, plain, options.seed))
     figures = {
         "pictures_cached": f"{pictures.hits}/{pictures.asked}",
         "texts_cached": f"{text_count.hits}/{text_count.asked}",
@@ -148,6 +151,18 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
         started,
         masks=masks_by_bucket(job.items, means, options.mask_floor, store),
     )
+
+
+def _plainly(
+    own: Sequence[str], base: LoadedBase, store: Store, job: TuneJob, texts: dict[str, Conditioning]
+) -> dict[str, Conditioning]:
+    """Return the conditioning of texts as the untuned base has it, which is asked what must be preserved."""
+    if not job.encoders:
+        return texts
+    spoken = [text for text in dict.fromkeys(own) if text != prior.NO_TEXT]
+    plain, _ = cache.cached_text(spoken, base, store, job.tune_id, spoken)
+    nothing = {name: value[0].cpu() for name, value in base.no_text(1).items()}
+    return {**plain, prior.NO_TEXT: nothing}
 
 
 def _prior_prompts(job: TuneJob) -> list[str]:

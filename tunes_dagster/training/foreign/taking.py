@@ -168,14 +168,12 @@ def _checkpoint(job: TuneJob, store: Store, made: Converted, denoiser: Mapping[s
 
 def _figures(base: LoadedBase, made: Converted) -> dict[str, Any]:
     """Return small facts, and what a tune that goes on from this one must be like."""
-    denoiser, text = split_encoders(made.state)
+    denoiser, _ = split_encoders(made.state)
     layers = set(split_state(denoiser))
     fitting = [one for one in _TARGETS if layers <= set(base.adapter_targets(one))]
     most = max((len(a) for a, _ in split_state(denoiser).values()), default=1)
     why = ""
-    if text:
-        why = "it adapts the text encoders as well, which training here leaves alone"
-    elif not fitting:
+    if not fitting:
         why = "it adapts layers that are not trained here"
     elif most > _most_rank():
         why = f"its rank is {most}, and {_most_rank()} is the most that is trained here"
