@@ -151,10 +151,9 @@ def test_the_loop_is_the_plain_loop(base64, store, make_job, options, buckets):
     ours = weights(store, train([job], base64, store)[job.tune_id])
     reference = reference_train(job, base64, store)
     assert ours.keys() == reference.keys()
-    # Adam divides the gradients that are next to nothing by its eps: with a rate of 1e-2, what float64 rounds off them
-    # (1e-13 at most; one number in float32 would be a thousand times that) comes out a million times as large.
     for key, value in reference.items():
-        torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-7)
+        # Beside the whole tensor: where gradients are next to nothing, Adam divides what is rounded by its eps of 1e-8.
+        assert torch.dist(ours[key], value) < 1e-5 * value.norm(), key
     assert any(v.abs().max() > 1e-3 for k, v in ours.items() if "lora_B" in k)
 
 
