@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from tunes_dagster.assets.display import MAX_SHOWN, document, files, load_pictures, save_sheet, table
+from tunes_dagster.assets.display import MAX_SHOWN, called, document, files, load_pictures, save_sheet, table
 from tunes_dagster.assets.names import CAPTIONS, SOURCE_IMAGES, TRAINING_SET, check_spec
 from tunes_dagster.assets.versions import version_of
 from tunes_dagster.core.failures import Failure
@@ -51,7 +51,7 @@ def described_manifest(
 
     counts = manifest.counts()
     usable = len(manifest.accepted)
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = {**called(tune)}
     shown = [row for row in manifest.rows if row.key][:MAX_SHOWN]
     if shown:
         sheet = training_sheet(
@@ -111,6 +111,7 @@ def described_training_set(store: Store, tune: Tune, built: TrainingSet) -> dg.M
     )
     return dg.MaterializeResult(
         metadata={
+            **called(tune),
             "contact_sheet": save_sheet(store, key, sheet, "training set"),
             "trained_on": len(built.training),
             "held_out": len(built.held_out),
@@ -142,6 +143,7 @@ def described_captions(store: Store, tune: Tune, written: CaptionTable) -> dg.Ma
     )
     return dg.MaterializeResult(
         metadata={
+            **called(tune),
             "captions": len(written.rows),
             "table": document(store, written.key),
             **{f"from_{source}": number for source, number in sources.most_common()},

@@ -17,6 +17,7 @@ from tunes_dagster.core.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from tunes_dagster.registry import Tune
     from tunes_dagster.sessions.hardware import Device
 
 # More rows than this make the metadata table slow to open; the file in the store has them all.
@@ -25,6 +26,11 @@ MAX_TABLE_ROWS = 100
 SHOWN_WIDTH = 680
 # Pictures on a sheet.
 MAX_SHOWN = 60
+
+
+def called(tune: Tune) -> dict[str, int]:
+    """Return by what commands and APIs call a tune, beside its partition's key: never its title."""
+    return {"tune": tune.number}
 
 
 def picture(store: Store, key: str, alt: str) -> dg.MetadataValue:

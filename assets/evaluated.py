@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from tunes_dagster.assets.display import files, picture, table
+from tunes_dagster.assets.display import called, files, picture, table
 from tunes_dagster.assets.names import REPORT_CARD, check_spec
 from tunes_dagster.assets.versions import version_of_card
 from tunes_dagster.core.results import CardSummary
@@ -41,6 +41,7 @@ def described(done: Evaluated, tune: Tune, store: Store) -> dg.MaterializeResult
 
     card, shown = done.card, done.shown
     metadata: dict[str, Any] = {
+        **called(tune),
         "verdict": card.tone,
         "verdicts": ", ".join(str(one.code) for one in card.verdicts) or "not scored",
         "scores": table(score_rows(card), SCORE_COLUMNS),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from tunes_dagster.assets.attempt import Context
-from tunes_dagster.assets.display import device_facts, files, picture, save_sheet, sparkline
+from tunes_dagster.assets.display import called, device_facts, files, picture, save_sheet, sparkline
 from tunes_dagster.assets.journal import log_materialized
 from tunes_dagster.assets.names import LORA, check_spec
 from tunes_dagster.core.recipe import UNTRAINED
@@ -45,9 +45,10 @@ LORA_CHECKS = [FINITE, LOADS, DIFFERS]
 def described(trained: Trained, store: Store) -> dg.MaterializeResult[None]:
     """Return the materialization of one tune's weights, with the answers of `LORA_CHECKS`."""
     if trained.tune.kind in UNTRAINED:
-        metadata = embedded_facts(trained, store)
+        metadata = {**called(trained.tune), **embedded_facts(trained, store)}
     else:
         metadata = {
+            **called(trained.tune),
             **pictures(trained.tune, trained.result, store),
             **facts(trained.tune, trained.result, store, trained.device),
         }

@@ -96,6 +96,8 @@ def test_a_tune_goes_from_pictures_to_renders(house):
     assert all(picture["key"].startswith("blobs/") for picture in made_by["pictures"])
 
     source = materialization(house, SOURCE_IMAGES, tune.id)
+    for key in (SOURCE_IMAGES, TRAINING_SET, CAPTIONS, LORA, REPORT_CARD):
+        assert materialization(house, key, tune.id)["tune"] == tune.number
     assert source["usable"] == 5 and source["pictures"].startswith(
         "[![source images](http://127.0.0.1:8000/operator/"
     )

@@ -51,7 +51,7 @@ def test_a_queued_tune_gets_its_partition_and_one_run(house, rows):
     (added,) = result.dynamic_partitions_requests
     assert request.job_name == "prepare_tune" and request.partition_key == tune.id
     assert list(added.partition_keys) == [tune.id] and added.partitions_def_name == "tunes"
-    assert request.tags["tunes/tune"] == tune.id
+    assert request.tags["tunes/tune"] == tune.id and request.tags["tunes/number"] == str(tune.number)
     (work,) = house.registry.work.of(tune.id, "prepare")
     assert request.run_key == work.run_key and work.state == "submitted"
     assert look(sensors.queued_tunes, house, installation=rows).skip_reason is not None

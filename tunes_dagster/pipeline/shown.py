@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from tunes_dagster.assets.display import files, picture, sparkline, table
+from tunes_dagster.assets.display import called, files, picture, sparkline, table
 from tunes_dagster.assets.names import LORA, RENDERS, REPORT_CARD
 from tunes_dagster.assets.versions import version_of_card, version_of_renders
 from tunes_dagster.core.failures import FailureCode
@@ -111,6 +111,7 @@ def shown(rows: Sequence[DeviceRun], installation: Installation) -> Shown:
     spent = {} if seconds is None else {"seconds_on_the_device": round(seconds, 1)}
     device = {"device": first.facts["device"]} if first.facts.get("device") else {}
     metadata |= {
+        **called(tune),
         "base": tune.branch,
         **spent,
         **device,

@@ -66,9 +66,11 @@ class Launch:
     patient: bool = False
 
 
-def _launch(kind: WorkKind, work: Work) -> Launch:
+def _launch(registry: Registry, kind: WorkKind, work: Work) -> Launch:
     tags = {"tunes/kind": kind.value, "tunes/work": work.id, "tunes/attempt": str(work.attempt)}
     tags["tunes/batch" if kind == WorkKind.RENDER else "tunes/tune"] = work.subject_id
+    if kind != WorkKind.RENDER:
+        tags["tunes/number"] = str(registry.tunes.get(work.subject_id).number)
     return Launch(kind, work.run_key or work.id, work.subject_id, work.id, None, tags)
 
 
@@ -82,7 +84,7 @@ def _take_queued(registry: Registry, kind: WorkKind, limit: int, now: datetime |
     if not queued:
         return []
     won = {work.id: work for work in registry.work.submit([work.id for work in queued], now=now)}
-    return [_launch(kind, won[work.id]) for work in queued if work.id in won]
+    return [_launch(registry, kind, won[work.id]) for work in queued if work.id in won]
 
 
 def prepare_launches(
@@ -150,6 +152,7 @@ def _cohorts(
         }
         if len(members) == 1:
             tags["tunes/tune"] = members[0].subject_id
+            tags["tunes/number"] = str(registry.tunes.get(members[0].subject_id).number)
         launches.append(Launch(kind, cohort.id, None, None, cohort.id, tags))
     return launches
 
