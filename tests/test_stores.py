@@ -254,7 +254,14 @@ def header_fields(store: Store) -> Any:
     return read_fields(store, KEY)
 
 
+def scaled_picture(store: Store) -> Any:
+    from tunes_dagster.gateway.operator import _scaled
+
+    return _scaled(store, KEY, 8)
+
+
 CASES: dict[str, Callable[[Store], Any]] = {
+    "tunes_dagster/gateway/operator.py _scaled": scaled_picture,
     "tunes_dagster/campaigns/keeping.py source_of": campaign,
     "tunes_dagster/campaigns/keeping.py look": looked_at,
     "tunes_dagster/campaigns/report.py _reduced": report_picture,
