@@ -58,6 +58,16 @@ def test_a_replay_takes_the_lease_of_a_sender_that_died(registry: Registry, cloc
     assert callback.id in registry.outbox.lease(60.0)[1]
 
 
+def test_what_is_held_is_not_due(registry: Registry, clock: Clock) -> None:
+    registry.accounts.set_callback_options("local", unknown="hold")
+    callback = owed(registry)
+    registry.outbox.begin_delivery(callback.id, leased(registry, callback))
+    clock.forward(61.0)  # its sender died
+    assert registry.outbox.begin_delivery(callback.id, leased(registry, callback)) is None
+    held = registry.outbox.get(callback.id)
+    assert (held.state, held.next_attempt_at) == ("held", None)
+
+
 def test_training_again_is_accepted_as_a_whole_or_not_at_all(
     registry: Registry, tmp_path: Path, clock: Clock
 ) -> None:

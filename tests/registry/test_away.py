@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +24,7 @@ from tunes_dagster.core import clock as host_clock
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.registry import Callback, Registry
+from tunes_dagster.registry.holders import writer_of
 from tunes_dagster.registry.retrying import DatabaseAway, Trouble
 from tunes_dagster.service.decide import Watch, find_stuck
 from tunes_dagster.sessions.attempts import Attempt
@@ -54,6 +59,35 @@ def test_a_locked_file_is_unavailable_and_not_a_crash(tmp_path: Path) -> None:
     assert (raised.value.code, raised.value.trouble) == (FailureCode.STORE_UNAVAILABLE, Trouble.BUSY)
     holder.join()
     registry.accounts.add("anna")
+
+
+STOPPED_WRITER = """
+import os, signal, sqlite3, sys
+held = sqlite3.connect(sys.argv[1], isolation_level=None)
+held.execute("BEGIN IMMEDIATE")
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="Linux says who holds a lock.")
+def test_who_waits_for_a_stopped_process_is_told_which(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = Registry(f"sqlite:///{tmp_path}/registry.db", busy_seconds=0.05, patience=0.1)
+    other = subprocess.Popen([sys.executable, "-c", STOPPED_WRITER, str(tmp_path / "registry.db")])
+    try:
+        assert os.WIFSTOPPED(os.waitpid(other.pid, os.WUNTRACED)[1])
+        with pytest.raises(DatabaseAway) as raised:
+            registry.accounts.add("anna")
+        assert f"{other.pid} (" in raised.value.detail and "is stopped" in raised.value.detail
+        assert str(other.pid) not in raised.value.message + raised.value.remedy  # which callers read
+        assert f"kill -CONT {other.pid}" in caplog.text
+    finally:
+        other.send_signal(signal.SIGCONT)
+        other.wait()
+    registry.accounts.add("anna")
+    assert writer_of(tmp_path / "registry.db") is None
+    registry.close()
 
 
 @pytest.mark.parametrize("end", ["finish", "give_back", "fail"])

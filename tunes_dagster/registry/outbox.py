@@ -135,7 +135,8 @@ class Outbox(Part):
                     continue
                 delivery.error = UNKNOWN_OUTCOME
                 if row.on_unknown == "hold" or (account is not None and account.callback_unknown == "hold"):
-                    row.state, row.lease_id, row.lease_until = "held", None, None
+                    row.state, row.next_attempt_at = "held", None
+                    row.lease_id = row.lease_until = None
             if row.state == "held":
                 return None
             chosen = delivery_id or new_id("dlv")

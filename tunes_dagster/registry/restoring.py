@@ -221,7 +221,7 @@ def _hold_callbacks(session: Session) -> tuple[int, int]:
     for callback in lock(session, Callback, Callback.state == "pending"):
         callback.lease_id = callback.lease_until = None
         if callback.on_unknown == "hold" or callback.account_id in with_care:
-            callback.state, held = "held", held + 1
+            callback.state, callback.next_attempt_at, held = "held", None, held + 1
         else:
             due += 1
     return held, due

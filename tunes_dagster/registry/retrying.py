@@ -19,18 +19,21 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import random
 import re
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from enum import Enum
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.registry.holders import writer_of
 
 log = logging.getLogger("tunes.registry")
 
@@ -168,7 +171,15 @@ def away(error: BaseException, trouble: Trouble, place: str, unknown: bool) -> D
     """
     driver = str(getattr(error, "orig", None) or "").strip().splitlines()
     said = driver[0].strip().rstrip(".:")[:200] if driver else ""
-    return DatabaseAway(trouble, ": ".join(filter(None, (place, said))), unknown)
+    return DatabaseAway(trouble, ": ".join(filter(None, (place, said, _waited_for(trouble, place)))), unknown)
+
+
+def _waited_for(trouble: Trouble, place: str) -> str:
+    """Return words for the operator about the process that everybody waits for, if it is another one here."""
+    if trouble is not Trouble.BUSY or not place.startswith("sqlite:///"):
+        return ""
+    holder = writer_of(Path(place.removeprefix("sqlite:///")))
+    return "" if holder is None or holder.pid == os.getpid() else f"{holder.sentence} {holder.remedy}"
 
 
 class Outage:
@@ -237,7 +248,10 @@ def retried(method: Method) -> Method:
                 if over or not trouble.passes or (unknown and not again):
                     raise away(error, trouble, str(database.engine.url), unknown) from error
                 if attempt % 60 == 0:  # about once in a minute
-                    log.warning("%s %s is tried again.", trouble.sentence, method.__name__)
+                    said = " ".join(
+                        filter(None, (trouble.sentence, _waited_for(trouble, str(database.engine.url))))
+                    )
+                    log.warning("%s %s is tried again.", said, method.__name__)
                 if trouble is Trouble.READ_ONLY:
                     # After a failover the open connections still lead to the former primary.
                     database.engine.dispose()
