@@ -139,8 +139,12 @@ def attempt(
             yield mine
         except BaseException as error:
             end_badly(context, mine, error)
-        if closes and not mine.member.closed:
+        if mine.member.closed:
+            return
+        if closes:
             mine.finish()
+        else:  # the pulse ends here, perhaps before it came round to what was found
+            mine.member.tell(mine.registry)
 
 
 def end_badly(context: Context, mine: Attempt, error: BaseException) -> NoReturn:

@@ -80,7 +80,7 @@ def cost(name: str, source: Source, op: str = "") -> Cost:
                     if "member" in message:
                         task.go_on()
             except Failure as failure:
-                said = f"refused: {failure.message}"
+                said = f"refused: {failure.message} {failure.detail}".strip()
             return Cost(said, task.end())
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
+from PIL import Image
 from safetensors.torch import save
 
 from tests.rendering.conftest import entry, random_lora
@@ -30,7 +34,12 @@ def test_offloading_changes_no_picture(base_folder, base, tmp_path):
     made = [render(jobs, one, store, name, Silent()) for name, one in (("whole", base), ("turns", turns))]
     for whole, apart in zip(*made, strict=True):
         assert whole.failure is None and apart.failure is None, apart.failure
-        assert store.read_bytes(whole.images[0].key) == store.read_bytes(apart.images[0].key)
+        one, other = (
+            np.asarray(Image.open(io.BytesIO(store.read_bytes(each.images[0].key))), np.int16)
+            for each in (whole, apart)
+        )
+        # Weights that lie elsewhere in memory may be added up in another order: one 8-bit value rounds the other way.
+        assert np.abs(one - other).max() <= 1 and (one != other).mean() < 0.01
 
 
 def test_a_device_that_does_not_hold_a_base_whole_gets_it_in_turns(tmp_path):

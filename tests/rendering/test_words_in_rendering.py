@@ -92,7 +92,7 @@ def test_weights_and_the_end_of_long_prompts_are_seen(base, store):
         store, render(batch, base, store, "out", Silent())
     )
     # Another place in the batch may round one value of one pixel the other way, which is 89 dB.
-    assert psnr(plain, same) > 85 and psnr(plain, weighted) < 60
+    assert psnr(plain, same) > 85 and psnr(plain, weighted) < 70
     assert psnr(green, blue) < 60 and psnr(plain, negative) < 40
     [alone] = pictures(store, render(batch[:1], base, store, "alone", Silent()))
     assert psnr(plain, alone) > 45

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
+from tests.support.doubles import write_double
 from tests.support.families import CASES, entry_of
 from tests.training.conftest import Recorder, hash_of
 from tunes_dagster.core.failures import Cancelled, FailureCode
@@ -34,7 +37,8 @@ DENOISERS = ("sd15", "sdxl", "flux-dev", "flux2-klein")
 def load(request, tmp_path_factory):
     """A function that loads one family's random base in a precision."""
     folder = tmp_path_factory.mktemp("bases") / request.param
-    CASES[request.param].make(folder, **CASES[request.param].options)
+    case = CASES[request.param]
+    write_double(case.double, folder, **case.changed)
     return lambda dtype: load_family(entry_of(request.param, folder), folder, dtype=dtype)
 
 
@@ -119,6 +123,9 @@ def products(store, outcome) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("some", SOME)
 def test_in_single_precision_each_layer_does_the_same(load, store, member, some):
     base = load("float32")
+    # Pictures of 64 pixels are one place in the middle of a UNet of four levels (SD 1.5). Attention to one place is the
+    # same whatever is asked, so these gradients are nothing but rounding, which Adam makes as large as any other.
+    one_place = len(getattr(base.denoiser.config, "block_out_channels", ())) == 4
     jobs = [member(f"t{i}", **options) for i, options in enumerate(MEMBERS)]
     together = train(jobs, base, store)
     furthest = 0.0
@@ -126,6 +133,8 @@ def test_in_single_precision_each_layer_does_the_same(load, store, member, some)
         mine = products(store, alone(job, base, store))
         for stem, theirs in products(store, together[job.tune_id]).items():
             assert mine[stem].norm() > 0
+            if one_place and re.search(r"mid_block.*attn1\.to_[qk]$", stem):
+                continue
             share = float((theirs - mine[stem]).norm() / mine[stem].norm())
             assert share <= 1e-3, f"{job.tune_id} {stem}"
             furthest = max(furthest, share)

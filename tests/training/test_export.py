@@ -67,7 +67,7 @@ def test_the_header_says_what_it_is(base, store, tune):
     assert len(recipe["pictures"]) == 3 and recipe["base"] == "tiny-sdxl"
     assert recipe["base_fingerprint"] == base.fingerprint()
     assert header["tunes_dagster.token"] == "ohwx" and header["modelspec.trigger_phrase"] == "ohwx woman"
-    assert header["modelspec.prediction_type"] == "v" and header["ss_network_dim"] == "4"
+    assert header["modelspec.prediction_type"] == "epsilon" and header["ss_network_dim"] == "4"
     assert all(key.startswith("lora_unet_") for key in keys)
     assert {key.rpartition(".")[2] for key in keys} == {"alpha", "weight"}
     card = store.read_text(tune.card_key)

@@ -138,9 +138,9 @@ def test_weights_that_predict_something_else_are_no_start(base, store, make_job,
     (first,) = trained(base, store, make_job("one", steps=1))
     job = make_job("two", steps=1)
     job.recipe = {"continues": {"weights_key": first.weights_key}}
-    monkeypatch.setattr(base, "prediction", "epsilon")
+    monkeypatch.setattr(base, "prediction", "v")
     (outcome,) = loop.train([job], base, store).values()
-    assert "were trained to predict 'v'" in str(outcome)
+    assert "were trained to predict 'epsilon'" in str(outcome)
 
 
 def test_a_continued_tune_of_another_shape_is_refused(base, store, make_job):

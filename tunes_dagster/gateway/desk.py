@@ -171,14 +171,14 @@ class Desk(Accepting):
         from tunes_dagster.service.erase import drive_subjects
 
         self.registry.work.delete_tune(tune.id, by_caller=True, rule=_ASKED)
-        self.service.later(drive_subjects, self.registry, self.service.store, [tune.id])
+        self.service.later(drive_subjects, self.service.installation, [tune.id])
 
     def delete_prompt(self, prompt: Prompt) -> None:
         """Cancel a prompt that is open, and take its pictures and words away; see `delete_tune`."""
         from tunes_dagster.service.erase import drive_subjects
 
         self.registry.work.delete_prompt(prompt.id, by_caller=True, rule=_ASKED)
-        self.service.later(drive_subjects, self.registry, self.service.store, [prompt.id])
+        self.service.later(drive_subjects, self.service.installation, [prompt.id])
 
 
 def refuse(name: str, why: str) -> NoReturn:
