@@ -182,7 +182,7 @@ def _figures(base: LoadedBase, made: Converted) -> dict[str, Any]:
         "layers": len(layers),
         "rank": most,
         "dora": made.dora,
-        **({"text encoders": ", ".join(made.encoders)} if made.encoders else {}),
+        **({"text_encoders": ", ".join(made.encoders)} if made.encoders else {}),
         "continued_as": {"why_not": why} if why else shape,
     }
 
