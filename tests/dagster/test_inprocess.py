@@ -69,19 +69,19 @@ def test_a_process_that_was_killed_gives_the_device_back_without_a_daemon(house,
     assert work.attempt == 1
 
 
-def test_a_run_that_waits_for_a_daemon_which_is_gone_is_taken_over(house, monkeypatch):
+@pytest.mark.parametrize("state", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
+def test_a_run_that_nobody_begins_is_taken_over(house, monkeypatch, state):
+    """It waits for a daemon that is gone, or its process died just before it claimed its work."""
     tune = house.submit("ann")
     (launch,) = inprocess.next_launches(
         Installation(house.settings, registry=house.registry)
     )  # as the daemon's sensor took it
     tags = {RUN_KEY_TAG: launch.run_key}
-    queued = create_run_for_test(
-        house.instance, job_name="prepare_tune", status=dg.DagsterRunStatus.STARTING, tags=tags
-    )
+    queued = create_run_for_test(house.instance, job_name="prepare_tune", status=state, tags=tags)
     with monkeypatch.context() as patch:
         patch.setattr(inprocess, "daemon_is_alive", lambda instance: True)
         inprocess._take_over(Installation(house.settings, registry=house.registry), house.instance)
-    assert house.instance.get_run_by_id(queued.run_id).status == dg.DagsterRunStatus.STARTING
+    assert house.instance.get_run_by_id(queued.run_id).status == state
 
     monkeypatch.setattr(inprocess, "_DAEMON_SILENCE_SECONDS", -1.0)
     inprocess._take_over(Installation(house.settings, registry=house.registry), house.instance)

@@ -58,6 +58,13 @@ def test_a_replay_takes_the_lease_of_a_sender_that_died(registry: Registry, cloc
     assert callback.id in registry.outbox.lease(60.0)[1]
 
 
+def test_what_came_of_an_attempt_that_nobody_knows_any_more_changes_nothing(registry: Registry) -> None:
+    callback = owed(registry)
+    assert registry.outbox.end_delivery("dlv_of_before_the_backup", status_code=200) is None
+    assert registry.outbox.get(callback.id).state == "pending"
+    assert leased(registry, callback)
+
+
 def test_what_is_held_is_not_due(registry: Registry, clock: Clock) -> None:
     registry.accounts.set_callback_options("local", unknown="hold")
     callback = owed(registry)

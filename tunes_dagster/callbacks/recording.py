@@ -69,7 +69,7 @@ _open: dict[str, set[str]] = {}
 
 
 def record(registry: Registry, delivery_id: str, outcome: Outcome) -> Callback | None:
-    """Record an outcome; None when its database is away and a thread does it later."""
+    """Record an outcome; None when its database is away and a thread does it later, or nobody knows of it any more."""
     with _changed:
         _open.setdefault(registry.url, set()).add(delivery_id)
     try:

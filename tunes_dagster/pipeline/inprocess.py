@@ -26,6 +26,7 @@ from tunes_dagster.assets.names import GPU_POOL, POOLS, REPORT_POOL
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.progress import Phase, Reporter, Silent
 from tunes_dagster.core.settings import Settings, check_database_folder
+from tunes_dagster.core.work import is_run_key
 from tunes_dagster.pipeline.launches import (
     JOB_OF_KIND,
     ORIGIN_TAG,
@@ -51,6 +52,8 @@ _POLL_SECONDS = 0.3
 _DAEMON_SILENCE_SECONDS = 45.0
 # Runs that somebody asked for and that only a daemon brings to life.
 _TAKEN_UP_BY_DAEMON = (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING)
+# Runs that have not begun their work, the first thing that they do.
+_BEFORE_ITS_WORK = (*_TAKEN_UP_BY_DAEMON, DagsterRunStatus.STARTED)
 _STORAGE_ENV = "TUNES_DAGSTER_STORAGE"
 
 
@@ -139,19 +142,23 @@ def _take_over(
 
     def alive(name: str) -> bool | None:
         run = find_run(instance, name)
-        if run is not None and _nobody_starts(instance, run):
+        states = _BEFORE_ITS_WORK if is_run_key(name) else _TAKEN_UP_BY_DAEMON
+        if run is not None and run.status in states and _nobody_is_there(instance, run):
             never.append(run.run_id)
             return False
         return run_is_alive(instance, name)
 
     give_up_lost(installation, instance, watch, alive)
     for run in filter(None, map(instance.get_run_by_id, never)):
-        instance.report_run_failed(run, "No daemon was there to start it; its work is done by another run.")
+        instance.report_run_failed(run, "Nobody was there to begin it; its work is done by another run.")
 
 
-def _nobody_starts(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether a run waits for a daemon that is gone; another process's own run is in these states for a moment only."""
-    if run.status not in _TAKEN_UP_BY_DAEMON or daemon_is_alive(instance):
+def _nobody_is_there(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a run that has not begun its work has nobody who would: its daemon or its own process is gone.
+
+    Another process's own run is like that for a moment only. One that was merely slow finds its work given to another.
+    """
+    if daemon_is_alive(instance):
         return False
     record = instance.get_run_record_by_id(run.run_id)
     return record is not None and time.time() - record.update_timestamp.timestamp() > _DAEMON_SILENCE_SECONDS

@@ -166,8 +166,11 @@ class Outbox(Part):
         response_head: str | None = None,
         retry_after: float | None = None,
         final: bool = False,
-    ) -> Callback:
+    ) -> Callback | None:
         """Record what came of an attempt, and decide what becomes of the callback.
+
+        An attempt that is not known any more changes nothing: its tune was deleted meanwhile, or a backup was put back
+        that was made before it.
 
         Args:
             delivery_id: From `begin_delivery`.
@@ -176,12 +179,16 @@ class Outbox(Part):
             response_head: First bytes of the answer.
             retry_after: Seconds that the receiver asked for.
             final: Trying again is pointless.
+
+        Returns:
+            The callback; None when the attempt is not known any more.
         """
         now = self.now()
         with self.writing() as session:
-            delivery = session.get_one(Delivery, delivery_id)
-            row = lock_one(session, Callback, Callback.id == delivery.callback_id)
-            assert row is not None
+            delivery = session.get(Delivery, delivery_id)
+            row = lock_one(session, Callback, Callback.id == delivery.callback_id) if delivery else None
+            if delivery is None or row is None:
+                return None
             if delivery.finished_at is not None and delivery.error is None:
                 return row  # it arrived; what a tick noted because it could not wait for the answer comes too late
             delivery.finished_at, delivery.status_code = now, status_code
