@@ -154,10 +154,17 @@ def test_render_prints_and_copies_the_pictures(
         registry.work.finish(work.id, "run")
 
     driven(paint)
-    said = tunes("render", "a cat", "a dog", "--base", "tiny", "--seed", "5", "--out", str(tmp_path / "out"))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "00002-0.png").write_bytes(b"of another home")
+    said = tunes("render", "a cat", "a dog", "--base", "tiny", "--seed", "5", "--out", str(out))
     assert said.code == 0, said.err
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00001-0.png", "00002-0.png"]
-    assert str(tmp_path / "out" / "00001-0.png") in said.out
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {
+        "00001-0.png": b"png",
+        "00002-0.png": b"of another home",
+        "00002-0-2.png": b"png",
+    }
+    assert str(out / "00001-0.png") in said.out and str(out / "00002-0-2.png") in said.out
     assert registry.prompts.rows()[-1].settings["seed"] == 5
 
 

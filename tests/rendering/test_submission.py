@@ -128,6 +128,11 @@ def told(place, **asked):
         ({"face_correct": True}, {"face_correct": False}, "gfpgan"),
         ({"denoising_strength": 0.5}, {}, "denoising_strength means nothing"),
         ({"controlnet_txt2img": True}, {}, "controlnet_txt2img needs a controlnet"),
+        (
+            {"negative_prompt": "dark", "guidance_scale": 1},
+            {"negative_prompt": "", "guidance_scale": 1},
+            "negative_prompt is not looked at with a guidance_scale of 1",
+        ),
         ({"base": "flux1-dev", "negative_prompt": "dark"}, {"negative_prompt": ""}, "negative_prompt is not"),
         ({"base": "flux1-dev", "text": "a (red:1.3) hat"}, {}, "text has weights"),
         (

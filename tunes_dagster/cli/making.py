@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -417,11 +418,23 @@ def pictures_of(installation: Installation, prompt: Any, out: Path | None = None
         place = store.url(key)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            target = out / f"{prompt.number:05d}-{index}{Path(key).suffix}"
-            target.write_bytes(store.read_bytes(key))
-            place = str(target)
+            place = str(_beside(out, f"{prompt.number:05d}-{index}", Path(key).suffix, store.read_bytes(key)))
         places.append(place)
     return places
+
+
+def _beside(folder: Path, name: str, suffix: str, content: bytes) -> Path:
+    """Write a file; what lies there under its name with other content, of another home say, is left alone."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    for target in (folder / f"{one}{suffix}" for one in names):
+        try:
+            with target.open("xb") as file:
+                file.write(content)
+            break
+        except FileExistsError:
+            if target.is_file() and target.read_bytes() == content:
+                break
+    return target
 
 
 def resume(

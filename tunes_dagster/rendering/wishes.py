@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings
-from tunes_dagster.families.catalog import AUXILIARY, AuxiliaryEntry, Catalog
+from tunes_dagster.families.catalog import AUXILIARY, AuxiliaryEntry, BaseModelEntry, Catalog
 from tunes_dagster.families.specs import spec_of
 from tunes_dagster.intake.restore import restorer_missing
 from tunes_dagster.rendering.brackets import weighs_words
@@ -112,9 +112,19 @@ def _words(request: PromptRequest, context: PromptContext) -> dict[str, Any]:
             why = f"is not understood by {entry.branch}, which was distilled to do without one"
             context.wishes.leave("negative_prompt", why, "it is left out")
             changes["negative_prompt"] = ""
+        elif asked.negative_prompt.strip() and (guidance := _guidance(asked, entry)) <= 1:
+            why = f"is not looked at with a guidance_scale of {guidance:g}, only above 1"
+            context.wishes.leave("negative_prompt", why, "it is left out")
+            changes["negative_prompt"] = ""
         texts = (request.text, changes.get("negative_prompt", asked.negative_prompt))
         if not spec_of(entry.family).weighted_text and any(weighs_words(one) for one in texts):
             why = f"has weights or BREAK, and the encoder of {entry.branch} was trained on plain sentences"
             instead = r"the words are read without them (write \( and \) for brackets that are meant)"
             context.wishes.leave("text", why, instead)
     return changes
+
+
+def _guidance(asked: RenderSettings, entry: BaseModelEntry) -> float:
+    """Return the guidance scale that a prompt will have."""
+    scale = entry.render_settings(asked).guidance_scale
+    return entry.default_guidance if scale is None else scale
