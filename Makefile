@@ -18,13 +18,10 @@ export TUNES_HOME ?= $(CURDIR)/.tunes
 export TUNES_DAGSTER_STORAGE ?= $(TUNES_HOME)/dagster
 export DAGSTER_HOME ?= $(CURDIR)
 export PATH := $(BIN):$(PATH)
-# Huge pages for what is allocated where the kernel gives them when asked (madvise, the usual setting): the demo took
-# 5 min 55 s with and 7 min 12 s without on a virtual machine of two cores.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # One worker more than cores (tests/conftest.py), at most four; a file's tests stay together, since its fixtures are
 # what takes long, and files keep their order: those with few and long tests would come last otherwise.
 WORKERS ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
-TEST_ENV := env -u GLIBC_TUNABLES -u DAGSTER_HOME -u TUNES_DAGSTER_STORAGE TUNES_HOME=$(CURDIR)/.tunes/test
+TEST_ENV := env -u DAGSTER_HOME -u TUNES_DAGSTER_STORAGE TUNES_HOME=$(CURDIR)/.tunes/test
 
 SETUP := $(PYTHON) scripts/setup_venv.py
 SETUP_FLAGS := $(if $(TORCH),--torch '$(TORCH)') $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)')
