@@ -137,7 +137,8 @@ def nothing_is_stranded(
     return dg.AssetCheckResult(
         passed=not found,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"Nobody will move {said}. `tunes doctor` says more; a key alone can be deleted in the UI."
+        description=f"Nobody will move {said}. The first of each is named here: see that `stuck_work` is on, "
+        "or take a tune up with `tunes resume`; a key alone can be deleted in the UI."
         if found
         else "Rows, runs and keys agree.",
         metadata={**counts, **first},
