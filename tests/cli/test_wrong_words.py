@@ -95,6 +95,11 @@ def test_a_folder_of_other_files_is_refused_before_it_is_queued(
     said = tunes("train", str(folder), "--name", "mug", "--no-wait")
     assert said.code == 2 and "holds no pictures" in " ".join(said.err.split())
     assert installation.registry.tunes.rows() == []
+    (folder / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    (tmp_path / "elsewhere.png").write_bytes(b"")
+    assert "link.png" in tunes("train", str(folder), "--name", "mug", "--no-wait").err
+    (folder / "IMG_0001").write_bytes(b"\xff\xd8\xff\xe0 as messengers call them")
+    assert tunes("train", str(folder), "--name", "mug", "--no-wait").code == 0
 
 
 def test_a_choice_that_is_none_is_answered_in_words_alone(tunes: Tunes, photos: Path) -> None:

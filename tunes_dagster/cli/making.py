@@ -162,12 +162,8 @@ def build_request(
         _check_archive(source)
     if source is not None and source.is_dir() and not any(one.is_file() for one in source.rglob("*")):
         raise Failure(FailureCode.INVALID_REQUEST, f"The folder {source} is empty.", "Put pictures into it.")
-    if source is not None and source.is_dir() and not said.get("sources") and not _holds_pictures(source):
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"The folder {source} holds no pictures: no file in it is named as a picture or an archive is.",
-            "Put pictures into it, or name their URLs (--url, --image-url, `sources` in tune.yaml).",
-        )
+    if source is not None and source.is_dir() and not said.get("sources"):
+        _check_folder(source)
     if config is None and source is not None:
         config = next(
             (source / name for name in ("tune.yaml", "tune.yml") if (source / name).is_file()), None
@@ -202,15 +198,23 @@ def build_request(
     return request, folder if folder and "://" not in folder else None
 
 
-def _holds_pictures(folder: Path) -> bool:
-    """Whether something in a folder is named as pictures and archives of them are, or tune.yaml names others."""
-    from tunes_dagster.intake.sources import is_archive_name, is_picture_name
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds neither pictures nor archives of them, unless its tune.yaml may name others."""
+    from upath import UPath
+
+    from tunes_dagster.intake.folders import list_files
+    from tunes_dagster.intake.sources import hold_pictures
     from tunes_dagster.intake.tune_file import NAMES
 
-    return any(
-        one.is_file()
-        and (is_picture_name(one.name) or is_archive_name(one.name) or one.name.lower() in NAMES)
-        for one in folder.rglob("*")
+    left_out: list[str] = []
+    files = list(list_files(UPath(folder), left_out))
+    if any(one.name.lower() in NAMES for one in files) or hold_pictures(files):
+        return
+    said = f"The folder {folder} holds no pictures: no file in it is a picture or an archive of pictures."
+    raise Failure(
+        FailureCode.INVALID_REQUEST,
+        " ".join([said, *left_out]),
+        "Put pictures into it, or name their URLs (--url, --image-url, `sources` in tune.yaml).",
     )
 
 

@@ -19,7 +19,7 @@ from upath import UPath
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.intake.folders import FolderFile, list_files, open_folder
-from tunes_dagster.intake.sources import is_archive_name, is_picture_name
+from tunes_dagster.intake.sources import hold_pictures, is_archive_name
 from tunes_dagster.intake.tune_file import NAMES, parse_tune_yaml
 
 DropState = Literal["settling", "complete", "invalid"]
@@ -119,9 +119,8 @@ def _look(
         request = _request(path, name, configs)
     except Failure as failure:
         return Drop(path, name, fingerprint, "invalid", message=f"{failure.message} {failure.remedy}".strip())
-    own = any(is_picture_name(file.name) or is_archive_name(file.name) for file in files)
     elsewhere = not request.sources.model_copy(update={"folder": None}).empty
-    if not own and not elsewhere and request.sources.folder == path:
+    if not elsewhere and request.sources.folder == path and not hold_pictures(files):
         return Drop(
             path, name, fingerprint, "invalid", message=f"{name} holds no pictures. Put some into it."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -184,12 +184,8 @@ def _add_folder(plan: Plan, folder: str, store: Store, options: Mapping[str, Any
             _add_sidecar(plan, sidecars, file, root)
         elif file.name.lower() in NAMES:
             continue
-        elif is_picture_name(file.name):
-            plan.origins.append(_folder_file(file, "picture", root))
-        elif is_archive_name(file.name):
-            plan.origins.append(_folder_file(file, "archive", root))
         else:
-            _add_by_content(plan, file, root)
+            _add_file(plan, file, root)
 
 
 def _short_enough(plan: Plan, name: str, size: int) -> bool:
@@ -214,21 +210,45 @@ def _add_sidecar(plan: Plan, sidecars: Sidecars, file: FolderFile, root: UPath) 
     sidecars.add(file.name, data)
 
 
-def _add_by_content(plan: Plan, file: FolderFile, root: UPath) -> None:
-    """Take a file whose name says nothing when its first bytes are those of a picture or an archive."""
+def kind_of(file: FolderFile) -> Kind | None:
+    """Return whether a file is a picture or an archive, by its name or where that says nothing its first bytes.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if is_picture_name(file.name):
+        return "picture"
+    if is_archive_name(file.name):
+        return "archive"
+    with file.path.open("rb") as stream:
+        head = stream.read(512)
+    if looks_like_picture(file.name, head):
+        return "picture"
+    return "archive" if archive_kind(head) in ("zip", "tar") else None
+
+
+def hold_pictures(files: Iterable[FolderFile]) -> bool:
+    """Whether there may be a picture among files of a folder; what cannot be read is named when they are gathered."""
+    for file in files:
+        try:
+            if not is_sidecar(file.name) and kind_of(file) is not None:
+                return True
+        except OSError:
+            return True
+    return False
+
+
+def _add_file(plan: Plan, file: FolderFile, root: UPath) -> None:
     try:
-        with file.path.open("rb") as stream:
-            head = stream.read(512)
+        kind = kind_of(file)
     except OSError as error:
         plan.ignored.append(file.name)
         plan.notes.append(may_not_be_read(file.name, error).message)
         return
-    if looks_like_picture(file.name, head):
-        plan.origins.append(_folder_file(file, "picture", root))
-    elif archive_kind(head) in ("zip", "tar"):
-        plan.origins.append(_folder_file(file, "archive", root))
-    else:
+    if kind is None:
         plan.ignored.append(file.name)
+    else:
+        plan.origins.append(_folder_file(file, kind, root))
 
 
 def _still_inside(file: FolderFile, root: UPath) -> Path:
