@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import random
+import sys
 from pathlib import Path
 
 # Two threads on shared cores are slower than one for models this small.
@@ -30,6 +33,15 @@ lock_order.watch()
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores: tests of servers and databases wait more than they compute."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(autouse=True)
+def _drawn_alike() -> None:
+    """Tests that draw numbers draw the same ones every time, alone and together."""
+    random.seed(0)
+    for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        if name in sys.modules:
+            operator.attrgetter(seed)(sys.modules[name])(0)
 
 
 @pytest.fixture(scope="session")
