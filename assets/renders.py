@@ -117,11 +117,11 @@ def renders(
         if turn.yields_at_once():
             mine.give_back(GAVE_WAY)
             return nothing_left(writer, version_now(), GAVE_WAY)
-        entry, folder = whole.usable(batch.branch)
+        entry, folder = whole.usable(batch.base_id)
         prefix = f"batches/{batch.id}/{mine.work.attempt}"
         with compute.lease(mine.report, settings, holder=context.run.run_id) as device:
             aids = make_aids(whole.catalog, settings)
-            mine.report.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
+            mine.report.phase(Phase.LOADING, f"Loading {entry.base_id} onto {device.name} ({device.dtype}).")
             before = time.monotonic() - began
             try:
                 loading = before + run_batch(
@@ -192,7 +192,7 @@ def described(done: Rendered, store: Store, version: str) -> dg.MaterializeResul
         done.jobs,
         [done.results[job.prompt_id] for job in done.jobs],
         title=f"{len(images)} renders",
-        base=done.batch.branch,
+        base=done.batch.base_id,
         footer=done.batch.id,
     )
     used = {LoraUse(*use).id for job in done.jobs for use in (*job.loras, *job.faces)}
@@ -203,7 +203,7 @@ def described(done: Rendered, store: Store, version: str) -> dg.MaterializeResul
             "prompts": table(prompt_rows(done), PROMPT_COLUMNS),
             "pictures": len(images),
             "tunes": dg.MetadataValue.json(sorted(one for one in used if one)),
-            "base": done.batch.branch,
+            "base": done.batch.base_id,
             "rendered_at": ", ".join(sorted(sizes)),
             **device_facts(done.device),
             "seconds": round(done.seconds, 1),

@@ -26,7 +26,7 @@ class SourceImagesConfig(dg.Config):
     name: str | None = Field(default=None, description="Class of the subject: woman, man, dog, mug, style …")
     title: str | None = Field(default=None, description="What you call the tune; the name when empty.")
     token: str | None = Field(default=None, description="The rare word the subject is bound to (ohwx).")
-    base: str | None = Field(default=None, description="Branch or alias in the base-model catalog (sdxl).")
+    base: str | None = Field(default=None, description="Id or alias in the base-model catalog (sdxl).")
     archive_url: str | None = Field(default=None, description="http(s) URL of a zip or tar of pictures.")
     image_urls: list[str] = Field(default_factory=list, description="http(s) URLs of pictures.")
     folder: str | None = Field(
@@ -118,10 +118,10 @@ def change_request(mine: Attempt, tune: Tune, changes: dict[str, Any], installat
         changes = {**changes, "dataset": merged(request.dataset, changes["dataset"])}
     request = merged(request, changes)
     entry = catalog.real(catalog.resolve(request.base))
-    if entry.branch != tune.branch:
+    if entry.base_id != tune.base_id:
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The base of tune {tune.number} is {tune.branch}; it cannot become {entry.branch}.",
+            f"The base of tune {tune.number} is {tune.base_id}; it cannot become {entry.base_id}.",
             "Start a new tune with the other base.",
         )
     wishes = Wishes(settings.unmet_wishes)

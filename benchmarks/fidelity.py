@@ -254,7 +254,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2, help="training seeds per subject")
     parser.add_argument("--renders", type=int, default=24, help="renders per tune with and without token")
     parser.add_argument("--obedience", type=int, default=200, help="obedience prompts over all tunes")
-    parser.add_argument("--base", default="tiny-sdxl", help="branch in the catalog")
+    parser.add_argument("--base", default="tiny-sdxl", help="id in the catalog")
     parser.add_argument(
         "--weights", type=Path, help="folder of the base's weights, when not the installed one"
     )
@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     bench = Bench(chosen)
     subjects = folder_subjects(chosen.subjects) if chosen.subjects else drawn_subjects(chosen.only)
     used = {name: value for name, value in bench.options.model_dump().items() if value is not None}
-    bases = f"base {bench.entry.branch}, tunes rendered on {bench.sibling.entry.branch}"
+    bases = f"base {bench.entry.base_id}, tunes rendered on {bench.sibling.entry.base_id}"
     print(f"{len(subjects)} subjects, {chosen.seeds} seeds, {bases}: {json.dumps(used)}")
     wanted = [(subject, seed) for seed in range(chosen.seeds) for subject in subjects]
     tunes = []

@@ -47,7 +47,7 @@ def tune_rows(count: int, queued: int, moment: datetime) -> Iterator[dict[str, A
             "class_name": "dog",
             "token": "ohwx",
             "base": "sdxl",
-            "branch": "tiny-sdxl",
+            "base_id": "tiny-sdxl",
             "status": status,
             "request": request,
             "recipe": {"seed": i},
@@ -68,7 +68,7 @@ def prompt_rows(count: int, queued: int, tunes: int, moment: datetime) -> Iterat
             "account_id": "local",
             "tune_id": f"tune_{i % tunes:08d}",
             "base": "sdxl",
-            "branch": "tiny-sdxl",
+            "base_id": "tiny-sdxl",
             "text": f"a photo of ohwx dog number {i}",
             "settings": SETTINGS,
             "shape": "128x128/20/4.0/euler",
@@ -137,7 +137,7 @@ def fill(registry: Registry, tunes: int, prompts: int, queued: int) -> float:
     batches = (
         {
             "id": f"batch_{i:08d}",
-            "branch": "tiny-sdxl",
+            "base_id": "tiny-sdxl",
             "shape": "128x128/20/4.0/euler",
             "status": "done",
             "created_at": moment,
@@ -192,7 +192,7 @@ def calls(registry: Registry, tunes: int, prompts: int) -> dict[str, Callable[[]
         from tunes_dagster.core.ids import new_id
 
         request = TuneRequest.model_validate({"name": "dog"})
-        new = NewTune(request, id=new_id("tune"), branch="x", recipe={}, origin="api")
+        new = NewTune(request, id=new_id("tune"), base_id="x", recipe={}, origin="api")
         tune = registry.tunes.accept(new).tune
         work = registry.work.claim("prepare", tune.id, "run")
         registry.work.heartbeat(work.id, "run")
@@ -220,7 +220,7 @@ def calls(registry: Registry, tunes: int, prompts: int) -> dict[str, Callable[[]
         "list_callbacks": lambda: registry.outbox.rows(),
         "list_callbacks_dead": lambda: registry.outbox.rows("dead"),
         "lease_callbacks_none_due": lambda: registry.outbox.lease(1),
-        "add_prompt": lambda: registry.prompts.add(request, branch="tiny-sdxl"),
+        "add_prompt": lambda: registry.prompts.add(request, base_id="tiny-sdxl"),
         "six_write_transactions": work_cycle,
         "open": lambda: Registry(registry.url).close(),
     }

@@ -290,7 +290,7 @@ def main() -> None:
         bench = (full_size if arguments.full_size else embedded)(Path(place), arguments)
         bench.clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
         print(
-            f"{bench.base.entry.branch}, {bench.side}x{bench.side}, {bench.steps} steps on {bench.base.device}"
+            f"{bench.base.entry.base_id}, {bench.side}x{bench.side}, {bench.steps} steps on {bench.base.device}"
         )
         worst = compared(bench, cases(2, 2))
         print(f"the ways agree: lowest PSNR {worst:.1f} dB")

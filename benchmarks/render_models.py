@@ -60,7 +60,7 @@ def _loaded(name: str, pipeline: Any, device: str, tiny: bool) -> tuple[Any, int
     entry = (
         load_catalog()
         .entries["flux1-dev" if flux else "sdxl1"]
-        .model_copy(update={"branch": f"random-{name}"})
+        .model_copy(update={"base_id": f"random-{name}"})
     )
     if not flux:
         pipeline.unet.to(memory_format=torch.channels_last)

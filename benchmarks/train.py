@@ -184,7 +184,7 @@ def compare_cohort(bench: Bench, arguments: argparse.Namespace) -> dict[str, flo
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="How fast tunes train.")
-    parser.add_argument("--base", default="tiny-sdxl", help="branch in the catalog")
+    parser.add_argument("--base", default="tiny-sdxl", help="id in the catalog")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=400, help="of the single tune")

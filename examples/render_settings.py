@@ -64,7 +64,7 @@ def main() -> None:
     words.add_argument("--seed", type=int, default=5)
     asked = words.parse_args()
     catalog = load_catalog()
-    entry = catalog.entries[catalog.resolve(asked.base).branch]
+    entry = catalog.entries[catalog.resolve(asked.base).base_id]
     base = load_family(entry, entry.location(Path()))
     with tempfile.TemporaryDirectory() as folder:
         options, store = Settings(home=Path(folder)), Store(folder)

@@ -51,7 +51,7 @@ def main() -> None:
         chosen = entry.render_settings(RenderSettings.model_validate(fixed))
         jobs.append(make_job(f"prompt-{number + 1}", text, chosen))
     results = render(jobs, base, store, "pictures", Silent())
-    report = write_batch_report(store, "pictures", jobs, results, title="Renders", base=entry.branch)
+    report = write_batch_report(store, "pictures", jobs, results, title="Renders", base=entry.base_id)
     print(store.url(report.sheet_key), store.url(report.page_key), sep="\n")  # noqa: T201
 
 

@@ -47,7 +47,7 @@ class CaptionerResource(dg.ConfigurableResource):
             return LazyCaptioner(SHIPPED / "captioner", "tiny")
         if not entry.installed(settings.bases_folder):
             return None
-        return LazyCaptioner(entry.location(settings.bases_folder), entry.branch)
+        return LazyCaptioner(entry.location(settings.bases_folder), entry.base_id)
 
 
 class LazyCaptioner:

@@ -105,7 +105,7 @@ MAY_USE = {
         "tiny",
     },
 }
-# Words that are a family's name and something else as well: the branches and sizes of dialects and demonstrations.
+# Words that are a family's name and something else as well: the words and sizes of dialects and demonstrations.
 SAYS_OTHERWISE = {
     "tunes_dagster/core/recipe.py": "the default base's alias",
     "tunes_dagster/cli/plan.py": "the same",

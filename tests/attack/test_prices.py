@@ -204,7 +204,7 @@ def _work_of(house: House, row: Tune | Prompt) -> tuple[Any, ...]:
     uses = house.registry.uses.of([row.id]).get(row.id, [])
     home = house.registry.tunes.get(row.tune_id).base if row.tune_id else row.base
     entry = catalog.resolve(home)
-    return ("tuned" if uses else "plain"), entry.family, entry.branch == "tiny-sdxl"
+    return ("tuned" if uses else "plain"), entry.family, entry.base_id == "tiny-sdxl"
 
 
 def test_no_road_is_cheaper_than_another(house: House) -> None:

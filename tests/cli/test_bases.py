@@ -129,7 +129,7 @@ def hub() -> Iterator[HuggingFaceHub]:
 @pytest.fixture
 def entry() -> BaseModelEntry:
     return BaseModelEntry(
-        branch="acme",
+        base_id="acme",
         family="sdxl",
         repo_id="acme/base",
         licence="acme-1",
@@ -362,7 +362,7 @@ def test_settings_choose_the_captioner(real: Path) -> None:
         word: captioner_of(Settings(profile="production", captioner=word), catalog)
         for word in ("profile", "none", "tiny", "blip-base")
     }
-    assert [entry and entry.branch for entry in chosen.values()] == ["blip-base", None, None, "blip-base"]
+    assert [entry and entry.base_id for entry in chosen.values()] == ["blip-base", None, None, "blip-base"]
     assert captioner_of(Settings(), catalog) is None and missing(Settings(), load_catalog()) == []
     with pytest.raises(Failure, match="is no captioner"):
         companions(Settings(captioner="sdxl1"), catalog)

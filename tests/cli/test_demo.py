@@ -105,7 +105,7 @@ def test_the_demo_runs_on_either_base_each_in_its_own_folder(
     said = tunes("demo", "--base", "flux", "--steps", "7")
     assert said.code == 0, said.err
     row = installation.registry.objects.tune_named("local", 1)
-    assert (row.branch, row.request["training"]["steps"]) == ("tiny-flux", 7)
+    assert (row.base_id, row.request["training"]["steps"]) == ("tiny-flux", 7)
     plain = [prompt for prompt in installation.registry.prompts.rows() if not prompt.tune_id]
     assert {prompt.base for prompt in plain} == {"tiny-flux"}
     folder = installation.settings.resolved_home / "demo" / "nova-flux"

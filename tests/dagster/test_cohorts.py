@@ -107,7 +107,7 @@ def test_who_may_join_a_cohort(tmp_path):
     first = prepared(rows)
     ((cohort, _),) = rows.groups.make_cohorts(wait_seconds=0)
     rows.work.claim_cohort(cohort.id, "run-1")
-    other_base, waiting = prepared(rows, branch="tiny-flux"), prepared(rows)
+    other_base, waiting = prepared(rows, base_id="tiny-flux"), prepared(rows)
     launched = prepared(rows)
     assert rows.work.join_cohort("cohort_unknown", "run-1", 9) == []
     assert rows.work.join_cohort(cohort.id, "run-1", 0) == []

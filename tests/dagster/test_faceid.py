@@ -26,10 +26,10 @@ def add_adapter(house, base_folder, **differing):
     entry = make_random_adapter(house.home / "faces", unet, "random-faces", "random")
     catalog = house.home.parent / "catalog.yaml"
     entries = yaml.safe_load(catalog.read_text())
-    (branch,) = (name for name, fields in entries.items() if fields.get("family") == "sdxl")
+    (base_id,) = (name for name, fields in entries.items() if fields.get("family") == "sdxl")
     fields = {
         "family": "ipadapter",
-        "fits": branch,
+        "fits": base_id,
         "repo_id": entry.repo_id,
         "weights": entry.weights,
         "encoder": entry.encoder,

@@ -21,7 +21,7 @@ def test_a_campaign_gives_way_between_parts_and_goes_on(house, monkeypatch):
     get_settings.cache_clear()
     settings, registry, defs = get_settings(), house.registry, build_defs(campaigns=[])
     for seed in range(20):
-        registry.prompts.add(prompt_request(seed=seed, **SMALL), branch="tiny-sdxl", origin="campaign")
+        registry.prompts.add(prompt_request(seed=seed, **SMALL), base_id="tiny-sdxl", origin="campaign")
     (campaign,) = decide.render_launches(Installation(settings, registry=registry))
     assert campaign.patient
 
@@ -29,7 +29,9 @@ def test_a_campaign_gives_way_between_parts_and_goes_on(house, monkeypatch):
         return Counter(one.status for one in registry.prompts.rows(batch_id=campaign.partition))
 
     def single(seed: int) -> str:
-        return registry.prompts.add(prompt_request(seed=seed, **{**SMALL, "steps": 2}), branch="tiny-sdxl").id
+        return registry.prompts.add(
+            prompt_request(seed=seed, **{**SMALL, "steps": 2}), base_id="tiny-sdxl"
+        ).id
 
     first = single(100)
     assert execute(defs, house.instance, campaign) and stands() == {"queued": 20}, "before anything is loaded"

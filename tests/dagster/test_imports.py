@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_kept(house, theirs, tmp
 
 def test_a_damaged_file_fails_its_tune_by_name(house, theirs):
     tune = take(house, theirs["plain"])
-    assert (tune.class_name, tune.token, tune.title, tune.branch) == (
+    assert (tune.class_name, tune.token, tune.title, tune.base_id) == (
         "subject",
         "ohwx",
         "subject",

@@ -47,7 +47,7 @@ def test_a_store_and_settings_of_the_definitions_count_for_all(definitions, pape
     request = PromptRequest.model_validate(
         {"text": "a mug", "base": "sdxl", "callback_url": "https://a.example/x"}
     )
-    prompt = whole.registry.prompts.add(request, branch="tiny-sdxl", base="sdxl")
+    prompt = whole.registry.prompts.add(request, base_id="tiny-sdxl", base="sdxl")
     assert whole.registry.prompts.get(prompt.id).text == "a mug"
     assert paper_house.registry.prompts.rows() == []
     asked = tick(sensors.queued_prompts, paper_house, installation=definitions.resources["installation"])

@@ -38,7 +38,7 @@ def test_a_tune_is_rendered_on_the_sibling_of_its_base(house, base_folder, monke
     recipes = {}
     for prompt in house.registry.prompts.rows(tune_id=tune.id):
         assert prompt.status == "done", prompt.failure_message
-        recipes[prompt.branch] = read_recipe(house.store.read_bytes(prompt.images[0]))
+        recipes[prompt.base_id] = read_recipe(house.store.read_bytes(prompt.images[0]))
     there, at_home = recipes["quick"], recipes["tiny-sdxl"]
     assert (there["base"]["branch"], there["trained_on"], there["steps"]) == ("quick", "tiny-sdxl", 2)
     assert (at_home["base"]["branch"], at_home["steps"]) == ("tiny-sdxl", 3) and "trained_on" not in at_home

@@ -23,7 +23,7 @@ def render(house: House, dtype: Any) -> None:
         work = rows.work.claim("render", batch.id, "run")
         writer = PromptWriter(rows, work.id, "run")
         jobs = render_jobs(rows, rows.prompts.rows(batch_id=batch.id), {}, writer)
-        entry = service.catalog.usable(batch.branch, service.settings.bases_folder)
+        entry = service.catalog.usable(batch.base_id, service.settings.bases_folder)
         folder, aids = (
             entry.location(service.settings.bases_folder),
             make_aids(service.catalog, service.settings),

@@ -149,7 +149,7 @@ def test_no_caller_sees_a_path_a_host_or_an_exception(house: House, tmp_path: Pa
     request = PromptRequest.model_validate(
         {"text": "a hat", "base": "sdxl", "callback_url": HOOK, "settings": {"seed": 1, "num_images": 1}}
     )
-    other = house.registry.prompts.add(request, account_id="ann", branch="tiny-sdxl", origin="api")
+    other = house.registry.prompts.add(request, account_id="ann", base_id="tiny-sdxl", origin="api")
     until_it_fails(house, tune.id, error)
     render_badly(house, error)
     tune = house.registry.tunes.get(tune.id)

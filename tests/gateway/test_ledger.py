@@ -41,7 +41,7 @@ def _add(registry: Registry, also, **changes: object):
     from tunes_dagster.registry.tunes import NewTune
 
     request = TuneRequest.model_validate({"name": "dog", **changes})
-    new = NewTune(request, id=new_id("tune"), branch="tiny-sdxl", recipe={}, account_id="ann", origin="api")
+    new = NewTune(request, id=new_id("tune"), base_id="tiny-sdxl", recipe={}, account_id="ann", origin="api")
     return registry.tunes.accept(new, also=also).tune
 
 
@@ -76,7 +76,7 @@ def test_pictures_that_are_missing_are_not_charged(registry: Registry) -> None:
         reserve(session, "ann", prompt.id, 8_000, registry.now())
 
     prompt = registry.prompts.add(
-        prompt_request(num_images=4), branch="tiny-sdxl", account_id="ann", also=also
+        prompt_request(num_images=4), base_id="tiny-sdxl", account_id="ann", also=also
     )
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     work = registry.work.claim("render", batch.id, "run")

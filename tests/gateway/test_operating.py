@@ -90,7 +90,7 @@ def test_speed_is_told_by_base(house: House, pictures: Callable[[int], list]) ->
     work = house.registry.work.claim("render", batch.id, "run")
     house.registry.work.finish(work.id, "run", result={"pictures": 4, "seconds": 2.5})
     seen = scraped(house)
-    base = (("base", house.registry.tunes.get(job["job_id"]).branch),)
+    base = (("base", house.registry.tunes.get(job["job_id"]).base_id),)
     assert (
         seen["tunes_training_steps_total", base] == 300 and seen["tunes_training_seconds_total", base] == 60
     )

@@ -184,7 +184,7 @@ def test_a_given_picture_is_enlarged_on_a_default_installation(house: House) -> 
     made = house.client.post("/v1/image/upscale", json=body, headers=house.auth())
     assert made.status_code == 200 and made.json()["credits_used"] == 2.0, made.text
     [row] = house.registry.prompts.rows()
-    assert row.branch == "upscale-tiny" and row.settings["steps"] == 1
+    assert row.base_id == "upscale-tiny" and row.settings["steps"] == 1
 
 
 def test_a_model_whose_weights_were_pulled_is_available(house: House) -> None:

@@ -47,7 +47,7 @@ def enlarging(house: House) -> House:
     folder.mkdir()
     (folder / "model_index.json").write_text("{}")
     known = house.service.catalog
-    model = AuxiliaryEntry(branch="upscale-4x", family="upscale", repo_id=str(folder), licence="none")
+    model = AuxiliaryEntry(base_id="upscale-4x", family="upscale", repo_id=str(folder), licence="none")
     entries = {**known.entries, **known.auxiliary, "upscale-4x": model}
     house.service.installation.catalog = Catalog(entries, known.profile)
     return house
@@ -102,7 +102,7 @@ def test_what_the_python_sdk_cannot_have_here_is_not_found(sdk: Any) -> None:
 def test_the_python_sdk_enlarges(enlarging: House, sdk: Any) -> None:
     made = sdk.image.upscale(image_url=ADDRESS)
     row = enlarging.registry.prompts.rows()[0]
-    assert made.is_pending and row.branch == "upscale-4x" and row.settings["input_image"] == ADDRESS
+    assert made.is_pending and row.base_id == "upscale-4x" and row.settings["input_image"] == ADDRESS
     enlarging.render_all()
     assert sdk.generation.wait(made.id, timeout=5, poll_interval=0.1).output_url
 

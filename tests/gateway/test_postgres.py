@@ -57,7 +57,7 @@ def test_lists_filters_and_the_ledger(elsewhere: House) -> None:
             house.registry.work.claim(kind, house.tune(tune["id"]).id, "run").id, "run", result=result
         )
     text = house.client.get("/native/v1/metrics").text
-    branch = house.tune(tune["id"]).branch
+    branch = house.tune(tune["id"]).base_id
     assert f'tunes_training_seconds_total{{base="{branch}"}} 61.5' in text, text
     assert house.client.get("/tunes?branch=fast", headers=house.auth()).json()[0]["id"] == tune["id"]
     for path, body in BODIES:  # what SQLite would keep, PostgreSQL cannot

@@ -18,7 +18,7 @@ from tunes_dagster.registry import Prompt
 def test_the_sibling_renders_the_prompt_and_another_base_is_refused(house: House) -> None:
     house.key("ann")
     entries = dict(house.service.catalog.entries)
-    quick = entries["tiny-sdxl"].model_copy(update={"branch": "quick", "embedded": "quick", "aliases": []})
+    quick = entries["tiny-sdxl"].model_copy(update={"base_id": "quick", "embedded": "quick", "aliases": []})
     changes = {"renders_on": "quick", "renders_on_by_default": False}
     entries["tiny-sdxl"] = entries["tiny-sdxl"].model_copy(update=changes)
     house.service.installation.catalog = Catalog({**entries, "quick": quick})
@@ -29,7 +29,7 @@ def test_the_sibling_renders_the_prompt_and_another_base_is_refused(house: House
         asked = PromptRequest(text=f"a <lora:{tune.id}:0.8> dog", base=base)
         return desk.accept_prompt(asked, View("native"))
 
-    assert (accepted("quick").tune_id, accepted("quick").branch) == (tune.id, "quick")
-    assert accepted("tiny-sdxl").branch == "tiny-sdxl" == accepted(None).branch
+    assert (accepted("quick").tune_id, accepted("quick").base_id) == (tune.id, "quick")
+    assert accepted("tiny-sdxl").base_id == "tiny-sdxl" == accepted(None).base_id
     with pytest.raises(HttpProblem, match="made on tiny-sdxl"):
         accepted("tiny-flux")

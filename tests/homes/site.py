@@ -111,7 +111,7 @@ class Site:
         new = NewTune(
             request,
             id=tune_id,
-            branch="tiny-sdxl",
+            base_id="tiny-sdxl",
             recipe={"seed": 0},
             account_id=account,
             origin="api",

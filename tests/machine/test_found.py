@@ -130,7 +130,7 @@ def test_a_plan_that_grants_more_is_no_grant_that_was_given_twice(registry: Regi
 
 def test_a_prompt_whose_rendering_was_lost_is_cancelled_for_nothing(registry: Registry, clock: Clock) -> None:
     paying(registry, 1000)
-    prompt = registry.prompts.add(prompt_request(), branch="tiny-sdxl", account_id="ann", price=1000)
+    prompt = registry.prompts.add(prompt_request(), base_id="tiny-sdxl", account_id="ann", price=1000)
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     work = registry.work.claim("render", batch.id, "run")
     registry.work.progress(work.id, "run", phase="rendering", step=9, total=10)
@@ -141,7 +141,7 @@ def test_a_prompt_whose_rendering_was_lost_is_cancelled_for_nothing(registry: Re
 
 def test_a_second_rendering_is_reckoned_from_its_own_start(registry: Registry, clock: Clock) -> None:
     paying(registry, 1000)
-    prompt = registry.prompts.add(prompt_request(), branch="tiny-sdxl", account_id="ann", price=1000)
+    prompt = registry.prompts.add(prompt_request(), base_id="tiny-sdxl", account_id="ann", price=1000)
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     for run, step in (("first", 9), ("second", 1)):
         work = registry.work.claim("render", batch.id, run)
@@ -153,7 +153,7 @@ def test_a_second_rendering_is_reckoned_from_its_own_start(registry: Registry, c
 
 
 def test_a_prompt_that_was_deleted_is_not_rendered_with_its_batch_again(registry: Registry) -> None:
-    prompts = [registry.prompts.add(prompt_request(), branch="tiny-sdxl") for _ in range(2)]
+    prompts = [registry.prompts.add(prompt_request(), base_id="tiny-sdxl") for _ in range(2)]
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     work = registry.work.claim("render", batch.id, "run")
     registry.work.fail(work.id, "run", Failure(FailureCode.INVALID_REQUEST, "Not like this."))

@@ -20,7 +20,9 @@ from tunes_dagster.registry.tunes import NewTune
 def new(tune_id: str = "tune_one") -> NewTune:
     request = TuneRequest.model_validate({"name": "dog", "prompts": [{"text": "a photo of ohwx dog"}]})
     asked = [NewPrompt(one, "tiny-sdxl", price=20) for one in request.prompts]
-    return NewTune(request, id=tune_id, branch="tiny-sdxl", recipe={}, origin="api", prompts=asked, price=300)
+    return NewTune(
+        request, id=tune_id, base_id="tiny-sdxl", recipe={}, origin="api", prompts=asked, price=300
+    )
 
 
 def kept(*views: str, **more: object) -> Acceptance:

@@ -46,7 +46,7 @@ def own_tune(registry: Registry, **changes: Any) -> Tune:
 
 def own_prompt(registry: Registry, tune: Tune | None = None, account: str = "ann", **changes: Any) -> Prompt:
     return registry.prompts.add(
-        prompt_request(**changes), branch="tiny-sdxl", tune_id=tune.id if tune else None, account_id=account
+        prompt_request(**changes), base_id="tiny-sdxl", tune_id=tune.id if tune else None, account_id=account
     )
 
 

@@ -22,7 +22,7 @@ def test_a_blocked_prompt_gets_its_credits_back(tmp_path, migrated_file):
     )
     prompt = registry.prompts.add(
         prompt_request(),
-        branch="tiny-sdxl",
+        base_id="tiny-sdxl",
         account_id="ann",
         origin="api",
         also=lambda session, row: reserve(session, "ann", row.id, 4_000, registry.now()),

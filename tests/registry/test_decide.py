@@ -33,7 +33,7 @@ def test_prepare_launches_the_longest_waiting_first(registry: Registry, clock: C
 
 def test_cohorts_by_base_full_or_after_a_wait(registry: Registry, clock: Clock) -> None:
     tiny = [prepared(registry) for _ in range(4)]
-    other = prepared(registry, branch="sdxl1")
+    other = prepared(registry, base_id="sdxl1")
     (full,) = decide.cohort_launches(Installation(SETTINGS, registry=registry))
     assert full.run_key == full.cohort_id and full.tags["tunes/tunes"] == "3"
     assert {type(tag) for tag in full.tags.values()} == {str}, "Dagster keeps no others"
@@ -70,7 +70,7 @@ def test_members_leave_a_cohort_before_and_while_it_runs(registry: Registry, clo
 
 def test_what_finds_no_gpu_waits_in_the_registry_and_finds_company(registry: Registry, clock: Clock) -> None:
     for _ in range(decide.WAITING_RUNS["render"] + 3):
-        registry.prompts.add(prompt_request(), branch="tiny-sdxl")
+        registry.prompts.add(prompt_request(), base_id="tiny-sdxl")
         clock.forward(3)
         decide.render_launches(Installation(SETTINGS, registry=registry))
     assert registry.work.count_waiting_runs("render") == decide.WAITING_RUNS["render"]

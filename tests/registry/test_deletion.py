@@ -95,7 +95,7 @@ def test_what_a_late_writer_leaves_goes_and_is_never_served(
 ) -> None:
     tune = make_ready(registry, add_tune(registry))
     made_of(registry, store, tune, b"one", caption="a")
-    prompt = registry.prompts.add(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
+    prompt = registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     work = registry.work.claim("render", batch.id, "run")
     late = add_tune(registry)
@@ -140,7 +140,7 @@ def test_the_last_prompt_takes_its_input_picture_and_its_words(registry: Registr
     asked = prompt_request(
         "anna at sea", input_image=key, mask_image=upload, negative_prompt="no hat of anna"
     )
-    one, two = (registry.prompts.add(asked, branch="tiny-sdxl") for _ in range(2))
+    one, two = (registry.prompts.add(asked, base_id="tiny-sdxl") for _ in range(2))
     registry.work.delete_prompt(one.id)
     drive(around(registry, store))
     assert files(store) == {key, upload}

@@ -25,7 +25,7 @@ def test_what_was_accepted_done_and_answered_is_on_the_disk(
     tune = add_tune(registry)
     run_stage(registry, "prepare", tune.id)
     registry.work.cancel_tune(add_tune(registry).id)  # which is told
-    registry.prompts.add(prompt_request(), branch="tiny-sdxl")
+    registry.prompts.add(prompt_request(), base_id="tiny-sdxl")
     lease, owed = registry.outbox.lease(60.0)
     callback_id = next(iter(owed))
     sending = registry.outbox.begin_delivery(callback_id, lease, new_id("dlv"))

@@ -57,7 +57,7 @@ def test_the_watch_sees_what_could_deadlock(
     open_accounts(registry)
     for tenant in TENANTS:
         tune = add_tune(registry, account_id=tenant)
-        registry.prompts.add(prompt_request(), branch="tiny-sdxl", tune_id=tune.id, account_id=tenant)
+        registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id, account_id=tenant)
     with pytest.raises(LockOrderBroken, match=said), registry.writing() as session:
         wrong(session)
 
@@ -137,7 +137,7 @@ def paid_prompt(registry: Registry, tenant: str, tune_id: str | None = None, gro
         reserve(session, tenant, prompt.id, 1_000, prompt.created_at)
 
     return registry.prompts.add(
-        prompt_request(), branch="tiny-sdxl", tune_id=tune_id, account_id=tenant, also=also
+        prompt_request(), base_id="tiny-sdxl", tune_id=tune_id, account_id=tenant, also=also
     )
 
 
@@ -146,7 +146,7 @@ def paid_tune(registry: Registry, tenant: str) -> Tune:
         reserve(session, tenant, tune.id, 1_000, tune.created_at)
 
     request = TuneRequest(name="dog")
-    new = NewTune(request, id=new_id("tune"), branch="tiny-sdxl", recipe={}, account_id=tenant, origin="api")
+    new = NewTune(request, id=new_id("tune"), base_id="tiny-sdxl", recipe={}, account_id=tenant, origin="api")
     return registry.tunes.accept(new, also=also).tune
 
 
@@ -295,7 +295,7 @@ def test_what_meets_in_a_deadlock_is_run_again(pair: tuple[Registry, Registry]) 
             session.execute(text("UPDATE tunes SET phase = 'x' WHERE id = :id"), {"id": other.id})
 
         registry.prompts.add(
-            prompt_request(), branch="tiny-sdxl", tune_id=own.id, account_id=own.account_id, also=also
+            prompt_request(), base_id="tiny-sdxl", tune_id=own.id, account_id=own.account_id, also=also
         )
 
     together(lambda: accept(pair[0], first, second), lambda: accept(pair[1], second, first))

@@ -227,7 +227,7 @@ def waiting(registry: Registry, tune: Tune, **changes: Any) -> Prompt:
         reserve(session, "ann", prompt.id, PRICE * prompt.settings["num_images"], registry.now())
 
     return registry.prompts.add(
-        prompt_request(**changes), branch="tiny-sdxl", tune_id=tune.id, account_id="ann", also=also
+        prompt_request(**changes), base_id="tiny-sdxl", tune_id=tune.id, account_id="ann", also=also
     )
 
 
@@ -411,7 +411,7 @@ def test_progress_is_weighed_by_what_phases_took_here(registry: Registry, clock:
 
 def test_a_batch_shows_how_far_it_is_and_does_not_fall_back(registry: Registry) -> None:
     tune = make_ready(registry, add_tune(registry))
-    registry.prompts.add(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
+    registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     seen = []
     for attempt in ("a", "b"):

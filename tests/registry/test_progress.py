@@ -69,7 +69,7 @@ def test_nor_does_that_of_a_batch(registry: Registry, clock: Clock, seed: int) -
     chance = random.Random(seed)
     registry.max_attempts = 50
     tune = make_ready(registry, add_tune(registry))
-    registry.prompts.add(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
+    registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     seen = []
     for attempt in range(5):

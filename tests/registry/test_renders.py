@@ -16,9 +16,9 @@ from tunes_dagster.service.installation import Installation
 HOOK = "http://caller.test/p"
 
 
-def add(registry: Registry, account: str = "local", branch: str = "tiny-sdxl", **settings: object) -> Prompt:
+def add(registry: Registry, account: str = "local", base_id: str = "tiny-sdxl", **settings: object) -> Prompt:
     return registry.prompts.add(
-        prompt_request(callback_url=HOOK, **settings), branch=branch, account_id=account
+        prompt_request(callback_url=HOOK, **settings), base_id=base_id, account_id=account
     )
 
 
@@ -30,7 +30,7 @@ def batch_of(registry: Registry, clock: Clock, count: int = 3) -> tuple[Batch, l
 
 
 def test_batches_share_base_and_shape(registry: Registry, clock: Clock) -> None:
-    add(registry), add(registry, seed=9), add(registry, steps=5), add(registry, branch="sdxl1")
+    add(registry), add(registry, seed=9), add(registry, steps=5), add(registry, base_id="sdxl1")
     assert registry.groups.make_batches(wait_seconds=2) == [], "they wait for company first"
     clock.forward(2)
     batches = registry.groups.make_batches(wait_seconds=2)
@@ -59,7 +59,7 @@ def test_accounts_take_turns(registry: Registry, clock: Clock) -> None:
 def test_a_campaign_of_any_size_does_not_hold_up_a_single_prompt(registry: Registry, clock: Clock) -> None:
     settings = Settings(batch_wait_seconds=0, max_batch_prompts=4)
     for seed in range(60):
-        registry.prompts.add(prompt_request(seed=seed), branch="tiny-sdxl", origin="campaign")
+        registry.prompts.add(prompt_request(seed=seed), base_id="tiny-sdxl", origin="campaign")
     waiting = [
         launch
         for _ in range(3)
@@ -97,7 +97,7 @@ def test_a_batch_is_limited_by_its_pictures(registry: Registry) -> None:
     for _ in range(4):
         add(registry, num_images=8)
     add(registry, num_images=40)
-    batches = registry.groups.make_batches(wait_seconds=0, max_pictures=lambda branch, shape: 16)
+    batches = registry.groups.make_batches(wait_seconds=0, max_pictures=lambda base_id, shape: 16)
     assert sorted(len(registry.prompts.rows(batch_id=batch.id)) for batch in batches) == [1, 2, 2]
 
 
@@ -164,7 +164,7 @@ def test_cancelling_all_prompts_of_a_queued_batch_cancels_it(registry: Registry,
 
 def test_prompts_wait_for_their_tune_and_go_with_it(registry: Registry, clock: Clock) -> None:
     tune = add_tune(registry, prompts=[prompt_request()])
-    later = registry.prompts.add(prompt_request(), branch="tiny-sdxl", tune_id=tune.id)
+    later = registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     assert later.status == "waiting" and registry.groups.make_batches(wait_seconds=0) == []
     make_ready(registry, tune)
     (batch,) = registry.groups.make_batches(wait_seconds=0)

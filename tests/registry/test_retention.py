@@ -51,7 +51,7 @@ def rendered(registry: Registry, store: Store, tune: Tune, *tags: Use) -> Prompt
     text = " ".join(["a photo of ohwx dog", *(f"<lora:{use.word}:{use.scale}>" for use in tags)])
     prompt = registry.prompts.add(
         prompt_request(text, callback_url=HOOK),
-        branch="tiny-sdxl",
+        base_id="tiny-sdxl",
         tune_id=tune.id,
         tags=tags,
         account_id=tune.account_id,

@@ -67,7 +67,7 @@ def a_home_full_of_words(registry: Registry, store: Store) -> str:
         session.add(view)
         bind_idempotent(session, "local", "k1", claim, [prompt.id])
 
-    prompt = registry.prompts.add(asked, branch="tiny-sdxl", tune_id=tune.id, also=also)
+    prompt = registry.prompts.add(asked, base_id="tiny-sdxl", tune_id=tune.id, also=also)
     registry.idempotency.end("local", "k1", claim, 201, json.dumps({"text": WORD}))
     other, _none = registry.idempotency.begin(
         "local", "k2", "hash", {"request": f"PUT /native/v1/tunes/{tune.number}/captions", "captions.a": WORD}

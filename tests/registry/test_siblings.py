@@ -21,7 +21,7 @@ def siblings(door: Door) -> Door:
     folder.mkdir()
     (folder / "model_index.json").write_text("{}")
     quick = door.entries["tiny"].model_dump() | {
-        "branch": "quick",
+        "base_id": "quick",
         "repo_id": str(folder),
         "embedded": "quick",
         "guidance": "none",
@@ -32,8 +32,8 @@ def siblings(door: Door) -> Door:
     )
 
 
-def changed(door: Door, branch: str, **fields: object) -> BaseModelEntry:
-    return door.entries[branch].model_copy(update=fields)
+def changed(door: Door, base_id: str, **fields: object) -> BaseModelEntry:
+    return door.entries[base_id].model_copy(update=fields)
 
 
 def told(door: Door, **entries: BaseModelEntry) -> Door:
@@ -44,15 +44,15 @@ def told(door: Door, **entries: BaseModelEntry) -> Door:
 
 def rendered_on(door: Door, **fields: object) -> tuple[str, int]:
     prompt = door.prompt(**fields)
-    return prompt.branch, prompt.settings["steps"]
+    return prompt.base_id, prompt.settings["steps"]
 
 
 def test_prompts_of_a_tune_are_rendered_on_the_sibling(siblings: Door) -> None:
     tune = finished(siblings, base="tiny", title="Rex", prompts=[{"text": "ohwx dog"}])
-    assert (tune.branch, rendered_on(siblings, tune="Rex")) == ("tiny", ("quick", 4))
+    assert (tune.base_id, rendered_on(siblings, tune="Rex")) == ("tiny", ("quick", 4))
     assert rendered_on(siblings, text="a <lora:Rex:1> dog", base="tiny") == ("quick", 4)
     (own, by_itself, _tagged) = sorted(siblings.registry.prompts.rows(), key=lambda one: one.number)
-    assert (own.branch, own.settings["steps"], own.base) == ("quick", 4, "tiny")
+    assert (own.base_id, own.settings["steps"], own.base) == ("quick", 4, "tiny")
     for prompt in (own, by_itself):
         said = siblings.registry.events.of(prompt.id)[0].message
         assert "renders on quick, the few-step sibling of tiny" in said
@@ -131,7 +131,7 @@ def test_a_plan_looks_kinds_up_without_refusing(siblings: Door) -> None:
     completed = completed_prompt(
         Installation(siblings.settings, registry=siblings.registry, catalog=siblings.catalog), asked, None
     )
-    assert completed.entry.branch == "tiny"
+    assert completed.entry.base_id == "tiny"
 
 
 def test_siblings_of_the_shipped_catalog_exist() -> None:

@@ -28,7 +28,7 @@ class Door:
         (base / "model_index.json").write_text("{}")
         common = {"family": "sdxl", "licence": "apache-2.0", "memory_gb": 1, "token": "ohwx"}
         tiny = BaseModelEntry(
-            branch="tiny",
+            base_id="tiny",
             repo_id=str(base),
             native_size=128,
             max_pixels=65536,
@@ -38,7 +38,7 @@ class Door:
             **common,
         )
         big = BaseModelEntry(
-            branch="sdxl1",
+            base_id="sdxl1",
             aliases=["sdxl"],
             repo_id="org/big",
             native_size=1024,
@@ -84,7 +84,7 @@ def refused(code: FailureCode, call: object, *args: object, **fields: object) ->
 
 def test_a_tune_is_completed_from_the_base_that_is_really_used(door: Door) -> None:
     tune = door.tune(sources={"image_urls": ["https://example.com/a.png"]}, training={"rank": 8})
-    assert (tune.base, tune.branch, tune.status, tune.title) == ("sdxl", "tiny", "queued", "dog")
+    assert (tune.base, tune.base_id, tune.status, tune.title) == ("sdxl", "tiny", "queued", "dog")
     assert tune.recipe["training"]["rank"] == 8 and tune.recipe["training"]["steps"] == 400
     assert len(tune.recipe_hash) == 64
 
@@ -160,7 +160,7 @@ def test_prompts_get_a_seed_and_every_setting(door: Door) -> None:
     settings = prompt.settings
     assert settings["seed"] is not None and settings["width"] == settings["height"] == 128
     assert (settings["steps"], settings["scheduler"]) == (20, "euler")
-    assert (prompt.base, prompt.branch, prompt.status) == ("sdxl", "tiny", "queued")
+    assert (prompt.base, prompt.base_id, prompt.status) == ("sdxl", "tiny", "queued")
     assert prompt.shape == "128x128/20/4.0/euler"
 
 
@@ -185,7 +185,7 @@ def finished(door: Door, **fields: object) -> Tune:
 def test_a_tune_is_continued_in_its_own_shape_on_its_own_base(door: Door) -> None:
     first = finished(door, base="tiny", token="zwx", training={"rank": 8, "targets": "all", "resolution": 96})
     second = door.tune(training={"base_tune_id": str(first.number), "steps": 20})
-    assert second.branch == "tiny"
+    assert second.base_id == "tiny"
     assert second.request["training"]["base_tune_id"] == first.id
     assert second.recipe["training"]["rank"] == 8 and second.recipe["training"]["targets"] == "all"
     assert second.recipe["training"]["resolution"] == 96 and second.recipe["token"] == "zwx"

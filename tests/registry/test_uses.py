@@ -31,7 +31,7 @@ def tagged(registry: Registry, tune: Tune, word: str) -> Prompt:
     """Return a prompt on a plain base that names a tune by a tag."""
     return registry.prompts.add(
         prompt_request(f"a photo of ohwx dog <lora:{word}:0.5>"),
-        branch="tiny-sdxl",
+        base_id="tiny-sdxl",
         account_id=tune.account_id,
         tags=[Use(tune.id, "lora", word, 0.5)],
     )
@@ -99,7 +99,7 @@ def test_what_uses_a_deleted_tune_is_cancelled_and_never_rendered(tenants: Regis
     own, other = ready(tenants, "own", "ann"), ready(tenants, "other", "ann")
     both = tenants.prompts.add(
         prompt_request(),
-        branch="tiny-sdxl",
+        base_id="tiny-sdxl",
         account_id="ann",
         tune_id=own.id,
         tags=[Use(other.id, "lora", "other", 1.0)],

@@ -11,7 +11,7 @@ from tunes_dagster.families.catalog import BaseModelEntry
 
 def entry(folder, repo_id=None) -> BaseModelEntry:
     return BaseModelEntry(
-        branch="random",
+        base_id="random",
         family="sdxl",
         repo_id=repo_id or str(folder),
         licence="none",

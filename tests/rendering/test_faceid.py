@@ -52,7 +52,7 @@ def open_sd15(tmp_path_factory):
 
     folder = make_random_sd15(tmp_path_factory.mktemp("bases") / "random-sd15")
     entry = BaseModelEntry(
-        branch="random15",
+        base_id="random15",
         family="sd15",
         repo_id=str(folder),
         licence="none",

@@ -22,8 +22,8 @@ from tunes_dagster.training.planner import Machine
 SDXL = "1024x1024/30/7.5/euler"
 
 
-def room(branch: str, gib: float, shape: str = SDXL, most: int = 128):
-    entry = load_catalog("production").entries[branch]
+def room(base_id: str, gib: float, shape: str = SDXL, most: int = 128):
+    entry = load_catalog("production").entries[base_id]
     return plan_room(entry, sizes_of(entry), shape, Machine("cuda", gib, "bfloat16"), "as set", most)
 
 
@@ -43,8 +43,8 @@ def test_larger_pictures_and_guidance_take_more_of_it():
     assert room("flux1-dev", 24).at_once == 1, "the weights alone are more than that"
 
 
-@pytest.mark.parametrize("branch", sorted(known_sizes()))
-def test_what_is_known_of_a_base_is_what_its_loaded_network_says(branch):
+@pytest.mark.parametrize("base_id", sorted(known_sizes()))
+def test_what_is_known_of_a_base_is_what_its_loaded_network_says(base_id):
     """The widths of the released configurations, through the families' own arithmetic."""
     from types import SimpleNamespace
 
@@ -53,7 +53,7 @@ def test_what_is_known_of_a_base_is_what_its_loaded_network_says(branch):
     from tunes_dagster.families.flow import FlowBase
     from tunes_dagster.families.unet import UnetBase
 
-    entry, sizes = load_catalog("production").entries[branch], known_sizes()[branch]
+    entry, sizes = load_catalog("production").entries[base_id], known_sizes()[base_id]
     heads = {
         "flux1-dev": 24,
         "flux1-schnell": 24,
@@ -72,7 +72,7 @@ def test_what_is_known_of_a_base_is_what_its_loaded_network_says(branch):
         )
         said = UnetBase.forward_bytes(loaded, 1024, 768)
     else:
-        config = SimpleNamespace(num_attention_heads=heads[branch], attention_head_dim=128)
+        config = SimpleNamespace(num_attention_heads=heads[base_id], attention_head_dim=128)
         loaded = SimpleNamespace(
             denoiser=SimpleNamespace(config=config),
             dtype=torch.bfloat16,
@@ -153,18 +153,18 @@ def test_the_queue_cuts_runs_by_the_memory_of_the_machine(tmp_path):
     catalog = load_catalog("production")
     for seed in range(40):
         registry.prompts.add(
-            prompt_request(seed=seed, width=1024, height=1024, guidance_scale=7.5), branch="sdxl1"
+            prompt_request(seed=seed, width=1024, height=1024, guidance_scale=7.5), base_id="sdxl1"
         )
 
     def cut(**settings) -> list[int]:
         rooms = Rooms(registry, Settings(home=tmp_path, **settings), catalog)
         made = registry.groups.make_batches(
-            wait_seconds=0, max_pictures=lambda branch, shape: rooms.room(branch, shape).pictures
+            wait_seconds=0, max_pictures=lambda base_id, shape: rooms.room(base_id, shape).pictures
         )
         return [len(registry.prompts.rows(batch_id=batch.id)) for batch in made]
 
-    def now(branch: str = "sdxl1", **settings):
-        return Rooms(registry, Settings(home=tmp_path, **settings), catalog).room(branch, SDXL)
+    def now(base_id: str = "sdxl1", **settings):
+        return Rooms(registry, Settings(home=tmp_path, **settings), catalog).room(base_id, SDXL)
 
     least = now(device="cuda")
     assert (least.gib, least.source) == (14, "the least that its base needs")

@@ -108,7 +108,7 @@ def test_the_shipped_upscaler_beats_lanczos_on_drawings_it_never_saw():
     from tunes_dagster.tiny.world import picture
 
     shipped = load_catalog().first("upscale")
-    assert shipped is not None and shipped.branch == "upscale-tiny" and shipped.installed(Path("nowhere"))
+    assert shipped is not None and shipped.base_id == "upscale-tiny" and shipped.installed(Path("nowhere"))
     upscaler, gains = Upscaler(shipped.location(Path()), "cpu", torch.float32), []
     for number in range(2):
         drawing = picture(HELD_OUT + number, 256)[0]

@@ -184,7 +184,7 @@ def test_an_installed_controlnet_is_accepted(place):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     entry = AuxiliaryEntry(
-        branch="c", family="controlnet", fits="sdxl", control="canny", repo_id=str(folder), licence="none"
+        base_id="c", family="controlnet", fits="sdxl", control="canny", repo_id=str(folder), licence="none"
     )
     catalog = load_catalog()
     known = Catalog({**catalog.entries, **catalog.auxiliary, "c": entry})

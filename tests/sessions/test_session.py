@@ -44,11 +44,11 @@ def test_prompts_of_two_bases_are_rendered_on_bases_that_stay_loaded(workshop: W
     loaded = []
     real = bases.load_family
     monkeypatch.setattr(
-        bases, "load_family", lambda entry, *rest: loaded.append(entry.branch) or real(entry, *rest)
+        bases, "load_family", lambda entry, *rest: loaded.append(entry.base_id) or real(entry, *rest)
     )
     diary = Diary()
     session = workshop.session(diary)
-    first, second = workshop.prompt(1), workshop.prompt(2, branch="tiny-flux")
+    first, second = workshop.prompt(1), workshop.prompt(2, base_id="tiny-flux")
     session.run(until_idle=True)
     third = workshop.prompt(3, num_images=3)
     session.run(until_idle=True)
@@ -129,10 +129,10 @@ def test_training_does_not_notice_pictures_between_its_steps(
         catalog = load_catalog(extra=str(overlay))
         workshop = Workshop(Installation(workshop.installation.settings, catalog=catalog, works=True))
         base = f"random-{base}"
-    branch = workshop.installation.catalog.resolve(base).branch
+    base_id = workshop.installation.catalog.resolve(base).base_id
     alone, beside = workshop.prepared("alone", base=base, **training), None
     workshop.session().run(until_idle=True)
-    quiet = workshop.prompt(7, branch=branch)
+    quiet = workshop.prompt(7, base_id=base_id)
     workshop.session().run(until_idle=True)
 
     beside = workshop.prepared("beside", base=base, **training)
@@ -140,7 +140,7 @@ def test_training_does_not_notice_pictures_between_its_steps(
     session = workshop.session()
 
     def ask() -> None:
-        prompts.append(workshop.prompt(7, branch=branch))
+        prompts.append(workshop.prompt(7, base_id=base_id))
         session._looked = float("-inf")
 
     AtStep(session, 3, ask)

@@ -98,7 +98,7 @@ def entry_of(name: str, folder: Path) -> BaseModelEntry:
     """Return a catalog entry for a case that lies in a folder."""
     case = CASES[name]
     return BaseModelEntry(
-        branch=f"random-{name}",
+        base_id=f"random-{name}",
         family=case.family,
         repo_id=str(folder),
         licence="none",

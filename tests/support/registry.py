@@ -48,17 +48,17 @@ def add_tune(registry: Registry, **changes: object) -> Tune:
     """Add a tune with a callback address unless told otherwise."""
     options = {
         k: changes.pop(k)
-        for k in ("branch", "origin", "status", "account_id", "tags", "price")
+        for k in ("base_id", "origin", "status", "account_id", "tags", "price")
         if k in changes
     }
     tune_id = changes.pop("id", None) or new_id("tune")
     request = TuneRequest.model_validate(
         {"name": "dog", "callback_url": "http://caller.test/hook", **changes}
     )
-    options = {"branch": "tiny-sdxl", "origin": "cli", **options}
+    options = {"base_id": "tiny-sdxl", "origin": "cli", **options}
     if tags := options.pop("tags", None):
         asked = zip(request.prompts, tags, strict=True)
-        options["prompts"] = [NewPrompt(one, str(options["branch"]), tags=some) for one, some in asked]
+        options["prompts"] = [NewPrompt(one, str(options["base_id"]), tags=some) for one, some in asked]
     new = NewTune(request, id=tune_id, recipe={"seed": 0}, **options)
     return registry.tunes.accept(new).tune
 

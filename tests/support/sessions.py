@@ -38,10 +38,12 @@ class Workshop:
     def session(self, journal: Journal | None = None) -> Session:
         return Session(self.installation, CPU, journal)
 
-    def prompt(self, seed: int = 1, branch: str = "tiny-sdxl", origin: str = "cli", **more: object) -> Prompt:
+    def prompt(
+        self, seed: int = 1, base_id: str = "tiny-sdxl", origin: str = "cli", **more: object
+    ) -> Prompt:
         """Queue a prompt on a bare base."""
         request = prompt_request("a photo of a mug", seed=seed, **{**SMALL, **more})
-        return self.registry.prompts.add(request, branch=branch, origin=origin)
+        return self.registry.prompts.add(request, base_id=base_id, origin=origin)
 
     def status(self, prompt: Prompt) -> str:
         return self.registry.prompts.get(prompt.id).status
@@ -108,11 +110,11 @@ def with_family(overlay: Path, name: str, **fields: object) -> Path:
     from tests.support.families import CASES
 
     entries = yaml.safe_load(overlay.read_text())
-    case, branch = CASES[name], f"random-{name}"
-    folder = case.make(overlay.with_name(branch), **case.options)
+    case, base_id = CASES[name], f"random-{name}"
+    folder = case.make(overlay.with_name(base_id), **case.options)
     like = {key: value for key, value in entries["tiny-sdxl"].items() if key != "aliases"}
-    entries[branch] = {**like, "family": case.family, "repo_id": str(folder), "embedded": branch, **fields}
-    fuller = overlay.with_name(f"{branch}.yaml")
+    entries[base_id] = {**like, "family": case.family, "repo_id": str(folder), "embedded": base_id, **fields}
+    fuller = overlay.with_name(f"{base_id}.yaml")
     fuller.write_text(yaml.safe_dump(entries))
     return fuller
 

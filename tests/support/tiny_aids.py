@@ -8,12 +8,12 @@ from tests.support.doubles import write_double
 from tunes_dagster.families.catalog import AuxiliaryEntry, Catalog
 
 
-def entry_of(branch: str, family: str, folder: Path, **more: object) -> AuxiliaryEntry:
-    return AuxiliaryEntry(branch=branch, family=family, repo_id=str(folder), licence="none", **more)
+def entry_of(base_id: str, family: str, folder: Path, **more: object) -> AuxiliaryEntry:
+    return AuxiliaryEntry(base_id=base_id, family=family, repo_id=str(folder), licence="none", **more)
 
 
 def catalog_of(*entries: AuxiliaryEntry) -> Catalog:
-    return Catalog({entry.branch: entry for entry in entries})
+    return Catalog({entry.base_id: entry for entry in entries})
 
 
 def make_random_controlnet(folder: Path, unet, seed: int = 0) -> Path:

@@ -35,7 +35,7 @@ def make_random_eyes(folder: Path, seed: int = 0) -> Path:
 
 
 def make_random_adapter(
-    folder: Path, unet, branch: str, fits: str, plus: bool = False, seed: int = 0
+    folder: Path, unet, base_id: str, fits: str, plus: bool = False, seed: int = 0
 ) -> AuxiliaryEntry:
     """Write an IP-Adapter that changes a UNet's pictures visibly, with its encoder, and return its entry."""
     import torch
@@ -71,7 +71,7 @@ def make_random_adapter(
     save_file(state, folder / "adapter.safetensors")
     make_random_eyes(folder / "eyes")
     return AuxiliaryEntry(
-        branch=branch,
+        base_id=base_id,
         family="ipadapter",
         fits=fits,
         repo_id=str(folder),

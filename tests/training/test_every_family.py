@@ -325,8 +325,8 @@ def test_prior_and_steps_of_the_loop_use_the_familys_timesteps(bases, store, mak
     assert timesteps.is_floating_point() and timesteps.min() > 0 and timesteps.max() < 1000
 
 
-@pytest.mark.parametrize("branch", ["flux1-dev", "flux2-klein-4b"])
-def test_the_planner_counts_the_layers_that_are_adapted(branch):
+@pytest.mark.parametrize("base_id", ["flux1-dev", "flux2-klein-4b"])
+def test_the_planner_counts_the_layers_that_are_adapted(base_id):
     """At full size, built without memory: names match, and `sizes.yaml` has their widths."""
     from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 
@@ -335,7 +335,7 @@ def test_the_planner_counts_the_layers_that_are_adapted(branch):
     from tunes_dagster.families.sizes import known_sizes
 
     with torch.device("meta"):
-        if branch == "flux1-dev":
+        if base_id == "flux1-dev":
             family, model = FluxBase, FluxTransformer2DModel(guidance_embeds=True)
         else:
             family, model = (
@@ -351,9 +351,9 @@ def test_the_planner_counts_the_layers_that_are_adapted(branch):
     base = family.__new__(family)
     base.denoiser = model
     modules = dict(model.named_modules())
-    for targets, width in known_sizes()[branch].widths.items():
+    for targets, width in known_sizes()[base_id].widths.items():
         layers = [modules[name] for name in base.adapter_targets(targets)]
         assert sum(layer.in_features + layer.out_features for layer in layers) == width, targets
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(
-        known_sizes()[branch].denoiser, rel=1e-3
+        known_sizes()[base_id].denoiser, rel=1e-3
     )

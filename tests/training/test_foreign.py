@@ -38,7 +38,7 @@ def taken(base, tensors, header=None, config=None) -> Converted:
     """Take a file in, as far as numbers go."""
     entries = {key: Entry(key, "F32", tuple(value.shape)) for key, value in tensors.items()}
     networks = networks_of(base)
-    plan = fitted(read_names(entries.values()), entries, networks, base.entry.branch)
+    plan = fitted(read_names(entries.values()), entries, networks, base.entry.base_id)
     return convert(plan, tensors, networks, read_scales(header or {}, config))
 
 

@@ -24,9 +24,9 @@ WITH_PRIOR = TrainingOptions(rank=16, batch_size=1, prior_weight=0.5, prior_prom
 NATIVE = {"realistic-vision": 512}
 
 
-def planned(branch, gib, options=LORA, bitsandbytes=False, most=8, kind="cuda", dtype="bfloat16"):
+def planned(base_id, gib, options=LORA, bitsandbytes=False, most=8, kind="cuda", dtype="bfloat16"):
     machine = Machine(kind, gib, dtype, bitsandbytes)
-    return plan_memory([options], known_sizes()[branch], NATIVE.get(branch, 1024), machine, most)
+    return plan_memory([options], known_sizes()[base_id], NATIVE.get(base_id, 1024), machine, most)
 
 
 def said(plan) -> str:
@@ -49,26 +49,26 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize(("branch", "gib"), [(b, g) for b, row in TABLE.items() for g in row])
-def test_each_family_on_each_device(branch, gib):
-    expected = TABLE[branch][gib]
+@pytest.mark.parametrize(("base_id", "gib"), [(b, g) for b, row in TABLE.items() for g in row])
+def test_each_family_on_each_device(base_id, gib):
+    expected = TABLE[base_id][gib]
     if expected is None:
         with pytest.raises(Failure) as error:
-            planned(branch, gib, bitsandbytes=True)
+            planned(base_id, gib, bitsandbytes=True)
         assert error.value.code == FailureCode.OUT_OF_MEMORY
         assert f"which has {gib} GiB" in error.value.message
         return
-    plan = planned(branch, gib, bitsandbytes=True)
+    plan = planned(base_id, gib, bitsandbytes=True)
     assert said(plan) == expected
     assert plan.needed_gib <= 0.94 * gib and plan.cohort >= 1
 
 
 def test_more_memory_never_means_more_saving_or_fewer_tunes():
-    for branch in known_sizes():
+    for base_id in known_sizes():
         ways, cohorts = [], []
         for gib in (24, 48, 80, 140, 280):
             try:
-                plan = planned(branch, gib, bitsandbytes=True)
+                plan = planned(base_id, gib, bitsandbytes=True)
             except Failure:
                 continue
             ways.append(len(said(plan)))
@@ -86,13 +86,13 @@ def test_prior_rows_double_what_a_tune_keeps():
 
 def test_more_adapted_layers_keep_more_for_the_backward():
     """On FLUX.1 the feed-forward layers' inputs are half as much again: a plan for attention alone would not hold."""
-    for branch in known_sizes():
+    for base_id in known_sizes():
         small, large = (
-            planned(branch, 400, LORA.model_copy(update={"targets": targets})).parts_gib["activations"]
+            planned(base_id, 400, LORA.model_copy(update={"targets": targets})).parts_gib["activations"]
             for targets in ("attention", "attention+mlp")
         )
         assert small < large
-        assert branch != "flux1-dev" or large > 1.4 * small
+        assert base_id != "flux1-dev" or large > 1.4 * small
 
 
 def test_learning_words_needs_text_encoders_and_denoiser_at_once():
@@ -176,7 +176,7 @@ def test_sizes_are_those_of_the_real_models():
 
 
 def test_an_unknown_base_is_measured_from_its_files(base_folder, base):
-    entry = base.entry.model_copy(update={"branch": "somebody-elses"})
+    entry = base.entry.model_copy(update={"base_id": "somebody-elses"})
     sizes = sizes_of(entry, base_folder)
     assert sizes.denoiser * 1e9 == pytest.approx(sum(p.numel() for p in base.denoiser.parameters()))
     assert sizes.text > 0 and sizes.vae > 0

@@ -176,12 +176,12 @@ def test_the_programs_of_every_family_are_told() -> None:
     from tunes_dagster.core.results import TuneResult
     from tunes_dagster.service.download import downloads
 
-    def told(branch: str, **training: object) -> list[str]:
+    def told(base_id: str, **training: object) -> list[str]:
         result = {"weights_key": "t/w.safetensors", "kohya_key": "t/w.kohya.safetensors", "words_key": ""}
         if training.get("kind") == "pti":
             result["words_key"] = "t/ohwx.safetensors"
         tune = SimpleNamespace(
-            branch=branch,
+            base_id=base_id,
             recipe={"training": training},
             kind=training.get("kind", "lora"),
             made=TuneResult.of({name: key for name, key in result.items() if key}),

@@ -26,11 +26,11 @@ def gpu(gib: float) -> Machine:
     return Machine("cuda", gib, "bfloat16", True)
 
 
-@pytest.mark.parametrize(("branch", "gib"), [(b, g) for b, row in TABLE.items() for g in row])
-def test_a_base_is_loaded_for_pictures_so_that_it_fits(branch, gib, tmp_path):
-    way = serving(ENTRIES[branch], tmp_path / "none", gpu(gib))
+@pytest.mark.parametrize(("base_id", "gib"), [(b, g) for b, row in TABLE.items() for g in row])
+def test_a_base_is_loaded_for_pictures_so_that_it_fits(base_id, gib, tmp_path):
+    way = serving(ENTRIES[base_id], tmp_path / "none", gpu(gib))
     said = "O" * way.offload + {"none": "", "int8": "8", "nf4": "4"}[way.quantize]
-    assert (said if way.fits else None) == TABLE[branch][gib], way
+    assert (said if way.fits else None) == TABLE[base_id][gib], way
     assert not way.fits or way.needed_gib <= 0.94 * gib
 
 
@@ -39,11 +39,11 @@ def test_a_cpu_saves_nothing_by_offloading_to_itself(tmp_path):
     assert not way.offload and way.quantize == "none" and not way.fits
 
 
-@pytest.mark.parametrize("branch", TABLE)
-def test_every_moment_of_a_planned_tune_fits_and_the_highest_is_named(branch, tmp_path):
-    entry, folder = ENTRIES[branch], tmp_path / "none"
+@pytest.mark.parametrize("base_id", TABLE)
+def test_every_moment_of_a_planned_tune_fits_and_the_highest_is_named(base_id, tmp_path):
+    entry, folder = ENTRIES[base_id], tmp_path / "none"
     options = entry.training_options(TrainingOptions(batch_size=1))
-    gib = max(TABLE[branch])
+    gib = max(TABLE[base_id])
     plan = plan_memory([options], sizes_of(entry), entry.native_size, gpu(gib))
     whole = described(plan, options, entry, folder, gpu(gib))
     moments = whole["moments_gib"]

@@ -120,7 +120,7 @@ class Estimate:
         }
 
 
-def speed_of(branch: str, batches: Iterable[Batch]) -> Speed | None:
+def speed_of(base_id: str, batches: Iterable[Batch]) -> Speed | None:
     """Return how fast a base renders here: from its finished batches, else from what was measured elsewhere."""
     steps, loads, pictures = [], [], 0
     for batch in batches:
@@ -132,11 +132,12 @@ def speed_of(branch: str, batches: Iterable[Batch]) -> Speed | None:
         loads.append(made.load_seconds)
         pictures += made.pictures
     if steps:
-        source = f"{branch}: {pictures} pictures in the last {len(steps)} batches on this machine"
+        source = f"{base_id}: {pictures} pictures in the last {len(steps)} batches on this machine"
         return Speed(median(steps), median(loads), source)
-    if branch in MEASURED:
+    if base_id in MEASURED:
         return Speed(
-            *MEASURED[branch], f"{branch}: a default measured on two CPU cores; nothing was rendered here yet"
+            *MEASURED[base_id],
+            f"{base_id}: a default measured on two CPU cores; nothing was rendered here yet",
         )
     return None
 
@@ -166,28 +167,28 @@ def estimate(
         settings = one.request.settings
         done.new_pictures += settings.num_images
         done.micro += one.price
-        group = groups[one.branch, _shape(settings)]
+        group = groups[one.base_id, _shape(settings)]
         group[0] += 1
         group[1] += settings.num_images
-        steps[one.branch] += settings.num_images * (settings.steps or 20)
+        steps[one.base_id] += settings.num_images * (settings.steps or 20)
         priced[one.base, one.price // settings.num_images] += settings.num_images
     runs: Counter[str] = Counter()
     said: dict[str, str] = {}
-    for (branch, shape), (prompts, pictures) in groups.items():
-        room = costing.rooms.room(branch, shape)
-        runs[branch] += max(ceil(prompts / costing.max_batch_prompts), ceil(pictures / room.pictures))
-        said.setdefault(branch, f"{branch}: {room.sentence()}")
+    for (base_id, shape), (prompts, pictures) in groups.items():
+        room = costing.rooms.room(base_id, shape)
+        runs[base_id] += max(ceil(prompts / costing.max_batch_prompts), ceil(pictures / room.pictures))
+        said.setdefault(base_id, f"{base_id}: {room.sentence()}")
     done.batches, done.rooms = sum(runs.values()), list(said.values())
     done.prices = [f"{n:,} at ${price / 1e6:g} ({base})" for (base, price), n in sorted(priced.items())]
-    for branch in sorted(steps):
-        speed = speed_of(branch, registry.campaigns.measured_batches(branch))
+    for base_id in sorted(steps):
+        speed = speed_of(base_id, registry.campaigns.measured_batches(base_id))
         if speed is None:
             done.seconds = None
-            done.sources.append(f"{branch}: nothing was rendered on it here yet")
+            done.sources.append(f"{base_id}: nothing was rendered on it here yet")
             continue
         done.sources.append(speed.source)
         if done.seconds is not None:
-            done.seconds += steps[branch] * speed.step_seconds + runs[branch] * speed.load_seconds
+            done.seconds += steps[base_id] * speed.step_seconds + runs[base_id] * speed.load_seconds
     return done
 
 

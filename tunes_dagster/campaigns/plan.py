@@ -307,7 +307,7 @@ class _Completer:
         decided = {
             "text": complete.text,
             "settings": complete.settings.hashed(),
-            "branch": entry.branch,
+            "branch": entry.base_id,
             "repo_id": entry.repo_id,
             "revision": entry.revision,
             "tunes": list(tunes),
@@ -326,7 +326,7 @@ class _Completer:
             recipe_hash(decided),
             item.variables,
             complete,
-            entry.branch,
+            entry.base_id,
             base,
             item.tune_id,
             weights,

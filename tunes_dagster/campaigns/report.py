@@ -180,7 +180,7 @@ def table_of(lines: Sequence[Line], left_out: Sequence[dict[str, Any]], folder: 
             "width": line.prompt.settings.get("width"),
             "height": line.prompt.settings.get("height"),
             "steps": line.prompt.settings.get("steps"),
-            "base": line.prompt.branch,
+            "base": line.prompt.base_id,
             "status": line.prompt.status,
             "file": relative(line.key, f"{folder}/pictures.csv") if line.key else None,
             "seconds": line.seconds,
@@ -261,7 +261,7 @@ class _Writer:
             parts.append(f"{numbers.failed} failed")
         if numbers.open:
             parts.append(f"{numbers.open} not rendered yet")
-        bases = sorted({line.prompt.branch for line in self.lines})
+        bases = sorted({line.prompt.base_id for line in self.lines})
         return " · ".join([*parts, *bases])
 
     def _footer(self) -> str:

@@ -29,12 +29,11 @@ def list_bases(
         emit_json(
             [
                 {
-                    **entry.model_dump(
-                        include={"branch", "family", "aliases", "repo_id", "licence", "gated"}
-                    ),
+                    "branch": entry.base_id,
+                    **entry.model_dump(include={"family", "aliases", "repo_id", "licence", "gated"}),
                     "installed": entry.installed(folder),
                     "location": str(entry.location(folder)),
-                    "used": catalog.real(entry).branch,
+                    "used": catalog.real(entry).base_id,
                 }
                 for entry in entries
             ]
@@ -44,12 +43,12 @@ def list_bases(
     for entry in entries:
         installed = "[green]installed[/]" if entry.installed(folder) else f"{entry.download_gb:g} GB to pull"
         real = catalog.real(entry)
-        used = "itself" if real is entry else f"{real.branch} [dim](profile {catalog.profile})[/]"
+        used = "itself" if real is entry else f"{real.base_id} [dim](profile {catalog.profile})[/]"
         licence = entry.licence + (", gated" if entry.gated else "")
         words = ", ".join(entry.aliases[:3])
         beside = isinstance(entry, AuxiliaryEntry)
         facts = () if beside else (f"{entry.native_size}²",)
-        rows[beside].append((entry.branch, words, entry.family, *facts, licence, installed, used))
+        rows[beside].append((entry.base_id, words, entry.family, *facts, licence, installed, used))
     table(["base", "also called", "family", "size#", "licence", "weights", "trains on"], rows[False])
     table(["model beside", "also called", "what it is", "licence", "weights", "runs on"], rows[True])
     if catalog.profile == "embedded":
@@ -81,7 +80,7 @@ def pull(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     hub = HuggingFaceHub(token, endpoint)
     if _is_there(entry, installation):
-        say(f"{entry.branch} is installed at {escape(entry.location(installation.settings.bases_folder))}.")
+        say(f"{entry.base_id} is installed at {escape(entry.location(installation.settings.bases_folder))}.")
     else:
         _bring(entry, installation, hub, yes, bool(token))
     if isinstance(entry, AuxiliaryEntry):
@@ -93,13 +92,13 @@ def pull(
         say("Tunes on it also use:")
         for one in lacking:
             about = f"{one.entry.download_gb:g} GB, {one.entry.licence}"
-            say(f"  [bold]{one.entry.branch}[/]  {about}: {one.use}; without it {one.without}")
+            say(f"  [bold]{one.entry.base_id}[/]  {about}: {one.use}; without it {one.without}")
         for one in lacking:
-            if yes or typer.confirm(f"Bring {one.entry.branch}?", default=True):
+            if yes or typer.confirm(f"Bring {one.entry.base_id}?", default=True):
                 _bring(one.entry, installation, hub, True, bool(token))
     say(
         "Train on it with: [bold]TUNES_PROFILE=production tunes train ./photos --name woman "
-        f"--base {entry.branch}[/]"
+        f"--base {entry.base_id}[/]"
     )
 
 
@@ -115,7 +114,7 @@ def _bring(
     from tunes_dagster.families.pulling import pull as bring
 
     plan = plan_pull(entry, installation.settings.bases_folder, hub)
-    say(f"[bold]{entry.branch}[/]  {entry.repo_id} @ {plan.commit[:12]}")
+    say(f"[bold]{entry.base_id}[/]  {entry.repo_id} @ {plan.commit[:12]}")
     say(f"  size      {megabytes(plan.size)} in {len(plan.files)} files, to {escape(plan.target)}")
     say(f"  licence   {entry.licence}: read it at {plan.page}")
     if entry.gated:
@@ -128,4 +127,4 @@ def _bring(
     bring(plan, hub, say=lambda line: say(escape(line)))
     beside = isinstance(entry, AuxiliaryEntry) and installation.catalog.real(entry) is not entry
     used = " It is used under [bold]TUNES_PROFILE=production[/]." if beside else ""
-    say(f"[green]{entry.branch} is installed.[/]{used}")
+    say(f"[green]{entry.base_id} is installed.[/]{used}")

@@ -129,10 +129,10 @@ def _bases(settings: Settings) -> Iterator[Finding]:
     catalog = load_catalog(settings.profile)
     folder = settings.bases_folder
     yield Finding("bases", "ok", f"Profile {settings.profile}; {len(catalog.entries)} bases in the catalog.")
-    usable = {real.branch: real for real in map(catalog.real, catalog.entries.values())}
+    usable = {real.base_id: real for real in map(catalog.real, catalog.entries.values())}
     ready = [entry for entry in usable.values() if entry.installed(folder)]
     for entry in ready:
-        yield Finding("bases", "ok", f"{entry.branch} is installed at {entry.location(folder)}.")
+        yield Finding("bases", "ok", f"{entry.base_id} is installed at {entry.location(folder)}.")
     missing = [entry for entry in usable.values() if entry not in ready]
     for entry in missing:
         level: Level = "note" if ready else "problem"
@@ -140,9 +140,9 @@ def _bases(settings: Settings) -> Iterator[Finding]:
         remedy = (
             "The package is incomplete: get it again."
             if embedded
-            else f"Run `tunes bases pull {entry.branch}`."
+            else f"Run `tunes bases pull {entry.base_id}`."
         )
-        yield Finding("bases", "problem" if embedded else level, f"{entry.branch} is not installed.", remedy)
+        yield Finding("bases", "problem" if embedded else level, f"{entry.base_id} is not installed.", remedy)
 
 
 def _helpers(settings: Settings) -> Iterator[Finding]:
@@ -180,7 +180,7 @@ def companions_found(settings: Settings) -> Iterator[Finding]:
     for one in found:
         if one.entry.repo_id.startswith("embedded:"):
             continue  # said already
-        says = f"{one.entry.branch}, for {one.use}, is "
+        says = f"{one.entry.base_id}, for {one.use}, is "
         if one.installed:
             yield Finding("helpers", "ok", f"{says}installed at {one.place}.")
         else:
@@ -213,13 +213,13 @@ def _content(settings: Settings) -> Iterator[Finding]:
             "note",
             "No picture is looked at, before or after rendering: no model that could is installed, and none ships "
             "with the package. Only the words of prompts are.",
-            f"Run `tunes bases pull {entry.branch if entry else 'safety-checker'}`.",
+            f"Run `tunes bases pull {entry.base_id if entry else 'safety-checker'}`.",
         )
     else:
         yield Finding(
             "content",
             "ok",
-            f"Finished pictures and clips are looked at by {entry.branch}, which knows sexual content in photographs. "
+            f"Finished pictures and clips are looked at by {entry.base_id}, which knows sexual content in photographs. "
             "It does not see cruelty, ages, forged papers or who is shown, knows drawings badly, and is not shown the "
             "pictures that callers send.",
         )

@@ -132,7 +132,7 @@ def finish(demo: Demo, installation: Installation) -> dict[str, Path]:
         references=[_opened(file.read_bytes()) for file in pictures],
         title=f"{tune.token} {tune.class_name}, before and after",
         subtitle="Top: the subject. Middle: the untuned base. Bottom: the tune, same prompts and seeds.",
-        footer=f"tune {tune.number}, base {tune.branch}, recipe {tune.recipe_hash[:12]}",
+        footer=f"tune {tune.number}, base {tune.base_id}, recipe {tune.recipe_hash[:12]}",
     )
     sheet_file = demo.folder / "before-after.png"
     sheet.save(sheet_file, optimize=True)
@@ -183,7 +183,7 @@ def _page(demo: Demo, tune: Any, installation: Installation, after: dict[str, by
         Section("Files", facts=files),
         Section("Try next", facts=dict(next_commands(tune))),
     ]
-    subtitle = f"Tune {tune.number}: {tune.token} {tune.class_name} on {tune.branch}, {tune.status}."
+    subtitle = f"Tune {tune.number}: {tune.token} {tune.class_name} on {tune.base_id}, {tune.status}."
     return page(tune.title, subtitle, sections, "Each render carries its whole recipe inside the PNG.")
 
 

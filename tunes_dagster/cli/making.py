@@ -108,7 +108,7 @@ def say_handed_in(installation: Installation, tune: Tune, wait: bool, as_json: b
     if not as_json:
         subject = escape(f"{tune.token} {tune.class_name}")
         say(
-            f"Tune [bold]{tune.number}[/] ({tune.id}): {escape(tune.title)}, {subject}, on {escape(tune.branch)}"
+            f"Tune [bold]{tune.number}[/] ({tune.id}): {escape(tune.title)}, {subject}, on {escape(tune.base_id)}"
         )
         say_warnings([tune, *installation.registry.prompts.rows(tune_id=tune.id)])
     if wait:

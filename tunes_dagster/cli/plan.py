@@ -44,7 +44,7 @@ def plan(
             f"A tune of the kind {options.kind} trains nothing: an encoder looks at its pictures on the CPU."
         )
         if as_json:
-            emit_json({"base": entry.branch, "devices": [], "says": said})
+            emit_json({"base": entry.base_id, "devices": [], "says": said})
         else:
             say(said)
         return
@@ -59,15 +59,15 @@ def plan(
     lacking = missing(real, installation.catalog)
     if as_json:
         named = [
-            {"name": one.entry.branch, "use": one.use, "without": one.without, "remedy": one.remedy}
+            {"name": one.entry.base_id, "use": one.use, "without": one.without, "remedy": one.remedy}
             for one in lacking
         ]
-        emit_json({"base": entry.branch, "devices": rows, "missing": named})
+        emit_json({"base": entry.base_id, "devices": rows, "missing": named})
         return
     shown = [(row["device"], _gib(row), row.get("cohort", ""), escape(row["says"])) for row in rows]
-    table(["device", "GiB needed#", "tunes at a time#", f"{entry.branch}, {options.kind}"], shown)
+    table(["device", "GiB needed#", "tunes at a time#", f"{entry.base_id}, {options.kind}"], shown)
     for one in lacking:
-        say(f"Not installed: {one.entry.branch}, for {one.use}. {escape(one.remedy)}")
+        say(f"Not installed: {one.entry.base_id}, for {one.use}. {escape(one.remedy)}")
     say("[dim]GPUs are planned in bfloat16 and with bitsandbytes installed.[/]")
 
 

@@ -24,7 +24,7 @@ def tune_as_dict(tune: Any) -> dict[str, Any]:
         "name": tune.class_name,
         "token": tune.token,
         "base": tune.base,
-        "branch": tune.branch,
+        "branch": tune.base_id,
         "status": tune.status,
         "phase": tune.phase,
         "message": tune.message,
@@ -73,7 +73,7 @@ def prompt_as_dict(prompt: Any, waiting: str | None = None) -> dict[str, Any]:
         "text": prompt.text,
         "tune": prompt.tune_id,
         "base": prompt.base,
-        "branch": prompt.branch,
+        "branch": prompt.base_id,
         "settings": prompt.settings,
         "status": prompt.status,
         "images": prompt.images,
@@ -134,7 +134,7 @@ def say_tunes(tunes: list[Any]) -> None:
             *([escape(tune.account_id)] if several else []),
             escape(tune.title),
             escape(f"{tune.token} {tune.class_name}"),
-            tune.base if tune.base == tune.branch else f"{tune.base} ({tune.branch})",
+            tune.base if tune.base == tune.base_id else f"{tune.base} ({tune.base_id})",
             styled(tune.status),
             escape(progress_of(tune)),
             ago(tune.created_at),
@@ -173,7 +173,7 @@ def say_tune(
 ) -> None:
     """Print everything about one tune: where it stands, its timeline, its files, its prompts."""
     say(f"[bold]Tune {tune.number}: {escape(tune.title)}[/]  {styled(tune.status)}  [dim]{tune.id}[/]")
-    stands_in = "" if tune.base == tune.branch else f", which means {tune.branch} here"
+    stands_in = "" if tune.base == tune.base_id else f", which means {tune.base_id} here"
     say(
         f"  {escape(f'{tune.token} {tune.class_name}')} on {tune.base}{stands_in}; recipe {tune.recipe_hash[:12]}"
     )

@@ -198,7 +198,7 @@ def export(
         _write(installation, one.key, target, force)
         say(f"{escape(str(target))} [dim]({megabytes(target.stat().st_size)})[/]")
         say(f"  [dim]for {escape(one.programs)}[/]")
-    say(f"Trigger: [bold]{escape(f'{row.token} {row.class_name}')}[/] on {row.branch}")
+    say(f"Trigger: [bold]{escape(f'{row.token} {row.class_name}')}[/] on {row.base_id}")
 
 
 def _export_name(row: Tune, file: Download) -> str:

@@ -109,9 +109,9 @@ class Watch:
         lines = [tune_line(self.registry.tunes.get(tune)) for tune in self.tunes]
         groups: dict[tuple[str | None, str], list[Any]] = {}
         for row in map(self.registry.prompts.get, self.prompts):
-            groups.setdefault((row.tune_id, row.branch), []).append(row)
-        for (tune_id, branch), rows in groups.items():
-            of = "with the tune" if tune_id else f"on plain {branch}"
+            groups.setdefault((row.tune_id, row.base_id), []).append(row)
+        for (tune_id, base_id), rows in groups.items():
+            of = "with the tune" if tune_id else f"on plain {base_id}"
             lines.append(self._prompts_line(f"{format_count(len(rows), 'prompt')} {of}", rows))
         return lines
 

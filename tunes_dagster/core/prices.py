@@ -61,49 +61,49 @@ class PriceList(Strict):
                 raise ValueError(f"{item} is {price}, but should be from 0 to {_MOST:,.0f} dollars")
         return value
 
-    def training(self, branch: str, family: str, kind: str) -> int:
+    def training(self, base_id: str, family: str, kind: str) -> int:
         """Return the price of one tune in micro-dollars.
 
         Args:
-            branch: Of the base that was asked for.
+            base_id: Of the base that was asked for.
             family: Of that base.
             kind: Of tune.
         """
         return self._first(
-            f"train_{kind}_{branch}",
-            f"train_{branch}",
+            f"train_{kind}_{base_id}",
+            f"train_{base_id}",
             f"train_{kind}_{family}",
             f"train_{kind}",
             f"train_{family}",
             "train",
         )
 
-    def importing(self, branch: str, family: str) -> int:
+    def importing(self, base_id: str, family: str) -> int:
         """Return the price of weights that are taken in, in micro-dollars.
 
         Where the list has none it is that of a tune which trains nothing, either: both are checked, shown and scored
         by pictures that are rendered for it.
         """
-        items = (f"import_{branch}", f"import_{family}", "import")
+        items = (f"import_{base_id}", f"import_{family}", "import")
         named = any(item in self.work for item in items)
-        return self._first(*items) if named else self.training(branch, family, "faceid")
+        return self._first(*items) if named else self.training(base_id, family, "faceid")
 
     def picture(
-        self, branch: str, family: str, *, tuned: bool, enlarged: bool = False, quality: str = ""
+        self, base_id: str, family: str, *, tuned: bool, enlarged: bool = False, quality: str = ""
     ) -> int:
         """Return the price of one picture in micro-dollars.
 
         Args:
-            branch: Of the base that was asked for; with a tune, of the tune's.
+            base_id: Of the base that was asked for; with a tune, of the tune's.
             family: Of that base.
             tuned: A tune is used.
             enlarged: An upscaler enlarges it.
             quality: Word of an API for a preset that it sells by name.
         """
         what = "tuned" if tuned else "picture"
-        named = [f"{what}_{branch}_{quality}", f"{what}_{family}_{quality}"] if quality else []
+        named = [f"{what}_{base_id}_{quality}", f"{what}_{family}_{quality}"] if quality else []
         more = self._first("picture_upscale", "picture") if enlarged else 0
-        return self._first(*named, f"{what}_{branch}", f"{what}_{family}", what) + more
+        return self._first(*named, f"{what}_{base_id}", f"{what}_{family}", what) + more
 
     def _first(self, *items: str) -> int:
         return round(next(self.work[item] for item in items if item in self.work) * MICRO)

@@ -97,7 +97,7 @@ class ScorerEntry(Strict):
         from tunes_dagster.families.catalog import AuxiliaryEntry
 
         return AuxiliaryEntry(
-            branch=self.name,
+            base_id=self.name,
             family="scorer",
             repo_id=self.repo_id,
             revision=self.revision,

@@ -36,10 +36,10 @@ class BaseModelEntry(Strict):
     """One base model.
 
     Attributes:
-        branch: Its name in the catalog.
+        base_id: Its name in the catalog.
         family: A name of `families.specs.families()`, or of `AUXILIARY` for what no tune is made on.
         aliases: Other words that mean it; numbers are its ids in Astria's gallery.
-        title: What people call it; empty is its branch.
+        title: What people call it; empty is its id.
         repo_id: Hub repository, file in one (`owner/name/file.safetensors`), local folder or file, or `embedded:NAME`.
         revision: Commit on the hub.
         licence: Licence of the weights.
@@ -61,7 +61,7 @@ class BaseModelEntry(Strict):
         rendering: Defaults of `RenderSettings`.
     """
 
-    branch: str
+    base_id: str
     family: str
     aliases: list[str] = Field(default_factory=list)
     title: str = ""
@@ -158,7 +158,7 @@ class AuxiliaryEntry(BaseModelEntry):
 
     Attributes:
         fits: For a ControlNet or an IP-Adapter: the family of the bases it was made for; for an IP-Adapter also the
-            branch of the one base that it was made for.
+            id of the one base that it was made for.
         control: For a ControlNet: the setting that asks for it.
         weights: For an IP-Adapter: its file, by its path in the repository.
         encoder: For an IP-Adapter: folder of its image encoder in the same repository, or `embedded:NAME`.
@@ -202,11 +202,11 @@ class Catalog:
         self.auxiliary = {n: e for n, e in entries.items() if isinstance(e, AuxiliaryEntry)}
         self.profile = profile
         self._by_word = {
-            word.lower(): entry for entry in entries.values() for word in (entry.branch, *entry.aliases)
+            word.lower(): entry for entry in entries.values() for word in (entry.base_id, *entry.aliases)
         }
 
     def resolve(self, word: str) -> BaseModelEntry:
-        """Return the entry that a branch name, alias or number means, as asked for.
+        """Return the entry that an id, alias or number means, as asked for.
 
         Raises:
             Failure: `UNKNOWN_BASE`, naming the closest known words.
@@ -237,16 +237,16 @@ class Catalog:
         if found.family != entry.family:
             raise Failure(
                 FailureCode.UNKNOWN_BASE,
-                f"The catalog renders tunes of {entry.branch!r} ({entry.family}) on {found.branch!r}, which is of the "
-                f"family {found.family}.",
+                f"The catalog renders tunes of {entry.base_id!r} ({entry.family}) on {found.base_id!r}, which is of "
+                f"the family {found.family}.",
                 "The operator should correct `renders_on` in the entry: a sibling has the same layers.",
             )
-        return None if found.branch == entry.branch else found
+        return None if found.base_id == entry.base_id else found
 
     def fits(self, entry: BaseModelEntry, word: str) -> bool:
         """Return whether tunes of `entry` can be rendered on the base that a word means: itself, or its sibling."""
-        sibling, found = self.sibling(entry), self.real(self.resolve(word)).branch
-        return found == entry.branch or (sibling is not None and found == sibling.branch)
+        sibling, found = self.sibling(entry), self.real(self.resolve(word)).base_id
+        return found == entry.base_id or (sibling is not None and found == sibling.base_id)
 
     def control(self, name: str, family: str) -> AuxiliaryEntry | None:
         """Return the ControlNet that a setting asks for on bases of a family, or None."""
@@ -263,7 +263,7 @@ class Catalog:
             e.fits: e for e in self.auxiliary.values() if e.family == "ipadapter"
         }
         family = None if base.repo_id.startswith("embedded:") else found.get(base.family)
-        return found.get(base.branch, family)
+        return found.get(base.base_id, family)
 
     def first(self, family: str) -> AuxiliaryEntry | None:
         """Return the auxiliary model of a family that is used under this profile, or None: its first entry."""
@@ -285,8 +285,8 @@ class Catalog:
         if not entry.installed(bases_folder):
             raise Failure(
                 FailureCode.BASE_NOT_INSTALLED,
-                f"The base model {entry.branch!r} is not installed.",
-                f"Run `tunes bases pull {entry.branch}` ({entry.download_gb:g} GB, licence {entry.licence}).",
+                f"The base model {entry.base_id!r} is not installed.",
+                f"Run `tunes bases pull {entry.base_id}` ({entry.download_gb:g} GB, licence {entry.licence}).",
                 f"It belongs at {entry.location(bases_folder)}.",
             )
         return entry
@@ -304,10 +304,10 @@ def _overlaid(path: str) -> dict[str, BaseModelEntry]:
 
 def _made_of(raw: dict[str, Any], where: str = "") -> dict[str, BaseModelEntry]:
     made: dict[str, BaseModelEntry] = {}
-    for branch, fields in raw.items():
+    for base_id, fields in raw.items():
         said = fields if isinstance(fields, dict) else {}
         kind = AuxiliaryEntry if said.get("family") in AUXILIARY else BaseModelEntry
-        made[branch] = checked(kind, {"branch": branch, **said}, f"The entry {branch!r}{where}")
+        made[base_id] = checked(kind, {"base_id": base_id, **said}, f"The entry {base_id!r}{where}")
     return made
 
 

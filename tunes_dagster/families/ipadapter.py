@@ -35,15 +35,15 @@ def adapter_for(catalog: Catalog | None, base: BaseModelEntry, bases_folder: Pat
     if entry is None:
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"Faces (faceid) cannot be shown to {base.branch!r}: the catalog has no IP-Adapter for it.",
+            f"Faces (faceid) cannot be shown to {base.base_id!r}: the catalog has no IP-Adapter for it.",
             f"Use a base of the families {in_words(s for s in families().values() if s.ip_adapter)}, "
             "or add an entry to the operator's catalog file.",
         )
     if not entry.installed(bases_folder):
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
-            f"Faces (faceid) on {base.branch!r} need {entry.branch!r}, which is not installed.",
-            f"Run `tunes bases pull {entry.branch}` ({entry.download_gb:g} GB, licence {entry.licence}).",
+            f"Faces (faceid) on {base.base_id!r} need {entry.base_id!r}, which is not installed.",
+            f"Run `tunes bases pull {entry.base_id}` ({entry.download_gb:g} GB, licence {entry.licence}).",
             f"It belongs at {entry.location(bases_folder)}.",
         )
     return entry
@@ -54,12 +54,12 @@ class IpAdapter:
     """An adapter's file.
 
     Attributes:
-        branch: Its name in the catalog.
+        base_id: Its name in the catalog.
         state: `image_proj` and `ip_adapter` by diffusers' names.
         sha256: Of the file.
     """
 
-    branch: str
+    base_id: str
     state: dict[str, dict[str, Tensor]]
     sha256: str
 
@@ -88,7 +88,7 @@ class IpAdapter:
         if own != mine:
             raise Failure(
                 FailureCode.WEIGHTS_UNUSABLE,
-                f"The IP-Adapter {self.branch!r} was made for another base.",
+                f"The IP-Adapter {self.base_id!r} was made for another base.",
                 "Name the base or family that it was made for as `fits` in the catalog.",
             )
 
@@ -117,8 +117,8 @@ def read_adapter(entry: AuxiliaryEntry, bases_folder: Path) -> IpAdapter:
     except Exception as error:
         unusable = Failure(
             FailureCode.WEIGHTS_UNUSABLE,
-            f"The IP-Adapter {entry.branch!r} cannot be read.",
-            f"Pull it again: `tunes bases pull {entry.branch}`.",
+            f"The IP-Adapter {entry.base_id!r} cannot be read.",
+            f"Pull it again: `tunes bases pull {entry.base_id}`.",
             str(path),
         )
         raise as_failure(error, unusable) from error
@@ -129,11 +129,11 @@ def read_adapter(entry: AuxiliaryEntry, bases_folder: Path) -> IpAdapter:
     if not state["ip_adapter"] or not {"proj.weight", "latents"} & state["image_proj"].keys():
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
-            f"{entry.branch!r} is no IP-Adapter of a kind that is understood here.",
+            f"{entry.base_id!r} is no IP-Adapter of a kind that is understood here.",
             "Use one with a plain projection or a `plus` one; those of InsightFace embeddings are left out.",
             str(path),
         )
-    return IpAdapter(entry.branch, state, sha256_of(path))
+    return IpAdapter(entry.base_id, state, sha256_of(path))
 
 
 class Eyes:

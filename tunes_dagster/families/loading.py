@@ -213,7 +213,7 @@ def load_pipeline_around(
     if entry.components is None:
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
-            f"{Path(folder).name} holds the {part} of the base {entry.branch!r} and nothing else of it.",
+            f"{Path(folder).name} holds the {part} of the base {entry.base_id!r} and nothing else of it.",
             "Name the folder or hub id that has its VAE and text encoders as `components` in the catalog.",
         )
     with named(kind.__name__, folder):

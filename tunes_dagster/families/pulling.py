@@ -166,14 +166,14 @@ def plan_pull(entry: BaseModelEntry, bases_folder: Path, hub: Hub) -> Pull:
     if entry.repo_id.startswith("embedded:"):
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The base {entry.branch!r} ships with the package; there is nothing to pull.",
+            f"The base {entry.base_id!r} ships with the package; there is nothing to pull.",
             "Pull one that `tunes bases list` shows as not installed.",
         )
     target = entry.location(bases_folder)
     if Path(entry.repo_id).expanduser().is_absolute():
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The base {entry.branch!r} is a place on this machine; there is nothing to pull.",
+            f"The base {entry.base_id!r} is a place on this machine; there is nothing to pull.",
             "Put a model in diffusers layout, or a single checkpoint file, there.",
             str(target),
         )
@@ -323,7 +323,7 @@ def pull(plan: Pull, hub: Hub, say: Callable[[str], None] = lambda line: None) -
     if plan.size * _DISK_MARGIN - there > free:
         raise Failure(
             FailureCode.STORE_UNAVAILABLE,
-            f"{plan.entry.branch} takes {plan.size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.",
+            f"{plan.entry.base_id} takes {plan.size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.",
             "Free some space, or set TUNES_HOME to a larger disk.",
             str(part.parent),
         )

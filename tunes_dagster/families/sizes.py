@@ -73,9 +73,9 @@ class Sizes(Strict):
 
 @lru_cache(maxsize=1)
 def known_sizes() -> dict[str, Sizes]:
-    """Return the sizes of the real models by branch."""
+    """Return the sizes of the real models by id."""
     raw = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    return {branch: Sizes.model_validate(fields) for branch, fields in raw.items()}
+    return {base_id: Sizes.model_validate(fields) for base_id, fields in raw.items()}
 
 
 def sizes_of(entry: BaseModelEntry, folder: Path | None = None) -> Sizes:
@@ -85,8 +85,8 @@ def sizes_of(entry: BaseModelEntry, folder: Path | None = None) -> Sizes:
         entry: The base.
         folder: Where its files lie, if they do.
     """
-    if entry.branch in known_sizes():
-        return known_sizes()[entry.branch]
+    if entry.base_id in known_sizes():
+        return known_sizes()[entry.base_id]
     # A base of unknown make is taken to be like the best known one of its family, scaled by its parameters.
     like = known_sizes()[spec_of(entry.family).sizes_like]
     counts = _counted(folder) if folder is not None and folder.is_dir() else {}

@@ -49,7 +49,7 @@ class FamilySpec:
         ip_adapter: Whether its denoiser takes an IP-Adapter's embeddings row by row, which faces need.
         dora: Whether DoRA can be trained on it and exported.
         quantize: Values of `training.quantize`, beside `none`, that it can be trained with.
-        sizes_like: The branch in `sizes.yaml` that a base of unknown make is measured by.
+        sizes_like: The id in `sizes.yaml` that a base of unknown make is measured by.
         default_guidance: Guidance scale of a prompt where neither it nor the catalog entry names one.
         programs: Programs beside diffusers that read its LoRAs in kohya layout.
         word_programs: Those of them that read the words of a pti tune as well.

@@ -55,7 +55,7 @@ class UnetBase(LoadedBase):
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise Failure(
                 FailureCode.UNKNOWN_BASE,
-                f"The base {entry.branch!r} predicts {self.prediction_type!r}, which cannot be trained on.",
+                f"The base {entry.base_id!r} predicts {self.prediction_type!r}, which cannot be trained on.",
                 "Use a base whose scheduler says epsilon or v_prediction.",
             )
         self.prediction = "v" if self.prediction_type == "v_prediction" else "epsilon"

@@ -252,8 +252,8 @@ class Accepting:
 
             if entry.family in AUXILIARY and not tuned:
                 return
-            known = ", ".join(one.branch for one in catalog.entries.values() if one.family in families())
-            raise invalid("base", f"{entry.branch} cannot be used on this server yet; use one of {known}")
+            known = ", ".join(one.base_id for one in catalog.entries.values() if one.family in families())
+            raise invalid("base", f"{entry.base_id} cannot be used on this server yet; use one of {known}")
 
     def _uploaded(self, request: TuneRequest, tune_id: str) -> TuneRequest:
         """Return the request with its long base64 texts decoded into the store, piece by piece, as uploads."""
@@ -299,10 +299,10 @@ class Accepting:
         if tag != (right := tag_of(tune.kind)):
             raise invalid("text", f"names the tune {word!r} as <{tag}:…>; it is used as <{right}:…>")
         catalog, base = self.service.catalog, request.base
-        if base is not None and not catalog.fits(catalog.resolve(tune.branch), base):
-            raise invalid("text", f"names the tune {word!r}, which was made on {tune.branch}, not on {base}")
+        if base is not None and not catalog.fits(catalog.resolve(tune.base_id), base):
+            raise invalid("text", f"names the tune {word!r}, which was made on {tune.base_id}, not on {base}")
         # A base that fits and is not the tune's own is that one's sibling.
-        own = base is None or catalog.real(catalog.resolve(base)).branch == tune.branch
+        own = base is None or catalog.real(catalog.resolve(base)).base_id == tune.base_id
         settings = request.settings.model_copy(update={"lora_scale": scale})
         change = {"text": text, "tune": word, "base": None if own else base, "settings": settings}
         return request.model_copy(update=change), {**meant, word: tune.id}
@@ -433,7 +433,7 @@ class Accepting:
             entry = self.service.catalog.real(self.service.catalog.resolve(base))
         except Failure:
             return GUESS_SECONDS
-        return self.service.recent_seconds(entry.branch) or GUESS_SECONDS
+        return self.service.recent_seconds(entry.base_id) or GUESS_SECONDS
 
 
 def _with_uploads(request: TuneRequest, keys: Sequence[str]) -> TuneRequest:

@@ -120,13 +120,13 @@ class Desk(Accepting):
     def training_price(self, base: str, kind: str = "lora") -> int:
         """Return the price of a tune in micro-dollars."""
         entry = self.entry(base)
-        return self.service.prices.training(entry.branch, entry.family, kind)
+        return self.service.prices.training(entry.base_id, entry.family, kind)
 
     def picture_price(self, base: str, *, tuned: bool, enlarged: bool = False) -> int:
         """Return the price of one picture in micro-dollars."""
         entry, service = self.entry(base), self.service
         by_model = enlarged and upscaling_model(service.catalog, service.settings.bases_folder) is not None
-        return service.prices.picture(entry.branch, entry.family, tuned=tuned, enlarged=by_model)
+        return service.prices.picture(entry.base_id, entry.family, tuned=tuned, enlarged=by_model)
 
     def public_id(self, subject_id: str) -> str:
         """Return the id by which the caller knows a tune or prompt."""

@@ -119,10 +119,10 @@ def health(request: Request) -> dict[str, Any]:
     """Say which bases are there, how much waits and since when, and how long one more tune would take to be begun."""
     service: Service = service_of(request)
     catalog, folder = service.catalog, service.settings.bases_folder
-    real = {entry.branch: catalog.real(entry) for entry in catalog.entries.values()}
+    real = {entry.base_id: catalog.real(entry) for entry in catalog.entries.values()}
     bases = [
-        {"base": branch, "trains_on": entry.branch, "installed": entry.installed(folder)}
-        for branch, entry in real.items()
+        {"base": base_id, "trains_on": entry.base_id, "installed": entry.installed(folder)}
+        for base_id, entry in real.items()
     ]
     lengths = service.registry.figures.queue_lengths()
     waiting = sum(row["count"] for row in lengths["work"] if row["kind"] != "render")
@@ -164,7 +164,7 @@ def tune_facts(tune: Tune) -> dict[str, Any]:
         "name": tune.class_name,
         "token": tune.token,
         "base": tune.base,
-        "trained_on": tune.branch,
+        "trained_on": tune.base_id,
         "status": tune.status,
         "phase": tune.phase,
         "message": tune.message,

@@ -182,13 +182,13 @@ class Service:
         wallet: Wallet = self.registry.ledger.wallet(row.account_id)
         return Caller(row.account_id, row.id, wallet.requests_per_minute, wallet.options)
 
-    def recent_seconds(self, branch: str) -> float:
+    def recent_seconds(self, base_id: str) -> float:
         """Return how long the latest tunes of a base took in the median; 0 when there was none."""
-        found = self._pace.get(branch)
+        found = self._pace.get(base_id)
         if found is None or found[0] < time.monotonic():
-            seen = self.registry.figures.recent_seconds(branch)
+            seen = self.registry.figures.recent_seconds(base_id)
             found = (time.monotonic() + _PACE_SECONDS, statistics.median(seen) if seen else 0.0)
-            self._pace[branch] = found
+            self._pace[base_id] = found
         return found[1]
 
     def hit(self, caller: Caller) -> Rate:

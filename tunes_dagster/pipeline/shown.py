@@ -112,7 +112,7 @@ def shown(rows: Sequence[DeviceRun], installation: Installation) -> Shown:
     device = {"device": first.facts["device"]} if first.facts.get("device") else {}
     metadata |= {
         **called(tune),
-        "base": tune.branch,
+        "base": tune.base_id,
         **spent,
         **device,
         "session": first.session_id or "",

@@ -43,7 +43,7 @@ class Planned:
         recipe_hash: Of everything that was asked.
         variables: Values that its text was filled with.
         request: Complete: every setting and the seed filled in.
-        branch: The catalog's entry that renders it.
+        base_id: The catalog's entry that renders it.
         base: The base as asked.
         tune_id: None on the plain base.
         tags: The tunes that tags in its text name.
@@ -57,7 +57,7 @@ class Planned:
     recipe_hash: str
     variables: dict[str, str]
     request: PromptRequest
-    branch: str
+    base_id: str
     base: str
     tune_id: str | None
     weights: dict[str, str]
@@ -394,9 +394,9 @@ class Campaigns(Part):
                 row.status, row.finished_at, row.report_attempt = "reported", row.finished_at or now, 0
             return row
 
-    def measured_batches(self, branch: str, limit: int = 30) -> list[Batch]:
+    def measured_batches(self, base_id: str, limit: int = 30) -> list[Batch]:
         """Return the newest finished batches of a base, for their seconds."""
-        query = select(Batch).where(Batch.branch == branch, Batch.status == "done")
+        query = select(Batch).where(Batch.base_id == base_id, Batch.status == "done")
         with self.reading() as session:
             return list(session.scalars(query.order_by(Batch.created_at.desc()).limit(limit)))
 
@@ -511,7 +511,7 @@ def _rows_of(
             prompt_id = old.prompt_id
         else:
             status = "queued" if ready.issuperset(use.tune_id for use in one.uses) else "waiting"
-            asked = NewPrompt(one.request, one.branch, one.base, one.tune_id, warnings=one.warnings)
+            asked = NewPrompt(one.request, one.base_id, one.base, one.tune_id, warnings=one.warnings)
             row = new_prompt(asked, campaign.account_id, one.base, ORIGIN, status, now)
             fresh.append(row)
             prompt_id = row.id

@@ -97,11 +97,11 @@ class Measured(Part):
         work = [{"kind": k, "state": s, "count": n, "since": since} for k, s, n, since in rows]
         return {"work": work, "prompts_queued": int(prompts or 0), "callbacks_pending": int(owed or 0)}
 
-    def recent_seconds(self, branch: str, sample: int = 20) -> list[float]:
+    def recent_seconds(self, base_id: str, sample: int = 20) -> list[float]:
         """Return how long the latest ready tunes of a base took from acceptance to ready, in seconds."""
         query = select(Tune.started_at, Tune.ready_at).where(
             Tune.status == "ready",
-            Tune.branch == branch,
+            Tune.base_id == base_id,
             Tune.started_at.is_not(None),
             Tune.ready_at.is_not(None),
         )
@@ -114,4 +114,4 @@ def _spent(table: type[Tune] | type[Batch], name: str) -> Any:
     count = func.sum(cast(table.result[name].as_string(), Integer))
     seconds = func.sum(cast(table.result["seconds"].as_string(), Float))
     done = table.result[name].as_string().is_not(None)
-    return select(table.branch, count, func.coalesce(seconds, 0.0)).where(done).group_by(table.branch)
+    return select(table.base_id, count, func.coalesce(seconds, 0.0)).where(done).group_by(table.base_id)

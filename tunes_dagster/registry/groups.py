@@ -143,7 +143,7 @@ class Groups(Part):
         """
         now = now or self.now()
         query = (
-            select(Work.id, Tune.account_id, Work.available_at, Tune.branch, is_suspect().label("suspect"))
+            select(Work.id, Tune.account_id, Work.available_at, Tune.base_id, is_suspect().label("suspect"))
             .join(Tune, Tune.id == Work.subject_id)
             .where(Work.kind == kind, Work.state == "queued", Work.available_at <= now)
             .order_by(Work.available_at, Work.id)
@@ -151,24 +151,24 @@ class Groups(Part):
         )
         with self.reading() as session:
             groups: dict[tuple[str, str], list[_Waiting]] = defaultdict(list)
-            for work_id, account_id, since, branch, suspect in session.execute(query):
+            for work_id, account_id, since, base_id, suspect in session.execute(query):
                 alone = work_id if suspects_alone and suspect else ""
-                groups[branch, alone].append(_Waiting(work_id, account_id, since))
+                groups[base_id, alone].append(_Waiting(work_id, account_id, since))
         chosen = [
-            (branch, group)
-            for (branch, _), rows in groups.items()
+            (base_id, group)
+            for (base_id, _), rows in groups.items()
             for group in cut(rows, max_cohort, now, wait_seconds)
         ]
         first = sorted(chosen, key=lambda item: min(row.since for row in item[1]))[:limit]
-        made = [self._make_cohort(branch, [row.id for row in group], now) for branch, group in first]
+        made = [self._make_cohort(base_id, [row.id for row in group], now) for base_id, group in first]
         return [cohort for cohort in made if cohort is not None]
 
     @retried
     def _make_cohort(
-        self, branch: str, work_ids: list[str], now: datetime
+        self, base_id: str, work_ids: list[str], now: datetime
     ) -> tuple[Cohort, list[Work]] | None:
         with self.writing() as session:
-            cohort = Cohort(id=new_id(COHORT), branch=branch, created_at=now)
+            cohort = Cohort(id=new_id(COHORT), base_id=base_id, created_at=now)
             session.add(cohort)
             session.flush()
             won = take(session, work_ids, cohort.id, now)
@@ -208,7 +208,7 @@ class Groups(Part):
             wait_seconds: A batch that is not full is made when its oldest prompt has waited so long.
             max_prompts: Most prompts of a batch.
             limit: Most batches.
-            max_pictures: Most pictures of a batch of a branch and shape, see `rendering.memory`.
+            max_pictures: Most pictures of a batch of a base and shape, see `rendering.memory`.
             campaign_limit: Most batches of campaigns alone; None is no limit of its own.
         """
         now = now or self.now()
@@ -231,7 +231,7 @@ class Groups(Part):
                 Prompt.id,
                 Prompt.account_id,
                 Prompt.queued_at,
-                Prompt.branch,
+                Prompt.base_id,
                 Prompt.shape,
                 campaign,
                 Prompt.settings["num_images"].as_integer().label("pictures"),
@@ -247,7 +247,7 @@ class Groups(Part):
         with self.reading() as session:
             for row in session.execute(query):
                 lane = _lane(row.account_id, bool(row.campaign))
-                groups[row.branch, row.shape].append(
+                groups[row.base_id, row.shape].append(
                     _Waiting(row.id, lane, row.queued_at or now, row.pictures or 1)
                 )
         return groups
@@ -280,10 +280,10 @@ class Groups(Part):
 
     @retried
     def _make_batch(
-        self, branch: str, shape: str, prompt_ids: list[str], campaign: bool, now: datetime
+        self, base_id: str, shape: str, prompt_ids: list[str], campaign: bool, now: datetime
     ) -> Batch | None:
         with self.writing() as session:
-            batch = Batch(id=new_id("batch"), branch=branch, shape=shape, status="queued", created_at=now)
+            batch = Batch(id=new_id("batch"), base_id=base_id, shape=shape, status="queued", created_at=now)
             batch.result = BatchResult(campaign=True).written({}) if campaign else {}
             session.add(batch)
             session.flush()

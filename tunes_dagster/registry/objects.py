@@ -86,7 +86,7 @@ class Objects(Part):
         title: str | None = None,
         said: str | None = None,
         names: Sequence[str] = (),
-        branch: str | None = None,
+        base_id: str | None = None,
         status: str | None = None,
         dialect: str | None = None,
         asked: Mapping[str, str] | None = None,
@@ -100,8 +100,8 @@ class Objects(Part):
             query = query.where(Tune.title.icontains(said, autoescape=True))
         if names:
             query = query.where(Tune.class_name.in_(names))
-        if branch is not None:
-            query = query.where(or_(Tune.base == branch, Tune.branch == branch))
+        if base_id is not None:
+            query = query.where(or_(Tune.base == base_id, Tune.base_id == base_id))
         if status is not None:
             query = query.where(Tune.status == status)
         if dialect is not None:

@@ -29,14 +29,14 @@ class Paces(Part):
 
     _paces: dict[tuple[str, str], tuple[datetime, Pace]]
 
-    def pace(self, session: Session, branch: str, kind: str) -> Pace:
+    def pace(self, session: Session, base_id: str, kind: str) -> Pace:
         """Return how long phases take on a base, for tunes of a kind or, with the kind `batch`, for renders."""
         now = self.now()
         known: dict[tuple[str, str], tuple[datetime, Pace]] = self.__dict__.setdefault("_paces", {})
-        found = known.get((branch, kind))
+        found = known.get((base_id, kind))
         if found is None or abs(now - found[0]) > _READ_AGAIN:
-            pace = _batches(session, branch) if kind == "batch" else _tunes(session, branch, kind)
-            found = known[branch, kind] = (now, pace)
+            pace = _batches(session, base_id) if kind == "batch" else _tunes(session, base_id, kind)
+            found = known[base_id, kind] = (now, pace)
         return found[1]
 
     def advanced(
@@ -52,9 +52,9 @@ class Paces(Part):
             done: Part of the phase that is done.
         """
         if isinstance(row, Batch):
-            percent = self.pace(session, row.branch, "batch").percent(kind, phase, done, row.total_steps)
+            percent = self.pace(session, row.base_id, "batch").percent(kind, phase, done, row.total_steps)
         else:
-            pace = self.pace(session, row.branch, row.kind)
+            pace = self.pace(session, row.base_id, row.kind)
             percent = pace.percent(stage_of(kind), phase, done, _steps(row), _without(row.kind))
         changes: dict[str, Any] = {} if percent is None else {"progress": max(row.progress, percent)}
         if (kind, phase) in _COMPUTED or (kind in MAKING and not phase):
@@ -78,9 +78,9 @@ def _without(kind: str) -> tuple[Stage, ...]:
     return () if kind == "pti" else (_OF_PTI,)
 
 
-def _tunes(session: Session, branch: str, kind: str) -> Pace:
+def _tunes(session: Session, base_id: str, kind: str) -> Pace:
     """Return the pace of the latest ready tunes of a base and kind."""
-    latest = select(Tune).where(Tune.status == "ready", Tune.branch == branch, Tune.ready_at.is_not(None))
+    latest = select(Tune).where(Tune.status == "ready", Tune.base_id == base_id, Tune.ready_at.is_not(None))
     rows = session.scalars(latest.order_by(Tune.number.desc()).limit(5 * _SAMPLE)).all()
     tunes = [tune for tune in rows if tune.kind == kind][:_SAMPLE]
     timelines: dict[str, list[Event]] = {tune.id: [] for tune in tunes}
@@ -89,6 +89,6 @@ def _tunes(session: Session, branch: str, kind: str) -> Pace:
     return measured((tune.made.steps or 0, timelines[tune.id]) for tune in tunes)
 
 
-def _batches(session: Session, branch: str) -> Pace:
-    latest = select(Batch).where(Batch.branch == branch, Batch.status == "done")
+def _batches(session: Session, base_id: str) -> Pace:
+    latest = select(Batch).where(Batch.base_id == base_id, Batch.status == "done")
     return measured_batches(session.scalars(latest.order_by(Batch.created_at.desc()).limit(_SAMPLE)))

@@ -50,8 +50,8 @@ class NewPrompt:
 
     Attributes:
         request: With settings filled and the seed fixed; see `submit.submit_prompts`.
-        branch: The catalog's entry that is really used.
-        base: The base as asked; None takes the tune's, or `branch`.
+        base_id: The catalog's entry that is really used.
+        base: The base as asked; None takes the tune's, or `base_id`.
         tune_id: Id of the tune, or None for the plain base.
         tags: The tunes that tags in its text name.
         price: Micro-dollars; None charges nothing.
@@ -60,7 +60,7 @@ class NewPrompt:
     """
 
     request: PromptRequest
-    branch: str
+    base_id: str
     base: str | None = None
     tune_id: str | None = None
     tags: tuple[Use, ...] = ()
@@ -105,7 +105,7 @@ def new_prompt(
         account_id=account_id,
         tune_id=tune_id or asked.tune_id,
         base=base,
-        branch=asked.branch,
+        base_id=asked.base_id,
         text=asked.request.text,
         settings=settings,
         shape=shape_of(settings),
@@ -119,14 +119,14 @@ def new_prompt(
     )
 
 
-def said_of_sibling(branch: str, home: str) -> str:
+def said_of_sibling(base_id: str, home: str) -> str:
     """Return what the timeline adds for a prompt that renders on another base than its tune was made on."""
-    return "" if branch == home else f" It renders on {branch}, the few-step sibling of {home}."
+    return "" if base_id == home else f" It renders on {base_id}, the few-step sibling of {home}."
 
 
 def said_of_accepted(row: Prompt, home: str) -> str:
     """Return what the timeline says of an accepted prompt, whose tune was made on the base `home`."""
-    return " ".join([f"The prompt was accepted.{said_of_sibling(row.branch, home)}", *ended(row.warnings)])
+    return " ".join([f"The prompt was accepted.{said_of_sibling(row.base_id, home)}", *ended(row.warnings)])
 
 
 def prompt_in(key: str) -> str | None:
@@ -173,7 +173,7 @@ class Prompts(Part):
         self,
         request: PromptRequest,
         *,
-        branch: str,
+        base_id: str,
         base: str | None = None,
         tune_id: str | None = None,
         tags: Sequence[Use] = (),
@@ -183,7 +183,7 @@ class Prompts(Part):
         also: Callable[[Session, Prompt], None] | None = None,
     ) -> Prompt:
         """Accept one prompt; see `NewPrompt` and `add_prompts`."""
-        new = NewPrompt(request, branch, base, tune_id, tuple(tags), price)
+        new = NewPrompt(request, base_id, base, tune_id, tuple(tags), price)
 
         def one(session: Session, prompts: list[Prompt]) -> None:
             if also is not None:
@@ -244,11 +244,11 @@ class Prompts(Part):
             for one, some in zip(asked, uses, strict=True):
                 tune = locked[one.tune_id] if one.tune_id else None
                 waits = any(locked[use.tune_id].status != "ready" for use in some if use.tune_id)
-                named = one.base or (tune.base if tune else one.branch)
+                named = one.base or (tune.base if tune else one.base_id)
                 status = "waiting" if waits else "queued"
                 row = new_prompt(one, account_id, named, origin, status, now)
                 prompts.append(row)
-                said = said_of_accepted(row, tune.branch if tune else row.branch)
+                said = said_of_accepted(row, tune.base_id if tune else row.base_id)
                 note(session, row.id, row.status, said, now, origin=origin)
             session.add_all(prompts)
             session.flush()

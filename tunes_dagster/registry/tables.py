@@ -120,7 +120,7 @@ class Tune(Table):
     Attributes:
         number: Counts tunes from 1; the integer id of dialects that need one. Orders the lists.
         base: The base as the caller named it.
-        branch: The catalog's entry that is really trained on.
+        base_id: The catalog's entry that is really trained on.
         status: awaiting_images, queued, preparing, prepared, training, trained, finishing, ready, failed,
             cancelled, deleted.
         cancel: '' | 'cancel' | 'keep' (stop training, keep what was learned).
@@ -151,7 +151,7 @@ class Tune(Table):
     class_name: Mapped[str]
     token: Mapped[str]
     base: Mapped[str]
-    branch: Mapped[str]
+    base_id: Mapped[str] = mapped_column("branch")
     status: Mapped[str] = mapped_column(String(20))
     phase: Mapped[str] = mapped_column(default="")
     message: Mapped[str] = mapped_column(default="")
@@ -244,7 +244,7 @@ class Prompt(Table):
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
     tune_id: Mapped[str | None] = mapped_column(ForeignKey("tunes.id"))
     base: Mapped[str]
-    branch: Mapped[str]
+    base_id: Mapped[str] = mapped_column("branch")
     text: Mapped[str]
     settings: Mapped[dict[str, Any]]
     shape: Mapped[str]
@@ -293,7 +293,7 @@ class Batch(Table):
     __table_args__ = (Index("ix_batches_created", "created_at"),)
 
     id: Mapped[str] = mapped_column(String(80), primary_key=True)
-    branch: Mapped[str]
+    base_id: Mapped[str] = mapped_column("branch")
     shape: Mapped[str]
     status: Mapped[str] = mapped_column(String(20))
     phase: Mapped[str] = mapped_column(default="")
@@ -319,7 +319,7 @@ class Cohort(Table):
     __tablename__ = "cohorts"
 
     id: Mapped[str] = mapped_column(String(80), primary_key=True)
-    branch: Mapped[str]
+    base_id: Mapped[str] = mapped_column("branch")
     created_at: Mapped[datetime]
     done_at: Mapped[datetime | None]
 

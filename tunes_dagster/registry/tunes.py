@@ -61,8 +61,8 @@ def _add_its_prompts(
     uses = {row.id: [*own_use(tune.id), *one.tags] for row, one in zip(rows, asked, strict=True)}
     write_uses(session, uses)
     for row in rows:
-        if row.warnings or row.branch != tune.branch:
-            note(session, row.id, row.status, said_of_accepted(row, tune.branch), now, origin=origin)
+        if row.warnings or row.base_id != tune.base_id:
+            note(session, row.id, row.status, said_of_accepted(row, tune.base_id), now, origin=origin)
     return rows
 
 
@@ -96,13 +96,13 @@ class NewTune:
     Attributes:
         request: Complete.
         id: Id of the tune and its partition key.
-        branch: The catalog's entry that is really used.
+        base_id: The catalog's entry that is really used.
         recipe: Everything known now that decides the result.
         origin: cli, api, drop, ui, demo.
         account_id: Who asks.
         status: `queued`, `awaiting_images` for a tune whose pictures come later, or `prepared` for one whose
             dataset lies in the store already, or that needs none.
-        prompts: Its prompts; None takes the request's as they are, rendered on `branch` and free.
+        prompts: Its prompts; None takes the request's as they are, rendered on `base_id` and free.
         price: Micro-dollars, which its account holds when it has a wallet; None charges nothing.
         warnings: What was wished for and is not met.
         auto_extend: Kept instead of expiring; None leaves that to the account's rule.
@@ -111,7 +111,7 @@ class NewTune:
     request: TuneRequest
     _: KW_ONLY
     id: str
-    branch: str
+    base_id: str
     recipe: dict[str, Any]
     origin: str
     account_id: str = "local"
@@ -125,7 +125,7 @@ class NewTune:
     def its_prompts(self) -> Sequence[NewPrompt]:
         """Its prompts as they are asked for."""
         if self.prompts is None:
-            return [NewPrompt(one, self.branch) for one in self.request.prompts]
+            return [NewPrompt(one, self.base_id) for one in self.request.prompts]
         return self.prompts
 
     def row(self, now: datetime) -> Tune:
@@ -138,7 +138,7 @@ class NewTune:
             class_name=request.name,
             token=request.token,
             base=request.base,
-            branch=self.branch,
+            base_id=self.base_id,
             status=self.status,
             request=request.model_dump(mode="json"),
             recipe=self.recipe,

@@ -294,7 +294,7 @@ class WorkRows(Paces):
                 .join(Tune, Tune.id == Work.subject_id)
                 .where(
                     Work.kind == WorkKind.TRAIN,
-                    Tune.branch == cohort.branch,
+                    Tune.base_id == cohort.base_id,
                     Work.subject_id.not_in(besides),
                     true() if suspects else ~is_suspect(),
                     or_(

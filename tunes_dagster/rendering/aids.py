@@ -47,24 +47,24 @@ class Aids:
     face_detector: str = ""
     _controls: dict[str, Control] = field(default_factory=dict, repr=False)
 
-    def control_branch(self, name: str, family: str) -> str:
+    def control_id(self, name: str, family: str) -> str:
         """Return the ControlNet that a setting asks for on a family.
 
         Raises:
             Failure: `BASE_NOT_INSTALLED`.
         """
         entry = self.catalog.control(name, family) if self.catalog else None
-        return self._installed(entry, f"controlnet {name!r}").branch
+        return self._installed(entry, f"controlnet {name!r}").base_id
 
-    def control(self, branch: str, base: LoadedBase) -> Control:
+    def control(self, base_id: str, base: LoadedBase) -> Control:
         """Return a ControlNet, loaded once."""
         from tunes_dagster.rendering.controls import Control
 
-        if branch not in self._controls:
+        if base_id not in self._controls:
             assert self.catalog is not None
-            folder = self.catalog.auxiliary[branch].location(self.bases_folder)
-            self._controls[branch] = Control(folder, base)
-        return self._controls[branch]
+            folder = self.catalog.auxiliary[base_id].location(self.bases_folder)
+            self._controls[base_id] = Control(folder, base)
+        return self._controls[base_id]
 
     def face_adapter(self, base: LoadedBase) -> IpAdapter:
         """Return the IP-Adapter of a base, loaded once.
@@ -125,7 +125,7 @@ class Aids:
     def _installed(self, entry: AuxiliaryEntry | None, what: str) -> AuxiliaryEntry:
         if entry is not None and entry.installed(self.bases_folder):
             return entry
-        name = entry.branch if entry else what
+        name = entry.base_id if entry else what
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
             f"{what} needs weights that are not installed.",

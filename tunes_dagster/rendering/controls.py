@@ -69,7 +69,7 @@ class Control:
         if not fits or network.config.in_channels != base.latent_channels:
             raise Failure(
                 FailureCode.WEIGHTS_UNUSABLE,
-                f"The ControlNet {folder.name!r} was not made for {base.entry.branch!r}.",
+                f"The ControlNet {folder.name!r} was not made for {base.entry.base_id!r}.",
                 "Choose a ControlNet of the base's own family.",
             )
         self.network: Any = network.to(base.device).requires_grad_(False).eval()

@@ -110,7 +110,7 @@ class FaceShelf:
         if file.embeds.ndim != dimensions or file.embeds.shape[-1] != adapter.width:
             raise Failure(
                 FailureCode.WEIGHTS_UNUSABLE,
-                f"The face {key!r} was looked at for another IP-Adapter ({file.adapter}) than {adapter.branch}.",
+                f"The face {key!r} was looked at for another IP-Adapter ({file.adapter}) than {adapter.base_id}.",
                 "Make the tune again.",
             )
 
@@ -132,7 +132,7 @@ class FaceShelf:
                 "id": use.id or use.key,
                 "sha256": self._files[use.key].sha256,
                 "scale": use.scale,
-                "adapter": adapter.branch,
+                "adapter": adapter.base_id,
                 "adapter_sha256": adapter.sha256,
                 "recipe_hash": self._files[use.key].recipe_hash,
             }

@@ -187,8 +187,8 @@ class Inputs:
         image = enlarge(self.picture(settings.input_image), shape.width, shape.height)
         pixels = np.asarray(image)
         if settings.controlnet is not None:
-            branch = self._aids.control_branch(settings.controlnet, base.entry.family)
-            shape = replace(shape, control=branch)
+            base_id = self._aids.control_id(settings.controlnet, base.entry.family)
+            shape = replace(shape, control=base_id)
             seen = np.asarray(control_map(settings.controlnet, image))
             picture = replace(picture, control=seen, control_scale=settings.controlnet_conditioning_scale)
         if settings.controlnet_txt2img:

@@ -199,11 +199,11 @@ def render_plain(
         maker = PictureMaker(folder, device, dtype, Inputs(store, aids))
     things = sum(job.settings.num_images for job in batch)
     report.phase(
-        Phase.RENDERING, f"{things} {'clips' if entry.family == 'video' else 'pictures'} on {entry.branch}"
+        Phase.RENDERING, f"{things} {'clips' if entry.family == 'video' else 'pictures'} on {entry.base_id}"
     )
     facts = {
         "kind": "clip" if entry.family == "video" else "upscale",
-        "base": {"branch": entry.branch, "repo_id": entry.repo_id, "revision": entry.revision},
+        "base": {"branch": entry.base_id, "repo_id": entry.repo_id, "revision": entry.revision},
         "libraries": library_versions(),
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),

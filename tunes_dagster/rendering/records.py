@@ -74,7 +74,7 @@ def batch_facts(base: LoadedBase) -> dict[str, Any]:
     entry = base.entry
     return {
         "base": {
-            "branch": entry.branch,
+            "branch": entry.base_id,
             "repo_id": entry.repo_id,
             "revision": entry.revision,
             "fingerprint": base.fingerprint(),

@@ -210,8 +210,8 @@ class _Batch:
             self._save_good(pictures, [one.start for one in pictures], [True] * len(pictures))
             return
         try:
-            branch = pictures[0].shape.control
-            steer = (self.aids.control(branch, self.base),) if branch else ()
+            base_id = pictures[0].shape.control
+            steer = (self.aids.control(base_id, self.base),) if base_id else ()
             latents = dn.denoise(self.base, pictures, self.texts, bank, self._on_step, *steer)
             self._decode_and_save(pictures, latents)
             return

@@ -45,22 +45,22 @@ class Rooms:
     def _last(self) -> LastMachine | None:
         return self._registry.groups.last_machine()
 
-    def room(self, branch: str, shape: str) -> Room:
+    def room(self, base_id: str, shape: str) -> Room:
         """Return what a run has room for.
 
         Args:
-            branch: Of the catalog.
+            base_id: Of the catalog.
             shape: Of its prompts, see `registry.prompts.shape_of`.
         """
-        if (branch, shape) not in self._known:
-            self._known[branch, shape] = self._room(branch, shape)
-        return self._known[branch, shape]
+        if (base_id, shape) not in self._known:
+            self._known[base_id, shape] = self._room(base_id, shape)
+        return self._known[base_id, shape]
 
-    def _room(self, branch: str, shape: str) -> Room:
+    def _room(self, base_id: str, shape: str) -> Room:
         from tunes_dagster.families.sizes import sizes_of
 
         most = self._settings.max_batch_pictures
-        entry = self._catalog.entries.get(branch)
+        entry = self._catalog.entries.get(base_id)
         if entry is None:  # models beside the bases make one picture or clip after the other
             return Room(1, min(most, FORWARDS), 0.0, "one after the other")
         machine, source = self._machine(entry.memory_gb)

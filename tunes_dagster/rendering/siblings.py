@@ -42,24 +42,24 @@ def rendering_base(
     sibling, used = catalog.sibling(home), set(kinds)
     asked = request.settings.renders_on
     if asked is None and sibling is not None and request.base is not None and used:
-        asked = True if catalog.real(catalog.resolve(request.base)).branch == sibling.branch else None
+        asked = True if catalog.real(catalog.resolve(request.base)).base_id == sibling.base_id else None
     if sibling is None:
         if asked:
             raise Failure(
                 FailureCode.INVALID_REQUEST,
-                f"renders_on is true, but {home.branch!r} has no sibling in the catalog to render on.",
+                f"renders_on is true, but {home.base_id!r} has no sibling in the catalog to render on.",
                 "Leave renders_on out, or name a sibling in the entry of the base (`renders_on`).",
                 problems=(
-                    Problem("renders_on", f"is true, but {home.branch!r} has no sibling in the catalog"),
+                    Problem("renders_on", f"is true, but {home.base_id!r} has no sibling in the catalog"),
                 ),
             )
         return home
     if asked:
         hindered = list(_hindrances(request.settings, sibling, used))
         if hindered:
-            said = f"The prompt cannot be rendered on {sibling.branch!r}, the sibling of {home.branch!r}"
+            said = f"The prompt cannot be rendered on {sibling.base_id!r}, the sibling of {home.base_id!r}"
             raise refusal(said, hindered, "Correct it, or send `renders_on: false`.")
-        return catalog.usable(sibling.branch, settings.bases_folder)
+        return catalog.usable(sibling.base_id, settings.bases_folder)
     if asked is False or not used or not home.renders_on_by_default:
         return home
     meant = [name for name in _OF_THE_BASE if getattr(request.settings, name) is not None]

@@ -117,7 +117,7 @@ def _check_text(text: str, filled: RenderSettings, context: PromptContext) -> No
     for name, tag in named:
         if family in AUXILIARY:
             raise _refused(
-                f"The base {context.entry.branch!r} takes no LoRA and no face", "Leave the tag out."
+                f"The base {context.entry.base_id!r} takes no LoRA and no face", "Leave the tag out."
             )
         known = {**(context.find(name, tag) if context.find else {}), **known}
     if any(tag == "faceid" for _, tag in named):
@@ -256,10 +256,10 @@ def _require(entry: AuxiliaryEntry | None, option: str, value: str, folder: Any,
     if not entry.installed(folder):
         raise Failure(
             FailureCode.BASE_NOT_INSTALLED,
-            f"{option} {value}needs {entry.branch!r}, which is not installed.",
-            f"Run `tunes bases pull {entry.branch}` ({entry.download_gb:g} GB, licence {entry.licence}).",
+            f"{option} {value}needs {entry.base_id!r}, which is not installed.",
+            f"Run `tunes bases pull {entry.base_id}` ({entry.download_gb:g} GB, licence {entry.licence}).",
             f"It belongs at {entry.location(folder)}.",
-            problems=(Problem(option, f"{value}needs {entry.branch!r}, which is not installed"),),
+            problems=(Problem(option, f"{value}needs {entry.base_id!r}, which is not installed"),),
         )
 
 

@@ -72,12 +72,12 @@ def _quality(asked: RenderSettings, context: PromptContext) -> dict[str, Any]:
     folder, wishes, changes = context.settings.bases_folder, context.wishes, dict[str, Any]()
     if asked.super_resolution and asked.upscaler is None and not upscaling_model(context.catalog, folder):
         entry = context.catalog.first("upscale")
-        branch = entry.branch if entry else "an upscaling model"
+        base_id = entry.base_id if entry else "an upscaling model"
         wishes.leave(
             "super_resolution",
-            f"needs {branch}, which is not installed",
+            f"needs {base_id}, which is not installed",
             "pictures are enlarged by a resampler (Lanczos), which adds no detail",
-            f"Run `tunes bases pull {branch}` ({entry.download_gb:g} GB, licence {entry.licence})."
+            f"Run `tunes bases pull {base_id}` ({entry.download_gb:g} GB, licence {entry.licence})."
             if entry
             else "Add an upscaling model to the operator's catalog file.",
         )
@@ -109,7 +109,7 @@ def _words(request: PromptRequest, context: PromptContext) -> dict[str, Any]:
         if entry.family in AUXILIARY:
             continue
         if asked.negative_prompt.strip() and entry.acting_guidance != "classifier-free":
-            why = f"is not understood by {entry.branch}, which was distilled to do without one"
+            why = f"is not understood by {entry.base_id}, which was distilled to do without one"
             context.wishes.leave("negative_prompt", why, "it is left out")
             changes["negative_prompt"] = ""
         elif asked.negative_prompt.strip() and (guidance := _guidance(asked, entry)) <= 1:
@@ -118,7 +118,7 @@ def _words(request: PromptRequest, context: PromptContext) -> dict[str, Any]:
             changes["negative_prompt"] = ""
         texts = (request.text, changes.get("negative_prompt", asked.negative_prompt))
         if not spec_of(entry.family).weighted_text and any(weighs_words(one) for one in texts):
-            why = f"has weights or BREAK, and the encoder of {entry.branch} was trained on plain sentences"
+            why = f"has weights or BREAK, and the encoder of {entry.base_id} was trained on plain sentences"
             instead = r"the words are read without them (write \( and \) for brackets that are meant)"
             context.wishes.leave("text", why, instead)
     return changes

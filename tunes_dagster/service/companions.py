@@ -56,8 +56,8 @@ class Companion:
     def remedy(self) -> str:
         """What installs it."""
         if self.pullable:
-            return f"Run `tunes bases pull {self.entry.branch}` ({self.entry.download_gb:g} GB, {self.entry.licence})."
-        return f"Put it where the entry {self.entry.branch!r} says."
+            return f"Run `tunes bases pull {self.entry.base_id}` ({self.entry.download_gb:g} GB, {self.entry.licence})."
+        return f"Put it where the entry {self.entry.base_id!r} says."
 
 
 def companions(settings: Settings, catalog: Catalog) -> list[Companion]:
@@ -77,7 +77,7 @@ def companions(settings: Settings, catalog: Catalog) -> list[Companion]:
         found[name] = Companion(scorer.as_model(), use, without, place, place.exists())
     if (captioner := captioner_of(settings, catalog)) is not None:
         place = captioner.location(settings.bases_folder)
-        found[captioner.branch] = Companion(
+        found[captioner.base_id] = Companion(
             captioner,
             "captions of pictures that came without",
             "its pictures that came without a caption get the template's",
@@ -101,7 +101,7 @@ def captioner_of(settings: Settings, catalog: Catalog) -> AuxiliaryEntry | None:
     name = settings.captioner
     if name in ("none", "tiny") or (name == "profile" and settings.profile == "embedded"):
         return None
-    known = {one.branch: one for one in catalog.auxiliary.values() if one.family == "captioner"}
+    known = {one.base_id: one for one in catalog.auxiliary.values() if one.family == "captioner"}
     if name == "profile":
         return next(iter(known.values()), None)
     if name not in known:

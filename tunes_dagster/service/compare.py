@@ -42,7 +42,7 @@ def recipe_of(tune: Tune, store: Store) -> dict[str, Any]:
         found = recipe_beside(store, key)
         if found:
             return found
-    recipe = {**tune.recipe, "token": tune.token, "base": tune.branch}
+    recipe = {**tune.recipe, "token": tune.token, "base": tune.base_id}
     try:
         dataset, texts = TrainingSet.load(store, tune.id), CaptionTable.load(store, tune.id).texts()
     except FileNotFoundError:

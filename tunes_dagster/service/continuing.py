@@ -96,7 +96,7 @@ def continued(
     )
     continues = {
         "tune_id": earlier.id,
-        "branch": earlier.branch,
+        "branch": earlier.base_id,
         "weights_key": earlier.made.weights_key,
         "recipe_hash": earlier.made.weights_recipe_hash,
     }
@@ -109,9 +109,9 @@ def check_same_base(continues: dict[str, Any], entry: BaseModelEntry) -> None:
     Raises:
         Failure: `INVALID_REQUEST`.
     """
-    if continues and continues["branch"] != entry.branch:
+    if continues and continues["branch"] != entry.base_id:
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The tune {continues['tune_id']} was made on {continues['branch']}, not on {entry.branch}.",
+            f"The tune {continues['tune_id']} was made on {continues['branch']}, not on {entry.base_id}.",
             "Leave `base` out: a tune is continued on its own base.",
         )

@@ -147,7 +147,7 @@ def _cohorts(
         tags = {
             "tunes/kind": kind.value,
             "tunes/cohort": cohort.id,
-            "tunes/base": cohort.branch,
+            "tunes/base": cohort.base_id,
             "tunes/tunes": str(len(members)),
         }
         if len(members) == 1:
@@ -172,7 +172,7 @@ def render_launches(
         settings.batch_wait_seconds,
         settings.max_batch_prompts,
         room,
-        max_pictures=lambda branch, shape: fits.room(branch, shape).pictures,
+        max_pictures=lambda base_id, shape: fits.room(base_id, shape).pictures,
         campaign_limit=max(0, WAITING_CAMPAIGN_RUNS - len(alone)),
     )
     launches = _take_queued(registry, WorkKind.RENDER, limit, now)

@@ -91,7 +91,7 @@ def downloads(tune: Tune) -> list[Download]:
 
 def _family(tune: Tune) -> FamilySpec | None:
     """Return the family of a tune's base; None where the catalog or the installation does not know it any more."""
-    entry = load_catalog().entries.get(tune.branch)
+    entry = load_catalog().entries.get(tune.base_id)
     return families().get(entry.family) if entry else None
 
 

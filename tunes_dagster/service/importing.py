@@ -181,14 +181,14 @@ def recognise(
     fitting = _fitting(reading, entries, installation)
     entry = fitting[0]
     named = looked.metadata.get(f"{_OURS}base")
-    entry = next((one for one in fitting if one.branch == named), entry)
-    others = [one.branch for one in fitting if one.branch != entry.branch]
+    entry = next((one for one in fitting if one.base_id == named), entry)
+    others = [one.base_id for one in fitting if one.base_id != entry.base_id]
     doubts: tuple[Unmet, ...] = ()
-    if others and entry.branch != named:
+    if others and entry.base_id != named:
         doubts = (
             Unmet(
                 "base",
-                f"was not named: the file fits {entry.branch}, which was taken, and {', '.join(others)} as well",
+                f"was not named: the file fits {entry.base_id}, which was taken, and {', '.join(others)} as well",
             ),
         )
     return Recognised(entry, word, bool(reading.words), looked.metadata, doubts)
@@ -199,7 +199,7 @@ def _base(installation: Installation, word: str) -> tuple[BaseModelEntry, Path]:
     if isinstance(entry, AuxiliaryEntry):
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"{entry.branch!r} is a model for {entry.family}, which no LoRA is for.",
+            f"{entry.base_id!r} is a model for {entry.family}, which no LoRA is for.",
             f"Choose one of {', '.join(installation.catalog.entries)}.",
         ).about("base")
     return entry, folder
@@ -215,11 +215,11 @@ def _fitting(
     for listed in catalog.entries.values():
         entry = catalog.real(listed)
         folder = entry.location(bases)
-        if entry.branch in found or not folder.is_dir():
+        if entry.base_id in found or not folder.is_dir():
             continue
         why = why_not(reading, entries, entry, folder)
         if why is None:
-            found[entry.branch] = entry
+            found[entry.base_id] = entry
         elif last is None or why.facts["missing"] < last.facts["missing"]:
             last = why  # of the base that it comes closest to
     if not found:
@@ -245,7 +245,7 @@ def _as_tune(request: ImportRequest, seen: Recognised | None) -> TuneRequest:
             "name": name[:60],
             "title": title,
             "token": "".join(c if c.isalnum() or c in "-_" else "-" for c in token)[:40],
-            "base": request.base or (seen.entry.branch if seen else None),
+            "base": request.base or (seen.entry.base_id if seen else None),
             "sources": request.sources.model_dump(),
             "training": TrainingOptions(kind="pti" if seen and seen.words else "lora"),
             "prompts": [one.model_dump(exclude_unset=True) for one in request.prompts],

@@ -118,12 +118,12 @@ class Named:
                 f"The text names the tune {word!r} as <{tag}:…>, but it is used as <{right}:…>.",
                 f"Write <{right}:{word}:1>.",
             ).about("text")
-        fits = self._catalog.fits(self._catalog.resolve(tune.branch), self._entry.branch)
-        if not fits or (tune.branch != self._entry.branch and tune.kind not in ADAPTERS):
+        fits = self._catalog.fits(self._catalog.resolve(tune.base_id), self._entry.base_id)
+        if not fits or (tune.base_id != self._entry.base_id and tune.kind not in ADAPTERS):
             raise Failure(
                 FailureCode.INVALID_REQUEST,
-                f"The text names the tune {word!r}, which was made on {tune.branch!r}, but the prompt renders on "
-                f"{self._entry.branch!r}.",
+                f"The text names the tune {word!r}, which was made on {tune.base_id!r}, but the prompt renders on "
+                f"{self._entry.base_id!r}.",
                 "Name tunes of one base in a prompt.",
             ).about("text")
         if tune.status in ("failed", "cancelled"):

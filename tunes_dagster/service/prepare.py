@@ -61,7 +61,7 @@ def crop(installation: Installation, tune: Tune, detector: FaceDetector, report:
     report.phase(Phase.CHECKING, "Cropping, bucketing and holding out pictures.")
     request = TuneRequest.model_validate(tune.request)
     options = TrainingOptions.model_validate(tune.recipe["training"])
-    store, entry = installation.store_of(tune.id), installation.catalog.resolve(tune.branch)
+    store, entry = installation.store_of(tune.id), installation.catalog.resolve(tune.base_id)
     return build_training_set(
         tune.id,
         Manifest.load(store, tune.id),

@@ -24,7 +24,7 @@ def tune_price(prices: PriceList, catalog: Catalog, request: TuneRequest) -> int
         Failure: `UNKNOWN_BASE`.
     """
     entry = catalog.resolve(request.base)
-    return prices.training(entry.branch, entry.family, request.training.kind)
+    return prices.training(entry.base_id, entry.family, request.training.kind)
 
 
 def import_price(prices: PriceList, catalog: Catalog, request: TuneRequest) -> int:
@@ -34,7 +34,7 @@ def import_price(prices: PriceList, catalog: Catalog, request: TuneRequest) -> i
         Failure: `UNKNOWN_BASE`.
     """
     entry = catalog.resolve(request.base)
-    return prices.importing(entry.branch, entry.family)
+    return prices.importing(entry.base_id, entry.family)
 
 
 def prompt_price(
@@ -71,9 +71,9 @@ def _picture(
 ) -> int:
     try:
         entry = catalog.resolve(base)
-        branch, family = entry.branch, entry.family
+        base_id, family = entry.base_id, entry.family
     except (
         Failure
     ):  # its tune was made before the operator took the base out of the catalog: the general price
-        branch = family = ""
-    return prices.picture(branch, family, tuned=tuned, enlarged=enlarged, quality=quality)
+        base_id = family = ""
+    return prices.picture(base_id, family, tuned=tuned, enlarged=enlarged, quality=quality)

@@ -67,7 +67,7 @@ def rerun(
             f"The tune {tune.title!r} was imported, not trained here.",
             "Import its file again, or continue it on pictures with training.base_tune_id.",
         )
-    entry, _folder = installation.usable(tune.branch)
+    entry, _folder = installation.usable(tune.base_id)
     options = _options(tune, changes or {}, entry)
     asked = TuneRequest.model_validate(tune.request)
     request = asked.model_copy(
@@ -102,7 +102,7 @@ def rerun(
         new = NewTune(
             request,
             id=chosen,
-            branch=tune.branch,
+            base_id=tune.base_id,
             recipe=recipe,
             account_id=tune.account_id,
             origin="cli",

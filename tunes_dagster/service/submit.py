@@ -152,7 +152,7 @@ def new_tune(
     prompts = [
         NewPrompt(
             moved,
-            done.entry.branch,
+            done.entry.base_id,
             tags=tuple(named.tags(moved.text)),
             price=prompt_price(
                 prices,
@@ -169,7 +169,7 @@ def new_tune(
     return NewTune(
         complete,
         id=chosen,
-        branch=entry.branch,
+        base_id=entry.base_id,
         recipe=recipe,
         account_id=account_id,
         origin=origin,
@@ -197,7 +197,7 @@ def _base_of_tunes(installation: Installation, word: str) -> BaseModelEntry:
     if isinstance(entry, AuxiliaryEntry):
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"No tune is made on {entry.branch!r}, a model for {entry.family}.",
+            f"No tune is made on {entry.base_id!r}, a model for {entry.family}.",
             f"Choose one of {', '.join(installation.catalog.entries)}.",
         )
     return entry
@@ -224,7 +224,7 @@ def _doubts(request: TuneRequest) -> list[Unmet]:
 def _lacking(installation: Installation) -> list[Unmet]:
     """Return what a tune will go without for want of a model beside its base."""
     return [
-        Unmet(one.entry.branch, f"is not installed: {one.without}. {one.remedy}")
+        Unmet(one.entry.base_id, f"is not installed: {one.without}. {one.remedy}")
         for one in missing(installation.settings, installation.catalog)
     ]
 
@@ -291,7 +291,7 @@ def new_prompts(
         new.append(
             NewPrompt(
                 done.request,
-                done.entry.branch,
+                done.entry.base_id,
                 done.asked,
                 tune.id if tune else None,
                 done.tags,
@@ -345,7 +345,7 @@ def completed_prompt(
         Failure: As `submit_prompt`.
     """
     if tune is not None:
-        home, _folder = installation.usable(tune.branch)
+        home, _folder = installation.usable(tune.base_id)
         asked = request.base or tune.base
     else:
         asked = request.base or DEFAULT_BASE
@@ -379,7 +379,7 @@ def make_recipe(
         "name": request.name,
         "token": request.token,
         "base": request.base,
-        "branch": entry.branch,
+        "branch": entry.base_id,
         "repo_id": entry.repo_id,
         "revision": entry.revision,
         "dataset": request.dataset.model_dump(mode="json"),
@@ -519,7 +519,7 @@ def _complete_prompt(
     if request.base is not None and not catalog.fits(home, request.base):
         raise Failure(
             FailureCode.INVALID_REQUEST,
-            f"The prompt asks for the base {request.base!r}, but its tune was made on {home.branch!r}.",
+            f"The prompt asks for the base {request.base!r}, but its tune was made on {home.base_id!r}.",
             "Leave `base` out: a tune only fits the base it was made on, and that one's sibling if it has one.",
         )
     check_callback_url(request.callback_url, settings)

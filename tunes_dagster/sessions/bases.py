@@ -53,7 +53,7 @@ class Bases:
         self.reserved_gib = 0.0
 
     def names(self) -> list[str]:
-        """Return the branches that are loaded, the one used last at the end."""
+        """Return the bases that are loaded, the one used last at the end."""
         return list(dict.fromkeys(key[0] for key in self._kept))
 
     def loaded(self) -> list[LoadedBase]:
@@ -78,7 +78,7 @@ class Bases:
         from tunes_dagster.families.loading import placed
 
         placement = placement or fitting(entry, folder, self._device)
-        key = (entry.branch, str(folder), placement)
+        key = (entry.base_id, str(folder), placement)
         kept = self._kept.get(key)
         if kept is None:
             self.make_room(gib := self.gib_of(entry, folder))
@@ -90,7 +90,7 @@ class Bases:
 
     def usable(self, entry: BaseModelEntry, folder: Path) -> bool:
         """Whether a base can be computed with in the middle of other work: it is there whole, or there is room."""
-        kept = self._kept.get((entry.branch, str(folder), fitting(entry, folder, self._device)))
+        kept = self._kept.get((entry.base_id, str(folder), fitting(entry, folder, self._device)))
         if kept is not None:
             return not is_lent(kept.base)
         return self.room_gib() >= self.gib_of(entry, folder)

@@ -135,8 +135,8 @@ def render_jobs(
             settings = changed(RenderSettings.model_validate(prompt.settings), changes)
             own, tagged = used_by(prompt, uses.get(prompt.id, []), tunes)
             # The base itself stands in every recipe; where the tune was made on another one, its sibling, so does that.
-            home = tunes[own.id].branch if own else prompt.branch
-            said = {"trained_on": home} if home != prompt.branch else {}
+            home = tunes[own.id].base_id if own else prompt.base_id
+            said = {"trained_on": home} if home != prompt.base_id else {}
             recipe = {"asked_base": prompt.base, "prompt_id": prompt.id, **said}
             job = make_job(prompt.id, prompt.text, settings, tune=own, tagged=tagged, recipe=recipe)
             jobs.append(replace(job, warnings=[*ended(prompt.warnings), *job.warnings]))

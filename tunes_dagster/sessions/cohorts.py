@@ -178,13 +178,13 @@ def train_trainees(
     if not jobs:
         return
     crowd = Crowd([patient(job, store) for job in jobs])
-    entry, folder = installation.usable(by_id[jobs[0].tune_id].tune.branch)
+    entry, folder = installation.usable(by_id[jobs[0].tune_id].tune.base_id)
     with place.lease(crowd) as device, ExitStack() as stack:
         jobs = with_room(place, jobs, by_id, sizes_of(entry, folder))
         fitting, plan = plan_jobs(place, jobs, by_id, entry, folder, device, most)
         if plan is None:
             return
-        crowd.phase(Phase.LOADING, f"Loading {entry.branch} onto {device.name} ({device.dtype}).")
+        crowd.phase(Phase.LOADING, f"Loading {entry.base_id} onto {device.name} ({device.dtype}).")
         placement = Placement(plan.choice.offload, plan.choice.quantize)
         stack.enter_context(placed(placement))  # what is loaded to look at the weights lies alike
         base = place.load(entry, folder, device, placement)
@@ -337,7 +337,7 @@ def trainee_of(mine: Attempt, installation: Installation, changes: dict[str, Any
     """Return what this attempt trains, with the Launchpad's values written into the tune's recipe."""
     registry = installation.registry
     tune = registry.tunes.get(mine.work.subject_id)
-    entry = installation.catalog.resolve(tune.branch)
+    entry = installation.catalog.resolve(tune.base_id)
     options = entry.training_options(options_of(tune, changes or {}, entry))
     if changes:
         for said in ended(_check_changes(tune, changes, options, installation)):
@@ -372,7 +372,7 @@ def _check_changes(
         )
     request = TuneRequest.model_validate(tune.request).model_copy(update={"training": options})
     catalogue, settings = installation.catalog, installation.settings
-    asked, used = catalogue.resolve(request.base), catalogue.resolve(tune.branch)
+    asked, used = catalogue.resolve(request.base), catalogue.resolve(tune.base_id)
     wishes = Wishes(settings.unmet_wishes)
     check_tune(request, asked, used, settings, wishes)
     return list(wishes.told())

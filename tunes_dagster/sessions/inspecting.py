@@ -97,7 +97,7 @@ def embed(tune: Tune, job: TuneJob, installation: Installation) -> Trained:
     from tunes_dagster.training import faceid
 
     store, folder = installation.store, installation.settings.bases_folder
-    base, _ = installation.usable(tune.branch)
+    base, _ = installation.usable(tune.base_id)
     entry = adapter_for(installation.catalog, base, folder)
     result = faceid.make(job, base, entry, folder, store)
     job.report.phase(Phase.EVALUATING, "Looking at what the base will be told.")

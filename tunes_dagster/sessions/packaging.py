@@ -42,7 +42,7 @@ def package(tune: Tune, result: TuneResult, store: Store, report: Reporter) -> T
             "class_name": tune.class_name,
             "token": tune.token,
             "base": tune.base,
-            "branch": tune.branch,
+            "branch": tune.base_id,
             "recipe_hash": tune.recipe_hash,
             **result.written(tune.result),
         },

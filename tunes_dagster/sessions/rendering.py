@@ -73,7 +73,7 @@ class BatchInHand:
         self._steps = 0
 
     def _usable(self) -> tuple[Any, Path]:
-        return self._whole.usable(self.batch.branch)
+        return self._whole.usable(self.batch.base_id)
 
     def batch_is_patient(self) -> bool:
         """Whether nobody waits for it at a screen."""
@@ -92,7 +92,7 @@ class BatchInHand:
 
     def turn(self, bases: Bases, device: Device, seconds: float) -> float:
         """Render what fits into about so many seconds, at least one prompt; returns the seconds without loading."""
-        key = (self.batch.branch, self.batch.shape)
+        key = (self.batch.base_id, self.batch.shape)
         some = self._next(self._paces.pictures(key, seconds))
         if not some:
             return 0.0
@@ -147,9 +147,9 @@ class BatchInHand:
         from tunes_dagster.rendering.renderer import render
 
         assert isinstance(self.entry, BaseModelEntry)
-        before, known = time.monotonic(), self.entry.branch in bases.names()
+        before, known = time.monotonic(), self.entry.base_id in bases.names()
         if not known:
-            report.phase(Phase.LOADING, f"Loading {self.entry.branch} onto {device.name} ({device.dtype}).")
+            report.phase(Phase.LOADING, f"Loading {self.entry.base_id} onto {device.name} ({device.dtype}).")
         kept = bases.get(self.entry, self.folder)
         loaded = time.monotonic() - before
         self._load_seconds += 0.0 if known else loaded

@@ -138,12 +138,12 @@ def _scored(
     from tunes_dagster.training.words import speaking
 
     store = place.installation.store
-    entry, folder = place.installation.usable(tune.branch)
+    entry, folder = place.installation.usable(tune.base_id)
     made = tune.made
     keys = [key for key in made.checkpoints if store.exists(key)]
     subject = Subject(tune.id, tune.token, tune.class_name, training, held_out, keys)
     with place.lease(_Patient(mine.report, options.seconds)) as device:
-        mine.report.phase(Phase.EVALUATING, f"Scoring on {device.name}: loading {entry.branch}.")
+        mine.report.phase(Phase.EVALUATING, f"Scoring on {device.name}: loading {entry.base_id}.")
         base = place.load(entry, folder, device, fitting(entry, folder, device, scoring=True))
         looking = open_scorers(device.name)
         mine.report.phase(Phase.EVALUATING, "Scoring the untuned base and the checkpoints.")

@@ -239,7 +239,7 @@ class Session:
                 wait_seconds=0.0,
                 max_prompts=self.settings.max_batch_prompts,
                 limit=room,
-                max_pictures=lambda branch, shape: rooms.room(branch, shape).pictures,
+                max_pictures=lambda base_id, shape: rooms.room(base_id, shape).pictures,
                 campaign_limit=max(0, _PATIENT - patient),
             )
         for work in self._hands.claimed(rows, "render", room):
@@ -382,7 +382,7 @@ class Session:
         return False
 
     def _usable(self, work: Work) -> bool:
-        entry, folder = self.installation.usable(self.registry.tunes.get(work.subject_id).branch)
+        entry, folder = self.installation.usable(self.registry.tunes.get(work.subject_id).base_id)
         return self.bases.usable(entry, folder)
 
     def _score(self, mine: Attempt) -> None:

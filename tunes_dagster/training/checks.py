@@ -86,7 +86,7 @@ def _kind_problems(
     if options.kind not in kinds:
         yield Problem(
             "training.kind",
-            f"is {options.kind!r}, but on {asked.branch} (family {asked.family}) it should be one of: "
+            f"is {options.kind!r}, but on {asked.base_id} (family {asked.family}) it should be one of: "
             f"{', '.join(kinds)}",
         )
     if options.base_tune_id and "base_tune_id" in MEANINGLESS[options.kind]:
@@ -101,16 +101,16 @@ def _family_problems(options: TrainingOptions, asked: BaseModelEntry) -> Iterato
     if options.dora and not spec.dora:
         able = in_words(one for one in families().values() if one.dora)
         yield Problem(
-            "training.dora", f"is for the families {able}, but {asked.branch} is of the family {spec.name}"
+            "training.dora", f"is for the families {able}, but {asked.base_id} is of the family {spec.name}"
         )
     if options.quantize in ("int8", "nf4") and options.quantize not in spec.quantize:
         able = in_words(one for one in families().values() if options.quantize in one.quantize)
-        said = f"is for the families {able}, but {asked.branch} is of the family {spec.name}"
+        said = f"is for the families {able}, but {asked.base_id} is of the family {spec.name}"
         yield Problem("training.quantize", said)
     if options.resolution is not None and options.resolution > _largest(asked):
         yield Problem(
             "training.resolution",
-            f"is {options.resolution}, but should be at most {_largest(asked)} on {asked.branch}",
+            f"is {options.resolution}, but should be at most {_largest(asked)} on {asked.base_id}",
         )
 
 
@@ -186,10 +186,10 @@ def _idle_training(options: TrainingOptions, asked: BaseModelEntry, wishes: Wish
             yield left(name, f"means nothing to a tune of the kind {options.kind!r}")
     if options.preset and asked.family not in (fitting := presets()[options.preset].families):
         families = " and ".join(fitting)
-        yield left("preset", f"is for the families {families}, and {asked.branch} is of {asked.family}")
+        yield left("preset", f"is for the families {families}, and {asked.base_id} is of {asked.family}")
     # A signal-to-noise weighting of this kind means nothing to flow matching.
     if options.min_snr_gamma and spec_of(asked.family).prediction == "flow":
-        yield left("min_snr_gamma", f"means nothing on {asked.branch}, which learns by flow matching")
+        yield left("min_snr_gamma", f"means nothing on {asked.base_id}, which learns by flow matching")
 
 
 def _idle_dataset(request: TuneRequest, settings: Settings, wishes: Wishes) -> Iterator[str]:

@@ -41,13 +41,13 @@ def read_earlier(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
             f"The weights {key} to continue from were trained to predict {predicted!r}, and the base "
-            f"{base.entry.branch} predicts {base.prediction!r} now.",
+            f"{base.entry.base_id} predicts {base.prediction!r} now.",
             "Start a tune of its own.",
         )
     made_on = recipe.get("base_fingerprint", "")
     if made_on and made_on != base.fingerprint():
         job.report.finding(
-            f"The base {base.entry.branch} is another one than the weights {key} were made on: the start is not "
+            f"The base {base.entry.base_id} is another one than the weights {key} were made on: the start is not "
             "exactly where that tune ended."
         )
     with store.local(key) as path:

@@ -99,6 +99,6 @@ def _add(
 def _unfit(base: LoadedBase, name: str) -> Failure:
     return Failure(
         FailureCode.WEIGHTS_UNUSABLE,
-        f"The tune adapts {name!r}, which the text encoders of {base.entry.branch!r} do not have.",
+        f"The tune adapts {name!r}, which the text encoders of {base.entry.base_id!r} do not have.",
         "Use it with the base model it was made for.",
     )

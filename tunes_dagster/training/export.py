@@ -57,7 +57,7 @@ def write(
         stopped: Whether it was stopped early and kept.
         header: More fields for the files' headers.
     """
-    recipe = job.full_recipe(base.entry.branch, base.fingerprint()) | {
+    recipe = job.full_recipe(base.entry.base_id, base.fingerprint()) | {
         "steps_done": steps,
         **computed_by(base),
     }
@@ -139,7 +139,7 @@ def _header(
         "tunes_dagster.recipe_hash": name,
         "tunes_dagster.token": job.token,
         "tunes_dagster.class_name": job.class_name,
-        "tunes_dagster.base": base.entry.branch,
+        "tunes_dagster.base": base.entry.base_id,
         **({"tunes_dagster.one_picture": "true"} if recipe.get("one_picture") else {}),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": base.architecture.removesuffix("/lora") if whole else base.architecture,
@@ -227,7 +227,7 @@ def _hint(job: TuneJob, base: LoadedBase) -> str:
 
 def _described(job: TuneJob, base: LoadedBase, whole: bool) -> str:
     what = "A full fine-tune" if whole else "A DoRA" if job.options.dora else "A LoRA"
-    return f"{what} of a {job.class_name} for {base.entry.branch}, trained on {_pictures(job)}."
+    return f"{what} of a {job.class_name} for {base.entry.base_id}, trained on {_pictures(job)}."
 
 
 def _pictures(job: TuneJob) -> str:
@@ -285,7 +285,7 @@ instance_prompt: {job.token} {job.class_name}
 
 # {job.title or f"{job.token} {job.class_name}"}
 
-{what} for `{entry.branch}` ({entry.public_name}, licence {entry.licence}), trained on {_pictures(job)}.
+{what} for `{entry.base_id}` ({entry.public_name}, licence {entry.licence}), trained on {_pictures(job)}.
 Write `{job.token} {job.class_name}` in a prompt to see the {seen}.{_one_picture(job)}
 
 {how_to_use(job, base, files)}

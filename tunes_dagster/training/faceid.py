@@ -154,7 +154,7 @@ def make(
             "pictures_looked_at": len(chosen),
             "faces": chosen[0].is_face,
             "bytes": store.size(key),
-            "ip_adapter": entry.branch,
+            "ip_adapter": entry.base_id,
         },
     )
 
@@ -173,13 +173,13 @@ def _recipe(
 
     return {
         **job.recipe,
-        "base": base.branch,
+        "base": base.base_id,
         "class_name": job.class_name,
         "token": job.token,
         "training": {"kind": "faceid"},
         "pictures": [{"key": one.key, "crop": one.crop, "bucket": list(one.bucket)} for one in chosen],
         "ip_adapter": {
-            "branch": entry.branch,
+            "branch": entry.base_id,
             "repo_id": entry.public_name,
             "revision": entry.revision,
             "sha256": adapter.sha256,
@@ -211,8 +211,8 @@ def _write(
         "tunes_dagster.recipe": json.dumps(recipe, sort_keys=True, ensure_ascii=False, default=str),
         "tunes_dagster.recipe_hash": name,
         "tunes_dagster.class_name": job.class_name,
-        "tunes_dagster.base": base.branch,
-        ADAPTER_FIELD: entry.branch,
+        "tunes_dagster.base": base.base_id,
+        ADAPTER_FIELD: entry.base_id,
         "modelspec.title": job.title or f"a {job.class_name}",
     }
     tensors = {EMBEDS: embeds.clone(), NOTHING: nothing.clone()}
@@ -237,8 +237,8 @@ tags: [text-to-image, ip-adapter, diffusers, {base.family}]
 
 # {job.title or f"A {job.class_name}"}
 
-What the image encoder of `{entry.branch}` ({entry.public_name}, licence {entry.licence}) sees in {looked} of a
-{job.class_name}. Nothing was trained: an IP-Adapter shows it to `{base.branch}` beside the prompt. Prompts need no
+What the image encoder of `{entry.base_id}` ({entry.public_name}, licence {entry.licence}) sees in {looked} of a
+{job.class_name}. Nothing was trained: an IP-Adapter shows it to `{base.base_id}` beside the prompt. Prompts need no
 token; write `a {job.class_name}`.
 
 ```python

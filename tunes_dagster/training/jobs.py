@@ -112,11 +112,11 @@ class TuneJob:
         """Steps between checkpoints."""
         return self.options.checkpoint_every or max(1, math.ceil(self.total_steps / 8))
 
-    def full_recipe(self, base_branch: str, base_fingerprint: str) -> dict[str, Any]:
+    def full_recipe(self, base_id: str, base_fingerprint: str) -> dict[str, Any]:
         """Return everything that decides the weights; `recipe_hash` of it names the result."""
         return {
             **self.recipe,
-            "base": base_branch,
+            "base": base_id,
             "base_fingerprint": base_fingerprint,
             "class_name": self.class_name,
             "token": self.token,

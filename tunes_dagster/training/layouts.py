@@ -155,7 +155,7 @@ def check_rest(folder: Path, base: LoadedBase) -> None:
             if not copied.is_file() or not filecmp.cmp(file, copied, shallow=False):
                 raise Failure(
                     FailureCode.WEIGHTS_UNUSABLE,
-                    f"{copied.relative_to(folder)} of the exported pipeline is not the file of {base.entry.branch!r}.",
+                    f"{copied.relative_to(folder)} of the exported pipeline is not the file of {base.entry.base_id!r}.",
                     "Look whether the disk is full or broken, and train the tune again.",
                 )
 

@@ -94,7 +94,7 @@ def write_samples(
         [0, *(step_of(one) for one in chosen)],
         rows,
         title=title,
-        subtitle=f"{base.entry.branch}, guidance {settings.guidance_scale or 1:g}, one seed per row",
+        subtitle=f"{base.entry.base_id}, guidance {settings.guidance_scale or 1:g}, one seed per row",
     )
     store.write_bytes(key, png_bytes(sheet))
     return sheet

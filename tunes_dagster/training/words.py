@@ -68,7 +68,7 @@ def register(base: LoadedBase, vectors: Mapping[str, Tensor]) -> str:
     if {name: value.shape[1] for name, value in vectors.items()} != widths:
         raise Failure(
             FailureCode.WEIGHTS_UNUSABLE,
-            f"The words of the tune do not fit the text encoders of {base.entry.branch!r}.",
+            f"The words of the tune do not fit the text encoders of {base.entry.base_id!r}.",
             "Use the tune with the base model it was trained on.",
         )
     words = words_for(vectors)

@@ -66,7 +66,7 @@ def why_not(
     if networks is None:
         return None
     try:
-        fitted(reading, entries, networks, entry.branch)
+        fitted(reading, entries, networks, entry.base_id)
     except Failure as failure:
         return failure
     return None

@@ -84,7 +84,7 @@ def read_file(path: Path, base: LoadedBase, config: Mapping[str, Any] | None = N
     entries = {name: Entry(name, kind, shape) for name, (kind, shape) in found.items()}
     reading, scales, networks = read_names(entries.values()), read_scales(header, config), networks_of(base)
     check_strength(reading.bare, scales)
-    plan = fitted(reading, entries, networks, base.entry.branch)
+    plan = fitted(reading, entries, networks, base.entry.base_id)
     # Our second layout holds scales for who divides by the norm of the base's own weights.
     weights = {DENOISER: base.denoiser} if _OURS in header else None
     with safe_open(str(path), framework="pt") as file:
@@ -128,7 +128,7 @@ def _nothing(base: LoadedBase, plan: Plan) -> dict[str, Tensor]:
 
 def _written(job: TuneJob, base: LoadedBase, store: Store, made: Converted) -> TuneResult:
     """Write the files of a tune, as those of one that was trained."""
-    recipe = {**job.recipe, "base": base.entry.branch, "base_fingerprint": base.fingerprint()}
+    recipe = {**job.recipe, "base": base.entry.base_id, "base_fingerprint": base.fingerprint()}
     recipe |= {"class_name": job.class_name, "token": job.token, **computed_by(base)}
     name = recipe_hash(recipe)
     store.write_json(f"{job.out_prefix}/{RECIPE_FILE}", recipe)
@@ -210,13 +210,13 @@ def _header(
         "tunes_dagster.recipe_hash": name,
         words.TOKEN_FIELD: job.token,
         "tunes_dagster.class_name": job.class_name,
-        _OURS: entry.branch,
+        _OURS: entry.base_id,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": base.architecture,
         "modelspec.title": job.title or said,
         "modelspec.trigger_phrase": said,
         "modelspec.prediction_type": base.prediction,
-        "modelspec.description": f"Imported from {recipe['imported']['name']}, for {entry.branch}.",
+        "modelspec.description": f"Imported from {recipe['imported']['name']}, for {entry.base_id}.",
         **({"modelspec.date": job.date} if job.date else {}),
         "ss_network_module": base.network_module,
         "ss_network_dim": str(made.rank),
@@ -242,7 +242,7 @@ instance_prompt: {said}
 
 # {job.title or said}
 
-{what} for `{entry.branch}` ({entry.public_name}), imported from `{PurePosixPath(source["name"]).name}`
+{what} for `{entry.base_id}` ({entry.public_name}), imported from `{PurePosixPath(source["name"]).name}`
 (SHA-256 `{source["sha256"]}`). Whose it is and under which licence, that file's owner says.{notes}
 
 Recipe `{name}`.

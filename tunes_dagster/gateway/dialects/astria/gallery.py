@@ -44,7 +44,7 @@ def gallery(catalog: Catalog) -> Mapping[int, GalleryBase]:
     """Return the bases that have a number, by number, in the order of the catalog."""
     return {
         number: GalleryBase(
-            number, entry.branch, entry.title or entry.branch, _BRANCHES.get(entry.family, entry.family)
+            number, entry.base_id, entry.title or entry.base_id, _BRANCHES.get(entry.family, entry.family)
         )
         for entry in catalog.entries.values()
         for number in entry.numbers
@@ -103,7 +103,7 @@ def models(service: Service) -> dict[str, Any]:
         words = [base.word, *(one for one in catalog.entries[base.word].aliases if not one.isdecimal())]
         short = min((one for one in words if "/" not in one), key=len)
         found[short] = {"tune_id": str(base.number), "title": base.title, "resolutions": ["1K", "2K", "4K"]}
-    preferred = [name for name, one in found.items() if catalog.resolve(one["tune_id"]).branch == _DEFAULT]
+    preferred = [name for name, one in found.items() if catalog.resolve(one["tune_id"]).base_id == _DEFAULT]
     default = next(iter([*preferred, *found]), None)
     if default is not None:
         for name in _ASKED_FOR:

@@ -68,9 +68,9 @@ def config(request: Request) -> dict[str, Any]:
     def price(model: str, **more: Any) -> dict[str, Any]:
         entry = service.catalog.resolve(BASES[model])
         if more:
-            micro = service.prices.picture(entry.branch, entry.family, tuned=True)
+            micro = service.prices.picture(entry.base_id, entry.family, tuned=True)
         else:
-            micro = service.prices.training(entry.branch, entry.family, "lora")
+            micro = service.prices.training(entry.base_id, entry.family, "lora")
         return {"credits": whole(micro), "usd": micro / 1e6, **more}
 
     low, high = SOUGHT_PICTURES
