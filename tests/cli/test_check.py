@@ -54,3 +54,14 @@ def test_too_few_pictures_are_said_and_end_badly(tunes: Tunes, tmp_path: Path) -
     drawn(folder / "tiny.png", (32, 32), 1)
     said = tunes("check", str(folder), "--name", "mug")
     assert said.code == 1 and "0 of 1 pictures are used" in said.out and "would fail" in said.err
+
+
+def test_the_folders_of_kohyas_layout_name_the_subject(tunes: Tunes, tmp_path: Path) -> None:
+    archive = tmp_path / "set.zip"
+    with ZipFile(archive, "w") as packed:
+        for number, name in enumerate(("img/10_zkqj old man/a.png", "reg/1_old man/b.png")):
+            drawn(tmp_path / "one.png", (128, 128), 10 * number)
+            packed.write(tmp_path / "one.png", name)
+    assert "Subject: zkqj old man" in tunes("check", str(archive)).out
+    said = tunes("check", str(archive), "--token", "ohwx", "--name", "person").out
+    assert "Subject: ohwx person" in said and "regularisation, as: a photo of an old man" in said

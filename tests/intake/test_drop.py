@@ -163,3 +163,9 @@ def test_tune_yaml_in_other_encodings_and_the_documented_example() -> None:
     request = parse_tune_yaml(example.encode())
     assert request.name == "woman"
     assert request.prompts
+
+
+def test_the_folders_of_kohyas_layout_name_the_subject(tmp_path: Path) -> None:
+    fill(tmp_path, {"set 3/img/10_zkqj dog/1.png": png(1), "set 3/reg/1_dog/2.png": png(2)})
+    request = scan(tmp_path)["set 3"].request
+    assert request and (request.token, request.name) == ("zkqj", "dog")

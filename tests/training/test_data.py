@@ -36,6 +36,14 @@ def test_every_picture_is_seen_equally_often_in_batches_of_one_bucket(kinds, bat
     assert again.batch(batches.batches) == batches.batch(batches.batches)
 
 
+def test_repeats_say_how_often_a_picture_is_seen_beside_others():
+    batches = order.BucketOrder([(64, 64), (64, 64), (48, 80)], 2, 0, repeats=[3, 1, 2])
+    seen: Counter[int] = Counter()
+    for step in range(batches.batches):
+        seen.update(batches.batch(step))
+    assert seen == {0: 3 * batches.passes, 1: batches.passes, 2: 2 * batches.passes}
+
+
 def test_draws_depend_on_seed_and_step_alone():
     one = order.draw(1, 7, 4, (4, 8, 8), 0.5, 3, 10)
     order.draw(1, 8, 2, (4, 4, 4), 0.5, 0, 0)

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from tests.training.conftest import Recorder
+from tests.training.conftest import Recorder, add_picture
 from tests.training.killable import make_killable
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.training import cache, checkpoints, files, order, prior, run
-from tunes_dagster.training.jobs import TuneResult, learning_rate
+from tunes_dagster.training.jobs import TrainExample, TuneResult, learning_rate
 from tunes_dagster.training.loop import patient, train
 
 DAMAGE = {
@@ -395,3 +395,21 @@ def test_prior_rows_keep_the_base_where_it_was(base, store, make_job):
     job = make_job("kept", steps=10, prior_weight=10.0)
     prepared = run.prepare(job, base, store)
     assert len(prepared.prior_set) == 2 * prior.CLASS_DRAWS + 3 * prior.OWN_DRAWS
+
+
+def test_class_pictures_that_came_along_take_the_place_of_rendered_ones(base, store, make_job):
+    job = make_job("kept", steps=2, prior_prompts=0)
+    plain = job.data_hash("")
+    job.prior_pictures = [
+        TrainExample(add_picture(store, 90 + i), text, (0, 0))
+        for i, text in enumerate(("a woman on grass", "ohwx woman at night"))
+    ]
+    assert job.data_hash("") != plain
+    prepared = run.prepare(job, base, store)
+    assert len(prepared.prior_set) == 2 * prior.CLASS_DRAWS + 3 * prior.OWN_DRAWS
+    assert set(prepared.prior_set.texts[: 2 * prior.CLASS_DRAWS]) == {"a woman on grass", "a woman at night"}
+    assert train([job], base, store)["tune_kept"].steps == 2
+    unused = make_job("kept", prior_weight=0.0, report=Recorder())
+    unused.prior_pictures = job.prior_pictures
+    assert run.prepare(unused, base, store).prior_set is None
+    assert any("2 regularisation pictures are not used" in said for said in unused.report.notes)

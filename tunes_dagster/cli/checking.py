@@ -38,12 +38,12 @@ def check(
     settings = installation.settings
     folder, store = passing_store()
     with folder, Installation(settings, store=store, catalog=installation.catalog) as passing:
-        given: dict[str, Any] = {"name": name or "subject", "token": token, "base": base}
+        given: dict[str, Any] = {"name": name, "token": token, "base": base}
         if "://" in source:
             given["sources"] = {"archive_url": source}
         said = {key: value for key, value in given.items() if value is not None}
         place = None if "://" in source else Path(source)
-        request, _ = build_request(passing, place, config, merged(said, assignments(set_ or [])))
+        request, _ = build_request(passing, place, config, merged(said, assignments(set_ or [])), "subject")
         with FetcherResource().open(settings) as fetcher:
             detector = FaceDetectorResource().open(settings)
             seen = look_over(request, passing, fetcher, detector)

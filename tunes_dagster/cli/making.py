@@ -143,9 +143,20 @@ def _given(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_request(
-    installation: Installation, source: Path | None, config: Path | None, said: dict[str, Any]
+    installation: Installation,
+    source: Path | None,
+    config: Path | None,
+    said: dict[str, Any],
+    nameless: str = "",
 ) -> tuple[TuneRequest, str | None]:
     """Return the request that a folder or archive, a tune.yaml and the command line add up to.
+
+    Args:
+        installation: Takes an archive as an upload.
+        source: The folder or archive.
+        config: A tune.yaml; None takes the folder's.
+        said: What the command line says.
+        nameless: The class of a subject that nobody named; empty refuses it.
 
     Returns:
         The request, and the folder whose pictures it may name (the one that was given).
@@ -184,6 +195,10 @@ def build_request(
             "Name a folder: tunes train ./photos --name woman --token ohwx",
         )
     label = str(config) if config and not said else "The request"
+    if source is not None and not {"name", "token"} <= data.keys():
+        data = {**_named_by_folders(source), **data}
+    if nameless:
+        data.setdefault("name", nameless)
     if "name" not in data:
         checked(
             TuneRequest, {**data, "name": "thing", "sources": sources}, label
@@ -196,6 +211,23 @@ def build_request(
     request = checked(TuneRequest, {**data, "sources": sources}, label)
     folder = request.sources.folder
     return request, folder if folder and "://" not in folder else None
+
+
+def _named_by_folders(source: Path) -> dict[str, str]:
+    """Return token and class that folders in kohya's layout name, where they do."""
+    from tunes_dagster.intake.archives import read_archive
+    from tunes_dagster.intake.kohya import subject_of
+    from tunes_dagster.intake.sources import is_picture_name
+
+    if source.is_dir():
+        names = [str(one.relative_to(source)) for one in source.rglob("*") if one.is_file()]
+    else:
+        try:
+            names = [member.name for member in read_archive(source)]
+        except Failure:
+            return {}  # said with the other reasons once its pictures are read
+    token, class_name = subject_of(name for name in names if is_picture_name(name))
+    return {key: value for key, value in (("token", token), ("name", class_name)) if value}
 
 
 def _check_folder(folder: Path) -> None:

@@ -26,6 +26,7 @@ from tunes_dagster.intake.faces import FaceDetector
 from tunes_dagster.intake.fetch import Fetcher
 from tunes_dagster.intake.folders import check_folder, may_not_be_read, out_of_space
 from tunes_dagster.intake.judge import judge
+from tunes_dagster.intake.kohya import laid_out
 from tunes_dagster.intake.manifest import Examined, Manifest, PictureRow
 from tunes_dagster.intake.parallel import completed
 from tunes_dagster.intake.pictures import Picture, normalise, unreadable
@@ -312,7 +313,9 @@ def _judged(
 ) -> Manifest:
     pictures, unmatched = captioned(plan, [record.rows for record in records])
     pictures, about_masks = with_masks(pictures, used=request.dataset.mask == "file")
-    unmatched += about_masks + without_caption(pictures)
+    layout = laid_out(pictures, request.token, request.name)
+    pictures = layout.pictures
+    unmatched += about_masks + layout.notes + without_caption(pictures)
     tell_apart(pictures)
     rows, notes = judge(
         pictures,
@@ -321,12 +324,14 @@ def _judged(
         faces_looked_for=detector != "none",
         resolution=request.training.resolution,
     )
-    notes += plan.notes + unmatched
+    prior, about_prior = judge(layout.prior, request.dataset, request.name, faces_looked_for=False)
+    notes += about_prior + plan.notes + unmatched
     return Manifest(
         tune_id=tune_id,
         class_name=request.name,
         detector=detector,
-        rows=rows,
+        rows=rows + [row for row in prior if row.verdict == "rejected"],
+        prior=[row for row in prior if row.verdict != "rejected"],
         ignored=plan.ignored + [name for record in records for name in record.ignored],
         notes=notes + [note for record in records for note in record.notes],
     )

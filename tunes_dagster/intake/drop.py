@@ -19,7 +19,8 @@ from upath import UPath
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.intake.folders import FolderFile, list_files, open_folder
-from tunes_dagster.intake.sources import hold_pictures, is_archive_name
+from tunes_dagster.intake.kohya import subject_of
+from tunes_dagster.intake.sources import hold_pictures, is_archive_name, is_picture_name
 from tunes_dagster.intake.tune_file import NAMES, parse_tune_yaml
 
 DropState = Literal["settling", "complete", "invalid"]
@@ -116,7 +117,7 @@ def _look(
     if quiet < wait:
         return Drop(path, name, fingerprint, "settling", message=f"Changed {max(0.0, quiet):.0f} s ago.")
     try:
-        request = _request(path, name, configs)
+        request = _request(path, name, configs, files)
     except Failure as failure:
         return Drop(path, name, fingerprint, "invalid", message=f"{failure.message} {failure.remedy}".strip())
     elsewhere = not request.sources.model_copy(update={"folder": None}).empty
@@ -127,10 +128,12 @@ def _look(
     return Drop(path, name, fingerprint, "complete", request, f"{name}: {len(files)} files.")
 
 
-def _request(path: str, name: str, configs: Sequence[FolderFile]) -> TuneRequest:
-    """Return the request of a dataset: its tune.yaml's, or one made from its name."""
+def _request(path: str, name: str, configs: Sequence[FolderFile], files: Sequence[FolderFile]) -> TuneRequest:
+    """Return the request of a dataset: its tune.yaml's, or one made from its name and that of folders in it."""
     title, class_name, token = words_of(name)
-    defaults: dict[str, Any] = {"name": class_name, "title": title}
+    said, subject = subject_of([file.name for file in files if is_picture_name(file.name)])
+    defaults: dict[str, Any] = {"name": subject or class_name, "title": title}
+    token = token or said
     if token:
         defaults["token"] = token
     if not configs:

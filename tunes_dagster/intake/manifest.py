@@ -76,6 +76,7 @@ class Examined(BaseModel):
         colours: 4 x 4 map of mean colours, hex.
         caption: The caption that came along, or None.
         mask_key: Store key of the mask that came along (`NAME.mask.png`, `NAME-mask.png`), or None.
+        repeats: How many times as often as others it is seen, see `kohya`.
         note: Something that was done to it, or empty.
         failure: Why there is no picture: code of the failure, or empty.
         failure_reason: The sentence of it.
@@ -99,6 +100,7 @@ class Examined(BaseModel):
     colours: str = ""
     caption: str | None = None
     mask_key: str | None = None
+    repeats: int = 1
     note: str = ""
     failure: str = ""
     failure_reason: str = ""
@@ -136,6 +138,7 @@ class Manifest(BaseModel):
         class_name: The class the pictures were judged for.
         detector: Name of the face detector.
         rows: One per picture, in the order of the request.
+        prior: Pictures of the class without the subject (kohya's regularisation pictures), each with a caption.
         ignored: Files that are neither pictures nor captions.
         notes: What else is worth telling.
     """
@@ -144,6 +147,7 @@ class Manifest(BaseModel):
     class_name: str = ""
     detector: str = ""
     rows: list[PictureRow] = Field(default_factory=list)
+    prior: list[PictureRow] = Field(default_factory=list)
     ignored: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 

@@ -1,7 +1,8 @@
-"""Captions that come along with pictures: `NAME.txt`, and tables `captions` and `metadata` as CSV, TSV, XLSX, JSONL.
+"""Captions that come along with pictures: `NAME.txt`, and tables `captions` and `metadata` as CSV, TSV, XLSX, JSON(L).
 
-`metadata.jsonl` and `metadata.csv` are those of Hugging Face's ImageFolder (`file_name` and `text`). Files may
-be in any encoding. What cannot be read is noted and costs nobody else's caption.
+`metadata.jsonl` and `metadata.csv` are those of Hugging Face's ImageFolder (`file_name` and `text`), `metadata.json`,
+`meta_cap.json` and `meta_lat.json` those of kohya's scripts (a name, and its `caption` and `tags`). Files may be in any
+encoding. What cannot be read is noted and costs nobody else's caption.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from typing import Any
 
 from tunes_dagster.intake.names import Stage, base, loose, match, plain, shown, stem
 from tunes_dagster.intake.pictures import SUFFIXES
-from tunes_dagster.intake.tables import read_json, read_sheet, read_table
+from tunes_dagster.intake.tables import parse_json, read_json, read_sheet, read_table
 
 MAX_CAPTION = 2000
 _TEXT_SUFFIXES = (".txt", ".caption")
-_TABLES = tuple(
-    f"{name}.{kind}" for name in ("captions", "metadata") for kind in ("csv", "tsv", "xlsx", "jsonl")
+_TABLES = (
+    *(
+        f"{name}.{kind}"
+        for name in ("captions", "metadata")
+        for kind in ("csv", "tsv", "xlsx", "jsonl", "json")
+    ),
+    *(f"{name}.json" for name in ("meta_cap", "meta_tag", "meta_clean", "meta_cap_dd", "meta_lat")),
 )
 _NAME_COLUMNS = ("file_name", "filename", "file", "image", "name", "path")
 _TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "description")
@@ -133,15 +139,16 @@ class Sidecars:
 
     def _add_table(self, name: str, path: PurePosixPath, data: bytes) -> None:
         rows, faults = _table_rows(path, data)
+        unit = "entry" if path.suffix.lower() == ".json" else "line"
         for line, file_name, text in rows:
-            place = f"{name}, line {line}"
+            place = f"{name}, {unit} {line}"
             wanted = plain(shown(file_name)).lstrip("/")
             if str(path.parent) != ".":
                 wanted = f"{path.parent}/{wanted}"
             caption = self._tidied(text, place)
             if caption:
                 self._keep(self._rows, _Caption(wanted, caption, place))
-        self.notes += [f"{name}, line {line}: {why}." for line, why in faults[:_NAMED]]
+        self.notes += [f"{name}, {unit} {line}: {why}." for line, why in faults[:_NAMED]]
         if len(faults) > _NAMED:
             self.notes.append(f"{name}: {len(faults) - _NAMED:,} more lines like these.")
 
@@ -211,8 +218,11 @@ class Sidecars:
 
 def _table_rows(path: PurePosixPath, data: bytes) -> tuple[list[tuple[int, str, str]], list[tuple[int, str]]]:
     """Return line, file name and caption of each row, and what is wrong with the others."""
-    if path.suffix.lower() == ".jsonl":
-        parsed, faults = read_json(decode_text(data).replace("\x00", ""))
+    if path.suffix.lower() in (".jsonl", ".json"):
+        text = decode_text(data).replace("\x00", "")
+        if (named := _by_name(text)) is not None:
+            return named
+        parsed, faults = read_json(text)
         rows = [(line, found) for line, row in parsed if (found := _pick(row))]
         whole = {line for line, _ in rows}
         faults += [(line, "it has no file_name and text") for line, _ in parsed if line not in whole]
@@ -223,6 +233,35 @@ def _table_rows(path: PurePosixPath, data: bytes) -> tuple[list[tuple[int, str, 
         else read_table(decode_text(data).replace("\x00", ""), _COLUMNS)
     )
     return [(line, cells[0], cells[1]) for line, cells in table.rows], table.faults
+
+
+def _by_name(text: str) -> tuple[list[tuple[int, str, str]], list[tuple[int, str]]] | None:
+    """Return the entries of one JSON object whose keys are names of pictures; None when the text is another thing."""
+    whole = parse_json(text.strip().lstrip("\ufeff")) if text.lstrip("\ufeff \t\r\n")[:1] == "{" else None
+    if not isinstance(whole, dict) or _pick(whole) is not None:
+        return None
+    rows: list[tuple[int, str, str]] = []
+    faults: list[tuple[int, str]] = []
+    for number, (name, said) in enumerate(whole.items(), 1):
+        caption = _said(said)
+        if caption and name.strip():
+            rows.append((number, name, caption))
+        else:
+            faults.append((number, f"{tidy(name)[:200]!r} has no caption"))
+    return rows, faults
+
+
+def _said(value: Any) -> str:
+    """Return the caption and the tags of an entry, with a comma between them as kohya's scripts put it."""
+    if isinstance(value, str):
+        return value.strip()
+    if not isinstance(value, Mapping):
+        return ""
+    caption = next((value[key] for key in _TEXT_COLUMNS if isinstance(value.get(key), str)), "")
+    tags = value.get("tags", "")
+    if isinstance(tags, list):
+        tags = ", ".join(tag for tag in tags if isinstance(tag, str))
+    return ", ".join(part.strip() for part in (caption, tags) if isinstance(part, str) and part.strip())
 
 
 def _pick(row: Any) -> tuple[str, str] | None:

@@ -66,6 +66,16 @@ def holds_subject(caption: str, token: str, class_name: str) -> bool:
     return bool(_word(token).search(caption)) and bool(_word(class_name).search(caption))
 
 
+def names_word(text: str, word: str) -> bool:
+    """Whether a text holds a word or words as such, in any case."""
+    return bool(_word(word, any_case=True).search(text))
+
+
+def is_class_word(word: str) -> bool:
+    """Whether a word is known as that of a class."""
+    return any(word.lower() in words for words in _MENTIONS.values())
+
+
 def is_mentioned(text: str, class_name: str) -> bool:
     """Whether a text mentions a class by its word or one that stands for it."""
     return any(mention.search(text) for mention in _mentions(class_name))

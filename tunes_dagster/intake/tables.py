@@ -216,7 +216,7 @@ def read_json(text: str) -> tuple[list[tuple[int, Any]], list[tuple[int, str]]]:
     faults: list[tuple[int, str]] = []
     rows: list[tuple[int, Any]] = []
     if text.lstrip("\ufeff \t\r\n")[:1] == "[":
-        whole = _parsed(text.lstrip("\ufeff"))
+        whole = parse_json(text.lstrip("\ufeff"))
         if isinstance(whole, list) and all(isinstance(row, dict) for row in whole):
             return list(enumerate(whole, 1)), []
     # Only these end a line: U+2028, U+0085 and the like stand inside strings.
@@ -224,7 +224,7 @@ def read_json(text: str) -> tuple[list[tuple[int, Any]], list[tuple[int, str]]]:
         plain = line.strip().strip("\ufeff")
         if not plain:
             continue
-        row = _parsed(plain)
+        row = parse_json(plain)
         if row is None:
             faults.append((number, "it is not JSON"))
         else:
@@ -232,7 +232,8 @@ def read_json(text: str) -> tuple[list[tuple[int, Any]], list[tuple[int, str]]]:
     return rows, faults
 
 
-def _parsed(text: str) -> Any:
+def parse_json(text: str) -> Any:
+    """Return what JSON says, None when it is none."""
     try:
         return json.loads(text, strict=False)
     except (ValueError, RecursionError):

@@ -49,6 +49,7 @@ class TrainingItem(BaseModel):
         mask_key: Store key of the picture's mask, or None.
         mask_box: x, y, width, height of where the loss looks, or None.
         caption: The caption that came along, or None.
+        repeats: How many times as often as others it is seen.
         phash: Fingerprint of the picture, for the leakage check.
         colours: As `phash`.
     """
@@ -66,8 +67,17 @@ class TrainingItem(BaseModel):
     mask_key: str | None = None
     mask_box: Box | None = None
     caption: str | None = None
+    repeats: int = 1
     phash: str = ""
     colours: str = ""
+
+
+class PriorPicture(BaseModel):
+    """A picture of the class without the subject: its store key, its name for people, and what it shows."""
+
+    key: str
+    name: str
+    caption: str
 
 
 class TrainingSet(BaseModel):
@@ -79,6 +89,7 @@ class TrainingSet(BaseModel):
         resolution: Side of the square that the buckets have the area of.
         seed: Decided the held-out choice.
         items: In the manifest's order, a face crop right after its picture.
+        prior: What prior preservation is given.
     """
 
     tune_id: str
@@ -86,6 +97,7 @@ class TrainingSet(BaseModel):
     resolution: int
     seed: int
     items: list[TrainingItem] = Field(default_factory=list)
+    prior: list[PriorPicture] = Field(default_factory=list)
 
     @staticmethod
     def store_key(tune_id: str) -> str:
@@ -175,7 +187,18 @@ def build_training_set(
             items += _variations_of(items[0], row, faces, resolution, class_name)
         report.step(number, len(rows))
     _tell(report, options, rows, items)
-    built = TrainingSet(tune_id=tune_id, class_name=class_name, resolution=resolution, seed=seed, items=items)
+    built = TrainingSet(
+        tune_id=tune_id,
+        class_name=class_name,
+        resolution=resolution,
+        seed=seed,
+        items=items,
+        prior=[
+            PriorPicture(key=row.key, name=row.name, caption=row.caption or class_name)
+            for row in manifest.prior
+            if row.key
+        ],
+    )
     built.save(store)
     report.note(f"{len(built.training)} items to train on, {len(built.held_out)} held out.")
     return built
@@ -261,6 +284,7 @@ def _items_of(
         mask_key=row.mask_key if options.mask == "file" else None,
         mask_box=_face_mask(row, faces) if options.mask == "face" and faces else None,
         caption=row.caption,
+        repeats=row.repeats,
         phash=row.phash,
         colours=row.colours,
     )

@@ -52,6 +52,7 @@ def in_words(
         lines.append(f"- {row.name}: used, {row.width}×{row.height}. {row.reason} {row.remedy}".rstrip())
         for item in items.get(row.hash, ()):
             lines.append("  " + _item(item, row.width, row.height, *said.get(item.hash, ("", ""))))
+    lines += [f"- {row.name}: regularisation, as: {row.caption}" for row in manifest.prior]
     if manifest.ignored:
         lines += [f"- {name}: neither a picture nor a caption, not read." for name in manifest.ignored]
     return [*lines, *dict.fromkeys([*manifest.notes, *findings])]

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 # Where a tune's folder names shared files: (file, the list in it, the fields of its entries).
 _NAMING = (
     ("source/manifest.json", "rows", ("key", "mask_key")),
+    ("source/manifest.json", "prior", ("key",)),
     ("training_set/training_set.json", "items", ("key", "mask_key")),
+    ("training_set/training_set.json", "prior", ("key",)),
 )
 
 

@@ -88,6 +88,8 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
             item.mask_key,
             item.mask_box,
             item.kind == "face",
+            item.name,
+            item.repeats,
         )
         for item in dataset.items
         if not item.held_out
@@ -104,6 +106,7 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
         recipe=dict(tune.recipe),
         title=tune.title,
         date=tune.created_at.date().isoformat(),
+        prior_pictures=[TrainExample(one.key, one.caption, (0, 0), name=one.name) for one in dataset.prior],
     )
 
 

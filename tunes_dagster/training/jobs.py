@@ -28,6 +28,8 @@ class TrainExample:
         mask_key: Store key of a picture of the same shape that is white where the loss should look.
         mask_box: x, y, width, height in the stored picture's pixels: where the loss should look.
         is_face: Whether the crop is that of a face.
+        name: What people call the picture.
+        repeats: How many times as often as others it is seen.
     """
 
     key: str
@@ -39,12 +41,14 @@ class TrainExample:
     mask_key: str | None = None
     mask_box: tuple[int, int, int, int] | None = None
     is_face: bool = False
+    name: str = ""
+    repeats: int = 1
 
     @property
     def variation(self) -> dict[str, Any]:
-        """What is done to the picture beside cropping, and where the loss looks; empty for a plain picture."""
+        """What sets it apart beside its crop: what is done to it, where the loss looks, how often it is seen."""
         plain = TrainExample("", "", (0, 0))
-        names = ("mirrored", "tone", "mask_key", "mask_box")
+        names = ("mirrored", "tone", "mask_key", "mask_box", "repeats")
         return {name: value for name in names if (value := getattr(self, name)) != getattr(plain, name)}
 
 
@@ -68,6 +72,8 @@ class TuneJob:
         spoken: How the text encoders are told the token, when it stands for words of its own (pivotal tuning).
         words: The vectors of those words by encoder.
         encoders: Adapters of text encoders that a tune which is continued brought, see `inherited.py`.
+        prior_pictures: Pictures of the class without the subject, which prior preservation takes in place of rendered
+            ones; their bucket is that of most training pictures, whatever they say.
     """
 
     tune_id: str
@@ -85,6 +91,7 @@ class TuneJob:
     spoken: str = ""
     words: Mapping[str, Any] | None = None
     encoders: Mapping[str, Any] | None = None
+    prior_pictures: Sequence[TrainExample] = ()
 
     @property
     def captions(self) -> list[str]:
@@ -114,6 +121,7 @@ class TuneJob:
 
     def full_recipe(self, base_id: str, base_fingerprint: str) -> dict[str, Any]:
         """Return everything that decides the weights; `recipe_hash` of it names the result."""
+        given = [{"key": one.key, "caption": one.caption} for one in self.prior_pictures]
         return {
             **self.recipe,
             "base": base_id,
@@ -126,6 +134,7 @@ class TuneJob:
                 for i in self.items
             ],
             "prior_prompts": None if self.prior_prompts is None else list(self.prior_prompts),
+            **({"prior_pictures": given} if given else {}),
         }
 
     def data_hash(self, base_fingerprint: str) -> str:
@@ -141,7 +150,10 @@ class TuneJob:
         if self.options.lr_schedule == "constant":
             training.pop("steps")
         keep = ("base_fingerprint", "class_name", "token", "pictures", "prior_prompts", "continues")
-        return recipe_hash({"training": training, **{name: recipe.get(name) for name in keep}})
+        kept = {name: recipe.get(name) for name in keep}
+        if self.prior_pictures:  # a checkpoint of before there were such still fits a tune without
+            kept["prior_pictures"] = recipe["prior_pictures"]
+        return recipe_hash({"training": training, **kept})
 
 
 @dataclass

@@ -26,20 +26,26 @@ def generator(seed: int, stream: int, index: int = 0) -> torch.Generator:
 
 
 class BucketOrder:
-    """Batches in which all pictures share a bucket and every picture is seen equally often.
+    """Batches in which all pictures share a bucket and every picture is seen equally often, or as its repeats say.
 
     Each bucket's pictures follow one another in shuffled passes that are cut into batches; after the smallest
     number of passes whose batches come out even in every bucket, a new round begins.
     """
 
-    def __init__(self, buckets: Sequence[tuple[int, int]], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        buckets: Sequence[tuple[int, int]],
+        batch_size: int,
+        seed: int,
+        repeats: Sequence[int] | None = None,
+    ) -> None:
         self.batch_size, self.seed = batch_size, seed
         self._members: dict[tuple[int, int], list[int]] = {}
         for i, bucket in enumerate(buckets):
-            self._members.setdefault(bucket, []).append(i)
+            self._members.setdefault(bucket, []).extend([i] * (repeats[i] if repeats else 1))
         sizes = [len(members) for members in self._members.values()]
         self.passes = math.lcm(*(batch_size // math.gcd(n, batch_size) for n in sizes))
-        self.batches = len(buckets) * self.passes // batch_size
+        self.batches = sum(sizes) * self.passes // batch_size
         self._round = lru_cache(maxsize=2)(self._make_round)
 
     def batch(self, step: int) -> list[int]:

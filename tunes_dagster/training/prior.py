@@ -7,6 +7,7 @@ predictions are constants: they are computed once, before the loop, and cost no 
 - the class set: noised pictures that the base renders from prompts about the class, about other rare words and
   about other things. It depends on base, class, picture shape and count only, so it lies in the store's cache
   and the second tune of a class finds it there;
+  Pictures of the class that came along (kohya's regularisation pictures) take its place;
 - the own set: the tune's own pictures, noised, under captions without the token or with other rare words. The
   base's answer there says what "a woman" and "zkqj woman" must keep meaning in front of this very subject.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,9 +26,12 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.intake.subject import is_style
 from tunes_dagster.training import cache, order
+from tunes_dagster.training.jobs import TrainExample, TuneJob
 
 # Noised versions of each class picture and of each own picture.
 CLASS_DRAWS, OWN_DRAWS = 8, 16
+# Of class pictures that came along all together: as many as of a hundred rendered ones, once each at the least.
+_GIVEN_ROWS = 800
 # Stands for what the pipeline uses where no negative prompt is given, which is not always the empty caption.
 NO_TEXT = "\0"
 # Denoising steps of the class pictures: they need to be typical, not perfect.
@@ -249,6 +253,52 @@ def class_set(
     tensors = {"noisy": made.noisy, "timesteps": made.timesteps, "predictions": made.predictions}
     cache.write_tensors(store, key, tensors)
     return made, False
+
+
+def given(job: TuneJob, bucket: tuple[int, int]) -> list[TrainExample]:
+    """Return the class pictures that came with a tune, in one bucket, with captions that do not name its token."""
+    return [
+        replace(
+            one,
+            bucket=bucket,
+            caption=without_token(one.caption, job.token, job.class_name)
+            if job.token.lower() in one.caption.lower()
+            else one.caption,
+        )
+        for one in job.prior_pictures
+    ]
+
+
+def given_set(
+    base: LoadedBase,
+    clean: Tensor,
+    captions: Sequence[str],
+    table: dict[str, dict[str, Tensor]],
+    seed: int,
+    on_row: Callable[[int, int], None] = lambda done, total: None,
+) -> PriorSet:
+    """Return the set of class pictures that came along.
+
+    Args:
+        base: The base, without adapters.
+        clean: Posterior means of the pictures, which share a shape, [pictures, c, h, w].
+        captions: One per picture.
+        table: Conditioning of every caption.
+        seed: The tune's.
+        on_row: Told (done, total) while it is computed.
+    """
+    draws = max(1, min(CLASS_DRAWS, _GIVEN_ROWS // len(captions)))
+    texts = [text for text in captions for _ in range(draws)]
+    source = order.generator(seed, order.PRIOR, 2)
+    total = len(texts)
+    return _predict_all(
+        base,
+        clean.repeat_interleave(draws, dim=0),
+        texts,
+        table,
+        source,
+        lambda done: on_row(done, total),
+    )
 
 
 def own_texts(captions: Sequence[str], token: str, class_name: str, seed: int) -> list[str]:

@@ -84,7 +84,12 @@ def _train_words(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
     adamw = torch.optim.AdamW(
         _rates(base, vectors, options.token_learning_rate), betas=_BETAS, weight_decay=0.0
     )
-    batches = order.BucketOrder([item.bucket for item in job.items], options.batch_size or 1, options.seed)
+    batches = order.BucketOrder(
+        [item.bucket for item in job.items],
+        options.batch_size or 1,
+        options.seed,
+        [item.repeats for item in job.items],
+    )
     every = max(1, steps // 20)
     job.report.phase(Phase.WORDS, f"Training {options.token_vectors} words, {steps} steps")
     with _ready(job, base), _placeholders(base, vectors) as spoken:

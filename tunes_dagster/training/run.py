@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,16 @@ from tunes_dagster.families.base import Conditioning, LoadedBase
 from tunes_dagster.intake.subject import is_style
 from tunes_dagster.training import cache, checkpoints, inherited, order, prior
 from tunes_dagster.training.earlier import read_earlier
-from tunes_dagster.training.jobs import TuneJob
+from tunes_dagster.training.jobs import TrainExample, TuneJob
 from tunes_dagster.training.masks import masks_by_bucket
 from tunes_dagster.training.weights import TrainedWeights
 
 # What a style must not take over.
 _KEPT_FROM_STYLES = ("woman", "man", "dog", "mug", "car")
+_UNUSED = (
+    "{} regularisation pictures are not used: training.prior_weight is 0. "
+    "Set it to 1 to have them preserve the class."
+)
 
 
 class TextTable:
@@ -108,16 +112,19 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     latents, pictures = cache.cached_latents(job.items, base, store, on_row, owner=job.tune_id)
     means, stds, position = _by_bucket(job, latents)
     options = job.options
-    wants_prior = bool(options.prior_weight) and bool(options.prior_prompts)
+    wants_prior = bool(options.prior_weight) and bool(options.prior_prompts or job.prior_pictures)
     widest = Counter(item.bucket for item in job.items).most_common(1)[0][0]
-    prompts = _prior_prompts(job) if wants_prior else []
+    given = prior.given(job, widest) if wants_prior else []
+    prompts = _prior_prompts(job) if wants_prior and not given else []
+    if job.prior_pictures and not wants_prior:
+        report.finding(_UNUSED.format(len(job.prior_pictures)))
     captions = job.captions
     own = [c for c, item in zip(captions, job.items, strict=True) if item.bucket == widest]
     own = prior.own_texts(own, job.spoken or job.token, job.class_name, options.seed) if wants_prior else []
     spoken = [text for text in own if text != prior.NO_TEXT]
     # What is said of the class alone is everybody's; the rest goes with the tune.
     shared = {"", *(prompts if job.prior_prompts is None else ())}
-    every = list(dict.fromkeys([*captions, "", *prompts, *spoken]))
+    every = list(dict.fromkeys([*captions, "", *prompts, *(one.caption for one in given), *spoken]))
     with inherited.heard(job, base) as heard:
         # What adapted encoders say of any text is this tune's alone.
         mine = every if heard else [text for text in every if text not in shared]
@@ -127,8 +134,11 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     prior_set, hit = None, False
     if wants_prior:
         report.phase(Phase.ENCODING, "Asking the untuned base about the class")
-        prior_set, hit = prior.class_set(base, store, prompts, *widest, on_row)
-        plain = _plainly(own, base, store, job, texts)
+        plain = _plainly([*own, *(one.caption for one in given)], base, store, job, texts)
+        if given:
+            prior_set = _given_set(job, given, base, store, plain, on_row)
+        else:
+            prior_set, hit = prior.class_set(base, store, prompts, *widest, on_row)
         prior_set = prior_set.joined(prior.own_set(base, means[widest], own, plain, options.seed))
     figures = {
         "pictures_cached": f"{pictures.hits}/{pictures.asked}",
@@ -151,6 +161,20 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
         started,
         masks=masks_by_bucket(job.items, means, options.mask_floor, store),
     )
+
+
+def _given_set(
+    job: TuneJob,
+    given: Sequence[TrainExample],
+    base: LoadedBase,
+    store: Store,
+    texts: dict[str, Conditioning],
+    on_row: Callable[[int, int], None],
+) -> prior.PriorSet:
+    """Return the set of the class pictures that came along, which belong to the tune."""
+    latents, _ = cache.cached_latents(given, base, store, owner=job.tune_id)
+    clean = torch.stack([one.mean for one in latents])
+    return prior.given_set(base, clean, [one.caption for one in given], texts, job.options.seed, on_row)
 
 
 def _plainly(
@@ -220,7 +244,10 @@ class TuneRun:
         self.base, self.step = base, 0
         self.batch_size = self.options.batch_size or 1
         self.order = order.BucketOrder(
-            [item.bucket for item in self.job.items], self.batch_size, self.options.seed
+            [item.bucket for item in self.job.items],
+            self.batch_size,
+            self.options.seed,
+            [item.repeats for item in self.job.items],
         )
         self.captions, self.empty = torch.empty(0), 0
         self.prior_set = prepared.prior_set
