@@ -130,12 +130,14 @@ class Ema:
     def update(self, module: Any, step: int) -> None:
         """Move towards `module`; early steps move further."""
         import torch
+        from torch.optim.swa_utils import get_ema_multi_avg_fn
 
         decay = min(self.limit, (step + 1) / (step + 10))
         current = module.state_dict()
         moving = [k for k, v in current.items() if v.is_floating_point()]
         with torch.no_grad():
-            torch._foreach_lerp_([self.state[k] for k in moving], [current[k] for k in moving], 1 - decay)
+            average = get_ema_multi_avg_fn(decay)
+            average([self.state[k] for k in moving], [current[k] for k in moving], None)
             for key in current.keys() - set(moving):
                 self.state[key].copy_(current[key])
 

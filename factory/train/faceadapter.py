@@ -20,6 +20,7 @@ from factory.train.clock import Budget, Ema, Tuner, note_figures
 from factory.train.course import Course
 from factory.train.data import to_tensor
 from factory.train.scorer import draw_pairs, pair_of_shots
+from tunes_dagster.families.diffusers_private import attach_ip_adapters
 from tunes_dagster.tiny.images import to_batch
 from tunes_dagster.tiny.world import SUBJECTS, caption, draw_shot, random_shot
 from tunes_dagster.tiny.world.captions import PREFIXES, place
@@ -115,7 +116,7 @@ def attach(unet: Any, dimensions: int, seed: int = 0) -> Any:
         for part in ("to_k", "to_v"):
             weight = getattr(layer, part).weight.detach().clone()
             state["ip_adapter"][f"{2 * number + 1}.{part}_ip.weight"] = weight
-    unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
+    attach_ip_adapters(unet, [state])
     return learned(unet)
 
 

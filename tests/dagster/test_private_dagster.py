@@ -1,4 +1,4 @@
-"""What is used of Dagster without its promise: when one of these fails, look at `tunes_dagster/pipeline/journal.py`."""
+"""What is used of Dagster without its promise: when one of these fails, look at `pipeline/dagster_private.py`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import inspect
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+
+from tunes_dagster.pipeline import dagster_private
+from tunes_dagster.pipeline.dagster_private import (
     AssetCheckEvaluation,
     AssetCheckEvaluationTargetMaterializationData,
-)
-from dagster._core.events import (
     AssetMaterializationPlannedData,
+    CheckRunHealthResult,
+    ConfigurableClassData,
     DagsterEvent,
     DagsterEventType,
+    EventLogEntry,
     JobCanceledData,
     JobFailureData,
+    NodeHandle,
     RunFailureReason,
+    RunLauncher,
+    SerializableErrorInfo,
+    StepFailureData,
     StepMaterializationData,
+    StepSuccessData,
+    UserFailureData,
+    WorkerStatus,
 )
-from dagster._core.events.log import EventLogEntry
-from dagster._core.execution.plan.objects import StepFailureData, StepSuccessData, UserFailureData
-from dagster._core.launcher.base import CheckRunHealthResult, RunLauncher, WorkerStatus
 
 # Callable → the parameters that are passed, by name or in this order.
 USED = {
@@ -32,6 +39,7 @@ USED = {
     dg.DagsterInstance.report_run_failed: ["self", "dagster_run", "message"],
     dg.DagsterInstance.report_engine_event: ["self", "message", "dagster_run"],
     dg.DagsterInstance.all_logs: ["self", "run_id"],
+    dg.DagsterInstance.create_run_for_job: ["self", "remote_job_origin"],
     dg.DagsterInstance.fetch_materializations: ["self", "records_filter", "limit"],
     DagsterEvent.__new__: [
         "event_type_value",
@@ -74,6 +82,9 @@ USED = {
         "partition",
         "target_materialization_data",
     ],
+    ConfigurableClassData.__new__: ["module_name", "class_name", "config_yaml"],
+    NodeHandle.__new__: ["name", "parent"],
+    SerializableErrorInfo.__new__: ["message", "stack", "cls_name"],
     CheckRunHealthResult: ["status", "msg", "run_worker_id"],
     RunLauncher.launch_run: ["self", "context"],
     RunLauncher.terminate: ["self", "run_id"],
@@ -116,3 +127,38 @@ def test_an_event_moves_its_run_at_its_own_time():
         record = instance.get_run_record_by_id(run.run_id)
     assert record is not None and record.dagster_run.status == dg.DagsterRunStatus.SUCCESS
     assert (record.start_time, record.end_time) == (1000.0, 1060.0)
+
+
+def test_everything_that_is_named_is_there():
+    assert not [name for name in dagster_private.__all__ if not hasattr(dagster_private, name)]
+
+
+def test_the_default_launcher_is_where_it_was_and_tells_whose_it_is():
+    launcher = dagster_private.launcher_of({}, "{}")
+    assert type(launcher).__name__ == "DefaultRunLauncher", f"Dagster {dg.__version__}"
+    with dg.DagsterInstance.ephemeral() as instance:
+        launcher.register_instance(instance)
+        own = getattr(launcher, "_instance", None)
+        assert own is instance, f"Dagster {dg.__version__}: `RunLauncher._instance` is gone"
+
+
+def test_a_run_of_selected_assets_is_known_by_the_name_of_its_job():
+    @dg.asset
+    def something() -> None: ...
+
+    (job,) = dg.Definitions(assets=[something]).get_repository_def().get_all_jobs()
+    assert dagster_private.is_asset_job(job.name), f"Dagster {dg.__version__} calls it {job.name!r} now"
+    assert not dagster_private.is_asset_job("train_tune")
+
+
+def test_a_run_is_made_at_the_place_of_its_job(tmp_path):
+    workspace = tmp_path / "workspace.yaml"
+    workspace.write_text("load_from:\n  - python_module: tunes_dagster.definitions\n")
+    job = dg.GraphDefinition(name="nothing").to_job()
+    with dg.DagsterInstance.ephemeral() as instance:
+        with dagster_private.as_of_the_workspace(instance, "nothing", workspace):
+            inside = instance.create_run_for_job(job)
+        outside = instance.create_run_for_job(job)
+    assert inside.remote_job_origin is not None and outside.remote_job_origin is None
+    assert inside.remote_job_origin.job_name == "nothing"
+    assert inside.remote_job_origin.repository_origin.repository_name == "__repository__"

@@ -8,7 +8,8 @@ from dagster import DagsterRunStatus as Status
 from tests.support.paper_sessions import PaperSession
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.pipeline import device_runs
-from tunes_dagster.pipeline.inprocess import _origin
+from tunes_dagster.pipeline.dagster_private import origin
+from tunes_dagster.pipeline.inprocess import WORKSPACE
 from tunes_dagster.pipeline.telling import Teller
 from tunes_dagster.service.installation import Installation
 
@@ -55,7 +56,7 @@ class Place:
             job_def=job,
             run_config=config,
             tags={"dagster/partition": partition, **(tags or {})},
-            remote_job_origin=_origin(job_name),
+            remote_job_origin=origin(job_name, WORKSPACE),
             asset_selection=frozenset(dg.AssetKey(name) for name in assets) if assets else None,
         )
         return run.run_id

@@ -122,18 +122,18 @@ def score_figure(card: Card, title: str) -> Any:
 
     from tunes_dagster.rendering import plots
 
-    figure = Figure(figsize=(8, 4), dpi=110, facecolor=plots._PAPER)
+    figure = Figure(figsize=(8, 4), dpi=110, facecolor=plots.PAPER)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)  # inches; the title would touch the frame
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    plots._style(axes)
+    plots.style(axes)
     for name, (label, colour) in _CURVES.items():
         points = [(0, 0.0 if name in ("learned", "copied") else 1.0)] if name != "varied" else []
         points += [(one.step, value) for one in card.checkpoints if (value := getattr(one, name)) is not None]
         if len(points) > 1:
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, color=colour, marker="o", ms=5, lw=2, label=label)
-    axes.axvline(card.chosen_step, color=plots._SOFT, lw=1, ls=":")
+    axes.axvline(card.chosen_step, color=plots.SOFT, lw=1, ls=":")
     axes.annotate(
         "published",
         (card.chosen_step, 0),
@@ -143,12 +143,12 @@ def score_figure(card: Card, title: str) -> Any:
         ha="right",
         va="bottom",
         fontsize=9,
-        color=plots._SOFT,
+        color=plots.SOFT,
     )
-    axes.set_xlabel("step", color=plots._SOFT)
+    axes.set_xlabel("step", color=plots.SOFT)
     axes.set_ylim(-0.05, max(1.2, axes.get_ylim()[1]) + 0.2)
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=plots._INK, pad=12)
-    axes.legend(frameon=False, fontsize=9, labelcolor=plots._SOFT, loc="upper left", ncols=4)
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=plots.INK, pad=12)
+    axes.legend(frameon=False, fontsize=9, labelcolor=plots.SOFT, loc="upper left", ncols=4)
     return figure
 
 

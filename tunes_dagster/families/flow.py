@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.families.base import Conditioning, LoadedBase, Targets
 from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.diffusers_private import execution_device
 from tunes_dagster.families.loading import load_pipeline_around, settle
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class FlowBase(LoadedBase):
     def __init__(self, entry: BaseModelEntry, folder: str | Path, pipeline: Any) -> None:
         self.entry, self.folder, self._pipeline = entry, folder, pipeline
         self.denoiser = pipeline.transformer
-        self.device, self.dtype = pipeline._execution_device, self.denoiser.dtype
+        self.device, self.dtype = execution_device(pipeline), self.denoiser.dtype
         self.train_timesteps = int(pipeline.scheduler.config.num_train_timesteps)
         self._nothing: Conditioning | None = None
         self._positions: dict[tuple[str | int, ...], torch.Tensor] = {}

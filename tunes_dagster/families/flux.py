@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.families.base import Conditioning, Latents, Targets
 from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.diffusers_private import flux_picture_positions
 from tunes_dagster.families.flow import FlowBase, fused, kohya_entry, load_transformer_pipeline
 from tunes_dagster.families.originals import Original, Shape, numbered, originals_of
 from tunes_dagster.families.specs import FamilySpec
@@ -236,7 +237,7 @@ class FluxBase(FlowBase):
         return said.permute(0, 3, 1, 4, 2, 5).reshape(noisy.shape)
 
     def _picture_positions(self, rows: int, columns: int) -> torch.Tensor:
-        return self._pipeline._prepare_latent_image_ids(1, rows, columns, self.device, self.dtype)
+        return flux_picture_positions(self._pipeline, rows, columns, self.device, self.dtype)
 
     def _text_positions(self, length: int) -> torch.Tensor:
         import torch

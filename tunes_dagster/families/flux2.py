@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.families.base import Conditioning, Latents, Targets
 from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.diffusers_private import (
+    flux2_patched,
+    flux2_picture_positions,
+    flux2_text_positions,
+    flux2_unpatched,
+)
 from tunes_dagster.families.flow import FlowBase, fused, kohya_entry, load_transformer_pipeline
 from tunes_dagster.families.loading import is_single_file, named
 from tunes_dagster.families.originals import Original, Shape, numbered, originals_of
@@ -155,8 +161,8 @@ class Flux2Base(FlowBase):
         with torch.no_grad():
             posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         centre, spread = self._latent_statistics(posterior.mean)
-        pack = self._pipeline._patchify_latents
-        return Latents((pack(posterior.mean) - centre) / spread, pack(posterior.std) / spread)
+        mean, std = (flux2_patched(self._pipeline, one) for one in (posterior.mean, posterior.std))
+        return Latents((mean - centre) / spread, std / spread)
 
     def _latent_statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         vae = self._pipeline.vae
@@ -172,7 +178,7 @@ class Flux2Base(FlowBase):
         latents = latents.to(vae.device, vae.dtype)
         centre, spread = self._latent_statistics(latents)
         with torch.no_grad():
-            pixels = vae.decode(self._pipeline._unpatchify_latents(latents * spread + centre)).sample
+            pixels = vae.decode(flux2_unpatched(self._pipeline, latents * spread + centre)).sample
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     def encode_text_with_gradients(self, texts: Sequence[str]) -> Conditioning:
@@ -219,14 +225,10 @@ class Flux2Base(FlowBase):
         return said.transpose(1, 2).reshape(noisy.shape)
 
     def _picture_positions(self, rows: int, columns: int) -> torch.Tensor:
-        import torch
-
-        return self._pipeline._prepare_latent_ids(torch.empty(1, 1, rows, columns))[0]
+        return flux2_picture_positions(self._pipeline, rows, columns)
 
     def _text_positions(self, length: int) -> torch.Tensor:
-        import torch
-
-        return self._pipeline._prepare_text_ids(torch.empty(1, length, 1))[0]
+        return flux2_text_positions(self._pipeline, length)
 
     def training_mu(self, tokens: int) -> float:
         """See `FlowBase.training_mu`: the sampler's shift with many steps; with few it makes up for their number."""

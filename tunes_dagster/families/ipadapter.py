@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode, as_failure
+from tunes_dagster.families.diffusers_private import picture_projection
 from tunes_dagster.families.specs import families, in_words
 
 if TYPE_CHECKING:
@@ -94,11 +95,7 @@ class IpAdapter:
 
     def tokens(self, embeds: Tensor) -> Tensor:
         """Return what the base is told about pictures, `[pictures, tokens, cross-attention width]`."""
-        from diffusers.loaders.unet import UNet2DConditionLoadersMixin
-
-        convert = UNet2DConditionLoadersMixin._convert_ip_adapter_image_proj_to_diffusers
-        projection: Any = convert(None, self.state["image_proj"], low_cpu_mem_usage=False)  # type: ignore[arg-type]
-        return projection.float()(embeds.float())
+        return picture_projection(self.state["image_proj"]).float()(embeds.float())
 
 
 def read_adapter(entry: AuxiliaryEntry, bases_folder: Path) -> IpAdapter:

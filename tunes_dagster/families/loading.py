@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.families.catalog import SINGLE_FILES
+from tunes_dagster.families.diffusers_private import offload_hooks
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ def placed(placement: Placement) -> Iterator[None]:
 
 def gather(pipeline: Any, denoiser: torch.nn.Module) -> None:
     """With offloading, bring the denoiser to the device to stay and send everything else away; else nothing."""
-    hooks = getattr(pipeline, "_all_hooks", None) or []
+    hooks = offload_hooks(pipeline)
     for hook in hooks:
         if hook.model is not denoiser:
             hook.offload()
@@ -62,7 +63,7 @@ def together(pipeline: Any, networks: Sequence[torch.nn.Module]) -> Iterator[Non
 
     A backward needs all networks of its forward, which accelerate's hooks would send away one after another.
     """
-    hooks = getattr(pipeline, "_all_hooks", None) or []
+    hooks = offload_hooks(pipeline)
     if not hooks:
         yield
         return
@@ -80,7 +81,7 @@ def together(pipeline: Any, networks: Sequence[torch.nn.Module]) -> Iterator[Non
 
 def clear(pipeline: Any) -> None:
     """With offloading, send every network off the device until it is needed; else nothing."""
-    for hook in getattr(pipeline, "_all_hooks", None) or []:
+    for hook in offload_hooks(pipeline):
         hook.offload()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.families.base import Conditioning, Guidance, Latents, LoadedBase, Targets
 from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.diffusers_private import execution_device
 from tunes_dagster.families.loading import load_pipeline, settle
 from tunes_dagster.families.originals import Original, Shape, unet_originals
 
@@ -47,7 +48,7 @@ class UnetBase(LoadedBase):
         self.entry, self.folder, self._pipeline = entry, folder, pipeline
         # A UNet's configuration does not say whether it was distilled to do without guidance; its entry does.
         self.guidance = entry.guidance or self.guidance
-        self.device, self.dtype = pipeline._execution_device, pipeline.unet.dtype
+        self.device, self.dtype = execution_device(pipeline), pipeline.unet.dtype
         self.denoiser = pipeline.unet
         self.pixels_per_latent = int(pipeline.vae_scale_factor)
         noise = DDPMScheduler.from_config(pipeline.scheduler.config)

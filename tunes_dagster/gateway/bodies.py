@@ -20,10 +20,10 @@ from typing import IO, Any
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
-from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.formparsers import FormParser, MultiPartException
 
 from tunes_dagster.gateway.problems import HttpProblem
+from tunes_dagster.gateway.starlette_private import KeptRequest, PartsParser
 
 # Bodies up to this size are parsed as they are.
 SMALL_BODY = 256 * 1024
@@ -204,7 +204,7 @@ def misplaced(
         yield name or "the body"
 
 
-class _Parts(MultiPartParser):
+class _Parts(PartsParser):
     """Keeps no more than a little of each file, and of all fields together, in memory."""
 
     spool_max_size = _SPOOLED
@@ -212,14 +212,14 @@ class _Parts(MultiPartParser):
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         """Count what does not go to a file."""
-        if self._current_part.file is None:
+        if not self.in_file:
             self.texts += end - start
             if self.texts > MAX_REST:
                 raise too_large(f"The form has more than {MAX_REST // 2**20} MB beside its files")
         super().on_part_data(data, start, end)
 
 
-class Body(Request):
+class Body(KeptRequest):
     """A request whose body keeps to the limits of its caller while it arrives.
 
     `state.body_limit` (bytes) ends it earlier than the server's own limit; see `middleware.Manners`.
@@ -269,7 +269,7 @@ class Body(Request):
 
     async def _arriving(self) -> AsyncGenerator[bytes]:
         """Yield the body from its beginning, whatever was looked at already."""
-        if self._incoming is None or hasattr(self, "_body"):  # what is whole already is given again
+        if self._incoming is None or self.kept_body is not None:  # what is whole already is given again
             self._incoming = self.stream()
         if self._early:
             yield bytes(self._early)
@@ -283,23 +283,24 @@ class Body(Request):
         Raises:
             HttpProblem: 400, 401, 413.
         """
-        if not hasattr(self, "_body"):
-            self._body = await self._read()
-            self._is_json_after_all()
-            self._refuse_the_impossible()
-        return self._body
+        whole = self.kept_body
+        if whole is None:
+            whole = self.kept_body = await self._read()
+            self._is_json_after_all(whole)
+            self._refuse_the_impossible(whole)
+        return whole
 
-    def _is_json_after_all(self) -> None:
+    def _is_json_after_all(self, whole: bytes) -> None:
         """Call a body JSON that is: `curl -d` sends it as a form, `fetch` as text, when nobody names its type."""
-        if "json" not in self.headers.get("content-type", "json") and self._body.lstrip().startswith(b"{"):
+        if "json" not in self.headers.get("content-type", "json") and whole.lstrip().startswith(b"{"):
             headers = [pair for pair in self.scope["headers"] if pair[0] != b"content-type"]
             self.scope["headers"][:] = [*headers, (b"content-type", b"application/json")]
 
-    def _refuse_the_impossible(self) -> None:
-        if self._is_form() or _SUSPECT.search(self._body) is None:
+    def _refuse_the_impossible(self, whole: bytes) -> None:
+        if self._is_form() or _SUSPECT.search(whole) is None:
             return
         try:
-            parsed = json.loads(self._body)
+            parsed = json.loads(whole)
         except (ValueError, RecursionError):
             return  # whoever parses it says so
         check_values(parsed)
@@ -358,19 +359,21 @@ class Body(Request):
             HttpProblem: 413.
             MultiPartException: When it cannot be read.
         """
-        if self._form is None:
-            kind, options = parse_options_header(self.headers.get("content-type"))
-            if options.get(b"charset", b"utf-8").decode("latin-1").lower() not in _TEXT_ENCODINGS:
-                raise MultiPartException("The form's charset is not one of " + ", ".join(_TEXT_ENCODINGS))
-            limits = {"max_fields": max_fields, "max_part_size": MAX_REST}
-            async with aclosing(self._arriving()) as stream:
-                if kind == b"multipart/form-data":
-                    self._form = await _Parts(self.headers, stream, max_files=max_files, **limits).parse()
-                else:
-                    self._form = await FormParser(self.headers, stream, **limits).parse()
-            for name, value in self._form.multi_items():
-                check_values([name, value] if isinstance(value, str) else [name])
-        return self._form
+        if self.kept_form is not None:
+            return self.kept_form
+        kind, options = parse_options_header(self.headers.get("content-type"))
+        if options.get(b"charset", b"utf-8").decode("latin-1").lower() not in _TEXT_ENCODINGS:
+            raise MultiPartException("The form's charset is not one of " + ", ".join(_TEXT_ENCODINGS))
+        limits = {"max_fields": max_fields, "max_part_size": MAX_REST}
+        async with aclosing(self._arriving()) as stream:
+            if kind == b"multipart/form-data":
+                form = await _Parts(self.headers, stream, max_files=max_files, **limits).parse()
+            else:
+                form = await FormParser(self.headers, stream, **limits).parse()
+        self.kept_form = form  # before it is looked at: what is kept is closed in the end
+        for name, value in form.multi_items():
+            check_values([name, value] if isinstance(value, str) else [name])
+        return form
 
     def drop(self) -> None:
         """Close every file of the body that is no form."""

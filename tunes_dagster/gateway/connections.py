@@ -85,7 +85,7 @@ class Connection(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
         try:
-            self._unset_keepalive_if_required()
+            self._keep_alive()
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._stay_with_http_1(data[upgrade.args[0] :])
@@ -94,9 +94,11 @@ class Connection(HttpToolsProtocol):
         if self._in_head and self._head_bytes > MAX_HEAD and not self.transport.is_closing():
             self.send_400_response("The head of the request is too large.")
 
-    def _should_upgrade(self) -> bool:
-        """There is nothing here that speaks anything else."""
-        return False
+    def _keep_alive(self) -> None:
+        """Stop counting how long the connection has been idle."""
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
 
     def _stay_with_http_1(self, rest: bytes) -> None:
         """Go on as if no other protocol had been offered: a new parser, told of the head, takes the body."""

@@ -297,6 +297,6 @@ async def _tidy(request: Body) -> None:
     mine: Desk | None = getattr(request.state, "desk", None)
     if mine is not None and mine.unclaimed:
         await run_in_threadpool(mine.drop_unclaimed)
-    if request._form is not None:
-        await request._form.close()
+    if request.kept_form is not None:
+        await request.kept_form.close()
     request.drop()

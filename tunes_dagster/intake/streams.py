@@ -218,7 +218,9 @@ class Stream(httpcore.NetworkStream):
     def get_extra_info(self, info: str) -> Any:
         """Return what httpcore asks about a connection."""
         if info == "ssl_object":
-            return self._sock._sslobj if isinstance(self._sock, ssl.SSLSocket) else None  # type: ignore[attr-defined]
+            return (
+                self._sock if isinstance(self._sock, ssl.SSLSocket) else None
+            )  # knows the protocol agreed on, too
         if info == "is_readable":  # of one that rests: the other side has closed it
             return self._sock.fileno() < 0 or _ready(self._sock, select.POLLIN, 0)
         answers: dict[str, Callable[[], Any]] = {

@@ -6,9 +6,8 @@ imports it while others use the core, breaks a query of theirs; so it is importe
 
 from __future__ import annotations
 
-from dagster._core.storage.root import LocalArtifactStorage
-
 from tunes_dagster.core.settings import get_settings
+from tunes_dagster.pipeline.dagster_private import LocalArtifactStorage
 
 
 class ArtifactFolder(LocalArtifactStorage):

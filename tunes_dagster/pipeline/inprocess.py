@@ -12,21 +12,18 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
-from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
-from dagster._core.remote_origin import RemoteJobOrigin, RemoteRepositoryOrigin
-from dagster._core.workspace.load_target import WorkspaceFileTarget
 
 from tunes_dagster.assets.names import GPU_POOL, POOLS, REPORT_POOL
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.progress import Phase, Reporter, Silent
 from tunes_dagster.core.settings import Settings, check_database_folder
 from tunes_dagster.core.work import is_run_key
+from tunes_dagster.pipeline.dagster_private import as_of_the_workspace
 from tunes_dagster.pipeline.launches import (
     JOB_OF_KIND,
     ORIGIN_TAG,
@@ -55,6 +52,8 @@ _TAKEN_UP_BY_DAEMON = (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, Da
 # Runs that have not begun their work, the first thing that they do.
 _BEFORE_ITS_WORK = (*_TAKEN_UP_BY_DAEMON, DagsterRunStatus.STARTED)
 _STORAGE_ENV = "TUNES_DAGSTER_STORAGE"
+# In which web server and daemon find every job.
+WORKSPACE = Path(__file__).with_name("instance") / "workspace.yaml"
 
 
 def open_instance(settings: Settings) -> dg.DagsterInstance:
@@ -188,25 +187,6 @@ def next_launches(installation: Installation, full: Collection[str] = ()) -> lis
     return []
 
 
-def _origin(job_name: str) -> RemoteJobOrigin:
-    """Return where the web server finds a job: without it, timeline and jobs leave a run out."""
-    (location,) = WorkspaceFileTarget(
-        [str(Path(__file__).with_name("instance") / "workspace.yaml")]
-    ).create_origins()
-    return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job_name)
-
-
-@contextmanager
-def _as_of_the_workspace(instance: dg.DagsterInstance, job_name: str) -> Iterator[None]:
-    """Give runs that are made meanwhile the origin of those that the daemon starts; `execute_in_process` takes none."""
-    create = partial(instance.create_run_for_job, remote_job_origin=_origin(job_name))
-    instance.create_run_for_job = create  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del instance.create_run_for_job
-
-
 def execute(definitions: dg.Definitions, instance: dg.DagsterInstance, launch: decide.Launch) -> bool:
     """Execute one launch in this process; returns whether it went well.
 
@@ -220,7 +200,7 @@ def execute(definitions: dg.Definitions, instance: dg.DagsterInstance, launch: d
     job = definitions.resolve_job_def(JOB_OF_KIND[launch.kind])
     run_id = str(uuid.uuid4())
     try:
-        with _as_of_the_workspace(instance, job.name):
+        with as_of_the_workspace(instance, job.name, WORKSPACE):
             job.execute_in_process(
                 run_config=run_config(launch),
                 instance=instance,
@@ -268,7 +248,7 @@ def run_campaign_job(
     plan_key, _ = campaigns_keys(campaign.name)
     config = {"ops": {plan_key.to_python_identifier(): {"config": {"retry_failed": retry_failed}}}}
     try:
-        with _as_of_the_workspace(instance, job.name):
+        with as_of_the_workspace(instance, job.name, WORKSPACE):
             job.execute_in_process(
                 run_config=config if what == "plan" else None,
                 instance=instance,

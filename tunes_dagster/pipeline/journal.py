@@ -1,7 +1,7 @@
-"""The events of a run that no process executes: the one file that calls what Dagster does not promise to keep.
+"""The events of a run that no process executes, written in the form in which Dagster's own executor writes them.
 
-`DagsterInstance.report_dagster_event`, the event classes and the shape of an `EventLogEntry` are private to Dagster.
-`tests/dagster/test_private_dagster.py` pins what is used of them.
+Dagster does not promise to keep `DagsterInstance.report_dagster_event`, the event classes and the shape of an
+`EventLogEntry`; `dagster_private` names what is used of them.
 
 Each event has the time at which it happened, which may lie before the run was requested. Events of one run are written
 in the order in which Dagster's own executor writes them. An event that the run holds already is not written again
@@ -17,29 +17,27 @@ from datetime import datetime
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+
+from tunes_dagster.pipeline.dagster_private import (
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
     AssetCheckEvaluation,
     AssetCheckEvaluationTargetMaterializationData,
-)
-from dagster._core.definitions.data_version import DATA_VERSION_IS_USER_PROVIDED_TAG, DATA_VERSION_TAG
-from dagster._core.definitions.dependency import NodeHandle
-from dagster._core.events import (
     AssetMaterializationPlannedData,
     DagsterEvent,
     DagsterEventType,
+    ErrorSource,
+    EventLogEntry,
     JobCanceledData,
     JobFailureData,
+    NodeHandle,
     RunFailureReason,
-    StepMaterializationData,
-)
-from dagster._core.events.log import EventLogEntry
-from dagster._core.execution.plan.objects import (
-    ErrorSource,
+    SerializableErrorInfo,
     StepFailureData,
+    StepMaterializationData,
     StepSuccessData,
     UserFailureData,
 )
-from dagster._utils.error import SerializableErrorInfo
 
 _Key = tuple[str, str | None, str, int]
 

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 import dagster as dg
 from dagster import DagsterRun
-from dagster._core.launcher.base import (
-    CheckRunHealthResult,
-    LaunchRunContext,
-    ResumeRunContext,
-    RunLauncher,
-    WorkerStatus,
-)
-from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.pipeline.dagster_private import (
+    CheckRunHealthResult,
+    ConfigurableClassData,
+    Launcher,
+    LaunchRunContext,
+    ResumeRunContext,
+    WorkerStatus,
+    is_asset_job,
+    launcher_of,
+)
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import DeviceRun, Registry, Work
@@ -33,7 +35,6 @@ DEVICE_RUN_TAG = "tunes/device_run"
 # What a run selects → the kinds of work, in the order in which they are done. The step of each has its asset's name.
 KIND_OF_ASSET = {"lora": "train", "report_card": "finish", "renders": "render"}
 KIND_OF_JOB = {"train_tune": "train", "finish_tune": "finish", "render_batch": "render"}
-_ASSET_JOB = "__ASSET_JOB"
 
 
 def device_kinds(run: DagsterRun) -> list[str]:
@@ -43,7 +44,7 @@ def device_kinds(run: DagsterRun) -> list[str]:
     """
     if run.job_name in KIND_OF_JOB:
         return [KIND_OF_JOB[run.job_name]]
-    if not run.job_name.startswith(_ASSET_JOB) or not run.asset_selection or run.asset_check_selection:
+    if not is_asset_job(run.job_name) or not run.asset_selection or run.asset_check_selection:
         return []
     names = {key.to_user_string() for key in run.asset_selection}
     if run.step_keys_to_execute is not None:  # executed again from a failure
@@ -62,7 +63,7 @@ def changes_in(run: DagsterRun, kind: str) -> dict[str, Any]:
     return {name: value for name, value in filled.items() if value is not None}
 
 
-class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
+class DeviceRunLauncher(Launcher):
     """Binds runs of device work to the rows that a session works on; wraps another launcher for everything else.
 
     Args:
@@ -74,19 +75,9 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
     def __init__(
         self, wrapped: Mapping[str, Any] | None = None, inst_data: ConfigurableClassData | None = None
     ) -> None:
-        super().__init__()
-        self._inst_data = inst_data
+        super().__init__(inst_data)
         chosen = wrapped or {}
-        self._wrapped: RunLauncher[Any] = ConfigurableClassData(
-            chosen.get("module", "dagster._core.launcher"),
-            chosen.get("class", "DefaultRunLauncher"),
-            _yaml(chosen.get("config")),
-        ).rehydrate(as_type=RunLauncher)  # type: ignore[type-abstract]
-
-    @property
-    def inst_data(self) -> ConfigurableClassData | None:
-        """As Dagster asks."""
-        return self._inst_data
+        self._wrapped = launcher_of(chosen, _yaml(chosen.get("config")))
 
     @classmethod
     def config_type(cls) -> Mapping[str, Any]:
@@ -144,15 +135,15 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         runs = self._registry.device_runs
         row = runs.get(device_run_id)
         if row is None or row.began_at is None or not runs.bind(device_run_id, run.run_id, told="run"):
-            self._instance.report_run_canceled(run, "Another run tells of this attempt.")
+            self.instance.report_run_canceled(run, "Another run tells of this attempt.")
             return
-        RunJournal(self._instance, run).started(row.began_at)
+        RunJournal(self.instance, run).started(row.began_at)
 
     def _hand_over(self, run: DagsterRun, kinds: list[str], partition: str) -> None:
         from tunes_dagster.pipeline.journal import RunJournal
 
         # Dagster gives up runs that have not begun after minutes; a session may be busy for longer.
-        RunJournal(self._instance, run).started(self._registry.now())
+        RunJournal(self.instance, run).started(self._registry.now())
         first, *rest = kinds
         try:
             again = run.parent_run_id is not None
@@ -164,9 +155,9 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         except Failure as failure:
             if failure.code == FailureCode.STORE_UNAVAILABLE:
                 raise
-            self._instance.report_run_failed(run, f"{failure.message} {failure.remedy}".strip())
+            self.instance.report_run_failed(run, f"{failure.message} {failure.remedy}".strip())
             return
-        self._instance.report_engine_event("It was handed to the session that holds the device.", run)
+        self.instance.report_engine_event("It was handed to the session that holds the device.", run)
 
     def _attempts(self, run_id: str) -> list[DeviceRun]:
         """Return the attempts that a run without a process tells of."""
@@ -178,10 +169,10 @@ class DeviceRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         if not self._attempts(run_id):
             return self._wrapped.terminate(run_id)
         works = self._registry.device_runs.works_of_run(run_id)
-        run = self._instance.get_run_by_id(run_id)
+        run = self.instance.get_run_by_id(run_id)
         if run is None or run.is_finished or not works:
             return False
-        self._instance.report_run_canceling(run)
+        self.instance.report_run_canceling(run)
         from tunes_dagster.pipeline.launches import cancel_subject
 
         for work in works:

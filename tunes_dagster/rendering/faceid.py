@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
+from tunes_dagster.families.diffusers_private import attach_ip_adapters
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +157,7 @@ def faces_shown(base: LoadedBase, adapter: IpAdapter | None, most: int) -> Itera
     before = dict(network.attn_processors)
     dtype = next(network.parameters()).dtype
     try:
-        network._load_ip_adapter_weights([adapter.state] * most, low_cpu_mem_usage=False)
+        attach_ip_adapters(network, [adapter.state] * most)
         network.encoder_hid_proj.to(base.device, dtype).requires_grad_(False)
         for processor in _processors(network):
             processor.to(base.device, dtype).requires_grad_(False)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _SOFT, _GRID = "#1c1e24", "#686c76", "#e6e7e9"
-_PAPER, _BLUE, _ORANGE, _GREEN = "#fafaf8", "#2662ba", "#c96f00", "#1e8449"
+INK, SOFT, GRID = "#1c1e24", "#686c76", "#e6e7e9"
+PAPER, BLUE, ORANGE, GREEN = "#fafaf8", "#2662ba", "#c96f00", "#1e8449"
 
 
 def smooth(values: Sequence[float], window: int | None = None) -> np.ndarray:
@@ -75,56 +75,57 @@ def loss_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), dpi=130, facecolor=_PAPER, layout="constrained")
+    figure = Figure(figsize=(8, 4), dpi=130, facecolor=PAPER, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _style(axes)
-    axes.plot(steps, losses, color=_BLUE, alpha=0.22, linewidth=0.9)
+    style(axes)
+    axes.plot(steps, losses, color=BLUE, alpha=0.22, linewidth=0.9)
     axes.plot(
-        steps, smooth(losses), color=_BLUE, linewidth=2.2, label="loss, smoothed", solid_capstyle="round"
+        steps, smooth(losses), color=BLUE, linewidth=2.2, label="loss, smoothed", solid_capstyle="round"
     )
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), color=_GREEN, marker="o", ms=4, lw=1.4, label="held-out loss")
+        axes.plot(*zip(*held_out, strict=True), color=GREEN, marker="o", ms=4, lw=1.4, label="held-out loss")
     if checkpoints:
         marks = axes.plot(
-            list(checkpoints), [0] * len(checkpoints), "|", ms=9, mew=1.6, color=_SOFT, label="checkpoint"
+            list(checkpoints), [0] * len(checkpoints), "|", ms=9, mew=1.6, color=SOFT, label="checkpoint"
         )[0]
         marks.set(clip_on=False, transform=axes.get_xaxis_transform())
-    axes.set_xlabel("step", color=_SOFT)
-    axes.set_ylabel("loss", color=_SOFT)
+    axes.set_xlabel("step", color=SOFT)
+    axes.set_ylabel("loss", color=SOFT)
     axes.set_ylim(_loss_range(losses))
     if len(steps) > 1:
         axes.set_xlim(steps[0], steps[-1])
     if len(learning_rates) == len(steps) and len(steps):
         _add_learning_rate(axes, steps, learning_rates)
     if title:
-        axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK, pad=12)
+        axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=INK, pad=12)
     handles = axes.get_legend_handles_labels()[0]
     if len(handles) > 1:
-        axes.legend(frameon=False, fontsize=9, labelcolor=_SOFT, loc="upper right")
+        axes.legend(frameon=False, fontsize=9, labelcolor=SOFT, loc="upper right")
     return figure
 
 
-def _style(axes: Axes) -> None:
-    axes.set_facecolor(_PAPER)
-    axes.grid(axis="y", color=_GRID, linewidth=0.9)
+def style(axes: Axes) -> None:
+    """Give axes the look of all curves."""
+    axes.set_facecolor(PAPER)
+    axes.grid(axis="y", color=GRID, linewidth=0.9)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#c9cbd0")
-    axes.tick_params(colors=_SOFT, labelsize=9, length=0, pad=6)
+    axes.tick_params(colors=SOFT, labelsize=9, length=0, pad=6)
 
 
 def _add_learning_rate(axes: Axes, steps: Sequence[int], rates: Sequence[float]) -> None:
     twin = axes.twinx()
-    _style(twin)
+    style(twin)
     twin.grid(visible=False)
-    twin.plot(steps, rates, color=_ORANGE, linewidth=1.2, alpha=0.85)
+    twin.plot(steps, rates, color=ORANGE, linewidth=1.2, alpha=0.85)
     twin.set_ylim(0, max(max(rates), 1e-12) * 1.6)
     twin.set_yticks([0, max(rates)])
     twin.set_yticklabels(["0", f"{max(rates):.1g}"])
-    twin.tick_params(colors=_ORANGE)
-    twin.set_ylabel("learning rate", color=_ORANGE)
+    twin.tick_params(colors=ORANGE)
+    twin.set_ylabel("learning rate", color=ORANGE)
 
 
 def _loss_range(losses: Sequence[float]) -> tuple[float, float]:

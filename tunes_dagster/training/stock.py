@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tunes_dagster.training.layers import StackedLora
+from tunes_dagster.families.diffusers_private import offload_device, offload_hooks, without_hooks
+from tunes_dagster.training.torch_private import shared
 
 if TYPE_CHECKING:
     from tunes_dagster.families.base import LoadedBase
-
-# What accelerate leaves on a module that it moves to the device and away; bound to that module.
-_OFFLOADING = ("_hf_hook", "_old_forward", "forward")
 
 
 def stock_over(base: LoadedBase, without: str = "") -> Any:
@@ -46,7 +44,7 @@ def stock_over(base: LoadedBase, without: str = "") -> Any:
         setattr(stock, name, twin)
     _forget_words(stock, base)
     if offloaded:
-        stock._all_hooks = []
+        without_hooks(stock)
     return stock
 
 
@@ -56,7 +54,7 @@ def place(stock: Any, base: LoadedBase) -> Any:
     After its files were loaded: diffusers' loaders take such hooks off and do not know the device that they were for.
     """
     if is_offloaded(base.pipeline()):
-        stock.enable_model_cpu_offload(device=base.pipeline()._offload_device)
+        stock.enable_model_cpu_offload(device=offload_device(base.pipeline()))
     return stock
 
 
@@ -74,54 +72,7 @@ def with_own_vae(pipeline: Any) -> Any:
 
 def is_offloaded(pipeline: Any) -> bool:
     """Whether the networks of a pipeline are on the device only while they work."""
-    return bool(getattr(pipeline, "_all_hooks", None))
-
-
-def shared(network: nn.Module, same_parameters: bool = False) -> nn.Module:
-    """Return other module objects over the same tensors, without adapters of ours.
-
-    Args:
-        network: Of which the modules are copied; not one of its numbers is.
-        same_parameters: Whether moving or casting one of the two takes the other along.
-    """
-    with torch.inference_mode(False):
-        return _twin(network, same_parameters, {})
-
-
-def _twin(own: nn.Module, same_parameters: bool, known: dict[int, Any]) -> nn.Module:
-    if isinstance(own, StackedLora):
-        own = own.base
-    if id(own) in known:
-        return known[id(own)]
-    twin = known[id(own)] = own.__class__.__new__(own.__class__)
-    state = own.__dict__.copy()
-    if "_hf_hook" in state:
-        for name in _OFFLOADING:
-            state.pop(name, None)
-    for name, value in state.items():
-        if isinstance(value, dict) and name.startswith("_") and ("hook" in name or name == "_buffers"):
-            state[name] = value.copy()
-        elif name == "config":  # counts the words
-            state[name] = known.setdefault(id(value), copy.deepcopy(value))
-    state["_modules"] = {
-        name: None if part is None else _twin(part, same_parameters, known)
-        for name, part in own._modules.items()
-    }
-    if not same_parameters:
-        state["_parameters"] = {name: _over(value, known) for name, value in own._parameters.items()}
-    else:
-        state["_parameters"] = dict(own._parameters)
-    twin.__dict__.update(state)
-    return twin
-
-
-def _over(own: nn.Parameter | None, known: dict[int, Any]) -> nn.Parameter | None:
-    """Return a parameter of its own over the same numbers."""
-    # Packed weights are parameters of a class of their own, which knows more than the numbers.
-    if own is None or type(own) is not nn.Parameter:
-        return own
-    made: nn.Parameter = known.setdefault(id(own), nn.Parameter(own.detach(), requires_grad=False))
-    return made
+    return bool(offload_hooks(pipeline))
 
 
 def _forget_words(stock: Any, base: LoadedBase) -> None:

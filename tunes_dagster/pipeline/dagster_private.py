@@ -1,0 +1,162 @@
+"""What is used of Dagster without its promise: the only file that imports a module of it whose name begins with `_`.
+
+`__all__` says what is used, in groups, and which public call is missing for each.
+`tests/dagster/test_private_dagster.py` pins it, and `tests/test_private_parts.py` finds it anywhere else.
+`dagster.yaml` names its storage of logs by such a path, too, since Dagster's documentation of that file does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluation,
+    AssetCheckEvaluationTargetMaterializationData,
+)
+from dagster._core.definitions.data_version import DATA_VERSION_IS_USER_PROVIDED_TAG, DATA_VERSION_TAG
+from dagster._core.definitions.dependency import NodeHandle
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
+from dagster._core.events import (
+    AssetMaterializationPlannedData,
+    DagsterEvent,
+    DagsterEventType,
+    JobCanceledData,
+    JobFailureData,
+    RunFailureReason,
+    StepMaterializationData,
+)
+from dagster._core.events.log import EventLogEntry
+from dagster._core.execution.plan.objects import (
+    ErrorSource,
+    StepFailureData,
+    StepSuccessData,
+    UserFailureData,
+)
+from dagster._core.launcher.base import (
+    CheckRunHealthResult,
+    LaunchRunContext,
+    ResumeRunContext,
+    RunLauncher,
+    WorkerStatus,
+)
+from dagster._core.remote_origin import RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.root import LocalArtifactStorage
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from dagster._utils.error import SerializableErrorInfo
+
+__all__ = [
+    # The events of a run that no process executes. Public are only those that a step itself may log
+    # (`context.log_event`): nothing public begins or ends a run or a step, or says when it happened.
+    "AssetMaterializationPlannedData",
+    "DagsterEvent",
+    "DagsterEventType",
+    "ErrorSource",
+    "EventLogEntry",
+    "JobCanceledData",
+    "JobFailureData",
+    "NodeHandle",
+    "RunFailureReason",
+    "SerializableErrorInfo",
+    "StepFailureData",
+    "StepMaterializationData",
+    "StepSuccessData",
+    "UserFailureData",
+    # The answer of a check about one partition. `dg.AssetCheckResult` is tied to the run's own partition, and
+    # `dg.AssetCheckEvaluation` has neither partition nor materialization in what is promised of it.
+    "AssetCheckEvaluation",
+    "AssetCheckEvaluationTargetMaterializationData",
+    # The data version of a materialization that is logged. Public is only `MaterializeResult.data_version`, which is
+    # about the run's own partition.
+    "DATA_VERSION_IS_USER_PROVIDED_TAG",
+    "DATA_VERSION_TAG",
+    # What `dagster.yaml` may name: a run launcher and a folder of artifacts. That they may be replaced is documented;
+    # the classes that a replacement inherits from, is told things in and answers with are exported by nobody.
+    "CheckRunHealthResult",
+    "ConfigurableClassData",
+    "LaunchRunContext",
+    "Launcher",
+    "LocalArtifactStorage",
+    "ResumeRunContext",
+    "RunLauncher",
+    "WorkerStatus",
+    "launcher_of",
+    # Where a run's job is found: `execute_in_process` asks for no origin, and has no argument for one.
+    "as_of_the_workspace",
+    "origin",
+    # Which runs are of jobs that the UI makes of a selection of assets.
+    "is_asset_job",
+]
+
+# The jobs that the UI makes of a selection of assets. `IMPLICIT_ASSET_JOB_NAME` and `ANONYMOUS_ASSET_JOB_PREFIX` are
+# two constants in modules that move from one release to the next; names of runs in old storages begin like this too.
+_ASSET_JOB = "__ASSET_JOB"
+
+
+def is_asset_job(name: str) -> bool:
+    """Whether a job is one that Dagster makes itself of the assets that a person selects."""
+    return name.startswith(_ASSET_JOB)
+
+
+class Launcher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
+    """A run launcher that `dagster.yaml` can name.
+
+    Args:
+        inst_data: What Dagster was told in `dagster.yaml`.
+    """
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__()
+        self._inst_data = inst_data
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        """As Dagster asks."""
+        return self._inst_data
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        """Whose launcher this is; Dagster keeps it for its own launchers alone."""
+        return self._instance
+
+
+def launcher_of(chosen: Mapping[str, Any], config: str) -> RunLauncher[Any]:
+    """Return the launcher that `dagster.yaml` would have without ours, or the one that is named.
+
+    Args:
+        chosen: `{module: …, class: …}`; Dagster's default launcher unless given. `DefaultRunLauncher` is exported by no
+            public module.
+        config: Its own configuration, as YAML.
+    """
+    named = ConfigurableClassData(
+        chosen.get("module", "dagster._core.launcher"), chosen.get("class", "DefaultRunLauncher"), config
+    )
+    return named.rehydrate(as_type=RunLauncher)  # type: ignore[type-abstract]
+
+
+def origin(job_name: str, workspace: Path) -> RemoteJobOrigin:
+    """Return where the web server finds a job: without it, timeline and jobs leave a run out."""
+    (location,) = WorkspaceFileTarget([str(workspace)]).create_origins()
+    return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job_name)
+
+
+@contextmanager
+def as_of_the_workspace(instance: dg.DagsterInstance, job_name: str, workspace: Path) -> Iterator[None]:
+    """Give runs that are made meanwhile the origin of those that the daemon starts; `execute_in_process` takes none.
+
+    Args:
+        instance: Where they are made.
+        job_name: Of which they are runs.
+        workspace: The `workspace.yaml` in which web server and daemon find the job.
+    """
+    create = partial(instance.create_run_for_job, remote_job_origin=origin(job_name, workspace))
+    instance.create_run_for_job = create  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del instance.create_run_for_job
