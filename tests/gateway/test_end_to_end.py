@@ -194,6 +194,10 @@ class Running:
         )
         deliver_due(around(self.registry), allow_hosts=["127.0.0.1"])
 
+    def steps(self, tune_id: str) -> int | None:
+        """Return how many steps a tune was trained."""
+        return self.registry.tunes.get(tune_id).made.steps
+
     def picture(self, url: str) -> Image.Image:
         """Return a picture as anybody may fetch it: without a key."""
         answer = httpx.get(url)
@@ -272,6 +276,8 @@ def test_pixelapis_samples(running: Running) -> None:
     running.work()
     (infer,) = told("pixelapi.py", sample)
     assert infer["status"] == "queued" and infer["credits_cost"] == 4, infer
+    (trained,) = running.registry.tunes.rows(status="ready")
+    assert running.steps(trained.id) == (1000 if running.whole else 100)
     running.work()
     done = running.client.get(f"/v1/tunes/{infer['job_id']}").json()
     assert done["status"] == "completed" and len(done["images"]) == 2, done
@@ -315,6 +321,7 @@ def test_pixazos_samples(running: Running) -> None:
         asked, headers = {"request_id": one["request_id"]}, {"Ocp-Apim-Subscription-Key": running.key}
         done = running.client.post(path, json=asked, headers=headers).json()
         assert done["status"] == "COMPLETED", done
+        assert running.steps(one["request_id"]) == (1500 if running.whole else 5)
         assert len(httpx.get(done["output"]["media_url"][0]).content) > 1000
         assert done["diffusers_lora_file"]["url"] and httpx.get(done["config_file"]["url"]).json()
 
@@ -325,6 +332,7 @@ def test_pixus_samples(running: Running) -> None:
     (made,) = running.play("pixu.sh")
     uid = made["response"]["modelUid"]
     running.work()
+    assert running.steps(running.registry.tunes.rows()[0].id) == (300 if running.whole else 5)
     assert ("GET", f"/callback_create_model/?model_uid={uid}", None) in Callers.seen
     (request,) = running.play("pixu_portrait.sh", uid=uid)
     running.work()
@@ -365,6 +373,7 @@ def test_astrias_samples_and_the_callbacks_of_the_headshots_application(running:
     running.work()
     running.work()
     shown = running.client.get(f"/tunes/{tune['id']}.json").json()
+    assert shown["steps"] >= 300 if running.whole else shown["steps"] == 5
     assert shown["trained_at"] and len(httpx.get(shown["ckpt_url"]).content) > 1000
     for one in asked:
         prompt = running.client.get(f"/tunes/{tune['id']}/prompts/{one['id']}.json").json()

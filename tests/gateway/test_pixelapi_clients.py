@@ -143,6 +143,20 @@ def test_bodies_of_the_workflow_tools(enlarging: House, agent: str) -> None:
         assert answer.status_code == 404 and call in answer.json()["detail"]
 
 
+def test_a_seed_of_minus_one_is_any_seed(house: House) -> None:
+    """As most programs write it; what was drawn stands in the row."""
+    for headers, send in ((house.auth(), {"json": {"prompt": "a cat", "seed": -1}}),) * 2 + (
+        ({**house.auth(), "Content-Type": FORM}, {"content": urlencode({"prompt": "a cat", "seed": "-1"})}),
+    ):
+        assert house.client.post("/v1/image/generate", headers=headers, **send).status_code == 200  # type: ignore[arg-type]
+    drawn = [row.settings["seed"] for row in house.registry.prompts.rows()]
+    assert len(set(drawn)) == 3 and min(drawn) >= 0
+    refused = house.client.post(
+        "/v1/image/generate", json={"prompt": "a cat", "seed": -2}, headers=house.auth()
+    )
+    assert refused.status_code == 422 and "seed" in refused.json()["detail"]
+
+
 def test_a_picture_as_a_file_of_a_form(enlarging: House) -> None:
     drawn = io.BytesIO()
     Image.new("RGB", (40, 30), "red").save(drawn, "PNG")

@@ -381,7 +381,8 @@ def render(
     if as_json:
         from tunes_dagster.cli.showing import prompt_as_dict
 
-        emit_json([prompt_as_dict(row) for row in rows])
+        far = installation.registry.groups.progress_of(rows)
+        emit_json([prompt_as_dict(row, far[row.id]) for row in rows])
         return
     say_findings(rows)
     for row in rows:

@@ -56,11 +56,12 @@ def _failure(row: Any) -> dict[str, str | None]:
     }
 
 
-def prompt_as_dict(prompt: Any, waiting: str | None = None) -> dict[str, Any]:
+def prompt_as_dict(prompt: Any, progress: float, waiting: str | None = None) -> dict[str, Any]:
     """Return what `--json` says about a prompt.
 
     Args:
         prompt: Its row.
+        progress: How far it is (`groups.progress_of`).
         waiting: Why it is not begun (`service.waiting`).
     """
     failure = None
@@ -76,6 +77,7 @@ def prompt_as_dict(prompt: Any, waiting: str | None = None) -> dict[str, Any]:
         "branch": prompt.base_id,
         "settings": prompt.settings,
         "status": prompt.status,
+        "progress": progress,
         "images": prompt.images,
         "waiting": waiting,
         "failure": failure,
@@ -145,8 +147,16 @@ def say_tunes(tunes: list[Any]) -> None:
     table(["tune#", *whose, "title", "subject", "base", "status", "", "made"], rows)
 
 
-def say_prompts(prompts: list[Any], waiting: Mapping[str, str] | None = None) -> None:
-    """Print prompts as a table; of those that are not begun, why (`service.waiting`)."""
+def say_prompts(
+    prompts: list[Any], progress: Mapping[str, float], waiting: Mapping[str, str] | None = None
+) -> None:
+    """Print prompts as a table: of those at work how far they are, of those not begun why (`service.waiting`)."""
+
+    def said(prompt: Any) -> str:
+        if prompt.status == "rendering":
+            return f"{progress[prompt.id]:.0f} %"
+        return prompt.failure_message or (waiting or {}).get(prompt.id, "")
+
     rows = [
         (
             prompt.number,
@@ -154,7 +164,7 @@ def say_prompts(prompts: list[Any], waiting: Mapping[str, str] | None = None) ->
             prompt.settings.get("seed", ""),
             len(prompt.images or []) or prompt.settings.get("num_images", 1),
             styled(prompt.status),
-            escape(prompt.failure_message or (waiting or {}).get(prompt.id, "")),
+            escape(said(prompt)),
             ago(prompt.created_at),
         )
         for prompt in prompts
@@ -169,7 +179,11 @@ def say_unused(drops: list[Any]) -> None:
 
 
 def say_tune(
-    tune: Any, events: list[Any], prompts: list[Any], waiting: Mapping[str, str] | None = None
+    tune: Any,
+    events: list[Any],
+    prompts: list[Any],
+    progress: Mapping[str, float],
+    waiting: Mapping[str, str] | None = None,
 ) -> None:
     """Print everything about one tune: where it stands, its timeline, its files, its prompts."""
     say(f"[bold]Tune {tune.number}: {escape(tune.title)}[/]  {styled(tune.status)}  [dim]{tune.id}[/]")
@@ -198,7 +212,7 @@ def say_tune(
             say(f"  {what:<22} {escape(key)}")
     if prompts:
         say("\n[bold]Prompts[/]")
-        say_prompts(prompts, waiting)
+        say_prompts(prompts, progress, waiting)
 
 
 _WEIGHTS = {"checkpoint": "model (diffusers)", "faceid": "face embeddings"}

@@ -46,11 +46,11 @@ def list_tunes(
     if prompts:
         tune_id = registry.objects.tune_named(account, tune, deleted=True).id if tune else None
         rows = registry.prompts.rows(tune_id=tune_id, status=status, limit=limit, account_id=whose)
-        waiting = reasons(registry, rows)
+        waiting, far = reasons(registry, rows), registry.groups.progress_of(rows)
         if as_json:
-            emit_json([prompt_as_dict(row, waiting.get(row.id)) for row in rows])
+            emit_json([prompt_as_dict(row, far[row.id], waiting.get(row.id)) for row in rows])
         else:
-            say_prompts(rows, waiting)
+            say_prompts(rows, far, waiting)
         return
     if tune is not None:
         raise Failure(
@@ -92,12 +92,12 @@ def status(
         _watch(registry, [row.id])
         row = registry.tunes.get(row.id)
     rows = registry.prompts.rows(tune_id=row.id, limit=50)
-    waiting = reasons(registry, rows)
+    waiting, far = reasons(registry, rows), registry.groups.progress_of(rows)
     if as_json:
-        said = [prompt_as_dict(prompt, waiting.get(prompt.id)) for prompt in rows]
+        said = [prompt_as_dict(prompt, far[prompt.id], waiting.get(prompt.id)) for prompt in rows]
         emit_json({**tune_as_dict(row), "prompts": said})
         return
-    say_tune(row, registry.events.of(row.id), rows, waiting)
+    say_tune(row, registry.events.of(row.id), rows, far, waiting)
 
 
 def _overall(registry: Registry, account: str, watch: bool, as_json: bool) -> None:
@@ -120,7 +120,7 @@ def _overall(registry: Registry, account: str, watch: bool, as_json: bool) -> No
     if busy:
         say_tunes(busy)
     if prompts:
-        say_prompts(prompts, reasons(registry, prompts))
+        say_prompts(prompts, registry.groups.progress_of(prompts), reasons(registry, prompts))
     if not busy and not prompts:
         say(
             f"Nothing is open; {'one tune is' if len(rows) == 1 else f'{len(rows)} tunes are'} there (`tunes list`)."

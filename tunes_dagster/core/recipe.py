@@ -234,12 +234,17 @@ ControlName = Literal["canny", "lineart", "tile", "depth", "pose", "hed", "mlsd"
 _PICTURE_TEXT = 90_000_000
 
 
+def any_seed(seed: int | None) -> int | None:
+    """Return None, which draws a seed, for -1: that is how most programs write "any"."""
+    return None if seed == -1 else seed
+
+
 class RenderSettings(Strict):
     """How one prompt is rendered. None means: the base's default from the catalog.
 
     Attributes:
         num_images: Pictures of this prompt; picture i uses seed + i.
-        seed: None draws one at submission, so that the row always holds the seed that was used.
+        seed: None or -1 draws one at submission, so that the row always holds the seed that was used.
         steps: Denoising steps.
         guidance_scale: Classifier-free guidance; 1 turns it off.
         negative_prompt: What the picture should not show; bases that were distilled to do without leave it out.
@@ -275,7 +280,7 @@ class RenderSettings(Strict):
     """
 
     num_images: int = Field(default=1, ge=1, le=64)
-    seed: int | None = Field(default=None, ge=0, le=2**32)
+    seed: int | None = Field(default=None, ge=-1, le=2**32)
     steps: int | None = Field(default=None, ge=1, le=150)
     guidance_scale: float | None = Field(default=None, ge=0, le=30)
     negative_prompt: str = Field(default="", max_length=4000)
@@ -305,6 +310,8 @@ class RenderSettings(Strict):
     renders_on: Annotated[bool | None, Later()] = None
     num_frames: int | None = Field(default=None, ge=1, le=161)
     fps: int | None = Field(default=None, ge=1, le=60)
+
+    _drawn = field_validator("seed")(any_seed)
 
     @field_validator("style", "color_grading", mode="before")
     @classmethod

@@ -154,11 +154,8 @@ class Desk(Accepting):
         ]
 
     def progress(self, prompt: Prompt) -> float:
-        """Return how far a prompt is, in percent: as far as the batch that it is rendered in."""
-        if prompt.status == "done":
-            return 100.0
-        batch = self.registry.groups.batch(prompt.batch_id) if prompt.batch_id else None
-        return round(batch.progress, 1) if batch is not None else 0.0
+        """Return how far a prompt is, in percent."""
+        return self.registry.groups.progress_of([prompt])[prompt.id]
 
     # Ending
 

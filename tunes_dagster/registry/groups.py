@@ -302,6 +302,19 @@ class Groups(Part):
         with self.reading() as session:
             return session.get(Batch, batch_id)
 
+    def progress_of(self, prompts: Sequence[Prompt]) -> dict[str, float]:
+        """Return how far prompts are, in percent by id: each as far as the batch that it is rendered in."""
+        wanted = {prompt.batch_id for prompt in prompts if prompt.batch_id and prompt.status != "done"}
+        found: dict[str, float] = {}
+        if wanted:
+            with self.reading() as session:
+                rows = session.execute(select(Batch.id, Batch.progress).where(Batch.id.in_(wanted)))
+                found = dict(rows.tuples().all())
+        return {
+            prompt.id: 100.0 if prompt.status == "done" else round(found.get(prompt.batch_id or "", 0.0), 1)
+            for prompt in prompts
+        }
+
     def batches(self, limit: int = 50) -> list[Batch]:
         """Return batches, newest first."""
         with self.reading() as session:

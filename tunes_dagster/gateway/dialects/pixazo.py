@@ -146,9 +146,9 @@ class Result(Answer):
 
     request_id: str
     status: Literal["IN_QUEUE", "PROCESSING", "COMPLETED", "FAILED"]
+    progress: float = Field(description="Percent, over all phases; never falls.")
     error: str | None = None
     message: str | None = None
-    progress: float | None = Field(default=None, description="Percent, over all phases; never falls.")
     diffusers_lora_file: File | None = None
     config_file: File | None = None
     output: Output | None = None
@@ -228,12 +228,16 @@ def polled(request_id: str, mine: Desk = Mine) -> dict[str, Any]:
 
 def _described(mine: Desk, tune: Tune) -> dict[str, Any]:
     word = _STATUS.get(tune.status, "FAILED")
-    answer: dict[str, Any] = {"request_id": tune.id, "status": word}
+    answer: dict[str, Any] = {
+        "request_id": tune.id,
+        "status": word,
+        "progress": round(tune.progress, 1),
+    }
     if word == "FAILED":
         answer["error"] = tune.failure_message or "The job was cancelled."
         return answer
     if word != "COMPLETED":
-        return answer | {"message": tune.message, "progress": round(tune.progress, 1)}
+        return answer | {"message": tune.message}
     hours = mine.service.options.weights_url_hours
     stored = served_key(tune)
     weights = mine.url(stored, tune.ready_at, hours) if stored else None

@@ -78,6 +78,7 @@ class PromptAnswer(Answer):
     orig_prompt_id: Any = None
     trained_at: Moment | None
     started_training_at: Moment | None
+    progress: float = Field(description="Percent of its rendering; never falls. Not in Astria's own answers.")
     created_at: Moment
     updated_at: Moment
     tune_id: int | None = Field(description="The base's number where it was asked on a base.")

@@ -198,7 +198,11 @@ def _listed(
         mine.account_id, limit=min(limit, MAX_LIMIT), before=before, offset=offset, **filters
     )
     numbers = mine.registry.objects.tune_numbers([prompt.tune_id for prompt, _seen in rows if prompt.tune_id])
-    return [prompt_object(mine, prompt, seen, _number(mine, prompt, seen, numbers)) for prompt, seen in rows]
+    far = mine.registry.groups.progress_of([prompt for prompt, _seen in rows])
+    return [
+        prompt_object(mine, prompt, seen, _number(mine, prompt, seen, numbers), far[prompt.id])
+        for prompt, seen in rows
+    ]
 
 
 @router.get("/prompts")

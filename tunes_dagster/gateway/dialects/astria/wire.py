@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tunes_dagster.core.clock import iso
+from tunes_dagster.core.recipe import any_seed
 from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import header_key
@@ -117,7 +118,7 @@ class PromptFields(Loose):
     negative_prompt: str | None = Field(default=None, max_length=4000)
     callback: str | None = Field(default=None, max_length=4000)
     num_images: int = Field(default=1, ge=1, le=8)
-    seed: int | None = Field(default=None, ge=0, le=2**32)
+    seed: int | None = Field(default=None, ge=-1, le=2**32)
     cfg_scale: float | None = Field(default=None, ge=0, le=15)
     steps: int | None = Field(default=None, ge=0, le=50)
     w: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
@@ -141,6 +142,8 @@ class PromptFields(Loose):
     input_image_url: str | None = Field(default=None, max_length=4000)
     input_image_base64: str | None = None
     mask_image_url: str | None = Field(default=None, max_length=4000)
+
+    _drawn = field_validator("seed")(any_seed)
 
     @field_validator("text")
     @classmethod
@@ -308,9 +311,21 @@ def _eta(mine: Desk, tune: Tune) -> datetime | None:
 
 
 def prompt_object(
-    mine: Desk, prompt: Prompt, seen: ApiObject | None, tune_number: int | None = None
+    mine: Desk,
+    prompt: Prompt,
+    seen: ApiObject | None,
+    tune_number: int | None = None,
+    progress: float | None = None,
 ) -> dict[str, Any]:
-    """Return a prompt as Astria shows it; `images` are plain URLs that need no key."""
+    """Return a prompt as Astria shows it; `images` are plain URLs that need no key.
+
+    Args:
+        mine: The desk that it is shown at.
+        prompt: Its row.
+        seen: How it was asked for.
+        tune_number: What it names as its tune; None takes what it was asked with.
+        progress: How far it is, where that was looked up for a whole list.
+    """
     asked = seen.asked if seen else {}
     settings = prompt.settings
     tune_id = tune_number or asked.get("tune_id")
@@ -336,6 +351,7 @@ def prompt_object(
         **kept,
         "trained_at": iso(prompt.done_at) if prompt.status == "done" else None,
         "started_training_at": iso(prompt.started_at),
+        "progress": mine.progress(prompt) if progress is None else progress,
         "created_at": iso(prompt.created_at),
         "updated_at": iso(prompt.updated_at),
         "tune_id": tune_id,

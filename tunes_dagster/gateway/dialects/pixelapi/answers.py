@@ -67,7 +67,7 @@ class RenderStatus(Answer):
 
     job_id: str
     status: Literal["queued", "processing", "completed", "failed", "blocked"]
-    progress: float
+    progress: float = Field(description="Percent; never falls.")
     created_at: Moment
     completed_at: Moment | None
     images: list[Address]
@@ -132,6 +132,7 @@ class GenerationStatus(Generation):
     """A picture, and why it failed; some under two names, since the vendor's own clients differ."""
 
     generation_id: str
+    progress: float = Field(description="Percent; never falls. Not in the vendor's own answers.")
     error: str | None
     error_message: str | None
 

@@ -190,7 +190,8 @@ def batch_status(batch_id: str, mine: Desk = Mine) -> dict[str, Any]:
     ]
     if not members:
         raise not_found("Batch")
-    results = [_reported(mine, prompt, seen) for prompt, seen in members]
+    far = mine.registry.groups.progress_of([prompt for prompt, _seen in members])
+    results = [_reported(mine, prompt, seen, far[prompt.id]) for prompt, seen in members]
     done = sum(prompt.status == "done" for prompt, _seen in members)
     is_open = any(prompt.status in ("waiting", "queued", "rendering") for prompt, _seen in members)
     status = "processing" if is_open else "completed" if done else "failed"
@@ -245,14 +246,21 @@ def _public(prompt: Prompt) -> str:
 @answers(GenerationStatus)
 def status(generation_id: str, mine: Desk = Mine) -> dict[str, Any]:
     """Report a picture."""
-    return _reported(mine, *mine.prompt(own_id(generation_id), "Generation"))
+    prompt, seen = mine.prompt(own_id(generation_id), "Generation")
+    return _reported(mine, prompt, seen, mine.progress(prompt))
 
 
-def _reported(mine: Desk, prompt: Prompt, seen: ApiObject | None) -> dict[str, Any]:
+def _reported(mine: Desk, prompt: Prompt, seen: ApiObject | None, progress: float) -> dict[str, Any]:
     held = mine.registry.ledger.prices_of([prompt.id]).get(prompt.id)
     described, said = _described(mine, prompt, seen, held), prompt.failure_message or None
     # By either name in the vendor's own clients.
-    return {**described, "generation_id": described["id"], "error": said, "error_message": said}
+    return {
+        **described,
+        "generation_id": described["id"],
+        "progress": progress,
+        "error": said,
+        "error_message": said,
+    }
 
 
 # Paths that the vendor's own SDKs use beside the documented one.

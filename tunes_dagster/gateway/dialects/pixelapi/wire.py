@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
+from tunes_dagster.core.recipe import any_seed
 from tunes_dagster.gateway.bodies import Body, body_of
 from tunes_dagster.gateway.dialect import header_key
 from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
@@ -96,7 +97,9 @@ class GenerateBody(PictureBody):
     height: int = Field(default=1024, ge=512, le=1536)
     steps: int | None = None
     guidance_scale: float | None = Field(default=None, ge=0, le=30)
-    seed: int | None = Field(default=None, ge=0, le=2**32)
+    seed: int | None = Field(default=None, ge=-1, le=2**32)
+
+    _drawn = field_validator("seed")(any_seed)
 
 
 class VideoBody(GenerateBody):
