@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,6 +61,13 @@ def session(
                 "Ctrl-C ends it; what it does goes on in the next one."
             )
 
-    name = host(whole, name=named, alone=True, warm_seconds=float("inf") if for_good else None, ready=ready)
+    name = host(
+        whole,
+        name=named,
+        alone=True,
+        warm_seconds=float("inf") if for_good else None,
+        ready=ready,
+        line=sys.stdin.fileno() if named else None,
+    )
     if not named:
         say(f"{escape(name)} has ended.")

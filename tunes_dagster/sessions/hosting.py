@@ -40,6 +40,7 @@ def host(
     alone: bool = False,
     warm_seconds: float | None = None,
     ready: Callable[[Session], None] | None = None,
+    line: int | None = None,
 ) -> str:
     """Hold a device until told to end, or until nothing came for as long as the settings say.
 
@@ -50,6 +51,7 @@ def host(
         alone: Whether the process exists for the session: it may be killed when it hears nothing any more.
         warm_seconds: How long to stay with nothing to do; None takes the setting.
         ready: Called once the session is there.
+        line: A pipe from whoever keeps the session, who closes it to have it end.
 
     Returns:
         The session's name.
@@ -62,7 +64,7 @@ def host(
     journal = Queued(Recorded(installation.registry))
     session = Session(installation, device, journal, name=name, end=end_process if alone else None)
     try:
-        with _alive(session, run_id), told_to_end(session.stop), _alone_on(session):
+        with _alive(session, run_id), told_to_end(session.stop, line), _alone_on(session):
             if ready is not None:
                 ready(session)
             session.run(warm_seconds=warm_seconds)

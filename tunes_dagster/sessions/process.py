@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from tunes_dagster.core.failures import Failure, FailureCode
 
 log = logging.getLogger("tunes.session")
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+# Within it a second signal is the first one, come by another road.
+_SAME_SECONDS = 2.0
 
 
 @contextmanager
@@ -59,20 +64,35 @@ def beating(
 
 
 @contextmanager
-def told_to_end(stop: Callable[[], None]) -> Iterator[None]:
-    """Take a signal to end as a request; a second one ends the process as ever.
+def told_to_end(stop: Callable[[], None], line: int | None = None) -> Iterator[None]:
+    """Take a signal to end as a request; a second one, a while later, ends the process as ever.
 
-    Where this is not the process's main thread, which alone hears signals, nothing changes.
+    The same request may come by two roads: from a terminal or a service manager, which tell a whole group, and from
+    whoever started this process.
+
+    Where this is not the process's main thread, which alone hears signals, they change nothing.
+
+    Args:
+        stop: Asks for the end.
+        line: A pipe that is closed when the process that started this one asks for the end, or is gone.
     """
+    if line is not None:
+        threading.Thread(target=_listen, args=(line, stop), name="keeper's line", daemon=True).start()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in _ENDING}
+    since: list[float] = []
 
-    def heard(_number: int, _frame: object) -> None:
-        stop()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def heard(number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not since:
+            since.append(now)
+            stop()
+        elif now - since[0] > _SAME_SECONDS:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+            signal.raise_signal(number)
 
     for number in _ENDING:
         signal.signal(number, heard)
@@ -81,3 +101,10 @@ def told_to_end(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _listen(line: int, stop: Callable[[], None]) -> None:
+    with suppress(OSError):
+        while os.read(line, 64):
+            pass
+    stop()
