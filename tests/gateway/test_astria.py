@@ -26,6 +26,19 @@ def create(house: House, account: str = "ann", **changes: object) -> dict:
     return answer.json()
 
 
+def test_steps_are_those_of_the_training_in_every_phase(house: House) -> None:
+    """Five pictures that are checked are no five steps."""
+    number = create(house, steps=700)["id"]
+    path, tune = f"/tunes/{number}", house.tune(number)
+    work = house.registry.work.claim("prepare", tune.id, "run")
+    house.registry.work.progress(work.id, "run", phase="checking", step=2, total=5)
+    assert house.client.get(path, headers=house.auth()).json()["steps"] == 700
+    house.registry.work.finish(work.id, "run")
+    work = house.registry.work.claim("train", tune.id, "run")
+    house.registry.work.finish(work.id, "run", result={"weights_key": "w", "steps": 650})
+    assert house.client.get(path, headers=house.auth()).json()["steps"] == 650
+
+
 def told(house: House) -> list:
     lease, urls = house.registry.outbox.lease(60)
     found = []

@@ -19,7 +19,7 @@ class TuneAnswer(Answer):
     token: str
     base_tune_id: int | None
     args: str | None = Field(description="What was made, where that is not what was asked for.")
-    steps: int | None
+    steps: int | None = Field(description="That were asked for, and of a ready tune those it was trained.")
     face_crop: bool
     training_face_correct: bool
     ckpt_url: Address | None

@@ -270,7 +270,7 @@ def tune_object(mine: Desk, tune: Tune, seen: ApiObject | None) -> dict[str, Any
         "token": tune.token,
         "base_tune_id": asked.get("base_tune_id"),
         "args": asked.get("args"),
-        "steps": tune.total_steps or asked.get("steps"),
+        "steps": tune.made.steps or asked.get("steps"),
         "face_crop": bool(asked.get("face_crop")),
         "training_face_correct": bool(asked.get("training_face_correct")),
         "ckpt_url": weights[0] if weights else None,
