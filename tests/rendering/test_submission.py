@@ -74,7 +74,7 @@ def test_sizes_follow_the_aspect_ratio(place):
 def test_baselines_are_steps_and_a_person_wins(place):
     fast, thorough = complete(place, baseline="fast").settings, complete(place, baseline="thorough").settings
     assert (fast.steps, fast.hires_fix) == (13, False) and (thorough.steps, thorough.hires_fix) == (30, True)
-    assert complete(place, baseline="fast", steps=7).settings.steps == 7
+    assert complete(place, wishes=Wishes(), baseline="fast", steps=7).settings.steps == 7
 
 
 def test_pictures_in_a_request_move_into_the_store(place):

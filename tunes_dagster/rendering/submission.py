@@ -8,7 +8,7 @@ is taken out of the settings and told of (`core/wishes.py`).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from tunes_dagster.rendering.policy import check_text, load_rules
 from tunes_dagster.rendering.prompts import check_words, named_tunes, parse_prompt
 from tunes_dagster.rendering.sizes import MULTIPLE, fit_area
 from tunes_dagster.rendering.styles import dressed, find_composition
-from tunes_dagster.rendering.wishes import without_unmet
+from tunes_dagster.rendering.wishes import baseline_steps, without_unmet
 
 # Of a clip only this much can be chosen; of an enlarged picture even less.
 _OF_CLIPS = {
@@ -60,6 +60,9 @@ class PromptContext:
         characteristics: Of the prompt's own tune.
         find: Looks a tune up that a tag (`lora`, `faceid`) names and returns its characteristics; raises when it may
             not be used.
+        tuned: Whether it has a tune of its own, beside those that tags name.
+        own_tag: Whether a tag in its text names its own tune too, with a weight.
+        subjects: Classes of the tunes that it is rendered with.
         owns: Whether a rendered picture, by its key in the store, may be named; None lets all be.
         wishes: Gets what cannot be met.
     """
@@ -71,6 +74,9 @@ class PromptContext:
     store: Store | None = None
     characteristics: Mapping[str, str] = field(default_factory=dict)
     find: Callable[[str, str], Mapping[str, str]] | None = None
+    tuned: bool = False
+    own_tag: bool = False
+    subjects: Sequence[str] = ()
     owns: Callable[[str], bool] | None = None
     wishes: Wishes = field(default_factory=Wishes)
 
@@ -140,8 +146,7 @@ def _filled(asked: RenderSettings, entry: BaseModelEntry) -> RenderSettings:
     native = {side: int(defaults.pop(side, None) or entry.native_size) for side in ("width", "height")}
     chosen: dict[str, Any] = {}
     if asked.baseline is not None:
-        share = 2 / 3 if asked.baseline == "fast" else 1.5
-        chosen["steps"] = asked.steps or max(1, min(150, round(int(defaults.get("steps", 30)) * share)))
+        chosen["steps"] = asked.steps or baseline_steps(asked.baseline, entry)
         chosen["hires_fix"] = asked.hires_fix or asked.baseline == "thorough"
     if asked.composition is not None:
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed

@@ -6,7 +6,7 @@ still to be fetched is refused later, by its work, which does the same. From the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ class Recognised:
         words: Whether it teaches one.
         header: Its metadata.
         doubts: What its owner should know, in the form of wishes that are not met.
+        says_alpha: Whether each layer says its alpha.
     """
 
     entry: BaseModelEntry
@@ -54,6 +55,7 @@ class Recognised:
     words: bool
     header: Mapping[str, str] = field(default_factory=dict)
     doubts: tuple[Unmet, ...] = ()
+    says_alpha: bool = False
 
 
 def import_weights(
@@ -115,7 +117,7 @@ def accept_weights(
         seen = recognise(looked, installation, request.base, config)
         key = store.write_file(f"tunes/{chosen}/uploads/weights.safetensors", found.path)
         handed = Handed(name=found.name, key=key, sha256=sha256_of(found.path), config=config)
-        complete, doubts = _as_tune(request, seen), seen.doubts
+        complete, doubts = _as_tune(request, seen), (*seen.doubts, *_idle_alpha(request, found, seen))
     try:
         new = new_tune(
             installation,
@@ -134,6 +136,14 @@ def accept_weights(
     if acceptance is not None and acceptance.rehearse:
         store.delete_prefix(f"tunes/{chosen}")
     return accepted
+
+
+def _idle_alpha(request: ImportRequest, found: Found, seen: Recognised) -> Iterator[Unmet]:
+    """Yield that an alpha was given for a file which says its own."""
+    beside = found.config.get("lora_alpha") is not None
+    if request.alpha is not None and (beside or seen.says_alpha):
+        who = "adapter_config.json" if beside else "each layer of the file"
+        yield Unmet("alpha", f"is {request.alpha:g}, but {who} says one, which counts: it is left out")
 
 
 def check_address(url: str, settings: Settings) -> None:
@@ -177,7 +187,7 @@ def recognise(
         entry, folder = _base(installation, base)
         if failure := why_not(reading, entries, entry, folder):
             raise failure
-        return Recognised(entry, word, bool(reading.words), looked.metadata)
+        return Recognised(entry, word, bool(reading.words), looked.metadata, (), reading.says_alpha)
     fitting = _fitting(reading, entries, installation)
     entry = fitting[0]
     named = looked.metadata.get(f"{_OURS}base")
@@ -191,7 +201,7 @@ def recognise(
                 f"was not named: the file fits {entry.base_id}, which was taken, and {', '.join(others)} as well",
             ),
         )
-    return Recognised(entry, word, bool(reading.words), looked.metadata, doubts)
+    return Recognised(entry, word, bool(reading.words), looked.metadata, doubts, reading.says_alpha)
 
 
 def _base(installation: Installation, word: str) -> tuple[BaseModelEntry, Path]:

@@ -78,6 +78,14 @@ class Named:
         """
         return [self._found(use[0], tag).kind for tag, some in _tags(text) for use in some]
 
+    def subjects(self, text: str) -> list[str]:
+        """Return the classes of the tunes that the tags of a text name.
+
+        Raises:
+            Failure: As `kinds`.
+        """
+        return [self._found(use[0], tag).class_name for tag, some in _tags(text) for use in some]
+
     def check_sums(self, text: str) -> None:
         """Refuse tags that name one tune, by whatever words, with more than one tag may ask for.
 

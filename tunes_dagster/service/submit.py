@@ -134,9 +134,9 @@ def new_tune(
     request = _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
     named = Named(installation, entry, account_id)
-    kinds = [request.training.kind]
+    own = _Own(request.training.kind, request.name, request.characteristics)
     completed = [
-        _complete_prompt(one, entry, installation, own=request, asked=request.base, named=named, kinds=kinds)
+        _complete_prompt(one, entry, installation, own=own, asked=request.base, named=named)
         for one in request.prompts
     ]
     complete = request.model_copy(update={"prompts": [one.request for one in completed]})
@@ -356,8 +356,7 @@ def completed_prompt(
         home,
         installation,
         asked=asked,
-        kinds=[tune.kind] if tune is not None else [],
-        characteristics=dict((tune.request or {}).get("characteristics") or {}) if tune is not None else {},
+        own=_Own.of(tune) if tune is not None else None,
         named=named,
     )
     return replace(completed, tags=tuple(named.tags(completed.request.text)))
@@ -482,15 +481,36 @@ def _check_sources(
     )
 
 
+@dataclass(frozen=True)
+class _Own:
+    """What is to be known of a prompt's own tune.
+
+    Attributes:
+        kind: Of tune.
+        class_name: Of its subject.
+        characteristics: Of its subject.
+        id: Empty while the tune does not exist yet.
+    """
+
+    kind: str
+    class_name: str
+    characteristics: Mapping[str, str]
+    id: str = ""
+
+    @classmethod
+    def of(cls, tune: Tune) -> _Own:
+        """Return it of a tune that exists."""
+        known = (tune.request or {}).get("characteristics") or {}
+        return cls(tune.kind, tune.class_name, dict(known), tune.id)
+
+
 def _complete_prompt(
     request: PromptRequest,
     home: BaseModelEntry,
     installation: Installation,
     *,
-    own: TuneRequest | None = None,
+    own: _Own | None = None,
     asked: str = "",
-    kinds: Sequence[str] = (),
-    characteristics: dict[str, str] | None = None,
     named: Named,
 ) -> Completed:
     """Return the prompt with its settings checked and filled from the base that renders it, with a seed; without tags.
@@ -499,22 +519,21 @@ def _complete_prompt(
         request: As handed in.
         home: The base that its tunes were made on.
         installation: Knows bases; keeps pictures that come with it.
-        own: The request of its tune, when it came inside that; then it may name no other.
+        own: Its tune; one that does not exist yet when the prompt came inside of it, and then it may name no other.
         asked: The base by the caller's word.
-        kinds: Of the tune that it is made for.
-        characteristics: Of its tune.
         named: Looks up the tunes that tags name.
     """
     from tunes_dagster.rendering.siblings import rendering_base
     from tunes_dagster.rendering.submission import PromptContext, complete_prompt
 
     catalog, settings = installation.catalog, installation.settings
-    if own is not None and request.tune is not None:
+    if own is not None and not own.id and request.tune is not None:
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"The prompt {request.text[:60]!r} names the tune {request.tune!r}, but it is part of a new tune.",
             "Leave `tune` out here, or submit the prompt by itself.",
         )
+    kinds = [own.kind] if own is not None else []
     entry = rendering_base(request, home, [*kinds, *named.kinds(request.text)], catalog, settings)
     if request.base is not None and not catalog.fits(home, request.base):
         raise Failure(
@@ -524,10 +543,23 @@ def _complete_prompt(
         )
     check_callback_url(request.callback_url, settings)
     base = catalog.resolve(asked) if asked else entry
-    known = own.characteristics if own is not None else characteristics or {}
     wishes = Wishes(settings.unmet_wishes)
     store = installation.store.naming(installation.registry.blobs.hold)
-    context = PromptContext(base, entry, catalog, settings, store, known, named, named.owns_picture, wishes)
+    subjects = [own.class_name] if own is not None else []
+    context = PromptContext(
+        base,
+        entry,
+        catalog,
+        settings,
+        store,
+        own.characteristics if own is not None else {},
+        named,
+        tuned=own is not None,
+        own_tag=own is not None and any(use.tune_id == own.id for use in named.tags(request.text)),
+        subjects=[*subjects, *named.subjects(request.text)],
+        owns=named.owns_picture,
+        wishes=wishes,
+    )
     named.check_sums(request.text)
     complete = complete_prompt(request, context)
     return Completed(complete, entry, asked, warnings=wishes.told())

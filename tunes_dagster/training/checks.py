@@ -2,29 +2,26 @@
 
 Ranges of single options stand in `recipe.py`. Here is what depends on the kind of tune, on the family of the base
 and on what is installed. What has no effect, or only makes a tune better where it is installed, is taken out of the
-request and told of (`core/wishes.py`). Nothing here needs torch.
+request and told of (`training/wishes.py`). Nothing here needs torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
 
 from tunes_dagster.core.failures import Problem, refusal
-from tunes_dagster.core.recipe import DatasetOptions, TrainingOptions, TuneRequest
+from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import BaseModelEntry
-from tunes_dagster.families.presets import MEANINGLESS, presets
+from tunes_dagster.families.presets import MEANINGLESS
 from tunes_dagster.families.specs import families, in_words, spec_of
 from tunes_dagster.intake.faces import is_person
-from tunes_dagster.intake.restore import restorer_missing
 from tunes_dagster.intake.subject import is_style
+from tunes_dagster.training.wishes import without_unmet
 
 
 def check_tune(
@@ -51,7 +48,7 @@ def check_tune(
         Failure: `INVALID_REQUEST`, naming every option that is wrong and what it may be.
     """
     wishes = wishes if wishes is not None else Wishes(settings.unmet_wishes)
-    request = _without_unmet(request, asked, settings, wishes)
+    request = without_unmet(request, asked, used, settings, wishes)
     problems = [
         *_kind_problems(request.training, asked, used),
         *_family_problems(request.training, asked),
@@ -69,12 +66,6 @@ def check_tune(
         training = request.training.model_copy(update={"resolution": used.native_size})
         return request.model_copy(update={"training": training})
     return request
-
-
-def given(options: TrainingOptions, names: Iterable[str]) -> list[str]:
-    """Return those of the names whose value is not the default."""
-    fields = TrainingOptions.model_fields
-    return [name for name in names if getattr(options, name) != fields[name].default]
 
 
 def _kind_problems(
@@ -155,57 +146,3 @@ def has_nvidia(device: str) -> bool:
     if device == "auto":
         return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
     return device.startswith("cuda")
-
-
-def _without_unmet(
-    request: TuneRequest, asked: BaseModelEntry, settings: Settings, wishes: Wishes
-) -> TuneRequest:
-    """Return the request without what has no effect on such a tune, and without what is not installed."""
-    training = _defaults(TrainingOptions, _idle_training(request.training, asked, wishes))
-    dataset = _defaults(DatasetOptions, _idle_dataset(request, settings, wishes))
-    changes = {
-        "training": request.training.model_copy(update=training),
-        "dataset": request.dataset.model_copy(update=dataset),
-    }
-    return request.model_copy(update=changes) if training or dataset else request
-
-
-def _defaults(model: type[BaseModel], names: Iterable[str]) -> dict[str, Any]:
-    return {name: model.model_fields[name].default for name in names}
-
-
-def _idle_training(options: TrainingOptions, asked: BaseModelEntry, wishes: Wishes) -> Iterator[str]:
-    """Yield the training options that change nothing about a tune of this kind on this base."""
-
-    def left(name: str, why: str) -> str:
-        wishes.leave(f"training.{name}", f"is {getattr(options, name)!r}, but {why}", "it is left out")
-        return name
-
-    for name in given(options, MEANINGLESS[options.kind]):
-        if name != "base_tune_id":
-            yield left(name, f"means nothing to a tune of the kind {options.kind!r}")
-    if options.preset and asked.family not in (fitting := presets()[options.preset].families):
-        families = " and ".join(fitting)
-        yield left("preset", f"is for the families {families}, and {asked.base_id} is of {asked.family}")
-    # A signal-to-noise weighting of this kind means nothing to flow matching.
-    if options.min_snr_gamma and spec_of(asked.family).prediction == "flow":
-        yield left("min_snr_gamma", f"means nothing on {asked.base_id}, which learns by flow matching")
-
-
-def _idle_dataset(request: TuneRequest, settings: Settings, wishes: Wishes) -> Iterator[str]:
-    """Yield the dataset options that find nothing to do, or not what they need."""
-    dataset = request.dataset
-    if is_style(request.name):
-        for name in ("face_crop", "face_correct"):
-            if getattr(dataset, name):
-                why = f"looks for a face, and a style ({request.name!r}) has none"
-                wishes.leave(f"dataset.{name}", why, "it is left out")
-                yield name
-    elif dataset.face_correct and (missing := restorer_missing(settings.bases_folder)):
-        instead = "faces are trained on as they are"
-        wishes.leave("dataset.face_correct", missing.why, instead, missing.remedy)
-        yield "face_correct"
-    if request.training.kind == "faceid" and dataset.mask != "off":
-        why = f"is {dataset.mask!r}, but means nothing to a tune of the kind 'faceid'"
-        wishes.leave("dataset.mask", why, "it is left out")
-        yield "mask"

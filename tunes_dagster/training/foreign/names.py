@@ -99,6 +99,11 @@ class Reading:
     unknown: list[str] = field(default_factory=list)
     bare: bool = False
 
+    @property
+    def says_alpha(self) -> bool:
+        """Whether an alpha lies beside each layer, before which none from elsewhere counts."""
+        return bool(self.layers) and all("alpha" in layer.parts for layer in self.layers)
+
 
 def read_names(entries: Iterable[Entry]) -> Reading:
     """Return what the keys of a file say; nothing is left out, what is not understood is `unknown`."""

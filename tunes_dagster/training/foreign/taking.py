@@ -89,6 +89,8 @@ def read_file(path: Path, base: LoadedBase, config: Mapping[str, Any] | None = N
     weights = {DENOISER: base.denoiser} if _OURS in header else None
     with safe_open(str(path), framework="pt") as file:
         made = convert(plan, _Tensors(file), networks, scales, weights)
+    if config and reading.says_alpha:
+        made.notes.append("An alpha was given, but each layer of the file says its own, which counts.")
     if not made.state:
         made.state = _nothing(base, plan)
         made.notes.append("The file teaches a word alone; the LoRA beside it changes nothing.")
