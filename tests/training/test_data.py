@@ -15,9 +15,12 @@ from PIL import Image
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.core.store import Store
-from tunes_dagster.training import order, prior, run, samples
+from tunes_dagster.rendering import texts
+from tunes_dagster.training import cache, order, prior, run, samples
 from tunes_dagster.training.cache import cached_latents, centred_crop, in_parts, load_picture
+from tunes_dagster.training.captions import cut_captions, stacked
 from tunes_dagster.training.jobs import TrainExample, learning_rate
+from tunes_dagster.training.run import TextTable
 
 
 @settings(max_examples=40, deadline=None)
@@ -174,3 +177,47 @@ def test_parts_shrink_when_memory_runs_out():
     with pytest.raises(Failure) as raised:
         in_parts(4, 2, hopeless)
     assert raised.value.code == FailureCode.OUT_OF_MEMORY
+
+
+LONG = "a photo of ohwx woman " + "with a red hat and a blue scarf " * 12
+
+
+def test_a_long_caption_is_trained_on_to_its_end_as_it_is_rendered(base, tmp_path):
+    store, other = Store(tmp_path), LONG + "on the beach"
+    found, _ = cache.cached_text(["a photo of ohwx woman", LONG, other], base, store)
+    assert len(found[LONG]["hidden"]) == 77 * texts.plain_chunks(base, LONG) > 77
+    rendered = texts.encode_weighted(base, other, texts.chunk_count(base, other))
+    assert torch.equal(found[other]["hidden"], rendered["hidden"][0])
+    assert cache.cached_text([LONG], base, store)[1].hits == 1
+
+
+def test_captions_of_several_lengths_share_a_forward_and_none_sees_anothers_end(base, tmp_path):
+    captions = ["a photo of ohwx woman", LONG, LONG + "on the beach " * 30]
+    found, _ = cache.cached_text(captions, base, Store(tmp_path))
+    noisy, moments = torch.randn(3, *base.latent_shape(64, 64)), torch.tensor([10, 500, 900])
+
+    def said(rows, some: slice) -> torch.Tensor:
+        with torch.no_grad():
+            return base.predict(noisy[some], moments[some], base.with_size(rows, 64, 64))
+
+    table = TextTable(base)
+    for text in captions:  # later ones are longer, as when a tune joins
+        table.add({text: found[text]})
+    together = said(table.rows(table.numbers(captions)), slice(0, 3))
+    assert torch.allclose(together, said(stacked([found[text] for text in captions]), slice(0, 3)))
+    for i, text in enumerate(captions):
+        alone = said(stacked([found[text]]), slice(i, i + 1))
+        assert torch.allclose(together[i : i + 1], alone, atol=1e-5)
+    cut = {**found[captions[1]], "hidden": found[captions[1]]["hidden"][:77]}
+    assert not torch.allclose(together[1:2], said(stacked([cut]), slice(1, 2)), atol=1e-3)
+
+
+def test_captions_that_a_base_cannot_read_to_their_end_are_named(base, monkeypatch):
+    monkeypatch.setattr(base, "clip_encoders", list)
+    items = [
+        TrainExample("a", "short", (64, 64), name="a.png"),
+        TrainExample("b", LONG, (64, 64), name="b.png"),
+    ]
+    told = cut_captions(items, base)
+    assert "b.png (from '" in told and "a.png" not in told
+    assert cut_captions(items[:1], base) == ""

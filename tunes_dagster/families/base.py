@@ -27,6 +27,9 @@ Targets = Literal["attention", "attention+mlp", "all"]
 
 # Keys of a conditioning that callers outside a family read or write.
 HIDDEN: Final = "hidden"  # the texts' hidden states, [rows, tokens, d]
+MASK: Final = (
+    "hidden_mask"  # which tokens count, [rows, tokens], where texts of several lengths share a forward
+)
 POOLED: Final = "pooled"  # one vector a text, [rows, d], where the family has one
 TIME_IDS: Final = "time_ids"  # what an SDXL-class denoiser is told about size, [rows, 6]
 CONTROL: Final = "control."  # a ControlNet's residuals: control.0, control.1, …, control.mid
@@ -132,12 +135,16 @@ class LoadedBase(ABC):
         """Encode captions, one row each; row r does not depend on its neighbours."""
         import torch
 
+        with torch.no_grad():
+            return self.encode_text_with_gradients([self.as_spoken(text) for text in texts])
+
+    def as_spoken(self, text: str) -> str:
+        """Return a text with tokens in the words that `spoken` has for them."""
         from tunes_dagster.training.jobs import said
 
         for token, spoken in self.spoken.items():
-            texts = [said(text, token, spoken) for text in texts]
-        with torch.no_grad():
-            return self.encode_text_with_gradients(texts)
+            text = said(text, token, spoken)
+        return text
 
     @abstractmethod
     def encode_text_with_gradients(self, texts: Sequence[str]) -> Conditioning:

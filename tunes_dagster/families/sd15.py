@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.families.base import Conditioning
+from tunes_dagster.families.base import MASK, Conditioning
 from tunes_dagster.families.specs import FamilySpec
 from tunes_dagster.families.unet import UnetBase
 
@@ -81,6 +81,7 @@ class Sd15Base(UnetBase):
             timesteps,
             encoder_hidden_states=conditioning["hidden"],
             return_dict=False,
+            encoder_attention_mask=conditioning.get(MASK),
             added_cond_kwargs=self.shown(conditioning) or None,
             **self.steering(conditioning),
         )[0]

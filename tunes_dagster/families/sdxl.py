@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.families.base import Conditioning
+from tunes_dagster.families.base import MASK, Conditioning
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.specs import FamilySpec
 from tunes_dagster.families.unet import UnetBase
@@ -125,6 +125,7 @@ class SdxlBase(UnetBase):
             encoder_hidden_states=conditioning["hidden"],
             added_cond_kwargs=added,
             return_dict=False,
+            encoder_attention_mask=conditioning.get(MASK),
             **self.steering(conditioning),
         )[0]
 

@@ -161,9 +161,23 @@ def encode_weighted(base: LoadedBase, text: str, chunks: int) -> Conditioning:
 
     The pooled state is that of the first chunk, which holds the subject.
     """
+    return _encoded(base, weighted(text) if text else [], chunks)
+
+
+def plain_chunks(base: LoadedBase, text: str) -> int:
+    """Return in how many chunks a text is encoded in which brackets and BREAK are words like others."""
+    encoders = base.clip_encoders()
+    return max([1, *(len(_parts(tokenizer, [(text, 1.0)])) for tokenizer, _, _ in encoders)])
+
+
+def encode_plain(base: LoadedBase, text: str) -> Conditioning:
+    """Return the embedding of a text of any length in which brackets are words like others, as `encode_weighted`."""
+    return _encoded(base, [(text, 1.0)], plain_chunks(base, text))
+
+
+def _encoded(base: LoadedBase, pieces: Sequence[tuple[str, float]], chunks: int) -> Conditioning:
     import torch
 
-    pieces = weighted(text) if text else []
     hidden, pooled = [], None
     with torch.no_grad():
         for tokenizer, encoder, layer in base.clip_encoders():

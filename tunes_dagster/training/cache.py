@@ -250,6 +250,7 @@ def cached_text(
     owner: str = "",
     own: Sequence[str] = (),
     heard: str = "",
+    whole: bool = True,
 ) -> tuple[dict[str, Conditioning], CacheCount]:
     """Return {text: conditioning of one row without the row dimension}, from the store or encoded now.
 
@@ -260,17 +261,26 @@ def cached_text(
         owner: See `note_owner`.
         own: Which of the texts are the owner's.
         heard: What tells adapted encoders from the base's own, see `inherited.heard`.
+        whole: Whether texts beyond what an encoder reads at once are encoded in chunks; else they are cut.
     """
+    from tunes_dagster.rendering.texts import encode_plain, plain_chunks
+
     fingerprint = base.fingerprint("text")
     how = (heard,) if heard else ()
     wanted = list(dict.fromkeys(texts))
-    keys = {text: f"cache/text/{fingerprint}/{digest(text, *how)}.safetensors" for text in wanted}
+    spoken = {text: base.as_spoken(text) for text in wanted}
+    chunks = {text: plain_chunks(base, spoken[text]) if whole else 1 for text in wanted}
+    long = {text: (f"{chunks[text]} chunks",) if chunks[text] > 1 else () for text in wanted}
+    keys = {
+        text: f"cache/text/{fingerprint}/{digest(text, *how, *long[text])}.safetensors" for text in wanted
+    }
     note_owner(store, owner, [keys[text] for text in own])
     with ThreadPoolExecutor(_READERS) as readers:
         found = dict(zip(wanted, readers.map(lambda t: read_tensors(store, keys[t]), wanted), strict=True))
     done: dict[str, Conditioning] = {text: entry for text, entry in found.items() if entry is not None}
     count = CacheCount(len(wanted), len(done))
-    missing = [text for text in wanted if text not in done]
+    missing = [text for text in wanted if text not in done and chunks[text] == 1]
+    longer = [text for text in wanted if text not in done and chunks[text] > 1]
 
     def encode(start: int, stop: int) -> None:
         encoded = base.encode_text(missing[start:stop])
@@ -279,6 +289,9 @@ def cached_text(
 
     if missing:
         in_parts(len(missing), _TEXT_ROWS, encode)
+    for text in longer:
+        encoded = encode_plain(base, spoken[text])
+        done[text] = {name: value[0].clone().cpu() for name, value in encoded.items()}
     with ThreadPoolExecutor(_READERS) as writers:
-        list(writers.map(lambda text: write_tensors(store, keys[text], done[text]), missing))
+        list(writers.map(lambda text: write_tensors(store, keys[text], done[text]), [*missing, *longer]))
     return done, count

@@ -26,6 +26,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.intake.subject import is_style
 from tunes_dagster.training import cache, order
+from tunes_dagster.training.captions import stacked
 from tunes_dagster.training.jobs import TrainExample, TuneJob
 
 # Noised versions of each class picture and of each own picture.
@@ -193,10 +194,8 @@ def _predict_all(
         part = slice(start, stop)
         moments = timesteps[part].to(base.device)
         mixed = base.add_noise(clean[part].to(base.device), noise[part].to(base.device), moments)
-        text = {
-            name: torch.stack([table[t][name] for t in texts[part]]).to(base.device)
-            for name in table[texts[start]]
-        }
+        rows = stacked([table[t] for t in texts[part]])
+        text = {name: value.to(base.device) for name, value in rows.items()}
         with torch.no_grad():
             said = base.predict(mixed.to(base.dtype), moments, base.with_size(text, width, height))
         noisy.append(mixed.cpu())
@@ -231,7 +230,7 @@ def class_set(
     if found is not None and {"noisy", "timesteps", "predictions"} <= set(found):
         texts = [text for text in prompts for _ in range(CLASS_DRAWS)]
         return PriorSet(found["noisy"], found["timesteps"], found["predictions"], texts), True
-    table, _ = cache.cached_text(prompts, base, store)
+    table, _ = cache.cached_text(prompts, base, store, whole=False)
     source = order.generator(0, order.PRIOR)
     shape = base.latent_shape(width, height)
     total = len(prompts) * (1 + CLASS_DRAWS)

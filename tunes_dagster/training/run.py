@@ -17,6 +17,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import Conditioning, LoadedBase
 from tunes_dagster.intake.subject import is_style
 from tunes_dagster.training import cache, checkpoints, inherited, order, prior
+from tunes_dagster.training.captions import cut_captions, joined, stacked, tokens_of
 from tunes_dagster.training.earlier import read_earlier
 from tunes_dagster.training.jobs import TrainExample, TuneJob
 from tunes_dagster.training.masks import masks_by_bucket
@@ -37,6 +38,7 @@ class TextTable:
         self._base = base
         self._numbers: dict[str, int] = {}
         self._tensors: Conditioning = {}
+        self._lengths: list[int] = []
 
     def add(self, entries: dict[str, Conditioning]) -> None:
         """Add texts that are not in the table yet."""
@@ -45,12 +47,10 @@ class TextTable:
             return
         for text in fresh:
             self._numbers[text] = len(self._numbers)
-        for name in next(iter(fresh.values())):
-            rows = torch.stack([entry[name] for entry in fresh.values()]).to(
-                self._base.device, self._base.dtype
-            )
-            old = self._tensors.get(name)
-            self._tensors[name] = rows if old is None else torch.cat([old, rows])
+        rows = stacked(list(fresh.values()))
+        new = {name: value.to(self._base.device, self._base.dtype) for name, value in rows.items()}
+        self._lengths += [tokens_of(entry) for entry in fresh.values()]
+        self._tensors = joined(self._tensors, new, self._lengths)
 
     def numbers(self, texts: Sequence[str]) -> Tensor:
         """Return the numbers of texts, on the CPU."""
@@ -118,6 +118,8 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     prompts = _prior_prompts(job) if wants_prior and not given else []
     if job.prior_pictures and not wants_prior:
         report.finding(_UNUSED.format(len(job.prior_pictures)))
+    if cut := cut_captions(job.items, base):
+        report.finding(cut)
     captions = job.captions
     own = [c for c, item in zip(captions, job.items, strict=True) if item.bucket == widest]
     own = prior.own_texts(own, job.spoken or job.token, job.class_name, options.seed) if wants_prior else []
