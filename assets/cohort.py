@@ -30,6 +30,7 @@ from tunes_dagster.assets.trained import described, log_trained
 from tunes_dagster.core.failures import Cancelled, Failure
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.pipeline.journal import report_planned
+from tunes_dagster.pipeline.partitions import TUNES
 from tunes_dagster.registry.retrying import DatabaseAway
 from tunes_dagster.sessions.cohorts import Place, Trainee, load_placed, train_trainees, trainee_of
 from tunes_dagster.sessions.reporting import Pulse
@@ -77,6 +78,8 @@ def train_cohort_members(
         def recruit(works: Sequence[Work], said: str) -> list[Trainee]:
             fresh = [recruited(context, work, installation, pulse) for work in works]
             trainees.extend(fresh)
+            # Those that had left Dagster's window come back.
+            context.instance.add_dynamic_partitions(TUNES, [trainee.tune.id for trainee in fresh])
             for trainee in fresh:
                 report_planned(context.instance, context.run, LORA, trainee.tune.id)
             if fresh:

@@ -15,6 +15,7 @@ import dagster as dg
 from dagster import DagsterRunStatus
 
 from tunes_dagster.core import clock
+from tunes_dagster.pipeline.history import delete_runs
 from tunes_dagster.pipeline.partitions import TUNES
 
 if TYPE_CHECKING:
@@ -54,13 +55,12 @@ def prune_runs(instance: dg.DagsterInstance, keep_failed_days: float, keep_servi
     ]
     deleted = 0
     for chosen in filters:
+        gone = []
         for run in instance.get_runs(chosen, limit=_MOST_RUNS):
             if made_an_asset(instance, run.run_id):
                 continue
-            # Dagster leaves the captured output behind when a run is deleted.
-            instance.compute_log_manager.delete_logs(prefix=[run.run_id])
-            instance.delete_run(run.run_id)
-            deleted += 1
+            gone.append(run.run_id)
+        deleted += delete_runs(instance, gone)
     return deleted
 
 
@@ -128,11 +128,7 @@ def forget_history(instance: dg.DagsterInstance) -> int:
     )
     deleted = 0
     while runs := instance.get_runs(ended, limit=_PAGE):
-        for run in runs:
-            # Dagster leaves the captured output behind when a run is deleted.
-            instance.compute_log_manager.delete_logs(prefix=[run.run_id])
-            instance.delete_run(run.run_id)
-            deleted += 1
+        deleted += delete_runs(instance, [run.run_id for run in runs])
     return deleted
 
 
@@ -175,9 +171,7 @@ def forget_tunes(instance: dg.DagsterInstance, registry: Registry, tune_ids: Seq
         {run_id: False for run_id, alone in own.items() if alone and registry.device_runs.of_run(run_id)}
     )
     deleted = [run_id for run_id, alone in own.items() if alone]
-    for run_id in deleted:
-        instance.compute_log_manager.delete_logs(prefix=[run_id])
-        instance.delete_run(run_id)
+    delete_runs(instance, deleted)
     for tune_id in tune_ids:
         if instance.has_dynamic_partition(TUNES, tune_id):
             instance.delete_dynamic_partition(TUNES, tune_id)

@@ -41,6 +41,8 @@ def test_one_is_cancelled_one_kept_one_fails_one_joins_and_one_is_trained(house,
     drive_until(house, late.id, status=("prepared",))
     for item in TrainingSet.load(house.store, bad.id).training:
         house.store.write_bytes(item.key, b"not a picture")
+    # As if it had ended long ago, before it was asked for again.
+    house.instance.delete_dynamic_partition("tunes", good.id)
     seen: dict[str, tuple[int, int | None]] = {}
 
     def meddle() -> None:
@@ -60,6 +62,7 @@ def test_one_is_cancelled_one_kept_one_fails_one_joins_and_one_is_trained(house,
     assert not execute(build_defs(), house.instance, launch)
     person.join()
 
+    assert house.instance.has_dynamic_partition("tunes", good.id)
     status = {tune.title: house.status(tune.id) for tune in (good, bad, stopped, kept, late)}
     assert status == {
         "good": "trained",

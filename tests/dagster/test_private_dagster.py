@@ -129,6 +129,16 @@ def test_an_event_moves_its_run_at_its_own_time():
     assert (record.start_time, record.end_time) == (1000.0, 1060.0)
 
 
+def test_checks_are_rows_of_their_run_and_backfills_have_the_states_that_are_asked_for():
+    assert {"run_id", "asset_key"} <= set(dagster_private.AssetCheckExecutionsTable.c.keys()), dg.__version__
+    states = set(dagster_private.BulkActionStatus.__members__)
+    ended = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
+    assert states == {"REQUESTED", "CANCELING", "FAILING"} | ended, (
+        f"Dagster {dg.__version__}: one more is under way?"
+    )
+    assert "run_id" in inspect.signature(dagster_private.SqliteEventLogStorage.path_for_shard).parameters
+
+
 def test_everything_that_is_named_is_there():
     assert not [name for name in dagster_private.__all__ if not hasattr(dagster_private, name)]
 

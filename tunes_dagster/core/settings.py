@@ -95,6 +95,10 @@ class Settings(FromEnvironment):
         longest_render_seconds: The same for one batch.
         longest_campaign_seconds: The same for planning a date of a campaign, and for reporting on it.
         longest_housekeeping_seconds: The same for housekeeping.
+        shown_tunes: Tunes that Dagster's pages show; of more, the oldest that have ended leave them with their runs,
+            and come back when they are run again. The pages are quick up to some ten thousands (docs/dagster.md).
+        shown_batches: The same for render batches, at which hardly anybody looks again.
+        shown_days: What ended longer ago leaves them as well, however few there are; 0 goes by their number alone.
         ui_url: Address of the Dagster UI, which is asked to reload when campaigns change; empty asks nobody.
         max_attempts: Attempts of one piece of work before it fails for good.
         retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
@@ -153,6 +157,9 @@ class Settings(FromEnvironment):
     longest_render_seconds: float = Field(default=14_400.0, gt=0)
     longest_campaign_seconds: float = Field(default=3_600.0, gt=0)
     longest_housekeeping_seconds: float = Field(default=7_200.0, gt=0)
+    shown_tunes: int = Field(default=20_000, ge=1)
+    shown_batches: int = Field(default=5_000, ge=1)
+    shown_days: float = Field(default=0.0, ge=0)
     ui_url: WebAddress = "http://127.0.0.1:3000"
     max_attempts: int = Field(default=3, ge=1)
     retry_backoff: Backoff = (5.0, 30.0, 120.0)

@@ -31,6 +31,7 @@ from dagster._core.events import (
     StepMaterializationData,
 )
 from dagster._core.events.log import EventLogEntry
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.execution.plan.objects import (
     ErrorSource,
     StepFailureData,
@@ -45,6 +46,9 @@ from dagster._core.launcher.base import (
     WorkerStatus,
 )
 from dagster._core.remote_origin import RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.event_log import SqlEventLogStorage
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.sqlite import SqliteEventLogStorage
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
@@ -91,6 +95,12 @@ __all__ = [
     "origin",
     # Which runs are of jobs that the UI makes of a selection of assets.
     "is_asset_job",
+    # What `DagsterInstance.delete_run` leaves of a run: rows of its checks, which no call deletes, and SQLite's file.
+    "AssetCheckExecutionsTable",
+    "SqlEventLogStorage",
+    "SqliteEventLogStorage",
+    # The states of a backfill. `get_backfills` takes them, and `dagster` does not export them.
+    "BulkActionStatus",
 ]
 
 # The jobs that the UI makes of a selection of assets. `IMPLICIT_ASSET_JOB_NAME` and `ANONYMOUS_ASSET_JOB_PREFIX` are

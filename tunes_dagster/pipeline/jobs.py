@@ -31,6 +31,7 @@ from tunes_dagster.assets.names import (
     device_run,
     process_run,
 )
+from tunes_dagster.assets.window import close_window
 from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.launches import JOB_OF_KIND
 from tunes_dagster.resources import ComputeResource, InstallationResource
@@ -160,6 +161,7 @@ def clean_up_op(
         context.log.info(forget_tunes(context.instance, rows, done.tune_ids).sentence())
     keys = prune_partitions(context.instance, rows)
     context.log.info(f"Deleted {keys} partitions of deleted tunes.")
+    context.log.info(close_window(context.instance, whole).sentence())
     orphans = remove_orphans(whole)
     context.log.info(f"Deleted {orphans} files that nobody names.")
     freed = prune_cache(whole.store, config.keep_cache_days)

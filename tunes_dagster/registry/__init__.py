@@ -57,6 +57,7 @@ from tunes_dagster.registry.tables import (
 from tunes_dagster.registry.tunes import Tunes
 from tunes_dagster.registry.uploads import Uploads
 from tunes_dagster.registry.uses import DoubtfulUse, PromptTune, Use, Uses
+from tunes_dagster.registry.window import Window
 
 
 class Registry(Database):
@@ -90,6 +91,7 @@ class Registry(Database):
         figures: What is measured of the whole.
         audit: What is wrong in the rows.
         mending: What sets it right.
+        window: What has ended and may leave the orchestrator's pages.
         restoring: What a backup that was put back lacks.
     """
 
@@ -118,6 +120,7 @@ class Registry(Database):
         self.figures = Measured(self)
         self.audit = Audit(self)
         self.mending = Mending(self)
+        self.window = Window(self)
         self.restoring = Restoring(self)
 
 
