@@ -22,6 +22,7 @@ from tunes_dagster.intake.captions import (
     set_captions,
     write_captions,
 )
+from tunes_dagster.intake.companions import asked_for
 from tunes_dagster.intake.edits import read_csv
 from tunes_dagster.intake.manifest import Manifest
 from tunes_dagster.intake.subject import holds_subject, template, with_subject
@@ -110,6 +111,35 @@ def test_request_captions_by_hash_stem_and_file_name(store: Store) -> None:
     table = write(store, captions={by_hash: "one", "4": "two", "nobody.png": "three"})
     assert "one" in told(table)["0.png"][0]
     assert "two" in told(table)["4.png"][0]
+
+
+def test_request_captions_find_their_pictures_however_their_names_are_written(store: Store) -> None:
+    manifest, training_set = prepared(store)
+    names = ["Caf\u00e9.PNG", "a/one.jpg", "b/one.jpg", "deep/Two.jpg", "x.png", "three.webp"]
+    for item, name in zip(training_set.items, names, strict=True):
+        item.name = name
+    lost = manifest.rows[0].model_copy(update={"name": "lost.png", "verdict": "rejected", "hash": "0" * 64})
+    manifest.rows.append(lost)
+    captions = {
+        "cafe\u0301.png": "one",
+        "one.jpg": "never",
+        "deep\\two.JPG": "two",
+        "X": "three",
+        "x.PNG": "four",
+        "THREE": "five",
+        "Lost": "six",
+        "nobody": "seven",
+    }
+    found, told = asked_for(captions, training_set.items, manifest)
+    by_name = {item.name: found.get(item.hash) for item in training_set.items}
+    assert by_name == dict(zip(names, ["one", None, None, "two", "four", "five"], strict=True))
+    said = {text.split("'")[1]: text.split(": ", 1)[1] for text in told}
+    assert said == {
+        "one.jpg": "it could be of a/one.jpg or of b/one.jpg.",
+        "X": "there is no such picture.",
+        "Lost": "its picture was not accepted.",
+        "nobody": "there is no such picture.",
+    }
 
 
 def test_the_captioner_is_asked_once_per_picture(store: Store) -> None:

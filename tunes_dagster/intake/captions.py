@@ -17,7 +17,6 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Literal, Protocol
 
 from PIL import Image
@@ -28,8 +27,10 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Phase, Reporter
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.store import Store
+from tunes_dagster.intake.companions import asked_for
 from tunes_dagster.intake.edits import read_csv
 from tunes_dagster.intake.manifest import Manifest
+from tunes_dagster.intake.names import PICTURE_STAGES, match
 from tunes_dagster.intake.pictures import decode
 from tunes_dagster.intake.sidecars import tidy
 from tunes_dagster.intake.subject import is_style, template, with_subject
@@ -137,7 +138,8 @@ class CaptionTable(BaseModel):
         if exact:
             return exact
         by_start = [row for row in self.rows if len(picture) >= 6 and row.hash.startswith(picture.lower())]
-        by_file = [row for row in self.rows if PurePosixPath(row.name).name == picture]
+        means = match([picture], [row.name for row in self.rows], PICTURE_STAGES)
+        by_file = [self.rows[index] for index in means.found]
         for found in (by_start, by_file):
             if len(found) == 1:
                 return found
@@ -145,7 +147,7 @@ class CaptionTable(BaseModel):
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"No picture of {self.tune_id} is called {picture!r}"
-            + (", or more than one is." if by_start or by_file else "."),
+            + (", or more than one is." if by_start or means.ambiguous else "."),
             f"There are: {names}{' …' if len(self.rows) > 8 else ''}.",
         )
 
@@ -228,7 +230,9 @@ def write_captions(
     old = _previous(store, tune_id)
     edits = dict(old.parked) if old else {}
     edits |= {row.hash: row.caption for row in old.rows if row.source == "edit"} if old else {}
-    asked = _asked(request.captions, training_set.items, manifest, report)
+    asked, unmatched = asked_for(request.captions, training_set.items, manifest)
+    for sentence in unmatched:
+        report.finding(sentence)
     chosen: dict[str, tuple[CaptionSource, str]] = {}
     for item in training_set.items:
         for source, text in (
@@ -274,24 +278,6 @@ def _row(item: TrainingItem, chosen: tuple[CaptionSource, str] | None, request: 
     source, text = chosen
     caption = with_subject(text, request.token, request.name)
     return CaptionRow(name=item.name, caption=caption, source=source, hash=item.hash)
-
-
-def _asked(
-    captions: Mapping[str, str], items: Sequence[TrainingItem], manifest: Manifest, report: Reporter
-) -> dict[str, str]:
-    """Return item hash → caption of the request, whose keys are file names or hashes."""
-    found: dict[str, str] = {}
-    for key, text in captions.items():
-        hits = [item for item in items if key in (item.name, item.hash)]
-        hits = hits or [item for item in items if len(key) >= 8 and item.hash.startswith(key.lower())]
-        hits = hits or [item for item in items if PurePosixPath(item.name).name == key]
-        hits = hits or [item for item in items if PurePosixPath(item.name).stem == key]
-        found |= {item.hash: text for item in hits}
-        if not hits:
-            rejected = any(key in (row.name, row.hash) for row in manifest.rows)
-            why = "its picture was not accepted" if rejected else "there is no such picture"
-            report.finding(f"The caption for {key!r} is not used: {why}.")
-    return found
 
 
 def _cached(store: Store, key: str) -> str | None:

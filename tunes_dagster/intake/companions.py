@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tunes_dagster.core.failures import FailureCode
-from tunes_dagster.intake.manifest import Examined
-from tunes_dagster.intake.names import Stage, loose, match, plain, stem
+from tunes_dagster.intake.manifest import Examined, Manifest
+from tunes_dagster.intake.names import PICTURE_STAGES, Stage, loose, match, plain, stem
 from tunes_dagster.intake.pictures import same_shape
 from tunes_dagster.intake.sidecars import masked_picture
 from tunes_dagster.intake.sources import Plan
+from tunes_dagster.intake.training_set import TrainingItem
 
 # So many pictures, or masks, are told by name.
 _NAMED = 20
+# So much of a picture's hash names it.
+_HASH_START = 8
+_OF_THE_CLASS = "its picture is one of the class, without the subject"
 _MASK_STAGES = (Stage(plain, stem, stem), Stage(loose, lambda name: loose(stem(name)), stem))
 
 
@@ -34,6 +38,48 @@ def captioned(plan: Plan, rows: Sequence[Sequence[Examined]]) -> tuple[list[Exam
                 pictures[mine[at]] = pictures[mine[at]].model_copy(update={"caption": caption})
         notes += sidecars.notes + sidecars.unmatched()
     return pictures, notes
+
+
+def asked_for(
+    captions: Mapping[str, str], items: Sequence[TrainingItem], manifest: Manifest
+) -> tuple[dict[str, str], list[str]]:
+    """Return item hash → caption of a request, and in sentences which of its captions are of no picture that is used.
+
+    Args:
+        captions: By name, or by the hash of a picture or its start.
+        items: What is trained on.
+        manifest: Knows the other pictures.
+    """
+    found: dict[str, str] = {}
+    named: list[str] = []
+    for key, text in captions.items():
+        start = key.lower()
+        by_hash = [one.hash for one in items if len(key) >= _HASH_START and one.hash.startswith(start)]
+        found |= dict.fromkeys(by_hash, text)
+        if not by_hash:
+            named.append(key)
+    matches = match(named, [item.name for item in items], PICTURE_STAGES)
+    for index, which in matches.found.items():
+        found.setdefault(items[index].hash, captions[named[which]])
+    left = [i for i in range(len(named)) if i not in matches.found.values()]
+    others = [row for row in manifest.rows if row.verdict == "rejected"] + manifest.prior
+    unused = match([named[i] for i in left], [row.name for row in others], PICTURE_STAGES).found
+    why = {left[which]: others[index] for index, which in unused.items()}
+    hashes = {row.hash: row for row in others if row.hash}
+    sentences = []
+    for i in left:
+        could_be = matches.ambiguous.get(i, [])
+        row = why.get(i) or hashes.get(named[i].lower())
+        if len(could_be) > 1:
+            because = f"it could be of {' or of '.join(could_be[:4])}"
+        elif could_be:
+            because = f"another one may be meant for {could_be[0]}, too"
+        elif row is not None:
+            because = "its picture was not accepted" if row.verdict == "rejected" else _OF_THE_CLASS
+        else:
+            because = "there is no such picture"
+        sentences.append(f"The caption for {named[i]!r} is not used: {because}.")
+    return found, sentences
 
 
 def without_caption(pictures: Sequence[Examined]) -> list[str]:

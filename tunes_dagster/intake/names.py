@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from tunes_dagster.intake.pictures import SUFFIXES
+
 Key = Callable[[str], str]
 
 
@@ -95,6 +97,21 @@ class Stage:
     wanted: Key
     there: Key
     told_apart: Key
+
+
+def _without_picture_suffix(name: str) -> str:
+    return stem(name) if PurePosixPath(name.lower()).suffix in SUFFIXES else plain(name)
+
+
+# Whoever writes a picture's name down means it by its path, by its name in whatever folder, or without its suffix.
+PICTURE_STAGES = (
+    Stage(plain, plain, plain),
+    Stage(loose, loose, plain),
+    Stage(base, base, plain),
+    Stage(lambda name: loose(base(name)), lambda name: loose(base(name)), plain),
+    Stage(_without_picture_suffix, stem, stem),
+    Stage(lambda name: loose(base(name)), lambda name: loose(base(stem(name))), stem),
+)
 
 
 @dataclass

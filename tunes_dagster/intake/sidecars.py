@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from tunes_dagster.intake.names import Stage, base, loose, match, plain, shown, stem
-from tunes_dagster.intake.pictures import SUFFIXES
+from tunes_dagster.intake.names import PICTURE_STAGES, Stage, loose, match, plain, shown, stem
 from tunes_dagster.intake.tables import parse_json, read_json, read_sheet, read_table
 
 MAX_CAPTION = 2000
@@ -91,25 +90,12 @@ class _Caption:
     could_be: list[str] = field(default_factory=list)
 
 
-def _without_picture_suffix(name: str) -> str:
-    return stem(name) if PurePosixPath(name.lower()).suffix in SUFFIXES else plain(name)
-
-
 # `a.jpg.txt` is of `a.jpg`, `a.txt` of every `a`.
 _TEXT_STAGES = (
     Stage(plain, plain, plain),
     Stage(plain, stem, stem),
     Stage(loose, loose, plain),
     Stage(loose, lambda name: loose(stem(name)), stem),
-)
-# A row names a picture by its path, by its name in whatever folder, or without its suffix.
-_ROW_STAGES = (
-    Stage(plain, plain, plain),
-    Stage(loose, loose, plain),
-    Stage(base, base, plain),
-    Stage(lambda name: loose(base(name)), lambda name: loose(base(name)), plain),
-    Stage(_without_picture_suffix, stem, stem),
-    Stage(lambda name: loose(base(name)), lambda name: loose(base(stem(name))), stem),
 )
 
 
@@ -173,7 +159,7 @@ class Sidecars:
             names: Of all pictures that these captions may belong to, so that what is ambiguous is not guessed.
         """
         found: dict[int, _Caption] = {}
-        for among, stages in ((self._texts, _TEXT_STAGES), (self._rows, _ROW_STAGES)):
+        for among, stages in ((self._texts, _TEXT_STAGES), (self._rows, PICTURE_STAGES)):
             captions = list(among.values())
             matches = match([caption.name for caption in captions], names, stages)
             for index, which in matches.ambiguous.items():
