@@ -20,7 +20,7 @@ from tunes_dagster.sessions.results import Trained
 if TYPE_CHECKING:
     from tunes_dagster.registry import Tune
     from tunes_dagster.sessions.hardware import Device
-    from tunes_dagster.training.jobs import TuneResult
+    from tunes_dagster.training.jobs import TrainingResult
 
 FINITE = check_spec(
     results.FINITE, asset=LORA, partitions_def=tunes, description="Every number of the weights is finite."
@@ -73,7 +73,7 @@ def answers(trained: Trained) -> list[dg.AssetCheckResult]:
     ]
 
 
-def pictures(tune: Tune, result: TuneResult, store: Store) -> dict[str, Any]:
+def pictures(tune: Tune, result: TrainingResult, store: Store) -> dict[str, Any]:
     """Return thumbnails: samples over the checkpoints, and the loss curve."""
     from tunes_dagster.rendering.plots import figure_image, loss_figure
 
@@ -90,7 +90,7 @@ def pictures(tune: Tune, result: TuneResult, store: Store) -> dict[str, Any]:
     return shown
 
 
-def facts(tune: Tune, result: TuneResult, store: Store, device: Device | None) -> dict[str, Any]:
+def facts(tune: Tune, result: TrainingResult, store: Store, device: Device | None) -> dict[str, Any]:
     """Return numbers, files and the recipe."""
     keys = {
         "model (diffusers)" if result.pipeline_key else "weights (diffusers)": result.weights_key,

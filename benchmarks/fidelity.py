@@ -84,7 +84,7 @@ class Bench:
 
     def train(self, wanted: Sequence[tuple[Subject, int]]) -> list[Tune]:
         """Train (subject, seed) with the default recipe, in one forward; those that are there are only read."""
-        from tunes_dagster.training.jobs import TuneResult
+        from tunes_dagster.training.jobs import TrainingResult
         from tunes_dagster.training.loop import train
 
         names = [f"{subject.name}-{seed}" for subject, seed in wanted]
@@ -94,7 +94,7 @@ class Bench:
         for name, outcome in (train(jobs, self.base, self.store) if jobs else {}).items():
             if isinstance(outcome, Failure):
                 raise outcome
-            assert isinstance(outcome, TuneResult)
+            assert isinstance(outcome, TrainingResult)
             outcome.seconds = (time.monotonic() - began) / len(jobs)
             self.store.write_json(f"tunes/{name}/result.json", dataclasses.asdict(outcome))
             print(f"  {name}: {outcome.steps} steps in {outcome.seconds:.1f} s", flush=True)
@@ -103,12 +103,12 @@ class Bench:
 
     def _kept(self, name: str) -> Any:
         """Return what a stopped run has trained already with these options, or None."""
-        from tunes_dagster.training.jobs import TuneResult
+        from tunes_dagster.training.jobs import TrainingResult
 
         key = f"tunes/{name}/result.json"
         if not self.store.exists(key):
             return None
-        result = TuneResult(**self.store.read_json(key))
+        result = TrainingResult(**self.store.read_json(key))
         trained = {k: v for k, v in result.recipe["training"].items() if k != "seed"}
         asked = {k: v for k, v in self.options.model_dump().items() if k != "seed"}
         return result if trained == asked | {"steps": result.steps} else None

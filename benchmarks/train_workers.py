@@ -70,7 +70,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train tunes with the product's loop: together, or one after another for `loaded-once`."""
     from tunes_dagster.core.recipe import TrainingOptions
     from tunes_dagster.core.store import Store
-    from tunes_dagster.training.jobs import TrainExample, TuneJob, TuneResult
+    from tunes_dagster.training.jobs import TrainExample, TrainingResult, TuneJob
     from tunes_dagster.training.loop import train
 
     store = Store(arguments.folder / "store")
@@ -102,7 +102,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     cohorts = [[job] for job in jobs] if arguments.worker == "loaded-once" else [jobs]
     for cohort in cohorts:
         for outcome in train(cohort, base, store).values():
-            if not isinstance(outcome, TuneResult):
+            if not isinstance(outcome, TrainingResult):
                 raise SystemExit(str(outcome))
     return taken(started, arguments.device)
 

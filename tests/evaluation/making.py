@@ -18,7 +18,7 @@ from tunes_dagster.evaluation.scorers import load_scorer, load_scorer_catalog
 from tunes_dagster.evaluation.scoring import Scored, Scorers, Subject, score_tune
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.tiny.world.subjects import SUBJECTS, draw_subject
-from tunes_dagster.training.jobs import TrainExample, TuneJob, TuneResult
+from tunes_dagster.training.jobs import TrainExample, TrainingResult, TuneJob
 
 Drawn = Sequence[tuple[Image.Image, str]]
 # As fast as a tune can be made: no prior preservation, attention only.
@@ -43,7 +43,7 @@ class Workshop:
         from tunes_dagster.training.loop import train
 
         result = train([job], self.base, self.store)[name]
-        assert isinstance(result, TuneResult), result
+        assert isinstance(result, TrainingResult), result
         subject = Subject(
             name, "ohwx", class_name, [p for p, _ in training], [p for p, _ in held_out], result.checkpoints
         )

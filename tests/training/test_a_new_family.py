@@ -21,7 +21,7 @@ from tunes_dagster.rendering.memory import plan_room
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.rendering.submission import PromptContext, complete_prompt
 from tunes_dagster.training.checks import check_tune
-from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.jobs import TrainingResult
 from tunes_dagster.training.layouts import Files
 from tunes_dagster.training.loop import train
 from tunes_dagster.training.planner import Machine, plan_memory
@@ -82,7 +82,7 @@ def test_it_is_planned_trained_verified_rendered_and_exported(entry, tmp_path, s
     base = load_family(entry, entry.repo_id)
     assert type(base).__name__ == "WoodcutBase"
     result = train([make_job(steps=3)], base, store)["tune_one"]
-    assert isinstance(result, TuneResult), result
+    assert isinstance(result, TrainingResult), result
     assert result.kohya_key is not None and store.exists(result.kohya_key)
     assert verify(Files(result.weights_key, result.kohya_key), PROMPT, base, store).passed
 

@@ -13,7 +13,7 @@ from tests.training.conftest import Recorder, hash_of
 from tunes_dagster.core.failures import Cancelled, FailureCode
 from tunes_dagster.families.base import load_family
 from tunes_dagster.training import checkpoints, loop, run
-from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.jobs import TrainingResult
 from tunes_dagster.training.loop import train
 
 # What differs between the members; ranks are padded to the largest one.
@@ -64,7 +64,7 @@ def member(make_job):
 
 
 def final_state(store, outcome) -> dict[str, torch.Tensor]:
-    assert isinstance(outcome, TuneResult), outcome
+    assert isinstance(outcome, TrainingResult), outcome
     return checkpoints.load(store, outcome.checkpoints[-1])[1]
 
 
@@ -76,7 +76,7 @@ def alone(job, base, store):
         outcome = train([job], base, store)[job.tune_id]
     finally:
         job.out_prefix = before
-    assert isinstance(outcome, TuneResult), outcome
+    assert isinstance(outcome, TrainingResult), outcome
     assert all("/alone/" in key for key in outcome.checkpoints)
     return outcome
 
@@ -235,8 +235,8 @@ def test_a_joiner_that_cannot_begin_leaves_the_others_alone(base64, store, membe
     store.write_bytes(broken.items[0].key, b"not a picture")
     coming = [[broken, cancelled]]
     outcomes = train([good], base64, store, waiting=lambda free: coming.pop() if coming else [], places=4)
-    assert not isinstance(outcomes["tune_broken"], TuneResult)
-    assert not isinstance(outcomes["tune_cancelled"], TuneResult)
+    assert not isinstance(outcomes["tune_broken"], TrainingResult)
+    assert not isinstance(outcomes["tune_cancelled"], TrainingResult)
     mine = final_state(store, alone(good, base64, store))
     assert_equal(final_state(store, outcomes["tune_good"]), mine, "good")
 
@@ -289,5 +289,5 @@ def test_a_kind_that_does_not_stack_trains_by_itself_in_the_same_loop(base64, st
     ]
     outcomes = train(jobs, base64, store)
     assert beside == [2, 1, 1]
-    assert all(isinstance(one, TuneResult) for one in outcomes.values()), outcomes
+    assert all(isinstance(one, TrainingResult) for one in outcomes.values()), outcomes
     assert hash_of("b") == outcomes["tune_b"].recipe["training"]["seed"]

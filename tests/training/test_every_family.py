@@ -18,7 +18,7 @@ from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training import checkpoints, run
-from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.jobs import TrainingResult
 from tunes_dagster.training.layouts import Files
 from tunes_dagster.training.loop import train
 from tunes_dagster.training.verify import verify
@@ -183,7 +183,7 @@ def test_a_tune_is_the_same_alone_in_a_cohort_and_resumed(bases, store, make_job
     first = make_job("a", steps=4, seed=1, checkpoint_every=2)
     other = make_job("b", steps=3, rank=8, targets="attention", prior_weight=0.0, seed=2)
     together = train([first, other], base, store)[first.tune_id]
-    assert isinstance(together, TuneResult), together
+    assert isinstance(together, TrainingResult), together
     state = checkpoints.load(store, together.checkpoints[-1])[1]
 
     stopped = make_job("a", steps=4, seed=1, checkpoint_every=2, report=Recorder(cancel_at=2))
@@ -192,7 +192,7 @@ def test_a_tune_is_the_same_alone_in_a_cohort_and_resumed(bases, store, make_job
     resumed = make_job("a", steps=4, seed=1, checkpoint_every=2)
     resumed.out_prefix, resumed.resume_from = "tunes/tune_a/lora/3", "tunes/tune_a/lora/2"
     alone = train([resumed], base, store)[first.tune_id]
-    assert isinstance(alone, TuneResult), alone
+    assert isinstance(alone, TrainingResult), alone
     assert any("Resumed at step 2" in note for note in resumed.report.notes)
     for key, value in checkpoints.load(store, alone.checkpoints[-1])[1].items():
         torch.testing.assert_close(state[key], value, rtol=1e-6, atol=1e-12, msg=key)
@@ -236,7 +236,7 @@ def test_a_base_of_packed_weights_trains_as_the_weights_that_it_means(tmp_path, 
         assert (next(base.denoiser.parameters()).dtype == torch.uint8) == packed
         jobs = [make_job(name, steps=3, targets="all") for name in ("a", "b")]
         result = train(jobs, base, store)["tune_a"]
-        assert isinstance(result, TuneResult), result
+        assert isinstance(result, TrainingResult), result
         adapters.append(checkpoints.load_weights(store, result.checkpoints[-1]))
     plain, packed = adapters
     for key, value in plain.items():
@@ -248,7 +248,7 @@ def test_a_base_of_packed_weights_trains_as_the_weights_that_it_means(tmp_path, 
 def test_both_layouts_render_elsewhere_what_our_renderer_renders(bases, store, make_job, name):
     base = bases(name)
     result = train([make_job(steps=4, alpha=16.0, rank=4)], base, store)["tune_one"]
-    assert isinstance(result, TuneResult), result
+    assert isinstance(result, TrainingResult), result
     assert any(
         v.abs().max() > 1e-3 for k, v in load(store.read_bytes(result.weights_key)).items() if "_B" in k
     )

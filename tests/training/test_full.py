@@ -13,17 +13,17 @@ from tests.training.conftest import Recorder
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.training import checkpoints, loop, run, verify
 from tunes_dagster.training.files import read_header
-from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.jobs import TrainingResult
 from tunes_dagster.training.layouts import Files
 from tunes_dagster.training.weights import StackedWeights
 
 FULL = {"kind": "checkpoint", "learning_rate": 1e-3, "rank": None, "targets": None, "checkpoint_every": 2}
 
 
-def trained(base, store, *jobs) -> list[TuneResult]:
+def trained(base, store, *jobs) -> list[TrainingResult]:
     outcomes = loop.train(jobs, base, store)
     for outcome in outcomes.values():
-        assert isinstance(outcome, TuneResult), outcome
+        assert isinstance(outcome, TrainingResult), outcome
     return [outcomes[job.tune_id] for job in jobs]
 
 
@@ -35,11 +35,11 @@ def copied(base) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in base.denoiser.state_dict().items()}
 
 
-def files_of(result: TuneResult) -> Files:
+def files_of(result: TrainingResult) -> Files:
     return Files(result.weights_key, result.kohya_key, result.pipeline_key)
 
 
-def resumed(base, store, make_job, stop: int, **options) -> TuneResult:
+def resumed(base, store, make_job, stop: int, **options) -> TrainingResult:
     """Train until a step, stop, and go on in another attempt."""
     job = make_job("one", report=Recorder(cancel_at=stop), **options)
     job.out_prefix = "tunes/again/lora/1"
@@ -188,10 +188,10 @@ def test_cancelled_kept_and_diverged_full_tunes_leave_the_others_alone(base, sto
     monkeypatch.setattr(run, "prepare", poisoned)
     outcomes = loop.train([cancelled, kept, broken, make_job("ten")], base, store)
     first, second, third, fourth = outcomes.values()
-    assert isinstance(first, TuneResult) and first.tune_id == "tune_ten"
+    assert isinstance(first, TrainingResult) and first.tune_id == "tune_ten"
     assert isinstance(second, Failure) and second.code == FailureCode.CANCELLED
     assert checkpoints.find_newest(store, cancelled.out_prefix).endswith("step-000002.safetensors")
-    assert isinstance(third, TuneResult) and third.stopped and third.steps == 2
+    assert isinstance(third, TrainingResult) and third.stopped and third.steps == 2
     assert isinstance(fourth, Failure) and fourth.code == FailureCode.DIVERGED
     assert all(torch.equal(value, before[name]) for name, value in base.denoiser.state_dict().items())
 

@@ -28,7 +28,7 @@ from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training import words
 from tunes_dagster.training.faceid import ADAPTER_FIELD, EMBEDS, NOTHING
 from tunes_dagster.training.files import write_tensors
-from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.jobs import TrainingResult
 from tunes_dagster.training.layouts import Files
 from tunes_dagster.training.loop import train
 from tunes_dagster.training.samples import write_samples
@@ -71,7 +71,7 @@ def walk(base, kind, store, make_job, tmp_path):
     """Encode, train, verify, sample, score, render in every way that the family has."""
     job = make_job(steps=4, checkpoint_every=2, alpha=16.0, rank=4, **kind)
     result = train([job], base, store)[job.tune_id]
-    assert isinstance(result, TuneResult), result
+    assert isinstance(result, TrainingResult), result
     seen = verify(Files(result.weights_key, result.kohya_key, result.pipeline_key), PROMPT, base, store)
     assert seen.passed, seen
     if result.pipeline_key:

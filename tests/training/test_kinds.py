@@ -9,14 +9,14 @@ from safetensors.torch import load, save
 from tests.training.conftest import Recorder
 from tunes_dagster.training import loop, verify
 from tunes_dagster.training.adapters import attach, split_magnitudes, split_state
-from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.jobs import TrainingResult
 from tunes_dagster.training.layouts import Files
 
 
-def trained(base, store, *jobs) -> list[TuneResult]:
+def trained(base, store, *jobs) -> list[TrainingResult]:
     outcomes = loop.train(jobs, base, store)
     for outcome in outcomes.values():
-        assert isinstance(outcome, TuneResult), outcome
+        assert isinstance(outcome, TrainingResult), outcome
     return [outcomes[job.tune_id] for job in jobs]
 
 

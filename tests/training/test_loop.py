@@ -18,7 +18,7 @@ from tests.training.conftest import Recorder, add_picture
 from tests.training.killable import make_killable
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.training import cache, checkpoints, files, order, prior, run
-from tunes_dagster.training.jobs import TrainExample, TuneResult, learning_rate
+from tunes_dagster.training.jobs import TrainExample, TrainingResult, learning_rate
 from tunes_dagster.training.loop import patient, train
 
 DAMAGE = {
@@ -56,12 +56,12 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(store, damage):
 
 
 def weights(store, outcome) -> dict[str, torch.Tensor]:
-    assert isinstance(outcome, TuneResult), outcome
+    assert isinstance(outcome, TrainingResult), outcome
     return load(store.read_bytes(outcome.weights_key))
 
 
 def final_state(store, outcome) -> dict[str, torch.Tensor]:
-    assert isinstance(outcome, TuneResult), outcome
+    assert isinstance(outcome, TrainingResult), outcome
     return checkpoints.load(store, outcome.checkpoints[-1])[1]
 
 
@@ -339,7 +339,7 @@ def test_what_an_interrupted_attempt_learned_is_kept_by_the_next_one(base, store
     again.resume_from, again.out_prefix = "tunes/tune_one/lora", "tunes/tune_one/lora/2"
     patient(again, store).check_cancelled()  # nor does it end while it waits for a device
     kept = train([again], base, store)["tune_one"]
-    assert isinstance(kept, TuneResult) and kept.stopped and 2 <= kept.steps <= 3
+    assert isinstance(kept, TrainingResult) and kept.stopped and 2 <= kept.steps <= 3
     nothing = make_job("two", report=Keep())
     assert isinstance(train([nothing], base, store)["tune_two"], Cancelled), "there is nothing to keep"
 

@@ -15,7 +15,7 @@ from safetensors.torch import load
 from tests.support.families import CASES, make_base, stock_pipeline
 from tests.training.conftest import Recorder
 from tunes_dagster.training import loop, pti, verify, words
-from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.jobs import TrainingResult
 from tunes_dagster.training.layouts import Files
 
 OPTIONS = {"kind": "pti", "token_steps": 6, "token_vectors": 2, "token_learning_rate": 0.05, "steps": 4}
@@ -26,9 +26,9 @@ def any_base(request, tmp_path_factory):
     return make_base(request.param, tmp_path_factory.mktemp("base") / request.param, "float32")
 
 
-def trained(base, store, job) -> TuneResult:
+def trained(base, store, job) -> TrainingResult:
     (outcome,) = loop.train([job], base, store).values()
-    assert isinstance(outcome, TuneResult), outcome
+    assert isinstance(outcome, TrainingResult), outcome
     return outcome
 
 

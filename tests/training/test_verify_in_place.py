@@ -14,7 +14,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.families.base import load_family
 from tunes_dagster.families.loading import Placement, placed
 from tunes_dagster.training import loop, words
-from tunes_dagster.training.jobs import TuneResult
+from tunes_dagster.training.jobs import TrainingResult
 from tunes_dagster.training.layouts import Files
 from tunes_dagster.training.stock import stock_over
 from tunes_dagster.training.verify import verify
@@ -51,13 +51,13 @@ def bases(tmp_path_factory):
     return get
 
 
-def trained(base, store, job) -> TuneResult:
+def trained(base, store, job) -> TrainingResult:
     result = loop.train([job], base, store)[job.tune_id]
-    assert isinstance(result, TuneResult), result
+    assert isinstance(result, TrainingResult), result
     return result
 
 
-def files_of(result: TuneResult) -> Files:
+def files_of(result: TrainingResult) -> Files:
     return Files(result.weights_key, result.kohya_key, result.pipeline_key)
 
 
@@ -170,7 +170,7 @@ def test_a_tune_that_ends_before_its_cohort_is_verified_like_one_alone(bases, st
     base, seen = bases("sdxl"), []
 
     def ended(tune_id, outcome):
-        assert isinstance(outcome, TuneResult), outcome
+        assert isinstance(outcome, TrainingResult), outcome
         if not seen:
             state = everything(base)
             seen.append((outcome, verify(files_of(outcome), PROMPT, base, store)))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tunes_dagster.service.installation import Installation
     from tunes_dagster.sessions.attempts import Attempt
     from tunes_dagster.sessions.hardware import Device
-    from tunes_dagster.training.jobs import TuneJob, TuneResult
+    from tunes_dagster.training.jobs import TrainingResult, TuneJob
     from tunes_dagster.training.planner import MemoryPlan
 
 
@@ -193,7 +193,7 @@ def train_trainees(
         base = place.load(entry, folder, device, placement)
         inspector = Inspector(base, device, store)
 
-        def on_finished(tune_id: str, outcome: TuneResult | Failure) -> None:
+        def on_finished(tune_id: str, outcome: TrainingResult | Failure) -> None:
             trainee = by_id[tune_id]
             with _alone(place, trainee):
                 if isinstance(outcome, Failure):
@@ -248,7 +248,7 @@ def with_room(
 
 def _taken_in(
     trainee: Trainee, job: TuneJob, base: LoadedBase, installation: Installation
-) -> TuneResult | Failure:
+) -> TrainingResult | Failure:
     """Take in a tune's weights and write into its recipe what they are; returns why that is not possible."""
     from tunes_dagster.training.foreign.taking import take_in
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tunes_dagster.registry import Tune
     from tunes_dagster.service.installation import Installation
     from tunes_dagster.sessions.attempts import Attempt
-    from tunes_dagster.training.jobs import TuneJob, TuneResult
+    from tunes_dagster.training.jobs import TrainingResult, TuneJob
 
 
 def is_import(tune: Tune) -> bool:
@@ -71,7 +71,7 @@ def fetched(mine: Attempt, tune: Tune, installation: Installation) -> dict[str, 
         return {**said, "name": found.name, "key": key, "sha256": sha256_of(found.path), "config": config}
 
 
-def known_now(tune: Tune, result: TuneResult) -> dict[str, Any]:
+def known_now(tune: Tune, result: TrainingResult) -> dict[str, Any]:
     """Return a tune's recipe with what its file turned out to hold."""
     figures = result.figures
     training = {

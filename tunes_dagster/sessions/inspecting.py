@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tunes_dagster.registry import Tune
     from tunes_dagster.service.installation import Installation
     from tunes_dagster.sessions.hardware import Device
-    from tunes_dagster.training.jobs import TuneJob, TuneResult
+    from tunes_dagster.training.jobs import TrainingResult, TuneJob
 
 
 class Inspector:
@@ -23,7 +23,7 @@ class Inspector:
     def __init__(self, base: Any, device: Device, store: Store) -> None:
         self._base, self._device, self._store = base, device, store
 
-    def inspect(self, tune: Tune, result: TuneResult, report: Reporter) -> Trained:
+    def inspect(self, tune: Tune, result: TrainingResult, report: Reporter) -> Trained:
         """Check a tune's files and make what people look at."""
         from tunes_dagster.training.layouts import Files
         from tunes_dagster.training.verify import verify
@@ -38,7 +38,7 @@ class Inspector:
             result.samples_key = self._samples(tune, result, report)
         return trained
 
-    def _samples(self, tune: Tune, result: TuneResult, report: Reporter) -> str | None:
+    def _samples(self, tune: Tune, result: TrainingResult, report: Reporter) -> str | None:
         """Render over the checkpoints; a tune is good without, so that nothing but a cancel stops it here."""
         from tunes_dagster.training.samples import sample_prompts, write_samples
 

@@ -50,7 +50,7 @@ class Trained:
     """
 
     tune: Tune
-    result: jobs.TuneResult
+    result: jobs.TrainingResult
     answers: list[Answer] = field(default_factory=list)
     device: Device | None = None
     looked_at: Sequence[TrainExample] = ()

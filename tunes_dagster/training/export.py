@@ -14,7 +14,7 @@ from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.families.specs import spec_of
 from tunes_dagster.intake.subject import example_prompt, is_style
 from tunes_dagster.training.files import read_header
-from tunes_dagster.training.jobs import TuneJob, TuneResult
+from tunes_dagster.training.jobs import TrainingResult, TuneJob
 from tunes_dagster.training.layouts import Files, write_layouts
 from tunes_dagster.training.names import is_whole, split_state
 from tunes_dagster.training.programs import deaf_programs, lora_line, ways_to_say
@@ -43,7 +43,7 @@ def write(
     checkpoints: Sequence[str],
     stopped: bool = False,
     header: Mapping[str, str] | None = None,
-) -> TuneResult:
+) -> TrainingResult:
     """Write a finished tune and return its result.
 
     Args:
@@ -80,7 +80,7 @@ def write(
         (figures["embeddings"],) = spoken.values()
     if files.kohya_key:
         figures["kohya_bytes"] = store.size(files.kohya_key)
-    return TuneResult(
+    return TrainingResult(
         tune_id=job.tune_id,
         **files.as_dict(),
         card_key=card_key,

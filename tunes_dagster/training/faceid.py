@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
-    from tunes_dagster.training.jobs import TrainExample, TuneJob, TuneResult
+    from tunes_dagster.training.jobs import TrainExample, TrainingResult, TuneJob
 
 MOST_PICTURES = 4
 EMBEDS, NOTHING = "image_embeds", "negative_image_embeds"
@@ -103,7 +103,7 @@ def _pixels(one: TrainExample) -> int:
 
 def make(
     job: TuneJob, base: BaseModelEntry, entry: AuxiliaryEntry, bases_folder: Path, store: Store
-) -> TuneResult:
+) -> TrainingResult:
     """Look at the pictures of a tune and write its file and card; takes seconds on a CPU.
 
     Args:
@@ -117,7 +117,7 @@ def make(
         Failure: `TOO_FEW_PICTURES`, `WEIGHTS_UNUSABLE`.
     """
     from tunes_dagster.training.cache import load_picture
-    from tunes_dagster.training.jobs import TuneResult
+    from tunes_dagster.training.jobs import TrainingResult
 
     began, report = time.monotonic(), job.report
     chosen = chosen_pictures(job.items)
@@ -139,7 +139,7 @@ def make(
     card_key = store.write_text(
         f"{job.out_prefix}/README.md", _card(job, base, entry, key, len(chosen), name)
     )
-    return TuneResult(
+    return TrainingResult(
         tune_id=job.tune_id,
         weights_key=key,
         kohya_key="",

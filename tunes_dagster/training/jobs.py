@@ -157,7 +157,7 @@ class TuneJob:
 
 
 @dataclass
-class TuneResult:
+class TrainingResult:
     """A trained tune.
 
     Attributes:

@@ -16,13 +16,13 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training import export, pti, run
 from tunes_dagster.training.full import FullWeights
-from tunes_dagster.training.jobs import TuneJob, TuneResult
+from tunes_dagster.training.jobs import TrainingResult, TuneJob
 from tunes_dagster.training.run import PreparedTune
 from tunes_dagster.training.weights import StackedWeights, TrainedWeights
 
 Prepare = Callable[[TuneJob, LoadedBase, Store], PreparedTune]
 MakeWeights = Callable[[Sequence[TrainingOptions], LoadedBase, torch.dtype], TrainedWeights]
-Write = Callable[..., TuneResult]
+Write = Callable[..., TrainingResult]
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training import checkpoints
 from tunes_dagster.training.batches import Group, Plan, collate, make_groups, make_plan
-from tunes_dagster.training.jobs import TuneJob, TuneResult, learning_rate
+from tunes_dagster.training.jobs import TrainingResult, TuneJob, learning_rate
 from tunes_dagster.training.kinds import Kind, kind_of
 from tunes_dagster.training.repeatable import repeatable
 from tunes_dagster.training.run import PreparedTune, StepRows, TextTable, TuneRun
 from tunes_dagster.training.weights import TrainedWeights
 
-Outcome = TuneResult | Failure
+Outcome = TrainingResult | Failure
 OnFinished = Callable[[str, Outcome], None]
 # Given the number of free places, returns at most as many jobs that join now.
 Waiting = Callable[[int], Sequence[TuneJob]]

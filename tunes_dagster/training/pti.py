@@ -23,7 +23,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.families.loading import together
 from tunes_dagster.training import cache, export, order, run, words
-from tunes_dagster.training.jobs import TuneJob, TuneResult
+from tunes_dagster.training.jobs import TrainingResult, TuneJob
 from tunes_dagster.training.run import PreparedTune
 
 # Random numbers of this phase and of the vectors' start; the loop's own streams are 1 to 4.
@@ -64,7 +64,7 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
 
 def write(
     job: TuneJob, base: LoadedBase, store: Store, adapter: Mapping[str, Tensor], **named: Any
-) -> TuneResult:
+) -> TrainingResult:
     """Write a finished tune: what `export.write` writes, and the words beside it."""
     assert job.words is not None
     return export.write(job, base, store, adapter, **named)

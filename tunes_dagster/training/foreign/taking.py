@@ -26,7 +26,7 @@ from tunes_dagster.training.foreign.converting import Converted, convert, networ
 from tunes_dagster.training.foreign.fitting import Plan, fitted
 from tunes_dagster.training.foreign.names import DENOISER, Entry, read_names
 from tunes_dagster.training.foreign.scales import check_strength, read_scales
-from tunes_dagster.training.jobs import TuneJob, TuneResult
+from tunes_dagster.training.jobs import TrainingResult, TuneJob
 from tunes_dagster.training.layouts import write_layouts
 from tunes_dagster.training.names import split_encoders, split_state
 
@@ -39,7 +39,7 @@ _TARGETS: tuple[Targets, ...] = ("attention", "attention+mlp", "all")
 _OURS = "tunes_dagster.base"
 
 
-def take_in(job: TuneJob, base: LoadedBase, store: Store) -> TuneResult:
+def take_in(job: TuneJob, base: LoadedBase, store: Store) -> TrainingResult:
     """Make a tune's files of the weights that its recipe names.
 
     Args:
@@ -128,7 +128,7 @@ def _nothing(base: LoadedBase, plan: Plan) -> dict[str, Tensor]:
     }
 
 
-def _written(job: TuneJob, base: LoadedBase, store: Store, made: Converted) -> TuneResult:
+def _written(job: TuneJob, base: LoadedBase, store: Store, made: Converted) -> TrainingResult:
     """Write the files of a tune, as those of one that was trained."""
     recipe = {**job.recipe, "base": base.entry.base_id, "base_fingerprint": base.fingerprint()}
     recipe |= {"class_name": job.class_name, "token": job.token, **computed_by(base)}
@@ -143,7 +143,7 @@ def _written(job: TuneJob, base: LoadedBase, store: Store, made: Converted) -> T
     files = write_layouts(store, job.out_prefix, job.tune_id, base, made.state, header, storage_dtype(base))
     card = _card(job, base, made, name) + how_to_use(job, base, files) + "\n"
     denoiser, _ = split_encoders(made.state)
-    return TuneResult(
+    return TrainingResult(
         tune_id=job.tune_id,
         weights_key=files.weights_key,
         kohya_key=files.kohya_key,
