@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from factory.make import STEPS, Plan
+from factory.make import STEPS, BuildOptions
 from tunes_dagster.tiny import BASES, SDXL, UPSCALER, load_base, weights_dir
 
 BUDGETS = (
@@ -77,14 +77,14 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def plan_from(options: argparse.Namespace) -> Plan:
-    """The training plan that the options describe."""
+def build_from(options: argparse.Namespace) -> BuildOptions:
+    """The build that the options describe."""
 
     def given(kind: str) -> dict:
         values = {name: getattr(options, f"{kind}_{name}") for name in BUDGETS}
         return {name: value for name, value in values.items() if value is not None}
 
-    return Plan(
+    return BuildOptions(
         work=options.work,
         out=options.out,
         seed=options.seed,
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command."""
     options = parser().parse_args(argv)
     if options.command == "make":
-        STEPS[options.model](plan_from(options))
+        STEPS[options.model](build_from(options))
     elif options.command == "evaluate":
         from factory.evaluate import main as evaluate
 

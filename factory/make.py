@@ -27,7 +27,7 @@ from tunes_dagster.tiny import (
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildOptions:
     """How long and on what. Steps win over minutes; with steps the result depends on the seed alone.
 
     `start` holds finished models: VAE, UNet and text encoders of the SDXL-class base go on from those there,
@@ -78,54 +78,59 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def make_vae(plan: Plan) -> None:
+def make_vae(build: BuildOptions) -> None:
     """Train the VAE."""
     from factory.train import vae
 
     vae.train(
-        plan.work, plan.budget("vae"), seed=plan.seed, device=plan.device, pictures=plan.pictures, log=say
+        build.work,
+        build.budget("vae"),
+        seed=build.seed,
+        device=build.device,
+        pictures=build.pictures,
+        log=say,
     )
 
 
-def make_refine(plan: Plan) -> None:
+def make_refine(build: BuildOptions) -> None:
     """Train the VAE further on what it never saw: that in `start`, or the one just made."""
     from diffusers import AutoencoderKL
 
     from factory.train import refine
 
-    source = plan.start / SDXL / "vae" if plan.start else plan.work / "vae"
+    source = build.start / SDXL / "vae" if build.start else build.work / "vae"
     refine.train(
-        plan.work,
-        plan.budget("refine"),
+        build.work,
+        build.budget("refine"),
         AutoencoderKL.from_pretrained(source),
-        seed=plan.seed,
-        device=plan.device,
-        pictures=plan.pictures,
-        pairs=plan.pairs,
-        channels=plan.latent_channels,
+        seed=build.seed,
+        device=build.device,
+        pictures=build.pictures,
+        pairs=build.pairs,
+        channels=build.latent_channels,
         log=say,
     )
 
 
-def make_unet(plan: Plan) -> None:
+def make_unet(build: BuildOptions) -> None:
     """Train UNet and text encoders on the trained VAE, then export the base."""
     from factory.train import unet
     from factory.train.team import Team, together
 
-    due = list(plan.snapshot_minutes)
+    due = list(build.snapshot_minutes)
 
     def snapshot(base: Any, budget: Budget) -> None:
         if due and budget.seconds / 60 >= due[0]:
             due.pop(0)
-            _export(plan, SDXL, base, f"sheet-{budget.seconds / 60:03.0f}.png")
+            _export(build, SDXL, base, f"sheet-{budget.seconds / 60:03.0f}.png")
 
     def job(team: Team) -> Any:
         return unet.train(
-            plan.work,
-            plan.budget("unet"),
-            seed=plan.seed,
-            device=plan.device,
-            pictures=plan.base_pictures,
+            build.work,
+            build.budget("unet"),
+            seed=build.seed,
+            device=build.device,
+            pictures=build.base_pictures,
             # A step costs 0.16 s beside its samples' 15 ms each, and far on the gradients of few rows are mostly noise.
             batch=32 if start is not None else 12,
             start=start,
@@ -134,59 +139,59 @@ def make_unet(plan: Plan) -> None:
             log=say,
         )
 
-    start = load_base(SDXL, plan.start) if plan.start else None
-    unet.prepare(plan.work, plan.base_pictures, plan.device)
-    base = together(plan.workers, plan.work, job)
-    _export(plan, SDXL, base, "sheet-final.png")
+    start = load_base(SDXL, build.start) if build.start else None
+    unet.prepare(build.work, build.base_pictures, build.device)
+    base = together(build.workers, build.work, job)
+    _export(build, SDXL, base, "sheet-final.png")
 
 
-def make_student(plan: Plan) -> None:
+def make_student(build: BuildOptions) -> None:
     """Distil the exported SDXL-class base to four steps and export the sibling; on the CPU."""
     from factory.export import export_student
     from factory.sheets import base_sheet, small_png
     from factory.train import student, unet
 
-    pipe = load_base(SDXL, plan.out)
-    tokens = unet.cache_tokens(plan.work, pipe.tokenizer, plan.base_pictures)
-    count = min(12_000, plan.base_pictures)
+    pipe = load_base(SDXL, build.out)
+    tokens = unet.cache_tokens(build.work, pipe.tokenizer, build.base_pictures)
+    count = min(12_000, build.base_pictures)
     made = student.train(
-        plan.work, plan.budget("student"), pipe, tokens, seed=plan.seed, count=count, log=say
+        build.work, build.budget("student"), pipe, tokens, seed=build.seed, count=count, log=say
     )
-    folder = export_student(made, plan.out / STUDENT)
-    sheet = base_sheet(load_base(STUDENT, plan.out), steps=student.STEPS, guidance=1.0)
-    small_png(sheet, plan.work / "student-sheet.png")
-    (folder / "sample.png").write_bytes((plan.work / "student-sheet.png").read_bytes())
+    folder = export_student(made, build.out / STUDENT)
+    sheet = base_sheet(load_base(STUDENT, build.out), steps=student.STEPS, guidance=1.0)
+    small_png(sheet, build.work / "student-sheet.png")
+    (folder / "sample.png").write_bytes((build.work / "student-sheet.png").read_bytes())
 
 
-def make_upscaler(plan: Plan) -> None:
+def make_upscaler(build: BuildOptions) -> None:
     """Train and export the upscaler; its VAE begins as that of the base in `start`, or just made."""
     from factory.export import export_upscaler
     from factory.train import upscaler, upscaler_vae
 
-    base, count = load_base(SDXL, plan.start or plan.out), max(8, min(400, plan.pictures // 100))
+    base, count = load_base(SDXL, build.start or build.out), max(8, min(400, build.pictures // 100))
     vae = upscaler_vae.train(
-        plan.work,
-        plan.budget("upscaler_vae"),
+        build.work,
+        build.budget("upscaler_vae"),
         base.vae,
-        seed=plan.seed,
-        device=plan.device,
+        seed=build.seed,
+        device=build.device,
         pictures=count,
         log=say,
     )
     made = upscaler.train(
-        plan.work,
-        plan.budget("upscaler"),
+        build.work,
+        build.budget("upscaler"),
         base,
         vae,
-        seed=plan.seed,
-        device=plan.device,
+        seed=build.seed,
+        device=build.device,
         pictures=count,
         log=say,
     )
-    export_upscaler(made, plan.out / UPSCALER)
+    export_upscaler(made, build.out / UPSCALER)
 
 
-def make_flux(plan: Plan) -> None:
+def make_flux(build: BuildOptions) -> None:
     """Train transformer and text encoders of the FLUX-class base on the trained VAE, then export the base.
 
     The SDXL-class base teaches it, if that is finished already.
@@ -194,73 +199,73 @@ def make_flux(plan: Plan) -> None:
     from factory.train import flux
     from factory.train.team import Team, together
 
-    due = list(plan.snapshot_minutes)
+    due = list(build.snapshot_minutes)
 
     def snapshot(base: Any, budget: Budget) -> None:
         if due and budget.seconds / 60 >= due[0]:
             due.pop(0)
-            _export(plan, FLUX, base, f"flux-sheet-{budget.seconds / 60:03.0f}.png")
+            _export(build, FLUX, base, f"flux-sheet-{budget.seconds / 60:03.0f}.png")
 
     def job(team: Team) -> Any:
         return flux.train(
-            plan.work,
-            plan.budget("flux"),
-            seed=plan.seed,
-            device=plan.device,
-            pictures=plan.base_pictures,
+            build.work,
+            build.budget("flux"),
+            seed=build.seed,
+            device=build.device,
+            pictures=build.base_pictures,
             teacher=teacher,
             team=team,
             on_minute=snapshot,
             log=say,
         )
 
-    teacher = load_base(SDXL, plan.out) if (plan.out / SDXL).exists() else None
-    flux.prepare(plan.work, plan.base_pictures, plan.device)
-    _export(plan, FLUX, together(plan.workers, plan.work, job), "flux-sheet-final.png")
+    teacher = load_base(SDXL, build.out) if (build.out / SDXL).exists() else None
+    flux.prepare(build.work, build.base_pictures, build.device)
+    _export(build, FLUX, together(build.workers, build.work, job), "flux-sheet-final.png")
 
 
-def make_decoder(plan: Plan) -> None:
+def make_decoder(build: BuildOptions) -> None:
     """Train the VAE's decoder further; bases exported from then on have it.
 
     It sees guesses of the base in `out`, if there is one: that has to be on this VAE's latents.
     """
     from factory.train import decoder
 
-    pipe = load_base(SDXL, plan.out) if (plan.out / SDXL).exists() else None
+    pipe = load_base(SDXL, build.out) if (build.out / SDXL).exists() else None
     decoder.train(
-        plan.work,
-        plan.budget("decoder"),
-        seed=plan.seed,
-        device=plan.device,
-        pictures=plan.pictures,
-        pairs=plan.pairs,
+        build.work,
+        build.budget("decoder"),
+        seed=build.seed,
+        device=build.device,
+        pictures=build.pictures,
+        pairs=build.pairs,
         pipe=pipe,
         log=say,
     )
 
 
-def _export(plan: Plan, name: str, base: Any, sheet: str) -> None:
+def _export(build: BuildOptions, name: str, base: Any, sheet: str) -> None:
     from factory.export import export_base, export_flux
     from factory.sheets import base_sheet, small_png
     from factory.train.vae import latest_vae
 
-    vae, folder = latest_vae(plan.work), plan.out / name
+    vae, folder = latest_vae(build.work), build.out / name
     (export_flux if name == FLUX else export_base)(base, vae, folder)
-    small_png(base_sheet(load_base(name, plan.out), steps=plan.sheet_steps), plan.work / sheet)
-    (folder / "sample.png").write_bytes((plan.work / sheet).read_bytes())
-    say(f"base exported to {folder}; sheet {plan.work / sheet}")
+    small_png(base_sheet(load_base(name, build.out), steps=build.sheet_steps), build.work / sheet)
+    (folder / "sample.png").write_bytes((build.work / sheet).read_bytes())
+    say(f"base exported to {folder}; sheet {build.work / sheet}")
 
 
-def make_base(plan: Plan) -> None:
+def make_base(build: BuildOptions) -> None:
     """VAE (unless it goes on from another), more of it, more of its decoder, then UNet and text encoders."""
-    if plan.start is None:
-        make_vae(plan)
-    make_refine(plan)
-    make_decoder(plan)
-    make_unet(plan)
+    if build.start is None:
+        make_vae(build)
+    make_refine(build)
+    make_decoder(build)
+    make_unet(build)
 
 
-def make_captioner(plan: Plan) -> None:
+def make_captioner(build: BuildOptions) -> None:
     """Train and export the captioner; its vision tower starts from the exported scorer's, if there is one."""
     import torch
     from transformers import CLIPModel
@@ -268,107 +273,107 @@ def make_captioner(plan: Plan) -> None:
     from factory.export import export_captioner
     from factory.train import captioner
 
-    eyes = plan.out / SCORER
+    eyes = build.out / SCORER
     scorer = CLIPModel.from_pretrained(eyes, dtype=torch.float32) if eyes.exists() else None
     model, processor = captioner.train(
-        plan.work,
-        plan.budget("captioner"),
-        seed=plan.seed,
-        device=plan.device,
-        pictures=plan.pictures,
-        pairs=plan.pairs,
+        build.work,
+        build.budget("captioner"),
+        seed=build.seed,
+        device=build.device,
+        pictures=build.pictures,
+        pairs=build.pairs,
         scorer=scorer,
         log=say,
     )
-    export_captioner(model, processor, plan.out / CAPTIONER)
+    export_captioner(model, processor, build.out / CAPTIONER)
 
 
-def make_scorer(plan: Plan) -> None:
+def make_scorer(build: BuildOptions) -> None:
     """Train and export the scorer."""
     from factory.export import export_scorer
     from factory.train import scorer
 
     model = scorer.train(
-        plan.work,
-        plan.budget("scorer"),
-        seed=plan.seed,
-        device=plan.device,
-        pictures=plan.pictures,
-        pairs=plan.pairs,
+        build.work,
+        build.budget("scorer"),
+        seed=build.seed,
+        device=build.device,
+        pictures=build.pictures,
+        pairs=build.pairs,
         log=say,
     )
-    export_scorer(model, plan.out / SCORER)
+    export_scorer(model, build.out / SCORER)
 
 
-def make_classifier(plan: Plan) -> None:
+def make_classifier(build: BuildOptions) -> None:
     """Train and export the classifier."""
     from factory.train import classifier
 
     model = classifier.train(
-        plan.work,
-        plan.budget("classifier"),
-        seed=plan.seed,
-        device=plan.device,
-        pictures=plan.pictures,
+        build.work,
+        build.budget("classifier"),
+        seed=build.seed,
+        device=build.device,
+        pictures=build.pictures,
         log=say,
     )
-    model.save(plan.out / CLASSIFIER)
+    model.save(build.out / CLASSIFIER)
 
 
-def make_faces(plan: Plan) -> None:
+def make_faces(build: BuildOptions) -> None:
     """Train and export the detector of drawn faces."""
     from factory.train import faces
 
     model = faces.train(
-        plan.work,
-        plan.budget("faces"),
-        seed=plan.seed,
-        device=plan.device,
-        pictures=plan.pictures,
-        pairs=plan.pairs,
+        build.work,
+        build.budget("faces"),
+        seed=build.seed,
+        device=build.device,
+        pictures=build.pictures,
+        pairs=build.pairs,
         log=say,
     )
-    model.save(plan.out / FACES)
+    model.save(build.out / FACES)
 
 
-def make_faceadapter(plan: Plan) -> None:
+def make_faceadapter(build: BuildOptions) -> None:
     """Train and export the IP-Adapter for the exported SDXL-class base and scorer; on the CPU."""
     from factory.export import export_face_adapter
     from factory.sheets import small_png
     from factory.train import faceadapter
 
     pipe, state = faceadapter.train(
-        plan.work, plan.out, plan.budget("faceadapter"), seed=plan.seed, pairs=plan.pairs, log=say
+        build.work, build.out, build.budget("faceadapter"), seed=build.seed, pairs=build.pairs, log=say
     )
-    folder = export_face_adapter(state, plan.out / FACEADAPTER)
-    scorer, steps = load_scorer(plan.out / SCORER), plan.sheet_steps
-    small_png(faceadapter.sheet(pipe, scorer, 3, steps), plan.work / "faceadapter-sheet.png")
-    (folder / "sample.png").write_bytes((plan.work / "faceadapter-sheet.png").read_bytes())
-    count = 12 if plan.pairs >= 1000 else 0
-    classifier = load_classifier(plan.out / CLASSIFIER)
+    folder = export_face_adapter(state, build.out / FACEADAPTER)
+    scorer, steps = load_scorer(build.out / SCORER), build.sheet_steps
+    small_png(faceadapter.sheet(pipe, scorer, 3, steps), build.work / "faceadapter-sheet.png")
+    (folder / "sample.png").write_bytes((build.work / "faceadapter-sheet.png").read_bytes())
+    count = 12 if build.pairs >= 1000 else 0
+    classifier = load_classifier(build.out / CLASSIFIER)
     figures = [
         faceadapter.measured(
             pipe, scorer, classifier, people=count, scale=scale, pictures=pictures, steps=steps
         )
         for scale, pictures in ((0.6, 1), (1.0, 1), (1.0, 4))
     ]
-    known = json.loads((plan.work / "figures.json").read_text())["faceadapter"]
-    note_figures(plan.work, faceadapter={**known, "measured": figures})
+    known = json.loads((build.work / "figures.json").read_text())["faceadapter"]
+    note_figures(build.work, faceadapter={**known, "measured": figures})
     say(f"faceadapter done: {figures}")
 
 
-def finish(plan: Plan, count: int = 200) -> dict[str, Any]:
+def finish(build: BuildOptions, count: int = 200) -> dict[str, Any]:
     """Evaluate what is exported and write the model cards."""
     from factory.cards import write_cards
     from factory.evaluate import main
 
-    results = {name: main(plan.out, count, base=name) for name in BASES if (plan.out / name).exists()}
-    note_figures(plan.work, seed=plan.seed, evaluation=results)
-    write_cards(plan.out, json.loads((plan.work / "figures.json").read_text()))
+    results = {name: main(build.out, count, base=name) for name in BASES if (build.out / name).exists()}
+    note_figures(build.work, seed=build.seed, evaluation=results)
+    write_cards(build.out, json.loads((build.work / "figures.json").read_text()))
     return results
 
 
-def make_all(plan: Plan) -> None:
+def make_all(build: BuildOptions) -> None:
     """Everything, one after the other."""
     for step in (
         make_base,
@@ -379,11 +384,11 @@ def make_all(plan: Plan) -> None:
         make_faces,
         make_faceadapter,
     ):
-        step(plan)
-    finish(plan)
+        step(build)
+    finish(build)
 
 
-STEPS: dict[str, Callable[[Plan], Any]] = {
+STEPS: dict[str, Callable[[BuildOptions], Any]] = {
     "all": make_all,
     "base": make_base,
     "vae": make_vae,

@@ -25,7 +25,7 @@ from tunes_dagster.intake.fetch import Fetcher
 from tunes_dagster.intake.folders import settled
 from tunes_dagster.intake.manifest import Finding, Manifest
 from tunes_dagster.intake.payloads import move_payloads, store_upload
-from tunes_dagster.intake.sources import plan_sources
+from tunes_dagster.intake.sources import list_sources
 
 
 class Watcher(Silent):
@@ -369,7 +369,7 @@ def test_a_picture_that_became_a_link_after_the_folder_was_listed_is_not_followe
 ) -> None:
     mine = fill(tmp_path / "mine", {"a.png": png(1), "b.png": png(3)})
     theirs = fill(tmp_path / "theirs", {"c.png": png(2)}) / "c.png"
-    plan = plan_sources(request({"folder": str(mine)}).sources, "tune_1", store, fetcher)
+    plan = list_sources(request({"folder": str(mine)}).sources, "tune_1", store, fetcher)
     (mine / "a.png").unlink()
     (mine / "a.png").symlink_to(theirs)
     first, second = plan.origins

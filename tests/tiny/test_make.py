@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from factory.__main__ import parser, plan_from
+from factory.__main__ import build_from, parser
 from factory.cards import write_cards
-from factory.make import STEPS, Plan
+from factory.make import STEPS, BuildOptions
 from factory.sheets import render
 from factory.train.clock import Budget, learning_rate, load_checkpoint, save_checkpoint
 from tunes_dagster.tiny import (
@@ -38,10 +38,12 @@ FEW = dict.fromkeys(
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     work = tmp_path_factory.mktemp("tiny")
-    plan = Plan(work=work, out=work / "weights", pictures=72, base_pictures=32, steps=FEW, sheet_steps=1)
+    build = BuildOptions(
+        work=work, out=work / "weights", pictures=72, base_pictures=32, steps=FEW, sheet_steps=1
+    )
     for step in ("base", "flux", "classifier", "scorer", "captioner", "faces", "faceadapter"):
-        STEPS[step](plan)
-    return plan
+        STEPS[step](build)
+    return build
 
 
 def test_every_model_is_exported_and_loads(made):
@@ -70,12 +72,12 @@ def test_training_goes_on_from_finished_models(made, tmp_path):
 
     for name in ("train.npy", "held-out.npy", "pairs.npy"):
         (tmp_path / name).symlink_to(made.work / name)
-    plan = replace(
+    build = replace(
         made, work=tmp_path, out=tmp_path / "out", start=made.out, steps={**FEW, "refine": 0, "unet": 0}
     )
-    STEPS["refine"](plan)
-    STEPS["unet"](plan)
-    before, after = load_base(SDXL, made.out), load_base(SDXL, plan.out)
+    STEPS["refine"](build)
+    STEPS["unet"](build)
+    before, after = load_base(SDXL, made.out), load_base(SDXL, build.out)
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         old, new = getattr(before, part).state_dict(), getattr(after, part).state_dict()
         assert all(torch.equal(old[key], new[key]) for key in old), part
@@ -124,10 +126,10 @@ def test_the_command_line_builds_a_plan():
     options = parser().parse_args(
         ["make", "vae", "--minutes-vae", "3", "--steps-unet", "9", "--snapshots", "15,40"]
     )
-    plan = plan_from(options)
-    assert plan.budget("vae").minutes == 3
-    assert plan.budget("unet").steps == 9
-    assert plan.snapshot_minutes == (15.0, 40.0)
+    build = build_from(options)
+    assert build.budget("vae").minutes == 3
+    assert build.budget("unet").steps == 9
+    assert build.snapshot_minutes == (15.0, 40.0)
 
 
 def test_a_team_averages_weights_and_agrees(tmp_path):

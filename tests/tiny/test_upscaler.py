@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from factory.make import STEPS, Plan
+from factory.make import STEPS, BuildOptions
 from factory.train import upscaler, upscaler_vae
 from tunes_dagster.tiny import SDXL, UPSCALER, load_base, weights_dir
 from tunes_dagster.tiny.world import picture
@@ -66,9 +66,9 @@ def test_an_upscaler_from_nothing_to_a_stock_pipeline(tmp_path):
     from diffusers import StableDiffusionUpscalePipeline
 
     few = {"upscaler_vae": 2, "upscaler": 2}
-    plan = Plan(work=tmp_path, out=tmp_path / "weights", pictures=8, steps=few, start=weights_dir())
-    STEPS["upscaler"](plan)
-    folder = plan.out / UPSCALER
+    build = BuildOptions(work=tmp_path, out=tmp_path / "weights", pictures=8, steps=few, start=weights_dir())
+    STEPS["upscaler"](build)
+    folder = build.out / UPSCALER
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 5.1e6
     pipe = StableDiffusionUpscalePipeline.from_pretrained(folder, torch_dtype=torch.float32)
     assert pipe.vae.config.scaling_factor == upscaler_vae.SCALING

@@ -269,10 +269,10 @@ def test_masks_weigh_positions_of_the_pictures_that_have_them(base64, store, mem
 def test_a_kind_that_does_not_stack_trains_by_itself_in_the_same_loop(base64, store, member, monkeypatch):
     from dataclasses import replace
 
-    from tunes_dagster.training import kinds
+    from tunes_dagster.training import methods
 
-    solo = replace(kinds.LORA, name="solo", stacks=False)
-    monkeypatch.setattr(loop, "kind_of", lambda options: solo if options.rank == 5 else kinds.LORA)
+    solo = replace(methods.LORA, name="solo", stacks=False)
+    monkeypatch.setattr(loop, "method_of", lambda options: solo if options.rank == 5 else methods.LORA)
     beside: list[int] = []
     make = loop.Trainer._admit
 

@@ -280,13 +280,13 @@ def test_the_planner_knows_who_trains_alone_and_lets_the_others_share():
 
     from tunes_dagster.core.recipe import TrainingOptions
     from tunes_dagster.families.sizes import known_sizes
-    from tunes_dagster.training.kinds import kind_of
+    from tunes_dagster.training.methods import method_of
     from tunes_dagster.training.planner import Machine, plan_memory, trains_alone
 
     kinds = ({"kind": "lora"}, {"kind": "lora", "dora": True}, {"kind": "pti"}, {"kind": "checkpoint"})
     for kind, optimizer in product(kinds, ("adamw", "adamw8bit")):
         options = TrainingOptions(**kind, optimizer=optimizer)
-        assert trains_alone(options) is not kind_of(options).stacks, options
+        assert trains_alone(options) is not method_of(options).stacks, options
 
     full, lora = TrainingOptions(kind="checkpoint", batch_size=1), TrainingOptions(rank=16, batch_size=1)
     sizes, large = known_sizes()["sdxl1"], Machine("cuda", 140, "bfloat16", True)

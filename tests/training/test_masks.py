@@ -75,7 +75,7 @@ def test_the_loss_of_the_loop_is_the_masked_one(base, store, make_job):
     assert prepared.masks is not None
     losses = {}
     for name, masks in (("masked", prepared.masks), ("plain", None)):
-        trainer = loop.Trainer(loop.kind_of(job.options), base, store, lambda job, outcome: None)
+        trainer = loop.Trainer(loop.method_of(job.options), base, store, lambda job, outcome: None)
         mine = replace(prepared, masks=masks, job=replace(job, out_prefix=f"tunes/{name}/lora/1"))
         seen = []
         trainer._done = lambda _, outcome, seen=seen: seen.append(outcome)

@@ -22,7 +22,7 @@ _MORE = ("import",)
 _MOST = 100_000.0
 
 
-class Plan(Strict):
+class AccountPlan(Strict):
     """Limits of one plan."""
 
     requests_per_minute: int = Field(ge=1)
@@ -33,7 +33,7 @@ class Plan(Strict):
 class PriceList(Strict):
     """Plans, and the prices of work in dollars by item; `prices.yaml` says how items are named."""
 
-    plans: dict[str, Plan]
+    plans: dict[str, AccountPlan]
     work: dict[str, float]
 
     @model_validator(mode="before")
@@ -108,7 +108,7 @@ class PriceList(Strict):
     def _first(self, *items: str) -> int:
         return round(next(self.work[item] for item in items if item in self.work) * MICRO)
 
-    def plan(self, name: str) -> Plan:
+    def plan(self, name: str) -> AccountPlan:
         """Return a plan.
 
         Raises:

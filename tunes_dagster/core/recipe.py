@@ -103,9 +103,9 @@ class DatasetOptions(Strict):
         return self
 
 
-Kind = Literal["lora", "pti", "checkpoint", "faceid"]
+TuneKind = Literal["lora", "pti", "checkpoint", "faceid"]
 # Kinds of tune that need no device: nothing is trained.
-UNTRAINED: tuple[Kind, ...] = ("faceid",)
+UNTRAINED: tuple[TuneKind, ...] = ("faceid",)
 Preset = Literal["flux-lora-focus", "flux-lora-portrait", "flux-lora-fast"]
 
 
@@ -154,7 +154,7 @@ class TrainingOptions(Strict):
         offload: Keep text encoders and VAE off the device while they are not used; None lets the planner decide.
     """
 
-    kind: Kind = "lora"
+    kind: TuneKind = "lora"
     preset: Preset | None = None
     base_tune_id: str | None = Field(default=None, min_length=1, max_length=200)
     steps: int | None = Field(default=None, ge=1, le=20_000)
@@ -196,6 +196,11 @@ class TrainingOptions(Strict):
             said = f"is {self.learning_rate:g}, but should be at most 0.1 with {self.optimizer}"
             raise wrong("learning_rate", said)
         return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the base's own weights are trained, and not something beside them (kind `checkpoint`)."""
+        return self.kind == "checkpoint"
 
     def filled(self, defaults: dict[str, Any]) -> TrainingOptions:
         """Return a copy in which every None that `defaults` names is replaced; a person's value wins."""
@@ -426,6 +431,11 @@ class TuneRequest(Strict):
     prompts: list[PromptRequest] = Field(default_factory=list, max_length=1000)
     callback_url: str | None = Field(default=None, max_length=4000)
     labels: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def class_name(self) -> str:
+        """Class of the subject, which callers and files call `name`."""
+        return self.name
 
     @model_validator(mode="before")
     @classmethod

@@ -276,16 +276,18 @@ class LoadedBase(ABC):
         if guided:
             text = {n: torch.cat([value, text[n].to(value)]) for n, value in self.no_text(rows).items()}
         conditioning = self.with_size(text, width, height, guidance)
-        for moment in scheduler.timesteps:
-            scaled = model_input(scheduler, latents, moment).to(self.dtype)
+        for t in scheduler.timesteps:
+            scaled = model_input(scheduler, latents, t).to(self.dtype)
             copies = 2 if guided else 1
-            moments = moment.to(self.device).expand(rows * copies)
+            timesteps = t.to(self.device).expand(rows * copies)
             with torch.no_grad():
-                said = self.predict(torch.cat([scaled] * copies), moments, conditioning).to(latents.dtype)
+                noise_pred = self.predict(torch.cat([scaled] * copies), timesteps, conditioning).to(
+                    latents.dtype
+                )
             if guided:
-                without, having = said.chunk(2)
-                said = without + guidance * (having - without)
-            latents = scheduler.step(said, moment, latents, return_dict=False)[0]
+                uncond, text_pred = noise_pred.chunk(2)
+                noise_pred = uncond + guidance * (text_pred - uncond)
+            latents = scheduler.step(noise_pred, t, latents, return_dict=False)[0]
         return latents
 
     @property

@@ -96,7 +96,7 @@ def complete(
         if rule.most_resolution:
             chosen["resolution"] = min(chosen.get("resolution") or native_size, rule.most_resolution)
     if "learning_rate" in chosen:
-        if asked.kind == "checkpoint":
+        if asked.is_whole:
             chosen["learning_rate"] = full_learning_rate or chosen["learning_rate"] * FULL_LEARNING_RATE
         chosen["learning_rate"] *= rule.learning_rate_times
     if asked.optimizer == "prodigy":

@@ -49,7 +49,7 @@ class Sizes(Strict):
 
     def kept_bytes(self, options: TrainingOptions) -> float:
         """Return the bytes per position that wait for the backward of what the options train."""
-        return self.kept["full" if options.kind == "checkpoint" else options.targets or "attention"]
+        return self.kept["full" if options.is_whole else options.targets or "attention"]
 
     def positions(self, resolution: int) -> int:
         """Return the positions of one row at a resolution."""

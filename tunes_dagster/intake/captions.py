@@ -247,7 +247,7 @@ def write_captions(
     silent = [item for item in training_set.items if item.hash not in chosen]
     if captioner is not None and silent:
         texts = _described(silent, captioner, store, report)
-        texts = _without_subject(texts, silent, request.name, report)
+        texts = _without_subject(texts, silent, request.class_name, report)
         for item, text in zip(silent, texts, strict=True):
             if text:
                 chosen[item.hash] = ("captioner", text)
@@ -256,7 +256,7 @@ def write_captions(
     table = CaptionTable(
         tune_id=tune_id,
         token=request.token,
-        class_name=request.name,
+        class_name=request.class_name,
         rows=rows,
         parked={key: text for key, text in edits.items() if key not in here},
         versions=old.versions if old else [],
@@ -273,10 +273,10 @@ def _previous(store: Store, tune_id: str) -> CaptionTable | None:
 
 def _row(item: TrainingItem, chosen: tuple[CaptionSource, str] | None, request: TuneRequest) -> CaptionRow:
     if chosen is None:
-        caption = template(request.token, request.name, close_up=item.kind == "face")
+        caption = template(request.token, request.class_name, close_up=item.kind == "face")
         return CaptionRow(name=item.name, caption=caption, source="template", hash=item.hash)
     source, text = chosen
-    caption = with_subject(text, request.token, request.name)
+    caption = with_subject(text, request.token, request.class_name)
     return CaptionRow(name=item.name, caption=caption, source=source, hash=item.hash)
 
 

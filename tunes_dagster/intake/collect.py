@@ -35,10 +35,10 @@ from tunes_dagster.intake.sidecars import Sidecars, is_sidecar, masked_picture
 from tunes_dagster.intake.sources import (
     Local,
     Origin,
-    Plan,
+    SourceList,
     is_picture_name,
+    list_sources,
     looks_like_picture,
-    plan_sources,
 )
 
 RECORD_VERSION = 1
@@ -224,12 +224,12 @@ def collect_sources(
     if sources.folder and allow_folders is not None:
         check_folder(sources.folder, allow_folders)
     report.phase(Phase.FETCHING, "Fetching the pictures.")
-    plan = plan_sources(sources, tune_id, store, fetcher, folder_options)
+    listed = list_sources(sources, tune_id, store, fetcher, folder_options)
     with get_pool().session() as among:
         examiner = _Examiner(store, detector, limits or ArchiveLimits(), among)
-        records = _records(tune_id, plan, examiner, fetcher.concurrency, report)
+        records = _records(tune_id, listed, examiner, fetcher.concurrency, report)
     report.phase(Phase.CHECKING, "Checking the pictures.")
-    manifest = _judged(tune_id, request, plan, records, detector.name)
+    manifest = _judged(tune_id, request, listed, records, detector.name)
     manifest.save(store)
     counts = manifest.counts()
     report.note(
@@ -242,10 +242,12 @@ def collect_sources(
     return manifest
 
 
-def _records(tune_id: str, plan: Plan, examiner: _Examiner, workers: int, report: Reporter) -> list[_Record]:
+def _records(
+    tune_id: str, listed: SourceList, examiner: _Examiner, workers: int, report: Reporter
+) -> list[_Record]:
     """Return the record of every origin: from the store where it is known, else by reading it."""
-    total = len(plan.origins)
-    records = _known_records(tune_id, plan, examiner, workers)
+    total = len(listed.origins)
+    records = _known_records(tune_id, listed, examiner, workers)
     if records:
         report.note(f"{len(records)} of {total} sources are known already.")
     missing = [index for index in range(total) if index not in records]
@@ -253,7 +255,7 @@ def _records(tune_id: str, plan: Plan, examiner: _Examiner, workers: int, report
 
         def read(index: int, stop: threading.Event) -> _Record:
             path = Path(folder) / f"{index:05d}"
-            record = _read_origin(tune_id, plan.origins[index], path, examiner, stop)
+            record = _read_origin(tune_id, listed.origins[index], path, examiner, stop)
             path.unlink(missing_ok=True)
             return record
 
@@ -281,13 +283,13 @@ def _read_origin(
     return record
 
 
-def _known_records(tune_id: str, plan: Plan, examiner: _Examiner, workers: int) -> dict[int, _Record]:
+def _known_records(tune_id: str, listed: SourceList, examiner: _Examiner, workers: int) -> dict[int, _Record]:
     """Return the records that earlier runs left, by index of their origin."""
     written = set(examiner.store.list(f"tunes/{tune_id}/source/examined"))
-    maybe = [i for i, origin in enumerate(plan.origins) if _record_key(tune_id, origin) in written]
+    maybe = [i for i, origin in enumerate(listed.origins) if _record_key(tune_id, origin) in written]
 
     def load(index: int, _: threading.Event) -> _Record | None:
-        return _load_record(tune_id, plan.origins[index], examiner)
+        return _load_record(tune_id, listed.origins[index], examiner)
 
     return {index: record for index, record in completed(load, maybe, workers) if record is not None}
 
@@ -309,30 +311,30 @@ def _load_record(tune_id: str, origin: Origin, examiner: _Examiner) -> _Record |
 
 
 def _judged(
-    tune_id: str, request: TuneRequest, plan: Plan, records: Sequence[_Record], detector: str
+    tune_id: str, request: TuneRequest, listed: SourceList, records: Sequence[_Record], detector: str
 ) -> Manifest:
-    pictures, unmatched = captioned(plan, [record.rows for record in records])
+    pictures, unmatched = captioned(listed, [record.rows for record in records])
     pictures, about_masks = with_masks(pictures, used=request.dataset.mask == "file")
-    layout = laid_out(pictures, request.token, request.name)
+    layout = laid_out(pictures, request.token, request.class_name)
     pictures = layout.pictures
     unmatched += about_masks + layout.notes + without_caption(pictures)
     tell_apart(pictures)
     rows, notes = judge(
         pictures,
         request.dataset,
-        request.name,
+        request.class_name,
         faces_looked_for=detector != "none",
         resolution=request.training.resolution,
     )
-    prior, about_prior = judge(layout.prior, request.dataset, request.name, faces_looked_for=False)
-    notes += about_prior + plan.notes + unmatched
+    prior, about_prior = judge(layout.prior, request.dataset, request.class_name, faces_looked_for=False)
+    notes += about_prior + listed.notes + unmatched
     return Manifest(
         tune_id=tune_id,
-        class_name=request.name,
+        class_name=request.class_name,
         detector=detector,
         rows=rows + [row for row in prior if row.verdict == "rejected"],
         prior=[row for row in prior if row.verdict != "rejected"],
-        ignored=plan.ignored + [name for record in records for name in record.ignored],
+        ignored=listed.ignored + [name for record in records for name in record.ignored],
         notes=notes + [note for record in records for note in record.notes],
     )
 

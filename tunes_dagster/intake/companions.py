@@ -10,7 +10,7 @@ from tunes_dagster.intake.manifest import Examined, Manifest
 from tunes_dagster.intake.names import PICTURE_STAGES, Stage, loose, match, plain, stem
 from tunes_dagster.intake.pictures import same_shape
 from tunes_dagster.intake.sidecars import masked_picture
-from tunes_dagster.intake.sources import Plan
+from tunes_dagster.intake.sources import SourceList
 from tunes_dagster.intake.training_set import TrainingItem
 
 # So many pictures, or masks, are told by name.
@@ -21,17 +21,17 @@ _OF_THE_CLASS = "its picture is one of the class, without the subject"
 _MASK_STAGES = (Stage(plain, stem, stem), Stage(loose, lambda name: loose(stem(name)), stem))
 
 
-def captioned(plan: Plan, rows: Sequence[Sequence[Examined]]) -> tuple[list[Examined], list[str]]:
+def captioned(listed: SourceList, rows: Sequence[Sequence[Examined]]) -> tuple[list[Examined], list[str]]:
     """Return the pictures with the captions that lay beside them, and notes about captions that were not used.
 
     Args:
-        plan: Has the captions by group.
-        rows: The pictures of each origin of the plan.
+        listed: Has the captions by group.
+        rows: The pictures of each origin of the list.
     """
     pictures = [row for some in rows for row in some]
-    groups = [origin.group for origin, some in zip(plan.origins, rows, strict=True) for _ in some]
+    groups = [origin.group for origin, some in zip(listed.origins, rows, strict=True) for _ in some]
     notes: list[str] = []
-    for group, sidecars in plan.sidecars.items():
+    for group, sidecars in listed.sidecars.items():
         mine = [i for i, of in enumerate(groups) if of == group]
         for at, caption in sidecars.captions_for([pictures[i].name for i in mine]).items():
             if pictures[mine[at]].caption is None:

@@ -26,7 +26,7 @@ from tunes_dagster.intake.guard import Guard, Resolver, guarded_client
 from tunes_dagster.intake.parallel import completed
 from tunes_dagster.intake.streams import Deadline, DeadlinePassed, in_words
 
-Kind = Literal["picture", "archive"]
+SourceKind = Literal["picture", "archive"]
 
 MB = 1024 * 1024
 # Answers that may be different a moment later; all other 4xx are final.
@@ -132,7 +132,7 @@ class Fetcher:
         self._client.close()
 
     def fetch(
-        self, url: str, path: Path, kind: Kind = "picture", *, stop: threading.Event | None = None
+        self, url: str, path: Path, kind: SourceKind = "picture", *, stop: threading.Event | None = None
     ) -> Fetched:
         """Download one URL to a file.
 
@@ -194,7 +194,7 @@ class Fetcher:
         return Fetched(url, path, name, part.have, _sha256(path))
 
     def fetch_many(
-        self, urls: Sequence[str], folder: Path, kind: Kind = "picture"
+        self, urls: Sequence[str], folder: Path, kind: SourceKind = "picture"
     ) -> Iterator[tuple[int, Fetched | Failure]]:
         """Download several URLs, `concurrency` at a time, and yield each as it ends with its index.
 
@@ -212,7 +212,7 @@ class Fetcher:
         for (index, _), result in completed(one, enumerate(urls), self.concurrency):
             yield index, result
 
-    def _attempt(self, url: str, part: _Part, kind: Kind, deadline: Deadline) -> None:
+    def _attempt(self, url: str, part: _Part, kind: SourceKind, deadline: Deadline) -> None:
         limit = self.max_bytes if kind == "archive" else self.max_picture_bytes
         at = self.guard.check_url(url)
         for _ in range(self.max_redirects + 1):

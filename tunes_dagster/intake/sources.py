@@ -17,7 +17,7 @@ from tunes_dagster.core.recipe import Sources
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.urls import show_url
 from tunes_dagster.intake.archives import archive_kind
-from tunes_dagster.intake.fetch import MB, Fetcher, Kind
+from tunes_dagster.intake.fetch import MB, Fetcher, SourceKind
 from tunes_dagster.intake.folders import FolderFile, check_settled, list_files, may_not_be_read, open_folder
 from tunes_dagster.intake.names import shown
 from tunes_dagster.intake.payloads import check_upload_key, decode_payload
@@ -51,7 +51,7 @@ class Origin:
 
     id: str
     source: str
-    kind: Kind
+    kind: SourceKind
     load: Callable[[Path, threading.Event], Local]
     group: str = ""
 
@@ -62,7 +62,7 @@ class Origin:
 
 
 @dataclass
-class Plan:
+class SourceList:
     """What a request's sources come down to.
 
     Attributes:
@@ -96,13 +96,13 @@ def is_archive_name(name: str) -> bool:
     return name.lower().endswith(_ARCHIVE_SUFFIXES)
 
 
-def plan_sources(
+def list_sources(
     sources: Sources,
     tune_id: str,
     store: Store,
     fetcher: Fetcher,
     folder_options: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> SourceList:
     """Return the origins of a request without reading any picture.
 
     Args:
@@ -115,21 +115,21 @@ def plan_sources(
     Raises:
         Failure: When a folder cannot be read or an upload is not this tune's.
     """
-    plan = Plan()
+    listed = SourceList()
     if sources.archive_url:
-        plan.origins.append(_url(sources.archive_url, "archive", fetcher))
+        listed.origins.append(_url(sources.archive_url, "archive", fetcher))
     for url in dict.fromkeys(sources.image_urls):
-        plan.origins.append(_url(url, "picture", fetcher))
+        listed.origins.append(_url(url, "picture", fetcher))
     for index, text in enumerate(sources.images_base64):
-        plan.origins.append(_base64(index, text))
+        listed.origins.append(_base64(index, text))
     if sources.uploads:
-        _add_uploads(plan, sources.uploads, tune_id, store)
+        _add_uploads(listed, sources.uploads, tune_id, store)
     if sources.folder:
-        _add_folder(plan, sources.folder, store, folder_options)
-    return plan
+        _add_folder(listed, sources.folder, store, folder_options)
+    return listed
 
 
-def _url(url: str, kind: Kind, fetcher: Fetcher) -> Origin:
+def _url(url: str, kind: SourceKind, fetcher: Fetcher) -> Origin:
     def load(path: Path, stop: threading.Event) -> Local:
         fetched = fetcher.fetch(url, path, kind, stop=stop)
         return Local(fetched.path, fetched.name)
@@ -148,15 +148,15 @@ def _base64(index: int, text: str) -> Origin:
     return Origin(f"base64:{digest}", f"images_base64[{index}]", "picture", load, "base64")
 
 
-def _add_uploads(plan: Plan, keys: list[str], tune_id: str, store: Store) -> None:
-    sidecars = plan.sidecars.setdefault("uploads", Sidecars())
+def _add_uploads(listed: SourceList, keys: list[str], tune_id: str, store: Store) -> None:
+    sidecars = listed.sidecars.setdefault("uploads", Sidecars())
     for key in keys:
         check_upload_key(key, tune_id)
         name = re.sub(r"^\d{4}-", "", PurePosixPath(key).name)
         if is_sidecar(name):
             if not store.exists(key):
-                plan.notes.append(f"{name}: not used, the upload is gone.")
-            elif _short_enough(plan, name, store.size(key)):
+                listed.notes.append(f"{name}: not used, the upload is gone.")
+            elif _short_enough(listed, name, store.size(key)):
                 sidecars.add(name, store.read_bytes(key))
             continue
 
@@ -169,34 +169,34 @@ def _add_uploads(plan: Plan, keys: list[str], tune_id: str, store: Store) -> Non
                 ) from None
             return Local(path, name)
 
-        kind: Kind = "archive" if is_archive_name(name) else "picture"
-        plan.origins.append(Origin(f"upload:{key}", f"upload {name}", kind, load, "uploads"))
+        kind: SourceKind = "archive" if is_archive_name(name) else "picture"
+        listed.origins.append(Origin(f"upload:{key}", f"upload {name}", kind, load, "uploads"))
 
 
-def _add_folder(plan: Plan, folder: str, store: Store, options: Mapping[str, Any] | None) -> None:
+def _add_folder(listed: SourceList, folder: str, store: Store, options: Mapping[str, Any] | None) -> None:
     if options is None and not store.is_local and folder.startswith(f"{store.root.protocol}://"):
         options = dict(store.root.storage_options)
     check_settled(folder)
     root = open_folder(folder, options)
-    sidecars = plan.sidecars.setdefault("folder", Sidecars())
-    for file in list_files(root, plan.notes):
+    sidecars = listed.sidecars.setdefault("folder", Sidecars())
+    for file in list_files(root, listed.notes):
         if is_sidecar(file.name):
-            _add_sidecar(plan, sidecars, file, root)
+            _add_sidecar(listed, sidecars, file, root)
         elif file.name.lower() in NAMES:
             continue
         else:
-            _add_file(plan, file, root)
+            _add_file(listed, file, root)
 
 
-def _short_enough(plan: Plan, name: str, size: int) -> bool:
+def _short_enough(listed: SourceList, name: str, size: int) -> bool:
     """Whether a file of captions is read; one that is too large for that is noted."""
     if size > MAX_SIDECAR:
-        plan.notes.append(f"{name}: not used, captions of more than {MAX_SIDECAR // MB} MB are not read.")
+        listed.notes.append(f"{name}: not used, captions of more than {MAX_SIDECAR // MB} MB are not read.")
     return size <= MAX_SIDECAR
 
 
-def _add_sidecar(plan: Plan, sidecars: Sidecars, file: FolderFile, root: UPath) -> None:
-    if not _short_enough(plan, file.name, file.size):
+def _add_sidecar(listed: SourceList, sidecars: Sidecars, file: FolderFile, root: UPath) -> None:
+    if not _short_enough(listed, file.name, file.size):
         return
     try:
         local = file.path.protocol in ("", "file", "local")
@@ -205,12 +205,12 @@ def _add_sidecar(plan: Plan, sidecars: Sidecars, file: FolderFile, root: UPath) 
         failure = error if isinstance(error, Failure) else may_not_be_read(file.name, error)
         if failure.code == FailureCode.STORE_UNAVAILABLE:
             raise failure from error
-        plan.notes.append(f"{file.name}: not used. {failure.message}")
+        listed.notes.append(f"{file.name}: not used. {failure.message}")
         return
     sidecars.add(file.name, data)
 
 
-def kind_of(file: FolderFile) -> Kind | None:
+def kind_of(file: FolderFile) -> SourceKind | None:
     """Return whether a file is a picture or an archive, by its name or where that says nothing its first bytes.
 
     Raises:
@@ -238,17 +238,17 @@ def hold_pictures(files: Iterable[FolderFile]) -> bool:
     return False
 
 
-def _add_file(plan: Plan, file: FolderFile, root: UPath) -> None:
+def _add_file(listed: SourceList, file: FolderFile, root: UPath) -> None:
     try:
         kind = kind_of(file)
     except OSError as error:
-        plan.ignored.append(file.name)
-        plan.notes.append(may_not_be_read(file.name, error).message)
+        listed.ignored.append(file.name)
+        listed.notes.append(may_not_be_read(file.name, error).message)
         return
     if kind is None:
-        plan.ignored.append(file.name)
+        listed.ignored.append(file.name)
     else:
-        plan.origins.append(_folder_file(file, kind, root))
+        listed.origins.append(_folder_file(file, kind, root))
 
 
 def _still_inside(file: FolderFile, root: UPath) -> Path:
@@ -268,7 +268,7 @@ def _still_inside(file: FolderFile, root: UPath) -> Path:
     return actual
 
 
-def _folder_file(file: FolderFile, kind: Kind, root: UPath) -> Origin:
+def _folder_file(file: FolderFile, kind: SourceKind, root: UPath) -> Origin:
     def load(path: Path, stop: threading.Event) -> Local:
         try:
             if file.path.protocol in ("", "file", "local"):

@@ -37,7 +37,9 @@ def in_words(
         request: What was asked for.
         findings: What else was found.
     """
-    lines = [f"Subject: {request.token} {request.name} (token {request.token}, class {request.name})."]
+    lines = [
+        f"Subject: {request.token} {request.class_name} (token {request.token}, class {request.class_name})."
+    ]
     used = len(manifest.accepted)
     held = f"; {len(built.held_out)} of them held out for scoring" if built and built.held_out else ""
     lines.append(f"{used} of {len(manifest.rows)} pictures are used{held}.")

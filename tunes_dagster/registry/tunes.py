@@ -134,8 +134,8 @@ class NewTune:
         tune = Tune(
             id=self.id,
             account_id=self.account_id,
-            title=request.title or request.name,
-            class_name=request.name,
+            title=request.title or request.class_name,
+            class_name=request.class_name,
             token=request.token,
             base=request.base,
             base_id=self.base_id,
@@ -314,7 +314,7 @@ class Tunes(Part):
             tune.recipe, tune.recipe_hash = recipe, recipe_hash(recipe)
             if request is not None:
                 tune.request = request.model_dump(mode="json")
-                tune.title, tune.class_name = request.title or request.name, request.name
+                tune.title, tune.class_name = request.title or request.class_name, request.class_name
                 tune.token, tune.callback_url = request.token, request.callback_url
                 name_in(session, [(key, tune.id) for key in keys_of_request(tune.request)], self.now())
             tune.updated_at = self.now()

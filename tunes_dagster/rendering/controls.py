@@ -89,13 +89,13 @@ class Control:
         scales = torch.tensor([picture.control_scale for picture in pictures], device=self._base.device)
         scales = scales.to(self._base.dtype).repeat_interleave(repeat).view(-1, 1, 1, 1)
 
-        def residuals(noisy: torch.Tensor, moments: torch.Tensor, rows: Conditioning) -> Conditioning:
+        def residuals(noisy: torch.Tensor, timesteps: torch.Tensor, rows: Conditioning) -> Conditioning:
             added = (
                 {"text_embeds": rows["pooled"], "time_ids": rows["time_ids"]} if "time_ids" in rows else None
             )
             down, mid = self.network(
                 noisy,
-                moments,
+                timesteps,
                 encoder_hidden_states=rows["hidden"],
                 controlnet_cond=seen,
                 added_cond_kwargs=added,

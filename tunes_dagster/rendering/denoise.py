@@ -83,13 +83,13 @@ def denoise(
             noisy = model_input(scheduler, latents, t).to(base.dtype)
             if repeat > 1:
                 noisy = noisy.repeat_interleave(repeat, dim=0)
-            moments = t.expand(len(noisy))
-            said = rows if steer is None else {**rows, **steer(noisy, moments, rows)}
-            guess = base.predict(noisy, moments, said).float()
+            row_timesteps = t.expand(len(noisy))
+            given = rows if steer is None else {**rows, **steer(noisy, row_timesteps, rows)}
+            noise_pred = base.predict(noisy, row_timesteps, given).float()
             if shape.guided:
-                without, with_text = guess[0::2], guess[1::2]
-                guess = torch.lerp(without, with_text, guidance)
-            latents = scheduler.step(guess, t, latents, **extra, return_dict=False)[0]
+                uncond, text_pred = noise_pred[0::2], noise_pred[1::2]
+                noise_pred = torch.lerp(uncond, text_pred, guidance)
+            latents = scheduler.step(noise_pred, t, latents, **extra, return_dict=False)[0]
             latents = start.outside_kept(latents, i)
             on_step(len(pictures))
     return latents
@@ -127,13 +127,13 @@ class Start:
             scheduler.set_begin_index(first)
         self.latents = self._noisy(self.timesteps[:1])
 
-    def _noisy(self, moment: torch.Tensor) -> torch.Tensor:
+    def _noisy(self, t: torch.Tensor) -> torch.Tensor:
         """Return the clean latents with the noise of a timestep."""
         add = getattr(self._scheduler, "scale_noise", None)
-        moments = moment.expand(len(self.noise))
+        timesteps = t.expand(len(self.noise))
         if add is not None:
-            return add(self.clean, moments, self.noise)
-        return self._scheduler.add_noise(self.clean, self.noise, moments)
+            return add(self.clean, timesteps, self.noise)
+        return self._scheduler.add_noise(self.clean, self.noise, timesteps)
 
     def outside_kept(self, latents: torch.Tensor, step: int) -> torch.Tensor:
         """Return latents whose part outside of the mask is the picture's own, as noisy as they are now."""

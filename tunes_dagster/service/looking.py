@@ -82,7 +82,7 @@ def look_over(
         manifest,
         request.dataset,
         options.resolution or entry.native_size,
-        request.name,
+        request.class_name,
         store,
         detector,
         options.seed,

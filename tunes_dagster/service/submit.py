@@ -134,7 +134,7 @@ def new_tune(
     request = _check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
     named = Named(installation, entry, account_id)
-    own = _Own(request.training.kind, request.name, request.characteristics)
+    own = _Own(request.training.kind, request.class_name, request.characteristics)
     completed = [
         _complete_prompt(one, entry, installation, own=own, asked=request.base, named=named)
         for one in request.prompts
@@ -205,14 +205,14 @@ def _base_of_tunes(installation: Installation, word: str) -> BaseModelEntry:
 
 def _doubts(request: TuneRequest) -> list[Unmet]:
     """Return what is accepted and hardly meant, in the form of wishes that are not met."""
-    said, words = list[Unmet](), request.name.split()
-    if request.token.lower() in request.name.lower().split():
+    said, words = list[Unmet](), request.class_name.split()
+    if request.token.lower() in request.class_name.lower().split():
         why = (
             f"is a word of the name ({request.token}): what the base knows by it and what it learns mix; "
             "a rare word like ohwx keeps them apart"
         )
         said.append(Unmet("token", why))
-    if len(words) >= _MANY_WORDS and not is_style(request.name):
+    if len(words) >= _MANY_WORDS and not is_style(request.class_name):
         why = (
             f"has {len(words)} words: each caption and prompt must hold all of them; "
             "one that the base knows is enough"
@@ -375,7 +375,7 @@ def make_recipe(
     return {
         **({"continues": continues} if continues else {}),
         **({"one_picture": True} if request.dataset.one_picture else {}),
-        "name": request.name,
+        "name": request.class_name,
         "token": request.token,
         "base": request.base,
         "branch": entry.base_id,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Rows of work that are at hand; more are never at work at once.
 _ACTIVE = 200
-_AT_WORK = {"train": "training", "embed": "training", "finish": "scoring", "render": "rendering"}
+_AT_WORK = {"train": "training", "embed": "training", "finish": "finishing", "render": "rendering"}
 
 
 def reasons(registry: Registry, prompts: Iterable[Prompt]) -> dict[str, str]:

@@ -28,7 +28,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RowLayout:
     """What stays the same while a group has the same members; everything on the device.
 
     Rows are ordered run by run, pictures before prior rows, so that equally large runs are blocks.
@@ -51,8 +51,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The tensors of one forward, on the device, rows in the plan's order.
+class ForwardBatch:
+    """The tensors of one forward, on the device, rows in the layout's order.
 
     Attributes:
         noisy: What the denoiser is shown, [rows, …].
@@ -86,8 +86,10 @@ def make_groups(runs: Sequence[TuneRun], rows: Mapping[int, StepRows]) -> list[G
     ]
 
 
-def make_plan(group: Group, rows: Mapping[int, StepRows], device: torch.device, dtype: torch.dtype) -> Plan:
-    """Lay out a group; see `Plan`."""
+def lay_out(
+    group: Group, rows: Mapping[int, StepRows], device: torch.device, dtype: torch.dtype
+) -> RowLayout:
+    """Lay out a group; see `RowLayout`."""
     pictures = [run for run in group.pictures for _ in rows[run.slot].texts]
     priors = [run for run in group.priors for _ in range(run.prior_rows)]
     runs = [*pictures, *priors]
@@ -105,7 +107,7 @@ def make_plan(group: Group, rows: Mapping[int, StepRows], device: torch.device, 
     def put(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=device, dtype=dtype)
 
-    return Plan(
+    return RowLayout(
         slots=[slots[i] for i in order],
         order=None if order == sorted(order) else torch.tensor(order, device=device),
         weights=put([shares[i] * scale[i] for i in order]),
@@ -116,13 +118,13 @@ def make_plan(group: Group, rows: Mapping[int, StepRows], device: torch.device, 
 
 
 def collate(
-    group: Group, plan: Plan, rows: Mapping[int, StepRows], base: LoadedBase, dtype: torch.dtype
-) -> Batch:
+    group: Group, layout: RowLayout, rows: Mapping[int, StepRows], base: LoadedBase, dtype: torch.dtype
+) -> ForwardBatch:
     """Return the tensors of a group.
 
     Args:
         group: Whose rows.
-        plan: Of this group.
+        layout: Of this group.
         rows: By slot.
         base: Adds the noise and says what is to be predicted.
         dtype: Of latents and losses.
@@ -133,38 +135,38 @@ def collate(
             return tensor.pin_memory().to(base.device, non_blocking=True)
         return tensor.to(base.device)
 
-    noisy, target, moments, texts = [], [], [], []
+    noisy, target, timesteps, texts = [], [], [], []
     if group.pictures:
         mine = [rows[run.slot] for run in group.pictures]
         clean = put(torch.cat([one.clean for one in mine]).to(dtype))
         noise = put(torch.cat([one.noise for one in mine]).to(dtype))
-        moment = put(torch.cat([one.timesteps for one in mine]))
-        noisy.append(base.add_noise(clean, noise, moment))
-        target.append(base.target(clean, noise, moment))
-        moments.append(moment)
+        drawn = put(torch.cat([one.timesteps for one in mine]))
+        noisy.append(base.add_noise(clean, noise, drawn))
+        target.append(base.target(clean, noise, drawn))
+        timesteps.append(drawn)
         texts += [one.texts for one in mine]
     for run in group.priors:
         assert run.prior_set is not None and run.prior_texts is not None
         chosen = rows[run.slot].prior
         noisy.append(put(run.prior_set.noisy[chosen].to(dtype)))
         target.append(put(run.prior_set.predictions[chosen].to(dtype)))
-        moments.append(put(run.prior_set.timesteps[chosen]))
+        timesteps.append(put(run.prior_set.timesteps[chosen]))
         texts.append(run.prior_texts[chosen])
 
     def ordered(parts: Sequence[Tensor]) -> Tensor:
         joined = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-        return joined if plan.order is None else joined.index_select(0, plan.order)
+        return joined if layout.order is None else joined.index_select(0, layout.order)
 
-    weights = plan.weights
-    if plan.gammas is not None:
-        factors = base.loss_weights(moments[0], plan.gammas)
-        rest = factors.new_ones(len(plan.slots) - len(factors))
+    weights = layout.weights
+    if layout.gammas is not None:
+        factors = base.loss_weights(timesteps[0], layout.gammas)
+        rest = factors.new_ones(len(layout.slots) - len(factors))
         weights = weights * ordered([factors, rest])
     masks = _masks(group, rows, dtype)
-    return Batch(
+    return ForwardBatch(
         ordered(noisy),
         ordered(target),
-        ordered(moments),
+        ordered(timesteps),
         ordered([put(torch.cat(texts))]),
         weights,
         None if masks is None else ordered([put(masks)]),

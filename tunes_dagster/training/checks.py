@@ -110,7 +110,7 @@ def _largest(entry: BaseModelEntry) -> int:
 
 
 def _subject_problems(request: TuneRequest) -> Iterator[Problem]:
-    dataset, name = request.dataset, request.name
+    dataset, name = request.dataset, request.class_name
     if is_style(name):
         faces = {"require_face": dataset.require_face, "mask": dataset.mask == "face"}
         for option, wanted in faces.items():

@@ -36,7 +36,7 @@ def inherit(job: TuneJob, base: LoadedBase, store: Store) -> None:
     from tunes_dagster.training.earlier import check_there
 
     key = job.start_from
-    if key is None or job.options.kind == "checkpoint":
+    if key is None or job.options.is_whole:
         return
     check_there(key, store)
     header, names = read_fields(store, key)

@@ -19,9 +19,9 @@ from tunes_dagster.core.progress import Keeping, Phase, Reporter
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training import checkpoints
-from tunes_dagster.training.batches import Group, Plan, collate, make_groups, make_plan
+from tunes_dagster.training.batches import Group, RowLayout, collate, lay_out, make_groups
 from tunes_dagster.training.jobs import TrainingResult, TuneJob, learning_rate
-from tunes_dagster.training.kinds import Kind, kind_of
+from tunes_dagster.training.methods import Method, method_of
 from tunes_dagster.training.repeatable import repeatable
 from tunes_dagster.training.run import PreparedTune, StepRows, TextTable, TuneRun
 from tunes_dagster.training.weights import TrainedWeights
@@ -82,40 +82,40 @@ class _Session:
         while self._queue:
             first = self._prepare(self._from_queue(most))
             if first:
-                kind = kind_of(first[0].job.options)
-                Trainer(kind, self.base, self.store, self._done).run(first, most, self._join)
+                method = method_of(first[0].job.options)
+                Trainer(method, self.base, self.store, self._done).run(first, most, self._join)
         while self._solos:
             job = self._solos.pop(0)
             for one in self._prepare([job]):
-                Trainer(kind_of(job.options), self.base, self.store, self._done).run([one], 1)
+                Trainer(method_of(job.options), self.base, self.store, self._done).run([one], 1)
         return self.outcomes
 
     def _from_queue(self, places: int) -> list[TuneJob]:
-        """Take the next jobs of one kind from the queue."""
-        kind = kind_of(self._queue[0].options).name if self._queue else ""
-        chosen = [job for job in self._queue if kind_of(job.options).name == kind][:places]
+        """Take the next jobs of one method from the queue."""
+        method = method_of(self._queue[0].options).name if self._queue else ""
+        chosen = [job for job in self._queue if method_of(job.options).name == method][:places]
         self._queue = [job for job in self._queue if job not in chosen]
         return chosen
 
-    def _join(self, kind: Kind, free: int) -> list[PreparedTune]:
+    def _join(self, method: Method, free: int) -> list[PreparedTune]:
         """Return tunes for free places of a running cohort: from this call's queue, then from outside."""
         if self._waiting is not None and not self._queue:
             self._queue = self._stackable(self._waiting(free))
-        if not self._queue or kind_of(self._queue[0].options).name != kind.name:
+        if not self._queue or method_of(self._queue[0].options).name != method.name:
             return []
         return self._prepare(self._from_queue(free))
 
     def _stackable(self, jobs: Sequence[TuneJob]) -> list[TuneJob]:
         """Return the jobs that share forwards; the others are put aside for later."""
-        self._solos += [job for job in jobs if not kind_of(job.options).stacks]
-        return [job for job in jobs if kind_of(job.options).stacks]
+        self._solos += [job for job in jobs if not method_of(job.options).stacks]
+        return [job for job in jobs if method_of(job.options).stacks]
 
     def _prepare(self, jobs: Sequence[TuneJob]) -> list[PreparedTune]:
         prepared = []
         for job in jobs:
             report, job.report = job.report, patient(job, self.store)
             try:
-                prepared.append(kind_of(job.options).prepare(job, self.base, self.store))
+                prepared.append(method_of(job.options).prepare(job, self.base, self.store))
             except Exception as error:
                 self._done(job, as_failure(error))
             finally:
@@ -141,16 +141,16 @@ class Trainer:
     """Tunes that share their forwards, step by step."""
 
     def __init__(
-        self, kind: Kind, base: LoadedBase, store: Store, done: Callable[[TuneJob, Outcome], None]
+        self, method: Method, base: LoadedBase, store: Store, done: Callable[[TuneJob, Outcome], None]
     ) -> None:
-        self.kind, self.base, self.store, self._done = kind, base, store, done
+        self.method, self.base, self.store, self._done = method, base, store, done
         # Losses and noise are kept in float32 under half precision, and in float64 for proofs.
         self.dtype = torch.promote_types(base.dtype, torch.float32)
         self.runs: list[TuneRun] = []
         self.weights: TrainedWeights | None = None
         self.table = TextTable(base)
         self.totals = torch.zeros(0, device=base.device, dtype=self.dtype)
-        self._plans: dict[tuple, Plan] = {}
+        self._layouts: dict[tuple, RowLayout] = {}
         self._left: list[tuple[TuneJob, Outcome]] = []
         self._looked = time.monotonic()
 
@@ -158,14 +158,14 @@ class Trainer:
         self,
         prepared: Sequence[PreparedTune],
         places: int,
-        arrivals: Callable[[Kind, int], Sequence[PreparedTune]] | None = None,
+        arrivals: Callable[[Method, int], Sequence[PreparedTune]] | None = None,
     ) -> None:
         """Train until every tune has left.
 
         Args:
             prepared: Who begins.
             places: Most tunes at a time.
-            arrivals: Asked for tunes of a kind that join, with the number of free places.
+            arrivals: Asked for tunes of a method that join, with the number of free places.
         """
         checkpointed = self.base.denoiser.is_gradient_checkpointing
         try:
@@ -186,14 +186,14 @@ class Trainer:
                 self.weights.close()
             self._save_memory(checkpointed)
 
-    def _look(self, arrivals: Callable[[Kind, int], Sequence[PreparedTune]], places: int) -> None:
+    def _look(self, arrivals: Callable[[Method, int], Sequence[PreparedTune]], places: int) -> None:
         """Let waiting tunes join when there is room and the last look was long enough ago."""
         free = places - len(self.runs)
         if free <= 0 or time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
             return
         # Encoding asks the bare base.
         self._weights.assign(None)
-        joining = arrivals(self.kind, free)
+        joining = arrivals(self.method, free)
         self._looked = time.monotonic()
         if joining:
             self._admit(joining)
@@ -213,7 +213,7 @@ class Trainer:
                 run.slot = next(free)
         else:
             self._seat_anew(fresh)
-        self._plans.clear()
+        self._layouts.clear()
         self.runs = [*self.runs, *fresh]
         # A new table forgets the texts of those who left.
         self.table = TextTable(self.base)
@@ -232,7 +232,7 @@ class Trainer:
         if self.weights is not None:
             self.weights.close()
         self.weights, self.totals = None, totals
-        self.weights = self.kind.weights([run.options for run in runs], self.base, self.dtype)
+        self.weights = self.method.weights([run.options for run in runs], self.base, self.dtype)
         for slot, run in enumerate(runs):
             run.slot = slot
         for run, state in zip(self.runs, states, strict=True):
@@ -299,28 +299,28 @@ class Trainer:
                 weights.average(run.slot, run.options.ema_decay, run.step)
             run.step += 1
 
-    def _plan(self, group: Group, rows: dict[int, StepRows]) -> Plan:
+    def _layout(self, group: Group, rows: dict[int, StepRows]) -> RowLayout:
         key = (
             tuple(run.slot for run in group.pictures),
             tuple(run.slot for run in group.priors),
         )
-        if key not in self._plans:
-            self._plans[key] = make_plan(group, rows, self.base.device, self.dtype)
-        return self._plans[key]
+        if key not in self._layouts:
+            self._layouts[key] = lay_out(group, rows, self.base.device, self.dtype)
+        return self._layouts[key]
 
     def _backward(self, group: Group, rows: dict[int, StepRows]) -> None:
         """Forward and backward of a group; gradients add up in the weights."""
-        plan = self._plan(group, rows)
-        batch = collate(group, plan, rows, self.base, self.dtype)
+        layout = self._layout(group, rows)
+        batch = collate(group, layout, rows, self.base, self.dtype)
         conditioning = self.base.with_size(self.table.rows(batch.texts), *group.bucket)
-        self._weights.assign(plan.slots)
-        said = self.base.predict(batch.noisy.to(self.base.dtype), batch.timesteps, conditioning)
-        errors = (said.to(self.dtype) - batch.target).square()
+        self._weights.assign(layout.slots)
+        model_pred = self.base.predict(batch.noisy.to(self.base.dtype), batch.timesteps, conditioning)
+        errors = (model_pred.to(self.dtype) - batch.target).square()
         if batch.masks is not None:
             errors = errors * batch.masks
         losses = errors.flatten(1).mean(1)
         (losses * batch.weights).sum().backward()
-        self.totals.index_add_(0, plan.totals, losses.detach() * plan.shares)
+        self.totals.index_add_(0, layout.totals, losses.detach() * layout.shares)
 
     def _after_step(self, run: TuneRun) -> None:
         """Report, save, stop or finish a tune after its step."""
@@ -366,7 +366,7 @@ class Trainer:
         run.job.report.phase(Phase.PACKAGING, "Writing the tune's files")
         self._check_finite(run)
         run.save(self._weights, self.store)
-        result = self.kind.write(
+        result = self.method.write(
             run.job,
             self.base,
             self.store,

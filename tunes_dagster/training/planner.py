@@ -199,11 +199,11 @@ def _choices(options: Sequence[TrainingOptions], sizes: Sizes, machine: Machine)
     }
     optimizer = next((o.optimizer for o in options if o.optimizer != "adamw"), "adamw")
     # An adapter's moments are too few to matter.
-    wanted = optimizer == "adamw" and any(o.kind == "checkpoint" for o in options)
+    wanted = optimizer == "adamw" and any(o.is_whole for o in options)
     eight = "adamw8bit" if wanted and machine.bitsandbytes else optimizer
     # Only transformers: the convolutions of UNets stay as they are, and little would be gained.
     transformer = sizes.position > _UNET_POSITION
-    quantizable = machine.bitsandbytes and transformer and all(o.kind != "checkpoint" for o in options)
+    quantizable = machine.bitsandbytes and transformer and not any(o.is_whole for o in options)
     steps = [
         Choice(False, False, optimizer, "none"),
         Choice(True, False, optimizer, "none"),
@@ -234,8 +234,8 @@ def _choices(options: Sequence[TrainingOptions], sizes: Sizes, machine: Machine)
 
 
 def trains_alone(options: TrainingOptions) -> bool:
-    """Whether a tune shares its forwards with no other one; as `kinds.kind_of` says, which needs torch."""
-    return options.kind == "checkpoint" or options.dora or options.optimizer == "adamw8bit"
+    """Whether a tune shares its forwards with no other one; as `methods.method_of` says, which needs torch."""
+    return options.is_whole or options.dora or options.optimizer == "adamw8bit"
 
 
 def _needs(
@@ -278,7 +278,7 @@ def _parts(
     if choice.gradient_checkpointing:
         kept = sizes.kept_checkpointed + _RECOMPUTED.get(sizes.position, 0.1) * kept
     per_trained += 4 if any(option.ema_decay for option in options) else 0
-    if options[0].kind == "checkpoint":
+    if options[0].is_whole:
         # The base's own weights wait in the machine's memory; `base` is what the network computes with.
         trained = sizes.denoiser * 1e9 * per_trained
     else:
@@ -347,7 +347,7 @@ def _refusal(
         helps.append("gradient_checkpointing (it was turned off)")
     if choice.quantize == "none" and machine.kind == "cuda" and not machine.bitsandbytes:
         helps.append("a quantized base (pip install 'tunes-dagster[gpu]')")
-    if any(option.kind == "checkpoint" for option in options):
+    if any(option.is_whole for option in options):
         helps.append("a `lora` instead of a `checkpoint`")
     return Failure(
         FailureCode.OUT_OF_MEMORY,

@@ -192,14 +192,18 @@ def _predict_all(
 
     def predict(start: int, stop: int) -> None:
         part = slice(start, stop)
-        moments = timesteps[part].to(base.device)
-        mixed = base.add_noise(clean[part].to(base.device), noise[part].to(base.device), moments)
+        part_timesteps = timesteps[part].to(base.device)
+        noisy_latents = base.add_noise(
+            clean[part].to(base.device), noise[part].to(base.device), part_timesteps
+        )
         rows = stacked([table[t] for t in texts[part]])
         text = {name: value.to(base.device) for name, value in rows.items()}
         with torch.no_grad():
-            said = base.predict(mixed.to(base.dtype), moments, base.with_size(text, width, height))
-        noisy.append(mixed.cpu())
-        predictions.append(said.cpu())
+            model_pred = base.predict(
+                noisy_latents.to(base.dtype), part_timesteps, base.with_size(text, width, height)
+            )
+        noisy.append(noisy_latents.cpu())
+        predictions.append(model_pred.cpu())
         on_row(stop)
 
     cache.in_parts(len(clean), _rows_per_forward(clean.shape[1:], base), predict)

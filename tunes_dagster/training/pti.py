@@ -178,10 +178,10 @@ def _loss(
     )
     clean = (means + stds * noise[1].to(means.dtype)).to(base.device, dtype)
     noise = noise[0].to(base.device, dtype)
-    moments = base.draw_timesteps(uniform, *bucket).to(base.device)
-    noisy, target = base.add_noise(clean, noise, moments), base.target(clean, noise, moments)
+    timesteps = base.draw_timesteps(uniform, *bucket).to(base.device)
+    noisy, target = base.add_noise(clean, noise, timesteps), base.target(clean, noise, timesteps)
     text = base.with_size(base.encode_text_with_gradients(texts), *bucket)
-    return (base.predict(noisy.to(base.dtype), moments, text).to(dtype) - target).square().mean()
+    return (base.predict(noisy.to(base.dtype), timesteps, text).to(dtype) - target).square().mean()
 
 
 def _start(job: TuneJob, base: LoadedBase, dtype: torch.dtype) -> dict[str, nn.Parameter]:

@@ -98,7 +98,7 @@ def road(
     sizes, parts = sizes_of(entry, folder), plan.parts_gib
     offload, quantize = plan.choice.offload, plan.choice.quantize
     overhead = parts["overhead"]
-    adapter = 0.0 if options.kind == "checkpoint" else sizes.adapter_numbers(options) * 4 / _GIB
+    adapter = 0.0 if options.is_whole else sizes.adapter_numbers(options) * 4 / _GIB
     beside = parts["trained"]  # other tunes go on training while the files of one are looked at
     looking = _rendering(sizes, entry.native_size, machine, offload, quantize)
     training = sum(value for name, value in parts.items() if not name.startswith("while "))

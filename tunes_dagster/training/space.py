@@ -20,6 +20,6 @@ def bytes_of(job: TuneJob, sizes: Sizes) -> float:
     A network that is trained whole keeps what resuming needs once, an adapter in each checkpoint.
     """
     checkpoints = math.ceil(job.total_steps / job.checkpoint_every) + 1
-    if job.options.kind == "checkpoint":
+    if job.options.is_whole:
         return sizes.denoiser * 1e9 * (checkpoints * _WEIGHT + _STATE + _EXPORTS)
     return sizes.adapter_numbers(job.options) * (checkpoints * (_WEIGHT + _STATE) + _EXPORTS)

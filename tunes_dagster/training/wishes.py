@@ -64,7 +64,7 @@ class _Case:
     @property
     def style(self) -> bool:
         """Whether no subject is learnt."""
-        return is_style(self.request.name)
+        return is_style(self.request.class_name)
 
     @property
     def untrained(self) -> bool:
@@ -109,7 +109,9 @@ def _flow(case: _Case, name: str) -> Idle | None:
 
 
 def _faceless(case: _Case, name: str) -> Idle | None:
-    return Idle(f"looks for a face, and a style ({case.request.name!r}) has none") if case.style else None
+    return (
+        Idle(f"looks for a face, and a style ({case.request.class_name!r}) has none") if case.style else None
+    )
 
 
 def _without_restorer(case: _Case, name: str) -> Idle | None:

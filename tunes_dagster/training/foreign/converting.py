@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.training.foreign.fitting import Fit, Networks, Plan
+from tunes_dagster.training.foreign.fitting import Fit, Fitting, Networks
 from tunes_dagster.training.foreign.lycoris import loha_pair, lokr_pair
 from tunes_dagster.training.foreign.names import DENOISER
 from tunes_dagster.training.foreign.scales import Scales, scale
@@ -76,7 +76,7 @@ def _shape(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
 
 
 def convert(
-    plan: Plan,
+    fitting: Fitting,
     tensors: Mapping[str, Tensor],
     networks: Networks,
     scales: Scales,
@@ -85,7 +85,7 @@ def convert(
     """Return a file's tensors as weights of ours.
 
     Args:
-        plan: Of the file.
+        fitting: Of the file.
         tensors: By key.
         networks: Of the base.
         scales: What the file's header says about strengths.
@@ -95,8 +95,8 @@ def convert(
     Raises:
         Failure: `WEIGHTS_UNUSABLE` for numbers that are not finite, or a LoHa or LoKr that no LoRA comes close to.
     """
-    made, lost = Converted(word=plan.word), 0.0
-    for fit in plan.fits:
+    made, lost = Converted(word=fitting.word), 0.0
+    for fit in fitting.fits:
         parts = {part: _numbers(tensors[key], key) for part, key in fit.layer.parts.items()}
         a, b, gone = _pair(fit, parts, networks, scales)
         lost = max(lost, gone)
@@ -106,9 +106,9 @@ def convert(
             b = _other_way_round(b)
             magnitude = None if magnitude is None else _other_way_round(magnitude)
         _put(made, fit, networks, a, b, magnitude, weights)
-    for encoder, key in (plan.vectors or {}).items():
+    for encoder, key in (fitting.vectors or {}).items():
         made.words[encoder] = _numbers(tensors[key], key).reshape(-1, tensors[key].shape[-1])
-    if plan.fits and not made.state:
+    if fitting.fits and not made.state:
         raise _unusable("holds nothing but zeros")
     if lost > _MOST_LOST:
         raise _unusable(f"holds a LoHa or LoKr of which a LoRA would lose {lost:.1%}")
@@ -116,7 +116,7 @@ def convert(
         made.notes.append(
             f"It was a LoHa or LoKr of high rank; as a LoRA it differs by {lost:.2%} at the layer that differs most."
         )
-    made.encoders = sorted({fit.network for fit in plan.fits} - {DENOISER})
+    made.encoders = sorted({fit.network for fit in fitting.fits} - {DENOISER})
     return made
 
 

@@ -68,7 +68,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Fitting:
     """How a file becomes weights of a base.
 
     Attributes:
@@ -82,7 +82,7 @@ class Plan:
     vectors: Mapping[str, str] | None = None
 
 
-def fitted(reading: Reading, entries: Mapping[str, Entry], networks: Networks, name: str) -> Plan:
+def fitted(reading: Reading, entries: Mapping[str, Entry], networks: Networks, name: str) -> Fitting:
     """Return which layers of a base a file means.
 
     Args:
@@ -118,7 +118,7 @@ def fitted(reading: Reading, entries: Mapping[str, Entry], networks: Networks, n
     if doubled:
         raise _refused(f"adapts a layer twice, under two names: {_some(doubled)}")
     word, vectors = _words(reading, entries, networks, name)
-    return Plan(fits, word, vectors)
+    return Fitting(fits, word, vectors)
 
 
 def check_known(reading: Reading) -> None:

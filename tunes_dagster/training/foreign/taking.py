@@ -23,7 +23,7 @@ from tunes_dagster.training.export import (
 )
 from tunes_dagster.training.files import read_entries, sha256_of
 from tunes_dagster.training.foreign.converting import Converted, convert, networks_of
-from tunes_dagster.training.foreign.fitting import Plan, fitted
+from tunes_dagster.training.foreign.fitting import Fitting, fitted
 from tunes_dagster.training.foreign.names import DENOISER, Entry, read_names
 from tunes_dagster.training.foreign.scales import check_strength, read_scales
 from tunes_dagster.training.jobs import TrainingResult, TuneJob
@@ -84,15 +84,15 @@ def read_file(path: Path, base: LoadedBase, config: Mapping[str, Any] | None = N
     entries = {name: Entry(name, kind, shape) for name, (kind, shape) in found.items()}
     reading, scales, networks = read_names(entries.values()), read_scales(header, config), networks_of(base)
     check_strength(reading.bare, scales)
-    plan = fitted(reading, entries, networks, base.entry.base_id)
+    fitting = fitted(reading, entries, networks, base.entry.base_id)
     # Our second layout holds scales for who divides by the norm of the base's own weights.
     weights = {DENOISER: base.denoiser} if _OURS in header else None
     with safe_open(str(path), framework="pt") as file:
-        made = convert(plan, _Tensors(file), networks, scales, weights)
+        made = convert(fitting, _Tensors(file), networks, scales, weights)
     if config and reading.says_alpha:
         made.notes.append("An alpha was given, but each layer of the file says its own, which counts.")
     if not made.state:
-        made.state = _nothing(base, plan)
+        made.state = _nothing(base, fitting)
         made.notes.append("The file teaches a word alone; the LoRA beside it changes nothing.")
     return made
 
@@ -114,11 +114,11 @@ class _Tensors(Mapping[str, "Tensor"]):
         return len(self._file.keys())
 
 
-def _nothing(base: LoadedBase, plan: Plan) -> dict[str, Tensor]:
+def _nothing(base: LoadedBase, fitting: Fitting) -> dict[str, Tensor]:
     """Return an adapter of one layer that adds nothing: files of words alone have none, and programs want one."""
     import torch
 
-    assert plan.vectors
+    assert fitting.vectors
     name = base.adapter_targets("attention")[0]
     weight = base.denoiser.get_submodule(name).weight
     key = f"{base.denoiser_name}.{name}"

@@ -1,7 +1,7 @@
 """How each kind of tune is trained: what it prepares, what the loop trains for it, and what it writes.
 
-The loop knows no kind by name: it asks `kind_of` and uses these four answers. Tunes of one kind that stacks share
-their forwards; a solo kind goes through the same loop, one tune at a time.
+The loop knows no kind of tune by name: it asks `method_of` and uses these four answers. Tunes of one method that
+stacks share their forwards; a solo method goes through the same loop, one tune at a time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Write = Callable[..., TrainingResult]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of tune.
+class Method:
+    """One way to train a tune.
 
     Attributes:
         name: For people.
@@ -45,7 +45,7 @@ class Kind:
 
 
 # Looked up when called, so that tests can put their own in the place of a part.
-LORA = Kind(
+LORA = Method(
     "lora",
     stacks=True,
     prepare=lambda *given: run.prepare(*given),
@@ -67,13 +67,13 @@ PTI = replace(
 
 
 # All weights have room for one tune, and nothing to share.
-CHECKPOINT = replace(LORA, name="checkpoint", stacks=False, weights=lambda *given: FullWeights(*given))
+WHOLE = replace(LORA, name="checkpoint", stacks=False, weights=lambda *given: FullWeights(*given))
 
 
-def kind_of(options: TrainingOptions) -> Kind:
-    """Return the kind that options ask for."""
-    if options.kind == "checkpoint":
-        return CHECKPOINT
-    kind = PTI if options.kind == "pti" else DORA if options.dora else LORA
+def method_of(options: TrainingOptions) -> Method:
+    """Return the method that options ask for."""
+    if options.is_whole:
+        return WHOLE
+    method = PTI if options.kind == "pti" else DORA if options.dora else LORA
     # The blocks of 8-bit moments belong to one layout of the buffer, which a cohort changes as tunes come and go.
-    return replace(kind, stacks=False) if options.optimizer == "adamw8bit" else kind
+    return replace(method, stacks=False) if options.optimizer == "adamw8bit" else method

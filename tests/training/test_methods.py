@@ -64,7 +64,7 @@ def test_prodigy_beside_adamw_changes_neither(base64, store, make_job):
 def test_eight_bit_moments_come_back_as_they_were_and_train_alone(base, make_job):
     """bitsandbytes' state, without it: bytes in the shape of the row, and a scale per block of them."""
     from tunes_dagster.core.recipe import TrainingOptions
-    from tunes_dagster.training.kinds import kind_of
+    from tunes_dagster.training.methods import method_of
     from tunes_dagster.training.weights import StackedWeights
 
     class EightBit(torch.optim.SGD):
@@ -74,7 +74,7 @@ def test_eight_bit_moments_come_back_as_they_were_and_train_alone(base, make_job
         TrainingOptions(optimizer="adamw8bit"),
         TrainingOptions(optimizer="adamw8bit", kind="pti"),
     ):
-        assert not kind_of(options).stacks
+        assert not method_of(options).stacks
     options = make_job("one").options
 
     def fresh():
