@@ -71,7 +71,8 @@ def export_captioner(model: Any, processor: Any, folder: Path) -> Path:
 
 
 def export_scorer(model: Any, folder: Path) -> Path:
-    """Save the CLIP model and its processor (Pillow image processor)."""
+    """Save the CLIP model and its processor (Pillow image processor, scaling as `tiny.images` does)."""
+    from PIL.Image import Resampling
     from transformers import CLIPProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -79,7 +80,11 @@ def export_scorer(model: Any, folder: Path) -> Path:
     from factory.train.text import build_tokenizer
 
     images = CLIPImageProcessorPil(
-        size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128}, image_mean=MEAN, image_std=STD
+        size={"shortest_edge": 128},
+        crop_size={"height": 128, "width": 128},
+        image_mean=MEAN,
+        image_std=STD,
+        resample=Resampling.LANCZOS,
     )
     processor = CLIPProcessor(images, build_tokenizer())
     return _replace(

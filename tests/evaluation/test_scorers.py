@@ -6,18 +6,19 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.support.onnx_files import write_face_network
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.evaluation.scorers import (
-    Pixels,
     Scorer,
     ScorerEntry,
     TextScorer,
     load_scorer,
     load_scorer_catalog,
 )
+from tunes_dagster.families.clip import ClipPixels
 from tunes_dagster.tiny import weights_dir
 
 
@@ -79,14 +80,47 @@ def test_production_classes_load_from_their_folder(tmp_path, pictures, kind, mak
         assert texts.shape == (2, width) and np.allclose(texts[:1], scorer.embed_texts(["a dog"]), atol=1e-5)
 
 
-def test_pixels_are_what_the_stock_processor_makes(tmp_path):
-    from transformers import CLIPProcessor
+def test_all_who_look_with_clips_eyes_see_what_its_own_processor_makes(tmp_path):
+    """Without a configuration as CLIP has it, which the policy's checker and IP-Adapters rely on."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    folder = weights_dir() / "scorer"
-    picture = Image.effect_noise((128, 128), 60).convert("RGB")
-    stock = CLIPProcessor.from_pretrained(folder)(images=[picture], return_tensors="pt").pixel_values
-    ours = Pixels(folder, 128)([picture])
-    assert ours.shape == stock.shape and float((ours - stock).abs().max()) < 1e-5
+    for size in ((90, 60), (224, 224), (301, 400)):
+        picture = Image.effect_noise(size, 60)
+        stock = CLIPImageProcessorPil()([picture.convert("RGB")], return_tensors="pt").pixel_values
+        assert torch.equal(ClipPixels(tmp_path, 224)([picture]), stock)
+
+
+def test_the_whole_centred_square_is_seen_in_the_colours_that_a_network_was_taught(tmp_path):
+    """DINO's configuration would scale to 256 and cut out 224."""
+    said = {
+        "image_mean": [0.2, 0.3, 0.4],
+        "image_std": [0.5] * 3,
+        "size": {"shortest_edge": 64},
+        "resample": 1,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps(
+            {**said, "image_processor_type": "BitImageProcessor", "crop_size": {"height": 32, "width": 32}}
+        )
+    )
+    picture = Image.new("RGB", (60, 40), (255, 255, 255))
+    picture.paste((0, 0, 0), (0, 0, 10, 40))  # what lies beside the square
+    pixels = ClipPixels(tmp_path, 16)
+    (seen,) = pixels([picture])
+    assert pixels.side == 32 and seen.shape == (3, 32, 32) and seen.dtype == torch.float32
+    assert torch.allclose(seen[:, 16, 16], torch.tensor([1.6, 1.4, 1.2])), (
+        "white, minus the mean, by the deviation"
+    )
+    assert float(seen.min()) > 1, "nothing of what lies beside the square is seen, and all of the square"
+
+
+def test_the_shipped_scorer_scales_as_it_was_trained():
+    from tunes_dagster.tiny.images import to_batch
+
+    pictures = [Image.effect_noise((side, side), 60).convert("RGB") for side in (64, 128, 256)]
+    pixels = ClipPixels(weights_dir() / "scorer", 0)
+    for picture in pictures:
+        assert torch.allclose(pixels([picture]), to_batch([picture]), atol=1e-5)
 
 
 def test_the_shipped_scorer_reads_and_looks(pictures):

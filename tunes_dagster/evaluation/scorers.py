@@ -19,6 +19,7 @@ from tunes_dagster.core.environment import read_overlay
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import Strict
 from tunes_dagster.evaluation.measures import unit
+from tunes_dagster.families.clip import ClipPixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -186,7 +187,7 @@ class ClipScorer:
         self._device = device
         self._model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._pixels = Pixels(folder, int(self._model.config.vision_config.image_size))
+        self._pixels = ClipPixels(folder, int(self._model.config.vision_config.image_size))
 
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
         """See `Scorer`."""
@@ -217,7 +218,7 @@ class DinoScorer:
 
         self.name, self._device = entry.name, device
         self._model = Dinov2Model.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-        self._pixels = Pixels(folder, int(self._model.config.image_size))
+        self._pixels = ClipPixels(folder, int(self._model.config.image_size))
 
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
         """See `Scorer`."""
@@ -291,41 +292,7 @@ class SfaceScorer:
 _LOADERS: dict[str, Any] = {"clip": ClipScorer, "dino": DinoScorer, "sface": SfaceScorer}
 
 
-class Pixels:
-    """Pictures to the tensor a model was trained on, by the numbers in its `preprocessor_config.json`.
-
-    Written out because the stock image processors of these classes need torchvision or differ between versions:
-    the centred square, resized, scaled to 0…1, mean and standard deviation taken out.
-    """
-
-    def __init__(self, folder: Path, side: int) -> None:
-        import json
-
-        raw: dict[str, Any] = {}
-        for name in ("preprocessor_config.json", "processor_config.json"):
-            if (folder / name).is_file():
-                raw = json.loads((folder / name).read_text(encoding="utf-8"))
-                break
-        raw = raw.get("image_processor", raw)
-        self.side = side
-        crop = raw.get("crop_size") or {}
-        if crop and raw.get("do_center_crop", True):
-            self.side = int(crop.get("height", side) if isinstance(crop, dict) else crop)
-        normalise = raw.get("do_normalize", True)
-        self.mean = np.asarray(raw.get("image_mean", [0.5] * 3) if normalise else [0.0] * 3, np.float32)
-        self.std = np.asarray(raw.get("image_std", [0.5] * 3) if normalise else [1.0] * 3, np.float32)
-
-    def __call__(self, images: Sequence[Image]) -> Any:
-        """Return float32 [n, 3, side, side]."""
-        import torch
-
-        from tunes_dagster.tiny.images import square
-
-        rows = np.stack([np.asarray(square(image, self.side), np.float32) for image in images]) / 255
-        return torch.from_numpy((rows - self.mean) / self.std).permute(0, 3, 1, 2).contiguous()
-
-
-def _embedded(images: Sequence[Image], pixels: Pixels, look: Any, device: str, width: int) -> np.ndarray:
+def _embedded(images: Sequence[Image], pixels: ClipPixels, look: Any, device: str, width: int) -> np.ndarray:
     import torch
 
     rows = []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode, as_failure
+from tunes_dagster.families.clip import ClipPixels
 from tunes_dagster.families.diffusers_private import picture_projection
 from tunes_dagster.families.specs import families, in_words
 
@@ -155,7 +156,7 @@ class Eyes:
             config.projection_dim = whole.projection_dim
             model = CLIPVisionModelWithProjection.from_pretrained(folder, config=config, dtype=torch.float32)
             self.model: Any = model.eval().requires_grad_(False)
-            self._prepare = _preparation(folder, config.image_size)
+            self._pixels = ClipPixels(folder, int(config.image_size))
         except (OSError, ValueError, KeyError, AttributeError) as error:
             unusable = Failure(
                 FailureCode.WEIGHTS_UNUSABLE,
@@ -172,7 +173,7 @@ class Eyes:
         """
         import torch
 
-        pixels = self._prepare([one.convert("RGB") for one in pictures], return_tensors="pt").pixel_values
+        pixels = self._pixels(pictures)
         if self._hidden_states:
             pixels = torch.cat([pixels, torch.zeros_like(pixels[:1])])
             with torch.inference_mode():
@@ -181,12 +182,3 @@ class Eyes:
         with torch.inference_mode():
             seen = self.model(pixels).image_embeds
         return seen, torch.zeros_like(seen[:1])
-
-
-def _preparation(folder: Path, side: int) -> Any:
-    """Return what makes pixels of pictures: the encoder's own, or CLIP's, which IP-Adapters were trained with."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        return CLIPImageProcessorPil.from_pretrained(folder)
-    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .images import square, to_batch
+from .images import square
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,11 +52,13 @@ class Scorer:
     def load(cls, folder: Path) -> Scorer:
         """From a weights folder, in float32 on the CPU."""
         import torch
-        from transformers import CLIPModel, CLIPProcessor
+        from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-        return cls(
-            CLIPModel.from_pretrained(folder, dtype=torch.float32), CLIPProcessor.from_pretrained(folder)
-        )
+        # The form of the processor that needs no torchvision, which a build of torch may have or not.
+        pictures = CLIPImageProcessorPil.from_pretrained(folder)
+        processor = CLIPProcessor(pictures, AutoTokenizer.from_pretrained(folder))
+        return cls(CLIPModel.from_pretrained(folder, dtype=torch.float32), processor)
 
     def embed_images(self, images: list[Image.Image], batch: int = 64) -> np.ndarray:
         """float32 [n, d], rows of length 1. The cosine of two rows is the likeness of two pictures."""
@@ -66,7 +68,10 @@ class Scorer:
         rows = []
         with torch.inference_mode():
             for i in range(0, len(images), batch):
-                pooled = self.model.vision_model(pixel_values=to_batch(images[i : i + batch])).pooler_output
+                pixels = self.processor.image_processor(
+                    images[i : i + batch], return_tensors="pt"
+                ).pixel_values
+                pooled = self.model.vision_model(pixel_values=pixels).pooler_output
                 rows.append(_unit(self.model.visual_projection(pooled)).numpy())
         return np.concatenate(rows) if rows else np.zeros((0, self.model.config.projection_dim), np.float32)
 
