@@ -7,7 +7,7 @@ headers.py    what a picture's file says of itself, counted before a decoder fol
 isobmff.py    the same for HEIF and AVIF
 tiffs.py      the same for TIFF
 pictures.py   decoding, and the normalised form that the store keeps
-colour.py     strips of any picture as upright 8-bit sRGB
+colour.py     strips of any picture as upright 8-bit sRGB; encodings.py, deep.py what its numbers mean
 archives.py   zip and tar, member by member
 tables.py     workbooks
 weights.py    safetensors files

@@ -43,12 +43,16 @@ class Header:
         width: Pixels; 0 when only a decoder can tell.
         height: As `width`.
         bytes_per_pixel: What decoding holds at its peak.
+        bits: That its numbers have, where fewer are used than are written; 0 when it does not say.
+        coded: Numbers of primaries and transfer curve by ITU-T H.273; None when it does not say.
     """
 
     kind: str = ""
     width: int = 0
     height: int = 0
     bytes_per_pixel: float = 4.0
+    bits: int = 0
+    coded: tuple[int, int] | None = None
 
 
 class Refused(Exception):
@@ -217,6 +221,13 @@ def _png(file: IO[bytes], size: int) -> Header:
             length -= 10
         if kind == b"IEND":
             break
+        if kind in (b"sBIT", b"cICP") and length <= 4:
+            body = exactly(file, length)
+            if kind == b"sBIT":
+                header.bits = max(body, default=0)
+            elif length == 4:
+                header.coded = body[0], body[1]
+            length = 0
         file.seek(length + 4, io.SEEK_CUR)
     return header
 

@@ -31,6 +31,7 @@ class _Found:
         self.of_item: dict[int, list[int]] = {}
         self.parts: dict[int, list[int]] = {}
         self.primary = 0
+        self.coded: dict[int, tuple[int, int]] = {}  # number of the property → primaries and transfer curve
 
 
 def examine(file: IO[bytes], size: int) -> Header:
@@ -54,7 +55,8 @@ def examine(file: IO[bytes], size: int) -> Header:
     width, height = whole.get(found.primary, (0, 0))
     if not width and found.sizes:
         width, height = max(found.sizes.values(), key=lambda one: one[0] * one[1])
-    return Header(kind, width, height, _BYTES_PER_PIXEL[kind])
+    coded = (found.coded[one] for one in found.of_item.get(found.primary, ()) if one in found.coded)
+    return Header(kind, width, height, _BYTES_PER_PIXEL[kind], coded=next(coded, None))
 
 
 def _boxes(file: IO[bytes], begin: int, end: int, found: _Found) -> Iterator[tuple[bytes, int, int]]:
@@ -95,6 +97,8 @@ def _walk(data: bytes, begin: int, end: int, found: _Found, listed: bool = False
             found.properties += 1
             if name == b"ispe":
                 found.sizes[found.properties] = struct.unpack_from(">II", data, inside + 4)
+            elif name == b"colr" and data[inside : inside + 4] == b"nclx":
+                found.coded[found.properties] = struct.unpack_from(">HH", data, inside + 4)
         elif name in (b"iprp", b"ipco"):
             _walk(data, inside, stop, found, listed=name == b"ipco")
         elif name == b"iref":

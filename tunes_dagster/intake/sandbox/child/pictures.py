@@ -18,7 +18,7 @@ from typing import IO, Any
 from PIL import Image, UnidentifiedImageError
 
 from tunes_dagster.core.failures import Failure, detail_of
-from tunes_dagster.intake.sandbox.child import headers
+from tunes_dagster.intake.sandbox.child import deep, headers
 from tunes_dagster.intake.sandbox.child.colour import ORIENTATION, ToSrgb, upright_size, upright_strips
 from tunes_dagster.intake.sandbox.child.headers import Refused, unreadable
 from tunes_dagster.intake.sandbox.child.tasks import Work
@@ -69,7 +69,7 @@ def _decode(file: IO[bytes], arguments: dict[str, Any], name: str, seen: _Seen) 
     if not arguments["size"]:
         raise unreadable(name, "the file is empty", "Hand the file in again.")
     try:
-        headers.check_header(file, arguments["size"], arguments["memory_bytes"])
+        header = headers.check_header(file, arguments["size"], arguments["memory_bytes"])
         with Image.open(file, formats=FORMATS) as opened:
             headers.check_size(*opened.size)
             if min(opened.size) < 1:
@@ -77,12 +77,14 @@ def _decode(file: IO[bytes], arguments: dict[str, Any], name: str, seen: _Seen) 
             kind = opened.format
             # Not `n_frames`, for which a GIF is walked through to its end, millions of frames if need be.
             moves = kind != "MPO" and bool(getattr(opened, "is_animated", False))
+            raw = deep.raw_mode(opened)
             opened.load()
+            mended = deep.mend(opened, raw, header.bits, file, lambda f: Image.open(f, formats=FORMATS))
             # Some formats turn what they load themselves, and then say so here.
             turned = opened.getexif().get(ORIENTATION, 1)
             orientation = turned if isinstance(turned, int) else 1
             black = bool(arguments.get("as_mask"))
-            convert = ToSrgb(opened, "black" if black else "white")
+            convert = ToSrgb(opened, "black" if black else "white", header)
             mode = opened.mode
             seen.begin(*upright_size(opened, orientation))
             for strip in upright_strips(opened, orientation):
@@ -108,6 +110,7 @@ def _decode(file: IO[bytes], arguments: dict[str, Any], name: str, seen: _Seen) 
         raise failure from error
     fine = kind == "JPEG" and mode == "RGB" and orientation == 1 and not convert.converted
     notes = ["its first frame is used"] if moves else []
+    notes += [note for note in (mended, convert.note) if note]
     if black and convert.clear:
         notes.append("it is named like a mask, so what is transparent counts as black")
     return fine, "; ".join(notes)

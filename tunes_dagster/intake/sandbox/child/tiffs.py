@@ -87,4 +87,4 @@ def _described(values: dict[int, Any], counts: dict[int, int]) -> Header:
     tile = values.get(_TILE_WIDTH, 0) * values.get(_TILE_HEIGHT, 0)
     if tile > max(1 << 20, _TILE_TIMES * width * height):
         raise Refused(f"its tiles are said to be larger than the picture itself ({width} x {height})")
-    return Header("TIFF", width, height, 4.0)
+    return Header("TIFF", width, height, 4.0, bits=values.get(_BITS, 0))
