@@ -14,13 +14,13 @@ from upath import UPath
 
 from tests.intake.conftest import ScriptedServer, encoded, photo, png, send
 from tests.intake.test_archives import tarred, zipped
+from tests.support.detectors import NoDetector
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.store import Store
 from tunes_dagster.intake import sources
 from tunes_dagster.intake.collect import collect_sources
-from tunes_dagster.intake.faces import NoDetector
 from tunes_dagster.intake.fetch import Fetcher
 from tunes_dagster.intake.folders import settled
 from tunes_dagster.intake.manifest import Finding, Manifest

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 
 from tests.intake.conftest import ScriptedServer, send
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.intake.fetch import Fetcher
+from tunes_dagster.intake.fetch import Fetched, Fetcher
+from tunes_dagster.intake.parallel import completed
 
 BODY = bytes(range(256)) * 4096  # 1 MB
 
@@ -274,7 +277,7 @@ def test_many_are_fetched_a_few_at_a_time(server: ScriptedServer, tmp_path: Path
         urls.append(server.url(f"/{number}.png"))
     urls[5] = server.url("/missing.png")
     with _fetcher(concurrency=3) as fetcher:
-        results = dict(fetcher.fetch_many(urls, tmp_path))
+        results = dict(_fetched(fetcher, urls, tmp_path))
     assert sorted(results) == list(range(12))
     assert 1 < most <= 3
     bad = results.pop(5)
@@ -289,7 +292,21 @@ def test_leaving_early_stops_the_downloads(server: ScriptedServer, tmp_path: Pat
     server.routes["/endless.png"] = _endless
     started = time.monotonic()
     with _fetcher(max_picture_bytes=10**12) as fetcher:
-        for index, _ in fetcher.fetch_many([server.url("/endless.png"), server.url("/quick.png")], tmp_path):
+        for index, _ in _fetched(fetcher, [server.url("/endless.png"), server.url("/quick.png")], tmp_path):
             assert index == 1
             break
     assert time.monotonic() - started < 5
+
+
+def _fetched(fetcher: Fetcher, urls: Sequence[str], folder: Path) -> Iterator[tuple[int, Fetched | Failure]]:
+    """Download as the intake does: so many at a time, each failure in the place of its file."""
+
+    def one(numbered: tuple[int, str], stop: threading.Event) -> Fetched | Failure:
+        index, url = numbered
+        try:
+            return fetcher.fetch(url, folder / f"{index:05d}", stop=stop)
+        except Failure as failure:
+            return failure
+
+    for (index, _), result in completed(one, enumerate(urls), fetcher.concurrency):
+        yield index, result

@@ -10,10 +10,10 @@ import pytest
 from tests.intake.conftest import png
 from tests.intake.test_archives import tarred, zipped
 from tests.intake.test_collect import collect, fill, request
+from tests.support.detectors import NoDetector
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import DatasetOptions
 from tunes_dagster.core.store import Store
-from tunes_dagster.intake.faces import NoDetector
 from tunes_dagster.intake.fetch import Fetcher
 from tunes_dagster.intake.kohya import laid_out, subject_of
 from tunes_dagster.intake.manifest import Examined

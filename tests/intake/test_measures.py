@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from tests.intake.conftest import encoded, photo
 from tunes_dagster.core.recipe import DatasetOptions
 from tunes_dagster.intake.judge import BLURRED_BELOW
-from tunes_dagster.intake.measures import bits_apart, fingerprint, is_blank, near, near_pairs, sharpness
+from tunes_dagster.intake.measures import HASH_SIDE, fingerprint, is_blank, near, near_pairs, sharpness
 from tunes_dagster.tiny.world.subjects import SUBJECTS, draw_subject
 
 BITS = DatasetOptions().near_duplicate_bits
@@ -45,7 +45,8 @@ def test_hue_tells_apart_what_grey_cannot() -> None:
     grey_twin = Image.new("RGB", red.size)
     grey_twin.paste(red.convert("L").convert("RGB"))
     assert not near(fingerprint(red), fingerprint(swapped), 32)
-    assert bits_apart(fingerprint(red).phash, fingerprint(grey_twin).phash) < BITS
+    apart = int(fingerprint(red).phash, 16) ^ int(fingerprint(grey_twin).phash, 16)
+    assert apart.bit_count() * 64 / HASH_SIDE**2 < BITS
 
 
 def test_near_pairs_agrees_with_comparing_each_pair() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.support.detectors import NoDetector
 from tests.support.houses import draw_pictures
 from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.settings import Settings
-from tunes_dagster.intake.faces import NoDetector
 from tunes_dagster.intake.fetch import Fetcher
 from tunes_dagster.service.drops import take_in_drops
 from tunes_dagster.service.installation import Installation

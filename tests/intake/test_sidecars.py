@@ -44,11 +44,11 @@ def test_text_files_beside_pictures() -> None:
     beside.add("deep/b.caption", b"second")
     beside.add("c.jpg.txt", b"third")
     beside.add("empty.txt", b" \n")
-    assert beside.caption_for("a.JPG") == "first line"
-    assert beside.caption_for("deep/b.png") == "second"
-    assert beside.caption_for("b.png") is None
-    assert beside.caption_for("c.jpg") == "third"
-    assert beside.caption_for("empty.png") is None
+    assert beside.captions_for(["a.JPG"]).get(0) == "first line"
+    assert beside.captions_for(["deep/b.png"]).get(0) == "second"
+    assert beside.captions_for(["b.png"]).get(0) is None
+    assert beside.captions_for(["c.jpg"]).get(0) == "third"
+    assert beside.captions_for(["empty.png"]).get(0) is None
     assert "empty.txt is empty" in beside.notes[0]
 
 
@@ -67,7 +67,7 @@ def test_tables_as_people_write_them(table: str) -> None:
     for name in ("captions.csv", "metadata.csv"):
         beside = Sidecars()
         beside.add(name, table.encode("utf-16"))
-        assert [beside.caption_for(n) for n in ("A.jpg", "sub/b.jpg", "other/b.jpg", "c.jpg")] == [
+        assert [beside.captions_for([n]).get(0) for n in ("A.jpg", "sub/b.jpg", "other/b.jpg", "c.jpg")] == [
             "one",
             "two",
             "two",
@@ -81,8 +81,8 @@ def test_metadata_jsonl_of_imagefolder() -> None:
     beside = Sidecars()
     text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\nnot json\n[1]\n\n"
     beside.add("train/metadata.jsonl", text.encode())
-    assert beside.caption_for("train/a.jpg") == "one, two"
-    assert beside.caption_for("train/b.jpg") == "zwei"
+    assert beside.captions_for(["train/a.jpg"]).get(0) == "one, two"
+    assert beside.captions_for(["train/b.jpg"]).get(0) == "zwei"
     assert [n for n in beside.notes if "line 3" in n or "line 4" in n] == beside.notes
     assert len(beside.notes) == 2
 
@@ -92,8 +92,8 @@ def test_a_text_file_wins_over_a_table_and_two_of_a_name_are_no_guess() -> None:
     beside.add("metadata.jsonl", b'{"file_name": "a.jpg", "text": "table"}')
     beside.add("a.txt", b"file")
     beside.add("captions.csv", b"x/c.jpg,one\ny/c.jpg,two")
-    assert beside.caption_for("a.jpg") == "file"
-    assert beside.caption_for("z/c.jpg") is None
+    assert beside.captions_for(["a.jpg"]).get(0) == "file"
+    assert beside.captions_for(["z/c.jpg"]).get(0) is None
 
 
 def test_which_files_are_sidecars() -> None:

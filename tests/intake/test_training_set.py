@@ -13,12 +13,13 @@ from PIL import Image
 
 from tests.intake.conftest import png
 from tests.intake.test_judge import seen
+from tests.support.detectors import NoDetector
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import DatasetOptions
 from tunes_dagster.core.store import Store
 from tunes_dagster.intake.buckets import bucket_shapes, bucket_step, choose_bucket, crop_for, face_crop
-from tunes_dagster.intake.faces import NoDetector, load_detector
+from tunes_dagster.intake.faces import load_detector
 from tunes_dagster.intake.judge import judge
 from tunes_dagster.intake.manifest import Examined, Manifest
 from tunes_dagster.intake.training_set import (

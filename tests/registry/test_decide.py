@@ -113,7 +113,7 @@ def test_a_tick_that_died_after_submitting(registry: Registry, clock: Clock) -> 
     clock.forward(61)
     assert stuck(registry, clock, True) == [], "its run waits in Dagster's queue"
     (one,) = stuck(registry, clock, None)
-    assert one.requeued and "No run came" in one.reason
+    assert one.work.state == "queued" and "No run came" in one.reason
     clock.forward(10)
     (launch,) = decide.prepare_launches(registry)
     assert launch.run_key.endswith(":2") and launch.partition == tune.id
@@ -134,7 +134,7 @@ def test_a_killed_run_is_noticed_at_once_and_a_silent_one_in_time(registry: Regi
     registry.work.claim("prepare", tune.id, "run")
     assert stuck(registry, clock, True) == []
     (one,) = stuck(registry, clock, False)
-    assert one.requeued and "ended" in one.reason
+    assert one.work.state == "queued" and "ended" in one.reason
     work = registry.work.claim("prepare", tune.id, "run-2")
     clock.forward(50)
     registry.work.heartbeat(work.id, "run-2")
@@ -152,7 +152,7 @@ def test_work_that_keeps_dying_fails_with_the_reason(registry: Registry, clock: 
         registry.work.claim("prepare", tune.id, f"run-{attempt}")
         (one,) = stuck(registry, clock, False)
         clock.forward(300)
-    assert not one.requeued
+    assert one.work.state != "queued"
     row = registry.tunes.get(tune.id)
     assert (row.status, row.failure_code) == ("failed", "run_lost") and "run-2" in (row.failure_message or "")
 
@@ -182,7 +182,7 @@ def test_a_dead_ui_run_on_a_ready_tune_disturbs_nothing(registry: Registry, cloc
     tune = make_ready(registry, add_tune(registry))
     work = registry.work.claim("train", tune.id, "ui-run", origin="ui")
     (one,) = stuck(registry, clock, False)
-    assert not one.requeued and registry.work.get(work.id).state == "failed"
+    assert one.work.state != "queued" and registry.work.get(work.id).state == "failed"
     assert registry.tunes.get(tune.id).status == "ready"
 
 
@@ -205,7 +205,7 @@ def test_work_that_takes_too_long_is_given_up_however_alive_it_is(registry: Regi
     assert given_up() == []
     clock.forward(10)
     (one,) = given_up()
-    assert one.work.subject_id == slow.id and one.requeued and one.run_id == "run"
+    assert one.work.subject_id == slow.id and one.work.state == "queued" and one.run_id == "run"
     assert "prepare took longer than" in one.reason and "TUNES_LONGEST_PREPARE_SECONDS" in one.reason
     for number in range(2, SETTINGS.max_attempts + 1):
         clock.forward(200)

@@ -16,6 +16,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Prompt, Registry, Tune, Use
 from tunes_dagster.registry.engine import make_engine
 from tunes_dagster.registry.migrate import alembic_config
+from tunes_dagster.registry.uses import find_doubtful
 from tunes_dagster.rendering.using import used_by
 from tunes_dagster.service.erase import erase_tunes
 
@@ -213,7 +214,8 @@ def test_rows_of_before_are_linked_where_that_is_clear_and_listed_where_not(url:
         "7": [("tune", "tune_3", "tune_3", None), ("lora", "was", "tune_6", 1.0)],
         "8": [("lora", "nobody", None, 1.0)],
     }
-    doubtful = registry.uses.doubtful()
+    with registry.reading() as session:
+        doubtful = find_doubtful(session, 10)
     assert [(one.prompt.number, one.word, one.tune and one.tune.id) for one in doubtful] == [
         (4, "twice", None),
         (5, "nobody", None),

@@ -58,16 +58,6 @@ class EitherDetector:
         return []
 
 
-class NoDetector:
-    """Finds nothing: for subjects without faces, and where faces do not matter."""
-
-    name = "none"
-
-    def detect(self, image: Image.Image) -> list[Box]:
-        """Return no faces."""
-        return []
-
-
 def _shrunk(image: Image.Image) -> tuple[Any, float]:
     """Return the RGB array that detectors look at, and its scale: 640 pixels are enough to find a face."""
     scale = min(1.0, DETECTION_SIDE / max(image.size))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ import tenacity
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.urls import Url, parse_url, show_url
 from tunes_dagster.intake.guard import Guard, Resolver, guarded_client
-from tunes_dagster.intake.parallel import completed
 from tunes_dagster.intake.streams import Deadline, DeadlinePassed, in_words
 
 SourceKind = Literal["picture", "archive"]
@@ -192,25 +191,6 @@ class Fetcher:
         part.path.replace(path)
         name = part.name or _name_in(url)
         return Fetched(url, path, name, part.have, _sha256(path))
-
-    def fetch_many(
-        self, urls: Sequence[str], folder: Path, kind: SourceKind = "picture"
-    ) -> Iterator[tuple[int, Fetched | Failure]]:
-        """Download several URLs, `concurrency` at a time, and yield each as it ends with its index.
-
-        A failure is yielded, not raised. At most twice as many finished files as `concurrency` wait on the
-        disk for the consumer. Closing the iterator stops the downloads under way.
-        """
-
-        def one(numbered: tuple[int, str], stop: threading.Event) -> Fetched | Failure:
-            index, url = numbered
-            try:
-                return self.fetch(url, folder / f"{index:05d}", kind, stop=stop)
-            except Failure as failure:
-                return failure
-
-        for (index, _), result in completed(one, enumerate(urls), self.concurrency):
-            yield index, result
 
     def _attempt(self, url: str, part: _Part, kind: SourceKind, deadline: Deadline) -> None:
         limit = self.max_bytes if kind == "archive" else self.max_picture_bytes

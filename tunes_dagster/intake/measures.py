@@ -47,16 +47,6 @@ def structure(image: Image.Image) -> str:
     return str(imagehash.phash(image, hash_size=HASH_SIDE))
 
 
-def bits_apart(first: str, second: str) -> float:
-    """Return how many bits two perceptual hashes differ by, on the scale of a 64-bit hash.
-
-    Args:
-        first: Hex of `Fingerprint.phash`.
-        second: As `first`.
-    """
-    return (int(first, 16) ^ int(second, 16)).bit_count() * 64 / (HASH_SIDE * HASH_SIDE)
-
-
 def near(first: Fingerprint, second: Fingerprint, bits: int) -> bool:
     """Whether two pictures are near duplicates: structure closer than `bits` of 64, and the same colours."""
     return bool(near_pairs([first, second], bits))

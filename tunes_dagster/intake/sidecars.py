@@ -185,10 +185,6 @@ class Sidecars:
         if len(different) > 1:
             self.notes.append(f"{caption.place} is the caption of {' and of '.join(different)}.")
 
-    def caption_for(self, name: str) -> str | None:
-        """Return the caption of one picture that is looked at alone, or None."""
-        return self.captions_for([name]).get(0)
-
     def unmatched(self) -> list[str]:
         """Return, in sentences, each caption that found no picture."""
         sentences = []

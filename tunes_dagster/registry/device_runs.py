@@ -304,12 +304,6 @@ class DeviceRuns(Part):
         with self.reading() as session:
             return session.get(DeviceRun, device_run_id)
 
-    def of_attempt(self, work_id: str, attempt: int) -> DeviceRun | None:
-        """Return the row of an attempt, or None."""
-        query = select(DeviceRun).where(DeviceRun.work_id == work_id, DeviceRun.attempt == attempt)
-        with self.reading() as session:
-            return session.scalars(query).first()
-
     def works_of_run(self, run_id: str) -> list[Work]:
         """Return the work that a Dagster run tells of and that its attempts still own."""
         query = (

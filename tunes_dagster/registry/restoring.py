@@ -99,11 +99,6 @@ class Restoring(Part):
             session.add(Restore(id=new_id("restore"), at=self.now(), taken_at=taken_at))
             return held, due
 
-    def last_restore(self) -> Restore | None:
-        """Return the newest restore, or None."""
-        with self.reading() as session:
-            return session.scalars(select(Restore).order_by(Restore.at.desc()).limit(1)).first()
-
     def deleted_since(self, moment: datetime) -> list[list[str]]:
         """Return kind and id of the tunes and pictures that were deleted from a moment on."""
         tunes = select(Tune.id).where(Tune.deleted_at >= moment)

@@ -150,11 +150,6 @@ class Uses(Part):
                 for row in session.scalars(select(Tune).where(Tune.id.in_(part)))
             }
 
-    def doubtful(self, limit: int = 1000) -> list[DoubtfulUse]:
-        """Return what `find_doubtful` does."""
-        with self.reading() as session:
-            return find_doubtful(session, limit)
-
 
 def find_doubtful(session: Session, limit: int) -> list[DoubtfulUse]:
     """Return prompts that wait or have pictures, and whose tune is another account's or was not clear.

@@ -145,32 +145,6 @@ def figure_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def figure_svg(figure: Figure) -> str:
-    """Return a figure as SVG text; the same figure gives the same text."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "tunes"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
-
-
 def figure_image(figure: Figure) -> Image.Image:
-    """Return a figure as an RGB picture, for `sheets.picture_markdown`."""
+    """Return a figure as an RGB picture."""
     return open_own(figure_png(figure))
-
-
-def loss_curve_png(
-    steps: Sequence[int],
-    losses: Sequence[float],
-    learning_rates: Sequence[float] = (),
-    *,
-    title: str = "",
-    checkpoints: Sequence[int] = (),
-    held_out: Sequence[tuple[int, float]] = (),
-) -> bytes:
-    """Return the loss curve as PNG; see `loss_figure`."""
-    figure = loss_figure(
-        steps, losses, learning_rates, title=title, checkpoints=checkpoints, held_out=held_out
-    )
-    return figure_png(figure)

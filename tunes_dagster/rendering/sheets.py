@@ -1,12 +1,11 @@
-"""Contact sheets: labelled grids of pictures for people, and thumbnails small enough for Dagster's metadata.
+"""Contact sheets: labelled grids of pictures for people.
 
-One engine (`contact_sheet`) draws every grid; `training_sheet`, `render_sheet`, `before_after_sheet` and
+One engine (`contact_sheet`) draws every grid; `training_sheet`, `before_after_sheet` and
 `checkpoint_sheet` say what goes into the cells. The brushes are in `paper`.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Sequence
@@ -305,18 +304,6 @@ def training_sheet(
     return contact_sheet(in_rows(cells), title=title, subtitle=subtitle, footer=footer)
 
 
-def render_sheet(
-    cells: Sequence[Cell],
-    *,
-    title: str = "Renders",
-    subtitle: str = "",
-    footer: str = "",
-    columns: int | None = None,
-) -> Image.Image:
-    """Draw the pictures of a batch in the order of its prompts, each with its prompt below."""
-    return contact_sheet(in_rows(cells, columns), title=title, subtitle=subtitle, footer=footer)
-
-
 def before_after_sheet(
     prompts: Sequence[str],
     before: Sequence[Image.Image | None],
@@ -375,46 +362,6 @@ def checkpoint_sheet(
     return contact_sheet(
         rows, title=title, subtitle=subtitle, row_labels=list(prompts), column_labels=labels, footer=footer
     )
-
-
-def thumbnail_bytes(image: Image.Image, max_side: int = 320, max_bytes: int = 8192) -> tuple[bytes, str]:
-    """Return a small picture as WebP and its media type; quality shrinks, then the sides, until it fits."""
-    image = image.convert("RGB")
-    side = min(max_side, max(image.size))
-    while True:
-        small = image.copy()
-        small.thumbnail((side, side), Image.Resampling.LANCZOS)
-        for quality in (82, 68, 52, 38):
-            buffer = io.BytesIO()
-            small.save(buffer, "WEBP", quality=quality, method=4)
-            if buffer.tell() <= max_bytes:
-                return buffer.getvalue(), "image/webp"
-        if side <= 24:
-            return buffer.getvalue(), "image/webp"
-        side = max(24, int(side * 0.8))
-
-
-def thumbnail_data_uri(image: Image.Image, max_side: int = 320, max_bytes: int = 8192) -> str:
-    """Return a small picture as a data URI; `max_bytes` limits the picture before base64 adds a third."""
-    data, media_type = thumbnail_bytes(image, max_side, max_bytes)
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-
-
-def picture_markdown(
-    image: Image.Image, alt: str = "", max_side: int = 640, max_bytes: int = 16384, link: str = ""
-) -> str:
-    """Return markdown that shows a thumbnail, for Dagster's metadata.
-
-    Args:
-        image: The full picture; only a thumbnail goes into the text.
-        alt: Read aloud, and shown while loading.
-        max_side: Longer side of the thumbnail in pixels.
-        max_bytes: Of the thumbnail.
-        link: Path or URL of the full picture, written below.
-    """
-    alt = paper.clean(alt).replace("[", "(").replace("]", ")")
-    text = f"![{alt}]({thumbnail_data_uri(image, max_side, max_bytes)})"
-    return f"{text}\n\n`{link}`" if link else text
 
 
 def png_bytes(image: Image.Image) -> bytes:

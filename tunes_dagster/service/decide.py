@@ -195,11 +195,6 @@ class Stuck:
     reason: str
     run_id: str | None = None
 
-    @property
-    def requeued(self) -> bool:
-        """Whether there will be another attempt."""
-        return self.work.state == "queued"
-
 
 @dataclass(frozen=True)
 class Watch:

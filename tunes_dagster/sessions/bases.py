@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunes_dagster.families.loading import Placement
 from tunes_dagster.sessions.aside import is_lent
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 # Of a device's memory; the rest goes to fragmentation and drivers, as in the planner.
 _USABLE = 0.94
-# Words of pivotal tunes that a base is taught before it is loaded anew: its vocabulary only ever grows.
-_MOST_WORDS = 2_000
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _Key = tuple[str, str, Placement]
 
@@ -113,13 +111,6 @@ class Bases:
             self._kept.popitem(last=False)
             _give_back_memory()
 
-    def drop_worn_out(self) -> None:
-        """Drop bases that were taught so many words that they had better be loaded anew."""
-        for key, kept in list(self._kept.items()):
-            if _taught(kept.base) > _MOST_WORDS:
-                del self._kept[key]
-                _give_back_memory()
-
     def clear(self) -> None:
         """Drop them all."""
         self._kept.clear()
@@ -132,15 +123,6 @@ def fitting(entry: BaseModelEntry, folder: Path, device: Device, scoring: bool =
 
     way = serving(entry, folder, device.machine(), scoring)
     return Placement(way.offload, way.quantize)
-
-
-def _taught(base: LoadedBase) -> int:
-    encoders: dict[str, tuple[Any, Any]] = base.word_encoders() if base.untaught else {}
-    grown = [
-        len(encoder.get_input_embeddings().weight) - base.untaught[name][1]
-        for name, (_, encoder) in encoders.items()
-    ]
-    return max(grown, default=0)
 
 
 def _give_back_memory() -> None:

@@ -42,10 +42,6 @@ class Pen:
         angle = math.radians(self.pose.tilt)
         self._cos, self._sin = math.cos(angle) * self.pose.zoom, math.sin(angle) * self.pose.zoom
 
-    def posed(self, pose: Pose) -> Pen:
-        """The same sheet under another pose."""
-        return Pen(self.image, pose)
-
     def to_pixels(self, points: Sequence[Point]) -> list[Point]:
         """World units to pixel coordinates."""
         (px, py), k = self.pose.pivot, self.scale
