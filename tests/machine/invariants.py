@@ -256,8 +256,6 @@ def check_end(world: World, senders: Senders) -> None:
     assert not going, f"{going} never end."
     waiting = world.rows("SELECT id, status FROM prompts WHERE status IN ('waiting', 'queued', 'rendering')")
     assert not waiting, f"{waiting} never end."
-    cohorts = world.rows("SELECT id FROM cohorts WHERE done_at IS NULL")
-    assert not cohorts, f"{cohorts} count as under way."
     owed = world.rows("SELECT id, account_id, on_unknown FROM callbacks WHERE state = 'pending'")
     assert not owed, f"{owed} are owed for ever."
     untold = world.rows(

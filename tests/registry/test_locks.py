@@ -262,23 +262,6 @@ def cohort_of_nobody(registry: Registry) -> str:
     return cohort.id
 
 
-@pytest.mark.usefixtures("no_retry")
-def test_two_members_that_end_at_once_close_their_cohort(pair: tuple[Registry, Registry]) -> None:
-    for _ in range(6):
-        tunes = [add_tune(pair[0]) for _ in range(2)]
-        for tune in tunes:
-            run_stage(pair[0], "prepare", tune.id)
-        ((cohort, _works),) = pair[0].groups.make_cohorts(wait_seconds=0.0)
-        members = pair[0].work.claim_cohort(cohort.id, "run")
-        together(
-            *(
-                lambda registry=registry, work=work: registry.work.finish(work.id, "run")
-                for registry, work in zip(pair, members, strict=True)
-            )
-        )
-        assert pair[0].groups.cohort(cohort.id).done_at is not None  # type: ignore[union-attr]
-
-
 def test_what_meets_in_a_deadlock_is_run_again(pair: tuple[Registry, Registry]) -> None:
     """The order is broken on purpose, with plain SQL in the transaction that accepts a prompt."""
     first, second = (add_tune(pair[0], account_id=tenant) for tenant in TENANTS)

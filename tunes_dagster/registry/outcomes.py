@@ -18,7 +18,7 @@ from tunes_dagster.registry.locks import lock, lock_one
 from tunes_dagster.registry.objects import hide_prompt
 from tunes_dagster.registry.retrying import repeatable, retried
 from tunes_dagster.registry.settling import settle
-from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
+from tunes_dagster.registry.tables import Batch, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import (
     ENDED_TUNE,
     LOST_TUNE,
@@ -101,7 +101,6 @@ class WorkQueue(WorkRows):
                 batch_ended(session, subject, "done", now, left, notify=told)
             else:
                 self._tune_moves_on(session, work, subject, continue_, told, whole, now)
-            self._cohort_done(session, work.cohort_id, now)
             return work
 
     def _tune_moves_on(
@@ -144,16 +143,6 @@ class WorkQueue(WorkRows):
             open_work(session, next_, tune.id, work.origin, now)
             if not was_ready:
                 show(tune, "queued", stage.next)
-
-    def _cohort_done(self, session: Session, cohort_id: str | None, now: datetime) -> None:
-        """Close a cohort whose last member has ended or left; the last thing that a transaction does."""
-        # Two members that end at once must not each see the other at work.
-        cohort = lock_one(session, Cohort, Cohort.id == cohort_id) if cohort_id is not None else None
-        if cohort is None or cohort.done_at is not None:
-            return
-        busy = exists().where(Work.cohort_id == cohort_id, Work.state.in_(OPEN_WORK))
-        if not session.scalar(select(busy)):
-            cohort.done_at = now
 
     @repeatable
     def fail(self, work_id: str, run_id: str, error: BaseException, *, notify: bool | None = None) -> Work:
@@ -234,11 +223,10 @@ class WorkQueue(WorkRows):
             if isinstance(subject, Tune) and (subject.cancel == "cancel" or subject.status == "deleted"):
                 self._ended(session, work, subject, Cancelled(), False, owes_callbacks(work, subject), now)
                 return work
-            cohort_id, work.cohort_id = work.cohort_id, None
+            work.cohort_id = None
             work.tries -= 1
             work.state, work.available_at = "queued", now
             back_to_waiting(session, subject, work, reason, now)
-            self._cohort_done(session, cohort_id, now)
             return work
 
     def _ended(
@@ -265,10 +253,8 @@ class WorkQueue(WorkRows):
         else:
             close_work(work, "cancelled" if cancelled else "failed", now, failure)
             self._subject_ended(session, subject, failure, cancelled, notify, now)
-        cohort_id = work.cohort_id
         if work.state == "queued":
             work.cohort_id = None
-        self._cohort_done(session, cohort_id, now)
 
     def _waits(self, work: Work, failure: Failure) -> bool:
         """Whether work waits for what is away or full, which says nothing against it."""
@@ -376,7 +362,6 @@ class WorkQueue(WorkRows):
             return True
         close_work(work, "cancelled", now)
         show(tune, "", "")
-        self._cohort_done(session, work.cohort_id, now)
         return True
 
     def _stop(self, session: Session, tune: Tune, keep: bool, now: datetime, by_caller: bool) -> None:
@@ -404,8 +389,6 @@ class WorkQueue(WorkRows):
         if work is not None:
             close_work(work, "cancelled", now)
         tune_cancelled(session, tune, now, notify=True)
-        if work is not None:
-            self._cohort_done(session, work.cohort_id, now)
 
     @repeatable
     def delete_tune(

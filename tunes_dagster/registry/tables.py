@@ -314,14 +314,16 @@ class Batch(Table):
 
 
 class Cohort(Table):
-    """Tunes of one base that one run trains; its members are the train rows in `work` that name it."""
+    """Tunes of one base that one run trains; its members are the train rows in `work` that name it.
+
+    Whether it is under way is not written down: it is while a member is open.
+    """
 
     __tablename__ = "cohorts"
 
     id: Mapped[str] = mapped_column(String(80), primary_key=True)
     base_id: Mapped[str] = mapped_column("branch")
     created_at: Mapped[datetime]
-    done_at: Mapped[datetime | None]
 
 
 class Work(Table):
