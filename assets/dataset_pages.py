@@ -47,6 +47,7 @@ def described_manifest(
     store: Store, tune: Tune, manifest: Manifest, failure: Failure | None
 ) -> dg.MaterializeResult:
     """Return the materialization of the pictures: sheet, counts, table, files, and the check's answer."""
+    from tunes_dagster.intake.verdict import verdict_key
     from tunes_dagster.rendering.sheets import training_sheet
 
     counts = manifest.counts()
@@ -70,7 +71,10 @@ def described_manifest(
     )
     metadata |= {"notes": len(manifest.notes), "ignored_files": len(manifest.ignored)}
     metadata["manifest"] = document(store, manifest.key)
-    metadata |= files(store, {"manifest": manifest.key})
+    # What `tunes check` says, which holds names and captions: its address alone.
+    verdict = verdict_key(tune.id)
+    metadata["verdict"] = document(store, verdict)
+    metadata |= files(store, {"manifest": manifest.key, "verdict": verdict})
     answer = dg.AssetCheckResult(
         passed=failure is None,
         check_name=ENOUGH_PICTURES.name,

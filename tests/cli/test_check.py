@@ -39,6 +39,10 @@ def test_each_picture_and_what_is_left_out_is_named(
     assert "% cropped away" in text
     assert "Much of these is cropped away: strip.png" in text
     assert installation.registry.tunes.rows() == [] and not list(installation.store.list("tunes"))
+    handed = tunes("train", str(folder), "--name", "mug", "--base", "tiny", "--no-wait")
+    assert handed.code == 0 and handed.out.startswith(
+        tunes("check", str(folder), "--name", "mug", "--base", "tiny").out
+    )
 
     archive = tmp_path / "photos.zip"
     with ZipFile(archive, "w") as packed:

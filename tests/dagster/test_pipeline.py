@@ -102,6 +102,10 @@ def test_a_tune_goes_from_pictures_to_renders(house):
         "[![source images](http://127.0.0.1:8000/operator/"
     )
     assert "/operator/" in source["manifest"] and source["rejected"] == 0
+    assert "/operator/" in source["verdict"]
+    verdict = house.store.read_text(f"tunes/{tune.id}/source/verdict.txt")
+    assert "(token ohwx, class" in verdict and "5 of 5 pictures are used; 1 of them held out" in verdict
+    assert verdict.count("; caption from ") == 5
     dataset = materialization(house, TRAINING_SET, tune.id)
     assert dataset["trained_on"] == 4 and dataset["held_out"] == 1
     said = materialization(house, CAPTIONS, tune.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
 from tests.gateway.conftest import PUBLIC, House
 from tests.gateway.test_astria import create as astria_tune
@@ -313,3 +315,26 @@ def test_logs_hold_ids_and_no_secrets(house: House, caplog: pytest.LogCaptureFix
     )
     said = json.dumps(facts)
     assert house.key() not in said and opened["upload_url"].split("token=")[1] not in said
+
+
+def test_a_dry_run_says_what_a_tune_would_be_trained_on(house: House) -> None:
+    def png(size: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.effect_noise((size, size), 60).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    files = [
+        ("tune[images][]", (name, png(side), "image/png")) for name, side in (("a.png", 128), ("b.png", 32))
+    ]
+    fields = {"tune[title]": "N", "tune[name]": "mug", "dry_run": "1"}
+    report = house.client.post("/tunes", data=fields, files=files, headers=house.auth()).json()
+    said = report["dataset"]
+    assert said[:2] == ["Subject: sks mug (token sks, class mug).", "1 of 2 pictures are used."]
+    assert any("a.png: used, 128×128" in line for line in said) and any(
+        "b.png: not used." in line for line in said
+    )
+    assert report["would_be_refused"] == [] and house.registry.tunes.rows() == []
+    assert list(house.store.list("tunes")) == [] and list(house.store.list("blobs")) == []
+    one = {"tune": {"title": "t", "name": "man", "image_urls": ["https://nowhere.invalid/x"]}, "dry_run": 1}
+    gone = house.client.post("/tunes", json=one, headers=house.auth()).json()
+    assert "nowhere.invalid" in " ".join(gone["dataset"]) and gone["would_be_refused"] == []

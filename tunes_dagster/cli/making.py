@@ -94,11 +94,26 @@ def train(
         "dataset": dataset,
     }
     installation = open_installation()
-    request, allowed = build_request(
-        installation, folder, config, merged(_given(said), assignments(set_ or []))
-    )
+    whole = merged(_given(said), assignments(set_ or []))
+    if folder is not None and not as_json:
+        _say_verdict(installation, folder, config, whole)
+    request, allowed = build_request(installation, folder, config, whole)
     tune = _submit(installation, request, allowed, account)
     say_handed_in(installation, tune, wait, as_json)
+
+
+def _say_verdict(installation: Installation, folder: Path, config: Path | None, said: dict[str, Any]) -> None:
+    """Say what would be trained on, as `tunes check` does, before anything is queued or paid."""
+    from tunes_dagster.cli.checking import looked_over
+
+    try:
+        lines = looked_over(installation, folder, config, said).lines
+    except Failure as failure:
+        if failure.code == FailureCode.INVALID_REQUEST:
+            raise
+        return  # the work meets it again, and says it with its tune
+    for line in lines:
+        say(escape(line))
 
 
 def say_handed_in(installation: Installation, tune: Tune, wait: bool, as_json: bool) -> None:

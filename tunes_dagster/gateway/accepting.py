@@ -111,8 +111,10 @@ class Accepting:
         views = [view, *prompt_views]
         if is_rehearsing(self.request):
             callbacks = [request.callback_url, *(one.callback_url for one in request.prompts)]
-            attempt = partial(self._submit_tune, request, views, (), group)
-            raise Rehearsed(self._report(attempt, views, self.estimated_seconds(request.base), callbacks))
+            verdict: list[str] = []
+            attempt = partial(self._submit_tune, request, views, files, group, verdict)
+            report = self._report(attempt, views, self.estimated_seconds(request.base), callbacks)
+            raise Rehearsed({**report, **({"dataset": verdict} if verdict else {})})
         accepted = self._submit_tune(request, views, files, group)
         self._accepted(accepted, views, [accepted.tune.id])
         return accepted.tune
@@ -150,7 +152,9 @@ class Accepting:
         views: Sequence[View],
         files: Sequence[UploadFile],
         group: NewGroup | None,
+        verdict: list[str] | None = None,
     ) -> Accepted:
+        """Accept a tune, or try to; `verdict` gets what is seen of the pictures of one that is only tried."""
         from tunes_dagster.service.submit import new_tune
 
         chosen, service = new_id("tune"), self.service
@@ -165,6 +169,8 @@ class Accepting:
             )
             new = replace(new, auto_extend=True if views[0].auto_extend else None)
             accepted = self.registry.tunes.accept(new, acceptance)
+            if verdict is not None and not accepted.again and not new.request.sources.empty:
+                verdict += self._looked_over(new.request, chosen)
         except (Failure, HttpProblem) as refused:
             if may_have_been_kept(refused):
                 self.unclaimed.clear()
@@ -174,6 +180,16 @@ class Accepting:
         if accepted.again or acceptance.rehearse:
             service.store.delete_prefix(f"tunes/{chosen}")
         return accepted
+
+    def _looked_over(self, request: TuneRequest, tune_id: str) -> list[str]:
+        """Return the verdict on the pictures of a request that is only tried."""
+        from tunes_dagster.service.looking import rehearsed
+
+        try:
+            with self.service.outward(self.account_id):
+                return rehearsed(request, tune_id, self.service.installation)
+        except HttpProblem as busy:  # which refuses nothing of the request
+            return [f"The pictures could not be looked at now: {busy.message}"]
 
     def accept_prompt(self, request: PromptRequest, view: View) -> Prompt:
         """Accept a prompt on one of the account's tunes or on a plain base; see `accept_prompts`."""

@@ -41,6 +41,10 @@ class Rehearsal(Answer):
     would_be_refused: list[str] = Field(description="Empty when it would be accepted.")
     warnings: list[str] = Field(description="Wishes that cannot be met here, and are left out.")
     callbacks: list[TriedCallback]
+    dataset: list[str] | None = Field(
+        default=None,
+        description="Of a tune: what it would be trained on, a line each, as `tunes check` says it.",
+    )
     already_made: str | None = Field(default=None, description="What the same request made before.")
 
 

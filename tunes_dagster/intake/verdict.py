@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunes_dagster.core.recipe import TuneRequest
+from tunes_dagster.core.store import Store
 from tunes_dagster.intake.buckets import share_lost
 from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.manifest import Manifest
@@ -21,6 +22,24 @@ _CAPTION_FROM = {
 _LONGEST = 120
 
 
+def verdict_key(tune_id: str) -> str:
+    """Return where the verdict on a tune's dataset lies in the store; it holds a person's words."""
+    return f"tunes/{tune_id}/source/verdict.txt"
+
+
+def save_verdict(
+    store: Store,
+    manifest: Manifest,
+    built: TrainingSet | None,
+    table: CaptionTable | None,
+    request: TuneRequest,
+    findings: Sequence[str] = (),
+) -> str:
+    """Write the verdict as far as it is known beside the manifest, and return its key; see `in_words`."""
+    lines = in_words(manifest, built, table, request, findings)
+    return store.write_text(verdict_key(manifest.tune_id), "\n".join(lines) + "\n")
+
+
 def in_words(
     manifest: Manifest,
     built: TrainingSet | None,
@@ -35,7 +54,7 @@ def in_words(
         built: What would be trained on; None when there is too little.
         table: Its captions; those that a captioner would write are not there yet.
         request: What was asked for.
-        findings: What else was found.
+        findings: What else was found; what the rows say already is not said again.
     """
     lines = [
         f"Subject: {request.token} {request.class_name} (token {request.token}, class {request.class_name})."
@@ -57,7 +76,8 @@ def in_words(
     lines += [f"- {row.name}: regularisation, as: {row.caption}" for row in manifest.prior]
     if manifest.ignored:
         lines += [f"- {name}: neither a picture nor a caption, not read." for name in manifest.ignored]
-    return [*lines, *dict.fromkeys([*manifest.notes, *findings])]
+    known = set(manifest.findings()) - set(manifest.notes)
+    return [*lines, *(one for one in dict.fromkeys([*manifest.notes, *findings]) if one not in known)]
 
 
 def _item(item: TrainingItem, width: int, height: int, caption: str, source: str) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.progress import Phase, Reporter
+from tunes_dagster.core.progress import Phase, Reporter, Tee
 from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
+from tunes_dagster.core.work import WorkKind
 
 if TYPE_CHECKING:
     from tunes_dagster.intake.captions import Captioner, CaptionTable
@@ -32,6 +33,7 @@ def gather(
     """
     from tunes_dagster.intake.collect import collect_sources
     from tunes_dagster.intake.manifest import Manifest
+    from tunes_dagster.intake.verdict import save_verdict
 
     request = TuneRequest.model_validate(tune.request)
     remote = "://" in (request.sources.folder or "")
@@ -48,7 +50,10 @@ def gather(
     except Failure as failure:
         if failure.code != FailureCode.TOO_FEW_PICTURES:
             raise
-        return Manifest.load(installation.store, tune.id), failure
+        manifest = Manifest.load(installation.store, tune.id)
+        save_verdict(installation.store, manifest, None, None, request, [failure.message])
+        return manifest, failure
+    save_verdict(installation.store, manifest, None, None, request)
     return manifest, None
 
 
@@ -82,7 +87,7 @@ def caption(
     open_captioner: Callable[[], Captioner | None],
     report: Reporter,
 ) -> CaptionTable:
-    """Write the captions of the training set.
+    """Write the captions of the training set, and with them the whole verdict on the dataset.
 
     Args:
         installation: Where its files lie.
@@ -93,14 +98,13 @@ def caption(
     from tunes_dagster.intake.captions import write_captions
     from tunes_dagster.intake.manifest import Manifest
     from tunes_dagster.intake.training_set import TrainingSet
+    from tunes_dagster.intake.verdict import save_verdict
+    from tunes_dagster.service.looking import Told
 
-    request, store = TuneRequest.model_validate(tune.request), installation.store
-    return write_captions(
-        tune.id,
-        TrainingSet.load(store, tune.id),
-        Manifest.load(store, tune.id),
-        request,
-        store,
-        open_captioner() if request.dataset.captioner else None,
-        report,
-    )
+    request, store, told = TuneRequest.model_validate(tune.request), installation.store, Told()
+    built, manifest = TrainingSet.load(store, tune.id), Manifest.load(store, tune.id)
+    captioner = open_captioner() if request.dataset.captioner else None
+    written = write_captions(tune.id, built, manifest, request, store, captioner, Tee([report, told]))
+    known = installation.registry.tunes.get(tune.id).made.findings.get(WorkKind.PREPARE, [])
+    save_verdict(store, manifest, built, written, request, [*known, *told.said])
+    return written
