@@ -49,8 +49,8 @@ class ComputeResource(dg.ConfigurableResource):
                 report.phase(Phase.QUEUED, f"Waiting for a free device ({names}).")
                 told = True
             time.sleep(_POLL_SECONDS)
-        device, file = got
+        device, lock = got
         try:
             yield device
         finally:
-            file.close()
+            lock.release()

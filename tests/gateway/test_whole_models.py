@@ -59,6 +59,7 @@ def test_a_whole_model_is_downloaded_as_one_zip_and_continued_by_its_own_kind(ho
         answer = house.client.get(path, headers=house.auth())
         assert answer.status_code == 200 and answer.headers["content-type"] == "application/zip"
         assert "pipeline.zip" in answer.headers["content-disposition"]
+        assert int(answer.headers["content-length"]) == len(answer.content)
         with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
             assert archive.testzip() is None
             weights = archive.read("pipeline/unet/diffusion_pytorch_model.safetensors")

@@ -66,13 +66,13 @@ def test_a_session_begins_when_the_run_that_has_its_device_has_ended(workshop: W
     assert waits.wait(20) and not began.is_set() and workshop.registry.device_runs.session_lives(60), (
         "it says that it is there"
     )
-    got[1].close()
+    got[1].release()
     assert began.wait(20)
     worker.join(20)
     assert not worker.is_alive()
     again = lock_any(two[:1], settings, "run-3")
     assert again is not None
-    again[1].close()
+    again[1].release()
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ def check_free(host: str, port: int, option: str) -> None:
 def only_one(lock: Path) -> Iterator[IO[str]]:
     """Be the only process that holds this lock file; the system lets go of it when the process ends, however.
 
+    By hand and not with filelock, since the open file is handed on to the program that this process becomes, which
+    filelock takes care to prevent.
+
     Yields:
         The file that holds it.
 

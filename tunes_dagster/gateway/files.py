@@ -21,7 +21,7 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.gateway.problems import of_failure
-from tunes_dagster.service.download import holds_weights, pieces, zipped_folder
+from tunes_dagster.service.download import holds_weights, pieces, zipped, zipped_folder
 
 PREFIX = "/files"
 PRESIGNED_SECONDS = 3600
@@ -141,8 +141,11 @@ def answer(store: Store, key: str, name: str = "") -> Response:
         **_HEADERS,
         "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(name or PurePosixPath(key).name)}",
     }
-    if zipped_folder(store, key) is not None:
-        return StreamingResponse(pieces(store, key), media_type=kind, headers=headers)
+    if (folder := zipped_folder(store, key)) is not None:
+        archive = zipped(store, folder)
+        return StreamingResponse(
+            archive, media_type=kind, headers={**headers, "Content-Length": str(len(archive))}
+        )
     if store.is_local:
         if not store.exists(key) or not (path := Path(str(store.path(key)))).is_file():
             raise FileNotFoundError(key)

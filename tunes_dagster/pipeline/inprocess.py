@@ -5,18 +5,17 @@ What is done here shows in the Dagster UI afterwards, like everything else.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
+from filelock import FileLock
 
 from tunes_dagster.assets.names import GPU_POOL, POOLS, REPORT_POOL
 from tunes_dagster.core.failures import Failure
@@ -68,16 +67,9 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     if not (home / "dagster.yaml").is_file():
         home = storage
         (home / "dagster.yaml").touch()
-    with _one_at_a_time(storage / ".opening"):
+    # Two processes that make the tables of a new SQLite instance at once break each other.
+    with FileLock(storage / ".opening"):
         return dg.DagsterInstance.from_config(str(home))
-
-
-@contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Hold a lock file: two processes that make the tables of a new SQLite instance at once break each other."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def daemon_is_alive(instance: dg.DagsterInstance) -> bool:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
-from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+from zipstream import ZipStream
 
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import load_catalog
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 _PIECE = 1 << 20
 # What is shown of a tune while it is made: samples, curves, cards and tables.
 _LOOKED_AT = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".json", ".csv", ".html", ".md", ".txt")
-# So that the same folder makes the same zip.
-_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def download_key(made: TuneResult) -> str | None:
@@ -146,44 +145,19 @@ def pieces(store: Store, key: str) -> Iterator[bytes]:
         FileNotFoundError: When there is nothing under the key.
     """
     folder = zipped_folder(store, key)
-    if folder is not None:
-        yield from _zipped(store, folder)
-        return
+    yield from _content(store, key) if folder is None else zipped(store, folder)
+
+
+def zipped(store: Store, folder: str) -> ZipStream:
+    """Return a zip of a folder, with one folder of its name inside; its length is known before it is made."""
+    archive = ZipStream(sized=True)
+    for key in store.list(folder):
+        name = f"{PurePosixPath(folder).name}/{PurePosixPath(key).relative_to(folder)}"
+        archive.add(_content(store, key), name, size=store.size(key))
+    return archive
+
+
+def _content(store: Store, key: str) -> Iterator[bytes]:
     with store.open_read(key) as file:
         while piece := file.read(_PIECE):
             yield piece
-
-
-def _zipped(store: Store, folder: str) -> Iterator[bytes]:
-    """Yield a zip of a folder, with one folder of its name inside."""
-    sink = _Sink()
-    with ZipFile(sink, "w", ZIP_STORED) as archive:  # type: ignore[call-overload]
-        for key in store.list(folder):
-            name = f"{PurePosixPath(folder).name}/{PurePosixPath(key).relative_to(folder)}"
-            entry = ZipInfo(name, _DATE)
-            entry.external_attr = 0o644 << 16
-            with archive.open(entry, "w", force_zip64=True) as target, store.open_read(key) as source:
-                while piece := source.read(_PIECE):
-                    target.write(piece)
-                    yield sink.taken()
-    yield sink.taken()
-
-
-class _Sink:
-    """A file that cannot be rewound and gives away what was written to it."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        self._pieces.append(bytes(data))
-        return len(data)
-
-    def flush(self) -> None:
-        """Nothing waits here."""
-
-    def taken(self) -> bytes:
-        """Return what was written since the last time."""
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        return data

@@ -113,8 +113,10 @@ def _alone_on(session: Session) -> Iterator[None]:
         if session.stopping.wait(_POLL_SECONDS):
             yield  # it was told to end, and does so at once
             return
-    with got[1]:
+    try:
         yield
+    finally:
+        got[1].release()
 
 
 @contextmanager

@@ -5,18 +5,22 @@ A lock file per device, which the operating system frees when its process dies, 
 
 from __future__ import annotations
 
-import fcntl
 import platform
 from collections.abc import Sequence
-from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from tunes_dagster.core.settings import Settings
     from tunes_dagster.sessions.hardware import Device
 
 
-def lock_any(devices: Sequence[Device], settings: Settings, holder: str) -> tuple[Device, IO[str]] | None:
+def lock_any(
+    devices: Sequence[Device], settings: Settings, holder: str
+) -> tuple[Device, BaseFileLock] | None:
     """Take the first of some devices that nobody computes on; None when all are taken.
 
     Args:
@@ -25,26 +29,18 @@ def lock_any(devices: Sequence[Device], settings: Settings, holder: str) -> tupl
         holder: Written into the lock for people.
 
     Returns:
-        The device, and what frees it when it is closed.
+        The device, and its lock, to be released by whoever is done with it, in any thread.
     """
     folder = settings.resolved_home / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     for device in devices:
         path = folder / f"{platform.node()}-{device.name.replace(':', '-')}.lock"
-        if (file := _try_lock(path, holder)) is not None:
-            return device, file
+        # A file system without locks is an error: a file that only says so would outlive its process.
+        lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        path.write_text(holder, encoding="utf-8")
+        return device, lock
     return None
-
-
-def _try_lock(path: Path, holder: str) -> IO[str] | None:
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    file.seek(0)
-    file.truncate()
-    file.write(holder)
-    file.flush()
-    return file
