@@ -54,6 +54,31 @@ def test_a_store_and_settings_of_the_definitions_count_for_all(definitions, pape
     assert len(asked.run_requests) == 1, "the sensor looks where the definitions say"
 
 
+def test_a_tick_works_with_what_the_definitions_say_and_a_second_one_opens_nothing(
+    definitions, paper_house, tmp_path, monkeypatch
+):
+    loaded = definitions.get_repository_def()
+    monkeypatch.setenv("TUNES_DAGSTER_STORAGE", str(tmp_path / "dagster"))
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+
+        def look(sensor):
+            with dg.build_sensor_context(instance=instance, repository_def=loaded) as context:
+                # As in the server of the definitions, which is told where the instance is and opens it when asked.
+                context._instance, context._instance_ref = None, instance.get_ref()
+                return sensor(context)
+
+        whole = definitions.resources["installation"].open(works=False)
+        request = PromptRequest.model_validate({"text": "a mug", "base": "sdxl"})
+        for _ in range(2):
+            prompt = whole.registry.prompts.add(request, base_id="tiny-sdxl", base="sdxl")
+            (run,) = look(sensors.queued_prompts).run_requests
+            assert whole.registry.prompts.get(prompt.id).batch_id == run.partition_key
+            assert look(sensors.due_callbacks).skip_message.startswith("0 delivered")
+            monkeypatch.setattr(dg, "build_resources", None)
+            monkeypatch.setattr(dg.DagsterInstance, "from_ref", None)
+
+
 def test_assets_and_callbacks_use_the_store_of_the_definitions(definitions, paper_house, tmp_path):
     resource = definitions.resources["installation"]
     whole = resource.open(works=False)

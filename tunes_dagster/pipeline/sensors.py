@@ -19,8 +19,8 @@ from tunes_dagster.pipeline.launches import (
 )
 from tunes_dagster.pipeline.lost import give_up_lost
 from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
+from tunes_dagster.pipeline.ticks import installation_of, instance_of, resource_of
 from tunes_dagster.registry import Campaign, CampaignDate
-from tunes_dagster.resources import InstallationResource, NotifierResource
 from tunes_dagster.service import decide
 from tunes_dagster.service.drops import take_in_drops
 from tunes_dagster.service.erase import drive
@@ -48,7 +48,9 @@ def launched(context: dg.SensorEvaluationContext, launches: Sequence[decide.Laun
     for partitions, keys in wanted.items():
         assert partitions.name is not None
         new = [
-            k for k in dict.fromkeys(keys) if not context.instance.has_dynamic_partition(partitions.name, k)
+            k
+            for k in dict.fromkeys(keys)
+            if not instance_of(context).has_dynamic_partition(partitions.name, k)
         ]
         if new:
             requests.append(partitions.build_add_request(new))
@@ -74,9 +76,9 @@ def _patiently(
     default_status=RUNNING,
     description="Starts a preparation for each queued tune.",
 )
-def queued_tunes(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
+def queued_tunes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Queued tunes → prepare_tune."""
-    return launched(context, decide.prepare_launches(installation.open(works=False).registry))
+    return launched(context, decide.prepare_launches(installation_of(context).registry))
 
 
 @dg.sensor(
@@ -88,11 +90,9 @@ def queued_tunes(context: dg.SensorEvaluationContext, installation: Installation
         "made by runs of their own, which wait for no GPU."
     ),
 )
-def prepared_tunes(
-    context: dg.SensorEvaluationContext, installation: InstallationResource
-) -> dg.SensorResult:
+def prepared_tunes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Prepared tunes → cohorts → train_cohort, embed_faces."""
-    whole = installation.open(works=False)
+    whole = installation_of(context)
     rows, settings = whole.registry, whole.settings
     return launched(
         context,
@@ -110,9 +110,9 @@ def prepared_tunes(
     default_status=RUNNING,
     description="Finishes each trained tune.",
 )
-def trained_tunes(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
+def trained_tunes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Trained tunes → finish_tune."""
-    return launched(context, decide.finish_launches(installation.open(works=False).registry))
+    return launched(context, decide.finish_launches(installation_of(context).registry))
 
 
 @dg.sensor(
@@ -121,11 +121,9 @@ def trained_tunes(context: dg.SensorEvaluationContext, installation: Installatio
     default_status=RUNNING,
     description="Groups queued prompts by base and shape into batches and renders each batch in one run.",
 )
-def queued_prompts(
-    context: dg.SensorEvaluationContext, installation: InstallationResource
-) -> dg.SensorResult:
+def queued_prompts(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Queued prompts → batches → render_batch."""
-    whole = installation.open(works=False)
+    whole = installation_of(context)
     rows, settings = whole.registry, whole.settings
     return launched(
         context,
@@ -142,9 +140,9 @@ def queued_prompts(
     default_status=RUNNING,
     description="Takes in datasets that were dropped into the watched folder; `queued_tunes` starts them.",
 )
-def new_datasets(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
+def new_datasets(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Drop folder → tunes; the check of the drop folder is answered when its answer changes."""
-    whole = installation.open(works=False)
+    whole = installation_of(context)
     seen = take_in_drops(whole)
     taken = [tune_id for tune_id, _said in seen if tune_id]
     left = len(seen) - len(taken)
@@ -164,9 +162,9 @@ def new_datasets(context: dg.SensorEvaluationContext, installation: Installation
     default_status=RUNNING,
     description="Delivers the callbacks that are owed, concurrently, inside a 20 s budget.",
 )
-def due_callbacks(installation: InstallationResource, notifier: NotifierResource) -> dg.SkipReason:
+def due_callbacks(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Outbox → receivers."""
-    done = notifier.deliver(installation.open(works=False))
+    done = resource_of(context, "notifier").deliver(installation_of(context))
     return dg.SkipReason(
         f"{done.delivered} delivered, {done.failed} to be tried again, {done.dead} given up, "
         f"{done.held} held, {done.left} left for the next tick, {done.unrecorded} to be recorded."
@@ -178,11 +176,11 @@ def due_callbacks(installation: InstallationResource, notifier: NotifierResource
     default_status=RUNNING,
     description="Drives deletions to their end that whoever asked for them did not finish.",
 )
-def open_deletions(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SkipReason:
+def open_deletions(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Deletions → nothing left."""
-    whole = installation.open(works=False)
+    whole = installation_of(context)
     done = drive(whole, limit=_DELETIONS)
-    forget_deleted(context.instance, whole.registry)
+    forget_deleted(instance_of(context), whole.registry)
     return dg.SkipReason(f"{done.count} files were deleted, {done.unfinished} deletions go on later.")
 
 
@@ -191,9 +189,9 @@ def open_deletions(context: dg.SensorEvaluationContext, installation: Installati
     default_status=RUNNING,
     description="Gives attempts up whose run is gone: requeues them (they resume) or fails them with a reason.",
 )
-def stuck_work(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SkipReason:
+def stuck_work(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Lost attempts → back into the queue."""
-    whole, instance = installation.open(works=False), context.instance
+    whole, instance = installation_of(context), instance_of(context)
     seconds = whole.settings.lost_after_seconds
     watch = decide.Watch.after(decide.Watch.read(context.cursor), whole.registry.now(), seconds)
     done = give_up_lost(whole, instance, watch)
@@ -223,9 +221,9 @@ def finished_campaigns_sensor(names: Sequence[str]) -> dg.SensorDefinition:
         asset_selection=dg.AssetSelection.groups(Group.CAMPAIGNS),
         description="Makes the report of a campaign date when all of its prompts have ended.",
     )
-    def finished_campaigns(installation: InstallationResource) -> dg.SensorResult:
+    def finished_campaigns(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Ended prompts → campaign_report."""
-        due = installation.open(works=False).registry.campaigns.due_reports(names)
+        due = installation_of(context).registry.campaigns.due_reports(names)
         if not due:
             return dg.SensorResult(skip_reason="No campaign date has finished.")
         return dg.SensorResult(run_requests=[report_request(campaign, date) for campaign, date in due])

@@ -20,8 +20,8 @@ from tunes_dagster.pipeline.sensors import (
     trained_tunes,
 )
 from tunes_dagster.pipeline.telling import Teller
+from tunes_dagster.pipeline.ticks import installation_of, instance_of
 from tunes_dagster.registry import Registry
-from tunes_dagster.resources import InstallationResource
 from tunes_dagster.service import decide
 
 # A tick has 60 s, and requesting 25 runs takes up to 7 of them.
@@ -43,9 +43,9 @@ _GOING = [
     default_status=RUNNING,
     description="Tells the runs of device work what the sessions did.",
 )
-def told_runs(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SkipReason:
+def told_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Rows of sessions → events of their runs."""
-    told = Teller(context.instance, installation.open(works=False)).tell(_TELLING_SECONDS)
+    told = Teller(instance_of(context), installation_of(context)).tell(_TELLING_SECONDS)
     return dg.SkipReason(f"{told.runs} runs had something to say, {told.left} are left for the next tick.")
 
 
@@ -58,12 +58,14 @@ def told_runs(context: dg.SensorEvaluationContext, installation: InstallationRes
         "and none is there."
     ),
 )
-def device_runs(context: dg.SensorEvaluationContext, installation: InstallationResource) -> dg.SensorResult:
+def device_runs(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Attempts of sessions → runs that tell of them; work that waits → device_session."""
-    whole = installation.open(works=False)
-    heed_cancelled_runs(context.instance, whole.registry)
-    asked = requests(context.instance, whole.registry.device_runs.requests_due(limit=decide.RUNS_PER_TICK))
-    if not session_is_wanted(context.instance, whole.registry, whole.settings.lost_after_seconds):
+    whole = installation_of(context)
+    heed_cancelled_runs(instance_of(context), whole.registry)
+    asked = requests(
+        instance_of(context), whole.registry.device_runs.requests_due(limit=decide.RUNS_PER_TICK)
+    )
+    if not session_is_wanted(instance_of(context), whole.registry, whole.settings.lost_after_seconds):
         return asked
     session = dg.RunRequest(
         job_name=device_session.name, run_key=new_id("session"), tags={"dagster/priority": "9"}
