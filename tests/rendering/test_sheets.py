@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image, ImageDraw
 
-from tunes_dagster.rendering import paper, sheets
+from tunes_dagster.rendering import paper, sheets, typefaces
 from tunes_dagster.rendering.sheets import Cell
 
 
@@ -98,3 +98,66 @@ def test_text_is_wrapped_and_cut_to_its_width():
 
 def test_empty_sheet_is_still_a_sheet():
     assert sheets.contact_sheet([], title="Nothing yet").width >= 420
+
+
+@pytest.fixture
+def no_other_fonts(monkeypatch):
+    monkeypatch.setattr(typefaces, "_known", [])
+    monkeypatch.setattr(typefaces, "_asked", lambda character: [])
+    monkeypatch.setattr(typefaces, "_files", tuple)
+    typefaces.find_font.cache_clear()
+    yield monkeypatch
+    typefaces.find_font.cache_clear()
+
+
+def boxes(text):
+    """How many characters are drawn in a font that does not have them."""
+    face, drawn = paper.font(20), []
+    original = ImageDraw.ImageDraw.text
+
+    def noted(self, xy, text, font=None, **more):
+        drawn.append((text, font.path))
+        return original(self, xy, text, font=font, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageDraw.ImageDraw, "text", noted)
+        face.draw(Image.new("RGB", (900, 60)), (5, 5), text, paper.INK)
+    assert drawn
+    return sum(ord(c) not in typefaces._characters(path) for piece, path in drawn for c in piece)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Anna, \u5199\u771f\u306e 1", "CJK (3)"),
+        ("\ud55c\uad6d \U0001f9e2 cap", "Hangul (2), billed cap (1)"),
+        ("\U0001f468\u200d\U0001f9b2\U0001f3fd\ufe0f", "man (1)"),
+        ("\ue123\u0e01\u0e49", "Thai (1), U+E123 (1)"),
+        ("plain \u00fcml\u00e4ut \u2764\ufe0f", ""),
+    ],
+)
+def test_what_no_font_has_is_written_in_words_and_told(no_other_fonts, text, told):
+    assert boxes(text) == 0
+    said = typefaces.unshown([text])
+    assert all(part in said for part in told.split(", ")) and bool(told) == bool(said)
+    plain = sheets.contact_sheet([[Cell(picture("red"), "a")]])
+    assert (sheets.contact_sheet([[Cell(picture("red"), text)]]).height > plain.height) == bool(told)
+
+
+def test_a_font_of_this_machine_that_has_the_character_is_used(no_other_fonts):
+    stix = str(typefaces._shipped() / "STIXGeneral.ttf")
+    no_other_fonts.setattr(typefaces, "_files", lambda: ("/nowhere.ttf", stix))
+    assert typefaces.unshown(["\u2316"]) == "" and typefaces.find_font(0x2316) == stix
+    assert boxes("a \u2316 b") == 0
+
+
+def test_scripts_without_spaces_are_wrapped():
+    class Even(typefaces.Face):
+        def getlength(self, text):
+            return 10.0 * len(text)
+
+    assert paper.wrap("\u5199\u771f" * 7 + " ab cd", Even(14), 60, 3) == [
+        "\u5199\u771f" * 3,
+        "\u5199\u771f" * 3,
+        "\u5199\u771f ab\u2026",
+    ]

@@ -5,13 +5,13 @@ Layout belongs to `sheets`; nothing here knows what a sheet shows.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import lru_cache
-from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-Color = tuple[int, int, int]
+from tunes_dagster.rendering.typefaces import Color, Face
 
 PAPER: Color = (250, 250, 248)
 INK: Color = (28, 30, 36)
@@ -29,26 +29,22 @@ TONES: dict[str, tuple[Color, Color]] = {
 }
 
 _ELLIPSIS = "…"
+# Words with the space behind them; scripts without spaces break behind each character.
+_BREAKS = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]|[^\s\u3040-\u30ff\u3400-\u9fff]+\s*|\s+"
+)
 _SMOOTH = 4  # masks are drawn this much larger and reduced, which is what makes their edges smooth
 
 
-@lru_cache(maxsize=1)
-def _font_folder() -> Path:
-    import matplotlib
-
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-
-
 @lru_cache(maxsize=64)
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which comes with matplotlib and covers Latin, Greek and Cyrillic.
+def font(size: int, bold: bool = False) -> Face:
+    """Return DejaVu Sans, which comes with matplotlib and covers Latin, Greek and Cyrillic, and who helps out.
 
     Args:
         size: Pixels.
         bold: The bold cut.
     """
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(_font_folder() / name), size)
+    return Face(size, bold)
 
 
 def clean(text: str) -> str:
@@ -57,18 +53,18 @@ def clean(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-def text_width(text: str, face: ImageFont.FreeTypeFont) -> int:
+def text_width(text: str, face: Face) -> int:
     """Return the advance width of one line in pixels, rounded up."""
     return int(face.getlength(text) + 0.999)
 
 
-def line_height(face: ImageFont.FreeTypeFont) -> int:
+def line_height(face: Face) -> int:
     """Return the distance between two base lines in pixels."""
     ascent, descent = face.getmetrics()
     return round((ascent + descent) * 1.12)
 
 
-def shorten(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
+def shorten(text: str, face: Face, width: int) -> str:
     """Return the text, cut with an ellipsis where it is wider than `width` pixels."""
     if text_width(text, face) <= width:
         return text
@@ -82,19 +78,18 @@ def shorten(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
     return text[:low].rstrip(" ,.;:-") + _ELLIPSIS
 
 
-def wrap(text: str, face: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
+def wrap(text: str, face: Face, width: int, max_lines: int) -> list[str]:
     """Break text into at most `max_lines` lines of at most `width` pixels; a cut one ends in an ellipsis."""
-    words = clean(text).split()
+    words = _BREAKS.findall(clean(text))
     lines: list[str] = []
     line = ""
     for index, word in enumerate(words):
-        trial = f"{line} {word}" if line else word
-        if text_width(trial, face) <= width or not line:
-            line = trial
+        if text_width((line + word).rstrip(), face) <= width or not line:
+            line += word
             continue
         if len(lines) == max_lines - 1:
-            return [*lines, shorten(" ".join([line, *words[index:]]), face, width)]
-        lines.append(shorten(line, face, width))
+            return [*lines, shorten("".join([line, *words[index:]]), face, width)]
+        lines.append(shorten(line.rstrip(), face, width))
         line = word
     return [*lines, shorten(line, face, width)] if line else lines
 
@@ -165,4 +160,4 @@ def paste_badge(sheet: Image.Image, text: str, tone: str, at: tuple[int, int], m
     text = shorten(clean(text), face, max_width - 16)
     size = (text_width(text, face) + 16, 21)
     sheet.paste(back, (*at, at[0] + size[0], at[1] + size[1]), rounded_mask(size, 10))
-    ImageDraw.Draw(sheet).text((at[0] + 8, at[1] + size[1] / 2), text, font=face, fill=ink, anchor="lm")
+    face.draw(sheet, (at[0] + 8, at[1] + size[1] / 2), text, ink, "lm")

@@ -15,6 +15,7 @@ from typing import Literal
 from PIL import Image, ImageDraw
 
 from tunes_dagster.rendering import paper
+from tunes_dagster.rendering.typefaces import text_of, unshown
 
 Tone = Literal["good", "info", "warn", "bad", "plain"]
 
@@ -119,6 +120,11 @@ def contact_sheet(
     Returns:
         An RGB picture.
     """
+    cells = [cell for row in rows for cell in row if cell]
+    written = text_of(
+        title, subtitle, row_labels, column_labels, footer, *([c.caption, c.badge] for c in cells)
+    )
+    footer = " · ".join(filter(None, (footer, unshown(map(paper.clean, written)))))
     columns = max((len(row) for row in rows), default=1)
     images = [cell.image for row in rows for cell in row if cell and cell.image]
     layout = _lay_out(
@@ -132,9 +138,8 @@ def contact_sheet(
         footer,
     )
     sheet = Image.new("RGB", (layout.width, layout.height), paper.PAPER)
-    draw = ImageDraw.Draw(sheet)
-    _draw_heading(draw, layout)
-    _draw_labels(draw, layout, row_labels, column_labels, labelled_from)
+    _draw_heading(sheet, layout)
+    _draw_labels(sheet, layout, row_labels, column_labels, labelled_from)
     for r, row in enumerate(rows):
         for c, cell in enumerate(row):
             if cell is not None:
@@ -144,7 +149,7 @@ def contact_sheet(
     if footer:
         face = paper.font(12)
         text = paper.shorten(paper.clean(footer), face, layout.width - 2 * MARGIN)
-        draw.text((MARGIN, layout.height - MARGIN + 4), text, font=face, fill=paper.SOFT_INK, anchor="ls")
+        face.draw(sheet, (MARGIN, layout.height - MARGIN + 4), text, paper.SOFT_INK, "ls")
     return sheet
 
 
@@ -199,21 +204,21 @@ def _row_height(row: Row, box: tuple[int, int]) -> int:
     return max(fitted, default=box[1])
 
 
-def _draw_heading(draw: ImageDraw.ImageDraw, layout: _Layout) -> None:
+def _draw_heading(sheet: Image.Image, layout: _Layout) -> None:
     y = MARGIN - 4
     for line in layout.title:
         face = paper.font(_TITLE, bold=True)
-        draw.text((MARGIN, y), line, font=face, fill=paper.INK)
+        face.draw(sheet, (MARGIN, y), line, paper.INK)
         y += paper.line_height(face)
     y += 6
     for line in layout.subtitle:
         face = paper.font(_SUBTITLE)
-        draw.text((MARGIN, y), line, font=face, fill=paper.SOFT_INK)
+        face.draw(sheet, (MARGIN, y), line, paper.SOFT_INK)
         y += paper.line_height(face)
 
 
 def _draw_labels(
-    draw: ImageDraw.ImageDraw,
+    sheet: Image.Image,
     layout: _Layout,
     row_labels: Sequence[str],
     column_labels: Sequence[str],
@@ -225,14 +230,14 @@ def _draw_labels(
     for c, label in enumerate(column_labels[: layout.columns]):
         text = paper.shorten(paper.clean(label), face, width)
         middle = layout.left + c * (width + GAP) + width / 2
-        draw.text((middle, above), text, font=face, fill=paper.INK, anchor="ms")
+        face.draw(sheet, (middle, above), text, paper.INK, "ms")
     step = paper.line_height(face)
     room = layout.left - MARGIN - GAP
     for top, height, label in zip(layout.row_tops, layout.row_heights, row_labels, strict=False):
         lines = paper.wrap(label, face, room, max(1, min(5, height // step)))
         y = top + (height - step * len(lines)) / 2
         for line in lines:
-            draw.text((layout.left - GAP, y), line, font=face, fill=paper.INK, anchor="ra")
+            face.draw(sheet, (layout.left - GAP, y), line, paper.INK, "ra")
             y += step
 
 
@@ -258,7 +263,7 @@ def _draw_cell(
     face = paper.font(_CAPTION)
     y = at[1] + height + 7
     for line in lines:
-        draw.text((at[0] + width / 2, y), line, font=face, fill=paper.SOFT_INK, anchor="ma")
+        face.draw(sheet, (at[0] + width / 2, y), line, paper.SOFT_INK, "ma")
         y += paper.line_height(face)
 
 
