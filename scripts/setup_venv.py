@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
-EXTRAS: dict[str, list[str]] = {"runtime": [], "dev": ["dev", "postgres"]}
+EXTRAS: dict[str, list[str]] = {"runtime": [], "dev": ["dev", "postgres", "prodigy", "xlsx"]}
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 

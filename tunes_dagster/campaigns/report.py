@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from tunes_dagster.campaigns.expand import OF_TUNE
+from tunes_dagster.core import extras
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.results import DateResult
 from tunes_dagster.rendering.pages import Figure, Section, page, relative
@@ -364,9 +365,7 @@ class _Writer:
         return keys
 
     def _parquet(self, frame: Any) -> str | None:
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError:
+        if not extras.has("pyarrow"):
             return None
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)

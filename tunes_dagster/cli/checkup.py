@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tunes_dagster.core.extras import EXTRAS, has
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.work import WorkKind
 
@@ -87,6 +88,10 @@ def _software(settings: Settings) -> Iterator[Finding]:
                 yield Finding("software", "problem", f"{name} is not installed.", "Run `make setup`.")
     python = ".".join(map(str, sys.version_info[:3]))
     yield Finding("software", "ok", f"Python {python}, {', '.join(versions)}.")
+    there = {package: extra for package, (extra, _use) in EXTRAS.items() if has(package)}
+    lacks = [f"{extra} ({use})" for package, (extra, use) in EXTRAS.items() if package not in there]
+    says = f"Extras that are installed: {', '.join(there.values()) or 'none'}"
+    yield Finding("software", "ok", f"{says}; others: {', '.join(lacks)}." if lacks else f"{says}.")
 
 
 def _device(settings: Settings) -> Iterator[Finding]:

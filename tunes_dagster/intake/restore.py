@@ -7,13 +7,13 @@ Whether it is there is checked when a tune is handed in, long before this file d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from tunes_dagster.core import extras
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 
 # Released at https://github.com/TencentARC/GFPGAN/releases/tag/v1.3.0
@@ -39,10 +39,8 @@ class Missing:
 
 def restorer_missing(bases_folder: Path) -> Missing | None:
     """Return what restoring faces lacks on this installation, or None where it works."""
-    if find_spec("gfpgan") is None:
-        return Missing(
-            "needs the package gfpgan, which is not installed", "pip install 'tunes-dagster[restore]'."
-        )
+    if not extras.has("gfpgan"):
+        return Missing("needs the package gfpgan, which is not installed", f"{extras.how_to_get('gfpgan')}.")
     if not weights_path(bases_folder).is_file():
         return Missing(
             f"needs the weights {WEIGHTS}, which are not installed",
@@ -65,12 +63,8 @@ class GfpganRestorer:
         try:
             from gfpgan import GFPGANer
         except ImportError as error:
-            raise Failure(
-                FailureCode.INVALID_REQUEST,
-                "Faces cannot be restored: the package gfpgan cannot be imported.",
-                "Install the extra: pip install 'tunes-dagster[restore]', or turn dataset.face_correct off.",
-                detail_of(error),
-            ) from error
+            without = "turn dataset.face_correct off"
+            raise extras.missing("gfpgan", "Restoring faces", without, detail_of(error)) from error
         if not weights.is_file():
             raise Failure(
                 FailureCode.BASE_NOT_INSTALLED,

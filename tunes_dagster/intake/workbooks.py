@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tunes_dagster.core import extras
 from tunes_dagster.core.failures import Failure, FailureCode
 
 Cell = str | int | float | bool | None
@@ -19,8 +20,10 @@ def read_workbook(data: bytes, sheet: str | None, rows: int) -> tuple[list[str],
         rows: At most.
 
     Raises:
-        Failure: `INVALID_REQUEST`, saying why it cannot be read.
+        Failure: `INVALID_REQUEST`, saying why it cannot be read, or which package reads workbooks.
     """
+    if not extras.has("openpyxl"):  # here, where the refusal can say so: a child is told nothing of extras
+        raise extras.missing("openpyxl", "Reading an XLSX workbook", "save it as .csv")
     from tunes_dagster.intake.sandbox.limits import for_table
     from tunes_dagster.intake.sandbox.nursery import Gone
     from tunes_dagster.intake.sandbox.pool import get_pool, scratch

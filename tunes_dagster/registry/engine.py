@@ -23,7 +23,8 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core import clock, disk
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.extras import missing
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.registry.retrying import (
     ASKED_SECONDS,
     DatabaseAway,
@@ -120,8 +121,11 @@ def make_engine(
             "TUNES_REGISTRY_URL should be like postgresql://user:password@host/name; escape / and @ in a password.",
         ) from error
     if parsed.get_backend_name() != "sqlite":
-        from tunes_dagster.registry.postgres import make_postgres_engine
-
+        try:
+            from tunes_dagster.registry.postgres import make_postgres_engine
+        except ImportError as error:
+            instead = "leave TUNES_REGISTRY_URL out for a SQLite file"
+            raise missing("psycopg2", "A registry on a server", instead, detail_of(error)) from error
         return make_postgres_engine(parsed, min(busy_seconds, answer_seconds), answer_seconds)
     options = url.partition("?")[2].split("&") if "?" in url else []
     if any("=" not in one or "/" in one.partition("=")[0] for one in options):

@@ -7,10 +7,10 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunes_dagster.core import extras
 from tunes_dagster.core.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Device:
         from tunes_dagster.training.planner import Machine
 
         kind = self.name.partition(":")[0]
-        has_quantizer = kind == "cuda" and find_spec("bitsandbytes") is not None
+        has_quantizer = kind == "cuda" and extras.has("bitsandbytes")
         return Machine(kind, self.memory_gb, self.dtype, has_quantizer)
 
     def __str__(self) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
+from tunes_dagster.core import extras
 from tunes_dagster.core.failures import Problem, refusal
 from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
 from tunes_dagster.core.settings import Settings
@@ -130,15 +130,21 @@ def _subject_problems(request: TuneRequest) -> Iterator[Problem]:
 
 def _machine_problems(request: TuneRequest, settings: Settings) -> Iterator[Problem]:
     options = request.training
+    if options.optimizer == "prodigy" and not extras.has("prodigyopt"):
+        yield _without("prodigyopt", "optimizer", "prodigy")
     needs = {"optimizer": options.optimizer == "adamw8bit", "quantize": options.quantize in ("int8", "nf4")}
     for option, wanted in needs.items():
         value = getattr(options, option)
-        if wanted and find_spec("bitsandbytes") is None:
-            said = f"{value!r} needs the package bitsandbytes: pip install 'tunes-dagster[gpu]'"
-            yield Problem(f"training.{option}", said)
+        if wanted and not extras.has("bitsandbytes"):
+            yield _without("bitsandbytes", option, value)
         elif wanted and not has_nvidia(settings.device):
             said = f"{value!r} needs an NVIDIA GPU, and this installation has none (TUNES_DEVICE)"
             yield Problem(f"training.{option}", said)
+
+
+def _without(package: str, option: str, value: str) -> Problem:
+    said = f"{value!r} needs the package {package}: {extras.how_to_get(package)}"
+    return Problem(f"training.{option}", said)
 
 
 def has_nvidia(device: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from tunes_dagster.core.extras import missing
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.training.adapters import AdapterBank
@@ -31,8 +32,10 @@ def make_optimizer(options: TrainingOptions, parameters: Iterable[Tensor]) -> to
     """
     kept = list(parameters)
     if options.optimizer == "prodigy":
-        from prodigyopt import Prodigy
-
+        try:
+            from prodigyopt import Prodigy
+        except ImportError as error:
+            raise missing("prodigyopt", "The optimizer prodigy", "use adamw", detail_of(error)) from error
         # As its authors advise for diffusion models: bias correction, and no trust in steps of a warm-up.
         made = Prodigy(kept, lr=1.0, betas=BETAS, use_bias_correction=True, safeguard_warmup=True)
         made.param_groups[0]["weight_decay"] = (
@@ -43,12 +46,7 @@ def make_optimizer(options: TrainingOptions, parameters: Iterable[Tensor]) -> to
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
-            raise Failure(
-                FailureCode.INVALID_REQUEST,
-                "The optimizer adamw8bit needs the package bitsandbytes, which cannot be imported.",
-                "Install the extra: pip install 'tunes-dagster[gpu]', or use adamw.",
-                detail_of(error),
-            ) from error
+            raise missing("bitsandbytes", "The optimizer adamw8bit", "use adamw", detail_of(error)) from error
         if kept[0].device.type != "cuda":
             raise Failure(
                 FailureCode.INVALID_REQUEST,

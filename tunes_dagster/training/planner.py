@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tunes_dagster.core import extras
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.families.sizes import Sizes
@@ -346,7 +347,7 @@ def _refusal(
     if not choice.gradient_checkpointing:
         helps.append("gradient_checkpointing (it was turned off)")
     if choice.quantize == "none" and machine.kind == "cuda" and not machine.bitsandbytes:
-        helps.append("a quantized base (pip install 'tunes-dagster[gpu]')")
+        helps.append(f"a quantized base ({extras.how_to_get('bitsandbytes')})")
     if any(option.is_whole for option in options):
         helps.append("a `lora` instead of a `checkpoint`")
     return Failure(
