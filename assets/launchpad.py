@@ -7,7 +7,6 @@ Dagster's config knows none: the library's own model checks them and names a wro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from enum import Enum
 from types import NoneType
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import dagster as dg
 from pydantic import BaseModel, Field, create_model
 
+from tunes_dagster.core.texts import text_of
 from tunes_dagster.core.validation import checked
 
 
@@ -30,13 +30,6 @@ def _plain(annotation: Any, name: str) -> Any:
         choices = get_args(annotation)
         return Enum(name, {one: one for one in choices}) if all(type(o) is str for o in choices) else str
     return annotation
-
-
-def _texts(model: type[BaseModel]) -> dict[str, str]:
-    """Return the sentence that the model's docstring has for each attribute."""
-    section = (model.__doc__ or "").partition("Attributes:")[2]
-    found = re.findall(r"^\s{4,8}(\w+): (.*(?:\n\s{9,}.*)*)", section, flags=re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text).strip() for name, text in found}
 
 
 def _choices(annotation: Any) -> str:
@@ -72,16 +65,14 @@ def mirror(model: type[BaseModel], name: str, only: tuple[str, ...] = ()) -> typ
         name: Of the new class.
         only: Fields to take; empty takes all.
     """
-    texts = _texts(model)
     fields: dict[str, Any] = {}
     for key, info in model.model_fields.items():
         if only and key not in only:
             continue
-        text = texts.get(key, "") + _choices(info.annotation) + _limits(info.metadata)
+        text = text_of(model, key) + _choices(info.annotation) + _limits(info.metadata)
         kind = _plain(info.annotation, f"{name}_{key}")
         fields[key] = (kind | None, Field(default=None, description=text))
-    summary = (model.__doc__ or "").partition("Attributes:")[0].strip()
-    config: type[dg.Config] = create_model(name, __base__=dg.Config, __doc__=summary, **fields)
+    config: type[dg.Config] = create_model(name, __base__=dg.Config, __doc__=model.__doc__, **fields)
     return config
 
 

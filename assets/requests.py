@@ -8,7 +8,8 @@ from pydantic import Field
 from tunes_dagster.assets.attempt import Attempt
 from tunes_dagster.assets.launchpad import filled_in, merged, mirror
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.recipe import DatasetOptions, TuneRequest
+from tunes_dagster.core.recipe import DatasetOptions, Sources, TuneRequest
+from tunes_dagster.core.texts import text_of
 from tunes_dagster.core.validation import checked
 from tunes_dagster.core.wishes import Wishes, ended
 from tunes_dagster.registry import Registry, Tune
@@ -23,28 +24,23 @@ class SourceImagesConfig(dg.Config):
     A new tune needs `name` and one source.
     """
 
-    name: str | None = Field(default=None, description="Class of the subject: woman, man, dog, mug, style …")
-    title: str | None = Field(default=None, description="What you call the tune; the name when empty.")
-    token: str | None = Field(default=None, description="The rare word the subject is bound to (ohwx).")
-    base: str | None = Field(default=None, description="Id or alias in the base-model catalog (sdxl).")
-    archive_url: str | None = Field(default=None, description="http(s) URL of a zip or tar of pictures.")
-    image_urls: list[str] = Field(default_factory=list, description="http(s) URLs of pictures.")
-    folder: str | None = Field(
-        default=None, description="Folder or s3:// prefix of pictures, as the machine of the run sees it."
-    )
-    captions: dict[str, str] = Field(default_factory=dict, description="File name → caption.")
+    name: str | None = Field(default=None, description=text_of(TuneRequest, "name"))
+    title: str | None = Field(default=None, description=text_of(TuneRequest, "title"))
+    token: str | None = Field(default=None, description=text_of(TuneRequest, "token"))
+    base: str | None = Field(default=None, description=text_of(TuneRequest, "base"))
+    archive_url: str | None = Field(default=None, description=text_of(Sources, "archive_url"))
+    image_urls: list[str] = Field(default_factory=list, description=text_of(Sources, "image_urls"))
+    folder: str | None = Field(default=None, description=text_of(Sources, "folder"))
+    captions: dict[str, str] = Field(default_factory=dict, description=text_of(TuneRequest, "captions"))
     characteristics: dict[str, str] = Field(
-        default_factory=dict,
-        description="What is known of the subject (hair: brown), for {{hair}} in prompts.",
+        default_factory=dict, description=text_of(TuneRequest, "characteristics")
     )
     account: str = Field(
         default="local", description="Whose tune a new one is; what it names is looked up there."
     )
-    prompts: list[str] = Field(default_factory=list, description="Rendered as soon as the tune is ready.")
-    callback_url: str | None = Field(default=None, description="Told when the tune is ready or has failed.")
-    dataset: DatasetConfig = Field(
-        default_factory=DatasetConfig, description="How pictures become a training set."
-    )
+    prompts: list[str] = Field(default_factory=list, description=text_of(TuneRequest, "prompts"))
+    callback_url: str | None = Field(default=None, description=text_of(TuneRequest, "callback_url"))
+    dataset: DatasetConfig = Field(default_factory=DatasetConfig, description=text_of(TuneRequest, "dataset"))
 
 
 def _changes(config: SourceImagesConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md from the option models; a test holds the page to them.
+"""Writes the tables of options into docs/ from the models; a test holds the pages to them.
 
 .venv/bin/python scripts/option_tables.py
 """
@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from tunes_dagster.cli.flags import attribute_help
 from tunes_dagster.core.recipe import (
     DatasetOptions,
     PromptRequest,
@@ -21,8 +20,11 @@ from tunes_dagster.core.recipe import (
     TuneRequest,
 )
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.texts import text_of
+from tunes_dagster.gateway.options import GatewayOptions
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = (_DOCS / "configuration.md", _DOCS / "gateway.md")
 MODELS: dict[str, tuple[type[BaseModel], str]] = {
     "TuneRequest": (TuneRequest, ""),
     "Sources": (Sources, "sources."),
@@ -31,17 +33,17 @@ MODELS: dict[str, tuple[type[BaseModel], str]] = {
     "PromptRequest": (PromptRequest, "prompts[]."),
     "RenderSettings": (RenderSettings, "settings."),
     "Settings": (Settings, "TUNES_"),
+    "GatewayOptions": (GatewayOptions, "TUNES_GATEWAY_"),
 }
 _BLOCK = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(model: type[BaseModel], prefix: str) -> str:
     """Return one model's options as a markdown table: name, default, limits, meaning."""
-    said = attribute_help(model)
     lines = ["| option | default | takes | meaning |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
-        shown = f"{prefix}{name.upper() if prefix == 'TUNES_' else name}"
-        cells = (f"`{shown}`", _default(field), _limits(field), said.get(name, ""))
+        shown = f"{prefix}{name.upper() if prefix.isupper() else name}"
+        cells = (f"`{shown}`", _default(field), _limits(field), text_of(model, name))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -50,7 +52,7 @@ def _default(field: Any) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel) or value in ({}, [], ""):
+    if isinstance(value, BaseModel | dict) or value in ([], ""):
         return ""
     return "" if value is None else f"`{value}`"
 
@@ -84,4 +86,5 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -46,45 +46,42 @@ Words = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class CampaignFile(Strict):
-    """What a campaign's YAML may say.
-
-    Attributes:
-        name: What it is called; `Monday looks` becomes the id `monday_looks`.
-        description: Shown in the UI.
-        cron: When its dates are: minute, hour, day, month, weekday.
-        timezone: Of the cron.
-        start: First day with a date; the default is the date before it was added, so that it can run at once.
-        active: Whether its schedule is switched on when it is added.
-        account: Whose prompts they are.
-        tunes: Tunes by title, number or id.
-        labels: Selects all tunes that have these labels.
-        tag: Selects all tunes with this label, whatever its value, or with the label `tag: …`.
-        base: Base for rows that are rendered without a tune.
-        prompts: The table beside this file, or its rows.
-        sheet: Sheet of an XLSX file; the first one by default.
-        variables: Values for `{{name}}` in texts, for rows that have no column of that name.
-        settings: `RenderSettings` of all rows; a row's own columns win.
-        seeds: Where no seed is given: `per date` draws others on each date, `fixed` the same ones on all.
-        cost_cap: Dollars that one date may cost in all its plans together; a plan that would go above is refused.
-    """
+    """What a campaign's YAML may say."""
 
     name: str = Field(min_length=1, max_length=80)
+    """What it is called; `Monday looks` becomes the id `monday_looks`."""
     description: str = Field(default="", max_length=1000)
+    """Shown in the UI."""
     cron: str
+    """When its dates are: minute, hour, day, month, weekday."""
     timezone: str = "UTC"
+    """Of the cron."""
     start: date | None = None
+    """First day with a date; the default is the date before it was added, so that it can run at once."""
     active: bool = True
+    """Whether its schedule is switched on when it is added."""
     account: str = "local"
+    """Whose prompts they are."""
     tunes: Words = Field(default_factory=list)
+    """Tunes by title, number or id."""
     labels: Annotated[dict[str, str], BeforeValidator(_as_words)] = Field(default_factory=dict)
+    """Selects all tunes that have these labels."""
     tag: str = ""
+    """Selects all tunes with this label, whatever its value, or with the label `tag: …`."""
     base: str | None = None
+    """Base for rows that are rendered without a tune."""
     prompts: str | list[dict[str, Any]]
+    """The table beside this file, or its rows."""
     sheet: str | None = None
+    """Sheet of an XLSX file; the first one by default."""
     variables: dict[str, Words] = Field(default_factory=dict)
+    """Values for `{{name}}` in texts, for rows that have no column of that name."""
     settings: RenderSettings = Field(default_factory=RenderSettings)
+    """`RenderSettings` of all rows; a row's own columns win."""
     seeds: Literal["per date", "fixed"] = "per date"
+    """Where no seed is given: `per date` draws others on each date, `fixed` the same ones on all."""
     cost_cap: float | None = Field(default=None, ge=0)
+    """Dollars that one date may cost in all its plans together; a plan that would go above is refused."""
 
     @property
     def id(self) -> str:

@@ -1,13 +1,12 @@
 """Flags made from the option models, so that an option, its type, its limits and its help are written once.
 
-`--learning-rate` is `TrainingOptions.learning_rate`, with the help from that class's docstring. Limits are not
+`--learning-rate` is `TrainingOptions.learning_rate`, with the docstring below that field as its help. Limits are not
 repeated here either: values go into the model, which refuses wrong ones by name.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from typing import Annotated, Any, Optional, get_args, get_origin, get_type_hints
 
@@ -15,6 +14,7 @@ import typer
 from pydantic import BaseModel
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.texts import text_of
 from tunes_dagster.core.written import read_value
 
 Account = Annotated[str, typer.Option("--account", help="Account whose tunes are meant.")]
@@ -61,11 +61,10 @@ def takes(**groups: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[
 
 
 def _flags(model: type[BaseModel], group: str) -> list[inspect.Parameter]:
-    help_of = attribute_help(model)
     flags = []
     for name, field in model.model_fields.items():
         kind = _without_none(field.annotation)
-        said = _for_people(help_of.get(name, ""))
+        said = text_of(model, name)
         if field.default is not None and field.default != "":
             said = f"{said} Default: {field.default}."
         option = typer.Option(
@@ -85,27 +84,10 @@ def _flags(model: type[BaseModel], group: str) -> list[inspect.Parameter]:
     return flags
 
 
-def _for_people(said: str) -> str:
-    """Return help in which no Python value stands: `None takes a half` becomes `left out, it takes a half`."""
-    return re.sub(r"\bNone (?=\w)", "left out, it ", said)
-
-
 def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) is not None and type(None) in get_args(annotation):
         return next(inner for inner in get_args(annotation) if inner is not type(None))
     return annotation
-
-
-def attribute_help(model: type[BaseModel]) -> dict[str, str]:
-    """Return attribute → description from the `Attributes:` section of a class's docstring."""
-    text = inspect.getdoc(model) or ""
-    _, _, section = text.partition("Attributes:\n")
-    found: dict[str, str] = {}
-    for entry in re.split(r"\n(?=    \w+: )", "\n" + section):
-        name, colon, said = entry.strip().partition(": ")
-        if colon:
-            found[name] = " ".join(said.split())
-    return found
 
 
 def assignments(pairs: list[str]) -> dict[str, Any]:

@@ -37,7 +37,9 @@ _DATABASES = ("sqlite", "postgresql")
 class FromEnvironment(BaseSettings):
     """Settings whose variables begin with `env_prefix`. Numbers are finite; lists and objects are JSON."""
 
-    model_config = SettingsConfigDict(extra="ignore", enable_decoding=False, allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        extra="ignore", enable_decoding=False, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -35,7 +35,7 @@ class Later:
 class Strict(BaseModel):
     """A model that refuses keys it does not know, by name."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -60,39 +60,40 @@ class Strict(BaseModel):
 
 
 class DatasetOptions(Strict):
-    """How pictures become a training set.
-
-    Attributes:
-        min_pictures: Fewer accepted pictures than this stop the tune.
-        max_pictures: More than this are refused at submission.
-        min_side: Shorter side in pixels below which a picture is rejected.
-        face_crop: Add a crop around the face beside each full picture.
-        require_face: Reject pictures of people without exactly one face instead of warning.
-        hold_out: Pictures kept out of training for scoring; None takes one in eight, at least one,
-            and none when fewer than 5 pictures were accepted.
-        near_duplicate_bits: Perceptual hashes (64 bit) closer than this are near duplicates.
-        captioner: Ask the captioning model where no caption came along.
-        one_picture: One picture is enough: it is trained on in several crops, mirrored where that is harmless and
-            in slightly different light, and the tune says that it was made so.
-        face_correct: Restore faces before training (GFPGAN; without the extra `restore` and its weights they stay).
-        mask: Where the loss looks: `off` everywhere, `face` at the largest face, `file` at what `NAME.mask.png` or
-            `NAME-mask.png` beside a picture shows in white.
-        captions_in_files: Write the captions into the headers of the tune's files, which people share; without it
-            they lie beside them only.
-    """
+    """How pictures become a training set."""
 
     min_pictures: int = Field(default=1, ge=1, le=1000)
+    """Fewer accepted pictures than this stop the tune."""
     max_pictures: int = Field(default=200, ge=1, le=2000)
+    """More than this are refused at submission."""
     min_side: int = Field(default=64, ge=16, le=4096)
+    """Shorter side in pixels below which a picture is rejected."""
     face_crop: bool = False
+    """Add a crop around the face beside each full picture."""
     require_face: bool = False
+    """Reject pictures of people without exactly one face instead of warning."""
     hold_out: int | None = Field(default=None, ge=0, le=100)
+    """Pictures kept out of training for scoring; left out, it takes one in eight, at least one, and none when fewer
+    than 5 pictures were accepted.
+    """
     near_duplicate_bits: int = Field(default=4, ge=0, le=32)
+    """Perceptual hashes (64 bit) closer than this are near duplicates."""
     captioner: bool = True
+    """Ask the captioning model where no caption came along."""
     one_picture: bool = False
+    """One picture is enough: it is trained on in several crops, mirrored where that is harmless and in slightly
+    different light, and the tune says that it was made so.
+    """
     face_correct: bool = False
+    """Restore faces before training (GFPGAN; without the extra `restore` and its weights they stay)."""
     mask: Literal["off", "face", "file"] = "off"
+    """Where the loss looks: `off` everywhere, `face` at the largest face, `file` at what `NAME.mask.png` or
+    `NAME-mask.png` beside a picture shows in white.
+    """
     captions_in_files: bool = False
+    """Write the captions into the headers of the tune's files, which people share; without it they lie beside them
+    only.
+    """
 
     @model_validator(mode="after")
     def _goes_together(self) -> DatasetOptions:
@@ -110,85 +111,86 @@ Preset = Literal["flux-lora-focus", "flux-lora-portrait", "flux-lora-fast"]
 
 
 class TrainingOptions(Strict):
-    """How a tune is trained. None means: the preset's value, else the base's default from the catalog.
-
-    Attributes:
-        kind: What is made: `lora` an adapter; `pti` new words for the subject first, then an adapter (pivotal
-            tuning); `checkpoint` a whole fine-tuned model; `faceid` nothing is trained, the face conditions renders.
-        preset: A named choice of defaults for FLUX bases, see docs/training.md.
-        base_tune_id: Continue from this tune (id, number or title): its weights are the start.
-        steps: Optimizer steps; None is computed from the number of pictures.
-        steps_per_picture: Visits of each picture when `steps` is not given; None is 100, or the preset's.
-        min_steps: Fewest steps when `steps` is not given; None is 300, or the preset's.
-        rank: Rank of the adapter.
-        alpha: Scale of the adapter is alpha / rank; None means alpha = rank.
-        rslora: Scale the adapter by alpha / √rank instead, which keeps large ranks learning.
-        dora: Train the weights' direction (low rank) and magnitude apart.
-        optimizer: `adamw`; `adamw8bit` (an eighth of the memory for moments, needs bitsandbytes and an NVIDIA
-            GPU); `prodigy` finds the learning rate by itself, `learning_rate` then scales it (1).
-        learning_rate: Peak learning rate; above 0.1 only with prodigy.
-        lr_schedule: Shape of the learning rate after warm-up.
-        warmup_steps: Steps of linear warm-up.
-        batch_size: Training pictures per step.
-        resolution: Longer side of the square whose area a bucket has, in pixels; None is the base's native size.
-        targets: Layers that get an adapter; `all` means the convolutions of residual blocks as well.
-        caption_dropout: Share of steps trained on the empty caption.
-        min_snr_gamma: Gamma of min-SNR loss weighting; 0 turns it off.
-        prior_weight: Weight of prior preservation (the untuned base's own predictions on the class); 0 turns it off.
-        prior_prompts: Number of class prompts rendered or predicted for prior preservation.
-        prior_batch_size: Prior rows per step; None takes as many as training pictures.
-        max_grad_norm: Gradient norm per tune above which gradients are clipped.
-        weight_decay: AdamW's weight decay.
-        ema_decay: Decay of the moving average that is exported; 0 exports the last weights.
-        export_scale: What the exported adapter is multiplied by. Below 1 gives back obedience to the rest of the
-            prompt for a little likeness; None is the base's default, else 1. Not applied with `dora`.
-        seed: Decides data order, noise, dropout and initial weights.
-        checkpoint_every: Steps between checkpoints with optimizer state; None takes an eighth of the steps.
-        mask_floor: Weight of the loss outside of the mask.
-        token_vectors: For pti: new words that the token stands for.
-        token_steps: For pti: steps that train the words alone, before the adapter; None takes a third of the steps.
-        token_learning_rate: For pti: learning rate of the words.
-        gradient_checkpointing: Trade time for memory; None lets the planner decide.
-        quantize: Keep the frozen base in fewer bits: `int8` or `nf4` (need bitsandbytes and an NVIDIA GPU), `none`
-            never; None lets the planner decide.
-        offload: Keep text encoders and VAE off the device while they are not used; None lets the planner decide.
-    """
+    """How a tune is trained. Left out, it means: the preset's value, else the base's default from the catalog."""
 
     kind: TuneKind = "lora"
+    """What is made: `lora` an adapter; `pti` new words for the subject first, then an adapter (pivotal tuning);
+    `checkpoint` a whole fine-tuned model; `faceid` nothing is trained, the face conditions renders.
+    """
     preset: Preset | None = None
+    """A named choice of defaults for FLUX bases, see docs/training.md."""
     base_tune_id: str | None = Field(default=None, min_length=1, max_length=200)
+    """Continue from this tune (id, number or title): its weights are the start."""
     steps: int | None = Field(default=None, ge=1, le=20_000)
+    """Optimizer steps; left out, it is computed from the number of pictures."""
     steps_per_picture: float | None = Field(default=None, ge=1, le=1000)
+    """Visits of each picture when `steps` is not given; left out, it is 100, or the preset's."""
     min_steps: int | None = Field(default=None, ge=1, le=20_000)
+    """Fewest steps when `steps` is not given; left out, it is 300, or the preset's."""
     rank: int | None = Field(default=None, ge=4, le=128)
+    """Rank of the adapter."""
     alpha: float | None = Field(default=None, gt=0, le=512)
+    """Scale of the adapter is alpha / rank; left out, it means alpha = rank."""
     rslora: bool = False
+    """Scale the adapter by alpha / √rank instead, which keeps large ranks learning."""
     dora: bool = False
+    """Train the weights' direction (low rank) and magnitude apart."""
     optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
+    """`adamw`; `adamw8bit` (an eighth of the memory for moments, needs bitsandbytes and an NVIDIA GPU); `prodigy` finds
+    the learning rate by itself, `learning_rate` then scales it (1).
+    """
     learning_rate: float | None = Field(default=None, gt=0, le=10)
+    """Peak learning rate; above 0.1 only with prodigy."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the learning rate after warm-up."""
     warmup_steps: int | None = Field(default=None, ge=0, le=5000)
+    """Steps of linear warm-up."""
     batch_size: int | None = Field(default=None, ge=1, le=64)
+    """Training pictures per step."""
     resolution: int | None = Field(default=None, ge=64, le=2048)
+    """Longer side of the square whose area a bucket has, in pixels; left out, it is the base's native size."""
     targets: Literal["attention", "attention+mlp", "all"] | None = None
+    """Layers that get an adapter; `all` means the convolutions of residual blocks as well."""
     caption_dropout: float = Field(default=0.05, ge=0, le=1)
+    """Share of steps trained on the empty caption."""
     min_snr_gamma: float | None = Field(default=None, ge=0, le=100)
+    """Gamma of min-SNR loss weighting; 0 turns it off."""
     prior_weight: float | None = Field(default=None, ge=0, le=10)
+    """Weight of prior preservation (the untuned base's own predictions on the class); 0 turns it off."""
     prior_prompts: int | None = Field(default=None, ge=0, le=1000)
+    """Number of class prompts rendered or predicted for prior preservation."""
     prior_batch_size: int | None = Field(default=None, ge=1, le=64)
+    """Prior rows per step; left out, it takes as many as training pictures."""
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
+    """Gradient norm per tune above which gradients are clipped."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
+    """AdamW's weight decay."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the moving average that is exported; 0 exports the last weights."""
     export_scale: float | None = Field(default=None, gt=0, le=2)
+    """What the exported adapter is multiplied by. Below 1 gives back obedience to the rest of the prompt for a little
+    likeness; left out, it is the base's default, else 1. Not applied with `dora`.
+    """
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Decides data order, noise, dropout and initial weights."""
     checkpoint_every: int | None = Field(default=None, ge=1, le=20_000)
+    """Steps between checkpoints with optimizer state; left out, it takes an eighth of the steps."""
     mask_floor: float = Field(default=0.1, ge=0, le=1)
+    """Weight of the loss outside of the mask."""
     token_vectors: int = Field(default=2, ge=1, le=16)
+    """For pti: new words that the token stands for."""
     token_steps: int | None = Field(default=None, ge=1, le=20_000)
+    """For pti: steps that train the words alone, before the adapter; left out, it takes a third of the steps."""
     token_learning_rate: float = Field(default=3e-4, gt=0, le=0.1)
+    """For pti: learning rate of the words."""
     gradient_checkpointing: bool | None = None
+    """Trade time for memory; left out, the planner decides."""
     quantize: Literal["none", "int8", "nf4"] | None = None
+    """Keep the frozen base in fewer bits: `int8` or `nf4` (need bitsandbytes and an NVIDIA GPU), `none` never; left
+    out, the planner decides.
+    """
     offload: bool | None = None
+    """Keep text encoders and VAE off the device while they are not used; left out, the planner decides."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> TrainingOptions:
@@ -245,76 +247,75 @@ def any_seed(seed: int | None) -> int | None:
 
 
 class RenderSettings(Strict):
-    """How one prompt is rendered. None means: the base's default from the catalog.
-
-    Attributes:
-        num_images: Pictures of this prompt; picture i uses seed + i.
-        seed: None or -1 draws one at submission, so that the row always holds the seed that was used.
-        steps: Denoising steps.
-        guidance_scale: Classifier-free guidance; 1 turns it off.
-        negative_prompt: What the picture should not show; bases that were distilled to do without leave it out.
-        width: Pixels, a multiple of 8.
-        height: Pixels, a multiple of 8.
-        aspect_ratio: Shape at the base's own area, instead of a size; beside a width or height it decides the other.
-        scheduler: Public name of the sampler; None is the base's own.
-        lora_scale: Strength of the tune; 1 is as trained.
-        style: How the picture is made: words put around the prompt.
-        color_grading: Colours of a film, put over the finished picture.
-        film_grain: Grain of a film, put over the finished picture.
-        input_image: Picture to start from: http(s) URL, base64 or data URI, or the key of an upload in the store.
-        mask_image: What of the input image is painted anew, in white; given like the input image.
-        denoising_strength: How far from the input image: 0 keeps it, 1 forgets it; None is 0.8.
-        controlnet: What of the input image is held on to while the picture is made.
-        controlnet_conditioning_scale: How firmly; 1 is as trained.
-        controlnet_txt2img: Take only the control from the input image, and start from noise.
-        super_resolution: Four times as wide and high, by the upscaling model of the catalog, or a resampler where
-            that is not installed.
-        upscaler: What `super_resolution` enlarges by: `model` refuses where it is not installed, `lanczos` is a
-            resampler; None takes the model where it is.
-        hires_fix: Paint the picture again at twice its size, for detail; the size is kept when that is what was asked.
-        inpaint_faces: Paint every face again, enlarged, with the tune, and put it back.
-        face_correct: Restore faces (GFPGAN; without the extra `restore` and its weights faces stay as they are).
-        face_height: Height of the largest face in pixels of the finished picture, by choosing the framing.
-        baseline: `fast` two thirds of the base's steps; `thorough` half as many again, with hires_fix.
-        composition: Stored template that the prompt's text is put into; name, id, or `random`.
-        random_face: Describe a random person, decided by the seed, where no tune is named.
-        renders_on: Render tunes on the few-step sibling of their base: true asks for it, false for the base itself;
-            None leaves it to the catalog.
-        num_frames: Pictures of a clip; for video bases only.
-        fps: Pictures per second of a clip; for video bases only.
-    """
+    """How one prompt is rendered. Left out, it means: the base's default from the catalog."""
 
     num_images: int = Field(default=1, ge=1, le=64)
+    """Pictures of this prompt; picture i uses seed + i."""
     seed: int | None = Field(default=None, ge=-1, le=2**32)
+    """Left out or -1, it is drawn at submission, so that the row always holds the seed that was used."""
     steps: int | None = Field(default=None, ge=1, le=150)
+    """Denoising steps."""
     guidance_scale: float | None = Field(default=None, ge=0, le=30)
+    """Classifier-free guidance; 1 turns it off."""
     negative_prompt: str = Field(default="", max_length=4000)
+    """What the picture should not show; bases that were distilled to do without leave it out."""
     width: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    """Pixels, a multiple of 8."""
     height: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    """Pixels, a multiple of 8."""
     aspect_ratio: AspectRatio | None = None
+    """Shape at the base's own area, instead of a size; beside a width or height it decides the other."""
     scheduler: str | None = None
+    """Public name of the sampler; left out, it is the base's own."""
     lora_scale: float = Field(default=1.0, ge=-2, le=3)
+    """Strength of the tune; 1 is as trained."""
     style: Style | None = None
+    """How the picture is made: words put around the prompt."""
     color_grading: ColorGrading | None = None
+    """Colours of a film, put over the finished picture."""
     film_grain: bool = False
+    """Grain of a film, put over the finished picture."""
     input_image: str | None = Field(default=None, min_length=1, max_length=_PICTURE_TEXT)
+    """Picture to start from: http(s) URL, base64 or data URI, or the key of an upload in the store."""
     mask_image: str | None = Field(default=None, min_length=1, max_length=_PICTURE_TEXT)
+    """What of the input image is painted anew, in white; given like the input image."""
     denoising_strength: float | None = Field(default=None, ge=0, le=1)
+    """How far from the input image: 0 keeps it, 1 forgets it; left out, it is 0.8."""
     controlnet: ControlName | None = None
+    """What of the input image is held on to while the picture is made."""
     controlnet_conditioning_scale: float = Field(default=1.0, ge=0, le=2)
+    """How firmly; 1 is as trained."""
     controlnet_txt2img: bool = False
+    """Take only the control from the input image, and start from noise."""
     super_resolution: bool = False
+    """Four times as wide and high, by the upscaling model of the catalog, or a resampler where that is not installed.
+    """
     upscaler: Annotated[Literal["model", "lanczos"] | None, Later()] = None
+    """What `super_resolution` enlarges by: `model` refuses where it is not installed, `lanczos` is a resampler; left
+    out, it takes the model where it is.
+    """
     hires_fix: bool = False
+    """Paint the picture again at twice its size, for detail; the size is kept when that is what was asked."""
     inpaint_faces: bool = False
+    """Paint every face again, enlarged, with the tune, and put it back."""
     face_correct: bool = False
+    """Restore faces (GFPGAN; without the extra `restore` and its weights faces stay as they are)."""
     face_height: int | None = Field(default=None, ge=16, le=4096)
+    """Height of the largest face in pixels of the finished picture, by choosing the framing."""
     baseline: Literal["fast", "thorough"] | None = None
+    """`fast` two thirds of the base's steps; `thorough` half as many again, with hires_fix."""
     composition: str | None = Field(default=None, min_length=1, max_length=80)
+    """Stored template that the prompt's text is put into; name, id, or `random`."""
     random_face: bool = False
+    """Describe a random person, decided by the seed, where no tune is named."""
     renders_on: Annotated[bool | None, Later()] = None
+    """Render tunes on the few-step sibling of their base: true asks for it, false for the base itself; left out, the
+    catalog decides.
+    """
     num_frames: int | None = Field(default=None, ge=1, le=161)
+    """Pictures of a clip; for video bases only."""
     fps: int | None = Field(default=None, ge=1, le=60)
+    """Pictures per second of a clip; for video bases only."""
 
     _drawn = field_validator("seed")(any_seed)
 
@@ -346,22 +347,20 @@ class RenderSettings(Strict):
 
 
 class PromptRequest(Strict):
-    """One prompt, as every interface hands it over.
-
-    Attributes:
-        text: What to render; names the token and class of its tune (`a photo of ohwx woman …`). Only an upscaling
-            base does without.
-        tune: Id or title of the tune; None renders on the plain base.
-        base: Branch or alias in the catalog; None is the tune's base (or the profile's default without a tune).
-        settings: See `RenderSettings`.
-        callback_url: Told when the pictures are there or the prompt has failed.
-    """
+    """One prompt, as every interface hands it over."""
 
     text: str = Field(max_length=4000)
+    """What to render; names the token and class of its tune (`a photo of ohwx woman …`). Only an upscaling base does
+    without.
+    """
     tune: str | None = None
+    """Id or title of the tune; left out, it is rendered on the plain base."""
     base: str | None = None
+    """Id or alias in the catalog; left out, it is the tune's base (or the profile's default without a tune)."""
     settings: RenderSettings = Field(default_factory=RenderSettings)
+    """See `RenderSettings`."""
     callback_url: str | None = Field(default=None, max_length=4000)
+    """Told when the pictures are there or the prompt has failed."""
 
     @model_validator(mode="after")
     def _says_something(self) -> PromptRequest:
@@ -371,22 +370,20 @@ class PromptRequest(Strict):
 
 
 class Sources(Strict):
-    """Where the pictures come from; several kinds may be given together.
-
-    Attributes:
-        archive_url: http(s) URL of a zip or tar.
-        image_urls: http(s) URLs of pictures.
-        images_base64: Pictures as base64 or data URIs; moved to the store at submission.
-        folder: Local folder or fsspec URL (`s3://…`) of pictures; from requests over the network only
-            inside folders that the operator allows.
-        uploads: Keys in the store of files that were uploaded with the request (pictures or archives).
-    """
+    """Where the pictures come from; several kinds may be given together."""
 
     archive_url: str | None = Field(default=None, max_length=4000)
+    """http(s) URL of a zip or tar."""
     image_urls: list[str] = Field(default_factory=list, max_length=10_000)
+    """http(s) URLs of pictures."""
     images_base64: list[str] = Field(default_factory=list, max_length=1000)
+    """Pictures as base64 or data URIs; moved to the store at submission."""
     folder: str | None = None
+    """Local folder or fsspec URL (`s3://…`) of pictures; from requests over the network only inside folders that the
+    operator allows.
+    """
     uploads: list[str] = Field(default_factory=list, max_length=10_000)
+    """Keys in the store of files that were uploaded with the request (pictures or archives)."""
 
     @property
     def empty(self) -> bool:
@@ -399,38 +396,36 @@ Characteristic = Annotated[str, StringConstraints(max_length=200)]
 
 
 class TuneRequest(Strict):
-    """One request for a tune: the fields of `tune.yaml`, of `tunes train` and of the Launchpad.
-
-    Attributes:
-        name: Class of the subject in the base's own words: woman, man, dog, mug …; `style` learns how pictures are
-            made instead of what they show.
-        title: What the owner calls it; defaults to the name.
-        token: The rare word the subject is bound to.
-        base: Branch or alias in the catalog.
-        sources: Where the pictures come from.
-        characteristics: What is known of the subject (`hair: brown`); a prompt's `{{hair}}` takes its place from here.
-        captions: File name or content hash → caption, edits that win over everything else.
-        default_caption: Of pictures that came without one, instead of asking the captioning model.
-        dataset: See `DatasetOptions`.
-        training: See `TrainingOptions`.
-        prompts: Rendered as soon as the tune is ready.
-        callback_url: Told when the tune is ready or has failed.
-        labels: The caller's own short strings, kept and handed back.
-    """
+    """One request for a tune: the fields of `tune.yaml`, of `tunes train` and of the Launchpad."""
 
     name: str = Field(min_length=1, max_length=60)
+    """Class of the subject in the base's own words: woman, man, dog, mug …; `style` learns how pictures are made
+    instead of what they show.
+    """
     title: str = Field(default="", max_length=200)
+    """What the owner calls it; defaults to the name."""
     token: str = Field(default="ohwx", pattern=r"^[\w-]{1,40}$")
+    """The rare word the subject is bound to."""
     base: str = "sdxl"
+    """Id or alias in the catalog."""
     sources: Sources = Field(default_factory=Sources)
+    """Where the pictures come from."""
     characteristics: dict[CharacteristicName, Characteristic] = Field(default_factory=dict, max_length=50)
+    """What is known of the subject (`hair: brown`); a prompt's `{{hair}}` takes its place from here."""
     captions: dict[str, str] = Field(default_factory=dict)
+    """File name or content hash → caption, edits that win over everything else."""
     default_caption: str = Field(default="", max_length=2000)
+    """Of pictures that came without one, instead of asking the captioning model."""
     dataset: DatasetOptions = Field(default_factory=DatasetOptions)
+    """How pictures become a training set."""
     training: TrainingOptions = Field(default_factory=TrainingOptions)
+    """How it is trained."""
     prompts: list[PromptRequest] = Field(default_factory=list, max_length=1000)
+    """Rendered as soon as the tune is ready."""
     callback_url: str | None = Field(default=None, max_length=4000)
+    """Told when the tune is ready or has failed."""
     labels: dict[str, str] = Field(default_factory=dict)
+    """The caller's own short strings, kept and handed back."""
 
     @property
     def class_name(self) -> str:
@@ -446,31 +441,28 @@ class TuneRequest(Strict):
 
 
 class ImportRequest(Strict):
-    """Weights that another program made, which become a tune: the fields of `tunes import` and of its API.
-
-    Attributes:
-        url: http(s) URL of a safetensors file, or `hf://owner/name[@revision][/file]`; empty when the file comes along.
-        name: Class of the subject; None takes what the file says, else `subject`.
-        title: What the owner calls it; None takes what the file says, else the name.
-        token: The word the subject is bound to; None takes what the file says, else `ohwx`.
-        base: Branch or alias in the catalog; None recognises it from the file, if that comes along.
-        alpha: lora_alpha of a file of peft's own, which does not say it.
-        sources: Pictures of the subject, by which the tune is scored; none are needed.
-        prompts: Rendered as soon as the tune is ready.
-        callback_url: Told when the tune is ready or has failed.
-        labels: The caller's own short strings, kept and handed back.
-    """
+    """Weights that another program made, which become a tune: the fields of `tunes import` and of its API."""
 
     url: str = Field(default="", max_length=4000)
+    """http(s) URL of a safetensors file, or `hf://owner/name[@revision][/file]`; empty when the file comes along."""
     name: str | None = Field(default=None, min_length=1, max_length=60)
+    """Class of the subject; left out, it takes what the file says, else `subject`."""
     title: str | None = Field(default=None, max_length=200)
+    """What the owner calls it; left out, it takes what the file says, else the name."""
     token: str | None = Field(default=None, pattern=r"^[\w-]{1,40}$")
+    """The word the subject is bound to; left out, it takes what the file says, else `ohwx`."""
     base: str | None = None
+    """Id or alias in the catalog; left out, it recognises it from the file, if that comes along."""
     alpha: float | None = Field(default=None, gt=0, le=100_000)
+    """lora_alpha of a file of peft's own, which does not say it."""
     sources: Sources = Field(default_factory=Sources)
+    """Pictures of the subject, by which the tune is scored; none are needed."""
     prompts: list[PromptRequest] = Field(default_factory=list, max_length=1000)
+    """Rendered as soon as the tune is ready."""
     callback_url: str | None = Field(default=None, max_length=4000)
+    """Told when the tune is ready or has failed."""
     labels: dict[str, str] = Field(default_factory=dict)
+    """The caller's own short strings, kept and handed back."""
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:

@@ -20,21 +20,18 @@ _TONES: tuple[Tone, ...] = ("good", "weak", "bad")
 
 
 class CardOptions(Strict):
-    """How much a report card looks at.
-
-    Attributes:
-        checkpoints: Most checkpoints that are scored, evenly spread, the last among them; 0 scores nothing.
-        renders: Pictures per checkpoint, and of the untuned base.
-        steps: Most denoising steps of each; fewer when the base's default is fewer.
-        seconds: Scoring stops after this long with what it has.
-        seed: Of the first picture.
-    """
+    """How much a report card looks at."""
 
     checkpoints: int = Field(default=3, ge=0, le=20)
+    """Most checkpoints that are scored, evenly spread, the last among them; 0 scores nothing."""
     renders: int = Field(default=12, ge=2, le=200)
+    """Pictures per checkpoint, and of the untuned base."""
     steps: int = Field(default=12, ge=1, le=100)
+    """Most denoising steps of each; fewer when the base's default is fewer."""
     seconds: float = Field(default=300.0, gt=0)
+    """Scoring stops after this long with what it has."""
     seed: int = Field(default=0, ge=0, le=2**31)
+    """Of the first picture."""
 
 
 def options_of(settings: Settings) -> CardOptions:

@@ -62,27 +62,24 @@ class TextScorer(Scorer, Protocol):
 
 
 class ScorerEntry(Strict):
-    """One model of `scorers.yaml`.
-
-    Attributes:
-        name: Its name there.
-        kind: Which class loads it.
-        repo_id: Hub repository, local folder or file, or `embedded:NAME`.
-        revision: Commit on the hub.
-        detector: For `sface`, the ONNX file of YuNet, which finds eyes, nose and mouth; empty does without.
-        licence: Of the weights.
-        download_gb: Size of the download.
-        class_words: See `TextScorer`.
-    """
+    """One model of `scorers.yaml`."""
 
     name: str
+    """Its name there."""
     kind: Literal["clip", "dino", "sface"]
+    """Which class loads it."""
     repo_id: str
+    """Hub repository, local folder or file, or `embedded:NAME`."""
     revision: str | None = None
+    """Commit on the hub."""
     detector: str = ""
+    """For `sface`, the ONNX file of YuNet, which finds eyes, nose and mouth; empty does without."""
     licence: str = ""
+    """Of the weights."""
     download_gb: float = 0.0
+    """Size of the download."""
     class_words: dict[str, list[str]] = Field(default_factory=dict)
+    """See `TextScorer`."""
 
     def location(self, bases_folder: Path) -> Path:
         """Return where the model lies, whether or not it is there."""
@@ -108,15 +105,12 @@ class ScorerEntry(Strict):
 
 
 class ScorerCatalog(Strict):
-    """All of `scorers.yaml`.
-
-    Attributes:
-        profiles: Profile → question (`likeness`, `text`, `faces`) → name of a scorer.
-        scorers: By name.
-    """
+    """All of `scorers.yaml`."""
 
     profiles: dict[str, dict[str, str]]
+    """Profile → question (`likeness`, `text`, `faces`) → name of a scorer."""
     scorers: dict[str, ScorerEntry]
+    """By name."""
 
     def entry(self, name: str) -> ScorerEntry:
         """Return a scorer by name.

@@ -33,56 +33,54 @@ SHIPPED = Path(__file__).parent.parent / "tiny" / "weights"
 
 
 class BaseModelEntry(Strict):
-    """One base model.
-
-    Attributes:
-        base_id: Its name in the catalog.
-        family: A name of `families.specs.families()`, or of `AUXILIARY` for what no tune is made on.
-        aliases: Other words that mean it; numbers are its ids in Astria's gallery.
-        title: What people call it; empty is its id.
-        repo_id: Hub repository, file in one (`owner/name/file.safetensors`), local folder or file, or `embedded:NAME`.
-        revision: Commit on the hub.
-        licence: Licence of the weights.
-        gated: Whether the hub asks for an accepted licence and a token.
-        native_size: Side in pixels of the square it was trained on.
-        max_pixels: Largest area it renders well.
-        memory_gb: Accelerator memory that LoRA training at native size needs.
-        download_gb: Size of the download.
-        embedded: Branch of the shipped model that stands in for it; a base always has one.
-        renders_on: Branch of its sibling with few steps, on which tunes of this base can be rendered.
-        renders_on_by_default: Whether prompts that say nothing of it are rendered there; else only those that ask.
-        components: Where the rest comes from when `repo_id` is a single-file checkpoint: a folder or hub id in
-            diffusers layout, whose configurations (and, for FLUX, VAE and text encoders) are used.
-        guidance: How a guidance scale acts; None lets the model's own configuration decide.
-        max_sequence_length: Tokens of a text that the T5 or language-model encoder reads; None is the family's own.
-        token: Default trigger word.
-        training: Defaults of `TrainingOptions`.
-        full_learning_rate: Default learning rate of `checkpoint` tunes; None is a twentieth of that in `training`.
-        rendering: Defaults of `RenderSettings`.
-    """
+    """One base model."""
 
     base_id: str
+    """Its name in the catalog."""
     family: str
+    """A name of `families.specs.families()`, or of `AUXILIARY` for what no tune is made on."""
     aliases: list[str] = Field(default_factory=list)
+    """Other words that mean it; numbers are its ids in Astria's gallery."""
     title: str = ""
+    """What people call it; empty is its id."""
     repo_id: str
+    """Hub repository, file in one (`owner/name/file.safetensors`), local folder or file, or `embedded:NAME`."""
     revision: str | None = None
+    """Commit on the hub."""
     licence: str
+    """Licence of the weights."""
     gated: bool = False
+    """Whether the hub asks for an accepted licence and a token."""
     native_size: int
+    """Side in pixels of the square it was trained on."""
     max_pixels: int
+    """Largest area it renders well."""
     memory_gb: float
+    """Accelerator memory that LoRA training at native size needs."""
     download_gb: float = 0.0
+    """Size of the download."""
     embedded: str
+    """Branch of the shipped model that stands in for it; a base always has one."""
     renders_on: str | None = None
+    """Branch of its sibling with few steps, on which tunes of this base can be rendered."""
     renders_on_by_default: bool = True
+    """Whether prompts that say nothing of it are rendered there; else only those that ask."""
     token: str
+    """Default trigger word."""
     components: str | None = None
+    """Where the rest comes from when `repo_id` is a single-file checkpoint: a folder or hub id in diffusers layout,
+    whose configurations (and, for FLUX, VAE and text encoders) are used.
+    """
     guidance: Guidance | None = None
+    """How a guidance scale acts; None lets the model's own configuration decide."""
     max_sequence_length: int | None = Field(default=None, ge=1, le=1024)
+    """Tokens of a text that the T5 or language-model encoder reads; None is the family's own."""
     training: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `TrainingOptions`."""
     full_learning_rate: float | None = Field(default=None, gt=0, le=0.1)
+    """Default learning rate of `checkpoint` tunes; None is a twentieth of that in `training`."""
     rendering: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of `RenderSettings`."""
 
     @field_validator("aliases", mode="before")
     @classmethod
@@ -154,15 +152,7 @@ class BaseModelEntry(Strict):
 
 
 class AuxiliaryEntry(BaseModelEntry):
-    """A model that no tune is made on.
-
-    Attributes:
-        fits: For a ControlNet or an IP-Adapter: the family of the bases it was made for; for an IP-Adapter also the
-            id of the one base that it was made for.
-        control: For a ControlNet: the setting that asks for it.
-        weights: For an IP-Adapter: its file, by its path in the repository.
-        encoder: For an IP-Adapter: folder of its image encoder in the same repository, or `embedded:NAME`.
-    """
+    """A model that no tune is made on."""
 
     native_size: int = 512
     max_pixels: int = 2**20
@@ -170,9 +160,15 @@ class AuxiliaryEntry(BaseModelEntry):
     embedded: str = ""
     token: str = ""
     fits: str | None = None
+    """For a ControlNet or an IP-Adapter: the family of the bases it was made for; for an IP-Adapter also the id of the
+    one base that it was made for.
+    """
     control: str | None = None
+    """For a ControlNet: the setting that asks for it."""
     weights: str = ""
+    """For an IP-Adapter: its file, by its path in the repository."""
     encoder: str = ""
+    """For an IP-Adapter: folder of its image encoder in the same repository, or `embedded:NAME`."""
 
     def weights_path(self, bases_folder: Path) -> Path:
         """Return where an IP-Adapter's file lies."""

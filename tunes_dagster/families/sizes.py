@@ -20,32 +20,30 @@ _BILLION = 1e9
 
 
 class Sizes(Strict):
-    """Sizes of one base; see the head of `sizes.yaml` for the words.
-
-    Attributes:
-        denoiser: Parameters in billions.
-        text: Of all text encoders.
-        vae: Of the VAE.
-        position: Side in pixels of one position.
-        text_positions: Text positions that the denoiser sees beside the picture's.
-        kept: Bytes per position that wait for the backward, in half precision, by targets of an adapter; `full` when
-            all weights are trained.
-        kept_checkpointed: The same with gradient checkpointing.
-        forward: Bytes per position that a forward without gradients needs at its peak, in half precision.
-        widths: Numbers per rank of an adapter, by targets.
-        text_kept: Bytes per text that wait for the backward in the text encoders while words are learned.
-    """
+    """Sizes of one base; see the head of `sizes.yaml` for the words."""
 
     denoiser: float
+    """Parameters in billions."""
     text: float
+    """Of all text encoders."""
     vae: float
+    """Of the VAE."""
     position: int
+    """Side in pixels of one position."""
     text_positions: int
+    """Text positions that the denoiser sees beside the picture's."""
     kept: dict[str, float]
+    """Bytes per position that wait for the backward, in half precision, by targets of an adapter; `full` when all
+    weights are trained.
+    """
     kept_checkpointed: float
+    """The same with gradient checkpointing."""
     forward: float
+    """Bytes per position that a forward without gradients needs at its peak, in half precision."""
     widths: dict[str, int]
+    """Numbers per rank of an adapter, by targets."""
     text_kept: float = 0.0
+    """Bytes per text that wait for the backward in the text encoders while words are learned."""
 
     def kept_bytes(self, options: TrainingOptions) -> float:
         """Return the bytes per position that wait for the backward of what the options train."""

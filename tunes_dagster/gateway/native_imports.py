@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from tunes_dagster.core.recipe import ImportRequest, PromptRequest, Sources
+from tunes_dagster.core.texts import text_of
 from tunes_dagster.gateway.accepting import View
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.nesting import fields_of, files_in
@@ -30,20 +31,15 @@ class ImportBody(BaseModel):
     url: str | None = Field(
         default=None,
         max_length=4000,
-        description="http(s) URL of a safetensors file, or hf://owner/name[@revision][/file], instead of `file`; "
-        "needs `base`.",
+        description=f"{text_of(ImportRequest, 'url')} Without a file it needs `base`.",
     )
-    name: str | None = Field(
-        default=None, max_length=60, description="Class of the subject: woman, dog, style …"
-    )
-    title: str | None = Field(default=None, max_length=200)
-    token: str | None = Field(default=None, max_length=40, description="The word that means the subject.")
-    base: str | None = Field(
-        default=None, max_length=200, description="Recognised from the file when it is uploaded."
-    )
-    alpha: float | None = Field(default=None, gt=0, description="lora_alpha of a file of peft's own.")
+    name: str | None = Field(default=None, max_length=60, description=text_of(ImportRequest, "name"))
+    title: str | None = Field(default=None, max_length=200, description=text_of(ImportRequest, "title"))
+    token: str | None = Field(default=None, max_length=40, description=text_of(ImportRequest, "token"))
+    base: str | None = Field(default=None, max_length=200, description=text_of(ImportRequest, "base"))
+    alpha: float | None = Field(default=None, gt=0, description=text_of(ImportRequest, "alpha"))
     archive_url: str | None = Field(
-        default=None, max_length=4000, description="Pictures, by which it is scored."
+        default=None, max_length=4000, description=text_of(ImportRequest, "sources")
     )
     image_urls: list[str] = Field(default_factory=list, max_length=10_000)
     prompts: list[PromptRequest] = Field(default_factory=list, max_length=1000)

@@ -24,62 +24,66 @@ OWN_PREFIX = "tk_"
 
 
 class GatewayOptions(FromEnvironment):
-    """The operator's settings of the HTTP server.
-
-    Attributes:
-        public_url: Address under which callers reach the server (`https://api.example.com`); every URL that is
-            handed out begins with it. Empty takes the address of each request.
-        mounts: Dialect → where it is served: `""` at the vendor's own paths, `/prefix`, or `host:api.example.com`.
-            Dialects that are left out are not served.
-        secret: Signs file URLs; servers and daemons on several hosts need the same one. Empty makes one in the
-            home folder.
-        rate_limit_store: Where request counts are kept: `memory://`, or `redis://…` shared by several servers.
-        max_body_mb: Largest request body.
-        max_upload_files: Most files of one request.
-        body_seconds: Longest silence while a request body arrives.
-        body_total_seconds: Longest time for a whole body, however steadily it drips.
-        unkeyed_body_kb: Most of a body that is taken before a valid key was shown, where an API has it in the body.
-        max_connections: Open connections in all.
-        max_connections_per_address: Open connections of one address; those of proxies that uvicorn trusts
-            (`FORWARDED_ALLOW_IPS`) are not counted so.
-        max_spooled_mb: Request bodies that are here at a time, in memory and on disk, in all.
-        max_spooled_mb_per_address: The same of one address; never less than one largest body.
-        head_seconds: Longest time until the head of a request is complete.
-        upload_token_minutes: How long a job waits for its pictures.
-        picture_url_hours: How long the URL of a render leads somewhere, unless its dialect promises another time.
-        weights_url_hours: The same for weights.
-        samples_per_hour: Sample callbacks that an account may ask for.
-        require_user_agent: Refuse requests whose User-Agent is empty or a library's default, as PixelAPI does.
-        cors_origins: Web pages whose scripts may call the server (`https://app.example.com`), or `*` for all; none by
-            default, since a key in a page is everybody's.
-        log_format: `json` for machines, `text` for people.
-    """
+    """The operator's settings of the HTTP server."""
 
     model_config = SettingsConfigDict(env_prefix="TUNES_GATEWAY_")
 
     public_url: str = ""
+    """Address under which callers reach the server (`https://api.example.com`); every URL that is handed out begins
+    with it; set it behind a proxy, for the server and the daemon. Empty takes the address of each request.
+    """
     mounts: dict[str, str] = Field(default_factory=lambda: dict.fromkeys(DIALECTS, ""))
+    """Dialect → where it is served: `""` at the vendor's own paths, `/prefix`, or `host:api.example.com`. Dialects that
+    are left out are not served.
+    """
     secret: str = ""
+    """Signs file URLs; servers and daemons on several hosts need the same one. Empty makes one in the home folder."""
     rate_limit_store: str = "memory://"
+    """Where request counts are kept: `memory://`, or `redis://…` shared by several servers."""
     max_body_mb: float = Field(default=200, gt=0)
+    """Largest request body; accounts may have less. Larger ones end while they arrive, with 413."""
     max_upload_files: int = Field(default=100, ge=1, le=1000)
+    """Most files of one request; accounts may have less."""
     body_seconds: float = Field(default=30, gt=0)
+    """Longest silence while a request body arrives."""
     body_total_seconds: float = Field(default=600, gt=0)
+    """Longest time for a whole body, however steadily it drips."""
     unkeyed_body_kb: float = Field(default=256, gt=0)
+    """Most of a body that is taken before a valid key was shown, where an API has it in the body (Pixu); the whole has
+    `body_seconds` until then.
+    """
     max_connections: int = Field(default=1000, ge=1)
+    """Open connections in all."""
     max_connections_per_address: int = Field(default=200, ge=1)
+    """Open connections of one address. Those of proxies that uvicorn trusts (`FORWARDED_ALLOW_IPS`, 127.0.0.1) count in
+    all only, and their `X-Forwarded-For` is believed.
+    """
     max_spooled_mb: float = Field(default=4000, gt=0)
+    """Request bodies that are here at a time, in memory and on disk, in all; above it 503."""
     max_spooled_mb_per_address: float = Field(default=1000, gt=0)
+    """The same of one address, above it 429; never less than one largest body. Of IPv6 the first 64 bits are one
+    address.
+    """
     head_seconds: float = Field(default=30, gt=0)
+    """Longest time until the head of a request is complete; it may have 64 KB."""
     upload_token_minutes: float = Field(default=60, gt=0)
+    """How long a job waits for its pictures; then it ends and its credits return."""
     picture_url_hours: float = Field(default=720, gt=0)
+    """How long the URL of a render leads somewhere, unless its dialect promises another time."""
     weights_url_hours: float = Field(default=720, gt=0)
+    """The same for weights."""
     samples_per_hour: int = Field(default=10, ge=1)
+    """Sample callbacks that an account may ask for."""
     require_user_agent: bool = False
+    """Refuse requests whose User-Agent is empty or a library's default with 403, as PixelAPI does."""
     cors_origins: list[Annotated[str, StringConstraints(pattern=r"^(\*|https?://[\w.\[\]:-]+)$")]] = Field(
         default_factory=list
     )
+    """Web pages whose scripts may call the server (`https://app.example.com`), or `*` for all; none by default, since a
+    key in a page is everybody's: give it an account of its own with few credits.
+    """
     log_format: Literal["json", "text"] = "json"
+    """`json` for machines, `text` for people."""
 
     @field_validator("public_url")
     @classmethod
