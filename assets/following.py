@@ -44,7 +44,7 @@ def followed(
         dg.Failure: Why the session could not do it.
     """
     registry, settings = installation.registry, installation.settings
-    if not settings.sessions:
+    if not settings.uses_sessions:
         return None
     row = _told_of(context.run, registry)
     if row is None:

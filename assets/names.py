@@ -24,7 +24,7 @@ _MARGIN_SECONDS = 600
 
 def pool_of(name: str) -> str | None:
     """Return the pool of an asset that needs a device; sessions, which hold devices themselves, need none."""
-    return None if get_settings().sessions else name
+    return None if get_settings().uses_sessions else name
 
 
 def longest_run(kind: str) -> dict[str, str]:
@@ -43,7 +43,7 @@ def process_run(kind: str) -> dict[str, str]:
 
 def device_run(kind: str) -> dict[str, str]:
     """Return the tags of a job of device work: a process per run only without sessions."""
-    return longest_run(kind) if get_settings().sessions else process_run(kind)
+    return longest_run(kind) if get_settings().uses_sessions else process_run(kind)
 
 
 class Group:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 # Two threads on shared cores are slower than one for models this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests of sensors, runs and commands say which way of working they mean, and most mean a process per run; those of
+# sessions switch them on, and whole installations (tests/e2e) are as they come.
+os.environ.setdefault("TUNES_SESSIONS", "off")
 # Nothing but .tunes/ and .venv/ appears in a clone.
 _CACHE = Path(__file__).resolve().parent.parent / ".tunes" / "cache"
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(_CACHE / "hypothesis"))

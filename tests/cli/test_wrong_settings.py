@@ -20,7 +20,7 @@ WRONG = [
     ("PROFILE", "nonsense", "'embedded' or 'production'"),
     ("DEVICE", "gpu9", "cuda:1"),
     ("DTYPE", "float8", "'float32'"),
-    ("SESSIONS", "perhaps", "true or false"),
+    ("SESSIONS", "perhaps", "'auto', 'on' or 'off'"),
     ("MAX_COHORT", "many", "whole number"),
     ("MAX_COHORT", "0", "greater than or equal to 1"),
     ("IMPORT_MAX_MB", "inf", "whole number"),

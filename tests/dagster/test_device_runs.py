@@ -21,9 +21,10 @@ from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.pipeline import device_runs, session_sensors
 from tunes_dagster.pipeline.launcher import DEVICE_RUN_TAG, DeviceRunLauncher, device_kinds
+from tunes_dagster.pipeline.launches import cancel_what_people_cancelled, run_config
 from tunes_dagster.pipeline.telling import Teller
 from tunes_dagster.resources import default_resources, installed
-from tunes_dagster.service import submit
+from tunes_dagster.service import decide, submit
 from tunes_dagster.service.installation import Installation
 from tunes_dagster.sessions.batches import wanted_prompts
 from tunes_dagster.sessions.journal import Outcome
@@ -384,6 +385,55 @@ def test_a_session_is_started_when_something_waits_and_none_is_there(place, monk
     monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=90))
     assert len(look().run_requests) == 1  # it died
     assert place.status(run_id) == Status.FAILURE and asked.run_key.startswith("session_")
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_further_session_is_started_while_something_waits_and_a_device_is_free(place, monkeypatch, devices):
+    monkeypatch.setattr(session_sensors, "_counted", {place.house.settings.device: devices})
+    rows = place.registry
+    place.prepared()
+    later = clock.now() + timedelta(seconds=20)
+    monkeypatch.setattr(clock, "now", lambda: later)
+    for number in (1, 2):
+        hosting = place.created("device_session", "")
+        rows.device_runs.session_beats(f"session_{number}", "here", f"cuda:{number}", hosting)
+        wanted = session_sensors.session_is_wanted(place.instance, place.installation)
+        assert wanted == (number < devices), number
+    rows.device_runs.session_beats("session_2", "here", "cuda:2", over=True)
+    rows.device_runs.session_beats("keeper_1", "here", "")
+    assert not session_sensors.session_is_wanted(place.instance, place.installation), "a keeper sees to them"
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_runs_that_were_asked_for_before_there_were_sessions_leave_their_work_to_one(
+    place, monkeypatch, alive
+):
+    launched = []
+    wrapped = type(place.instance.run_launcher._wrapped)
+    monkeypatch.setattr(
+        wrapped, "launch_run", lambda _self, context: launched.append(context.dagster_run.run_id)
+    )
+    if alive:
+        place.session.beat()
+    tune = place.prepared()
+    (launch,) = decide.cohort_launches(place.installation, limit=1)
+    run_id = place.created("train_cohort", "", {"dagster/run_key": launch.run_key}, config=run_config(launch))
+    place.instance.launch_run(run_id, None)
+    assert not launched and place.status(run_id) == Status.CANCELED
+    cancel_what_people_cancelled(place.instance, place.registry)
+    (work,) = place.registry.work.of(tune.id, "train")
+    assert (work.state, work.tries, place.house.status(tune.id)) == ("queued", 0, "prepared")
+    place.session.finish(place.session.begin("train", tune.id))
+
+    (launch,) = decide.finish_launches(place.registry, limit=1)
+    run_id = place.created("finish_tune", tune.id, {"dagster/run_key": launch.run_key})
+    place.instance.launch_run(run_id, None)
+    if not alive:  # its own process claims what it was launched for
+        assert launched == [run_id]
+        return
+    place.session.finish(place.session.begin("finish", tune.id), {"report_card": {}})
+    told(place)
+    assert (place.house.status(tune.id), place.status(run_id)) == ("ready", Status.SUCCESS)
 
 
 def rendered(place) -> str:

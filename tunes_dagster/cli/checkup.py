@@ -63,6 +63,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("the past", _past),
         ("store", _store),
         ("dagster", _dagster),
+        ("sessions", _sessions),
         ("time", _time),
         ("drop folder", _drop_folder),
     )
@@ -304,6 +305,29 @@ def _dagster(settings: Settings) -> Iterator[Finding]:
             "note",
             "No daemon runs: `tunes train` and `tunes render` work in their own process.",
             "Start it with `tunes dev` to have drop folder, API and callbacks served.",
+        )
+
+
+def _sessions(settings: Settings) -> Iterator[Finding]:
+    """Say who does what needs a device, and why."""
+    from tunes_dagster.core.launching import sessions_suit
+    from tunes_dagster.sessions.hardware import count_devices
+
+    why = f"TUNES_SESSIONS is {settings.sessions}."
+    if settings.sessions == "auto":
+        why = sessions_suit().why
+    if settings.uses_sessions:
+        devices = count_devices(settings.device)
+        held = "its device" if devices == 1 else f"each of {devices} devices"
+        yield Finding(
+            "sessions", "ok", f"While there is work, a session holds {held}, with bases loaded. {why}"
+        )
+    else:
+        yield Finding(
+            "sessions",
+            "note",
+            f"Each training and each batch is a process of its own, which loads its base anew. {why}",
+            "TUNES_SESSIONS=on has one session do it (docs/dagster.md).",
         )
 
 

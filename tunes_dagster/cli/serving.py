@@ -101,7 +101,7 @@ def _commands(installation: Installation, host: str, port: int, api_port: int) -
     command += ["--log-level", "warning"]
     os.chdir(settings.resolved_home)  # nothing is written beside where somebody happened to stand
     beside = [_server(host, api_port)] if api_port else []
-    if settings.sessions:
+    if settings.uses_sessions:
         beside.append([sys.executable, "-W", "ignore", "-c", _CALL, "session", "--keep"])
     # Where nothing else tells the server that this one was killed.
     if api_port:

@@ -36,11 +36,11 @@ def session(
     For a service manager or a container; without one, Dagster starts a session when something waits.
     """
     installation = open_installation()
-    if not installation.settings.sessions:
+    if not installation.settings.uses_sessions:
         raise Failure(
             FailureCode.INVALID_REQUEST,
             "Sessions are switched off: Dagster's runs do what needs a device.",
-            "Set TUNES_SESSIONS=true here and for everything else of this installation.",
+            "Set TUNES_SESSIONS=on here and for everything else of this installation.",
         )
     from tunes_dagster.core.logs import set_up_logging
     from tunes_dagster.service.installation import Installation

@@ -18,6 +18,10 @@ from tunes_dagster.core.environment import (
     read_environment,
 )
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
+from tunes_dagster.core.launching import sessions_suit
+
+# What pydantic takes for a switch.
+_ON, _OFF = frozenset({"on", "true", "t", "yes", "y", "1"}), frozenset({"off", "false", "f", "no", "n", "0"})
 
 # Waits between attempts; there is at least one.
 Backoff = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
@@ -113,8 +117,11 @@ class Settings(FromEnvironment):
     """Memory of the device that renders, by which runs are sized; 0 takes the last run's."""
     campaign_turn_seconds: float = Field(default=20.0, ge=0)
     """After so long a run of campaigns alone gives way to whoever waits for a single prompt."""
-    sessions: bool = False
-    """Have device sessions do what needs a device, and not a process per run (docs/architecture.md)."""
+    sessions: Literal["auto", "on", "off"] = "auto"
+    """Have device sessions do what needs a device, and not a process per run (docs/architecture.md): `on`, `off`, or
+    `auto`, which is on where Dagster's runs are processes of this machine, and off where Ray or Kubernetes places them
+    (docs/dagster.md).
+    """
     keep_warm_seconds: float | None = Field(default=None, ge=0)
     """How long a session that has nothing to do keeps its bases loaded; then it gives its memory back. Unset: an hour
     on a GPU, which is there to be warm; two minutes where the memory is the machine's.
@@ -181,6 +188,18 @@ class Settings(FromEnvironment):
     def _empty_is_none(cls, value: Any) -> Any:
         """Take the default for an empty one, which would be the folder in which somebody happens to stand."""
         return value or cls.model_fields["home"].default
+
+    @field_validator("sessions", mode="before")
+    @classmethod
+    def _a_switch_has_two_sides(cls, value: Any) -> Any:
+        """Take what a switch takes, too: true and false, yes and no, 1 and 0."""
+        said = str(value).strip().lower()
+        return "on" if said in _ON else "off" if said in _OFF else value
+
+    @property
+    def uses_sessions(self) -> bool:
+        """Whether device sessions do what needs a device."""
+        return self.sessions == "on" or (self.sessions == "auto" and sessions_suit().sessions)
 
     @cached_property
     def resolved_home(self) -> Path:

@@ -14,5 +14,5 @@ class ArtifactFolder(LocalArtifactStorage):
     """Dagster's own, with what its threads will need."""
 
 
-if get_settings().sessions:
+if get_settings().uses_sessions:
     import tunes_dagster.registry  # noqa: F401 - see above

@@ -38,7 +38,7 @@ def build_defs(
     resources = {**default_resources(), **(resource_overrides or {})}
     resources.setdefault("installation", installed(resources, settings))
     sensors: Sequence[dg.SensorDefinition] = ALL_SENSORS
-    if resources["installation"].settings.sessions:
+    if resources["installation"].settings.uses_sessions:
         from tunes_dagster.pipeline.session_sensors import SESSION_SENSORS
 
         sensors = SESSION_SENSORS

@@ -1,7 +1,8 @@
 """The run launcher of `dagster.yaml`: runs of device work are bound to rows and start nothing, all others go on.
 
-With `TUNES_SESSIONS` off, and for all work that needs no device, everything is left to the launcher that it wraps. It
-is loaded by every process that opens the instance, the web server included, so nothing heavy is imported here.
+Without sessions (`TUNES_SESSIONS`), and for all work that needs no device, everything is left to the launcher that it
+wraps. It is loaded by every process that opens the instance, the web server included, so nothing heavy is imported
+here.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ DEVICE_RUN_TAG = "tunes/device_run"
 
 # What a run selects → the kinds of work, in the order in which they are done. The step of each has its asset's name.
 KIND_OF_ASSET = {"lora": "train", "report_card": "finish", "renders": "render"}
+# Jobs that only an installation without sessions asks for; the key of such a run is the id of a cohort.
+_COHORTS = ("train_cohort", "embed_faces")
 KIND_OF_JOB = {"train_tune": "train", "finish_tune": "finish", "render_batch": "render"}
 
 
@@ -115,7 +118,11 @@ class DeviceRunLauncher(Launcher):
             self._wrapped.launch_run(context)
 
     def _bound(self, run: DagsterRun) -> bool:
-        kinds = device_kinds(run) if self._settings.sessions else []
+        if not self._settings.uses_sessions:
+            return False
+        if self._given_back(run):
+            return True
+        kinds = device_kinds(run)
         partition = run.tags.get("dagster/partition")
         if not kinds or not partition:
             return False
@@ -126,6 +133,22 @@ class DeviceRunLauncher(Launcher):
         if not self._registry.device_runs.session_lives(self._settings.lost_after_seconds):
             return False  # the run's own process does it, and has the device meanwhile
         self._hand_over(run, kinds, partition)
+        return True
+
+    def _given_back(self, run: DagsterRun) -> bool:
+        """Give the tunes of a cohort back whose run was asked for before there were sessions: one will train them.
+
+        A process of its own would wait for the device until the session has nothing to do any more.
+        """
+        if run.job_name not in _COHORTS or run.parent_run_id is not None:
+            return False
+        from tunes_dagster.pipeline.launches import RUN_KEY_TAG
+
+        if not (cohort_id := run.tags.get(RUN_KEY_TAG)):
+            return False
+        for work in self._registry.work.claim_cohort(cohort_id, run.run_id):
+            self._registry.work.give_back(work.id, run.run_id, "A session goes on with it.")
+        self._instance.report_run_canceled(run, "A session trains its tunes, each with a run of its own.")
         return True
 
     def _bind(self, run: DagsterRun, device_run_id: str) -> None:
@@ -161,7 +184,7 @@ class DeviceRunLauncher(Launcher):
 
     def _attempts(self, run_id: str) -> list[DeviceRun]:
         """Return the attempts that a run without a process tells of."""
-        rows = self._registry.device_runs.of_run(run_id) if self._settings.sessions else []
+        rows = self._registry.device_runs.of_run(run_id) if self._settings.uses_sessions else []
         return [row for row in rows if row.told != "process"]
 
     def terminate(self, run_id: str) -> bool:

@@ -9,6 +9,8 @@ import dagster as dg
 from dagster import DagsterRunStatus
 
 from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.launching import sessions_suit
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.pipeline.device_runs import heed_cancelled_runs, requests
 from tunes_dagster.pipeline.jobs import device_session, finish_tune, render_batch, train_tune
 from tunes_dagster.pipeline.sensors import (
@@ -23,6 +25,8 @@ from tunes_dagster.pipeline.telling import Teller
 from tunes_dagster.pipeline.ticks import installation_of, instance_of
 from tunes_dagster.registry import Registry
 from tunes_dagster.service import decide
+from tunes_dagster.service.installation import Installation
+from tunes_dagster.sessions.hardware import count_devices
 
 # A tick has 60 s, and requesting 25 runs takes up to 7 of them.
 _TELLING_SECONDS = 20.0
@@ -65,7 +69,7 @@ def device_runs(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     asked = requests(
         instance_of(context), whole.registry.device_runs.requests_due(limit=decide.RUNS_PER_TICK)
     )
-    if not session_is_wanted(instance_of(context), whole.registry, whole.settings.lost_after_seconds):
+    if not session_is_wanted(instance_of(context), whole):
         return asked
     session = dg.RunRequest(
         job_name=device_session.name, run_key=new_id("session"), tags={"dagster/priority": "9"}
@@ -76,12 +80,30 @@ def device_runs(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     )
 
 
-def session_is_wanted(instance: dg.DagsterInstance, registry: Registry, patience: float) -> bool:
-    """Whether something waits for a device, and no session is there or about to begin."""
-    runs = registry.device_runs
-    if not runs.device_work_waits(_KEEPER_SECONDS) or runs.session_lives(patience):
+def session_is_wanted(instance: dg.DagsterInstance, installation: Installation) -> bool:
+    """Whether something waits for a device, and a device is left that no session has or is about to take."""
+    registry, settings = installation.registry, installation.settings
+    runs, patience = registry.device_runs, settings.lost_after_seconds
+    if not runs.device_work_waits(_KEEPER_SECONDS):
+        return False
+    alive = runs.sessions_alive(patience)
+    if any(not one.device for one in alive) or (alive and len(alive) >= _devices(settings)):
         return False
     return not begins(instance, registry, patience)
+
+
+def _devices(settings: Settings) -> int:
+    """Return how many sessions there may be: one for each device of this machine, where the launcher starts them here.
+
+    How many there are elsewhere is known to nobody here.
+    """
+    if settings.device not in _counted:
+        _counted[settings.device] = count_devices(settings.device) if sessions_suit().sessions else 1
+    return _counted[settings.device]
+
+
+# By TUNES_DEVICE; torch is asked once in the life of this process.
+_counted: dict[str, int] = {}
 
 
 def begins(instance: dg.DagsterInstance, registry: Registry, patience: float) -> bool:
@@ -90,13 +112,14 @@ def begins(instance: dg.DagsterInstance, registry: Registry, patience: float) ->
     Runs whose process died are ended: Dagster would show them for ever.
     """
     soon = False
+    alive = {one.id for one in registry.device_runs.sessions_alive(patience)}
     for record in instance.get_run_records(
         dg.RunsFilter(job_name=device_session.name, statuses=_GOING), limit=20
     ):
         run = record.dagster_run
         known = registry.device_runs.session_of(run.run_id)
-        if known is not None and known.ended_at is not None:
-            continue  # it ended in peace, and its run ends in a moment
+        if known is not None and (known.ended_at is not None or known.id in alive):
+            continue  # it has a device, or ended in peace and its run ends in a moment
         age = registry.now() - record.update_timestamp.astimezone(UTC)
         began = run.status == DagsterRunStatus.STARTED
         if known is not None or (began and age > timedelta(seconds=_GRACES * patience)):
