@@ -25,11 +25,13 @@ PROMISED = {
     ("tunes_dagster/core/store.py", "_typeshed"): "is for type checkers alone, who document it",
     ("tunes_dagster/intake/sandbox/child/archives.py", "_proc_member"): "tarfile says that subclasses may",
 }
+# Methods of named tuples, which the documentation of `collections` promises.
+OF_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 TOUCHES = {"getattr", "setattr", "hasattr", "delattr"}
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name != "_"
+    return name.startswith("_") and not name.startswith("__") and name != "_" and name not in OF_TUPLES
 
 
 @cache
