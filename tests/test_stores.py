@@ -387,6 +387,28 @@ def test_damaged_lists_of_a_tune_are_named_without_a_word_of_theirs(tmp_path: Pa
             assert key in raised.value.message and "anna" not in f"{raised.value}{raised.value.detail}"
 
 
+@pytest.mark.parametrize(
+    "damage", [b"", b"<html>", b"\xff\xfe\x00", b"[" * 100_000, b'{"items": [{"key": 1}, 7], "rows": [[]]}']
+)
+def test_what_is_damaged_stops_no_deletion_and_is_named_elsewhere(tmp_path: Path, damage: bytes) -> None:
+    from tunes_dagster.service.erase import cached_of
+    from tunes_dagster.service.references import entries
+    from tunes_dagster.training.export import RECIPE_FILE, recipe_beside
+
+    plain = Store(tmp_path)
+    for key in ("training_set/training_set.json", "cached/1.json", "captions/captions.csv"):
+        plain.write_bytes(f"tunes/t/{key}", damage)
+    long = b'caption\n"' + b"x" * 200_000  # longer than a cell may be
+    plain.write_bytes("tunes/t/captions/1.csv", long)
+    assert cached_of(plain, "t") == set()
+    assert entries(plain, "tunes/t/training_set/training_set.json", "rows") == []
+    plain.write_bytes(f"tunes/t/lora/1/{RECIPE_FILE}", damage)
+    if not damage.startswith(b"{"):
+        with pytest.raises(Failure, match="The recipe in tunes/t/lora/1/") as raised:
+            recipe_beside(plain, "tunes/t/lora/1/weights.safetensors")
+        assert raised.value.code == FailureCode.WEIGHTS_UNUSABLE
+
+
 class FullFile(io.BytesIO):
     """A file on a disk that is full: what is held back is refused when it is written out."""
 

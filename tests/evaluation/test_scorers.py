@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.support.onnx_files import write_face_network
-from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.evaluation.scorers import (
     Scorer,
     ScorerEntry,
@@ -130,6 +130,17 @@ def test_the_shipped_scorer_reads_and_looks(pictures):
     scorer = load_scorer(entry, weights_dir())
     assert np.allclose(scorer.embed_images(pictures), shipped().embed_images(pictures), atol=1e-5)
     assert np.allclose(scorer.embed_texts(["a dog"]), shipped().embed_texts(["a dog"]), atol=1e-5)
+
+
+def test_a_damaged_scorer_is_named(tmp_path):
+    catalog = load_scorer_catalog()
+    entry = catalog.entry(catalog.profiles["production"]["text"])
+    place = entry.location(tmp_path)
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("<html>")
+    with pytest.raises(Failure, match=f"The scorer '{entry.name}' cannot be loaded") as caught:
+        load_scorer(entry, tmp_path)
+    assert caught.value.code == FailureCode.WEIGHTS_UNUSABLE and "tunes bases pull" in caught.value.remedy
 
 
 def test_a_scorer_that_is_not_there_says_how_to_get_it(tmp_path):

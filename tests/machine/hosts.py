@@ -126,7 +126,7 @@ def step(world: World, run: Run, work: Work, what: str, number: int) -> None:
     """
     owned, again = _owns(world, run, work), work.id in run.ended
     try:
-        with_process(world, run, lambda: _do(world, run, work, what, number))
+        wrote = with_process(world, run, lambda: _do(world, run, work, what, number))
     except DatabaseAway:
         raise
     except Failure as refused:
@@ -134,7 +134,7 @@ def step(world: World, run: Run, work: Work, what: str, number: int) -> None:
             run.works.pop(work.id, None)
             run.alive = run.alive and bool(run.works)
         raise
-    assert owned or again or _owns(world, run, work), (
+    assert owned or again or not wrote or _owns(world, run, work), (
         f"{run.id} wrote {what} into {work.kind}, which is another's."
     )
 
@@ -144,16 +144,17 @@ def _owns(world: World, run: Run, work: Work) -> bool:
     return bool(row) and tuple(row[0]) == ("running", run.id)
 
 
-def _do(world: World, run: Run, work: Work, what: str, number: int) -> None:
+def _do(world: World, run: Run, work: Work, what: str, number: int) -> bool:
+    """Do it; returns whether there was anything to do."""
     registry = world.registry
     if what == "progress":
         phase = {"train": "training", "render": "rendering"}.get(work.kind, "checking")
         registry.work.progress(work.id, run.id, phase=phase, step=number % 5, total=4)
-        return
+        return True
     if what in ("picture", "no picture"):
         prompts = registry.prompts.rows(batch_id=work.subject_id) if work.kind == "render" else []
         if not prompts:
-            return
+            return False
         prompt = prompts[number % len(prompts)]
         if what == "picture":
             wanted = prompt.settings["num_images"]
@@ -163,10 +164,10 @@ def _do(world: World, run: Run, work: Work, what: str, number: int) -> None:
             ]
             _write(world, keys)
             registry.prompts.done(prompt.id, work.id, run.id, keys)
-            return
+            return True
         code = (FailureCode.BLOCKED, FailureCode.RENDER_FAILED, FailureCode.CANCELLED)[number % 3]
         registry.prompts.failed(prompt.id, work.id, run.id, Failure(code, "No."))
-        return
+        return True
     # What follows ends the attempt; an answer that is lost leaves a run that does the same again.
     run.ended.add(work.id)
     if what == "finish":
@@ -186,6 +187,7 @@ def _do(world: World, run: Run, work: Work, what: str, number: int) -> None:
         registry.work.fail(work.id, run.id, Cancelled())
     else:
         registry.work.give_back(work.id, run.id, "The process was asked to stop.")
+    return True
 
 
 def _write(world: World, keys: list[str]) -> None:

@@ -101,3 +101,11 @@ def test_paths_are_relative_and_quoted():
     )
     assert {"a%20b.png", "%C3%BC%23.png"} <= set(parsed(html).sources)
     assert "1, 2.5" in html and "gone" not in html
+
+
+def test_a_damaged_picture_is_a_cell_of_its_own(batch):
+    store, jobs, results = batch
+    key = results[0].images[0].key
+    store.write_bytes(key, store.read_bytes(key)[:60])
+    report = write_batch_report(store, "batches/b/1", jobs, results)
+    assert store.exists(report.sheet_key)

@@ -1,7 +1,8 @@
 import io
+import random
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
@@ -48,6 +49,32 @@ def test_a_picture_without_a_recipe_says_so(data):
         png.read_recipe(data)
     assert caught.value.code == FailureCode.INVALID_REQUEST
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", "[" * 100_000, "{", '"a"'])
+def test_a_recipe_that_is_none_is_no_recipe(text):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(png.KEY, text, zip=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=info)
+    with pytest.raises(Failure, match="carries no recipe"):
+        png.read_recipe(buffer.getvalue())
+
+
+def test_a_damaged_picture_is_named_however_it_is_damaged():
+    whole = png.png_bytes(Image.effect_noise((64, 64), 50).convert("RGB"))
+    chance = random.Random(3)
+    kinds = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 40)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        try:
+            png.open_own(bytes(data[: chance.randrange(len(data))]))
+        except Failure as damaged:
+            assert damaged.code == FailureCode.RENDER_FAILED
+            kinds += 1
+    assert kinds > 100
 
 
 def test_same_picture_same_bytes():

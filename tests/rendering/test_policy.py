@@ -91,6 +91,16 @@ def test_pictures_that_the_checker_finds_are_not_written(base, store, tmp_path, 
     assert render([job("p", "a mug")], base, store, "off", Silent(), aids=off)[0].failure is None
 
 
+def test_a_damaged_checker_is_named(tmp_path):
+    from tunes_dagster.rendering.safety import SafetyChecker
+
+    folder = make_random_safety(tmp_path / "safety", -1.0)
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(b"<html>")
+    with pytest.raises(Failure, match="The checker of pictures 'safety' cannot be loaded"):
+        SafetyChecker(folder, "cpu")
+
+
 def test_a_checker_looks_at_any_shape(tmp_path):
     from tunes_dagster.rendering.safety import SafetyChecker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,16 @@ def test_targets_grow_and_fingerprints_tell_models_and_parts_apart(base, base64,
     other = load_family(entry, make_random_sdxl(tmp_path / "other", seed=1), dtype="float32")
     prints = {b.fingerprint(*roles) for b in (base, base64, other) for roles in ((), ("vae",), ("text",))}
     assert len(prints) == 9
+
+
+@pytest.mark.parametrize("damage", [b"<html>", b"\xff" * 5000, b""])
+def test_a_base_with_a_damaged_file_is_named(entry, base_folder: Path, tmp_path: Path, damage: bytes):
+    folder = shutil.copytree(base_folder, tmp_path / "damaged")
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    weights.write_bytes(damage)
+    with pytest.raises(Failure, match="can be loaded from 'damaged'") as raised:
+        load_family(entry, folder)
+    assert raised.value.code == FailureCode.BASE_NOT_INSTALLED and "damaged" in raised.value.remedy
 
 
 def test_what_cannot_be_loaded_is_named(entry, tmp_path: Path):

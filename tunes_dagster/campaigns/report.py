@@ -288,8 +288,12 @@ class _Writer:
     def _reduced(self, key: str) -> Image.Image | None:
         try:
             picture = open_own(self.store.read_bytes(key))
-        except (OSError, ValueError):
-            return None  # deleted meanwhile, or no still picture
+        except FileNotFoundError:
+            return None  # deleted meanwhile
+        except Failure as damaged:
+            if damaged.code != FailureCode.RENDER_FAILED:
+                raise
+            return None  # or no still picture
         picture.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
         return picture
 

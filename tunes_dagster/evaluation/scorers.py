@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from tunes_dagster.core.environment import read_overlay
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.core.recipe import Strict
 from tunes_dagster.evaluation.measures import unit
 from tunes_dagster.families.clip import ClipPixels
@@ -160,7 +160,16 @@ def load_scorer(entry: ScorerEntry, bases_folder: Path, device: str = "cpu") -> 
             f"{_download(entry)}, or name another scorer.",
             f"It belongs at {place}.",
         )
-    return _LOADERS[entry.kind](entry, place, device)
+    try:
+        return _LOADERS[entry.kind](entry, place, device)
+    except Exception as error:
+        unusable = Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The scorer {entry.name!r} cannot be loaded.",
+            f"{_download(entry)} again, or name another scorer.",
+            str(place),
+        )
+        raise as_failure(error, unusable) from error
 
 
 def _download(entry: ScorerEntry) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunes_dagster.core.failures import Failure, FailureCode, detail_of
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.families.catalog import SINGLE_FILES
 from tunes_dagster.families.diffusers_private import offload_hooks
 
@@ -231,17 +231,17 @@ def load_pipeline_around(
 @contextmanager
 def named(kind: str, folder: str | Path) -> Iterator[None]:
     """Turn what diffusers raises when it cannot load something into a failure with a remedy."""
-    from diffusers.loaders.single_file_utils import SingleFileComponentError
-
     try:
         yield
-    except (OSError, ValueError, SingleFileComponentError) as error:
-        raise Failure(
+    except Exception as error:  # a damaged file is told by a kind of its own in each library that reads it
+        unusable = Failure(
             FailureCode.BASE_NOT_INSTALLED,
             f"No {kind} can be loaded from {Path(folder).name!r}.",
-            "Run `tunes bases list` to see what is installed and `tunes bases pull` to install it.",
-            detail_of(error, folder),
-        ) from error
+            "Run `tunes bases list` to see what is installed and `tunes bases pull` to install it, also where a file "
+            "of it is damaged.",
+            str(folder),
+        )
+        raise as_failure(error, unusable) from error
 
 
 def settle(pipeline: Any, device: torch.device) -> Any:

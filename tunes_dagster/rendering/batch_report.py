@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.store import Store
 from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.loras import LoraUse
@@ -123,14 +124,17 @@ def _cells(store: Store, job: RenderJob, result: RenderResult, with_prompt: bool
         if image is None:
             cells.append(Cell(None, caption, "failed", "bad"))
         else:
-            cells.append(Cell(_small(store, image), caption, "blank" if image.blank else "", "warn"))
+            cells.append(_cell(store.read_bytes(image.poster or image.key), image, caption))
     return cells
 
 
-def _small(store: Store, image: RenderedImage) -> Image.Image:
-    picture = open_own(store.read_bytes(image.poster or image.key))
+def _cell(data: bytes, image: RenderedImage, caption: str) -> Cell:
+    try:
+        picture = open_own(data)
+    except Failure:
+        return Cell(None, caption, "damaged", "bad")
     picture.thumbnail((_LARGEST_ON_SHEET, _LARGEST_ON_SHEET), Image.Resampling.LANCZOS)
-    return picture
+    return Cell(picture, caption, "blank" if image.blank else "", "warn")
 
 
 def batch_page(

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.core.store import Store
 
 KEY = "tunes"
@@ -81,10 +81,7 @@ def jpeg_of(data: bytes) -> bytes:
     Raises:
         Failure: `RENDER_FAILED` when it cannot be read.
     """
-    try:
-        picture = open_own(data)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Failure(FailureCode.RENDER_FAILED, "The picture cannot be read.", detail=str(error)) from error
+    picture = open_own(data)
     comment = b""
     with contextlib.suppress(Failure):  # it carries no recipe
         comment = parameters_text(read_recipe(data)).encode("utf-8")[:60_000]
@@ -94,9 +91,16 @@ def jpeg_of(data: bytes) -> bytes:
 
 
 def open_own(data: bytes) -> Image.Image:
-    """Return a PNG that this program made, as RGB; what strangers made is opened by `intake.pictures`."""
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        return image.convert("RGB")
+    """Return a PNG that this program made, as RGB; what strangers made is opened by `intake.pictures`.
+
+    Raises:
+        Failure: `RENDER_FAILED` when it is damaged, or no still picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return image.convert("RGB")
+    except Exception as error:  # Pillow has a kind of its own for each way in which a file can be damaged
+        raise as_failure(error, Failure(FailureCode.RENDER_FAILED, "The picture cannot be read.")) from error
 
 
 def read_recipe(data: bytes) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def read_recipe(data: bytes) -> dict[str, Any]:
     try:
         if text := _text(data, KEY.encode()):
             return dict(json.loads(text))
-    except (ValueError, zlib.error, struct.error):
+    except (ValueError, TypeError, RecursionError, zlib.error, struct.error):
         pass  # damaged: the same as none
     raise Failure(
         FailureCode.INVALID_REQUEST,

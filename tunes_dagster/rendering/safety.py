@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 from tunes_dagster.families.clip import ClipPixels
 
 
@@ -23,9 +24,18 @@ class SafetyChecker:
     def __init__(self, folder: Path, device: Any) -> None:
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-        checker = StableDiffusionSafetyChecker.from_pretrained(str(folder))
-        self._checker: Any = checker.to(device).requires_grad_(False).eval()
-        self._pixels = ClipPixels(folder, int(self._checker.config.vision_config.image_size))
+        try:
+            checker = StableDiffusionSafetyChecker.from_pretrained(str(folder))
+            self._checker: Any = checker.to(device).requires_grad_(False).eval()
+            self._pixels = ClipPixels(folder, int(self._checker.config.vision_config.image_size))
+        except Exception as error:
+            unusable = Failure(
+                FailureCode.WEIGHTS_UNUSABLE,
+                f"The checker of pictures {folder.name!r} cannot be loaded, and without it none may be handed out.",
+                "Pull it again with `tunes bases pull`.",
+                str(folder),
+            )
+            raise as_failure(error, unusable) from error
         self._device = device
 
     def unsafe(self, images: Sequence[Image.Image]) -> list[bool]:

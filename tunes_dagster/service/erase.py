@@ -11,6 +11,7 @@ What other tunes use as well stays for them. What was removed is counted by kind
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -274,15 +275,20 @@ def cached_of(store: Store, tune_id: str) -> set[str]:
     folder, found = f"tunes/{tune_id}", set[str]()
     for key in store.list(f"{folder}/cached"):
         try:
-            found.update(one for one in store.read_json(key) if isinstance(one, str) and ".." not in one)
-        except (FileNotFoundError, ValueError, TypeError):  # half of a note names nothing
+            noted = store.read_json(key)
+        except (FileNotFoundError, ValueError, RecursionError):  # half of a note names nothing
             continue
+        if isinstance(noted, list):
+            found.update(one for one in noted if isinstance(one, str) and ".." not in one)
     for item in entries(store, f"{folder}/training_set/training_set.json", "items"):
-        crop = tuple(item["crop"]) if item.get("crop") else None
-        tone = tuple(item.get("tone") or (1.0, 1.0))
-        changed = (item.get("mirrored", False), tone) if item.get("mirrored") or tone != (1.0, 1.0) else ()
-        found.add(digest(item["key"], tuple(item["bucket"]), crop, *changed))
-        found.add(item["hash"])
+        with contextlib.suppress(KeyError, TypeError):  # what is damaged names nothing
+            crop = tuple(item["crop"]) if item.get("crop") else None
+            tone = tuple(item.get("tone") or (1.0, 1.0))
+            changed = (
+                (item.get("mirrored", False), tone) if item.get("mirrored") or tone != (1.0, 1.0) else ()
+            )
+            found.add(digest(item["key"], tuple(item["bucket"]), crop, *changed))
+            found.add(str(item["hash"]))
     return found | {digest(text) for text in _captions(store, folder)}
 
 
@@ -295,5 +301,8 @@ def _captions(store: Store, folder: str) -> set[str]:
     for key in store.list(f"{folder}/captions"):
         if key.endswith(".csv"):
             rows = csv.DictReader(io.StringIO(store.read_bytes(key).decode("utf-8", "replace")))
-            found |= {row["caption"] for row in rows if row.get("caption")}
+            with contextlib.suppress(csv.Error):  # from where it is damaged on
+                for row in rows:
+                    if row.get("caption"):
+                        found.add(row["caption"])
     return found

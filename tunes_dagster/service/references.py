@@ -46,5 +46,5 @@ def entries(store: Store, key: str, name: str) -> list[dict[str, Any]]:
     """Return the entries of a list in a JSON file; what is not there or damaged names nothing."""
     try:
         return [entry for entry in store.read_json(key).get(name, []) if isinstance(entry, dict)]
-    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+    except (FileNotFoundError, ValueError, AttributeError, TypeError, RecursionError):
         return []

@@ -20,6 +20,7 @@ from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.families.presets import changed
 from tunes_dagster.intake.captions import CaptionTable
+from tunes_dagster.intake.manifest import Manifest
 from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.registry import Prompt, Tune
 from tunes_dagster.registry.retrying import may_have_been_kept
@@ -147,7 +148,5 @@ def _take_over(store: Store, tune: Tune, chosen: str) -> None:
         ) from error
     dataset.model_copy(update={"tune_id": chosen}).save(store)
     captions.model_copy(update={"tune_id": chosen, "versions": []}).save(store, f"Taken over from {tune.id}.")
-    manifest = f"tunes/{tune.id}/source/manifest.json"
-    if store.exists(manifest):
-        rows = store.read_json(manifest)
-        store.write_json(f"tunes/{chosen}/source/manifest.json", {**rows, "tune_id": chosen})
+    if store.exists(Manifest.store_key(tune.id)):
+        Manifest.load(store, tune.id).model_copy(update={"tune_id": chosen}).save(store)

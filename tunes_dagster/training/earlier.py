@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.core.store import Store
+from tunes_dagster.training.export import parse_recipe
 from tunes_dagster.training.files import read_header
 from tunes_dagster.training.names import split_encoders, split_state
 from tunes_dagster.training.weights import export_scale
@@ -35,7 +35,7 @@ def read_earlier(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
     assert key is not None
     check_there(key, store)
     header = read_header(store, key)
-    recipe: dict[str, Any] = json.loads(header.get("tunes_dagster.recipe", "{}"))
+    recipe = parse_recipe(header.get("tunes_dagster.recipe", "{}"), key)
     predicted = header.get("modelspec.prediction_type", base.prediction)
     if predicted != base.prediction:
         raise Failure(

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import tunes_dagster
+from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.recipe import recipe_hash
 from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
@@ -209,12 +210,35 @@ def recipe_beside(store: Store, weights_key: str) -> dict[str, Any]:
     Args:
         store: Where they lie.
         weights_key: The last file that training wrote, or the one that was published.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` when it is damaged.
     """
     for folder in PurePosixPath(weights_key).parents[:3]:
-        if store.exists(f"{folder}/{RECIPE_FILE}"):
-            found: dict[str, Any] = json.loads(store.read_text(f"{folder}/{RECIPE_FILE}"))
-            return found
-    return dict(json.loads(read_header(store, weights_key).get("tunes_dagster.recipe", "{}")))
+        if store.exists(key := f"{folder}/{RECIPE_FILE}"):
+            return parse_recipe(store.read_bytes(key), key)
+    return parse_recipe(read_header(store, weights_key).get("tunes_dagster.recipe", "{}"), weights_key)
+
+
+def parse_recipe(text: str | bytes, key: str) -> dict[str, Any]:
+    """Return a recipe as it was written into a file.
+
+    Args:
+        text: JSON.
+        key: Of the file, for whoever is told that it is damaged.
+
+    Raises:
+        Failure: `WEIGHTS_UNUSABLE` when it is none.
+    """
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Failure(
+            FailureCode.WEIGHTS_UNUSABLE,
+            f"The recipe in {key} is damaged.",
+            "Put the file back from a backup, or train the tune again.",
+            detail_of(error),
+        ) from error
 
 
 def _hint(job: TuneJob, base: LoadedBase) -> str:
