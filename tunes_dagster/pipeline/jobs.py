@@ -81,7 +81,7 @@ class HousekeepingConfig(dg.Config):
         default=30, description="Failed and cancelled runs in Dagster. Runs that made an asset stay."
     )
     keep_service_run_days: float = Field(
-        default=7, description="Runs of finish_tune and housekeeping, which materialize nothing."
+        default=7, description="Runs of housekeeping, look_around and finish_tune that materialized nothing."
     )
     keep_cache_days: float = Field(
         default=30, description="Files below cache/ in the store, by their age; they can be made again."
