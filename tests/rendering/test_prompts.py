@@ -50,10 +50,6 @@ def test_what_is_not_understood_is_named(text):
 FOREIGN = [
     ("{red|blue} mug", "{red|blue}", "one of several"),
     ("a {red|{light|dark} blue} mug", "{light|dark}", "one of several"),
-    ("a [cat|dog] by the sea", "[cat|dog]", "alternates"),
-    ("a [cat:dog:0.5]", "[cat:dog:0.5]", "at a step"),
-    ("a [cat::10]", "[cat::10]", "at a step"),
-    ("a [(red:1.2) cat:7]", "[(red:1.2) cat:7]", "at a step"),
     ("embedding:nova woman", "embedding:nova", "textual inversion"),
     ("(embedding:nova:1.2) woman", "embedding:nova:1.2)", "textual inversion"),
     ("a __color__ mug", "__color__", "a file"),

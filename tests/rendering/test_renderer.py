@@ -84,7 +84,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(base, store, monkeyp
         return real(base, pictures, *rest)
 
     monkeypatch.setattr(denoise, "denoise", hungry)
-    monkeypatch.setattr(denoise, "rows_that_fit", lambda base, shape: 8)
+    monkeypatch.setattr(denoise, "rows_that_fit", lambda base, shape, waiting: 8)
     watcher = Watcher()
     results = render([job(str(i), seed=i) for i in range(10)], base, store, "out", watcher)
     assert all(r.failure is None for r in results)

@@ -156,9 +156,19 @@ def test_a_wish_that_cannot_be_met_is_left_out_and_told_of(place, asked, done, s
 def test_foreign_syntax_is_refused_in_both_texts_and_brackets_are_text_on_flux(place):
     for base in ("sdxl", "flux1-dev", "cogvideo-2b"):
         assert "{red|blue}" in refused(place, base=base, text="{red|blue} mug")
-    assert "[a|b]" in refused(place, negative_prompt="[a|b]")
+    assert "{a|b}" in refused(place, negative_prompt="{a|b}")
+    assert "from step to step" in refused(place, base="cogvideo-2b", text="a [cat|dog]")
+    for base in ("sdxl", "flux1-dev"):
+        assert (
+            complete(place, base=base, text="a [cat|dog] [at noon:0.5]").text == "a [cat|dog] [at noon:0.5]"
+        )
     assert "not closed" in refused(place, negative_prompt="(dark")
     complete(place, base="flux1-dev", text="a woman (in her thirties) :( or (so")
+
+
+def test_rules_look_at_the_words_of_each_step(place):
+    for text in ("a po[dog|rn]", "a [po:dog:0.5]rn", "a [dog:po:19]rn"):
+        assert "rule" in refused(place, FailureCode.BLOCKED, text=text).lower()
 
 
 def test_a_resampler_that_was_asked_for_is_no_wish_unmet(place):

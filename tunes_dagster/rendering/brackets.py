@@ -21,7 +21,7 @@ _PIECE = re.compile(r"\\[()\[\]\\]|[()\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|[^\\()\[\]
 _QUOTED = re.compile(r'"[^"]*"|“[^”]*”')
 _BREAK = re.compile(r"(?<!\w)BREAK(?!\w)")
 # A sad face, which opens nothing.
-_FACE = re.compile(r"(?<!\S)([:;=][-']?)([(\[])(?=[\s,.!?]|$)")
+FACE = re.compile(r"(?<!\S)([:;=][-']?)([(\[])(?=[\s,.!?]|$)")
 
 
 def outside_quotes(text: str) -> str:
@@ -44,7 +44,7 @@ def weighted(text: str) -> list[tuple[str, float]]:
         for piece in pieces[start:]:
             piece[1] = float(piece[1]) * by
 
-    for match in _PIECE.finditer(_FACE.sub(r"\1\\\2", _marked(text))):
+    for match in _PIECE.finditer(FACE.sub(r"\1\\\2", _marked(text))):
         sign, number = match.group(0), match.group(1)
         if sign.startswith("\\") and len(sign) == 2:
             pieces.append([sign[1], 1.0])

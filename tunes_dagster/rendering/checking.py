@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from tunes_dagster.rendering import policy
 from tunes_dagster.rendering.brackets import plain_sentence, without_breaks
 from tunes_dagster.rendering.pictures import Picture, Shape
 from tunes_dagster.rendering.prompts import check_words, parse_prompt
+from tunes_dagster.rendering.schedule import by_step, has_schedule, said
 from tunes_dagster.rendering.schedulers import check_scheduler, samplers_of
 from tunes_dagster.rendering.sizes import rendered_size
 from tunes_dagster.rendering.styles import dressed
@@ -80,10 +81,16 @@ class Checker:
             self.base.entry, settings.width, settings.height, self.base.size_multiple
         )
         scheduler, ignored = self._without_effect(job)
-        warnings.extend([*job.warnings, *ignored, *self._left_out(text, negative)])
         guided = self.base.is_guided(settings.guidance_scale)
-        chunks = chunk_count(self.base, text, negative if guided else "")
-        shape = Shape(width, height, settings.steps, scheduler, guided, chunks)
+        steps = settings.steps
+        every = {
+            what: said(words, steps) for what, words in (("prompt", text), ("negative prompt", negative))
+        }
+        warnings.extend(
+            [*job.warnings, *ignored, *self._left_out(every), *_unchanging(text, negative, steps)]
+        )
+        chunks = chunk_count(self.base, *every["prompt"], *(every["negative prompt"] if guided else ()))
+        shape = Shape(width, height, steps, scheduler, guided, chunks)
         plain = Picture(
             index,
             0,
@@ -109,13 +116,19 @@ class Checker:
                 "Make jobs with `make_job`, which takes tags out of the text.",
             )
         text, negative = dressed(parsed.text, job.settings)
-        policy.check_text(without_breaks(text), self.aids.rules)
+        for one in dict.fromkeys([text, *said(text, job.settings.steps or 1)]):
+            policy.check_text(without_breaks(one), self.aids.rules)
         check_words(negative, weighs)
         if not weighs:
-            text, negative = plain_sentence(text), plain_sentence(negative)
+            text, negative = self._plain(text), self._plain(negative)
         if self.base.guidance != "classifier-free":
             negative = ""
         return text, negative
+
+    @staticmethod
+    def _plain(text: str) -> str:
+        """Return a text for an encoder of plain sentences; what changes by step is made plain step by step."""
+        return text if has_schedule(text) else plain_sentence(text)
 
     def _without_effect(self, job: RenderJob) -> tuple[str | None, Sequence[str]]:
         """Return the sampler that is used, and a warning for each setting that this base cannot follow."""
@@ -131,14 +144,26 @@ class Checker:
             warnings.append("The negative prompt has no effect: this base was distilled to do without one.")
         return scheduler, warnings
 
-    def _left_out(self, text: str, negative: str) -> list[str]:
+    def _left_out(self, every: Mapping[str, Sequence[str]]) -> list[str]:
         """Return a warning for each text that is longer than the text encoders read."""
         if self.base.clip_encoders():
             return []  # they read texts of any length, in chunks
-        texts = {"prompt": text, "negative prompt": negative}
-        ends = {what: self.base.text_left_out(words) for what, words in texts.items() if words}
+        ends = {
+            what: next((end for one in texts if one and (end := self.base.text_left_out(one))), "")
+            for what, texts in every.items()
+        }
         return [
             f"The {what} is too long for this base, which did not see its end: {end!r}."
             for what, end in ends.items()
             if end
         ]
+
+
+def _unchanging(text: str, negative: str, steps: int) -> list[str]:
+    """Return a warning for each text whose words should change, and never do within its steps."""
+    texts = {"prompt": text, "negative prompt": negative}
+    return [
+        f"The words of the {what} that should change never do within {steps} steps."
+        for what, words in texts.items()
+        if has_schedule(words) and len(set(by_step(words, steps))) == 1
+    ]

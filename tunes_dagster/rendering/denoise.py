@@ -20,7 +20,7 @@ from tunes_dagster.rendering.faceid import face_rows
 from tunes_dagster.rendering.memory import most_at_once, pictures_that_fit
 from tunes_dagster.rendering.pictures import Picture, Shape
 from tunes_dagster.rendering.schedulers import model_input, starting_latents
-from tunes_dagster.rendering.texts import TextCache, conditioning
+from tunes_dagster.rendering.texts import Script, TextCache
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,8 @@ def denoise(
     own = generators(pictures)
     scheduler = base.scheduler(shape.scheduler, shape.schedule, shape.width, shape.height)
     repeat = 2 if shape.guided else 1
-    rows = {**conditioning(base, pictures, texts), **face_rows(base, pictures, repeat)}
+    script, faces = Script(base, pictures, texts), face_rows(base, pictures, repeat)
+    order = getattr(scheduler, "order", 1)
     if bank is not None:
         bank.assign([picture.slot for picture in pictures for _ in range(repeat)])
     guidance = torch.tensor([p.guidance_scale for p in pictures], device=base.device).view(-1, 1, 1, 1)
@@ -80,6 +81,7 @@ def denoise(
         latents, timesteps = start.latents, start.timesteps
         steer = None if control is None else control.steer(pictures, repeat)
         for i, t in enumerate(timesteps):
+            rows = {**script.at(i // order), **faces}
             noisy = model_input(scheduler, latents, t).to(base.dtype)
             if repeat > 1:
                 noisy = noisy.repeat_interleave(repeat, dim=0)
@@ -199,9 +201,15 @@ def set_tiling(base: LoadedBase, on: bool) -> bool:
     return True
 
 
-def rows_that_fit(base: LoadedBase, shape: Shape) -> int:
-    """Return how many pictures of a shape are denoised at once; an estimate, out of memory halves it."""
-    per_picture = (2 if shape.guided else 1) * base.forward_bytes(shape.width, shape.height)
+def rows_that_fit(base: LoadedBase, shape: Shape, waiting: int = 0) -> int:
+    """Return how many pictures of a shape are denoised at once; an estimate, out of memory halves it.
+
+    Args:
+        base: The model.
+        shape: Of the pictures.
+        waiting: Bytes that each holds beside its rows, for words that come later.
+    """
+    per_picture = (2 if shape.guided else 1) * base.forward_bytes(shape.width, shape.height) + waiting
     return pictures_that_fit(free_memory(base), per_picture, most_at_once(base.device.type))
 
 

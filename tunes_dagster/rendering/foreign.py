@@ -31,24 +31,11 @@ class _Foreign:
 
 
 _WORD = r"(?:(?<![A-Z]{2} )(?<!\w)AND(?!\w)|(?<!\w)AND(?! [A-Z]{2})(?!\w))"
-_NUMBER = r"\s*\d*\.?\d+\s*"
 _FOREIGN = (
     _Foreign(
         re.compile(r"(?<!\\)\{[^{}]*\|[^{}]*\}"),
         "chooses one of several words, which is not done here",
         "Write one of them, or send a prompt for each; in a campaign each is a row.",
-    ),
-    _Foreign(
-        re.compile(r"(?<!\\)\[[^\[\]]*\|[^\[\]]*\]"),
-        "alternates words from step to step, which is not done here",
-        r"Write one of them, or both with weights, (cat:0.8) (dog:0.8); \[ is the character.",
-    ),
-    _Foreign(
-        re.compile(
-            rf"(?<!\\)\[(?:[^\[\]]*(?<!\d):{_NUMBER}\]|(?=[^\[\]]*[^\W\d])[^\[\]:]*:[^\[\]:]*:{_NUMBER}\])"
-        ),
-        "changes words at a step, which is not done here",
-        r"Write the words that are meant, weighted as (word:0.8) where some are to count less; \[ is the character.",
     ),
     _Foreign(
         re.compile(r"(?<![\w.])embedding:\S+", re.IGNORECASE),

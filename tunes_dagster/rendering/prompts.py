@@ -15,6 +15,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.rendering.brackets import weighted
 from tunes_dagster.rendering.foreign import refuse_foreign
 from tunes_dagster.rendering.paper import clean
+from tunes_dagster.rendering.schedule import MOST_STEPS, has_schedule, said
 
 MAX_LORAS, MAX_FACES = 8, 3
 LORA_SCALES, FACE_SCALES = (-2.0, 3.0), (0.0, 2.0)
@@ -40,7 +41,10 @@ class ParsedPrompt:
 
 
 def parse_prompt(
-    text: str, characteristics: Mapping[str, str] | None = None, weighs: bool | None = True
+    text: str,
+    characteristics: Mapping[str, str] | None = None,
+    weighs: bool | None = True,
+    schedules: bool = True,
 ) -> ParsedPrompt:
     """Take `<lora:ID:weight>` and `<faceid:ID:weight>` out of a prompt, fill in `{{…}}` and tidy its white space.
 
@@ -50,6 +54,7 @@ def parse_prompt(
         text: As written.
         characteristics: What the templates stand for; names are compared without case.
         weighs: Whether the base weighs words by brackets; None where it is not known and the words are checked later.
+        schedules: Whether each step may have words of its own.
 
     Raises:
         Failure: `INVALID_REQUEST` for a malformed tag, an unknown kind of tag, a weight outside its range, more than
@@ -62,19 +67,32 @@ def parse_prompt(
     if not bare:
         raise _refused("Nothing is left of the prompt without its tags.", "Say what to render.")
     if weighs is not None:
-        check_words(bare, weighs)
+        check_words(bare, weighs, schedules)
     return ParsedPrompt(bare, tuple(loras), tuple(faces))
 
 
-def check_words(text: str, weighs: bool) -> None:
+def check_words(text: str, weighs: bool, schedules: bool = True) -> None:
     """Refuse a text, without its tags, of which a part would not be understood.
 
+    Args:
+        text: The text.
+        weighs: Whether words are weighed by brackets.
+        schedules: Whether each step may have words of its own.
+
     Raises:
-        Failure: `INVALID_REQUEST` for another program's syntax; where words are weighed, for a weight outside 0…3, a
-            bracket that is not closed, or nothing but brackets.
+        Failure: `INVALID_REQUEST` for another program's syntax and a schedule where there can be none; where words are
+            weighed, for a weight outside 0…3, a bracket that is not closed, or nothing but brackets.
     """
     refuse_foreign(text, weighs)
-    if weighs and text.strip() and not weighted(text):
+    if has_schedule(text) and not schedules:
+        raise _refused(
+            "The text has words that change from step to step, [cat:dog:0.5] or [cat|dog], which this model cannot.",
+            r"Write the words that are meant; \[ is the character.",
+        )
+    if not weighs:
+        return
+    every = [weighted(one) for one in said(text, MOST_STEPS)]  # each of them has to be understood
+    if text.strip() and not any(every):
         raise _refused("Nothing is left of the text without its brackets.", "Say what to render.")
 
 

@@ -31,7 +31,7 @@ from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse, rende
 from tunes_dagster.rendering.pictures import Picture, Shape
 from tunes_dagster.rendering.records import batch_facts, not_finite, optional_settings, picture_failure
 from tunes_dagster.rendering.sizes import enlarge
-from tunes_dagster.rendering.texts import TextCache
+from tunes_dagster.rendering.texts import TextCache, text_bytes
 from tunes_dagster.rendering.treatments import Treated, Treatments, is_wanted
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ class _Batch:
     def _render_group(self, pictures: list[Picture], bank: AdapterBank | MergedBank | None) -> None:
         """Render pictures of one shape, as many at once as fit."""
         waiting = list(pictures)
-        fit = dn.rows_that_fit(self.base, pictures[0].shape)
+        later = max(text_bytes(self.base, picture) for picture in pictures)
+        fit = dn.rows_that_fit(self.base, pictures[0].shape, later)
         if len(waiting) > fit:
             free = dn.free_memory(self.base) / 2**30
             self.report.note(f"{fit} pictures are denoised at once ({free:.1f} GiB are free).")

@@ -24,6 +24,7 @@ from tunes_dagster.rendering.brackets import without_breaks
 from tunes_dagster.rendering.inputs import check_masks, keep_picture
 from tunes_dagster.rendering.policy import check_text, load_rules
 from tunes_dagster.rendering.prompts import check_words, named_tunes, parse_prompt
+from tunes_dagster.rendering.schedule import said
 from tunes_dagster.rendering.sizes import MULTIPLE, fit_area
 from tunes_dagster.rendering.styles import dressed, find_composition
 from tunes_dagster.rendering.wishes import baseline_steps, without_unmet
@@ -129,13 +130,16 @@ def _check_text(text: str, filled: RenderSettings, context: PromptContext) -> No
     if any(tag == "faceid" for _, tag in named):
         adapter_for(context.catalog, context.entry, context.settings.bases_folder)
     weighs = family not in AUXILIARY and spec_of(family).weighted_text
-    bare = parse_prompt(text, known, weighs).text
+    schedules = family not in AUXILIARY
+    bare = parse_prompt(text, known, weighs, schedules).text
     try:
-        check_words(filled.negative_prompt, weighs)
+        check_words(filled.negative_prompt, weighs, schedules)
     except Failure as failure:
         raise failure.about("negative_prompt") from None
-    said, _ = dressed(bare, filled)
-    check_text(without_breaks(said), load_rules(context.settings))
+    whole, _ = dressed(bare, filled)
+    rules = load_rules(context.settings)
+    for one in dict.fromkeys([whole, *said(whole, filled.steps or 1)] if schedules else [whole]):
+        check_text(without_breaks(one), rules)
 
 
 def _filled(asked: RenderSettings, entry: BaseModelEntry) -> RenderSettings:

@@ -20,9 +20,11 @@ from tunes_dagster.rendering.brackets import (
     CHUNK_END,
     has_breaks,
     has_weights,
+    plain_sentence,
     weighted,
     without_weights,
 )
+from tunes_dagster.rendering.schedule import by_step, has_schedule
 
 if TYPE_CHECKING:
     import torch
@@ -122,38 +124,90 @@ class TextCache:
             self._known.popitem(last=False)
 
 
-def conditioning(base: LoadedBase, pictures: Sequence[Picture], texts: TextCache) -> Conditioning:
-    """Return the conditioning of all rows: per picture one row, or two when guided, the one without text first."""
-    import torch
+class Script:
+    """The conditioning of pictures that are denoised together, step by step: their words may change by `schedule`.
 
-    shape = pictures[0].shape
-    found: dict[int, list[Conditioning]] = {}
-    voices = {picture.voice.name if picture.voice else "": picture.voice for picture in pictures}
-    for voice in voices.values():
-        mine = [number for number, picture in enumerate(pictures) if picture.voice == voice]
-        with texts.spoken_by(voice):
-            found |= dict(zip(mine, _rows([pictures[number] for number in mine], texts), strict=True))
-    rows = [row for number in range(len(pictures)) for row in found[number]]
-    stacked = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    repeat = 2 if shape.guided else 1
-    scales = [picture.guidance_scale for picture in pictures for _ in range(repeat)]
-    guidance = torch.tensor(scales, device=base.device)
-    return base.with_size(stacked, shape.width, shape.height, guidance)
+    Every text is encoded once, before the first step; a step only puts the rows together that it needs.
+
+    Args:
+        base: The model.
+        pictures: All of the same `Shape`.
+        texts: Embeddings.
+    """
+
+    def __init__(self, base: LoadedBase, pictures: Sequence[Picture], texts: TextCache) -> None:
+        import torch
+
+        self._base, self._shape = base, pictures[0].shape
+        self.steps = max(1, self._shape.steps_done)
+        self._turns: list[list[tuple[str, ...]]] = [self._rows_of(picture) for picture in pictures]
+        self._found: list[dict[tuple[str, ...], list[Conditioning]]] = [{} for _ in pictures]
+        voices = {picture.voice.name if picture.voice else "": picture.voice for picture in pictures}
+        for voice in voices.values():
+            with texts.spoken_by(voice):
+                self._encode([n for n, picture in enumerate(pictures) if picture.voice == voice], texts)
+        repeat = 2 if self._shape.guided else 1
+        scales = [picture.guidance_scale for picture in pictures for _ in range(repeat)]
+        self._guidance = torch.tensor(scales, device=base.device)
+        self._now: tuple[tuple[str, ...], ...] = ()
+        self._rows: Conditioning = {}
+
+    def _rows_of(self, picture: Picture) -> list[tuple[str, ...]]:
+        """Return the texts of a picture's rows at each step."""
+        weighs = bool(self._base.clip_encoders())
+        negative = step_texts(picture.negative, self.steps, weighs)
+        prompt = step_texts(picture.text, self.steps, weighs)
+        return list(zip(negative, prompt, strict=True)) if self._shape.guided else [(one,) for one in prompt]
+
+    def _encode(self, numbers: Sequence[int], texts: TextCache) -> None:
+        """Encode all that pictures say which share their encoders."""
+        chunks = self._shape.chunks
+        every = {number: dict.fromkeys(self._turns[number]) for number in numbers}
+        if chunks == 1:
+            prompts = [rows[-1] for number in numbers for rows in every[number]]
+            negatives = [rows[0] for number in numbers for rows in every[number] if len(rows) > 1 and rows[0]]
+            texts.encode(prompts + negatives)
+        for number in numbers:
+            for rows in every[number]:
+                *negative, prompt = rows
+                without = [texts.negative(one, chunks) for one in negative]
+                self._found[number][rows] = [*without, texts.prompt(prompt, chunks)]
+
+    def at(self, step: int) -> Conditioning:
+        """Return the conditioning of all rows at a step, from 0; of a guided picture the one without text first."""
+        import torch
+
+        step = min(step, self.steps - 1)
+        now = tuple(turns[step] for turns in self._turns)
+        if now != self._now:
+            rows = [row for found, words in zip(self._found, now, strict=True) for row in found[words]]
+            stacked = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+            shape = self._shape
+            self._rows = self._base.with_size(stacked, shape.width, shape.height, self._guidance)
+            self._now = now
+        return self._rows
 
 
-def _rows(pictures: Sequence[Picture], texts: TextCache) -> list[list[Conditioning]]:
-    """Return the rows of each picture, whose texts are encoded by the same encoders."""
-    shape = pictures[0].shape
-    if shape.chunks == 1:
-        negatives = [picture.negative for picture in pictures if shape.guided and picture.negative]
-        texts.encode([picture.text for picture in pictures] + negatives)
-    return [
-        [
-            *([texts.negative(picture.negative, shape.chunks)] if shape.guided else []),
-            texts.prompt(picture.text, shape.chunks),
-        ]
-        for picture in pictures
-    ]
+def step_texts(text: str, steps: int, weighs: bool) -> list[str]:
+    """Return what is encoded of a text at each step.
+
+    Args:
+        text: Of a picture.
+        steps: That are done of it.
+        weighs: Whether words are weighed by brackets; else they are taken out step by step.
+    """
+    said = by_step(text, steps)
+    return said if weighs or not has_schedule(text) else [plain_sentence(one) for one in said]
+
+
+def text_bytes(base: LoadedBase, picture: Picture) -> int:
+    """Return what the embeddings of a picture's words take beyond those of one text: they wait while it is made."""
+    weighs, steps = bool(base.clip_encoders()), max(1, picture.shape.steps_done)
+    more = sum(len(set(step_texts(one, steps, weighs))) - 1 for one in (picture.text, picture.negative))
+    if not more:
+        return 0
+    one = sum(value.numel() * value.element_size() for value in base.no_text(1).values())
+    return more * one * picture.shape.chunks
 
 
 def encode_weighted(base: LoadedBase, text: str, chunks: int) -> Conditioning:

@@ -18,6 +18,7 @@ from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.intake.faces import Box
 from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering.pictures import Picture
+from tunes_dagster.rendering.schedule import by_step, settled
 from tunes_dagster.rendering.sizes import enlarge, fit_area, rendered_size
 from tunes_dagster.rendering.texts import TextCache
 from tunes_dagster.rendering.wishes import enlarges_by_model
@@ -130,7 +131,7 @@ class Treatments:
         usual = entry.rendering if entry else {}
         done.image = self.aids.upscaler(self.base).enlarge(
             done.image,
-            picture.text,
+            by_step(settled(picture.text), 1)[0],
             picture.seed,
             steps=int(usual.get("steps", 30)),
             guidance=float(usual.get("guidance_scale", 4.0)),
@@ -253,7 +254,11 @@ class Treatments:
         shape = replace(
             picture.shape, width=width, height=height, strength=strength, masked=area is not None, control=""
         )
-        again = replace(picture, shape=shape, start=start, mask=area, control=None)
+        # What was to follow has followed: a finished picture goes on with the words of its last step.
+        text, negative = settled(picture.text), settled(picture.negative)
+        again = replace(
+            picture, shape=shape, start=start, mask=area, control=None, text=text, negative=negative
+        )
         latents = dn.denoise(self.base, [again], self.texts, self.bank, lambda rows: self.between())
         pixels, finite = dn.decode(self.base, latents)
         if not finite[0]:
