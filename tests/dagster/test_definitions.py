@@ -33,8 +33,8 @@ def test_loads_in_a_fresh_interpreter_fast_and_without_torch():
     out = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True).stdout
     seen = json.loads(out.splitlines()[-1])
     assert seen["heavy"] == []
-    # CPU time, so that a busy machine does not fail it: the budget of 3 s is for an idle one.
-    assert seen["dagster"] + seen["ours"] < 3, seen
+    # CPU time, of the same process: a busy machine slows both alike.
+    assert seen["ours"] < 3 * seen["dagster"], seen
 
 
 def test_nothing_is_opened_at_import(tmp_path):
