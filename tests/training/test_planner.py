@@ -238,3 +238,12 @@ def test_offloading_changes_no_weights(base_folder, entry, store, make_job):
     gather(pipeline, base.denoiser)
     clear(pipeline)
     assert base.encode_text(["a dog"])["hidden"].isfinite().all()
+
+
+@pytest.mark.parametrize("damage", [b"", b"<html>" * 9, b"\xff" * 64, b"\x02" + bytes(7) + b"[]", b"\x09"])
+def test_a_damaged_file_of_a_base_counts_for_nothing_until_it_is_loaded(tmp_path, damage):
+    """Sensors decide by these sizes: one damaged base stops no other's work."""
+    entry = load_catalog("embedded").resolve("tiny").model_copy(update={"base_id": "of-nobody"})
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "model.safetensors").write_bytes(damage)
+    assert sizes_of(entry, tmp_path) == sizes_of(entry)

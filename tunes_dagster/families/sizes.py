@@ -5,7 +5,6 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
-import json
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from tunes_dagster.core.recipe import Strict, TrainingOptions
 from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.headers import shapes_in
 from tunes_dagster.families.specs import spec_of
 
 _BILLION = 1e9
@@ -111,17 +111,12 @@ def _counted(folder: Path) -> dict[str, float]:
         part = file.parent.name
         role = roles.get(part) or ("text" if part.startswith("text_encoder") else None)
         if role and not _is_variant(file):
-            counts[role] = counts.get(role, 0.0) + _parameters(file) / _BILLION
-    return counts
+            numbers = sum(math.prod(shape) for shape in shapes_in(file).values())
+            counts[role] = counts.get(role, 0.0) + numbers / _BILLION
+    return {role: count for role, count in counts.items() if count}
 
 
 def _is_variant(file: Path) -> bool:
     """Whether a file repeats another one in fewer bits (`model.fp16.safetensors`)."""
     plain = file.with_name(file.name.replace(".fp16.", ".").replace(".bf16.", "."))
     return plain != file and plain.exists()
-
-
-def _parameters(file: Path) -> int:
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -5,19 +5,17 @@ A base in one file has the names of the original checkpoint, which are not looke
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.headers import shapes_in
 from tunes_dagster.families.originals import Shape
 from tunes_dagster.families.specs import families
 from tunes_dagster.training.foreign.fitting import Networks, fitted
 from tunes_dagster.training.foreign.names import DENOISER, Entry, Reading
 
-_LONGEST_HEADER = 100_000_000
 # Weights that are of no layer that adapters are put on.
 _NOT_LAYERS = ("embedding", "norm", "shared")
 
@@ -38,24 +36,11 @@ def networks_in(entry: BaseModelEntry, folder: Path) -> Networks | None:
 
 def _layers(folder: Path) -> Iterator[tuple[str, Shape]]:
     for file in sorted(folder.glob("*.safetensors")):
-        for name, shape in _header(file, file.stat().st_mtime_ns):
+        for name, shape in shapes_in(file).items():
             layer = name.removesuffix(".weight")
             named = not any(word in layer.rpartition(".")[2] for word in _NOT_LAYERS)
             if layer != name and len(shape) in (2, 4) and named:
                 yield layer, shape
-
-
-@lru_cache(maxsize=64)
-def _header(file: Path, _changed: int) -> tuple[tuple[str, Shape], ...]:
-    with file.open("rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        if not 2 <= size <= _LONGEST_HEADER:
-            return ()
-        try:
-            fields = json.loads(opened.read(size))
-        except ValueError:
-            return ()
-    return tuple((name, tuple(said["shape"])) for name, said in fields.items() if name != "__metadata__")
 
 
 def why_not(
