@@ -36,7 +36,7 @@ def test_each_picture_and_what_is_left_out_is_named(
     assert "caption from its file or table: a photo of ohwx mug on a table" in text
     assert "caption from the template" in text
     assert "tiny.png: not used." in text and "nobody.png" in text
-    assert "% cropped away" in text
+    assert "% cropped away around the subject" in text
     assert "Much of these is cropped away: strip.png" in text
     assert installation.registry.tunes.rows() == [] and not list(installation.store.list("tunes"))
     handed = tunes("train", str(folder), "--name", "mug", "--base", "tiny", "--no-wait")

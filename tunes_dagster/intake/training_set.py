@@ -23,6 +23,8 @@ from tunes_dagster.intake.manifest import Manifest, PictureRow
 from tunes_dagster.intake.measures import Fingerprint, near_pairs
 from tunes_dagster.intake.pictures import decode
 from tunes_dagster.intake.restore import Restorer
+from tunes_dagster.intake.saliency import subject_in
+from tunes_dagster.intake.subject import is_style
 from tunes_dagster.intake.variations import variations
 
 LEAK_BITS = 4
@@ -30,6 +32,10 @@ LEAK_BITS = 4
 
 # Share of a picture beyond which what is cropped away is worth a finding, and how many are named in it.
 _MUCH_LOST, _NAMED = 0.3, 5
+# Share from which on a subject without a face is looked for: below it, hardly any lies outside of the middle.
+_SOME_LOST = 0.1
+
+Around = Literal["middle", "face", "subject"]
 
 
 class TrainingItem(BaseModel):
@@ -43,6 +49,7 @@ class TrainingItem(BaseModel):
         kind: A full picture or a face crop.
         bucket: (width, height) it is trained at.
         crop: left, top, right, bottom in the stored picture's pixels; has the bucket's aspect ratio.
+        around: What the crop is around: the largest face, what stands out, or the picture's middle.
         held_out: Kept for scoring, never trained on.
         mirrored: Trained on left for right.
         tone: Factors on brightness and contrast.
@@ -61,6 +68,7 @@ class TrainingItem(BaseModel):
     kind: Literal["full", "face"]
     bucket: tuple[int, int]
     crop: Crop
+    around: Around = "middle"
     held_out: bool = False
     mirrored: bool = False
     tone: tuple[float, float] = (1.0, 1.0)
@@ -182,9 +190,10 @@ def build_training_set(
         faces = _faces(row, manifest.detector, detector, store) if wants_faces else []
         if restorer is not None and faces:
             row = _restored(row, restorer, store)
-        items += _items_of(row, faces, resolution, options, held_out=row.hash in out)
+        focus, around = _focus(row, faces, resolution, class_name, store)
+        items += _items_of(row, faces, focus, resolution, options, held_out=row.hash in out, around=around)
         if options.one_picture and len(rows) == 1:
-            items += _variations_of(items[0], row, faces, resolution, class_name)
+            items += _variations_of(items[0], row, focus, resolution, class_name)
         report.step(number, len(rows))
     _tell(report, options, rows, items)
     built = TrainingSet(
@@ -202,6 +211,23 @@ def build_training_set(
     built.save(store)
     report.note(f"{len(built.training)} items to train on, {len(built.held_out)} held out.")
     return built
+
+
+def _focus(
+    row: PictureRow, faces: Sequence[Box], resolution: int, class_name: str, store: Store
+) -> tuple[Sequence[Box], Around]:
+    """Return what a picture is cropped around, the most important first, and what that is.
+
+    A subject without a face is looked for where much is lost; all of a picture shows its style.
+    """
+    if faces:
+        return faces, "face"
+    crop = crop_for(row.width, row.height, choose_bucket(row.width, row.height, resolution))
+    if is_style(class_name) or share_lost(row.width, row.height, crop) < _SOME_LOST:
+        return [], "middle"
+    assert row.key is not None
+    box = subject_in(decode(store.read_bytes(row.key), row.name), crop)
+    return ([box], "subject") if box else ([], "middle")
 
 
 def _restored(row: PictureRow, restorer: Restorer, store: Store) -> PictureRow:
@@ -232,7 +258,8 @@ def _tell(
         more = f" and {len(much) - _NAMED} more" if len(much) > _NAMED else ""
         report.finding(
             f"Much of these is cropped away: {', '.join(much[:_NAMED])}{more}. What is trained on is the part around "
-            "the largest face, or the middle; crop them yourself where the subject lies elsewhere."
+            "the largest face, else around what stands out, else the middle; crop them yourself where the subject lies "
+            "elsewhere."
         )
     if options.mask != "off":
         without = sum(not (item.mask_key or item.mask_box) for item in items if not item.held_out)
@@ -242,11 +269,11 @@ def _tell(
 
 
 def _variations_of(
-    full: TrainingItem, row: PictureRow, faces: Sequence[Box], resolution: int, class_name: str
+    full: TrainingItem, row: PictureRow, focus: Sequence[Box], resolution: int, class_name: str
 ) -> list[TrainingItem]:
     """Return the one picture in other crops, mirrored and toned."""
     made = []
-    for one in variations(row.width, row.height, full.bucket, resolution, class_name, faces):
+    for one in variations(row.width, row.height, full.bucket, resolution, class_name, focus):
         seen = f"{row.hash}:{one.bucket}:{one.crop}:{one.mirrored}:{one.tone}"
         update = {
             "hash": hashlib.sha256(seen.encode()).hexdigest(),
@@ -268,7 +295,13 @@ def _faces(row: PictureRow, judged_by: str, detector: FaceDetector, store: Store
 
 
 def _items_of(
-    row: PictureRow, faces: Sequence[Box], resolution: int, options: DatasetOptions, held_out: bool
+    row: PictureRow,
+    faces: Sequence[Box],
+    focus: Sequence[Box],
+    resolution: int,
+    options: DatasetOptions,
+    held_out: bool,
+    around: Around,
 ) -> list[TrainingItem]:
     assert row.key is not None
     bucket = choose_bucket(row.width, row.height, resolution)
@@ -279,7 +312,8 @@ def _items_of(
         name=row.name,
         kind="full",
         bucket=bucket,
-        crop=crop_for(row.width, row.height, bucket, faces),
+        crop=crop_for(row.width, row.height, bucket, focus),
+        around=around,
         held_out=held_out,
         mask_key=row.mask_key if options.mask == "file" else None,
         mask_box=_face_mask(row, faces) if options.mask == "face" and faces else None,

@@ -82,7 +82,7 @@ def in_words(
 
 def _item(item: TrainingItem, width: int, height: int, caption: str, source: str) -> str:
     lost = share_lost(width, height, item.crop)
-    cropped = f", {lost:.0%} cropped away" if lost >= 0.01 else ""
+    cropped = f", {lost:.0%} cropped away around the {item.around}" if lost >= 0.01 else ""
     what = "face, " if item.kind == "face" else ""
     use = "held out" if item.held_out else "trained on"
     words = caption if len(caption) <= _LONGEST else caption[:_LONGEST] + " …"
