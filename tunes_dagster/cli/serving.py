@@ -66,7 +66,7 @@ def _places(installation: Installation, host: str, port: int, api_port: int) -> 
     places = [Place(ui, host, port, "/server_info")]
     if api_port:
         apis = f"HTTP APIs:  {address_of(host, api_port)}/docs   (--api-port 0 leaves them out)"
-        places.append(Place(apis, host, api_port, "/docs"))
+        places.append(Place(apis, host, api_port, "/health"))
     return places
 
 

@@ -78,8 +78,9 @@ class Manners:
             "subject": state.get("subject"),
             "problem": state.get("problem"),
         }
+        asked = logging.DEBUG if route == "/health" else logging.INFO  # by machines, every few seconds
         log.log(
-            logging.WARNING if status >= 500 else logging.INFO,
+            logging.WARNING if status >= 500 else asked,
             "request",
             extra={"facts": {name: value for name, value in facts.items() if value is not None}},
         )
