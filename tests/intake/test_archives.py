@@ -91,7 +91,11 @@ def test_links_and_devices(tmp_path: Path) -> None:
     for kind, target in ((tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "a.png")):
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = kind, target
-        assert "link 'link.png'" in refused(tarred(FILES, link), tmp_path)
+        assert "link 'link.png'" in refused(tarred({}, link), tmp_path)
+        (tmp_path / "beside.tar").write_bytes(tarred(FILES, link))
+        found = list(read_archive(tmp_path / "beside.tar"))
+        assert [member.data for member in found if member.name == "link.png"] == [b""]
+        assert {member.name: member.data for member in found if not member.fault} == FILES
     for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE):
         device = tarfile.TarInfo("device.png")
         device.type = kind
@@ -112,6 +116,18 @@ def test_links_and_devices(tmp_path: Path) -> None:
 def test_archives_in_archives(inner: bytes, tmp_path: Path) -> None:
     for pack in (zipped, tarred):
         assert "holds another archive, 'photos.jpg'" in refused(pack({"photos.jpg": inner}), tmp_path)
+
+
+def test_a_link_or_an_archive_beside_pictures_costs_itself_alone(tmp_path: Path) -> None:
+    inner = zipped({"x.png": FILES["a.png"]})
+    linked = tarfile.TarInfo("link.png")
+    linked.type, linked.linkname = tarfile.SYMTYPE, "a.png"
+    data = tarred({"a.png": FILES["a.png"], "notes.docx": inner, "captions.xlsx": inner}, linked)
+    file = tmp_path / "x.tar"
+    file.write_bytes(data)
+    found = {member.name: (bool(member.data), member.fault) for member in read_archive(file)}
+    odd = (False, "it is a link or another archive")
+    assert found == {"a.png": (True, ""), "notes.docx": odd, "captions.xlsx": (True, ""), "link.png": odd}
 
 
 def test_encrypted(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def archive_kind(head: bytes) -> str | None:
 
 def is_junk(name: str) -> bool:
     """Whether a file is what operating systems leave behind (`__MACOSX/…`, `.DS_Store`, `Thumbs.db`)."""
-    path = PurePosixPath(name)
+    path = PurePosixPath(name.replace("\\", "/"))  # as some archivers for Windows write them
     return (
         path.name == "Icon\r"  # a folder's own picture on a Mac
         or "__MACOSX" in path.parts

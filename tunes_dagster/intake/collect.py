@@ -134,7 +134,7 @@ class _Examiner:
                     raise Cancelled
                 if member.fault and not is_picture_name(member.name):
                     record.ignored.append(member.name)
-                    record.notes.append(f"{member.name}: not used, it is damaged ({member.fault}).")
+                    record.notes.append(f"{member.name}: not used, {_why(member)}.")
                 elif is_sidecar(member.name):
                     sidecars.add(member.name, member.data)
                 elif member.fault:
@@ -162,9 +162,14 @@ class _Examiner:
 
 
 def _damaged(member: Member) -> Failure:
-    failure = unreadable(member.name, "it is damaged inside its archive", "Pack the pictures again.")
+    failure = unreadable(member.name, _why(member), "Pack the pictures again.")
     failure.detail = member.fault
     return failure
+
+
+def _why(member: Member) -> str:
+    """Return why a member of an archive has no content; what is said of damage is a library's, for operators."""
+    return member.fault if member.fault.startswith("it is ") else "it is damaged inside its archive"
 
 
 def _length(data: bytes | Path) -> int:

@@ -20,7 +20,7 @@ from tunes_dagster.intake.subject import is_class_word, is_style, names_word
 
 # More repeats than these, after what all have in common is divided out, only make a tune forget the other pictures.
 MOST_REPEATS = 10
-_REPEATED = re.compile(r"([1-9]\d{0,3})_+[\s_]*(\S.*)")
+_REPEATED = re.compile(r"([1-9]\d{0,3})_+[\s_]*(\S*[^\W\d_].*)")
 _REGULAR = re.compile(r"reg(s|ulari[sz]ation\w*)?([\s_-].*)?", re.IGNORECASE)
 _SUBJECTS = frozenset({"img", "imgs", "image", "images", "train"})
 _WRITTEN = frozenset({"model", "models", "log", "logs", "sample", "samples"})

@@ -103,10 +103,17 @@ def _without_picture_suffix(name: str) -> str:
     return stem(name) if PurePosixPath(name.lower()).suffix in SUFFIXES else plain(name)
 
 
+def _tail(depth: int) -> Key:
+    """Return the key of names by their last parts."""
+    return lambda name: "/".join(loose(name).split("/")[-depth:])
+
+
 # Whoever writes a picture's name down means it by its path, by its name in whatever folder, or without its suffix.
 PICTURE_STAGES = (
     Stage(plain, plain, plain),
     Stage(loose, loose, plain),
+    # Paths of another machine (`/home/me/set/a/1.png`) have their last folders in common with what is here.
+    *(Stage(_tail(depth), _tail(depth), plain) for depth in (4, 3, 2)),
     Stage(base, base, plain),
     Stage(lambda name: loose(base(name)), lambda name: loose(base(name)), plain),
     Stage(_without_picture_suffix, stem, stem),

@@ -63,6 +63,20 @@ _TAR_HEADERS_BYTES = 8 * MB
 _HEADERS_PER_MEMBER = 4
 _PIECE = MB
 _UTF8 = 0x800
+_NO_LINKS = "Put the file itself into the archive."
+# What is said of a member that is passed over; see `collect`.
+_ODD = "it is a link or another archive"
+
+# Name, size, and why there is no content: what is wrong with it, or the refusal of an archive that holds nothing else.
+_Member = tuple[str, int, "str | Failure"]
+
+
+class _Odd(Exception):
+    """A member that is passed over."""
+
+    def __init__(self, refusal: Failure) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 def unpack(work: Work) -> None:
@@ -70,12 +84,19 @@ def unpack(work: Work) -> None:
     arguments = work.arguments
     limits = ArchiveLimits(**arguments["limits"])
     meter = _Meter(str(arguments["name"]), limits, packed=int(arguments["size"]))
+    whole, first = 0, None
     for name, size, fault in _members(work.file, meter, work.outputs[0]):
+        if isinstance(fault, Failure):
+            first, fault = first or fault, _ODD
+        else:
+            whole += 1
         work.say(member={"name": name, "size": size, "fault": fault})
         work.wait()
+    if first is not None and not whole:
+        raise first  # nothing but what is passed over: that is what is wrong with it
 
 
-def _members(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[tuple[str, int, str]]:
+def _members(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[_Member]:
     kind = archive_kind(file.read(512))
     file.seek(0)
     try:
@@ -155,16 +176,18 @@ class _Meter:
         return refuse(self.label, f"holds {name!r}, which is larger than {size} (a bomb?)", "Leave it out.")
 
     def check_content(self, name: str, head: bytes) -> None:
-        """Refuse archives in archives."""
-        if archive_kind(head):
-            raise refuse(
-                self.label,
-                f"holds another archive, {name!r}",
-                "Put the pictures themselves into one archive.",
+        """Pass over archives in archives; a workbook is a zip, and opened as what it is."""
+        if archive_kind(head) and not name.lower().endswith(".xlsx"):
+            raise _Odd(
+                refuse(
+                    self.label,
+                    f"holds another archive, {name!r}",
+                    "Put the pictures themselves into one archive.",
+                )
             )
 
 
-def _read_zip(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[tuple[str, int, str]]:
+def _read_zip(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[_Member]:
     _check_directory(file, meter)
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
@@ -178,8 +201,13 @@ def _read_zip(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[tuple[
                 continue
             name, size, fault = check_name(name, meter.label), 0, ""
             try:
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    raise _Odd(refuse(meter.label, f"holds the link {name!r}", _NO_LINKS))
                 with archive.open(info) as stream:
                     size = _copy_member(stream, name, meter, out, count=True)
+            except _Odd as odd:
+                yield name, 0, odd.refusal
+                continue
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 fault = str(error)[:200] or "it ends early"  # the others lie elsewhere in the file
             yield name, size, fault
@@ -246,9 +274,7 @@ def _check_entry(info: zipfile.ZipInfo, meter: _Meter) -> None:
     meter.count_member()
     name = info.filename if is_junk(info.filename) else check_name(info.filename, meter.label)
     mode = info.external_attr >> 16
-    if stat.S_ISLNK(mode):
-        raise refuse(meter.label, f"holds the link {name!r}", "Put the file itself into the archive.")
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
         raise refuse(meter.label, f"holds {name!r}, which is not a plain file", "Leave it out.")
     if info.flag_bits & 0x1:
         raise refuse(meter.label, "is encrypted", "Pack the pictures without a password.")
@@ -274,7 +300,7 @@ def _check_overlap(infos: Sequence[zipfile.ZipInfo], end: int, meter: _Meter) ->
             )
 
 
-def _read_tar(file: IO[bytes], kind: str, meter: _Meter, out: IO[bytes]) -> Iterator[tuple[str, int, str]]:
+def _read_tar(file: IO[bytes], kind: str, meter: _Meter, out: IO[bytes]) -> Iterator[_Member]:
     with (
         _CountingReader(_unpacker(file, kind, meter), meter) as stream,
         tarfile.open(fileobj=stream, mode="r|", errorlevel=1, tarinfo=_counted(meter)) as archive,  # type: ignore[call-overload]
@@ -285,14 +311,18 @@ def _read_tar(file: IO[bytes], kind: str, meter: _Meter, out: IO[bytes]) -> Iter
                 continue
             name = check_name(shown(info.name), meter.label)
             if info.issym() or info.islnk():
-                raise refuse(meter.label, f"holds the link {name!r}", "Put the file itself into the archive.")
+                yield name, 0, refuse(meter.label, f"holds the link {name!r}", _NO_LINKS)
+                continue
             if not info.isreg() or info.issparse():
                 raise refuse(meter.label, f"holds {name!r}, which is not a plain file", "Leave it out.")
             if info.size > meter.limits.member_bytes:
                 raise meter.too_large(name)
             content = archive.extractfile(info)
             assert content is not None
-            yield name, _copy_member(content, name, meter, out, count=False), ""
+            try:
+                yield name, _copy_member(content, name, meter, out, count=False), ""
+            except _Odd as odd:
+                yield name, 0, odd.refusal
 
 
 def _counted(meter: _Meter) -> type[tarfile.TarInfo]:
