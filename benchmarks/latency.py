@@ -114,7 +114,7 @@ class House:
         self.process = process
         self.client = httpx.Client(base_url=address, timeout=60)
         self._until(self._answers, "the HTTP server")
-        self.whole = Installation(Settings(home=home))
+        self.whole = Installation(Settings(home=home, allow_hosts=["127.0.0.1"]))
         rows = self.whole.registry
         rows.accounts.add("bench")
         rows.ledger.open_wallet("bench", plan="house", requests_per_minute=1_000_000, sign_up_grant=10**15)
@@ -301,20 +301,28 @@ def burst(house: House, device: str, prompts: int) -> dict[str, float]:
     return {"burst_32_s": round(seconds, 2), "burst_32_ratio": round(seconds / mixed, 2)}
 
 
-def beside_training(house: House, asked: argparse.Namespace, computing: float) -> dict[str, float]:
-    """Return how a tune fares alone and with a picture every `every` seconds, and how these do."""
-    said = {}
+class Said(dict[str, float]):
+    """What was measured; each figure is told as it comes, so that what ends early has not measured for nothing."""
+
+    def tell(self, **figures: float) -> None:
+        """Keep some figures and tell them."""
+        self.update(figures)
+        sys.stderr.write(f"{json.dumps(figures)}\n")
+
+
+def beside_training(house: House, asked: argparse.Namespace, computing: float, said: Said) -> None:
+    """Tell how a tune fares alone and with a picture every `every` seconds, and how these do."""
     began = time.monotonic()
     alone = house.train(asked.steps)
     house.until_step(alone)
-    said["first_step_s"] = round(time.monotonic() - began, 2)
+    said.tell(first_step_s=round(time.monotonic() - began, 2))
     first = time.monotonic()
     while house.trains(alone):
         time.sleep(0.02)
     quiet = time.monotonic() - first
     house.ready(alone)
     ready = time.monotonic() - began
-    said["ready_vs_inprocess"] = round(ready / in_process_seconds(asked.steps, asked.device), 2)
+    said.tell(ready_vs_inprocess=round(ready / in_process_seconds(asked.steps, asked.device), 2))
 
     busy, waits = house.train(asked.steps), []
     house.until_step(busy)
@@ -323,10 +331,11 @@ def beside_training(house: House, asked: argparse.Namespace, computing: float) -
         if time.monotonic() - first >= asked.every * len(waits):
             waits.append(house.picture(200 + len(waits), asked.base) - computing)
         time.sleep(0.02)
-    said["training_slowdown"] = round((time.monotonic() - first) / (quiet + len(waits) * computing), 2)
-    said["training_overhead_p50_s"] = round(statistics.median(waits), 2)
+    slowdown = (time.monotonic() - first) / (quiet + len(waits) * computing)
+    said.tell(
+        training_slowdown=round(slowdown, 2), training_overhead_p50_s=round(statistics.median(waits), 2)
+    )
     house.ready(busy)
-    return said
 
 
 def main() -> None:
@@ -347,21 +356,21 @@ def main() -> None:
     if asked.quick:
         asked.pictures, asked.steps, asked.every = 3, 30, 2.0
     computing = computing_seconds(asked.device)
-    said: dict[str, float] = {"computing_s": round(computing, 3)}
+    said = Said()
+    said.tell(computing_s=round(computing, 3))
     with tempfile.TemporaryDirectory() as folder, installation(Path(folder) / "home", asked.device) as house:
         cores, gib = house.resting()
-        said |= {"idle_cpu": round(cores, 3), "idle_gb": round(gib, 2)}
-        said["cold_overhead_s"] = round(house.picture(0, asked.base) - computing, 2)
+        said.tell(idle_cpu=round(cores, 3), idle_gb=round(gib, 2))
+        said.tell(cold_overhead_s=round(house.picture(0, asked.base) - computing, 2))
         waits = sorted(house.picture(seed, asked.base) - computing for seed in range(1, asked.pictures + 1))
-        said["idle_overhead_p50_s"] = round(statistics.median(waits), 2)
-        said["idle_overhead_p95_s"] = round(waits[int(0.95 * (len(waits) - 1) + 0.5)], 2)
-        said["warm_gb"] = round(house.resting(2.0)[1], 2)
+        high = waits[int(0.95 * (len(waits) - 1) + 0.5)]
+        said.tell(idle_overhead_p50_s=round(statistics.median(waits), 2), idle_overhead_p95_s=round(high, 2))
+        said.tell(warm_gb=round(house.resting(2.0)[1], 2))
         house.picture(50, asked.other, steps=4)  # distilled bases take few
-        said["switch_overhead_s"] = round(house.picture(51, asked.base) - computing, 2)
-        waits = house.callbacks(asked.pictures)
-        said["callback_p50_s"] = round(statistics.median(waits), 2)
-        said |= burst(house, asked.device, 8 if asked.quick else 32)
-        said |= beside_training(house, asked, computing)
+        said.tell(switch_overhead_s=round(house.picture(51, asked.base) - computing, 2))
+        said.tell(callback_p50_s=round(statistics.median(house.callbacks(asked.pictures)), 2))
+        said.tell(**burst(house, asked.device, 8 if asked.quick else 32))
+        beside_training(house, asked, computing, said)
     print(json.dumps(said))
 
 

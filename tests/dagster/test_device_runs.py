@@ -387,6 +387,18 @@ def test_a_session_is_started_when_something_waits_and_none_is_there(place, monk
     assert place.status(run_id) == Status.FAILURE and asked.run_key.startswith("session_")
 
 
+def test_what_a_session_had_goes_on_as_soon_as_dagster_saw_its_process_die(place):
+    tune, hosting = place.prepared(), place.created("device_session", "")
+    place.registry.device_runs.hold_device(place.session.name, "here", "cpu", hosting)
+    work = place.session.begin("train", tune.id)
+    session_sensors.give_up_dead(place.instance, place.installation)
+    assert place.registry.work.get(work.id).state == "running"
+    place.instance.report_run_failed(place.instance.get_run_by_id(hosting))
+    session_sensors.give_up_dead(place.instance, place.installation)
+    assert place.registry.work.get(work.id).state == "queued"
+    assert not place.registry.device_runs.session_lives(60)
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_further_session_is_started_while_something_waits_and_a_device_is_free(place, monkeypatch, devices):
     monkeypatch.setattr(session_sensors, "_counted", {place.house.settings.device: devices})

@@ -75,14 +75,17 @@ def zipped(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture
-def settings(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """An installation with short waits."""
+@pytest.fixture(params=["auto", "off"])
+def settings(
+    request: pytest.FixtureRequest, tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Settings]:
+    """An installation with short waits: as it comes, with device sessions, and with a process per run."""
     for name, value in {
         "DAGSTER_HOME": str(ROOT),
         "TUNES_DAGSTER_STORAGE": str(tmp_path / "dagster"),
         "TUNES_HOME": str(tmp_path / "home"),
         "TUNES_DEVICE": "cpu",
+        "TUNES_SESSIONS": request.param,
         "OMP_NUM_THREADS": "1",
         "TUNES_CATALOG": str(write_catalog(tmp_path / "catalog.yaml", base_folder)),
         "TUNES_ALLOW_HOSTS": '["127.0.0.1"]',
@@ -149,7 +152,17 @@ def kill_training(registry: Registry, instance: dg.DagsterInstance, tune_id: str
     """SIGKILL the worker that trains a tune."""
     (work,) = registry.work.of(tune_id, "train")
     assert work.state == "running" and work.run_id
-    os.kill(worker_of(instance, work.run_id), signal.SIGKILL)
+    session = registry.device_runs.session(work.run_id)
+    hosted_by = work.run_id if session is None else session.run_id
+    assert hosted_by
+    os.kill(worker_of(instance, hosted_by), signal.SIGKILL)
+
+
+def log_of(instance: dg.DagsterInstance, job: str, partition: str) -> list[str]:
+    """Return the lines of the newest run of a job, of a tune where its runs have partitions."""
+    tags = {} if job == "train_cohort" else {"dagster/partition": partition}
+    newest = instance.get_runs(dg.RunsFilter(job_name=job, tags=tags), limit=1)
+    return [entry.message or "" for run in newest for entry in instance.all_logs(run.run_id)]
 
 
 def uninterrupted(registry: Registry, store: Store, tune_id: str, base_folder: Path):
@@ -218,10 +231,15 @@ def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(
     assert row.status == "ready", row.failure_message
     (work,) = registry.work.of(tune.id, "train")
     assert work.attempt == 2
-    lines = [entry.message for entry in instance.all_logs(work.run_id)]
-    assert any("Resumed at step" in (line or "") for line in lines)
-    killed = instance.get_runs(dg.RunsFilter(job_name="train_cohort", statuses=[dg.DagsterRunStatus.FAILURE]))
-    assert len(killed) == 1
+
+    job = "train_tune" if settings.uses_sessions else "train_cohort"
+    wait_for(
+        "word of the resumption",
+        lambda: any("Resumed at step" in line for line in log_of(instance, job, tune.id)),
+        log,
+    )
+    failed = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.FAILURE])
+    wait_for("word of the kill", lambda: len(instance.get_runs(failed)) == 1, log)
 
     weights = load(store.read_bytes(row.result["weights_key"]))
     reference = uninterrupted(registry, store, tune.id, base_folder)

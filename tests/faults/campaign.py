@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.faults import FAULTS, ended, in_a_child
-from tests.faults.home import STAGES, begin, copied, outcome
+from tests.faults.home import INSTEAD, STAGES, begin, copied, doing, outcome
 from tunes_dagster.registry.holders import writer_of
 
 
@@ -110,6 +110,15 @@ def reference(folder: Path, base: Path, stages: Sequence[str] = tuple(STAGES)) -
             raise AssertionError(f"{stage} without a fault ended as {how}: {_traces(home)}")
         found.moments[stage] = int((home / "moments").read_text())
         found.outcomes[stage] = _told(home)
+    for other, (stage, _) in INSTEAD.items():
+        if stage in stages:
+            copied(folder / stage, folder / other)
+            again = copied(folder / stage, folder / f"{other}-now")
+            how = ended(in_a_child(again, doing(other)))
+            if how != "0":
+                raise AssertionError(f"{other} without a fault ended as {how}: {_traces(again)}")
+            found.moments[other] = int((again / "moments").read_text())
+            found.outcomes[other] = found.outcomes[stage]
     return found
 
 
@@ -121,7 +130,7 @@ def _holds_the_lock(folder: Path, pid: int) -> bool:
 def try_case(known: Reference, case: Case, folder: Path) -> str:
     """Let a fault happen and make the home whole again; returns what is wrong, empty when nothing is."""
     copied(known.folder / case.stage, folder)
-    do, at = STAGES[case.stage], max(1, round(case.share * known.moments[case.stage]))
+    do, at = doing(case.stage), max(1, round(case.share * known.moments[case.stage]))
     first = in_a_child(folder, do, at, case.fault)
     how = ended(first)
     if how == "hung":
@@ -149,9 +158,11 @@ def try_case(known: Reference, case: Case, folder: Path) -> str:
     return "; ".join(wrong) or (str(found) if "cannot be looked at" in found else "")
 
 
-def cases(count: int, seed: int, stages: Sequence[str] = tuple(STAGES)) -> Iterator[Case]:
+def cases(
+    count: int, seed: int, stages: Sequence[str] = tuple(STAGES), faults: Sequence[str] = tuple(FAULTS)
+) -> Iterator[Case]:
     """Yield faults at random moments, every pair of stage and fault before any comes again."""
-    chance, pairs = random.Random(seed), [(stage, fault) for stage in stages for fault in FAULTS]
+    chance, pairs = random.Random(seed), [(stage, fault) for stage in stages for fault in faults]
     for number in range(count):
         if number % len(pairs) == 0:
             chance.shuffle(pairs)
@@ -164,8 +175,9 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=42)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--light", action="store_true", help="only the stages that load no model")
+    parser.add_argument("--session", action="store_true", help="kill a device session, again and again")
     asked = parser.parse_args()
-    stages = LIGHT if asked.light else tuple(STAGES)
+    stages = LIGHT if asked.light else ("prepare", "make") if asked.session else tuple(STAGES)
     from tests.support.tiny_bases import make_random_sdxl
 
     wrong = 0
@@ -174,7 +186,10 @@ def main() -> int:
         base = make_random_sdxl(folder / "random-sdxl")
         load_everything()
         known = reference(folder / "reference", base, stages)
-        for number, case in enumerate(cases(asked.cases, asked.seed, stages), 1):
+        chosen = cases(asked.cases, asked.seed, stages)
+        if asked.session:
+            chosen = cases(asked.cases, asked.seed, ("session",), ("kill",))
+        for number, case in enumerate(chosen, 1):
             said = try_case(known, case, folder / "case")
             shutil.rmtree(folder / "case")
             wrong += bool(said)

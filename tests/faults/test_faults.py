@@ -39,3 +39,18 @@ def test_hundreds_of_faults_in_all_stages(base_folder: Path, tmp_path: Path) -> 
         if said := try_case(known, case, tmp_path / f"home-{number}"):
             wrong[case] = said
     assert wrong == {}
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(0)
+def test_a_session_that_is_killed_a_hundred_times_leaves_nothing_undone(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    """Two tunes and their prompts: the same weights and pictures, to the bit, as without sessions."""
+    load_everything()
+    known = reference(tmp_path / "reference", base_folder, ("prepare", "make"))
+    wrong = {}
+    for number, case in enumerate(cases(100, 1, ("session",), ("kill",))):
+        if said := try_case(known, case, tmp_path / f"home-{number}"):
+            wrong[case] = said
+    assert wrong == {}

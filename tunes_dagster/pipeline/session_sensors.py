@@ -27,6 +27,7 @@ from tunes_dagster.registry import Registry
 from tunes_dagster.service import decide
 from tunes_dagster.service.installation import Installation
 from tunes_dagster.sessions.hardware import count_devices
+from tunes_dagster.sessions.keeping import give_up
 
 # A tick has 60 s, and requesting 25 runs takes up to 7 of them.
 _TELLING_SECONDS = 20.0
@@ -69,6 +70,7 @@ def device_runs(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     asked = requests(
         instance_of(context), whole.registry.device_runs.requests_due(limit=decide.RUNS_PER_TICK)
     )
+    give_up_dead(instance_of(context), whole)
     if not session_is_wanted(instance_of(context), whole):
         return asked
     session = dg.RunRequest(
@@ -78,6 +80,18 @@ def device_runs(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         run_requests=[session, *(asked.run_requests or [])],
         dynamic_partitions_requests=asked.dynamic_partitions_requests,
     )
+
+
+def give_up_dead(instance: dg.DagsterInstance, installation: Installation) -> None:
+    """Have the work of sessions go on whose run has ended and who did not say so: Dagster saw their process die.
+
+    A run that was marked as ended by force may have one that lives. It is fenced, and ends as soon as it hears of it.
+    """
+    registry = installation.registry
+    for one in registry.device_runs.sessions_alive(installation.settings.lost_after_seconds):
+        run = instance.get_run_by_id(one.run_id) if one.run_id else None
+        if run is not None and run.is_finished:
+            give_up(registry, one.id)
 
 
 def session_is_wanted(instance: dg.DagsterInstance, installation: Installation) -> bool:

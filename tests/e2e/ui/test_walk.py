@@ -48,7 +48,7 @@ def opened(page: Page, dev: Dev, path: str, text: str) -> None:
 
 
 def test_the_timeline_shows_what_happened(page: Page, dev: Dev, tunes: dict[str, Tune], shots: Path) -> None:
-    opened(page, dev, "/overview", "train_cohort")
+    opened(page, dev, "/overview", "train_tune")
     assert page.get_by_text("No runs in this time period").count() == 0
     page.screenshot(path=shots / "overview.png")
 
