@@ -299,6 +299,8 @@ ELSEWISE = {
     "tunes_dagster/service/drops.py _taken_in": "see test_a_drop_is_taken_in_once_the_store_is_back",
     "tunes_dagster/rendering/plain.py _one": "passes it on",
     "tunes_dagster/service/looking.py look_over": "goes on after TOO_FEW_PICTURES alone",
+    "tunes_dagster/service/looking.py rehearsed": "says in the dry run that they could not be looked at",
+    "tunes_dagster/cli/making.py _say_verdict": "the work meets it again, and says it with its tune",
     "tunes_dagster/training/cache.py read_tensors": "what is cached is made again",
     "tunes_dagster/training/loop.py _prepare": "ends the tune's attempt with it, which is tried again",
 }
