@@ -75,6 +75,13 @@ def test_drawn_seeds_follow_from_content_and_date():
     assert drawn_seed("a", "b") == 2_115_565_367, "the same on every machine, for ever"
 
 
+def test_a_seed_of_minus_one_is_drawn_like_none():
+    drawn = texts(expanded("text,seeds\na,\n"))
+    assert texts(expanded("text,seeds\na,-1\n")) == drawn
+    of_all = [texts(expanded("text\na\n", "settings: {seed: -1}\n")) for _ in range(2)]
+    assert of_all[0] == of_all[1] and of_all[0][0][2] >= 0
+
+
 def test_what_comes_twice_is_rendered_once():
     done = expanded("text,seeds\na,1-2\na,2\n")
     assert len(done.items) == 2

@@ -252,6 +252,8 @@ def _seeds(cell: str, wrong: Any) -> list[int | str]:
                 seeds += range(low, high + 1)
         elif (match := _SEED_COUNT.match(part)) and int(match.group(1)):
             seeds += [f"drawn {number}" for number in range(min(int(match.group(1)), MAX_PROMPTS))]
+        elif part == "-1":  # any, as most programs write it
+            seeds.append("drawn 0")
         elif part.isdecimal() and int(part) <= 2**32:
             seeds.append(int(part))
         else:
