@@ -70,7 +70,7 @@ def everything_is_usable(installation: InstallationResource) -> dg.AssetCheckRes
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stranded:
     """What nobody will ever move.
 

@@ -118,13 +118,20 @@ class Bench:
 
         side = self.options.resolution or self.entry.native_size
         items = [
-            TrainExample(self._store_picture(picture), caption, (side, side))
+            TrainExample(key=self._store_picture(picture), caption=caption, bucket=(side, side))
             for picture, caption in subject.training
         ]
         options = self.options.model_copy(update={"seed": seed})
         prefix = f"tunes/{name}/lora/1"
         return TuneJob(
-            name, options, items, subject.token, subject.class_name, prefix, Loud(name), resume_from=prefix
+            tune_id=name,
+            options=options,
+            items=items,
+            token=subject.token,
+            class_name=subject.class_name,
+            out_prefix=prefix,
+            report=Loud(name),
+            resume_from=prefix,
         )
 
     def _store_picture(self, picture: Image.Image) -> str:

@@ -101,7 +101,7 @@ def make_jobs(folder: str, count: int, side: int, rank: int) -> list[Any]:
             data = io.BytesIO()
             Image.effect_noise((side, side), 60 + PICTURES * number + i).convert("RGB").save(data, "PNG")
             key = store.write_blob(data.getvalue(), ".png")
-            items.append(TrainExample(key, f"a photo of ohwx thing {i}", (side, side)))
+            items.append(TrainExample(key=key, caption=f"a photo of ohwx thing {i}", bucket=(side, side)))
         options = TrainingOptions(
             steps=NOMINAL_STEPS,
             rank=rank,
@@ -118,7 +118,16 @@ def make_jobs(folder: str, count: int, side: int, rank: int) -> list[Any]:
             seed=number,
             gradient_checkpointing=False,
         )
-        jobs.append(TuneJob(f"tune_{number}", options, items, "ohwx", "thing", f"tunes/{number}"))
+        jobs.append(
+            TuneJob(
+                tune_id=f"tune_{number}",
+                options=options,
+                items=items,
+                token="ohwx",
+                class_name="thing",
+                out_prefix=f"tunes/{number}",
+            )
+        )
     return jobs
 
 

@@ -192,7 +192,7 @@ def calls(registry: Registry, tunes: int, prompts: int) -> dict[str, Callable[[]
         from tunes_dagster.core.ids import new_id
 
         request = TuneRequest.model_validate({"name": "dog"})
-        new = NewTune(request, id=new_id("tune"), base_id="x", recipe={}, origin="api")
+        new = NewTune(request=request, id=new_id("tune"), base_id="x", recipe={}, origin="api")
         tune = registry.tunes.accept(new).tune
         work = registry.work.claim("prepare", tune.id, "run")
         registry.work.heartbeat(work.id, "run")

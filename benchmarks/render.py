@@ -136,10 +136,19 @@ def mixed(bench: Bench, work: Sequence[Case]) -> list[np.ndarray]:
     uses = {tune: (LoraUse(bench.files[tune].name),) for tune in order}
     shelf = LoraShelf(Store(bench.files[0].parent), uses.values(), base.denoiser)
     guided = base.is_guided(bench.guidance)
-    shape = Shape(bench.side, bench.side, bench.steps, None, guided)
+    shape = Shape(width=bench.side, height=bench.side, steps=bench.steps, scheduler=None, guided=guided)
     texts = TextCache(base)
     pictures = [
-        Picture(i, 0, case.seed, shape, bench.guidance, case.text, "", order.index(case.tune))
+        Picture(
+            job=i,
+            number=0,
+            seed=case.seed,
+            shape=shape,
+            guidance_scale=bench.guidance,
+            text=case.text,
+            negative="",
+            slot=order.index(case.tune),
+        )
         for i, case in enumerate(work)
     ]
     made: list[np.ndarray] = []

@@ -80,7 +80,9 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
         items = []
         for picture, caption in subject(number):
             side = picture.width
-            items.append(TrainExample(store.write_blob(png(picture), ".png"), caption, picture.size))
+            items.append(
+                TrainExample(key=store.write_blob(png(picture), ".png"), caption=caption, bucket=picture.size)
+            )
         options = TrainingOptions(
             steps=arguments.steps,
             rank=arguments.rank,
@@ -96,7 +98,16 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
             checkpoint_every=arguments.steps,
             seed=number,
         )
-        jobs.append(TuneJob(f"tune_{number}", options, items, "ohwx", "thing", f"tunes/{number}"))
+        jobs.append(
+            TuneJob(
+                tune_id=f"tune_{number}",
+                options=options,
+                items=items,
+                token="ohwx",
+                class_name="thing",
+                out_prefix=f"tunes/{number}",
+            )
+        )
     base = load(arguments)
     started = clocks()
     cohorts = [[job] for job in jobs] if arguments.worker == "loaded-once" else [jobs]

@@ -26,7 +26,7 @@ from tunes_dagster.tiny import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """How long and on what. Steps win over minutes; with steps the result depends on the seed alone.
 

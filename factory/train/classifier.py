@@ -77,7 +77,19 @@ def train(
     net = build(HEADS).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
     ema = Ema(net, 0.998)
-    course = Course("classifier", work, budget, net, optimizer, 2e-3, 50, 0.4, clip=None, ema=ema, log=log)
+    course = Course(
+        name="classifier",
+        work=work,
+        budget=budget,
+        module=net,
+        optimizer=optimizer,
+        rate=2e-3,
+        warmup=50,
+        hold=0.4,
+        clip=None,
+        ema=ema,
+        log=log,
+    )
     for step in course:
         rng = np.random.default_rng((seed, step))
         picks = np.sort(rng.integers(0, pictures, batch))

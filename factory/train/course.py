@@ -12,7 +12,7 @@ from factory.train.clock import Budget, Ema, Tuner, learning_rate, load_checkpoi
 SECONDS_BETWEEN_CHECKPOINTS = 60
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Course:
     """Iterate over it to train until the budget is used up; it goes on from its checkpoint if there is one.
 

@@ -149,7 +149,17 @@ def train(
     ema = Ema(both)
     tuner = Tuner(device, fixed=(1, True))
     course = Course(
-        "decoder", work, budget, both, optimizer, LEARNING_RATE, 50, 0.3, ema=ema, tuner=tuner, log=log
+        name="decoder",
+        work=work,
+        budget=budget,
+        module=both,
+        optimizer=optimizer,
+        rate=LEARNING_RATE,
+        warmup=50,
+        hold=0.3,
+        ema=ema,
+        tuner=tuner,
+        log=log,
     )
 
     def averaged() -> Any:

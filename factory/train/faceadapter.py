@@ -235,14 +235,14 @@ def train(
     ema = Ema(lesson.parts, 0.998)
     tuner = Tuner("cpu", fixed=(threads, True) if threads else None)
     course = Course(
-        "faceadapter",
-        work,
-        budget,
-        lesson.parts,
-        optimizer,
-        LEARNING_RATE,
-        100,
-        0.4,
+        name="faceadapter",
+        work=work,
+        budget=budget,
+        module=lesson.parts,
+        optimizer=optimizer,
+        rate=LEARNING_RATE,
+        warmup=100,
+        hold=0.4,
         ema=ema,
         tuner=tuner,
         log=log,

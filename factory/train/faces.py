@@ -293,7 +293,18 @@ def train(
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     ema = Ema(net, 0.998)
     course = Course(
-        "faces", work, budget, net, optimizer, 3e-3, 50, 0.4, clip=None, ema=ema, tuner=tuner, log=log
+        name="faces",
+        work=work,
+        budget=budget,
+        module=net,
+        optimizer=optimizer,
+        rate=3e-3,
+        warmup=50,
+        hold=0.4,
+        clip=None,
+        ema=ema,
+        tuner=tuner,
+        log=log,
     )
     for step in course:
         shown, wanted = (part.to(device) for part in source.batch(np.random.default_rng((seed, step)), batch))

@@ -166,7 +166,17 @@ def train(
     ema = Ema(vae)
     tuner = Tuner(device, fixed=(1, True))
     course = Course(
-        "refine", work, budget, vae, optimizer, LEARNING_RATE, 100, 0.3, ema=ema, tuner=tuner, log=log
+        name="refine",
+        work=work,
+        budget=budget,
+        module=vae,
+        optimizer=optimizer,
+        rate=LEARNING_RATE,
+        warmup=100,
+        hold=0.3,
+        ema=ema,
+        tuner=tuner,
+        log=log,
     )
 
     def averaged() -> Any:

@@ -139,7 +139,17 @@ def train(
     optimizer = torch.optim.AdamW(
         both.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True
     )
-    course = Course("scorer", work, budget, both, optimizer, 1e-3, 200, 0.4, log=log)
+    course = Course(
+        name="scorer",
+        work=work,
+        budget=budget,
+        module=both,
+        optimizer=optimizer,
+        rate=1e-3,
+        warmup=200,
+        hold=0.4,
+        log=log,
+    )
     for step in course:
         rng = np.random.default_rng((seed, step))
         with torch.autocast(torch.device(device).type, torch.bfloat16):

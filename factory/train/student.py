@@ -168,7 +168,17 @@ def train(
     ema = Ema(unet)
     tuner = Tuner("cpu", fixed=(1, True))
     course = Course(
-        "student", work, budget, unet, optimizer, LEARNING_RATE, 100, 0.3, ema=ema, tuner=tuner, log=log
+        name="student",
+        work=work,
+        budget=budget,
+        module=unet,
+        optimizer=optimizer,
+        rate=LEARNING_RATE,
+        warmup=100,
+        hold=0.3,
+        ema=ema,
+        tuner=tuner,
+        log=log,
     )
 
     def sample(rng: np.random.Generator, rows: np.ndarray) -> tuple[Any, ...]:

@@ -192,7 +192,18 @@ def train(
         learner.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
     ema, tuner = Ema(learner, 0.998), Tuner(device, fixed=(1, True))
-    course = Course("upscaler", work, budget, learner, optimizer, RATE, 100, ema=ema, tuner=tuner, log=log)
+    course = Course(
+        name="upscaler",
+        work=work,
+        budget=budget,
+        module=learner,
+        optimizer=optimizer,
+        rate=RATE,
+        warmup=100,
+        ema=ema,
+        tuner=tuner,
+        log=log,
+    )
 
     def averaged() -> Any:
         final = copy.deepcopy(learner)

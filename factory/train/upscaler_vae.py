@@ -119,7 +119,18 @@ def train(
     vae = begun(build(channels), start).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     ema, tuner = Ema(vae, 0.998), Tuner(device, fixed=(1, True))
-    course = Course("upscaler-vae", work, budget, vae, optimizer, RATE, 50, ema=ema, tuner=tuner, log=log)
+    course = Course(
+        name="upscaler-vae",
+        work=work,
+        budget=budget,
+        module=vae,
+        optimizer=optimizer,
+        rate=RATE,
+        warmup=50,
+        ema=ema,
+        tuner=tuner,
+        log=log,
+    )
 
     def averaged() -> Any:
         model = build(channels).to(device)

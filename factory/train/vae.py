@@ -136,7 +136,18 @@ def train(
     )
     ema = Ema(vae)
     tuner = Tuner(device)
-    course = Course("vae", work, budget, vae, optimizer, LEARNING_RATE, 50, ema=ema, tuner=tuner, log=log)
+    course = Course(
+        name="vae",
+        work=work,
+        budget=budget,
+        module=vae,
+        optimizer=optimizer,
+        rate=LEARNING_RATE,
+        warmup=50,
+        ema=ema,
+        tuner=tuner,
+        log=log,
+    )
     course.remark = lambda: f"psnr {_ema_psnr(ema, held_out[:48], channels):.2f}"
     for step in course:
         rng = np.random.default_rng((seed, step))

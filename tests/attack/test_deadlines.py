@@ -239,7 +239,15 @@ def _fetcher(resolver: Callable[[str, int], list[str]] | None = None, **options:
 
 
 def _sending(url: str, body: object = None) -> Sending:
-    return Sending("dlv_1", "cb_1", "tune.ready", url, body or {"a": 1}, None, 1)
+    return Sending(
+        delivery_id="dlv_1",
+        callback_id="cb_1",
+        event="tune.ready",
+        url=url,
+        body=body or {"a": 1},
+        secret=None,
+        attempt=1,
+    )
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:

@@ -175,9 +175,17 @@ def test_the_moving_display_draws_every_state() -> None:
     target.print(
         display(
             [
-                Line("Anna", "training", "training", "loss 0.1", 5, 20, 61.0),
-                Line("Ben", "queued", "queued", "Waiting for [others]."),
-                Line("Cleo", "ready", over=True),
+                Line(
+                    name="Anna",
+                    status="training",
+                    phase="training",
+                    message="loss 0.1",
+                    step=5,
+                    total=20,
+                    seconds_left=61.0,
+                ),
+                Line(name="Ben", status="queued", phase="queued", message="Waiting for [others]."),
+                Line(name="Cleo", status="ready", over=True),
             ]
         )
     )

@@ -117,7 +117,7 @@ TIMELINE = """
 
 
 def test_runs_of_the_command_line_stand_in_the_timeline_of_their_job(instance):
-    launch = decide.Launch("finish", "work_1:1", "nobody", "work_1")
+    launch = decide.Launch(kind="finish", run_key="work_1:1", partition="nobody", work_id="work_1")
     assert not execute(build_defs(), instance, launch)  # there is no such tune; the run says so
     (run,) = instance.get_runs()
     (repository,) = ask(instance, TIMELINE)["repositoriesOrError"]["nodes"]

@@ -37,9 +37,19 @@ class Workshop:
         self, name: str, class_name: str, training: Drawn, held_out: Drawn, options: dict, renders: int = 8
     ) -> tuple[Card, Scored]:
         """Train a tune with the token ohwx and score it."""
-        items = [TrainExample(self._kept(picture), text, (128, 128)) for picture, text in training]
+        items = [
+            TrainExample(key=self._kept(picture), caption=text, bucket=(128, 128))
+            for picture, text in training
+        ]
         chosen = self.base.entry.training_options(TrainingOptions.model_validate(options))
-        job = TuneJob(name, chosen, items, "ohwx", class_name, f"tunes/{name}/lora/1")
+        job = TuneJob(
+            tune_id=name,
+            options=chosen,
+            items=items,
+            token="ohwx",
+            class_name=class_name,
+            out_prefix=f"tunes/{name}/lora/1",
+        )
         from tunes_dagster.training.loop import train
 
         result = train([job], self.base, self.store)[name]

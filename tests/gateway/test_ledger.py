@@ -41,7 +41,9 @@ def _add(registry: Registry, also, **changes: object):
     from tunes_dagster.registry.tunes import NewTune
 
     request = TuneRequest.model_validate({"name": "dog", **changes})
-    new = NewTune(request, id=new_id("tune"), base_id="tiny-sdxl", recipe={}, account_id="ann", origin="api")
+    new = NewTune(
+        request=request, id=new_id("tune"), base_id="tiny-sdxl", recipe={}, account_id="ann", origin="api"
+    )
     return registry.tunes.accept(new, also=also).tune
 
 

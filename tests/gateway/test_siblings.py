@@ -27,7 +27,7 @@ def test_the_sibling_renders_the_prompt_and_another_base_is_refused(house: House
 
     def accepted(base: str | None) -> Prompt:
         asked = PromptRequest(text=f"a <lora:{tune.id}:0.8> dog", base=base)
-        return desk.accept_prompt(asked, View("native"))
+        return desk.accept_prompt(asked, View(dialect="native"))
 
     assert (accepted("quick").tune_id, accepted("quick").base_id) == (tune.id, "quick")
     assert accepted("tiny-sdxl").base_id == "tiny-sdxl" == accepted(None).base_id

@@ -230,7 +230,14 @@ def test_pictures_are_jpegs_where_their_address_says_so(house: House) -> None:
 def sending_of(house: House, number: int) -> Sending:
     row = house.prompt(number)
     return Sending(
-        "delivery", "callback", "prompt.done", "https://a.example.com/x", {}, None, 1, subject_id=row.id
+        delivery_id="delivery",
+        callback_id="callback",
+        event="prompt.done",
+        url="https://a.example.com/x",
+        body={},
+        secret=None,
+        attempt=1,
+        subject_id=row.id,
     )
 
 

@@ -109,7 +109,7 @@ class Site:
                 reserve(session, account, row.id, PRICE, self.registry.now())
 
         new = NewTune(
-            request,
+            request=request,
             id=tune_id,
             base_id="tiny-sdxl",
             recipe={"seed": 0},

@@ -61,9 +61,12 @@ class Deeds:
 
         def accept(desk: Desk) -> str:
             group = desk.new_group("astria", HOOK) if kind == 5 else None
-            inside = View("", events=PROMPT_EVENTS, group_id=group.id if group else None)
+            inside = View(dialect="", events=PROMPT_EVENTS, group_id=group.id if group else None)
             view = View(
-                "", events=TUNE_EVENTS, awaits_pictures=kind == 3, on_unknown="hold" if kind == 4 else ""
+                dialect="",
+                events=TUNE_EVENTS,
+                awaits_pictures=kind == 3,
+                on_unknown="hold" if kind == 4 else "",
             )
             request = TuneRequest.model_validate(body)
             return desk.accept_tune(request, view, [inside] * len(texts), group=group).id
@@ -93,9 +96,9 @@ class Deeds:
             request = PromptRequest.model_validate(body)
             if kind in (5, 6):
                 group = desk.new_group("astria", HOOK)
-                view = View("", events=(), group_id=group.id)
+                view = View(dialect="", events=(), group_id=group.id)
                 return desk.accept_prompts([(request, view)] * 2, group)[0].id
-            made = desk.accept_prompt(request, View("", events=PROMPT_EVENTS))
+            made = desk.accept_prompt(request, View(dialect="", events=PROMPT_EVENTS))
             assert not (theirs and one is not None), f"{who} got a prompt on the tune {one.id} of {owner}."
             return made.id
 

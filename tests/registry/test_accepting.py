@@ -19,9 +19,9 @@ from tunes_dagster.registry.tunes import NewTune
 
 def new(tune_id: str = "tune_one") -> NewTune:
     request = TuneRequest.model_validate({"name": "dog", "prompts": [{"text": "a photo of ohwx dog"}]})
-    asked = [NewPrompt(one, "tiny-sdxl", price=20) for one in request.prompts]
+    asked = [NewPrompt(request=one, base_id="tiny-sdxl", price=20) for one in request.prompts]
     return NewTune(
-        request, id=tune_id, base_id="tiny-sdxl", recipe={}, origin="api", prompts=asked, price=300
+        request=request, id=tune_id, base_id="tiny-sdxl", recipe={}, origin="api", prompts=asked, price=300
     )
 
 
@@ -36,7 +36,7 @@ def test_a_rehearsal_says_what_it_would_hold_and_keeps_nothing(registry: Registr
     told = kept("astria", "astria", group=NewGroup("group_1", "astria", ""), rehearse=True)
     tried = registry.tunes.accept(new(), told)
     assert sum(tried.prices.values()) == 320 and [row.status for row in tried.rows] == ["queued", "waiting"]
-    asked = [NewPrompt(prompt_request(), "tiny-sdxl", price=5)]
+    asked = [NewPrompt(request=prompt_request(), base_id="tiny-sdxl", price=5)]
     assert sum(registry.prompts.accept(asked, kept("pixu", rehearse=True)).prices.values()) == 5
     assert not registry.tunes.has("tune_one") and not registry.prompts.rows()
     assert registry.ledger.wallet("local").available == 1_000 and not registry.work.queued("prepare", limit=1)

@@ -146,7 +146,9 @@ def paid_tune(registry: Registry, tenant: str) -> Tune:
         reserve(session, tenant, tune.id, 1_000, tune.created_at)
 
     request = TuneRequest(name="dog")
-    new = NewTune(request, id=new_id("tune"), base_id="tiny-sdxl", recipe={}, account_id=tenant, origin="api")
+    new = NewTune(
+        request=request, id=new_id("tune"), base_id="tiny-sdxl", recipe={}, account_id=tenant, origin="api"
+    )
     return registry.tunes.accept(new, also=also).tune
 
 

@@ -127,16 +127,16 @@ def _campaign(registry: Registry) -> Campaign:
 def _planned(tune: Tune, number: int, *named: str) -> Planned:
     request = PromptRequest(text="a photo", tune=tune.id, settings=render_settings(seed=number))
     return Planned(
-        number,
-        f"hash {tune.id} {number}",
-        {},
-        request,
-        "tiny-sdxl",
-        "sdxl",
-        tune.id,
-        {},
-        PRICE,
-        tuple(Use(one, "lora", one, 1.0) for one in named),
+        line=number,
+        recipe_hash=f"hash {tune.id} {number}",
+        variables={},
+        request=request,
+        base_id="tiny-sdxl",
+        base="sdxl",
+        tune_id=tune.id,
+        weights={},
+        price=PRICE,
+        tags=tuple(Use(one, "lora", one, 1.0) for one in named),
     )
 
 

@@ -197,7 +197,7 @@ def test_what_was_accepted_without_our_hearing_of_it_is_accepted_once(
         add_tune(registry, id="tune_one", account_id=account, price=100)
 
     def accept_prompts() -> None:
-        new = [NewPrompt(prompt_request(), "tiny-sdxl", price=10) for _ in range(2)]
+        new = [NewPrompt(request=prompt_request(), base_id="tiny-sdxl", price=10) for _ in range(2)]
         registry.prompts.add_many(new, account_id=account, also=lambda session, _rows: session.add(group))
 
     for accept in (accept_tune, accept_prompts):

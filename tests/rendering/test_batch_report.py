@@ -46,7 +46,19 @@ def batch(tmp_path):
             key = save_png(
                 store, f"batches/b/1/prompt_{i}-{seed}.png", Image.new("RGB", (256, 128), "teal"), {}
             )
-            images.append(RenderedImage(key, seed, 256, 128, (176, 88), 1, "", "", 40.0))
+            images.append(
+                RenderedImage(
+                    key=key,
+                    seed=seed,
+                    width=256,
+                    height=128,
+                    rendered_at=(176, 88),
+                    bytes=1,
+                    sha256="",
+                    recipe_hash="",
+                    deviation=40.0,
+                )
+            )
         failure = Failure(FailureCode.RENDER_FAILED, "Not finite.", "Lower it.") if i == 2 else None
         results.append(RenderResult(jobs[-1].prompt_id, images, failure, ["no token"] if i == 1 else []))
     return store, jobs, results
@@ -95,7 +107,11 @@ def test_paths_are_relative_and_quoted():
         "",
         [
             pages.Section(
-                "h", "x", {"a": [1, 2.5], "gone": None}, wide="a b.png", figures=[pages.Figure("ü#.png")]
+                "h",
+                "x",
+                {"a": [1, 2.5], "gone": None},
+                wide="a b.png",
+                figures=[pages.Figure(source="ü#.png")],
             )
         ],
     )

@@ -202,8 +202,8 @@ def make_unet():
 
 
 def test_tags_and_tunes_become_faces():
-    ada = TuneWeights("tune_ada", "ada.safetensors", "ohwx", "woman", kind="faceid")
-    fern = TuneWeights("tune_fern", "fern.safetensors", "ohwx", "man")
+    ada = TuneWeights(id="tune_ada", key="ada.safetensors", token="ohwx", class_name="woman", kind="faceid")
+    fern = TuneWeights(id="tune_fern", key="fern.safetensors", token="ohwx", class_name="man")
     made = make_job("p", "a photo of ohwx woman", settings(1, lora_scale=0.6), tune=ada)
     assert made.text == "a photo of a woman" and not made.warnings
     assert made.faces == [("ada.safetensors", 0.6, "tune_ada")] and made.loras == []

@@ -100,7 +100,7 @@ def test_no_strength_hands_the_picture_back_at_any_number_of_steps(base, store, 
 @pytest.mark.parametrize("steps", [1, 4, 30, 150])
 def test_few_steps_never_start_noisier_than_asked(base, steps):
     for name, strength in itertools.product(SCHEDULERS, (0.0011, 0.01, 0.05, 0.15, 0.26, 0.5)):
-        shape = Shape(64, 64, steps, name, False, strength=strength)
+        shape = Shape(width=64, height=64, steps=steps, scheduler=name, guided=False, strength=strength)
         scheduler = base.scheduler(name, shape.schedule, 64, 64)
         left = scheduler.timesteps[shape.skipped * scheduler.order :]
         # The distilled samplers know fifty levels, 20 apart; a level may be the one around what was asked.

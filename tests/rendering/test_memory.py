@@ -84,7 +84,7 @@ def test_what_is_known_of_a_base_is_what_its_loaded_network_says(base_id):
 
 
 def test_the_renderer_asks_what_is_free_before_every_group(base, monkeypatch):
-    shape = Shape(64, 64, 4, None, True)
+    shape = Shape(width=64, height=64, steps=4, scheduler=None, guided=True)
     row = 2 * base.forward_bytes(64, 64)
     for free, fits in ((0, 1), (row / 0.6 * 3.5, 3), (1e15, 8)):
         monkeypatch.setattr(denoise, "free_memory", lambda base, free=free: int(free))

@@ -241,8 +241,8 @@ def test_every_public_scheduler_renders_a_picture(base, store):
 
 
 def test_jobs_are_made_of_rows_and_tags():
-    fern = TuneWeights("tune_fern", "fern.safetensors", "ohwx", "man")
-    duo = TuneWeights("tune_duo", "duo.safetensors", "zkqj", "woman")
+    fern = TuneWeights(id="tune_fern", key="fern.safetensors", token="ohwx", class_name="man")
+    duo = TuneWeights(id="tune_duo", key="duo.safetensors", token="zkqj", class_name="woman")
     tagged = [Tagged("duo", duo, 0.5)]
     made = make_job(
         "p", "ohwx man and a woman <lora:duo:0.5>", settings(lora_scale=0.9), tune=fern, tagged=tagged

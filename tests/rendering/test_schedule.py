@@ -85,8 +85,17 @@ def test_a_finished_picture_goes_on_with_the_last_words():
 
 
 def picture(text, negative="", number=0, steps=4, **more):
-    shape = Shape(64, 64, steps, "euler", guided=True)
-    return Picture(0, number, 7 + number, replace(shape, **more), 4.0, text, negative, -1)
+    shape = Shape(width=64, height=64, steps=steps, scheduler="euler", guided=True)
+    return Picture(
+        job=0,
+        number=number,
+        seed=7 + number,
+        shape=replace(shape, **more),
+        guidance_scale=4.0,
+        text=text,
+        negative=negative,
+        slot=-1,
+    )
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux", "flux2-klein-base"])

@@ -47,7 +47,16 @@ def framing(base, aids, monkeypatch):
 
     def frame(pixels, asked):
         settings = job(width=128, height=128, face_height=asked).settings
-        picture = Picture(0, 0, 1, Shape(128, 128, 3, "euler", False), 1.0, "a", "", -1)
+        picture = Picture(
+            job=0,
+            number=0,
+            seed=1,
+            shape=Shape(width=128, height=128, steps=3, scheduler="euler", guided=False),
+            guidance_scale=1.0,
+            text="a",
+            negative="",
+            slot=-1,
+        )
         treatments = Treatments(base, aids, TextCache(base), None, lambda: None)
         return treatments.apply(picture, pixels, settings)
 

@@ -58,8 +58,10 @@ def add_tune(registry: Registry, **changes: object) -> Tune:
     options = {"base_id": "tiny-sdxl", "origin": "cli", **options}
     if tags := options.pop("tags", None):
         asked = zip(request.prompts, tags, strict=True)
-        options["prompts"] = [NewPrompt(one, str(options["base_id"]), tags=some) for one, some in asked]
-    new = NewTune(request, id=tune_id, recipe={"seed": 0}, **options)
+        options["prompts"] = [
+            NewPrompt(request=one, base_id=str(options["base_id"]), tags=some) for one, some in asked
+        ]
+    new = NewTune(request=request, id=tune_id, recipe={"seed": 0}, **options)
     return registry.tunes.accept(new).tune
 
 

@@ -16,12 +16,12 @@ def walk(work, steps, until):
     net = torch.nn.Linear(3, 1)
     said: list[str] = []
     course = Course(
-        "line",
-        work,
-        Budget(steps=steps),
-        net,
-        torch.optim.AdamW(net.parameters()),
-        0.1,
+        name="line",
+        work=work,
+        budget=Budget(steps=steps),
+        module=net,
+        optimizer=torch.optim.AdamW(net.parameters()),
+        rate=0.1,
         warmup=2,
         ema=Ema(net),
         remark=lambda: "straight",

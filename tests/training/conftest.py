@@ -86,9 +86,9 @@ def make_job(store: Store) -> Callable[..., TuneJob]:
     def make(name: str = "one", *, pictures: int = 3, buckets=((64, 64),), report=None, **options) -> TuneJob:
         items = [
             TrainExample(
-                add_picture(store, hash_of(name) + i),
-                f"a photo of ohwx woman {i}",
-                buckets[i % len(buckets)],
+                key=add_picture(store, hash_of(name) + i),
+                caption=f"a photo of ohwx woman {i}",
+                bucket=buckets[i % len(buckets)],
             )
             for i in range(pictures)
         ]

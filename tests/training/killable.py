@@ -21,8 +21,8 @@ class Loud(Silent):
 def make_killable(attempt: str, keys: list[str], report: Silent) -> TuneJob:
     """The same 60 steps in every attempt."""
     return TuneJob(
-        "tune_k",
-        TrainingOptions(
+        tune_id="tune_k",
+        options=TrainingOptions(
             steps=60,
             rank=4,
             learning_rate=1e-2,
@@ -35,11 +35,11 @@ def make_killable(attempt: str, keys: list[str], report: Silent) -> TuneJob:
             seed=5,
             min_snr_gamma=0.0,
         ),
-        [TrainExample(key, "a photo of ohwx woman", (64, 64)) for key in keys],
-        "ohwx",
-        "woman",
-        f"tunes/tune_k/lora/{attempt}",
-        report,
+        items=[TrainExample(key=key, caption="a photo of ohwx woman", bucket=(64, 64)) for key in keys],
+        token="ohwx",
+        class_name="woman",
+        out_prefix=f"tunes/tune_k/lora/{attempt}",
+        report=report,
         resume_from="tunes/tune_k/lora",
     )
 

@@ -77,7 +77,9 @@ def test_crops_are_centred_and_given_ones_are_kept(tmp_path):
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, 100:] = 255
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    right = load_picture(store, TrainExample("x.png", "", (32, 32), (120, 0, 200, 80)))
+    right = load_picture(
+        store, TrainExample(key="x.png", caption="", bucket=(32, 32), crop=(120, 0, 200, 80))
+    )
     assert right.size == (32, 32) and np.asarray(right).min() == 255
 
 
@@ -86,11 +88,11 @@ def test_latents_depend_on_crop_and_bucket_not_on_the_name(base, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)
     for name in ("a.png", "b.png"):
         Image.fromarray(noise).save(tmp_path / name)
-    cached_latents([TrainExample("a.png", "x", (64, 64))], base, store)
+    cached_latents([TrainExample(key="a.png", caption="x", bucket=(64, 64))], base, store)
     again = [
-        TrainExample("b.png", "y", (64, 64)),
-        TrainExample("b.png", "y", (48, 80)),
-        TrainExample("b.png", "y", (64, 64), (0, 0, 60, 60)),
+        TrainExample(key="b.png", caption="y", bucket=(64, 64)),
+        TrainExample(key="b.png", caption="y", bucket=(48, 80)),
+        TrainExample(key="b.png", caption="y", bucket=(64, 64), crop=(0, 0, 60, 60)),
     ]
     latents, count = cached_latents(again, base, store)
     assert (count.hits, count.asked) == (1, 3)
@@ -215,8 +217,8 @@ def test_captions_of_several_lengths_share_a_forward_and_none_sees_anothers_end(
 def test_captions_that_a_base_cannot_read_to_their_end_are_named(base, monkeypatch):
     monkeypatch.setattr(base, "clip_encoders", list)
     items = [
-        TrainExample("a", "short", (64, 64), name="a.png"),
-        TrainExample("b", LONG, (64, 64), name="b.png"),
+        TrainExample(key="a", caption="short", bucket=(64, 64), name="a.png"),
+        TrainExample(key="b", caption=LONG, bucket=(64, 64), name="b.png"),
     ]
     told = cut_captions(items, base)
     assert "b.png (from '" in told and "a.png" not in told

@@ -401,7 +401,7 @@ def test_class_pictures_that_came_along_take_the_place_of_rendered_ones(base, st
     job = make_job("kept", steps=2, prior_prompts=0)
     plain = job.data_hash("")
     job.prior_pictures = [
-        TrainExample(add_picture(store, 90 + i), text, (0, 0))
+        TrainExample(key=add_picture(store, 90 + i), caption=text, bucket=(0, 0))
         for i, text in enumerate(("a woman on grass", "ohwx woman at night"))
     ]
     assert job.data_hash("") != plain

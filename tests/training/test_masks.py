@@ -29,9 +29,9 @@ def left_half(store: Store) -> str:
 
 def test_a_mask_weighs_positions_with_a_floor_and_keeps_the_mean(store):
     items = [
-        TrainExample(add_picture(store, 1), "", (64, 64), mask_key=left_half(store)),
-        TrainExample(add_picture(store, 2), "", (64, 64)),
-        TrainExample(add_picture(store, 3), "", (64, 64), mask_box=(16, 16, 32, 32)),
+        TrainExample(key=add_picture(store, 1), caption="", bucket=(64, 64), mask_key=left_half(store)),
+        TrainExample(key=add_picture(store, 2), caption="", bucket=(64, 64)),
+        TrainExample(key=add_picture(store, 3), caption="", bucket=(64, 64), mask_box=(16, 16, 32, 32)),
     ]
     masks = masks_by_bucket(items, {(64, 64): torch.zeros(3, 4, 8, 8)}, 0.2, store)
     first, plain, face = masks[64, 64]
@@ -44,7 +44,13 @@ def test_a_mask_weighs_positions_with_a_floor_and_keeps_the_mean(store):
 
 
 def test_a_mask_follows_the_crop_and_the_mirror(store):
-    item = TrainExample(add_picture(store, 1), "", (64, 64), (32, 0, 64, 32), mask_key=left_half(store))
+    item = TrainExample(
+        key=add_picture(store, 1),
+        caption="",
+        bucket=(64, 64),
+        crop=(32, 0, 64, 32),
+        mask_key=left_half(store),
+    )
     assert np.asarray(picture_mask(item, (4, 4), store)).max() == 0
     half = replace(item, crop=None)
     kept = np.asarray(picture_mask(half, (4, 4), store))
@@ -60,7 +66,9 @@ def test_a_mask_of_another_size_is_fitted_to_its_picture(store):
     half.save(data, "PNG")
     small = store.write_blob(data.getvalue(), ".png")
     for crop in (None, (16, 0, 48, 32), (32, 0, 64, 32)):
-        item = TrainExample(add_picture(store, 1), "", (64, 64), crop, mask_key=left_half(store))
+        item = TrainExample(
+            key=add_picture(store, 1), caption="", bucket=(64, 64), crop=crop, mask_key=left_half(store)
+        )
         fitted = picture_mask(replace(item, mask_key=small), (4, 4), store)
         assert np.array_equal(np.asarray(fitted), np.asarray(picture_mask(item, (4, 4), store)))
 
@@ -96,7 +104,7 @@ def test_the_loss_of_the_loop_is_the_masked_one(base, store, make_job):
 
 
 def test_mirrored_and_toned_pictures_are_cached_apart(store):
-    item = TrainExample(add_picture(store, 1), "", (64, 64))
+    item = TrainExample(key=add_picture(store, 1), caption="", bucket=(64, 64))
     mirrored, toned = replace(item, mirrored=True), replace(item, tone=(1.1, 0.9))
     plain = np.asarray(load_picture(store, item)).astype(int)
     assert (np.asarray(load_picture(store, mirrored)) == plain[:, ::-1]).all()

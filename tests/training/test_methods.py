@@ -308,7 +308,7 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
 
     (result,) = trained(base, store, make_job("one", dora=True, steps=6, learning_rate=5e-2))
     settings = RenderSettings(seed=5, steps=3, guidance_scale=2.0, width=128, height=128)
-    tune = TuneWeights(result.tune_id, result.weights_key, "ohwx", "woman")
+    tune = TuneWeights(id=result.tune_id, key=result.weights_key, token="ohwx", class_name="woman")
     job = render_job("prompt_1", "a photo of ohwx woman", settings, tune=tune)
     (rendered,) = render([job], base, store, "out", Recorder())
     ours = np.asarray(Image.open(io.BytesIO(store.read_bytes(rendered.images[0].key)))) / 255
@@ -323,7 +323,7 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
             output_type="np",
         ).images[0]
     assert abs(ours - stock).max() < 0.02
-    other = TuneWeights("tune_x", result.weights_key, "ohwx", "woman")
+    other = TuneWeights(id="tune_x", key=result.weights_key, token="ohwx", class_name="woman")
     tagged = [Tagged("x", other, 1.0)]
     both = render_job("p", "a photo of ohwx woman <lora:x:1>", settings, tune=tune, tagged=tagged)
     (refused,) = render([both], base, store, "out", Recorder())

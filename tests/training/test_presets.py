@@ -28,17 +28,27 @@ from tunes_dagster.training.jobs import TrainExample, TuneJob
 )
 def test_steps_are_counted_from_the_pictures(preset, pictures, steps):
     options = complete(TrainingOptions(preset=preset), {"batch_size": 1, "learning_rate": 1e-4}, 1024)
-    items = [TrainExample(f"blobs/{i}.png", "", (64, 64)) for i in range(pictures)]
-    assert TuneJob("t", options, items, "ohwx", "woman", "out").total_steps == steps
+    items = [TrainExample(key=f"blobs/{i}.png", caption="", bucket=(64, 64)) for i in range(pictures)]
+    assert (
+        TuneJob(
+            tune_id="t", options=options, items=items, token="ohwx", class_name="woman", out_prefix="out"
+        ).total_steps
+        == steps
+    )
 
 
 def test_face_crops_and_repeats_are_no_pictures_of_their_own():
     items = [
-        TrainExample("blobs/a.png", "", (64, 64), (0, 0, 9, 9)),
-        TrainExample("blobs/a.png", "", (64, 64)),
+        TrainExample(key="blobs/a.png", caption="", bucket=(64, 64), crop=(0, 0, 9, 9)),
+        TrainExample(key="blobs/a.png", caption="", bucket=(64, 64)),
     ]
     options = TrainingOptions(steps_per_picture=500, batch_size=1)
-    assert TuneJob("t", options, items, "ohwx", "woman", "out").total_steps == 500
+    assert (
+        TuneJob(
+            tune_id="t", options=options, items=items, token="ohwx", class_name="woman", out_prefix="out"
+        ).total_steps
+        == 500
+    )
 
 
 def test_batches_share_the_visits():

@@ -196,7 +196,7 @@ def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_card_says_rende
     settings = RenderSettings(seed=5, steps=3, guidance_scale=2.0, width=64, height=64)
 
     def job(prompt_id, result):
-        tune = TuneWeights(result.tune_id, result.weights_key, "ohwx", "woman")
+        tune = TuneWeights(id=result.tune_id, key=result.weights_key, token="ohwx", class_name="woman")
         return render_job(prompt_id, "a photo of ohwx woman", settings, tune=tune)
 
     jobs = [job(f"prompt_{i}", result) for i, result in enumerate(results)]

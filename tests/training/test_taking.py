@@ -37,12 +37,12 @@ def job_of(store: Store, path, **more) -> TuneJob:
     key = store.write_file("tunes/t/uploads/theirs.safetensors", path)
     imported = {"key": key, "name": "theirs.safetensors", "sha256": sha256_of(path), **more}
     return TuneJob(
-        "t",
-        TrainingOptions(),
-        [],
-        "ohwx",
-        "woman",
-        "tunes/t/lora/1",
+        tune_id="t",
+        options=TrainingOptions(),
+        items=[],
+        token="ohwx",
+        class_name="woman",
+        out_prefix="tunes/t/lora/1",
         recipe={"imported": imported},
         title="Theirs",
     )
@@ -235,10 +235,19 @@ def test_words_and_adapted_encoders_are_kept_when_training_goes_on(bases, family
         prior_prompts=1,
         resolution=64,
     )
-    items = [TrainExample(add_picture(store, 1), "a photo of ohwx woman", (64, 64))]
+    items = [TrainExample(key=add_picture(store, 1), caption="a photo of ohwx woman", bucket=(64, 64))]
     report = Recorder()
     recipe = {"continues": {"weights_key": first.weights_key}}
-    job = TuneJob("u", options, items, "ohwx", "woman", "tunes/u/lora/1", report, recipe=recipe)
+    job = TuneJob(
+        tune_id="u",
+        options=options,
+        items=items,
+        token="ohwx",
+        class_name="woman",
+        out_prefix="tunes/u/lora/1",
+        report=report,
+        recipe=recipe,
+    )
     before = base.encode_text(["a woman"])["hidden"]
     result = train([job], base, store)["u"]
     assert not isinstance(result, Failure), result

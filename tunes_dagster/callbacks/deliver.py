@@ -43,7 +43,7 @@ LOOK_SECONDS = 1.0
 LEASE_SLACK_SECONDS = 30.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DeliveryReport:
     """What one call of `deliver_due` did.
 

@@ -63,7 +63,7 @@ class Speed:
     source: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Estimate:
     """What a plan comes to.
 

@@ -54,7 +54,7 @@ class Subject:
     problem: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Item:
     """One planned prompt.
 
@@ -391,13 +391,13 @@ def _collect(
         settings["seed"] = drawn_seed(file.id, day, mark) if seed is None else int(seed)
         done.items.append(
             Item(
-                row["line"],
-                tune.id if tune else None,
-                row["template"],
-                text,
-                used,
-                settings,
-                (row["base"] if isinstance(row["base"], str) else None) or file.base,
+                line=row["line"],
+                tune_id=tune.id if tune else None,
+                template=row["template"],
+                text=text,
+                variables=used,
+                settings=settings,
+                base=(row["base"] if isinstance(row["base"], str) else None) or file.base,
             )
         )
 

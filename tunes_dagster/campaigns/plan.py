@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _ENDED = {"failed": "failed", "cancelled": "was cancelled", "deleted": "was deleted"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LeftOut:
     """Prompts that a plan could not take in.
 
@@ -239,7 +239,15 @@ def _complete(
     for item in items:
         if item.tune_id in gone:
             title = drawn.tunes[item.tune_id].title
-            drawn.left_out.append(LeftOut(item.line, title, item.text, gone[item.tune_id], item.tune_id))
+            drawn.left_out.append(
+                LeftOut(
+                    line=item.line,
+                    tune=title,
+                    text=item.text,
+                    reason=gone[item.tune_id],
+                    tune_id=item.tune_id,
+                )
+            )
             continue
         try:
             drawn.planned.append(completer.planned(item))
@@ -250,7 +258,11 @@ def _complete(
                 drawn.problems.append(Mistake(label, item.line, failure.message, failure.remedy))
                 continue
             title = drawn.tunes[item.tune_id].title if item.tune_id else ""
-            drawn.left_out.append(LeftOut(item.line, title, item.text, failure.message, item.tune_id))
+            drawn.left_out.append(
+                LeftOut(
+                    line=item.line, tune=title, text=item.text, reason=failure.message, tune_id=item.tune_id
+                )
+            )
     unmet = Counter(said for one in drawn.planned for said in one.warnings)
     for said, count in unmet.items():
         drawn.problems.append(Mistake(label, 0, f"Of {count} prompts: {said}.", "", "warning"))
@@ -322,17 +334,17 @@ class _Completer:
             worn=[self.seen[use.word].base for use in completed.tags],
         )
         return Planned(
-            item.line,
-            recipe_hash(decided),
-            item.variables,
-            complete,
-            entry.base_id,
-            base,
-            item.tune_id,
-            weights,
-            price,
-            completed.tags,
-            completed.warnings,
+            line=item.line,
+            recipe_hash=recipe_hash(decided),
+            variables=item.variables,
+            request=complete,
+            base_id=entry.base_id,
+            base=base,
+            tune_id=item.tune_id,
+            weights=weights,
+            price=price,
+            tags=completed.tags,
+            warnings=completed.warnings,
         )
 
 

@@ -88,7 +88,7 @@ class Line:
         return _WHY_NOT_YET.get(self.prompt.status, f"It is {self.prompt.status}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """The files of a report.
 
@@ -247,7 +247,15 @@ class _Writer:
         self.store.write_text(
             self.page_key, page(self._title(), self._subtitle(numbers), sections, self._footer())
         )
-        return Report(self.page_key, sheet_key, csv_key, parquet_key, sheet, numbers, failures)
+        return Report(
+            page_key=self.page_key,
+            sheet_key=sheet_key,
+            csv_key=csv_key,
+            parquet_key=parquet_key,
+            sheet=sheet,
+            numbers=numbers,
+            failures=failures,
+        )
 
     def _title(self) -> str:
         return f"{self.campaign.definition.get('name') or self.campaign.name} · {self.row.date}"
@@ -422,7 +430,10 @@ class _Writer:
             }
             sections.append(Section(f"What failed ({len(failures)})", facts=said))
         counts = Counter(self.label(line) for line in self.lines)
-        sheets = [Figure(path(key), name, _count(counts[name], "picture")) for name, key in by_prompt.items()]
+        sheets = [
+            Figure(source=path(key), caption=name, details=_count(counts[name], "picture"))
+            for name, key in by_prompt.items()
+        ]
         if len(self.templates) > len(sheets):
             more = f"{len(self.templates) - len(sheets):,} more prompts are below and in the table."
         else:
@@ -442,8 +453,13 @@ class _Writer:
         took = f" · {line.seconds:.1f} s" if line.seconds else ""
         if line.key:
             details = f"seed {line.seed}{took} · recipe {line.recipe_hash[:10]}"
-            return Figure(relative(line.key, self.page_key), line.prompt.text, details)
-        return Figure("", line.prompt.text, line.reason, "bad" if line.prompt.status == "failed" else "warn")
+            return Figure(source=relative(line.key, self.page_key), caption=line.prompt.text, details=details)
+        return Figure(
+            source="",
+            caption=line.prompt.text,
+            details=line.reason,
+            tone="bad" if line.prompt.status == "failed" else "warn",
+        )
 
 
 def _told_apart_by(lines: Sequence[Line]) -> Callable[[Line], list[str]]:

@@ -146,7 +146,7 @@ def _page(demo: Demo, tune: Any, installation: Installation, after: dict[str, by
 
     made, store = tune.made, installation.store
     renders = [
-        Figure(_keep(demo.folder, f"render-{index + 1}.png", after[prompt.text]), prompt.text)
+        Figure(source=_keep(demo.folder, f"render-{index + 1}.png", after[prompt.text]), caption=prompt.text)
         for index, prompt in enumerate(demo.prompts)
         if prompt.text in after
     ]
@@ -206,7 +206,11 @@ def _training_figures(folder: Path, tune_id: str, store: Store) -> list[Any]:
     figures = []
     for item in TrainingSet.load(store, tune_id).items:
         name = _keep(folder, f"trained-{item.hash[:8]}{Path(item.key).suffix}", store.read_bytes(item.key))
-        figures.append(Figure(name, captions.get(item.hash, ""), "held out" if item.held_out else ""))
+        figures.append(
+            Figure(
+                source=name, caption=captions.get(item.hash, ""), details="held out" if item.held_out else ""
+            )
+        )
     return figures
 
 

@@ -31,7 +31,16 @@ class DateWatch(Watch):
         total = sum(counts.values())
         said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
         status = "rendering" if open_ else "done"
-        first = Line(self.campaign.name, status, status, said, total - open_, total, None, over=not open_)
+        first = Line(
+            name=self.campaign.name,
+            status=status,
+            phase=status,
+            message=said,
+            step=total - open_,
+            total=total,
+            seconds_left=None,
+            over=not open_,
+        )
         waits = self.registry.campaigns.waited_for(self.date_id) if counts.get("waiting") else []
         return [first, *(tune_line(tune) for tune in waits)]
 

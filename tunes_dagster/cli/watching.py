@@ -28,7 +28,7 @@ _LINE_SECONDS = 20.0
 _SAME_LINE_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """How far one piece of work is.
 
@@ -122,16 +122,16 @@ class Watch:
         batch = self.registry.groups.batch(batch_id) if batch_id else None
         if batch is None or not is_open:
             status = is_open[0].status if is_open else rows[-1].status
-            return Line(name, status, over=not is_open)
+            return Line(name=name, status=status, over=not is_open)
         return Line(
-            name,
-            batch.status,
-            batch.phase,
-            batch.message,
-            batch.step or 0,
-            batch.total_steps or 0,
-            batch.seconds_left,
-            batch.progress,
+            name=name,
+            status=batch.status,
+            phase=batch.phase,
+            message=batch.message,
+            step=batch.step or 0,
+            total=batch.total_steps or 0,
+            seconds_left=batch.seconds_left,
+            percent=batch.progress,
         )
 
 
@@ -139,15 +139,15 @@ def tune_line(tune: Any) -> Line:
     """Return how far a tune's row says it is."""
     over = tune.status in TUNE_OVER
     return Line(
-        tune.title,
-        tune.status,
-        "" if over else tune.phase or tune.status,
-        tune.failure_message or "" if tune.status == "failed" else "" if over else tune.message or "",
-        0 if tune.phase == "queued" else tune.step or 0,
-        0 if tune.phase == "queued" else tune.total_steps or 0,
-        None if tune.phase == "queued" else tune.seconds_left,
-        tune.progress,
-        over,
+        name=tune.title,
+        status=tune.status,
+        phase="" if over else tune.phase or tune.status,
+        message=tune.failure_message or "" if tune.status == "failed" else "" if over else tune.message or "",
+        step=0 if tune.phase == "queued" else tune.step or 0,
+        total=0 if tune.phase == "queued" else tune.total_steps or 0,
+        seconds_left=None if tune.phase == "queued" else tune.seconds_left,
+        percent=tune.progress,
+        over=over,
     )
 
 

@@ -38,7 +38,7 @@ _DOTTED = re.compile(r"[0-9]+(?:\.[0-9]+){3}", re.ASCII)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Url:
     """An http or https address, taken apart once.
 
@@ -122,7 +122,9 @@ def parse_url(text: str) -> Url:
     host, port = _server(text, server)
     target = (path or "/") + ("" if query is None else f"?{query}")
     escaped = quote(target, safe=string.punctuation)
-    return Url(text, scheme, user, host, port or DEFAULT_PORTS[scheme], escaped)
+    return Url(
+        text=text, scheme=scheme, user=user, host=host, port=port or DEFAULT_PORTS[scheme], target=escaped
+    )
 
 
 def show_url(text: str) -> str:

@@ -22,7 +22,7 @@ class WorkKind(StrEnum):
     RENDER = "render"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage in the making of a tune.
 
@@ -41,9 +41,13 @@ class Stage:
 
 # By the kind that names the stage, in order; `embed` is another way through that of `train`.
 STAGES = {
-    WorkKind.PREPARE: Stage("queued", "preparing", "prepared", "Waiting to be trained."),
-    WorkKind.TRAIN: Stage("prepared", "training", "trained", "Waiting to be finished."),
-    WorkKind.FINISH: Stage("trained", "finishing", "ready"),
+    WorkKind.PREPARE: Stage(
+        waiting="queued", running="preparing", done="prepared", next="Waiting to be trained."
+    ),
+    WorkKind.TRAIN: Stage(
+        waiting="prepared", running="training", done="trained", next="Waiting to be finished."
+    ),
+    WorkKind.FINISH: Stage(waiting="trained", running="finishing", done="ready"),
 }
 # The kinds that make a tune, and that runs do for several tunes at a time.
 MAKING = (WorkKind.TRAIN, WorkKind.EMBED)

@@ -134,7 +134,16 @@ class Painter:
         from tunes_dagster.rendering.pictures import Shape
 
         base, side = self.base, self.base.entry.native_size
-        room = rows_that_fit(base, Shape(side, side, self._steps, None, base.is_guided(self._guidance)))
+        room = rows_that_fit(
+            base,
+            Shape(
+                width=side,
+                height=side,
+                steps=self._steps,
+                scheduler=None,
+                guided=base.is_guided(self._guidance),
+            ),
+        )
         painted: list[Image] = []
         for start in range(0, len(texts), room):
             self._check()

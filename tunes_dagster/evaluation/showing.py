@@ -27,7 +27,7 @@ _CURVES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shown:
     """The files of a card.
 

@@ -40,7 +40,7 @@ WARNINGS = "X-Tunes-Warnings"
 _MOST_WARNINGS = 4000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class View:
     """How the caller will see what is accepted; the fields are those of `registry.ApiObject`.
 

@@ -51,12 +51,12 @@ def _error(problem: HttpProblem) -> tuple[int, Any]:
 KEYS = header_key("authorization", "x-api-key", "ocp-apim-subscription-key")
 router = APIRouter(route_class=manners("native", _error, KEYS))
 DIALECT = Dialect(
-    "native",
-    "tunes-dagster",
-    router,
-    "tk_",
-    _error,
-    ("/native/v1",),
+    name="native",
+    title="tunes-dagster",
+    router=router,
+    key_prefix="tk_",
+    error=_error,
+    paths=("/native/v1",),
     about="What no vendor's API has: health, timelines, cancelling, captions, weights, callbacks, of every tune and "
     "prompt of the account, whichever API it came through, by any of its ids.",
     keys=("authorization", "x-api-key", "ocp-apim-subscription-key"),

@@ -66,7 +66,7 @@ def take_in(mine: Desk, given: dict[str, Any]) -> Tune:
         raise of_pydantic([dict(one) for one in wrong.errors()]) from None
     if len(files) + bool(body.url) != 1:
         raise invalid("file", "or `url` has to name one safetensors file")
-    view = View("native", events=_EVENTS)
+    view = View(dialect="native", events=_EVENTS)
     with tempfile.TemporaryDirectory(prefix="tunes-import-") as folder:
         found = _kept(files[0], Path(folder)) if files else None
         return mine.accept_import(request, found, view)

@@ -18,7 +18,7 @@ MB = 1024 * 1024
 _JUNK_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".localized"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArchiveLimits:
     """What an archive may unpack to.
 

@@ -41,7 +41,7 @@ class KnownDrop(Protocol):
     state: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drop:
     """One dataset in the drop folder that has something new to say.
 
@@ -93,7 +93,7 @@ def scan_drop_folder(
             files = list(list_files(entry))
         except Failure as failure:
             fingerprint = hashlib.sha256(failure.message.encode()).hexdigest()
-            drop = Drop(path, name, fingerprint, "invalid", message=str(failure))
+            drop = Drop(path=path, name=name, fingerprint=fingerprint, state="invalid", message=str(failure))
         else:
             drop = _look(path, name, _fingerprint(files), files, now, settle_seconds)
         if before is None or (before.fingerprint, before.state) != (drop.fingerprint, drop.state):
@@ -110,22 +110,45 @@ def _look(
     path: str, name: str, fingerprint: str, files: Sequence[FolderFile], now: datetime, settle_seconds: float
 ) -> Drop:
     if not files:
-        return Drop(path, name, fingerprint, "settling", message="It is empty.")
+        return Drop(path=path, name=name, fingerprint=fingerprint, state="settling", message="It is empty.")
     configs = [file for file in files if file.name.lower() in NAMES]
     wait = min(QUIET_SECONDS, settle_seconds) if configs else settle_seconds
     quiet = now.timestamp() - max(file.changed for file in files)
     if quiet < wait:
-        return Drop(path, name, fingerprint, "settling", message=f"Changed {max(0.0, quiet):.0f} s ago.")
+        return Drop(
+            path=path,
+            name=name,
+            fingerprint=fingerprint,
+            state="settling",
+            message=f"Changed {max(0.0, quiet):.0f} s ago.",
+        )
     try:
         request = _request(path, name, configs, files)
     except Failure as failure:
-        return Drop(path, name, fingerprint, "invalid", message=f"{failure.message} {failure.remedy}".strip())
+        return Drop(
+            path=path,
+            name=name,
+            fingerprint=fingerprint,
+            state="invalid",
+            message=f"{failure.message} {failure.remedy}".strip(),
+        )
     elsewhere = not request.sources.model_copy(update={"folder": None}).empty
     if not elsewhere and request.sources.folder == path and not hold_pictures(files):
         return Drop(
-            path, name, fingerprint, "invalid", message=f"{name} holds no pictures. Put some into it."
+            path=path,
+            name=name,
+            fingerprint=fingerprint,
+            state="invalid",
+            message=f"{name} holds no pictures. Put some into it.",
         )
-    return Drop(path, name, fingerprint, "complete", request, f"{name}: {len(files)} files.")
+    return Drop(
+        path=path,
+        name=name,
+        fingerprint=fingerprint,
+        state="complete",
+        request=request,
+        message=f"{name}: {len(files)} files.",
+    )
 
 
 def _request(path: str, name: str, configs: Sequence[FolderFile], files: Sequence[FolderFile]) -> TuneRequest:

@@ -55,7 +55,7 @@ class Measures:
     fingerprint: Fingerprint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Picture:
     """A decoded picture in the form that the store keeps.
 
@@ -178,7 +178,15 @@ def normalise(
         else:
             data, suffix = _content(kept), ".png"
         digest = hashlib.sha256(data).hexdigest()
-        return Picture(said.image(pixels), data, suffix, digest, said.pixels_hash, said.measures(), said.note)
+        return Picture(
+            image=said.image(pixels),
+            data=data,
+            suffix=suffix,
+            hash=digest,
+            pixels_hash=said.pixels_hash,
+            measures=said.measures(),
+            note=said.note,
+        )
 
     return _opened(source, name, {"measure": True, "keep": True, "as_mask": as_mask}, made, among)
 

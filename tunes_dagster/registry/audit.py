@@ -27,7 +27,7 @@ _MOST = 100_000
 _ENDED_PROMPT = ("done", "failed", "blocked", "cancelled")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fault:
     """What one kind of fault did to one account.
 
@@ -60,7 +60,14 @@ class _Found:
         more = f" and {len(self.rows) - NAMED} more" if len(self.rows) > NAMED else ""
         ids = tuple(subject_id for subject_id, _said in self.rows[:NAMED])
         words = {"count": len(self.rows), "rows": first + more, "account": account_id}
-        return Fault(kind, account_id, says.format(**words), remedy.format(**words), ids, len(self.rows))
+        return Fault(
+            kind=kind,
+            account_id=account_id,
+            says=says.format(**words),
+            remedy=remedy.format(**words),
+            subjects=ids,
+            count=len(self.rows),
+        )
 
 
 class Audit(Part):

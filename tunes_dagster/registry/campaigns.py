@@ -34,7 +34,7 @@ REPORT_PATIENCE = timedelta(minutes=10)
 MAX_REPORTS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Planned:
     """One prompt of a plan.
 
@@ -511,7 +511,13 @@ def _rows_of(
             prompt_id = old.prompt_id
         else:
             status = "queued" if ready.issuperset(use.tune_id for use in one.uses) else "waiting"
-            asked = NewPrompt(one.request, one.base_id, one.base, one.tune_id, warnings=one.warnings)
+            asked = NewPrompt(
+                request=one.request,
+                base_id=one.base_id,
+                base=one.base,
+                tune_id=one.tune_id,
+                warnings=one.warnings,
+            )
             row = new_prompt(asked, campaign.account_id, one.base, ORIGIN, status, now)
             fresh.append(row)
             prompt_id = row.id

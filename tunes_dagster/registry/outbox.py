@@ -24,7 +24,7 @@ _LINES = 20_000
 UNKNOWN_OUTCOME = "The sender ended before the answer was recorded: it is not known whether this arrived."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sending:
     """One attempt that is recorded and may now be sent.
 
@@ -144,16 +144,16 @@ class Outbox(Part):
                 row.attempts += 1
                 session.add(Delivery(id=chosen, callback_id=row.id, attempt=row.attempts, started_at=now))
             return Sending(
-                chosen,
-                row.id,
-                row.event,
-                row.url,
-                row.body,
-                account.callback_secret if account else None,
-                row.attempts,
-                account.callback_secret_old if account else None,
-                row.subject_id,
-                row.form,
+                delivery_id=chosen,
+                callback_id=row.id,
+                event=row.event,
+                url=row.url,
+                body=row.body,
+                secret=account.callback_secret if account else None,
+                attempt=row.attempts,
+                secret_old=account.callback_secret_old if account else None,
+                subject_id=row.subject_id,
+                form=row.form,
             )
 
     @repeatable

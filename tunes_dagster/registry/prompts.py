@@ -44,7 +44,7 @@ def shape_of(settings: dict[str, Any]) -> str:
     return f"{size}/{settings.get('steps')}/{settings.get('guidance_scale')}/{settings.get('scheduler')}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NewPrompt:
     """A prompt that is to be accepted.
 
@@ -183,7 +183,9 @@ class Prompts(Part):
         also: Callable[[Session, Prompt], None] | None = None,
     ) -> Prompt:
         """Accept one prompt; see `NewPrompt` and `add_prompts`."""
-        new = NewPrompt(request, base_id, base, tune_id, tuple(tags), price)
+        new = NewPrompt(
+            request=request, base_id=base_id, base=base, tune_id=tune_id, tags=tuple(tags), price=price
+        )
 
         def one(session: Session, prompts: list[Prompt]) -> None:
             if also is not None:

@@ -89,7 +89,7 @@ def _write(session: Session, tune: Tune, new: NewTune, now: datetime) -> list[Pr
     return rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NewTune:
     """A tune that is to be accepted.
 
@@ -125,7 +125,7 @@ class NewTune:
     def its_prompts(self) -> Sequence[NewPrompt]:
         """Its prompts as they are asked for."""
         if self.prompts is None:
-            return [NewPrompt(one, self.base_id) for one in self.request.prompts]
+            return [NewPrompt(request=one, base_id=self.base_id) for one in self.request.prompts]
         return self.prompts
 
     def row(self, now: datetime) -> Tune:

@@ -155,10 +155,10 @@ def batch_page(
             details = " · ".join([f"seed {image.seed}", *own[job.prompt_id]])
             figures.append(
                 Figure(
-                    relative(image.poster or image.key, page_key),
-                    job.text,
-                    f"{details} · {warning}" if warning else details,
-                    "warn" if warning else "",
+                    source=relative(image.poster or image.key, page_key),
+                    caption=job.text,
+                    details=f"{details} · {warning}" if warning else details,
+                    tone="warn" if warning else "",
                 )
             )
         if result.failure:
@@ -166,7 +166,9 @@ def batch_page(
                 f"{job.text} — {result.failure.message} {result.failure.remedy}".strip()
             )
             if not result.images:
-                figures.append(Figure("", job.text, result.failure.message, "bad"))
+                figures.append(
+                    Figure(source="", caption=job.text, details=result.failure.message, tone="bad")
+                )
     sections = [Section(figures=figures)]
     if problems:
         sections.append(Section("What failed", facts=problems))

@@ -90,16 +90,18 @@ class Checker:
             [*job.warnings, *ignored, *self._left_out(every), *_unchanging(text, negative, steps)]
         )
         chunks = chunk_count(self.base, *every["prompt"], *(every["negative prompt"] if guided else ()))
-        shape = Shape(width, height, steps, scheduler, guided, chunks)
+        shape = Shape(
+            width=width, height=height, steps=steps, scheduler=scheduler, guided=guided, chunks=chunks
+        )
         plain = Picture(
-            index,
-            0,
-            settings.seed,
-            shape,
-            settings.guidance_scale,
-            text,
-            negative,
-            -1,
+            job=index,
+            number=0,
+            seed=settings.seed,
+            shape=shape,
+            guidance_scale=settings.guidance_scale,
+            text=text,
+            negative=negative,
+            slot=-1,
             faces=self.face_shelf.faces(faces),
             voice=self.shelf.voice(combination),
         )

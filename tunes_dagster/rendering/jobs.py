@@ -20,7 +20,7 @@ from tunes_dagster.rendering.prompts import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TuneWeights:
     """What rendering needs to know of a tune.
 
@@ -79,7 +79,7 @@ class RenderJob:
     faces: Sequence[FaceUse | tuple[str, float]] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RenderedImage:
     """One picture in the store.
 

@@ -53,7 +53,7 @@ footer { margin-top:3rem; color:var(--soft); font-size:.8rem; }
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """One picture of a page.
 

@@ -22,7 +22,7 @@ _FINEST = 1000
 _FEWEST = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
     """What pictures must share to be denoised together.
 
@@ -94,7 +94,7 @@ class Voice:
     scales: Sequence[float] = field(compare=False, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Picture:
     """One picture to be made.
 

@@ -274,14 +274,14 @@ def _kept(
         data = mp4_bytes(frames, settings.fps or 8)
         key = store.write_bytes(f"{stem}.mp4", data)
     return RenderedImage(
-        key,
-        order.seed,
-        first.width,
-        first.height,
-        first.size,
-        len(data),
-        hashlib.sha256(data).hexdigest(),
-        recipe["recipe_hash"],
-        round(float(np.asarray(first).reshape(-1, 3).std(axis=0).max()), 3),
-        poster,
+        key=key,
+        seed=order.seed,
+        width=first.width,
+        height=first.height,
+        rendered_at=first.size,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        recipe_hash=recipe["recipe_hash"],
+        deviation=round(float(np.asarray(first).reshape(-1, 3).std(axis=0).max()), 3),
+        poster=poster,
     )

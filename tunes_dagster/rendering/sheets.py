@@ -77,7 +77,7 @@ def cell_box(images: Sequence[Image.Image], columns: int, max_width: int = 1800)
     return round(widest * factor), round(highest * factor)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Layout:
     """Where things go: every length of a sheet in pixels."""
 
@@ -194,7 +194,17 @@ def _lay_out(
         y += row_heights[-1] + (deepest * paper.line_height(caption_face) + 7 if deepest else 0) + GAP
     height = y - GAP + (paper.line_height(paper.font(12)) + 14 if footer else 0) + MARGIN
     return _Layout(
-        box, columns, left, top, row_tops, row_heights, width, height, captions, heading, subheading
+        box=box,
+        columns=columns,
+        left=left,
+        top=top,
+        row_tops=row_tops,
+        row_heights=row_heights,
+        width=width,
+        height=height,
+        caption_lines=captions,
+        title=heading,
+        subtitle=subheading,
     )
 
 

@@ -30,7 +30,14 @@ def weights_of(tune: Tune) -> TuneWeights:
             _REMEDIES.get(tune.status, "Wait until it is ready."),
         )
     known = (tune.request or {}).get("characteristics") or {}
-    return TuneWeights(tune.id, key, tune.token, tune.class_name, known, tune.kind)
+    return TuneWeights(
+        id=tune.id,
+        key=key,
+        token=tune.token,
+        class_name=tune.class_name,
+        characteristics=known,
+        kind=tune.kind,
+    )
 
 
 def used_by(

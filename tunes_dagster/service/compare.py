@@ -18,7 +18,7 @@ NOTHING = "-"
 _APART = ("pictures", "captions", "class_name")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """One thing that two tunes do not have in common.
 
@@ -58,7 +58,7 @@ def differences(first: Tune, second: Tune, store: Store) -> list[Difference]:
     """Return what differs between two tunes, grouped by kind; empty when they were made the same way."""
     one, other = recipe_of(first, store), recipe_of(second, store)
     found = [
-        Difference(_kind(name), name.removeprefix("training."), _show(a), _show(b))
+        Difference(kind=_kind(name), what=name.removeprefix("training."), first=_show(a), second=_show(b))
         for name, a, b in _unlike(dict(_flat(one)), dict(_flat(other)))
     ]
     names = {**_names(first, store), **_names(second, store)}
@@ -120,12 +120,16 @@ def _pictures(
             name += " whole" if crop == "null" else f" {crop}"
         a, b = mine.get(place), theirs.get(place)
         if a is None or b is None:
-            yield Difference("pictures", name, "there" if a else NOTHING, "there" if b else NOTHING)
+            yield Difference(
+                kind="pictures", what=name, first="there" if a else NOTHING, second="there" if b else NOTHING
+            )
             continue
         if a["caption"] != b["caption"]:
-            yield Difference("captions", name, a["caption"], b["caption"])
+            yield Difference(kind="captions", what=name, first=a["caption"], second=b["caption"])
         if list(a["bucket"]) != list(b["bucket"]):
-            yield Difference("pictures", f"{name}, size", _show(a["bucket"]), _show(b["bucket"]))
+            yield Difference(
+                kind="pictures", what=f"{name}, size", first=_show(a["bucket"]), second=_show(b["bucket"])
+            )
 
 
 def _show(value: Any) -> str:

@@ -42,7 +42,7 @@ WAITING_CAMPAIGN_RUNS = 2
 LAUNCH_GRACE_SECONDS = 120.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """One run to start.
 
@@ -71,7 +71,14 @@ def _launch(registry: Registry, kind: WorkKind, work: Work) -> Launch:
     tags["tunes/batch" if kind == WorkKind.RENDER else "tunes/tune"] = work.subject_id
     if kind != WorkKind.RENDER:
         tags["tunes/number"] = str(registry.tunes.get(work.subject_id).number)
-    return Launch(kind, work.run_key or work.id, work.subject_id, work.id, None, tags)
+    return Launch(
+        kind=kind,
+        run_key=work.run_key or work.id,
+        partition=work.subject_id,
+        work_id=work.id,
+        cohort_id=None,
+        tags=tags,
+    )
 
 
 def _room(registry: Registry, kind: WorkKind, limit: int) -> int:
@@ -153,7 +160,9 @@ def _cohorts(
         if len(members) == 1:
             tags["tunes/tune"] = members[0].subject_id
             tags["tunes/number"] = str(registry.tunes.get(members[0].subject_id).number)
-        launches.append(Launch(kind, cohort.id, None, None, cohort.id, tags))
+        launches.append(
+            Launch(kind=kind, run_key=cohort.id, partition=None, work_id=None, cohort_id=cohort.id, tags=tags)
+        )
     return launches
 
 

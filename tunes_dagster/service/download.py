@@ -40,7 +40,7 @@ def download_key(made: TuneResult) -> str | None:
     return f"{made.pipeline_key}.zip" if made.pipeline_key else made.weights_key or None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Download:
     """One file of a tune that people take away.
 
@@ -65,23 +65,37 @@ def downloads(tune: Tune) -> list[Download]:
         return []
     name = PurePosixPath(main).name
     if made.pipeline_key:
-        return [Download("diffusers", main, name, "diffusers (DiffusionPipeline.from_pretrained), unpacked")]
+        return [
+            Download(
+                form="diffusers",
+                key=main,
+                name=name,
+                programs="diffusers (DiffusionPipeline.from_pretrained), unpacked",
+            )
+        ]
     if tune.kind == "faceid":
-        return [Download("diffusers", main, name, "diffusers, with the IP-Adapter that the model card names")]
-    found = [Download("diffusers", main, name, "diffusers (load_lora_weights)")]
+        return [
+            Download(
+                form="diffusers",
+                key=main,
+                name=name,
+                programs="diffusers, with the IP-Adapter that the model card names",
+            )
+        ]
+    found = [Download(form="diffusers", key=main, name=name, programs="diffusers (load_lora_weights)")]
     spec = _family(tune)
     if kohya := made.kohya_key:
         dora = bool(tune.recipe.get("training", {}).get("dora"))
         programs = lora_line(spec, dora) if spec else "programs that read kohya's names"
-        found.append(Download("kohya", kohya, PurePosixPath(kohya).name, programs))
+        found.append(Download(form="kohya", key=kohya, name=PurePosixPath(kohya).name, programs=programs))
     if words := _words_key(tune):
         ways = ways_to_say(spec.word_programs if spec else ("ComfyUI",), tune.token, tune.class_name)
         found.append(
             Download(
-                "embeddings",
-                words,
-                f"{tune.token}.safetensors",
-                f"the words behind {tune.token}, beside the LoRA, in the folder for embeddings: {ways}; "
+                form="embeddings",
+                key=words,
+                name=f"{tune.token}.safetensors",
+                programs=f"the words behind {tune.token}, beside the LoRA, in the folder for embeddings: {ways}; "
                 "the model card has the code for diffusers",
             )
         )

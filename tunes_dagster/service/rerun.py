@@ -101,7 +101,7 @@ def rerun(
 
     try:
         new = NewTune(
-            request,
+            request=request,
             id=chosen,
             base_id=tune.base_id,
             recipe=recipe,

@@ -22,7 +22,7 @@ _MOST = 10_000
 _LONGEST_WARNING = timedelta(days=30)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Retained:
     """What one run of retention did.
 

@@ -44,7 +44,7 @@ _MANY_WORDS = 3
 DEFAULT_BASE = str(TuneRequest.model_fields["base"].default)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Handed:
     """Weights that are taken in instead of trained; see `service/importing.py`.
 
@@ -151,8 +151,8 @@ def new_tune(
     complete = move_payloads(complete, store, chosen)
     prompts = [
         NewPrompt(
-            moved,
-            done.entry.base_id,
+            request=moved,
+            base_id=done.entry.base_id,
             tags=tuple(named.tags(moved.text)),
             price=prompt_price(
                 prices,
@@ -167,7 +167,7 @@ def new_tune(
         for moved, done in zip(complete.prompts, completed, strict=True)
     ]
     return NewTune(
-        complete,
+        request=complete,
         id=chosen,
         base_id=entry.base_id,
         recipe=recipe,
@@ -290,13 +290,13 @@ def new_prompts(
         )
         new.append(
             NewPrompt(
-                done.request,
-                done.entry.base_id,
-                done.asked,
-                tune.id if tune else None,
-                done.tags,
-                price,
-                done.warnings,
+                request=done.request,
+                base_id=done.entry.base_id,
+                base=done.asked,
+                tune_id=tune.id if tune else None,
+                tags=done.tags,
+                price=price,
+                warnings=done.warnings,
             )
         )
     return new

@@ -79,17 +79,17 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
         ) from error
     examples = [
         TrainExample(
-            item.key,
-            texts[item.hash],
-            item.bucket,
-            item.crop,
-            item.mirrored,
-            item.tone,
-            item.mask_key,
-            item.mask_box,
-            item.kind == "face",
-            item.name,
-            item.repeats,
+            key=item.key,
+            caption=texts[item.hash],
+            bucket=item.bucket,
+            crop=item.crop,
+            mirrored=item.mirrored,
+            tone=item.tone,
+            mask_key=item.mask_key,
+            mask_box=item.mask_box,
+            is_face=item.kind == "face",
+            name=item.name,
+            repeats=item.repeats,
         )
         for item in dataset.items
         if not item.held_out
@@ -106,7 +106,10 @@ def make_job(trainee: Trainee, store: Store) -> TuneJob:
         recipe=dict(tune.recipe),
         title=tune.title,
         date=tune.created_at.date().isoformat(),
-        prior_pictures=[TrainExample(one.key, one.caption, (0, 0), name=one.name) for one in dataset.prior],
+        prior_pictures=[
+            TrainExample(key=one.key, caption=one.caption, bucket=(0, 0), name=one.name)
+            for one in dataset.prior
+        ],
     )
 
 

@@ -117,7 +117,7 @@ def subject_pictures(tune_id: str, store: Store) -> tuple[list[Any], list[Any]]:
     found: tuple[list[Any], list[Any]] = ([], [])
     for item in TrainingSet.load(store, tune_id).items:
         if item.kind == "full":
-            example = TrainExample(item.key, "", item.bucket, item.crop)
+            example = TrainExample(key=item.key, caption="", bucket=item.bucket, crop=item.crop)
             found[item.held_out].append(load_picture(store, example))
     return found
 

@@ -27,7 +27,7 @@ class Group:
     priors: tuple[TuneRun, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RowLayout:
     """What stays the same while a group has the same members; everything on the device.
 
@@ -50,7 +50,7 @@ class RowLayout:
     shares: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ForwardBatch:
     """The tensors of one forward, on the device, rows in the layout's order.
 
@@ -164,12 +164,12 @@ def collate(
         weights = weights * ordered([factors, rest])
     masks = _masks(group, rows, dtype)
     return ForwardBatch(
-        ordered(noisy),
-        ordered(target),
-        ordered(timesteps),
-        ordered([put(torch.cat(texts))]),
-        weights,
-        None if masks is None else ordered([put(masks)]),
+        noisy=ordered(noisy),
+        target=ordered(target),
+        timesteps=ordered(timesteps),
+        texts=ordered([put(torch.cat(texts))]),
+        weights=weights,
+        masks=None if masks is None else ordered([put(masks)]),
     )
 
 

@@ -13,7 +13,7 @@ from tunes_dagster.core.recipe import TrainingOptions, recipe_hash
 from tunes_dagster.families.presets import automatic_steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainExample:
     """One training picture.
 
@@ -47,12 +47,12 @@ class TrainExample:
     @property
     def variation(self) -> dict[str, Any]:
         """What sets it apart beside its crop: what is done to it, where the loss looks, how often it is seen."""
-        plain = TrainExample("", "", (0, 0))
+        plain = TrainExample(key="", caption="", bucket=(0, 0))
         names = ("mirrored", "tone", "mask_key", "mask_box", "repeats")
         return {name: value for name in names if (value := getattr(self, name)) != getattr(plain, name)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TuneJob:
     """One tune to train.
 
@@ -156,7 +156,7 @@ class TuneJob:
         return recipe_hash({"training": training, **kept})
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainingResult:
     """A trained tune.
 

@@ -67,7 +67,7 @@ class BucketOrder:
         return [next(iterators[turn]) for turn in turns]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Draws:
     """The random numbers of one step of one tune; rows are pictures.
 

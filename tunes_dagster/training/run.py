@@ -214,7 +214,7 @@ def _by_bucket(job: TuneJob, latents: Sequence[Any]) -> tuple[dict, dict, list]:
     return means, stds, position
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StepRows:
     """A tune's rows of one step, on the CPU: pictures first, then prior rows of the same shape or another.
 
@@ -293,7 +293,7 @@ class TuneRun:
         texts = self.captions[torch.tensor(indices)]
         masks = self.prepared.masks
         return StepRows(
-            bucket,
+            bucket=bucket,
             clean=mean + std * draws.posterior.to(mean.dtype),
             noise=draws.noise.to(mean.dtype),
             timesteps=self.base.draw_timesteps(draws.uniform, *bucket),

@@ -113,7 +113,9 @@ def _row(prompt: str, seed: int, states: Sequence[dict], base: LoadedBase) -> li
     noise = torch.randn(1, *base.latent_shape(side, side), generator=torch.Generator().manual_seed(seed))
     text = base.encode_text([prompt])
     slots = [-1, *range(len(states))]
-    room = denoise.rows_that_fit(base, Shape(side, side, steps, None, base.is_guided(guidance)))
+    room = denoise.rows_that_fit(
+        base, Shape(width=side, height=side, steps=steps, scheduler=None, guided=base.is_guided(guidance))
+    )
     images: list[Image | None] = []
     with torch.no_grad(), worn(base, states) as bank:
         room = room if bank.mixes else 1

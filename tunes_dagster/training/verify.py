@@ -33,7 +33,7 @@ _LOW_PRECISION_TOLERANCE = 0.08
 _STEPS, _GUIDANCE = 4, 2.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verification:
     """What was seen; differences are means over pixels in 0…1, and the largest one.
 

@@ -70,12 +70,12 @@ KEYS = header_key("ocp-apim-subscription-key")
 BODY = body_of(payloads=frozenset({"image_data_url"}))
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["trainer"])
 DIALECT = Dialect(
-    NAME,
-    "Pixazo FLUX.2 trainer",
-    router,
-    "pz_",
-    error,
-    ("/flux-2-pro", "/v2/requests"),
+    name=NAME,
+    title="Pixazo FLUX.2 trainer",
+    router=router,
+    key_prefix="pz_",
+    error=error,
+    paths=("/flux-2-pro", "/v2/requests"),
     codes=(400, 401, 402, 403, 404, 408, 409, 413, 415, 429, 503),
     about="The API of https://www.pixazo.ai/models/tools/flux-2-trainer-api: submit a dataset, ask for the result. "
     "What differs: docs/gateway-pixazo.md.",
@@ -193,7 +193,7 @@ def submit(body: TrainerRequest, mine: Desk = Mine) -> dict[str, Any]:
         sources=sources_of(body.image_data_url, mine.is_long(body.image_data_url)),
         training=TrainingOptions(steps=body.steps, learning_rate=body.learning_rate),
     )
-    view = View(NAME, {"steps": body.steps})
+    view = View(dialect=NAME, asked={"steps": body.steps})
     extra = sorted(name for name in (body.model_extra or {}) if name != "dry_run" and name.isidentifier())
     if extra:
         mine.headers["X-Tunes-Warnings"] = (

@@ -78,12 +78,12 @@ router = APIRouter(
     prefix="/pixu/api", route_class=manners(NAME, error, KEYS, PixuBody, _wrapped, Rehearsed), tags=["pixu"]
 )
 DIALECT = Dialect(
-    NAME,
-    "Pixu",
-    router,
-    "px_",
-    error,
-    ("/pixu/",),
+    name=NAME,
+    title="Pixu",
+    router=router,
+    key_prefix="px_",
+    error=error,
+    paths=("/pixu/",),
     about="The API of https://pixu.ai/pixu/apidoc: models of one face, and portraits with them. "
     "What differs: docs/gateway-pixu.md.",
     keys=("authorization", "x-api-key"),
@@ -241,7 +241,7 @@ def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources
         callback_url=_told(body, uid),
     )
     asked = {"height": body.height, "baseline": body.baseline}
-    view = View(NAME, asked, _events(mine, "tune"), uid, on_unknown="hold")
+    view = View(dialect=NAME, asked=asked, events=_events(mine, "tune"), public_id=uid, on_unknown="hold")
     tune = mine.accept_tune(request, view)
     return {"response": {"modelUid": mine.public_id(tune.id)}}
 
@@ -292,7 +292,7 @@ def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, An
         settings=settings,
         callback_url=_told(body, uid),
     )
-    view = View(NAME, {}, _events(mine, "prompt"), uid, on_unknown="hold")
+    view = View(dialect=NAME, asked={}, events=_events(mine, "prompt"), public_id=uid, on_unknown="hold")
     prompt = mine.accept_prompt(request, view)
     return {"response": mine.public_id(prompt.id)}
 

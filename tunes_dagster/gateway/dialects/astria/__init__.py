@@ -41,12 +41,12 @@ _PATHS = (
 _TUNE = Form("tune", TuneFields, ("tune[images][]",))
 _PROMPT = Form("prompt", PromptFields)
 DIALECT = Dialect(
-    "astria",
-    "Astria",
-    router,
-    "sd_",
-    error,
-    _PATHS,
+    name="astria",
+    title="Astria",
+    router=router,
+    key_prefix="sd_",
+    error=error,
+    paths=_PATHS,
     start=packs.seed,
     codes=(400, 401, 404, 408, 409, 415, 422, 429, 503),
     about="The API of https://docs.astria.ai: tunes, prompts, packs. Bodies may be JSON, multipart or urlencoded, "

@@ -134,9 +134,9 @@ def tune_order(
     events = ["tune.ready", *(["tune.failed", "tune.cancelled"] if options.get("failure_callbacks") else [])]
     once = bool(options.get("title_idempotency"))
     view = View(
-        NAME,
-        asked,
-        events,
+        dialect=NAME,
+        asked=asked,
+        events=events,
         on_unknown=_CAREFUL,
         auto_extend=fields.auto_extend,
         same_title=once,
@@ -270,7 +270,9 @@ def prompt_order(
     if asked.get("workspace_id") is None:
         asked["workspace_id"] = workspace_of(mine)
     events = ["prompt.done", *(["prompt.failed"] if mine.caller.options.get("failure_callbacks") else [])]
-    return request, View(NAME, asked, events, on_unknown=_CAREFUL, group_id=group_id, names=NAMES)
+    return request, View(
+        dialect=NAME, asked=asked, events=events, on_unknown=_CAREFUL, group_id=group_id, names=NAMES
+    )
 
 
 def _check_base(fields: PromptFields, base: Base) -> None:

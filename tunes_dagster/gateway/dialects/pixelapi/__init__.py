@@ -28,12 +28,12 @@ router = APIRouter()
 router.include_router(images.router)
 router.include_router(tunes.router)
 DIALECT = Dialect(
-    "pixelapi",
-    "PixelAPI",
-    router,
-    "pk_live_",
-    error,
-    ("/v1/",),
+    name="pixelapi",
+    title="PixelAPI",
+    router=router,
+    key_prefix="pk_live_",
+    error=error,
+    paths=("/v1/",),
     about="The APIs of https://pixelapi.dev/docs/tunesapi.html and https://pixelapi.dev/docs. "
     "What differs: docs/gateway-pixelapi.md.",
     keys=("authorization", "x-api-key"),

@@ -125,7 +125,7 @@ def _generate(mine: Desk, body: GenerateBody, files: list[UploadFile]) -> dict[s
 
 def _accepted(mine: Desk, model: str, text: str, settings: RenderSettings) -> dict[str, Any]:
     request = PromptRequest(text=text, base=BASES.get(model, model), settings=settings)
-    prompt = mine.accept_prompt(request, View(NAME, {"kind": "image", "model": model}))
+    prompt = mine.accept_prompt(request, View(dialect=NAME, asked={"kind": "image", "model": model}))
     return {
         "generation_id": _public(prompt),
         "status": _word(mine, "queued"),
@@ -164,7 +164,7 @@ def _batch(mine: Desk, body: BatchBody) -> dict[str, Any]:
     _check_scale(body.scale)
     mine.headers.update(unknown_fields(body))
     group = new_id("batch")
-    view = View(NAME, {"kind": "image", "model": _UPSCALER}, group_id=group)
+    view = View(dialect=NAME, asked={"kind": "image", "model": _UPSCALER}, group_id=group)
     pictures = [mine.picture("images", one) for one in body.images]
     orders = [
         (PromptRequest(text="", base=_UPSCALER, settings=RenderSettings(input_image=one)), view)

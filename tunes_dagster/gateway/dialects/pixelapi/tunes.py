@@ -108,7 +108,7 @@ def _train(mine: Desk, body: TrainBody) -> dict[str, Any]:
         training=TrainingOptions(steps=body.steps, rank=body.rank, learning_rate=body.learning_rate),
         callback_url=body.webhook_url or None,
     )
-    view = View(NAME, {"model": body.model}, _EVENTS, awaits_pictures=True)
+    view = View(dialect=NAME, asked={"model": body.model}, events=_EVENTS, awaits_pictures=True)
     mine.headers.update(unknown_fields(body))
     tune = mine.accept_tune(request, view)
     return {
@@ -146,7 +146,7 @@ def _infer(mine: Desk, body: InferBody) -> dict[str, Any]:
     )
     request = PromptRequest(text=body.prompt, tune=tune.id, settings=settings)
     quality = "pro" if body.model == "flux-pro" else ""
-    view = View(NAME, {"kind": "infer", "model": body.model or made_on}, quality=quality)
+    view = View(dialect=NAME, asked={"kind": "infer", "model": body.model or made_on}, quality=quality)
     mine.headers.update(unknown_fields(body))
     prompt = mine.accept_prompt(request, view)
     answer: dict[str, Any] = {

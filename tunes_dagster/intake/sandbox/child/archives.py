@@ -83,7 +83,7 @@ def unpack(work: Work) -> None:
     """Send each file of the archive: name and size, with its content in the output, until the parent goes on."""
     arguments = work.arguments
     limits = ArchiveLimits(**arguments["limits"])
-    meter = _Meter(str(arguments["name"]), limits, packed=int(arguments["size"]))
+    meter = _Meter(label=str(arguments["name"]), limits=limits, packed=int(arguments["size"]))
     whole, first = 0, None
     for name, size, fault in _members(work.file, meter, work.outputs[0]):
         if isinstance(fault, Failure):
@@ -124,7 +124,7 @@ def _members(file: IO[bytes], meter: _Meter, out: IO[bytes]) -> Iterator[_Member
         raise failure from error
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Meter:
     """Counts what comes out of one archive and refuses beyond the limits."""
 
