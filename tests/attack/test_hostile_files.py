@@ -139,7 +139,7 @@ OPENERS = {
 }
 BARE = {"load_workbook", "ZipFile", "GzipFile", "open_heif", "read_heif", "imread"}
 # What is not a stranger's: our own renders, and an archive that is written.
-OWN = {("rendering/png.py", "Image.open"), ("service/download.py", "ZipFile")}
+OWN = {("rendering/png.py", "Image.open")}
 
 
 def openings() -> Iterator[tuple[str, str]]:

@@ -279,6 +279,9 @@ class _Maker:
         if kind in ("json", "kohya"):
             entries: dict[str, object] = {}
             for name, text in rows:
+                if name in entries:  # an object has each name once: what stood there was not handed in
+                    self.made.captions = [one for one in self.made.captions if one.text != text]
+                    continue
                 entries[name] = self.source.choice((text, {"caption": text}, {"tags": text}))
             return self._encoded(
                 json.dumps(entries, ensure_ascii=ascii_only, indent=self.source.choice((None, 2)))

@@ -24,3 +24,8 @@ def test_a_name_that_is_no_unicode_can_be_written() -> None:
     assert shown(b"caf\x82.png".decode("utf-8", "surrogateescape")) == "café.png"
     for name in ("\ud83d.png", b"\xff\xfe\x00.png".decode("utf-8", "surrogateescape")):
         assert shown(name).encode()
+
+
+def test_a_folder_and_a_file_of_different_machines_are_read_each_in_its_own_encoding() -> None:
+    assert shown("Bilder \u00c4/caf\udce9.png") == "Bilder \u00c4/caf\u00e9.png"
+    assert shown("A\u0308/caf\udce9.png") == "A\u0308/caf\u00e9.png"

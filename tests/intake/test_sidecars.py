@@ -171,3 +171,55 @@ def test_what_is_shared_overridden_or_cut_is_named() -> None:
         "a.txt is the caption of a.jpg and of a.png.",
         "captions.csv, line 2",
     ]
+
+
+_BLUE = '{"file_name": "b.png", "text": "blue"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("captions.csv", "File Name,Caption Text\na.png,red\nb.png,blue\n", ""),
+        ("captions.csv", "1,a.png,red\n2,b.png,blue\n", ""),
+        (
+            "captions.csv",
+            "My set,\n,\nfile,text\na.png,red\nb.png,blue\n",
+            "line 1: it stands above the header",
+        ),
+        (
+            "captions.csv",
+            "# of May\nfile,text\na.png,red\nb.png,blue\n",
+            "line 1: it stands above the header",
+        ),
+        ("captions.csv", "image,text\nhttps://x.example/p/a.png?w=3,red\nhttps://x.example/b.png,blue\n", ""),
+        ("captions.csv", 'file,text\n="a.png",red\nb.png,="blue"\n', ""),
+        ("captions.csv", "file_name,tags\na.png,red\nb.png,blue\n", ""),
+        ("captions.jsonl", '{\n "file_name": "a.png",\n "text": "red"\n}\n' + _BLUE, ""),
+        ("metadata.json", '{"images": [{"file_name": "a.png", "text": "red"}, ' + _BLUE + "]}", ""),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": ["red", "more"]}\n' + _BLUE,
+            "line 1: it has several captions",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "red"},\n' + _BLUE + ",\n", ""),
+        ("metadata.jsonl", '[\n{"file_name": "a.png", "text": "red"},\n' + _BLUE + ",\n]", ""),
+        (
+            "metadata.json",
+            '[{"file_name": "a.png", "text": "red"}, 5, ' + _BLUE + "]",
+            "entry 2: it has no file_name",
+        ),
+    ],
+)
+def test_tables_in_the_forms_of_other_programs(name: str, text: str, told: str) -> None:
+    sidecars = Sidecars()
+    sidecars.add(name, text.encode())
+    assert sidecars.captions_for(["a.png", "b.png", "c.png"]) == {0: "red", 1: "blue"}
+    said = " ".join(sidecars.notes + sidecars.unmatched())
+    assert told in said and bool(told) == bool(said)
+
+
+@pytest.mark.parametrize("text", ["", "file,text\n", "\n\n"])
+def test_a_table_without_rows_is_named(text: str) -> None:
+    sidecars = Sidecars()
+    sidecars.add("captions.csv", text.encode())
+    assert sidecars.notes == ["captions.csv holds no captions."]

@@ -39,6 +39,12 @@ def base(name: str) -> str:
 
 def shown(name: str) -> str:
     """Return a name as text that can be written everywhere; bytes that are not UTF-8 are read by a likely code page."""
+    return "/".join(
+        map(_shown_part, name.split("/"))
+    )  # a folder and a file in it come from different machines
+
+
+def _shown_part(name: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -7,10 +7,12 @@ encoding. What cannot be read is noted and costs nobody else's caption.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from tunes_dagster.intake.names import PICTURE_STAGES, Stage, loose, match, plain, shown, stem
 from tunes_dagster.intake.tables import parse_json, read_json, read_sheet, read_table
@@ -25,8 +27,15 @@ _TABLES = (
     ),
     *(f"{name}.json" for name in ("meta_cap", "meta_tag", "meta_clean", "meta_cap_dd", "meta_lat")),
 )
-_NAME_COLUMNS = ("file_name", "filename", "file", "image", "name", "path")
-_TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "description")
+_TAGS = "tags"
+_NAME_COLUMNS = (
+    *("file_name", "filename", "file", "image", "name", "path", "file_path", "filepath", "image_name"),
+    *("image_path", "image_file", "picture", "photo", "url", "image_url"),
+)
+_TEXT_COLUMNS = (
+    *("text", "caption", "captions", "prompt", "description", "caption_text", "image_caption"),
+    _TAGS,
+)
 _COLUMNS = (_NAME_COLUMNS, _TEXT_COLUMNS)
 # So many malformed lines of a table, and so many captions without a picture, are told one by one.
 _NAMED = 20
@@ -125,10 +134,12 @@ class Sidecars:
 
     def _add_table(self, name: str, path: PurePosixPath, data: bytes) -> None:
         rows, faults = _table_rows(path, data)
+        if not rows and not faults:
+            self.notes.append(f"{name} holds no captions.")
         unit = "entry" if path.suffix.lower() == ".json" else "line"
         for line, file_name, text in rows:
             place = f"{name}, {unit} {line}"
-            wanted = plain(shown(file_name)).lstrip("/")
+            wanted = plain(shown(_of_url(file_name))).lstrip("/")
             if str(path.parent) != ".":
                 wanted = f"{path.parent}/{wanted}"
             caption = self._tidied(text, place)
@@ -208,6 +219,11 @@ def _table_rows(path: PurePosixPath, data: bytes) -> tuple[list[tuple[int, str, 
         rows = [(line, found) for line, row in parsed if (found := _pick(row))]
         whole = {line for line, _ in rows}
         faults += [(line, "it has no file_name and text") for line, _ in parsed if line not in whole]
+        faults += [
+            (line, "it has several captions, of which the first is used")
+            for line, row in parsed
+            if _many(row)
+        ]
         return [(line, *found) for line, found in rows], sorted(faults)
     table = (
         read_sheet(data, _COLUMNS)
@@ -217,11 +233,35 @@ def _table_rows(path: PurePosixPath, data: bytes) -> tuple[list[tuple[int, str, 
     return [(line, cells[0], cells[1]) for line, cells in table.rows], table.faults
 
 
+def _first(value: Any) -> str:
+    """Return a text, or the first of several."""
+    if isinstance(value, list):
+        value = next((one for one in value if isinstance(one, str) and one.strip()), "")
+    return value if isinstance(value, str) else ""
+
+
+def _many(row: Any) -> bool:
+    values = (
+        [v for key, v in row.items() if str(key).lower() in _TEXT_COLUMNS] if isinstance(row, Mapping) else []
+    )
+    return any(isinstance(value, list) and len(value) > 1 for value in values)
+
+
+def _of_url(name: str) -> str:
+    """Return the path of an address, any other name as it is."""
+    return unquote(urlsplit(name).path) if re.match(r"https?://", name, re.IGNORECASE) else name
+
+
 def _by_name(text: str) -> tuple[list[tuple[int, str, str]], list[tuple[int, str]]] | None:
     """Return the entries of one JSON object whose keys are names of pictures; None when the text is another thing."""
     whole = parse_json(text.strip().lstrip("\ufeff")) if text.lstrip("\ufeff \t\r\n")[:1] == "{" else None
     if not isinstance(whole, dict) or _pick(whole) is not None:
         return None
+    if len(whole) == 1 and isinstance(listed := next(iter(whole.values())), list):
+        found = [(number, _pick(row)) for number, row in enumerate(listed, 1)]
+        return [(number, *row) for number, row in found if row], [
+            (number, "it has no file_name and text") for number, row in found if not row
+        ]
     rows: list[tuple[int, str, str]] = []
     faults: list[tuple[int, str]] = []
     for number, (name, said) in enumerate(whole.items(), 1):
@@ -239,8 +279,9 @@ def _said(value: Any) -> str:
         return value.strip()
     if not isinstance(value, Mapping):
         return ""
-    caption = next((value[key] for key in _TEXT_COLUMNS if isinstance(value.get(key), str)), "")
-    tags = value.get("tags", "")
+    names = [name for name in _TEXT_COLUMNS if name != _TAGS]
+    caption = next((value[name] for name in names if isinstance(value.get(name), str)), "")
+    tags = value.get(_TAGS, "")
     if isinstance(tags, list):
         tags = ", ".join(tag for tag in tags if isinstance(tag, str))
     return ", ".join(part.strip() for part in (caption, tags) if isinstance(part, str) and part.strip())
@@ -250,7 +291,7 @@ def _pick(row: Any) -> tuple[str, str] | None:
     """Return file name and caption of a row, whatever its columns are called."""
     if not isinstance(row, Mapping):
         return None
-    lower = {str(key).lower(): value for key, value in row.items() if isinstance(value, str)}
+    lower = {"_".join(str(key).lower().split()): _first(value) for key, value in row.items()}
     name = next((lower[key].strip() for key in _NAME_COLUMNS if lower.get(key, "").strip()), None)
     caption = next((lower[key] for key in _TEXT_COLUMNS if lower.get(key, "").strip()), None)
     return (name, caption) if name and caption else None

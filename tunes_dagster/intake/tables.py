@@ -23,6 +23,8 @@ _LONGEST_ROW = 100_000
 _LINES_OF_A_CELL = 50
 _ROWS = 50_000
 _SCORED_LINES = 200
+# A header stands among so many first rows.
+_ABOVE = 5
 
 Columns = Sequence[Sequence[str]]
 
@@ -99,7 +101,7 @@ def _delimiter(lines: Sequence[str], columns: Columns) -> str:
 
 
 def _named(cells: Sequence[str]) -> bool:
-    return len(cells) > 1 and cells[0].strip(' "').lower().endswith(tuple(SUFFIXES))
+    return len(cells) > 1 and _is_picture(cells[0])
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -149,12 +151,13 @@ def _record(lines: Sequence[str], delimiter: str) -> tuple[list[str], int] | Non
 
 def _places(cells: Sequence[str], columns: Columns) -> list[int] | None:
     """Return where the columns are by a header, or None when this is none."""
-    header = [cell.strip().strip("\ufeff").lower() for cell in cells]
+    header = ["_".join(cell.strip().strip("\ufeff").lower().split()) for cell in cells]
     found = [next((header.index(name) for name in names if name in header), None) for names in columns]
     return None if None in found else [place for place in found if place is not None]
 
 
 def _take(table: Table, lines: list[_Line], columns: Columns, delimiter: str, headless: bool) -> None:
+    lines = _from_header(lines, columns, table)
     if not lines:
         return
     places, width = _places(lines[0].cells, columns), len(lines[0].cells)
@@ -163,7 +166,7 @@ def _take(table: Table, lines: list[_Line], columns: Columns, delimiter: str, he
             width -= 1
         lines = lines[1:]
     elif headless and not _half_a_header(lines[0], columns):
-        places, width = list(range(len(columns))), len(columns)
+        places, width = _guessed(lines, columns)
     else:
         names = " and ".join(f"one of {', '.join(group)}" for group in columns)
         table.faults.append((lines[0].number, f"the header lacks columns; it needs {names}"))
@@ -175,6 +178,36 @@ def _take(table: Table, lines: list[_Line], columns: Columns, delimiter: str, he
         cells = _fitted(line, width, places, delimiter, table)
         if cells is not None:
             table.rows.append((line.number, cells))
+
+
+def _from_header(lines: list[_Line], columns: Columns, table: Table) -> list[_Line]:
+    """Return the rows from the header on; a title or a comment may stand above it."""
+    for at, line in enumerate(lines[:_ABOVE]):
+        if _named(line.cells):
+            break
+        if at and _places(line.cells, columns) is not None:
+            table.faults += [
+                (above.number, "it stands above the header and is no row") for above in lines[:at]
+            ]
+            return lines[at:]
+    return lines
+
+
+def _guessed(lines: Sequence[_Line], columns: Columns) -> tuple[list[int], int]:
+    """Return where the columns are without a header, and how many there are; pictures are known by their names."""
+    width = len(lines[0].cells)
+    if len(columns) == 2 and width > 2 and not any(_named(line.cells) for line in lines):
+        counts = [
+            sum(_is_picture(line.cells[at]) for line in lines if at < len(line.cells)) for at in range(width)
+        ]
+        at = max(range(width), key=lambda one: counts[one])
+        if counts[at] and at + 1 < width:
+            return [at, at + 1], width
+    return list(range(len(columns))), len(columns)
+
+
+def _is_picture(cell: str) -> bool:
+    return cell.strip(' "').lower().endswith(tuple(SUFFIXES))
 
 
 def _half_a_header(line: _Line, columns: Columns) -> bool:
@@ -201,7 +234,7 @@ def _fitted(line: _Line, width: int, places: Sequence[int], delimiter: str, tabl
             return None
         # Everything after the other columns is the sentence, whose commas nobody quoted.
         cells = line.raw.split(delimiter, width - 1)
-    wanted = [cells[place].strip() if place < len(cells) else "" for place in places]
+    wanted = [_plain_cell(cells[place]) if place < len(cells) else "" for place in places]
     if not all(wanted[:-1]):
         table.faults.append((line.number, "it lacks a cell"))
         return None
@@ -211,25 +244,50 @@ def _fitted(line: _Line, width: int, places: Sequence[int], delimiter: str, tabl
     return wanted
 
 
+def _plain_cell(cell: str) -> str:
+    """Return a cell without the formula that keeps a spreadsheet from changing it (`="0012"`)."""
+    formula = re.fullmatch(r'\s*="([^"]*)"\s*', cell)
+    return (formula[1] if formula else cell).strip()
+
+
 def read_json(text: str) -> tuple[list[tuple[int, Any]], list[tuple[int, str]]]:
     """Return the rows of JSON Lines, or of one JSON array under that name, with lines (of an array: its number)."""
     faults: list[tuple[int, str]] = []
     rows: list[tuple[int, Any]] = []
     if text.lstrip("\ufeff \t\r\n")[:1] == "[":
         whole = parse_json(text.lstrip("\ufeff"))
-        if isinstance(whole, list) and all(isinstance(row, dict) for row in whole):
+        if isinstance(whole, list):
             return list(enumerate(whole, 1)), []
+    if (spread := _objects(text)) is not None:
+        return spread, []
     # Only these end a line: U+2028, U+0085 and the like stand inside strings.
     for number, line in enumerate(_ENDS.split(text), 1):
-        plain = line.strip().strip("\ufeff")
-        if not plain:
-            continue
+        plain = line.strip().strip("\ufeff").rstrip(",")
+        if plain in ("", "[", "]"):
+            continue  # an array whose commas do not fit is read line by line
         row = parse_json(plain)
         if row is None:
             faults.append((number, "it is not JSON"))
         else:
             rows.append((number, row))
     return rows, faults
+
+
+def _objects(text: str) -> list[tuple[int, Any]] | None:
+    """Return JSON objects that go over several lines, one after the other; None when this is another thing."""
+    text = text.strip().lstrip("\ufeff")
+    if not text.startswith("{") or parse_json(_ENDS.split(text, maxsplit=1)[0].rstrip(",")) is not None:
+        return None
+    decoder, at = json.JSONDecoder(strict=False), 0
+    rows: list[tuple[int, Any]] = []
+    try:
+        while at < len(text):
+            row, end = decoder.raw_decode(text, at)
+            rows.append((len(rows) + 1, row))
+            at = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
+    except (ValueError, RecursionError):
+        return None
+    return rows
 
 
 def parse_json(text: str) -> Any:
