@@ -55,6 +55,18 @@ FOREIGN = [
     ("a __color__ mug", "__color__", "a file"),
     ("a cat AND a dog", "AND", "joins"),
     ("a cat AND HDR", "AND", "joins"),
+    ("a cat --ar 3:2 --v 6", "--ar 3:2", "option"),
+    ("a cat --no dogs", "--no dogs", "option"),
+    ("/imagine prompt: a cat", "/imagine prompt:", "command"),
+    ("a cat::2 dog::1", "t::2", "another program's way"),
+    ("hot:: dog", "t::", "another program's way"),
+    ("1.3::cat::, dog", "1.3::cat::", "another program's way"),
+    ("a cat\nNegative prompt: dogs", "Negative prompt:", "whole picture"),
+    ("a cat Steps: 20, Sampler: Euler a", "Steps: 20, Sampler:", "whole picture"),
+    ("a ${c=red} cat", "${c=red}", "variable"),
+    ("a cat <|endoftext|> dog", "<|endoftext|>", "encoder's own"),
+    ("a cat</s>", "</s>", "encoder's own"),
+    ("a {bird:1.1}", "{bird:1.1}", "another program's way"),
     ('("a cat", "a dog").blend(0.5, 0.5)', ").blend(", "function"),
 ]
 
@@ -68,8 +80,8 @@ def test_syntax_of_other_programs_is_refused_by_name_on_every_base(text, named, 
 
 
 def test_weights_of_another_program_are_refused_where_words_are_weighed():
-    for text in ("a (red)1.3 mug", "a (red)++ mug", "a (red)--"):
-        with pytest.raises(Failure, match="another program's way"):
+    for text in ("a (red)1.3 mug", "a (red)++ mug", "a (red)--", "(red:1,3)", "(red:1.)", "(red:1e1)"):
+        with pytest.raises(Failure, match="another program's way|is no weight"):
             parse_prompt(text)
         assert parse_prompt(text, weighs=False).text == text
 
@@ -84,6 +96,10 @@ def test_weights_of_another_program_are_refused_where_words_are_weighed():
         r"a \[cat|dog\] and \{a|b\}",
         "a {curly} c++ book, snake_case__name, word embedding",
         "(a cat), 1.5 m long :)",
+        "a cat -- no people --very small, std::vector, at 10:30",
+        'a sign "--ar 3:2 ::2 Negative prompt: x"',
+        "a [cat::0.5] and a [dog::10]",
+        ">:( an angry cat, 🐈‍⬛ قطة 猫（夕日） x:1.3",
     ],
 )
 def test_what_only_looks_like_syntax_is_text(text):

@@ -21,7 +21,7 @@ _PIECE = re.compile(r"\\[()\[\]\\]|[()\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|[^\\()\[\]
 _QUOTED = re.compile(r'"[^"]*"|“[^”]*”')
 _BREAK = re.compile(r"(?<!\w)BREAK(?!\w)")
 # A sad face, which opens nothing.
-FACE = re.compile(r"(?<!\S)([:;=][-']?)([(\[])(?=[\s,.!?]|$)")
+FACE = re.compile(r"(?<!\S)(>?[:;=][-']?)([(\[])(?=[\s,.!?]|$)")
 
 
 def outside_quotes(text: str) -> str:

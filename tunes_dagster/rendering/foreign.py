@@ -31,6 +31,11 @@ class _Foreign:
 
 
 _WORD = r"(?:(?<![A-Z]{2} )(?<!\w)AND(?!\w)|(?<!\w)AND(?! [A-Z]{2})(?!\w))"
+# Of Midjourney, and of those who write settings into prompts as it does.
+_FLAGS = (
+    "ar|aspect|no|v|version|niji|s|stylize|q|quality|c|chaos|weird|iw|sref|sw|cref|cw|oref|ow|style|raw|tile|stop|"
+    "seed|repeat|turbo|fast|relax|hd|draft|p|profile|steps|cfg|cfg_scale|sampler|w|h|width|height|negative"
+)
 _FOREIGN = (
     _Foreign(
         re.compile(r"(?<!\\)\{[^{}]*\|[^{}]*\}"),
@@ -51,6 +56,49 @@ _FOREIGN = (
         re.compile(_WORD),
         "joins two prompts into one picture, which is not done here",
         "Write `and`, or BREAK between the parts on SD 1.x and SDXL; in double quotes it is a word of the picture.",
+    ),
+    _Foreign(
+        re.compile(rf"(?<!\S)--(?:{_FLAGS})(?![\w-])(?:\s+\S+)?", re.IGNORECASE),
+        "is an option of another program",
+        "Leave it out and say it in the settings: aspect_ratio, negative_prompt, seed, steps, guidance_scale, style.",
+    ),
+    _Foreign(
+        re.compile(r"(?<!\S)/imagine\s+prompt:", re.IGNORECASE),
+        "is a command of another program",
+        "Write what follows it alone.",
+    ),
+    _Foreign(
+        re.compile(r"-?\d+(?:\.\d+)?::[^:]+::|\w::(?:-?\d+(?:\.\d+)?)?(?=[\s,]|$)"),
+        "weighs words in another program's way",
+        "Write (word:1.2) on SD 1.x and SDXL, or two prompts.",
+    ),
+    _Foreign(
+        re.compile(
+            r"\bNegative prompt:|\bSteps: \d+, (?:Sampler|Schedule type|CFG scale|Seed|Size):", re.IGNORECASE
+        ),
+        "is the text of another program about a whole picture",
+        "Write the prompt alone; negative_prompt, steps, scheduler, guidance_scale and seed are settings.",
+    ),
+    _Foreign(
+        re.compile(r"\$\{[^{}]*\}"),
+        "is a variable of another program",
+        "Write the words, or {{name}} for a characteristic of the tune.",
+    ),
+    _Foreign(
+        re.compile(r"<\|[^<>|]*\|>|</?s>|<pad>|<unk>|<extra_id_\d+>|\[/?INST\]"),
+        "is a sign of the text encoder's own, which would end or change the text there",
+        "Leave it out.",
+    ),
+    _Foreign(
+        re.compile(r"\{[^{}|:]+:\s*\d*\.?\d+\s*\}"),
+        "weighs words in another program's way",
+        "Write the weight in parentheses: (word:1.2).",
+    ),
+    _Foreign(
+        re.compile(r":\s*[+-]?(?:\d+,\d+|\d+\.|\d*\.?\d+[eE][+-]?\d+)\s*\)"),
+        "is no weight",
+        "Write it as a plain number with a point: (word:1.2).",
+        weighing=True,
     ),
     _Foreign(
         re.compile(r"\)\.(?:and|blend|swap)\("),

@@ -182,6 +182,7 @@ def fill_in(text: str, characteristics: Mapping[str, str]) -> str:
         remedy = f"Did you mean {{{{{close[0]}}}}}? " if close else ""
         names = ", ".join(sorted(characteristics))
         remedy += f"The tune has: {names}." if names else "The tune has no characteristics: write the words."
+        remedy += " For more weight write (word:1.2)." if not close else ""
         raise _refused(f"Nothing is known for the template {match.group(0)!r}.", remedy)
 
     return _TEMPLATE.sub(value, text)
