@@ -66,6 +66,7 @@ FOREIGN = [
     ("a ${c=red} cat", "${c=red}", "variable"),
     ("a cat <|endoftext|> dog", "<|endoftext|>", "encoder's own"),
     ("a cat</s>", "</s>", "encoder's own"),
+    ("a \ud83d cat", "\ud83d", "half a letter"),
     ("a {bird:1.1}", "{bird:1.1}", "another program's way"),
     ('("a cat", "a dog").blend(0.5, 0.5)', ").blend(", "function"),
 ]

@@ -132,3 +132,14 @@ def test_weights_are_read_as_words_where_the_encoder_has_none(tmp_path, store):
     assert not any(result.failure for result in results)
     weighted, plain, brackets, text = (result.images[0].recipe_hash for result in results)
     assert weighted == plain != brackets == text, "they are the same picture"
+
+
+def test_what_a_library_makes_of_one_text_ends_that_prompt_alone(base, store, monkeypatch):
+    def choosy(base, *texts):
+        if "odd" in texts[0]:
+            raise TypeError("TextEncodeInput must be Union")
+        return chunk_count(base, *texts)
+
+    monkeypatch.setattr("tunes_dagster.rendering.checking.chunk_count", choosy)
+    odd, good = render([job("odd", "an odd text"), job("good", "a red mug")], base, store, "out", Silent())
+    assert odd.failure and not odd.images and good.failure is None and len(good.images) == 1

@@ -101,6 +101,11 @@ _FOREIGN = (
         weighing=True,
     ),
     _Foreign(
+        re.compile("[\ud800-\udfff]"),
+        "is half a letter: the text was damaged on its way",
+        "Write it anew, in UTF-8.",
+    ),
+    _Foreign(
         re.compile(r"\)\.(?:and|blend|swap)\("),
         "is a function of another program",
         "Write the words that are meant.",

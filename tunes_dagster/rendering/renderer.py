@@ -169,7 +169,8 @@ class _Batch:
             combination, warnings = self.combinations[index], self.progress[index].warnings
             try:
                 first = self.checker.first_picture(index, job, combination, self.faces[index], warnings)
-            except Failure as failure:
+            except Exception as error:  # also what a library makes of a text: it ends this prompt alone
+                failure = picture_failure(error)
                 if failure.code in _OF_THE_RUN:
                     raise
                 self._fail(index, failure)
