@@ -512,3 +512,24 @@ def test_masks_are_fitted_or_refused_by_name_and_what_is_transparent_is_not_mean
     assert any(
         "Taken as masks by their names" in note and "0_mask.png (of 0.png)" in note for note in manifest.notes
     )
+
+
+def test_masks_in_a_folder_second_ones_and_those_without_a_picture_are_told_apart(
+    tmp_path: Path, store: Store, fetcher: Fetcher
+) -> None:
+    half = Image.new("L", (96, 80))
+    half.paste(255, (0, 0, 48, 80))
+    names = ("masks/a.png", "b_mask.png", "b-mask.png", "c-masklabel.png")
+    files = {f"{name}.png": png(number) for number, name in enumerate("abc")}
+    files |= {name: encoded(half) for name in names} | {"party_mask.png": png(7)}
+    folder = fill(tmp_path / "set", files)
+    manifest = collect(
+        request({"folder": str(folder)}, dataset={"min_side": 16, "mask": "file"}), store, fetcher
+    )
+    assert {row.name: bool(row.mask_key) for row in manifest.rows} == {
+        **dict.fromkeys(("a.png", "b.png", "c.png"), True),
+        "party_mask.png": False,
+    }
+    told = " ".join(manifest.notes)
+    assert "not there, and trained on like pictures: party_mask.png." in told
+    assert "have another mask already: b" in told and all(name in told for name in names)

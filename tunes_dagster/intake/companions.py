@@ -104,9 +104,18 @@ def with_masks(pictures: Sequence[Examined], used: bool) -> tuple[list[Examined]
     names = list(dict.fromkeys(wanted))
     owners = {owner: by_stem[names[which]] for owner, which in found.items()}
     masks = set(owners.values())
+    second = {i for i, name in zip(maybe, wanted, strict=True) if name in by_stem and i not in masks}
+    second &= {i for i, name in zip(maybe, wanted, strict=True) if by_stem[name] in masks}
     rows, notes, told = [], [], []
+    if second:
+        extra = _listed([pictures[i].name for i in sorted(second)])
+        notes.append(f"Not used, their pictures have another mask already: {extra}.")
+    if alone := [pictures[i].name for i in maybe if i not in masks | second]:
+        notes.append(
+            f"Named like masks of pictures that are not there, and trained on like pictures: {_listed(alone)}."
+        )
     for i, picture in enumerate(pictures):
-        if i in masks:
+        if i in masks | second:
             continue
         mask = pictures[owners[i]] if i in owners else None
         here = picture.key is not None

@@ -79,10 +79,13 @@ def is_sidecar(name: str) -> bool:
 def masked_picture(name: str) -> str | None:
     """Return the path without suffix of the picture whose mask a file is by its name, or None.
 
-    `a/b.mask.png`, `a/b-mask.png` and `a/b_mask.png` are masks of `a/b.jpg` or of any other picture `a/b`.
+    `a/b.mask.png`, `a/b-mask.png`, `a/b_mask.png`, `a/b-masklabel.png` (OneTrainer) and `a/masks/b.png` are masks of
+    `a/b.jpg` or of any other picture `a/b`.
     """
     path = PurePosixPath(plain(name))
-    for ending in (".mask", "-mask", "_mask"):
+    if path.parent.name.lower() in ("mask", "masks"):
+        return str(path.parent.parent / path.stem)
+    for ending in (".mask", "-mask", "_mask", "-masklabel"):
         if path.stem.lower().endswith(ending) and len(path.stem) > len(ending):
             return str(path.with_name(path.stem[: -len(ending)]))
     return None
