@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.machine.seam import Died, Seam, Trouble
-from tests.support.registry import Clock, make_ready, prompt_request
+from tests.support.registry import Clock, add_tune, make_ready, prompt_request
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -150,6 +150,20 @@ def test_a_second_rendering_is_reckoned_from_its_own_start(registry: Registry, c
             registry.work.requeue_lost(work.id, "The host is gone.")
     registry.work.cancel_prompt(prompt.id, by_caller=True)
     assert registry.ledger.wallet("ann").available == 900
+
+
+def test_a_tune_that_was_deleted_is_not_trained_again(registry: Registry, tmp_path: Path) -> None:
+    """What it was asked for is gone with it, and was read all the same."""
+    tune = make_ready(registry, add_tune(registry))
+    registry.work.delete_tune(tune.id)
+    installation = Installation(
+        Settings(home=tmp_path / "home"),
+        registry=registry,
+        store=Store(tmp_path / "store"),
+        catalog=load_catalog("embedded"),
+    )
+    with pytest.raises(Failure, match="was deleted meanwhile"):
+        rerun(installation, registry.tunes.get(tune.id))
 
 
 def test_a_prompt_that_was_deleted_is_not_rendered_with_its_batch_again(registry: Registry) -> None:

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 _OF_THE_DATASET = ("resolution",)
 
 
+def _deleted(tune: Tune) -> Failure:
+    return Failure(FailureCode.CONFLICT, f"The tune {tune.id} was deleted meanwhile.", "Make a new one.")
+
+
 def rerun(
     installation: Installation,
     tune: Tune,
@@ -62,6 +66,8 @@ def rerun(
     """
     registry, store = installation.registry, installation.store
     catalog, settings = installation.catalog, installation.settings
+    if tune.deleted_at is not None:
+        raise _deleted(tune)
     if "imported" in tune.recipe:
         raise Failure(
             FailureCode.CONFLICT,
@@ -91,9 +97,7 @@ def rerun(
 
     def alive(session: Session) -> None:
         if lock_tune(session, tune.id).deleted_at is not None:
-            raise Failure(
-                FailureCode.CONFLICT, f"The tune {tune.id} was deleted meanwhile.", "Make a new one."
-            )
+            raise _deleted(tune)
 
     def like_the_first(session: Session, fresh: Tune, _prompts: list[Prompt]) -> None:
         fresh.result = TuneResult(again=tune.id).written(fresh.result or {})
