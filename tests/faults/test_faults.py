@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.campaign import LIGHT, Case, Reference, cases, load_everything, reference, try_case
+from tests.faults.campaign import ALONE, LIGHT, Case, Reference, cases, load_everything, reference, try_case
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,11 @@ def test_hundreds_of_faults_in_all_stages(base_folder: Path, tmp_path: Path) -> 
 @pytest.mark.proof
 @pytest.mark.timeout(0)
 def test_a_session_that_is_killed_a_hundred_times_leaves_nothing_undone(
-    base_folder: Path, tmp_path: Path
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tunes and their prompts: the same weights and pictures, to the bit, as without sessions."""
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
     load_everything()
     known = reference(tmp_path / "reference", base_folder, ("prepare", "make"))
     wrong = {}
