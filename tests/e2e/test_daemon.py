@@ -158,6 +158,12 @@ def kill_training(registry: Registry, instance: dg.DagsterInstance, tune_id: str
     os.kill(worker_of(instance, hosted_by), signal.SIGKILL)
 
 
+def resumed(lines: list[str]) -> bool:
+    """Whether a run says that its training did not begin anew; that of a session holds steps only."""
+    steps = [int(found.group(1)) for line in lines if (found := re.match(r"training (\d+)/", line))]
+    return any("Resumed at step" in line for line in lines) or bool(steps and steps[0] > 10)
+
+
 def log_of(instance: dg.DagsterInstance, job: str, partition: str) -> list[str]:
     """Return the lines of the newest run of a job, of a tune where its runs have partitions."""
     tags = {} if job == "train_cohort" else {"dagster/partition": partition}
@@ -235,7 +241,7 @@ def test_a_killed_training_resumes_and_ends_as_if_nothing_had_happened(
     job = "train_tune" if settings.uses_sessions else "train_cohort"
     wait_for(
         "word of the resumption",
-        lambda: any("Resumed at step" in line for line in log_of(instance, job, tune.id)),
+        lambda: resumed(log_of(instance, job, tune.id)),
         log,
     )
     failed = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.FAILURE])
