@@ -29,22 +29,25 @@ def registry(tmp_path: Path, clock: Clock) -> Registry:
 
 
 def _accept(registry: Registry, price: int, **changes: object):
-    def also(session, tune, prompts):
-        reserve(session, "ann", tune.id, price, registry.now())
-
-    return add_tune(registry, account_id="ann", **changes) if price < 0 else _add(registry, also, **changes)
+    return add_tune(registry, account_id="ann", **changes) if price < 0 else _add(registry, price, **changes)
 
 
-def _add(registry: Registry, also, **changes: object):
+def _add(registry: Registry, price: int, **changes: object):
     from tunes_dagster.core.ids import new_id
     from tunes_dagster.core.recipe import TuneRequest
     from tunes_dagster.registry.tunes import NewTune
 
     request = TuneRequest.model_validate({"name": "dog", **changes})
     new = NewTune(
-        request=request, id=new_id("tune"), base_id="tiny-sdxl", recipe={}, account_id="ann", origin="api"
+        request=request,
+        id=new_id("tune"),
+        base_id="tiny-sdxl",
+        recipe={},
+        account_id="ann",
+        origin="api",
+        price=price,
     )
-    return registry.tunes.accept(new, also=also).tune
+    return registry.tunes.accept(new).tune
 
 
 def _consistent(registry: Registry) -> tuple[int, int]:

@@ -60,6 +60,12 @@ def name_in(session: Session, uses: Iterable[tuple[str, str]], now: datetime) ->
         _upsert(session, BlobUse, needs, ["key", "subject_id"], {"ended_at": None})
 
 
+def share_uses(session: Session, of: str, to: str, now: datetime) -> None:
+    """Write that a tune needs what another one needs; inside the transaction that accepts it."""
+    keys = session.scalars(select(BlobUse.key).where(BlobUse.subject_id == of, BlobUse.ended_at.is_(None)))
+    name_in(session, [(key, to) for key in keys], now)
+
+
 def _upsert(
     session: Session, table: type[Any], rows: list[dict[str, Any]], keys: list[str], change: dict[str, Any]
 ) -> None:
@@ -94,13 +100,6 @@ class Blobs(Part):
         row = {"key": key, "named_at": now, "held_until": now + HELD}
         with self.writing() as session:
             _upsert(session, Blob, [row], ["key"], {"held_until": now + HELD, "named_at": now})
-
-    def copy_uses(self, session: Session, of: str, to: str) -> None:
-        """Write that a tune needs what another one needs; inside the transaction that accepts it."""
-        keys = session.scalars(
-            select(BlobUse.key).where(BlobUse.subject_id == of, BlobUse.ended_at.is_(None))
-        )
-        name_in(session, [(key, to) for key in keys], self.now())
 
     def is_needed(self, key: str) -> bool:
         """Whether anybody needs a file whose deletion was not asked for."""

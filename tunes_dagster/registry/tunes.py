@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.wishes import Unmet, ended
 from tunes_dagster.core.work import STAGES, WorkKind
 from tunes_dagster.registry.accepting import Acceptance, Accepted, keep, same_tune
-from tunes_dagster.registry.blobs import keys_of_request, name_in
+from tunes_dagster.registry.blobs import keys_of_request, name_in, share_uses
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.pages import newest
@@ -89,6 +89,16 @@ def _write(session: Session, tune: Tune, new: NewTune, now: datetime) -> list[Pr
     return rows
 
 
+def _lock_first(session: Session, tune_id: str) -> None:
+    """Keep the tune that is to be trained again from being deleted meanwhile.
+
+    Raises:
+        Failure: `CONFLICT` when it was.
+    """
+    if lock_tune(session, tune_id).deleted_at is not None:
+        raise Failure(FailureCode.CONFLICT, f"The tune {tune_id} was deleted meanwhile.", "Make a new one.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewTune:
     """A tune that is to be accepted.
@@ -106,10 +116,10 @@ class NewTune:
         price: Micro-dollars, which its account holds when it has a wallet; None charges nothing.
         warnings: What was wished for and is not met.
         auto_extend: Kept instead of expiring; None leaves that to the account's rule.
+        again: Id of the tune whose dataset it takes over, to be trained again; that one must not be deleted.
     """
 
     request: TuneRequest
-    _: KW_ONLY
     id: str
     base_id: str
     recipe: dict[str, Any]
@@ -120,6 +130,7 @@ class NewTune:
     price: int | None = None
     warnings: Sequence[Unmet] = ()
     auto_extend: bool | None = None
+    again: str | None = None
 
     @cached_property
     def its_prompts(self) -> Sequence[NewPrompt]:
@@ -165,7 +176,6 @@ class Tunes(Part):
         new: NewTune,
         acceptance: Acceptance | None = None,
         *,
-        before: Callable[[Session], None] | None = None,
         also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
     ) -> Accepted:
         """Accept a tune: its row, its prompts (waiting), its first work, and a line in the timeline.
@@ -173,14 +183,14 @@ class Tunes(Part):
         Args:
             new: The tune; see `submit.new_tune`, which every interface goes through.
             acceptance: What its caller wants to be kept with it.
-            before: Called first in the same transaction; raising there accepts nothing.
-            also: Called last in it; the same.
+            also: Called last in the same transaction; raising there accepts nothing.
 
         Returns:
             The tune and its prompts, or the tune that stands for it.
 
         Raises:
-            Failure: `CONFLICT` when the id is taken, `OUT_OF_CREDITS`, `TakenOver`, and for tags as `lock_used`.
+            Failure: `CONFLICT` when the id is taken or the tune to be trained again was deleted,
+                `OUT_OF_CREDITS`, `TakenOver`, and for tags as `lock_used`.
         """
         now, account_id = self.now(), new.account_id
         tune = new.row(now)
@@ -188,12 +198,15 @@ class Tunes(Part):
             with self.writing() as session:
                 if unheard() and (kept := session.scalar(select(Tune).where(Tune.id == new.id))) is not None:
                     return Accepted([kept, *_its_prompts(session, kept)])
-                if before is not None:
-                    before(session)
+                if new.again is not None:
+                    _lock_first(session, new.again)
                 wanted = acceptance is not None and acceptance.same_title
                 if wanted and (same := same_tune(session, account_id, tune.title)) is not None:
                     return Accepted([same], again=True)
                 rows = _write(session, tune, new, now)
+                if new.again is not None:
+                    tune.result = TuneResult(again=new.again).written(tune.result or {})
+                    share_uses(session, new.again, tune.id, now)
                 if also is not None:
                     also(session, tune, rows)
                 accepted = Accepted([tune, *rows])

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import TrainingOptions, TuneRequest
-from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.validation import checked
 from tunes_dagster.core.wishes import Wishes
@@ -22,17 +21,14 @@ from tunes_dagster.families.presets import changed
 from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.manifest import Manifest
 from tunes_dagster.intake.training_set import TrainingSet
-from tunes_dagster.registry import Prompt, Tune
+from tunes_dagster.registry import Tune
 from tunes_dagster.registry.retrying import may_have_been_kept
-from tunes_dagster.registry.transitions import lock_tune
 from tunes_dagster.registry.tunes import NewTune
 from tunes_dagster.service.quote import tune_price
 from tunes_dagster.service.references import named_by
 from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from tunes_dagster.service.installation import Installation
 
 # What the dataset was prepared for; another value needs another dataset.
@@ -95,14 +91,6 @@ def rerun(
         registry.blobs.named(tune.id, named_by(store, tune))
     _take_over(store, tune, chosen)
 
-    def alive(session: Session) -> None:
-        if lock_tune(session, tune.id).deleted_at is not None:
-            raise _deleted(tune)
-
-    def like_the_first(session: Session, fresh: Tune, _prompts: list[Prompt]) -> None:
-        fresh.result = TuneResult(again=tune.id).written(fresh.result or {})
-        registry.blobs.copy_uses(session, tune.id, fresh.id)
-
     try:
         new = NewTune(
             request=request,
@@ -114,8 +102,9 @@ def rerun(
             status="prepared",
             price=tune_price(installation.prices, catalog, request),
             warnings=wishes.told(),
+            again=tune.id,
         )
-        return registry.tunes.accept(new, before=alive, also=like_the_first).tune
+        return registry.tunes.accept(new).tune
     except Failure as refused:
         if not may_have_been_kept(refused):
             store.delete_prefix(f"tunes/{chosen}")
