@@ -15,6 +15,7 @@ from tests.cli.conftest import Tunes
 from tunes_dagster.cli.installation import Installation
 from tunes_dagster.cli.watching import TUNE_OVER, Line, Watch, display
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.intake.verdict import verdict_key
 
 
 @pytest.fixture
@@ -204,3 +205,19 @@ def test_a_watch_reads_rows_at_most_twice_a_second(
     first = watch.lines()
     assert watch.lines() is first
     assert not watch.over
+
+
+def test_pictures_from_elsewhere_are_told_of_once_as_soon_as_they_are_there(
+    installation: Installation, tunes: Tunes, driven: Callable[..., None]
+) -> None:
+    def work(waiting: Sequence[str], _prompts: Sequence[str]) -> None:
+        installation.store.write_text(
+            verdict_key(waiting[0]), "2 of 3 pictures are used.\n- c.png: [broken]\n"
+        )
+        walk(installation, waiting[0])
+
+    driven(work)
+    said = tunes("train", "--image-url", "https://pictures.example/a.png", "--name", "woman")
+    lines = [line.strip() for line in said.out.splitlines()]
+    assert lines.count("2 of 3 pictures are used.") == 1 and "- c.png: [broken]" in lines
+    assert lines.index("- c.png: [broken]") < next(n for n, line in enumerate(lines) if "loss 0.12" in line)

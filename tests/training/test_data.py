@@ -18,7 +18,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.rendering import texts
 from tunes_dagster.training import cache, order, prior, run, samples
 from tunes_dagster.training.cache import cached_latents, centred_crop, in_parts, load_picture
-from tunes_dagster.training.captions import cut_captions, stacked
+from tunes_dagster.training.captions import cut_captions, cut_while_words_train, stacked
 from tunes_dagster.training.jobs import TrainExample, learning_rate
 from tunes_dagster.training.run import TextTable
 
@@ -215,11 +215,15 @@ def test_captions_of_several_lengths_share_a_forward_and_none_sees_anothers_end(
 
 
 def test_captions_that_a_base_cannot_read_to_their_end_are_named(base, monkeypatch):
-    monkeypatch.setattr(base, "clip_encoders", list)
     items = [
         TrainExample(key="a", caption="short", bucket=(64, 64), name="a.png"),
         TrainExample(key="b", caption=LONG, bucket=(64, 64), name="b.png"),
     ]
-    told = cut_captions(items, base)
-    assert "b.png (from '" in told and "a.png" not in told
+    for told_of in (cut_captions, cut_while_words_train):
+        monkeypatch.setattr(base, "clip_encoders", list if told_of is cut_captions else lambda: ["one"])
+        told = told_of(items, base)
+        assert "b.png (from '" in told and "a.png" not in told
+    assert cut_captions(items, base) == "", "the adapter is trained on all of it, in chunks"
+    monkeypatch.setattr(base, "clip_encoders", list)
+    assert cut_while_words_train(items, base) == "", "told of the whole training already"
     assert cut_captions(items[:1], base) == ""

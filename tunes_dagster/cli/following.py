@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunes_dagster.cli.flags import called
@@ -19,7 +19,11 @@ _POLL_SECONDS = 0.5
 
 
 def follow(
-    installation: Installation, tunes: Sequence[str] = (), prompts: Sequence[str] = (), stderr: bool = False
+    installation: Installation,
+    tunes: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    stderr: bool = False,
+    news: Callable[[], Sequence[str]] | None = None,
 ) -> None:
     """Have tunes and prompts done, showing progress; a tune brings its own waiting prompts along.
 
@@ -28,6 +32,7 @@ def follow(
         tunes: Ids.
         prompts: Ids of further prompts.
         stderr: Show progress on standard error, when standard output is for programs.
+        news: See `Watch`.
 
     Raises:
         Failure: The first failure among them, as its row states it.
@@ -38,7 +43,7 @@ def follow(
     registry = installation.registry
     own = [prompt.id for tune in tunes for prompt in registry.prompts.rows(tune_id=tune, status="waiting")]
     everything = [*prompts, *own]
-    watch = Watch(registry, tunes, everything)
+    watch = Watch(registry, tunes, everything, news=news)
     instance = open_instance(installation.settings)
     try:
         have_done(installation, watch, instance, _Waiting(watch), stderr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import itertools
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +57,10 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until it is d
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
+# Before a tune's pictures are there.
+_NOT_THERE = ("awaiting_images", "queued", "preparing")
+
+
 @takes(training=TrainingOptions, dataset=DatasetOptions)
 def train(
     folder: Folder = None,
@@ -99,7 +105,19 @@ def train(
         _say_verdict(installation, folder, config, whole)
     request, allowed = build_request(installation, folder, config, whole)
     tune = _submit(installation, request, allowed, account)
-    say_handed_in(installation, tune, wait, as_json)
+    # What lies elsewhere is fetched once, by the work; an address may be good for one time only.
+    news = partial(_verdict_on, installation, tune.id) if folder is None and not as_json else None
+    say_handed_in(installation, tune, wait, as_json, news)
+
+
+def _verdict_on(installation: Installation, tune_id: str) -> list[str]:
+    """Return what is trained on, once the pictures are there."""
+    from tunes_dagster.intake.verdict import verdict_key
+
+    key = verdict_key(tune_id)
+    if installation.registry.tunes.get(tune_id).status in _NOT_THERE or not installation.store.exists(key):
+        return []
+    return installation.store.read_text(key).splitlines()
 
 
 def _say_verdict(installation: Installation, folder: Path, config: Path | None, said: dict[str, Any]) -> None:
@@ -116,8 +134,14 @@ def _say_verdict(installation: Installation, folder: Path, config: Path | None, 
         say(escape(line))
 
 
-def say_handed_in(installation: Installation, tune: Tune, wait: bool, as_json: bool) -> None:
-    """Say what was accepted, stay until it is done if that is wanted, and say what came of it."""
+def say_handed_in(
+    installation: Installation,
+    tune: Tune,
+    wait: bool,
+    as_json: bool,
+    news: Callable[[], Sequence[str]] | None = None,
+) -> None:
+    """Say what was accepted, stay until it is done if that is wanted, and say what came of it; `news`: see `Watch`."""
     from tunes_dagster.cli.showing import say_warnings, tune_as_dict
 
     if not as_json:
@@ -129,7 +153,7 @@ def say_handed_in(installation: Installation, tune: Tune, wait: bool, as_json: b
     if wait:
         from tunes_dagster.cli.following import follow
 
-        follow(installation, tunes=[tune.id], stderr=as_json)
+        follow(installation, tunes=[tune.id], stderr=as_json, news=news)
     elif not as_json:
         say(
             f"Handed in. A daemon that runs (`tunes dev`) does it; without one: [bold]tunes resume {called(tune)}[/]"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +77,14 @@ class Watch:
         tunes: Ids.
         prompts: Ids; prompts of one batch share a line.
         waiting_for: Said of what is queued and has no message of its own.
+        news: Asked until it has lines, which are then said once.
     """
 
     registry: Registry
     tunes: Sequence[str] = ()
     prompts: Sequence[str] = ()
     waiting_for: str = ""
+    news: Callable[[], Sequence[str]] | None = None
     _seen: tuple[float, list[Line]] | None = field(default=None, repr=False)
 
     def lines(self) -> list[Line]:
@@ -190,6 +193,34 @@ def show_while(watch: Watch, work: Callable[[], None] | None = None, stderr: boo
         stderr: Show it on standard error, when standard output is for programs.
     """
     target = console(stderr)
+    with _told_of_news(watch, target):
+        _show(watch, work, target)
+
+
+@contextmanager
+def _told_of_news(watch: Watch, target: Console) -> Iterator[None]:
+    """Have the news said as soon as there are some, and at the latest at the end."""
+    stop = threading.Event()
+
+    def look() -> None:
+        ending = False
+        while watch.news is not None and not ending:
+            ending = stop.wait(_POLL_SECONDS)
+            if lines := watch.news():
+                watch.news = None
+                for line in lines:
+                    target.print(escape(line))
+
+    teller = threading.Thread(target=look, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        teller.join(timeout=5)
+
+
+def _show(watch: Watch, work: Callable[[], None] | None, target: Console) -> None:
     if target.is_terminal:
         from rich.live import Live
 

@@ -70,10 +70,22 @@ def cut_captions(items: Sequence[TrainExample], base: LoadedBase) -> str:
     """Return in words which captions the text encoders do not read to their end; empty when they read all."""
     if base.clip_encoders():
         return ""  # they read texts of any length, in chunks
+    said = "The captions of these are longer than this base reads; their ends are not trained on:"
+    return _cut(items, base, said)
+
+
+def cut_while_words_train(items: Sequence[TrainExample], base: LoadedBase) -> str:
+    """Return the same of the phase of pti that trains the words, where a text is encoded in one piece."""
+    if not base.clip_encoders():
+        return ""  # told of the whole training
+    said = "While the words are trained, these captions end early; the adapter is trained on all of them:"
+    return _cut(items, base, said)
+
+
+def _cut(items: Sequence[TrainExample], base: LoadedBase, said: str) -> str:
     ends = {item.name or item.key: end for item in items if (end := base.text_left_out(item.caption))}
     if not ends:
         return ""
     told = [f"{name} (from {end[:40]!r} on)" for name, end in list(ends.items())[:_NAMED]]
     more = f" and {len(ends) - _NAMED} more" if len(ends) > _NAMED else ""
-    said = "The captions of these are longer than this base reads; their ends are not trained on:"
     return f"{said} {', '.join(told)}{more}."

@@ -23,6 +23,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.families.loading import together
 from tunes_dagster.training import cache, export, order, run, words
+from tunes_dagster.training.captions import cut_while_words_train
 from tunes_dagster.training.jobs import TrainingResult, TuneJob
 from tunes_dagster.training.run import PreparedTune
 
@@ -47,6 +48,8 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
             f"No words can be learned on a base of the family {base.entry.family!r}.",
             "Use training.kind lora on this base.",
         )
+    if cut := cut_while_words_train(job.items, base):
+        job.report.finding(cut)
     data_hash = job.data_hash(base.fingerprint())
     key = f"cache/words/{data_hash}.safetensors"
     cache.note_owner(store, job.tune_id, [key])
