@@ -247,7 +247,7 @@ def test_the_first_sample_of_astrias_documents(house: House, cli: Cli) -> None:
 def test_bases_have_the_numbers_that_an_operator_gives_them(house: House) -> None:
     known = house.service.catalog
     entry = known.entries["sdxl1"].model_dump() | {
-        "branch": "house-xl",
+        "base_id": "house-xl",
         "aliases": [712345],
         "title": "House XL",
     }

@@ -72,12 +72,17 @@ def test_a_session_ends_in_peace_with_its_keeper(workshop: Workshop, tmp_path: P
 def test_a_signal_that_comes_by_two_roads_is_one(monkeypatch):
     asked, now = [], [0.0]
     monkeypatch.setattr("tunes_dagster.sessions.process.time.monotonic", lambda: now[0])
-    with told_to_end(lambda: asked.append("end")):
-        for _ in range(2):
-            signal.raise_signal(signal.SIGINT)
-        now[0] = 3.0
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    # A shell has its jobs in the background ignore it, and so do the tests that one of them runs.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with told_to_end(lambda: asked.append("end")):
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+            now[0] = 3.0
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert asked == ["end"]
 
 
