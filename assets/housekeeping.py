@@ -16,7 +16,7 @@ from dagster import DagsterRunStatus
 
 from tunes_dagster.core import clock
 from tunes_dagster.pipeline.history import delete_runs
-from tunes_dagster.pipeline.partitions import TUNES
+from tunes_dagster.pipeline.partitions import RENDER_BATCHES, TUNES
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
@@ -172,7 +172,11 @@ def forget_tunes(instance: dg.DagsterInstance, registry: Registry, tune_ids: Seq
     )
     deleted = [run_id for run_id, alone in own.items() if alone]
     delete_runs(instance, deleted)
-    for tune_id in tune_ids:
-        if instance.has_dynamic_partition(TUNES, tune_id):
-            instance.delete_dynamic_partition(TUNES, tune_id)
+    for name, keys in (
+        (TUNES, tune_ids),
+        (RENDER_BATCHES, [one for one, alone in alone_in.items() if alone]),
+    ):
+        for key in keys:
+            if instance.has_dynamic_partition(name, key):
+                instance.delete_dynamic_partition(name, key)
     return Forgotten(len(deleted), [run_id for run_id, alone in own.items() if not alone])

@@ -10,8 +10,10 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
+from tests.registry.test_retention import rendered
 from tests.support.lock_order import unwatched
 from tests.support.registry import add_tune, make_ready, run_stage
+from tunes_dagster.assets.housekeeping import forget_tunes, prune_runs
 from tunes_dagster.assets.window import Left, close_window
 from tunes_dagster.core import clock
 from tunes_dagster.registry.tables import Batch
@@ -215,3 +217,17 @@ def test_what_dagster_holds_stays_as_large_whatever_has_gone_by(on_disk):
         name: (counts[1].get(name), size) for name, size in counts[2].items() if counts[1].get(name) != size
     }
     assert status_of_renders(house.instance) == 8
+
+
+def test_what_was_rendered_of_a_deleted_tune_counts_for_nothing(on_disk):
+    house, _storage = on_disk
+    tune = make_ready(house.registry, add_tune(house.registry))
+    prompt, other = rendered(house.registry, house.store, tune), batch(house.registry, 1)
+    for key in (prompt.batch_id, other):
+        shown(house.instance, "render_batches", key, job="render_batch")
+    assert status_of_renders(house.instance) == 2
+    forget_tunes(house.instance, house.registry, [tune.id])
+    assert house.instance.get_dynamic_partitions("render_batches") == [other]
+    assert status_of_renders(house.instance) == 1
+    prune_runs(house.instance, 0, 0)
+    assert status_of_renders(house.instance) == 1, "a run that made something stays"

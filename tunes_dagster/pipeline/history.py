@@ -32,6 +32,9 @@ def delete_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> int:
             instance.compute_log_manager.delete_logs(prefix=[run_id])
             instance.delete_run(run_id)
         _delete_leftovers(instance, page)
+    if run_ids:
+        # Which partitions are made or failed stands in a cache that only grows; Dagster makes it anew of what is there.
+        instance.wipe_asset_cached_status(instance.get_asset_keys())
     return len(run_ids)
 
 
