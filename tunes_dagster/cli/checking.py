@@ -9,8 +9,9 @@ import typer
 
 from tunes_dagster.cli.flags import assignments, merged
 from tunes_dagster.cli.installation import open_installation
-from tunes_dagster.cli.making import AsJson, Base, Config, Name, Set, Token, build_request
+from tunes_dagster.cli.making import AsJson, Base, Config, Name, Set, Token
 from tunes_dagster.cli.output import emit_json, escape, say
+from tunes_dagster.cli.requesting import build_request
 from tunes_dagster.core.failures import Failure
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def looked_over(
     said: dict[str, Any],
     nameless: str = "",
 ) -> Looked:
-    """Return what a tune would be trained on; of it nothing is kept. See `making.build_request`."""
+    """Return what a tune would be trained on; of it nothing is kept. See `build_request`."""
     from tunes_dagster.resources.models import FaceDetectorResource
     from tunes_dagster.resources.network import FetcherResource
     from tunes_dagster.service.installation import Installation

@@ -19,10 +19,9 @@ from tunes_dagster.cli.making import (
     Title,
     Wait,
     Word,
-    labelled,
     say_handed_in,
-    uploaded,
 )
+from tunes_dagster.cli.requesting import labelled, uploaded
 from tunes_dagster.core.failures import Failure, FailureCode
 
 if TYPE_CHECKING:
