@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import multiprocessing
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -93,6 +95,8 @@ __all__ = [
     # Where a run's job is found: `execute_in_process` asks for no origin, and has no argument for one.
     "as_of_the_workspace",
     "origin",
+    # How the code server starts the process of a run. It asks for `spawn`, whose children import everything anew.
+    "fork_runs",
     # Which runs are of jobs that the UI makes of a selection of assets.
     "is_asset_job",
     # What `DagsterInstance.delete_run` leaves of a run: rows of its checks, which no call deletes, and SQLite's file.
@@ -106,6 +110,7 @@ __all__ = [
 # The jobs that the UI makes of a selection of assets. `IMPLICIT_ASSET_JOB_NAME` and `ANONYMOUS_ASSET_JOB_PREFIX` are
 # two constants in modules that move from one release to the next; names of runs in old storages begin like this too.
 _ASSET_JOB = "__ASSET_JOB"
+_SERVER = "dagster._grpc.server"
 
 
 def is_asset_job(name: str) -> bool:
@@ -153,6 +158,35 @@ def origin(job_name: str, workspace: Path) -> RemoteJobOrigin:
     """Return where the web server finds a job: without it, timeline and jobs leave a run out."""
     (location,) = WorkspaceFileTarget([str(workspace)]).create_origins()
     return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job_name)
+
+
+def fork_runs(preload: Sequence[str]) -> bool:
+    """Have the code server that this process is fork the processes of runs from one that has loaded what they import.
+
+    A run of seconds spends several of them on imports otherwise. The process that is forked from begins with the first
+    run and ends with this one, or with `end_forks`.
+
+    Args:
+        preload: Modules that open nothing and start no thread when they are imported.
+
+    Returns:
+        Whether it does: on Linux, where forking is safe, in a process that is a code server.
+    """
+    if sys.platform != "linux" or _SERVER not in sys.modules:
+        return False
+    from dagster._grpc.server import DagsterApiServer
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+
+    def chosen(_server: DagsterApiServer) -> Any:
+        return context
+
+    def keep(_server: DagsterApiServer, _asked: Any) -> None:
+        """A server asks for `spawn` when it is made; what is forked takes its place."""
+
+    DagsterApiServer._mp_ctx = property(chosen, keep)  # type: ignore[assignment]
+    return True
 
 
 @contextmanager

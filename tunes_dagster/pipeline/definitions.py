@@ -13,6 +13,7 @@ import dagster as dg
 
 from tunes_dagster.assets import ALL_ASSETS, CHECKS, SURROUNDINGS
 from tunes_dagster.assets.campaigns import campaign_defs, load_campaigns
+from tunes_dagster.pipeline.forking import fork_prepared
 from tunes_dagster.pipeline.jobs import ALL_JOBS
 from tunes_dagster.pipeline.schedules import ALL_SCHEDULES, campaign_schedule
 from tunes_dagster.pipeline.sensors import ALL_SENSORS, finished_campaigns_sensor
@@ -60,4 +61,5 @@ def build_defs(
 @dg.definitions
 def defs() -> dg.Definitions:
     """What Dagster loads: nothing is opened before it asks."""
+    fork_prepared()
     return build_defs()

@@ -24,9 +24,12 @@ from tunes_dagster.registry import Campaign, CampaignDate
 from tunes_dagster.service import decide
 from tunes_dagster.service.drops import take_in_drops
 from tunes_dagster.service.erase import drive
+from tunes_dagster.sessions.waking import listen
 
 # The daemon looks every 5 s; a smaller interval means "each time".
 EACH_TIME = 2
+# Between two of the daemon's looks a tick stays and listens: what is handed in then is heard at once.
+_LISTENING_SECONDS = 4.0
 # For what nobody waits for: most of what an installation costs at rest are the looks of its sensors.
 NOW_AND_THEN = 15
 # A tick may take a minute; what is left is the next one's.
@@ -78,7 +81,9 @@ def _patiently(
 )
 def queued_tunes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Queued tunes → prepare_tune."""
-    return launched(context, decide.prepare_launches(installation_of(context).registry))
+    rows = installation_of(context).registry
+    seconds = _LISTENING_SECONDS if context.repository_def is not None else 0.0  # not when called by hand
+    return launched(context, listen(rows, lambda: decide.prepare_launches(rows), seconds))
 
 
 @dg.sensor(

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Registry
 
 # Work that becomes due by the clock (another attempt, after its backoff) rings no bell.
 _SECONDS_WITHOUT_BELL = 1.0
+# Between two looks of `listen`.
+_LOOK_SECONDS = 0.05
 # A query by index on a server; SQLite's look is a thousand times cheaper.
 _SECONDS_BETWEEN_QUERIES = 0.1
+
+Found = TypeVar("Found")
+
+
+def listen(registry: Registry, look: Callable[[], list[Found]], seconds: float) -> list[Found]:
+    """Look, and look again as soon as something changes, until something is found or the time is over.
+
+    Args:
+        registry: Whose changes are heard.
+        look: Returns what it finds.
+        seconds: How long; 0 looks once.
+    """
+    found, until, bell = look(), time.monotonic() + seconds, Bell(registry)
+    try:
+        while not found and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+            found = look() if bell.rung() else []
+    finally:
+        bell.close()
+    return found
 
 
 class Bell:
