@@ -33,14 +33,14 @@ def kept(*views: str, **more: object) -> Acceptance:
 def test_a_rehearsal_says_what_it_would_hold_and_keeps_nothing(registry: Registry) -> None:
     registry.ledger.open_wallet("local", plan="pro", requests_per_minute=60)
     registry.ledger.adjust("local", 1_000)
-    told = kept("astria", "astria", group=NewGroup("group_1", "astria", ""), rehearse=True)
+    told = kept("astria", "astria", group=NewGroup("group_1", "astria", ""), dry_run=True)
     tried = registry.tunes.accept(new(), told)
     assert sum(tried.prices.values()) == 320 and [row.status for row in tried.rows] == ["queued", "waiting"]
     asked = [NewPrompt(request=prompt_request(), base_id="tiny-sdxl", price=5)]
-    assert sum(registry.prompts.accept(asked, kept("pixu", rehearse=True)).prices.values()) == 5
+    assert sum(registry.prompts.accept(asked, kept("pixu", dry_run=True)).prices.values()) == 5
     assert not registry.tunes.has("tune_one") and not registry.prompts.rows()
     assert registry.ledger.wallet("local").available == 1_000 and not registry.work.queued("prepare", limit=1)
-    made = registry.tunes.accept(new(), replace(told, rehearse=False))
+    made = registry.tunes.accept(new(), replace(told, dry_run=False))
     seen = registry.objects.get(made.tune.id)
     assert seen is not None and seen.asked == {"word": 1, "price": 300}
     assert registry.ledger.wallet("local").available == 680

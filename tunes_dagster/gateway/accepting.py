@@ -21,7 +21,7 @@ from tunes_dagster.core.recipe import ImportRequest, PromptRequest, TuneRequest
 from tunes_dagster.core.wishes import Wishes, together
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.problems import HttpProblem, invalid, of_failure
-from tunes_dagster.gateway.rehearsal import Rehearsed, is_rehearsing
+from tunes_dagster.gateway.rehearsal import Report, is_rehearsing
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.gateway.uploads import keep_files
 from tunes_dagster.intake.payloads import Base64File, upload_key
@@ -89,7 +89,7 @@ class Accepting:
         *,
         files: Sequence[UploadFile] = (),
         group: NewGroup | None = None,
-    ) -> Tune:
+    ) -> Tune | Report:
         """Accept a tune with the prompts inside it; nothing is kept when anything is refused.
 
         Args:
@@ -100,10 +100,8 @@ class Accepting:
             group: Its prompts are told of together, by this row.
 
         Returns:
-            The tune, or the one that the same request, or one of the same title, made before.
-
-        Raises:
-            Rehearsed: In place of accepting, when the call is a rehearsal.
+            The tune, or the one that the same request, or one of the same title, made before; of a rehearsal what it
+            found.
         """
         self.warn(*self.wishes.told())
         if (made := self.made_before()) is not None:
@@ -114,12 +112,12 @@ class Accepting:
             verdict: list[str] = []
             attempt = partial(self._submit_tune, request, views, files, group, verdict)
             report = self._report(attempt, views, self.estimated_seconds(request.base), callbacks)
-            raise Rehearsed({**report, **({"dataset": verdict} if verdict else {})})
+            return Report({**report, **({"dataset": verdict} if verdict else {})})
         accepted = self._submit_tune(request, views, files, group)
         self._accepted(accepted, views, [accepted.tune.id])
         return accepted.tune
 
-    def accept_import(self, request: ImportRequest, found: Found | None, view: View) -> Tune:
+    def accept_import(self, request: ImportRequest, found: Found | None, view: View) -> Tune | Report:
         """Accept weights that another program made, as a tune; nothing is kept when anything is refused.
 
         Args:
@@ -127,8 +125,8 @@ class Accepting:
             found: Their file; None when the request names where it is fetched from.
             view: Of the tune; its prompts are seen likewise.
 
-        Raises:
-            Rehearsed: In place of accepting, when the call is a rehearsal.
+        Returns:
+            As `accept_tune`.
         """
         if (made := self.made_before()) is not None:
             return self._again(self.registry.tunes.get(made[0]), view)
@@ -141,7 +139,7 @@ class Accepting:
         if is_rehearsing(self.request):
             callbacks = [request.callback_url, *(one.callback_url for one in request.prompts)]
             attempt = partial(submit, acceptance=self._acceptance(views))
-            raise Rehearsed(self._report(attempt, views, _IMPORT_SECONDS, callbacks))
+            return Report(self._report(attempt, views, _IMPORT_SECONDS, callbacks))
         accepted = submit(acceptance=self._acceptance(views))
         self._accepted(accepted, views, [accepted.tune.id])
         return accepted.tune
@@ -177,7 +175,7 @@ class Accepting:
             else:
                 service.store.delete_prefix(f"tunes/{chosen}")
             raise
-        if accepted.again or acceptance.rehearse:
+        if accepted.again or acceptance.dry_run:
             service.store.delete_prefix(f"tunes/{chosen}")
         return accepted
 
@@ -191,13 +189,14 @@ class Accepting:
         except HttpProblem as busy:  # which refuses nothing of the request
             return [f"The pictures could not be looked at now: {busy.message}"]
 
-    def accept_prompt(self, request: PromptRequest, view: View) -> Prompt:
+    def accept_prompt(self, request: PromptRequest, view: View) -> Prompt | Report:
         """Accept a prompt on one of the account's tunes or on a plain base; see `accept_prompts`."""
-        return self.accept_prompts([(request, view)])[0]
+        accepted = self.accept_prompts([(request, view)])
+        return accepted if isinstance(accepted, Report) else accepted[0]
 
     def accept_prompts(
         self, orders: Sequence[tuple[PromptRequest, View]], group: NewGroup | None = None
-    ) -> list[Prompt]:
+    ) -> list[Prompt] | Report:
         """Accept prompts, all or none.
 
         Args:
@@ -205,10 +204,7 @@ class Accepting:
             group: They are told of together, by this row.
 
         Returns:
-            The prompts, or those that the same request made before.
-
-        Raises:
-            Rehearsed: In place of accepting, when the call is a rehearsal.
+            The prompts, or those that the same request made before; of a rehearsal what it found.
         """
         self.warn(*self.wishes.told())
         if (made := self.made_before()) is not None:
@@ -222,7 +218,7 @@ class Accepting:
             callbacks = [request.callback_url for request, _view in orders]
             seconds = 2.0 * sum(request.settings.num_images for request, _view in orders)
             attempt = partial(self._submit_prompts, orders, group)
-            raise Rehearsed(self._report(attempt, views, seconds, callbacks))
+            return Report(self._report(attempt, views, seconds, callbacks))
         accepted = self._submit_prompts(orders, group)
         self._accepted(accepted, views, [prompt.id for prompt in accepted.prompts])
         return accepted.prompts
@@ -345,7 +341,7 @@ class Accepting:
             group=group,
             claim=self.claim,
             same_title=views[0].same_title,
-            rehearse=is_rehearsing(self.request),
+            dry_run=is_rehearsing(self.request),
         )
 
     def _seen(self, view: View, tune_id: str) -> Seen:

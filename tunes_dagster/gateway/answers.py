@@ -71,6 +71,7 @@ def documented(endpoint: Callable[..., Any], more: dict[str, Any], rehearsed: An
     if made is not None:
         mine[status] = {"description": "Done", "model": made}
     if rehearsed is not None:
+        more["response_model"] = None  # it returns what is shown of its work, or a response
         both = made | rehearsed if status == 200 and made is not None else rehearsed
         mine[200] = {
             "description": "Done, or what a rehearsal found" if status == 200 else "A rehearsal's report"

@@ -149,7 +149,6 @@ def manners(
     error: ErrorForm,
     find_key: KeyFinder,
     kind: type[Body] = Body,
-    shown: Callable[[dict[str, Any]], Any] = dict,
     rehearsed: Any = answers.Rehearsal,
 ) -> type[APIRoute]:
     """Return the route class of a dialect.
@@ -159,8 +158,7 @@ def manners(
         error: Words a problem.
         find_key: Finds the caller's key.
         kind: Says what its bodies may hold.
-        shown: The form in which the dialect answers a rehearsal.
-        rehearsed: Describes that form.
+        rehearsed: Describes what the dialect answers a rehearsal with.
     """
 
     class Route(APIRoute):
@@ -185,14 +183,11 @@ def manners(
                     await _admit(request, find_key, needs_key)
                     if request.method in _CHANGES and await rehearsal.is_rehearsal(request):
                         rehearsal.refuse_unless(endpoint)
-                        request.state.rehearsal = (
-                            True  # it keeps nothing, so it uses no Idempotency-Key either
-                        )
+                        # It keeps nothing, so it uses no Idempotency-Key either.
+                        request.state.rehearsal = True
                         response = await inner(request)
                     else:
                         response = await answered_once(request, inner)
-                except rehearsal.Rehearsed as tried:
-                    response = JSONResponse(shown(tried.report))
                 except Exception as problem:
                     response = _refusal(request, problem, error)
                 finally:

@@ -35,7 +35,7 @@ from tunes_dagster.gateway.native_answers import (
 from tunes_dagster.gateway.native_imports import ImportBody, take_in
 from tunes_dagster.gateway.nesting import read_body
 from tunes_dagster.gateway.problems import HttpProblem, not_found
-from tunes_dagster.gateway.rehearsal import rehearsable
+from tunes_dagster.gateway.rehearsal import Report, rehearsable
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Callback, Prompt, Tune
 from tunes_dagster.rendering.styles import compositions
@@ -196,12 +196,13 @@ def _steps(tune: Tune) -> dict[str, int | None]:
 @router.post("/tunes/import", status_code=201)
 @answers(TuneFacts)
 @rehearsable
-async def import_tune(request: Body, mine: Desk = Mine) -> dict[str, Any]:
+async def import_tune(request: Body, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Take in a LoRA, LoHa, LoKr, DoRA or embedding of another program as a tune: a file, or the address of one.
 
     What cannot be taken whole and at its own strength is refused by name.
     """
-    return tune_facts(await run_in_threadpool(take_in, mine, await read_body(request)))
+    taken = await run_in_threadpool(take_in, mine, await read_body(request))
+    return taken if isinstance(taken, Report) else tune_facts(taken)
 
 
 @router.get("/tunes/{key}")

@@ -15,6 +15,7 @@ from tunes_dagster.gateway.accepting import View
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.nesting import fields_of, files_in
 from tunes_dagster.gateway.problems import invalid, of_pydantic
+from tunes_dagster.gateway.rehearsal import Report
 from tunes_dagster.gateway.uploads import refuse_empty
 from tunes_dagster.intake.weights import Found
 from tunes_dagster.registry import Tune
@@ -47,7 +48,7 @@ class ImportBody(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
-def take_in(mine: Desk, given: dict[str, Any]) -> Tune:
+def take_in(mine: Desk, given: dict[str, Any]) -> Tune | Report:
     """Accept the weights that a body brings or names.
 
     Raises:

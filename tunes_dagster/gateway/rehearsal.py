@@ -1,7 +1,7 @@
 """Rehearsals (`dry_run`): whether a call is one is decided here, once, before any dialect sees it.
 
-A call that accepts work is marked `rehearsable`: at a rehearsal its desk raises `Rehearsed` in place of accepting,
-whatever the dialect does around it. Any other call that changes something refuses `dry_run` by name.
+A call that accepts work is marked `rehearsable`: at a rehearsal its desk goes the same way, keeps nothing, and returns
+a `Report`, which the dialect answers with. Any other call that changes something refuses `dry_run` by name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.responses import JSONResponse
 
 from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.problems import invalid
@@ -28,16 +29,16 @@ _NAMED = re.compile(r"(\w+\[)?dry_run\]?(\[\])?")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
-class Rehearsed(Exception):
-    """Ends a request that only wanted to know what would happen.
+class Report(JSONResponse):
+    """The answer to a request that only wanted to know what would happen.
 
     Attributes:
-        report: What is answered.
+        found: What it says.
     """
 
-    def __init__(self, report: dict[str, Any]) -> None:
-        super().__init__("rehearsed")
-        self.report = report
+    def __init__(self, found: dict[str, Any]) -> None:
+        super().__init__(found)
+        self.found = found
 
 
 def rehearsable(endpoint: Endpoint) -> Endpoint:

@@ -85,14 +85,14 @@ class Acceptance:
         group: They are told of together.
         claim: The key's row that is to name what was made.
         same_title: A tune of the account with the same title stands for this one.
-        rehearse: Do everything, and keep nothing of it.
+        dry_run: Do everything, and keep nothing of it.
     """
 
     seen: Sequence[Seen]
     group: NewGroup | None = None
     claim: Claim | None = None
     same_title: bool = False
-    rehearse: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def keep(
         seen.row(one.id, account_id, prices.get(one.id, 0), now)
         for one, seen in zip(rows, acceptance.seen, strict=True)
     )
-    if not acceptance.rehearse:
+    if not acceptance.dry_run:
         made = [one.id for one in rows if isinstance(one, Tune)] or ids
         keep_claim(session, account_id, acceptance.claim, made)
     return Accepted(list(rows), prices)

@@ -263,7 +263,7 @@ class Prompts(Part):
             accepted = Accepted(prompts)
             if acceptance is not None:
                 accepted = keep(session, account_id, acceptance, prompts, now)
-                if acceptance.rehearse:
+                if acceptance.dry_run:
                     session.rollback()
         return accepted
 

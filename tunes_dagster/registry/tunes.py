@@ -212,7 +212,7 @@ class Tunes(Part):
                 accepted = Accepted([tune, *rows])
                 if acceptance is not None:
                     accepted = keep(session, account_id, acceptance, accepted.rows, now)
-                    if acceptance.rehearse:
+                    if acceptance.dry_run:
                         session.rollback()
         except IntegrityError as error:
             raise Failure(

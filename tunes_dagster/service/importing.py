@@ -133,7 +133,7 @@ def accept_weights(
         if not may_have_been_kept(refused):
             store.delete_prefix(f"tunes/{chosen}")
         raise
-    if acceptance is not None and acceptance.rehearse:
+    if acceptance is not None and acceptance.dry_run:
         store.delete_prefix(f"tunes/{chosen}")
     return accepted
 

@@ -10,7 +10,7 @@ import base64
 import binascii
 from typing import Any, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tunes_dagster.core.recipe import Sources, TrainingOptions, TuneRequest
@@ -20,7 +20,7 @@ from tunes_dagster.gateway.bodies import body_of
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import HttpProblem, invalid, not_found
-from tunes_dagster.gateway.rehearsal import rehearsable
+from tunes_dagster.gateway.rehearsal import Report, rehearsable
 from tunes_dagster.registry import Tune
 from tunes_dagster.registry.outbox import Sending
 from tunes_dagster.service.download import served_key
@@ -182,7 +182,7 @@ def sources_of(text: str, long: bool = False) -> Sources:
 @router.post(_PATH)
 @answers(Submitted)
 @rehearsable
-def submit(body: TrainerRequest, mine: Desk = Mine) -> dict[str, Any]:
+def submit(body: TrainerRequest, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Queue a training job."""
     request = TuneRequest(
         name="subject",
@@ -200,6 +200,8 @@ def submit(body: TrainerRequest, mine: Desk = Mine) -> dict[str, Any]:
             "unknown fields: " + ", ".join(extra[:20]).encode("ascii", "replace").decode()
         )
     tune = mine.accept_tune(request, view)
+    if isinstance(tune, Report):
+        return tune
     return {
         "status": "IN_QUEUE",
         "request_id": tune.id,

@@ -10,7 +10,7 @@ import secrets
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from tunes_dagster.core.recipe import (
@@ -28,7 +28,7 @@ from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import Dialect, desk, header_key, manners
 from tunes_dagster.gateway.problems import HttpProblem, invalid
-from tunes_dagster.gateway.rehearsal import rehearsable, truth
+from tunes_dagster.gateway.rehearsal import Report, rehearsable, truth
 from tunes_dagster.registry.outbox import Sending
 from tunes_dagster.rendering.styles import compositions
 from tunes_dagster.service.installation import Installation
@@ -48,10 +48,6 @@ _CONTINUED = re.compile(rb"([,{}\]\"\d])[ \t]*\\[ \t]*\r?\n")
 def error(problem: HttpProblem) -> tuple[int, Any]:
     """Return `{"error": …}`."""
     return problem.status, {"error": problem.message}
-
-
-def _wrapped(report: dict[str, Any]) -> dict[str, Any]:
-    return {"response": report}
 
 
 class Rehearsed(Answer):
@@ -75,7 +71,7 @@ class PixuBody(Body):
 # Instead of the field, or beside it: whoever shows the key in a header may send a long body in any order.
 KEYS = header_key("authorization", "x-api-key")
 router = APIRouter(
-    prefix="/pixu/api", route_class=manners(NAME, error, KEYS, PixuBody, _wrapped, Rehearsed), tags=["pixu"]
+    prefix="/pixu/api", route_class=manners(NAME, error, KEYS, PixuBody, Rehearsed), tags=["pixu"]
 )
 DIALECT = Dialect(
     name=NAME,
@@ -216,7 +212,7 @@ def _told(body: Call, uid: str) -> str | None:
 @router.post("/create_model")
 @answers(ModelMade)
 @rehearsable
-def create_model(body: CreateModel, mine: Desk = Mine) -> dict[str, Any]:
+def create_model(body: CreateModel, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Make a model of the face in one picture that came along."""
     return _create(mine, body, Sources(images_base64=[body.face_base64]))
 
@@ -224,12 +220,14 @@ def create_model(body: CreateModel, mine: Desk = Mine) -> dict[str, Any]:
 @router.post("/create_model_from_url")
 @answers(ModelMade)
 @rehearsable
-def create_model_from_url(body: CreateModelFromUrl, mine: Desk = Mine) -> dict[str, Any]:
+def create_model_from_url(body: CreateModelFromUrl, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Make a model of the face in a picture at a URL, which is fetched later."""
     return _create(mine, body, Sources(image_urls=[body.url]))
 
 
-def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources) -> dict[str, Any]:
+def _create(
+    mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources
+) -> dict[str, Any] | Response:
     uid = "upose_" + secrets.token_hex(16)
     request = TuneRequest(
         name="person",
@@ -243,13 +241,15 @@ def _create(mine: Desk, body: CreateModel | CreateModelFromUrl, sources: Sources
     asked = {"height": body.height, "baseline": body.baseline}
     view = View(dialect=NAME, asked=asked, events=_events(mine, "tune"), public_id=uid, on_unknown="hold")
     tune = mine.accept_tune(request, view)
+    if isinstance(tune, Report):
+        return Report({"response": tune.found})
     return {"response": {"modelUid": mine.public_id(tune.id)}}
 
 
 @router.post("/txt2img_strict_portrait")
 @answers(RequestMade)
 @rehearsable
-def strict_portrait(body: Portrait, mine: Desk = Mine) -> dict[str, Any]:
+def strict_portrait(body: Portrait, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Render a portrait; without `model_uid` of a random person."""
     return _render(mine, body, None)
 
@@ -257,7 +257,7 @@ def strict_portrait(body: Portrait, mine: Desk = Mine) -> dict[str, Any]:
 @router.post("/txt2img_composition")
 @answers(RequestMade)
 @rehearsable
-def composition(body: Composition, mine: Desk = Mine) -> dict[str, Any]:
+def composition(body: Composition, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Render a stored composition; without `comp_uid` any of them."""
     known = {one.id for one in compositions().values()} | set(compositions())
     if body.comp_uid is not None and body.comp_uid not in known:
@@ -266,7 +266,7 @@ def composition(body: Composition, mine: Desk = Mine) -> dict[str, Any]:
     return _render(mine, body, body.comp_uid or "random")
 
 
-def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, Any]:
+def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, Any] | Response:
     tune, seen = mine.tune(body.model_uid, "model_uid") if body.model_uid else (None, None)
     asked = seen.asked if seen else {}
     width, height = (int(side) for side in body.resolution.split(","))
@@ -294,6 +294,8 @@ def _render(mine: Desk, body: Portrait, composition: str | None) -> dict[str, An
     )
     view = View(dialect=NAME, asked={}, events=_events(mine, "prompt"), public_id=uid, on_unknown="hold")
     prompt = mine.accept_prompt(request, view)
+    if isinstance(prompt, Report):
+        return Report({"response": prompt.found})
     return {"response": mine.public_id(prompt.id)}
 
 

@@ -48,7 +48,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 )
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import HttpProblem, invalid
-from tunes_dagster.gateway.rehearsal import rehearsable, truth
+from tunes_dagster.gateway.rehearsal import Report, rehearsable, truth
 from tunes_dagster.registry import Pack, Registry, Tune
 from tunes_dagster.registry.accepting import NewGroup
 
@@ -415,6 +415,8 @@ def _prompts_only(
         for row in _prompts(mine, pack, tune.class_name, overrides, wanted):
             orders.append(_order(mine, row, tune, base, asked.get("characteristics") or {}, group))
     prompts = mine.accept_prompts(orders, group)
+    if isinstance(prompts, Report):
+        return prompts
     made = {"tune_ids": ids, "prompt_ids": [prompt.number for prompt in prompts]}
     return JSONResponse({"status": 201, "message": "Prompts created", **made}, 201)
 

@@ -39,7 +39,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 from tunes_dagster.gateway.dialects.astria.workspaces import workspace_of
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import HttpProblem, invalid
-from tunes_dagster.gateway.rehearsal import rehearsable
+from tunes_dagster.gateway.rehearsal import Report, rehearsable
 from tunes_dagster.registry import ApiObject, Prompt, Tune
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["prompts"])
@@ -159,6 +159,8 @@ def _create(
     once = mine.caller.options.get("prompt_idempotency")
     known_by = sameness(fields, tune.number if tune else base.number) if once else None
     prompt = mine.accept_prompt(request, replace(view, meant=meant or {}, sameness=known_by))
+    if isinstance(prompt, Report):
+        return prompt
     shown = prompt_object(mine, *mine.prompt(prompt.id), tune.number if tune else base.number)
     return JSONResponse(shown, 201)
 

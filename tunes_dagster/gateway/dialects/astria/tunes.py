@@ -32,7 +32,7 @@ from tunes_dagster.gateway.dialects.astria.wire import (
 from tunes_dagster.gateway.dialects.astria.workspaces import workspace_of
 from tunes_dagster.gateway.nesting import fields_of, files_in, read_body
 from tunes_dagster.gateway.problems import HttpProblem, invalid
-from tunes_dagster.gateway.rehearsal import is_rehearsing, rehearsable
+from tunes_dagster.gateway.rehearsal import Report, is_rehearsing, rehearsable
 from tunes_dagster.registry import ApiObject, Tune
 from tunes_dagster.registry.accepting import NewGroup
 
@@ -133,6 +133,8 @@ def made_tune(mine: Desk, fields: TuneFields, files: list[Any], group: NewGroup 
     """Accept a tune and answer with it."""
     order, view, prompt_views = tune_order(mine, fields, len(files), group.id if group else None)
     tune = mine.accept_tune(order, view, prompt_views, files=files, group=group)
+    if isinstance(tune, Report):
+        return tune
     return JSONResponse(tune_object(mine, *mine.tune(tune.id)), 201)
 
 

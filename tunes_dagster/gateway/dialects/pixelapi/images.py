@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
@@ -48,7 +48,7 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     unknown_fields,
 )
 from tunes_dagster.gateway.problems import HttpProblem, invalid, not_found
-from tunes_dagster.gateway.rehearsal import rehearsable
+from tunes_dagster.gateway.rehearsal import Report, rehearsable
 from tunes_dagster.registry import ApiObject, Prompt, Reservation
 
 router = APIRouter(prefix="/v1", route_class=manners(NAME, error, KEYS, BODY), tags=["images"])
@@ -67,7 +67,7 @@ _UPSCALER = "upscale-4x"
 @router.post("/image/generate")
 @answers(GenerateAnswer)
 @rehearsable
-async def generate(request: Body, mine: Desk = Mine) -> dict[str, Any]:
+async def generate(request: Body, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Render one picture on a plain base."""
     return await run_in_threadpool(_generate, mine, *await read_fields(request, GenerateBody))
 
@@ -75,7 +75,7 @@ async def generate(request: Body, mine: Desk = Mine) -> dict[str, Any]:
 @router.post("/video/generate")
 @answers(GenerateAnswer)
 @rehearsable
-async def generate_video(request: Body, mine: Desk = Mine) -> dict[str, Any]:
+async def generate_video(request: Body, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Make a clip."""
     return await run_in_threadpool(_generate, mine, *await read_fields(request, VideoBody))
 
@@ -83,7 +83,7 @@ async def generate_video(request: Body, mine: Desk = Mine) -> dict[str, Any]:
 @router.post("/image/upscale")
 @answers(GenerateAnswer)
 @rehearsable
-async def upscale(request: Body, mine: Desk = Mine) -> dict[str, Any]:
+async def upscale(request: Body, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Enlarge a picture four times."""
     body, files = await read_fields(request, UpscaleBody)
     return await run_in_threadpool(_upscale, mine, body, files)
@@ -92,7 +92,7 @@ async def upscale(request: Body, mine: Desk = Mine) -> dict[str, Any]:
 @router.post("/image/batch")
 @answers(BatchAnswer)
 @rehearsable
-async def batch(request: Body, mine: Desk = Mine) -> dict[str, Any]:
+async def batch(request: Body, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Enlarge up to 100 pictures, all or none."""
     body, _files = await read_fields(request, BatchBody)
     return await run_in_threadpool(_batch, mine, body)
@@ -105,7 +105,7 @@ def unserved(operation: str, mine: Desk = Mine) -> dict[str, Any]:
     raise HttpProblem(404, f"/v1/image/{operation[:60]} is not served here; {said}", code="not_found")
 
 
-def _generate(mine: Desk, body: GenerateBody, files: list[UploadFile]) -> dict[str, Any]:
+def _generate(mine: Desk, body: GenerateBody, files: list[UploadFile]) -> dict[str, Any] | Response:
     if body.model not in _MODELS:
         raise invalid("model", f"is {body.model!r}; known are {', '.join(_MODELS)}")
     (low, high), kind = _MODELS[body.model]
@@ -118,14 +118,18 @@ def _generate(mine: Desk, body: GenerateBody, files: list[UploadFile]) -> dict[s
     settings = _settings(body, kind, _picture(mine, body, files))
     mine.headers.update(unknown_fields(body))
     answer = _accepted(mine, body.model, body.prompt, settings)
+    if isinstance(answer, Report):
+        return answer
     if kind == "text-to-image" and (settings.width, settings.height) != (body.width, body.height):
         answer |= {"width": settings.width, "height": settings.height}
     return answer
 
 
-def _accepted(mine: Desk, model: str, text: str, settings: RenderSettings) -> dict[str, Any]:
+def _accepted(mine: Desk, model: str, text: str, settings: RenderSettings) -> dict[str, Any] | Report:
     request = PromptRequest(text=text, base=BASES.get(model, model), settings=settings)
     prompt = mine.accept_prompt(request, View(dialect=NAME, asked={"kind": "image", "model": model}))
+    if isinstance(prompt, Report):
+        return prompt
     return {
         "generation_id": _public(prompt),
         "status": _word(mine, "queued"),
@@ -149,7 +153,7 @@ def _check_scale(scale: int) -> None:
         raise invalid("scale", f"is {scale}; pictures are enlarged 4 times here")
 
 
-def _upscale(mine: Desk, body: UpscaleBody, files: list[UploadFile]) -> dict[str, Any]:
+def _upscale(mine: Desk, body: UpscaleBody, files: list[UploadFile]) -> dict[str, Any] | Response:
     _check_scale(body.scale)
     picture = _picture(mine, body, files)
     if picture is None:
@@ -158,7 +162,7 @@ def _upscale(mine: Desk, body: UpscaleBody, files: list[UploadFile]) -> dict[str
     return _accepted(mine, _UPSCALER, "", RenderSettings(input_image=picture))
 
 
-def _batch(mine: Desk, body: BatchBody) -> dict[str, Any]:
+def _batch(mine: Desk, body: BatchBody) -> dict[str, Any] | Response:
     if body.operation not in ("upscale", _UPSCALER):
         raise invalid("operation", f"is {body.operation!r}; known is upscale")
     _check_scale(body.scale)
@@ -171,6 +175,8 @@ def _batch(mine: Desk, body: BatchBody) -> dict[str, Any]:
         for one in pictures
     ]
     prompts = mine.accept_prompts(orders)
+    if isinstance(prompts, Report):
+        return prompts
     _first, seen = mine.prompt(prompts[0].id)  # of a repeated request, what the first one made
     cost = sum(mine.price_of(prompt.id) for prompt in prompts)
     return {

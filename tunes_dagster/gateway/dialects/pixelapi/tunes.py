@@ -7,7 +7,7 @@ import secrets
 from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster.callbacks.bodies import failure_facts
@@ -48,7 +48,7 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
     whole,
 )
 from tunes_dagster.gateway.problems import HttpProblem, invalid, not_found
-from tunes_dagster.gateway.rehearsal import in_form, refuse_unless, rehearsable, truth
+from tunes_dagster.gateway.rehearsal import Report, in_form, refuse_unless, rehearsable, truth
 from tunes_dagster.gateway.uploads import files_of, keep_files, read_form
 from tunes_dagster.registry import Prompt, Tune
 from tunes_dagster.registry.retrying import may_have_been_kept
@@ -91,13 +91,13 @@ def config(request: Request) -> dict[str, Any]:
 @router.post("/train")
 @answers(TrainAnswer)
 @rehearsable
-async def train(request: Body, mine: Desk = Mine) -> dict[str, Any]:
+async def train(request: Body, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Open a training job, which waits for its pictures."""
     body, _files = await read_fields(request, TrainBody)
     return await run_in_threadpool(_train, mine, body)
 
 
-def _train(mine: Desk, body: TrainBody) -> dict[str, Any]:
+def _train(mine: Desk, body: TrainBody) -> dict[str, Any] | Response:
     low, high = SOUGHT_PICTURES
     request = TuneRequest(
         name="subject",
@@ -111,6 +111,8 @@ def _train(mine: Desk, body: TrainBody) -> dict[str, Any]:
     view = View(dialect=NAME, asked={"model": body.model}, events=_EVENTS, awaits_pictures=True)
     mine.headers.update(unknown_fields(body))
     tune = mine.accept_tune(request, view)
+    if isinstance(tune, Report):
+        return tune
     return {
         "job_id": tune.id,
         "status": "awaiting_images",
@@ -125,13 +127,13 @@ def _train(mine: Desk, body: TrainBody) -> dict[str, Any]:
 @router.post("/infer")
 @answers(InferAnswer)
 @rehearsable
-async def infer(request: Body, mine: Desk = Mine) -> dict[str, Any]:
+async def infer(request: Body, mine: Desk = Mine) -> dict[str, Any] | Response:
     """Render pictures with a tune, which may still be in training."""
     body, _files = await read_fields(request, InferBody)
     return await run_in_threadpool(_infer, mine, body)
 
 
-def _infer(mine: Desk, body: InferBody) -> dict[str, Any]:
+def _infer(mine: Desk, body: InferBody) -> dict[str, Any] | Response:
     tune, seen = mine.tune(own_id(body.tune_id), "Tune")
     made_on = (seen.asked.get("model") if seen else None) or ("flux" if "flux" in tune.base else "sdxl")
     if body.model is not None and body.model.removesuffix("-pro") != made_on:
@@ -149,6 +151,8 @@ def _infer(mine: Desk, body: InferBody) -> dict[str, Any]:
     view = View(dialect=NAME, asked={"kind": "infer", "model": body.model or made_on}, quality=quality)
     mine.headers.update(unknown_fields(body))
     prompt = mine.accept_prompt(request, view)
+    if isinstance(prompt, Report):
+        return prompt
     answer: dict[str, Any] = {
         "job_id": "inf_" + prompt.id.removeprefix("prompt_"),
         "status": "queued",
