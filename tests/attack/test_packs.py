@@ -14,11 +14,11 @@ from tests.gateway.conftest import House
 from tests.support.databases import new_database
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.gateway.dialects.astria.packs import OWN, SHARED
-from tunes_dagster.gateway.dialects.astria.rows import Packs
 from tunes_dagster.gateway.dialects.astria.wire import PromptFields
 from tunes_dagster.registry import Registry
 from tunes_dagster.registry.engine import make_engine
 from tunes_dagster.registry.migrate import alembic_config
+from tunes_dagster.registry.packs import Packs
 from tunes_dagster.rendering.records import optional_settings
 
 SECRET = "https://mallory.example/hook?secret=1"

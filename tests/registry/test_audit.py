@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from tests.registry.test_money import wealthy
 from tests.support.lock_order import unwatched
-from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
-from tunes_dagster.gateway.dialects.astria.rows import Packs
+from tests.support.registry import Clock, add_prompt, add_tune, make_ready, prompt_request, run_stage
 from tunes_dagster.registry import Prompt, PromptTune, Registry, Tune, Work
 from tunes_dagster.registry.api_tables import ApiObject, Reservation, Wallet
 from tunes_dagster.registry.audit import Fault
 from tunes_dagster.registry.ledger import lock_wallet, post, reserve
+from tunes_dagster.registry.packs import Packs
 
 PRICE = 250_000
 
@@ -45,8 +45,12 @@ def own_tune(registry: Registry, **changes: Any) -> Tune:
 
 
 def own_prompt(registry: Registry, tune: Tune | None = None, account: str = "ann", **changes: Any) -> Prompt:
-    return registry.prompts.add(
-        prompt_request(**changes), base_id="tiny-sdxl", tune_id=tune.id if tune else None, account_id=account
+    return add_prompt(
+        registry,
+        prompt_request(**changes),
+        base_id="tiny-sdxl",
+        tune_id=tune.id if tune else None,
+        account_id=account,
     )
 
 

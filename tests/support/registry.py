@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
-from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.registry.tunes import NewTune
 from tunes_dagster.service.installation import Installation
@@ -63,6 +64,20 @@ def add_tune(registry: Registry, **changes: object) -> Tune:
         ]
     new = NewTune(request=request, id=tune_id, recipe={"seed": 0}, **options)
     return registry.tunes.accept(new).tune
+
+
+def add_prompt(
+    registry: Registry,
+    request: PromptRequest,
+    *,
+    account_id: str = "local",
+    origin: str = "cli",
+    base_id: str = "tiny-sdxl",
+    **of_it: Any,
+) -> Prompt:
+    """Add a prompt; `of_it` are fields of `NewPrompt`."""
+    new = NewPrompt(request=request, base_id=base_id, **of_it)
+    return registry.prompts.accept([new], account_id=account_id, origin=origin).prompts[0]
 
 
 def run_stage(registry: Registry, kind: str, subject_id: str, run_id: str = "run", **finish: object) -> None:

@@ -22,7 +22,6 @@ from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.answers import PackAnswer, PackItem, PromptsMade, TuneAnswer
 from tunes_dagster.gateway.dialects.astria.gallery import gallery
 from tunes_dagster.gateway.dialects.astria.orders import Base, base_of, prompt_order
-from tunes_dagster.gateway.dialects.astria.rows import Packs
 from tunes_dagster.gateway.dialects.astria.templates import templates_of
 from tunes_dagster.gateway.dialects.astria.tunes import (
     known_by_title,
@@ -51,6 +50,7 @@ from tunes_dagster.gateway.problems import HttpProblem, invalid
 from tunes_dagster.gateway.rehearsal import Report, rehearsable, truth
 from tunes_dagster.registry import Pack, Registry, Tune
 from tunes_dagster.registry.accepting import NewGroup
+from tunes_dagster.registry.packs import Packs
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["packs"])
 Mine = Depends(desk)

@@ -21,7 +21,6 @@ from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.answers import PromptAnswer, Said
 from tunes_dagster.gateway.dialects.astria.gallery import gallery, not_there
 from tunes_dagster.gateway.dialects.astria.orders import Base, prompt_order
-from tunes_dagster.gateway.dialects.astria.rows import Likes
 from tunes_dagster.gateway.dialects.astria.templates import mark
 from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, BeforeId, number
 from tunes_dagster.gateway.dialects.astria.wire import (
@@ -41,6 +40,7 @@ from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import HttpProblem, invalid
 from tunes_dagster.gateway.rehearsal import Report, rehearsable
 from tunes_dagster.registry import ApiObject, Prompt, Tune
+from tunes_dagster.registry.packs import Likes
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["prompts"])
 Mine = Depends(desk)

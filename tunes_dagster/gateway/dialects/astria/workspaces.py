@@ -21,11 +21,11 @@ from tunes_dagster.gateway.bodies import Body
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.dialect import desk, manners
 from tunes_dagster.gateway.dialects.astria.answers import WorkspaceAnswer
-from tunes_dagster.gateway.dialects.astria.rows import Workspaces
 from tunes_dagster.gateway.dialects.astria.wire import KEYS, NAME, Loose, error, understood, unknown_fields
 from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.registry import Workspace
+from tunes_dagster.registry.packs import Workspaces
 
 router = APIRouter(route_class=manners(NAME, error, KEYS), tags=["workspaces"])
 Mine = Depends(desk)

@@ -1,4 +1,7 @@
-"""What only this dialect keeps in the registry: packs, workspaces and likes."""
+"""Packs, workspaces and likes: rows that one dialect asks for, which hands over what belongs into them.
+
+They are no part of `Registry`: who needs them makes them around it (`Packs(registry)`).
+"""
 
 from __future__ import annotations
 
