@@ -24,6 +24,7 @@ from tunes_dagster.core import clock
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry import Registry
+from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.registry.tables import Batch, Callback, Event, Prompt, Table, Tune, Work
 from tunes_dagster.registry.tunes import NewTune
 from tunes_dagster.service import decide
@@ -220,7 +221,7 @@ def calls(registry: Registry, tunes: int, prompts: int) -> dict[str, Callable[[]
         "list_callbacks": lambda: registry.outbox.rows(),
         "list_callbacks_dead": lambda: registry.outbox.rows("dead"),
         "lease_callbacks_none_due": lambda: registry.outbox.lease(1),
-        "add_prompt": lambda: registry.prompts.add(request, base_id="tiny-sdxl"),
+        "add_prompt": lambda: registry.prompts.accept([NewPrompt(request=request, base_id="tiny-sdxl")]),
         "six_write_transactions": work_cycle,
         "open": lambda: Registry(registry.url).close(),
     }

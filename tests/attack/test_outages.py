@@ -35,7 +35,7 @@ def make_tunes(registry: Registry, name: str) -> None:
 
 def make_pictures(registry: Registry, name: str) -> None:
     asked = prompt_request(callback_url="http://caller.test/p")
-    registry.prompts.add_many([NewPrompt(request=asked, base_id="tiny-sdxl", price=10) for _ in range(2)])
+    registry.prompts.accept([NewPrompt(request=asked, base_id="tiny-sdxl", price=10) for _ in range(2)])
     for batch in registry.groups.make_batches(wait_seconds=0):
         run = new_id("run")
         work = registry.work.claim("render", batch.id, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 
-from tests.support.registry import prompt_request
+from tests.support.registry import add_prompt, prompt_request
 from tunes_dagster.core.settings import get_settings
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.pipeline.inprocess import execute
@@ -21,7 +21,7 @@ def test_a_campaign_gives_way_between_parts_and_goes_on(house, monkeypatch):
     get_settings.cache_clear()
     settings, registry, defs = get_settings(), house.registry, build_defs(campaigns=[])
     for seed in range(20):
-        registry.prompts.add(prompt_request(seed=seed, **SMALL), base_id="tiny-sdxl", origin="campaign")
+        add_prompt(registry, prompt_request(seed=seed, **SMALL), base_id="tiny-sdxl", origin="campaign")
     (campaign,) = decide.render_launches(Installation(settings, registry=registry))
     assert campaign.patient
 
@@ -29,8 +29,8 @@ def test_a_campaign_gives_way_between_parts_and_goes_on(house, monkeypatch):
         return Counter(one.status for one in registry.prompts.rows(batch_id=campaign.partition))
 
     def single(seed: int) -> str:
-        return registry.prompts.add(
-            prompt_request(seed=seed, **{**SMALL, "steps": 2}), base_id="tiny-sdxl"
+        return add_prompt(
+            registry, prompt_request(seed=seed, **{**SMALL, "steps": 2}), base_id="tiny-sdxl"
         ).id
 
     first = single(100)

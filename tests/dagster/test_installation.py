@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
+from tests.support.registry import add_prompt
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.core.settings import Settings, get_settings
@@ -47,7 +48,7 @@ def test_a_store_and_settings_of_the_definitions_count_for_all(definitions, pape
     request = PromptRequest.model_validate(
         {"text": "a mug", "base": "sdxl", "callback_url": "https://a.example/x"}
     )
-    prompt = whole.registry.prompts.add(request, base_id="tiny-sdxl", base="sdxl")
+    prompt = add_prompt(whole.registry, request, base_id="tiny-sdxl", base="sdxl")
     assert whole.registry.prompts.get(prompt.id).text == "a mug"
     assert paper_house.registry.prompts.rows() == []
     asked = tick(sensors.queued_prompts, paper_house, installation=definitions.resources["installation"])
@@ -71,7 +72,7 @@ def test_a_tick_works_with_what_the_definitions_say_and_a_second_one_opens_nothi
         whole = definitions.resources["installation"].open(works=False)
         request = PromptRequest.model_validate({"text": "a mug", "base": "sdxl"})
         for _ in range(2):
-            prompt = whole.registry.prompts.add(request, base_id="tiny-sdxl", base="sdxl")
+            prompt = add_prompt(whole.registry, request, base_id="tiny-sdxl", base="sdxl")
             (run,) = look(sensors.queued_prompts).run_requests
             assert whole.registry.prompts.get(prompt.id).batch_id == run.partition_key
             assert look(sensors.due_callbacks).skip_message.startswith("0 delivered")

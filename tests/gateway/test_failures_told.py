@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from tests.gateway.conftest import House
 from tests.gateway.test_astria import create, told
 from tests.gateway.test_pixu import call as call_pixu
+from tests.support.registry import add_prompt
 from tunes_dagster.callbacks.bodies import prompt_body, tune_body
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode, as_failure
@@ -149,7 +150,7 @@ def test_no_caller_sees_a_path_a_host_or_an_exception(house: House, tmp_path: Pa
     request = PromptRequest.model_validate(
         {"text": "a hat", "base": "sdxl", "callback_url": HOOK, "settings": {"seed": 1, "num_images": 1}}
     )
-    other = house.registry.prompts.add(request, account_id="ann", base_id="tiny-sdxl", origin="api")
+    other = add_prompt(house.registry, request, account_id="ann", base_id="tiny-sdxl", origin="api")
     until_it_fails(house, tune.id, error)
     render_badly(house, error)
     tune = house.registry.tunes.get(tune.id)

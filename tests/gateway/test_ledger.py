@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.registry import Clock, add_tune, make_ready, prompt_request
+from tests.support.registry import Clock, add_prompt, add_tune, make_ready, prompt_request
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry import Registry
-from tunes_dagster.registry.ledger import reserve
 
 
 @pytest.fixture
@@ -77,11 +76,8 @@ def test_cancel_and_delete_return_what_was_held(registry: Registry) -> None:
 
 
 def test_pictures_that_are_missing_are_not_charged(registry: Registry) -> None:
-    def also(session, prompt):
-        reserve(session, "ann", prompt.id, 8_000, registry.now())
-
-    prompt = registry.prompts.add(
-        prompt_request(num_images=4), base_id="tiny-sdxl", account_id="ann", also=also
+    prompt = add_prompt(
+        registry, prompt_request(num_images=4), base_id="tiny-sdxl", account_id="ann", price=8_000
     )
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     work = registry.work.claim("render", batch.id, "run")

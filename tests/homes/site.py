@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import update
-from sqlalchemy.orm import Session
 
 from tests.homes.home import Callers
 from tests.support.registry import around, render_settings
@@ -19,8 +18,8 @@ from tunes_dagster.core.recipe import PromptRequest, TuneRequest
 from tunes_dagster.core.store import Store
 from tunes_dagster.intake.captions import CaptionRow, CaptionTable
 from tunes_dagster.intake.training_set import TrainingItem, TrainingSet
-from tunes_dagster.registry import Account, Prompt, Registry, Tune
-from tunes_dagster.registry.ledger import reserve
+from tunes_dagster.registry import Account, Registry
+from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.registry.tunes import NewTune
 from tunes_dagster.service.erase import erase_tunes
 
@@ -104,10 +103,6 @@ class Site:
             }
         ).model_copy(update={"prompts": [prompt]})
 
-        def pays(session: Session, tune: Tune, prompts: list[Prompt]) -> None:
-            for row in (tune, *prompts):
-                reserve(session, account, row.id, PRICE, self.registry.now())
-
         new = NewTune(
             request=request,
             id=tune_id,
@@ -115,8 +110,10 @@ class Site:
             recipe={"seed": 0},
             account_id=account,
             origin="api",
+            prompts=[NewPrompt(request=prompt, base_id="tiny-sdxl", price=PRICE)],
+            price=PRICE,
         )
-        self.registry.tunes.accept(new, also=pays)
+        self.registry.tunes.accept(new)
 
     def pipeline(self) -> None:
         """Do one piece of everything that waits."""

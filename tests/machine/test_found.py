@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.machine.seam import Died, Seam, Trouble
-from tests.support.registry import Clock, add_tune, make_ready, prompt_request
+from tests.support.registry import Clock, add_prompt, add_tune, make_ready, prompt_request
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -130,7 +130,7 @@ def test_a_plan_that_grants_more_is_no_grant_that_was_given_twice(registry: Regi
 
 def test_a_prompt_whose_rendering_was_lost_is_cancelled_for_nothing(registry: Registry, clock: Clock) -> None:
     paying(registry, 1000)
-    prompt = registry.prompts.add(prompt_request(), base_id="tiny-sdxl", account_id="ann", price=1000)
+    prompt = add_prompt(registry, prompt_request(), base_id="tiny-sdxl", account_id="ann", price=1000)
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     work = registry.work.claim("render", batch.id, "run")
     registry.work.progress(work.id, "run", phase="rendering", step=9, total=10)
@@ -141,7 +141,7 @@ def test_a_prompt_whose_rendering_was_lost_is_cancelled_for_nothing(registry: Re
 
 def test_a_second_rendering_is_reckoned_from_its_own_start(registry: Registry, clock: Clock) -> None:
     paying(registry, 1000)
-    prompt = registry.prompts.add(prompt_request(), base_id="tiny-sdxl", account_id="ann", price=1000)
+    prompt = add_prompt(registry, prompt_request(), base_id="tiny-sdxl", account_id="ann", price=1000)
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     for run, step in (("first", 9), ("second", 1)):
         work = registry.work.claim("render", batch.id, run)
@@ -167,7 +167,7 @@ def test_a_tune_that_was_deleted_is_not_trained_again(registry: Registry, tmp_pa
 
 
 def test_a_prompt_that_was_deleted_is_not_rendered_with_its_batch_again(registry: Registry) -> None:
-    prompts = [registry.prompts.add(prompt_request(), base_id="tiny-sdxl") for _ in range(2)]
+    prompts = [add_prompt(registry, prompt_request(), base_id="tiny-sdxl") for _ in range(2)]
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     work = registry.work.claim("render", batch.id, "run")
     registry.work.fail(work.id, "run", Failure(FailureCode.INVALID_REQUEST, "Not like this."))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from tests.support.registry import prompt_request
+from tests.support.registry import add_prompt, prompt_request
 from tunes_dagster.core.failures import Failure
 from tunes_dagster.registry import Registry
-from tunes_dagster.registry.ledger import reserve
 from tunes_dagster.rendering.policy import blocked
 
 
@@ -20,12 +19,13 @@ def test_a_blocked_prompt_gets_its_credits_back(tmp_path, migrated_file):
     registry.ledger.open_wallet(
         "ann", plan="free", requests_per_minute=20, monthly_grant=0, sign_up_grant=10_000
     )
-    prompt = registry.prompts.add(
+    prompt = add_prompt(
+        registry,
         prompt_request(),
         base_id="tiny-sdxl",
         account_id="ann",
         origin="api",
-        also=lambda session, row: reserve(session, "ann", row.id, 4_000, registry.now()),
+        price=4_000,
     )
     assert registry.ledger.wallet("ann").available == 6_000
     [batch] = registry.groups.make_batches(registry.now() + timedelta(seconds=10))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
+from tests.support.registry import Clock, add_prompt, add_tune, make_ready, prompt_request, run_stage
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.registry import Registry
 from tunes_dagster.service import decide
@@ -66,7 +66,7 @@ def test_members_leave_a_cohort_before_and_while_it_runs(registry: Registry, clo
 
 def test_what_finds_no_gpu_waits_in_the_registry_and_finds_company(registry: Registry, clock: Clock) -> None:
     for _ in range(decide.WAITING_RUNS["render"] + 3):
-        registry.prompts.add(prompt_request(), base_id="tiny-sdxl")
+        add_prompt(registry, prompt_request(), base_id="tiny-sdxl")
         clock.forward(3)
         decide.render_launches(Installation(SETTINGS, registry=registry))
     assert registry.work.count_waiting_runs("render") == decide.WAITING_RUNS["render"]

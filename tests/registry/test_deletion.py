@@ -9,7 +9,7 @@ from sqlalchemy import JSON, String, Text, select
 
 from tests.registry.test_retention import made_of, rendered
 from tests.support.deletion import dying_in
-from tests.support.registry import Clock, add_tune, around, make_ready, prompt_request, run_stage
+from tests.support.registry import Clock, add_prompt, add_tune, around, make_ready, prompt_request, run_stage
 from tunes_dagster.core.failures import Cancelled
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Registry, Tune
@@ -95,7 +95,7 @@ def test_what_a_late_writer_leaves_goes_and_is_never_served(
 ) -> None:
     tune = make_ready(registry, add_tune(registry))
     made_of(registry, store, tune, b"one", caption="a")
-    prompt = registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
+    prompt = add_prompt(registry, prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     work = registry.work.claim("render", batch.id, "run")
     late = add_tune(registry)
@@ -140,7 +140,7 @@ def test_the_last_prompt_takes_its_input_picture_and_its_words(registry: Registr
     asked = prompt_request(
         "anna at sea", input_image=key, mask_image=upload, negative_prompt="no hat of anna"
     )
-    one, two = (registry.prompts.add(asked, base_id="tiny-sdxl") for _ in range(2))
+    one, two = (add_prompt(registry, asked, base_id="tiny-sdxl") for _ in range(2))
     registry.work.delete_prompt(one.id)
     drive(around(registry, store))
     assert files(store) == {key, upload}

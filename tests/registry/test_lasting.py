@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import event
 
-from tests.support.registry import add_tune, prompt_request, run_stage
+from tests.support.registry import add_prompt, add_tune, prompt_request, run_stage
 from tunes_dagster.core import disk
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.registry import Registry
@@ -25,7 +25,7 @@ def test_what_was_accepted_done_and_answered_is_on_the_disk(
     tune = add_tune(registry)
     run_stage(registry, "prepare", tune.id)
     registry.work.cancel_tune(add_tune(registry).id)  # which is told
-    registry.prompts.add(prompt_request(), base_id="tiny-sdxl")
+    add_prompt(registry, prompt_request(), base_id="tiny-sdxl")
     lease, owed = registry.outbox.lease(60.0)
     callback_id = next(iter(owed))
     sending = registry.outbox.begin_delivery(callback_id, lease, new_id("dlv"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.registry import Clock, add_tune, make_ready, prompt_request, run_stage
+from tests.support.registry import Clock, add_prompt, add_tune, make_ready, prompt_request, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.results import TuneResult
 from tunes_dagster.registry import Registry, Use
@@ -83,10 +83,10 @@ def test_words_mean_nothing_in_another_account(registry: Registry) -> None:
         said.add(str(error.value).replace(str(word), "WORD"))
     assert len(said) == 1, "somebody else's tune answers like none"
     with pytest.raises(Failure):
-        registry.prompts.add(prompt_request(), base_id="tiny-sdxl", account_id="ben", tune_id=hers.id)
+        add_prompt(registry, prompt_request(), base_id="tiny-sdxl", account_id="ben", tune_id=hers.id)
     with pytest.raises(Failure):
         tags = [Use(hers.id, "lora", "style", 1.0)]
-        registry.prompts.add(prompt_request(), base_id="tiny-sdxl", account_id="ben", tags=tags)
+        add_prompt(registry, prompt_request(), base_id="tiny-sdxl", account_id="ben", tags=tags)
     assert registry.prompts.rows() == []
 
 
@@ -143,13 +143,13 @@ def test_prompts_of_a_failed_tune_fail_with_it(registry: Registry) -> None:
     assert prompt.status == "failed" and prompt.failure_code == "too_few_pictures"
     assert {c.event for c in registry.outbox.rows()} == {"tune.failed", "prompt.failed"}
     with pytest.raises(Failure) as error:
-        registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
+        add_prompt(registry, prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     assert error.value.code == FailureCode.CONFLICT
 
 
 def test_prompts_for_a_ready_tune_are_queued_at_once(registry: Registry) -> None:
     tune = make_ready(registry, add_tune(registry))
-    prompt = registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
+    prompt = add_prompt(registry, prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     assert prompt.status == "queued" and prompt.base == tune.base
     assert registry.prompts.get(prompt.id).number == prompt.number == 1
 

@@ -18,16 +18,17 @@ from sqlalchemy.orm import Session
 import tunes_dagster.registry
 from tests.support.databases import new_database
 from tests.support.lock_order import LockOrderBroken
-from tests.support.registry import add_tune, prompt_request, run_stage
+from tests.support.registry import add_prompt, add_tune, prompt_request, run_stage
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.ids import new_id
-from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.registry import Batch, Prompt, Registry, Tune, Work
-from tunes_dagster.registry.api_tables import ApiGroup, ApiObject
-from tunes_dagster.registry.ledger import lock_wallet, reserve
+from tunes_dagster.registry.accepting import Acceptance, Seen
+from tunes_dagster.registry.api_tables import ApiGroup
+from tunes_dagster.registry.engine import Part
+from tunes_dagster.registry.ledger import lock_wallet
 from tunes_dagster.registry.locks import GUARDED, ORDER, lock, lock_each, lock_one
+from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.registry.tables import Table
-from tunes_dagster.registry.tunes import NewTune
 
 TENANTS = ("anna", "bert")
 
@@ -57,7 +58,7 @@ def test_the_watch_sees_what_could_deadlock(
     open_accounts(registry)
     for tenant in TENANTS:
         tune = add_tune(registry, account_id=tenant)
-        registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id, account_id=tenant)
+        add_prompt(registry, prompt_request(), base_id="tiny-sdxl", tune_id=tune.id, account_id=tenant)
     with pytest.raises(LockOrderBroken, match=said), registry.writing() as session:
         wrong(session)
 
@@ -122,34 +123,13 @@ def open_accounts(registry: Registry) -> None:
 
 
 def paid_prompt(registry: Registry, tenant: str, tune_id: str | None = None, group: str = "") -> Prompt:
-    def also(session: Session, prompt: Prompt) -> None:
-        session.add(
-            ApiObject(
-                id=prompt.id,
-                account_id=tenant,
-                dialect="astria",
-                asked={},
-                events=[],
-                group_id=group or None,
-                created_at=prompt.created_at,
-            )
-        )
-        reserve(session, tenant, prompt.id, 1_000, prompt.created_at)
-
-    return registry.prompts.add(
-        prompt_request(), base_id="tiny-sdxl", tune_id=tune_id, account_id=tenant, also=also
-    )
+    new = NewPrompt(request=prompt_request(), base_id="tiny-sdxl", tune_id=tune_id, price=1_000)
+    seen = Acceptance(seen=[Seen(dialect="astria", group_id=group or None)])
+    return registry.prompts.accept([new], seen, account_id=tenant).prompts[0]
 
 
 def paid_tune(registry: Registry, tenant: str) -> Tune:
-    def also(session: Session, tune: Tune, prompts: list[Prompt]) -> None:
-        reserve(session, tenant, tune.id, 1_000, tune.created_at)
-
-    request = TuneRequest(name="dog")
-    new = NewTune(
-        request=request, id=new_id("tune"), base_id="tiny-sdxl", recipe={}, account_id=tenant, origin="api"
-    )
-    return registry.tunes.accept(new, also=also).tune
+    return add_tune(registry, account_id=tenant, origin="api", price=1_000, callback_url=None)
 
 
 def together(*calls: Callable[[], Any]) -> None:
@@ -265,23 +245,21 @@ def cohort_of_nobody(registry: Registry) -> str:
 
 
 def test_what_meets_in_a_deadlock_is_run_again(pair: tuple[Registry, Registry]) -> None:
-    """The order is broken on purpose, with plain SQL in the transaction that accepts a prompt."""
+    """The order is broken on purpose, with plain SQL."""
     first, second = (add_tune(pair[0], account_id=tenant) for tenant in TENANTS)
     met = threading.Barrier(2)
 
-    def accept(registry: Registry, own: Tune, other: Tune) -> None:
-        tries: list[int] = []
+    changes = text("UPDATE tunes SET phase = 'x' WHERE id = :id")
+    tries: list[str] = []
 
-        def also(session: Session, prompt: Prompt) -> None:
-            session.flush()
-            tries.append(1)
-            if len(tries) == 1:
-                met.wait(timeout=10)
-            session.execute(text("UPDATE tunes SET phase = 'x' WHERE id = :id"), {"id": other.id})
+    class Crossing(Part):
+        def cross(self, own: Tune, other: Tune) -> None:
+            with self.writing() as session:
+                session.execute(changes, {"id": own.id})
+                tries.append(own.id)
+                if tries.count(own.id) == 1:
+                    met.wait(timeout=10)
+                session.execute(changes, {"id": other.id})
 
-        registry.prompts.add(
-            prompt_request(), base_id="tiny-sdxl", tune_id=own.id, account_id=own.account_id, also=also
-        )
-
-    together(lambda: accept(pair[0], first, second), lambda: accept(pair[1], second, first))
-    assert sum(len(pair[0].prompts.rows(tune_id=tune.id)) for tune in (first, second)) == 2
+    together(lambda: Crossing(pair[0]).cross(first, second), lambda: Crossing(pair[1]).cross(second, first))
+    assert len(tries) == 3 and {pair[0].tunes.get(tune.id).phase for tune in (first, second)} == {"x"}

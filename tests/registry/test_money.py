@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from tests.support.lock_order import unwatched
-from tests.support.registry import Clock, add_tune, make_ready, prompt_request, render_settings
+from tests.support.registry import Clock, add_prompt, add_tune, make_ready, prompt_request, render_settings
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.registry import Campaign, Prompt, Registry, Tune, Use
@@ -222,13 +222,9 @@ def test_prompts_that_an_earlier_version_left_waiting_follow_their_tune(registry
 
 def waiting(registry: Registry, tune: Tune, **changes: Any) -> Prompt:
     """Accept a prompt of Ann's on a tune, at its price."""
-
-    def also(session: Session, prompt: Prompt) -> None:
-        reserve(session, "ann", prompt.id, PRICE * prompt.settings["num_images"], registry.now())
-
-    return registry.prompts.add(
-        prompt_request(**changes), base_id="tiny-sdxl", tune_id=tune.id, account_id="ann", also=also
-    )
+    asked = prompt_request(**changes)
+    price = PRICE * asked.settings.num_images
+    return add_prompt(registry, asked, tune_id=tune.id, account_id="ann", price=price)
 
 
 # What a tune or prompt owes that its caller gave up
@@ -411,7 +407,7 @@ def test_progress_is_weighed_by_what_phases_took_here(registry: Registry, clock:
 
 def test_a_batch_shows_how_far_it_is_and_does_not_fall_back(registry: Registry) -> None:
     tune = make_ready(registry, add_tune(registry))
-    registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
+    add_prompt(registry, prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     seen = []
     for attempt in ("a", "b"):

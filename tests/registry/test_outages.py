@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from tests.support.databases import Server, new_database
 from tests.support.registry import add_tune, prompt_request
-from tunes_dagster.core.ids import new_id
-from tunes_dagster.registry import ApiGroup, Callback, Event, Registry, postgres
+from tunes_dagster.registry import Callback, Event, Registry, postgres
+from tunes_dagster.registry.accepting import Acceptance, NewGroup, Seen
 from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.registry.retrying import DatabaseAway, Trouble, trouble_of
 
@@ -189,16 +189,14 @@ def test_what_was_accepted_without_our_hearing_of_it_is_accepted_once(
         own_postgres.kill()
         own_postgres.start()
 
-    group = ApiGroup(
-        id=new_id("group"), account_id=account, dialect="pixu", callback_url="", created_at=registry.now()
-    )
-
     def accept_tune() -> None:
         add_tune(registry, id="tune_one", account_id=account, price=100)
 
     def accept_prompts() -> None:
         new = [NewPrompt(request=prompt_request(), base_id="tiny-sdxl", price=10) for _ in range(2)]
-        registry.prompts.add_many(new, account_id=account, also=lambda session, _rows: session.add(group))
+        seen = [Seen(dialect="pixu", group_id="group_1") for _ in new]
+        kept = Acceptance(seen=seen, group=NewGroup("group_1", "pixu", ""))
+        registry.prompts.accept(new, kept, account_id=account)
 
     for accept in (accept_tune, accept_prompts):
         # What reached a server that froze is kept when it goes on; what a crash met before its commit is not.

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.support.registry import Clock, add_tune, make_ready, prompt_request
+from tests.support.registry import Clock, add_prompt, add_tune, make_ready, prompt_request
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry import Registry
 
@@ -69,7 +69,7 @@ def test_nor_does_that_of_a_batch(registry: Registry, clock: Clock, seed: int) -
     chance = random.Random(seed)
     registry.max_attempts = 50
     tune = make_ready(registry, add_tune(registry))
-    registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
+    add_prompt(registry, prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     (batch,) = registry.groups.make_batches(wait_seconds=0)
     seen = []
     for attempt in range(5):

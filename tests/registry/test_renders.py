@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.registry import Clock, add_tune, make_ready, prompt_request
+from tests.support.registry import Clock, add_prompt, add_tune, make_ready, prompt_request
 from tunes_dagster.assets.renders import wanted_prompts
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings
@@ -17,8 +17,8 @@ HOOK = "http://caller.test/p"
 
 
 def add(registry: Registry, account: str = "local", base_id: str = "tiny-sdxl", **settings: object) -> Prompt:
-    return registry.prompts.add(
-        prompt_request(callback_url=HOOK, **settings), base_id=base_id, account_id=account
+    return add_prompt(
+        registry, prompt_request(callback_url=HOOK, **settings), base_id=base_id, account_id=account
     )
 
 
@@ -59,7 +59,7 @@ def test_accounts_take_turns(registry: Registry, clock: Clock) -> None:
 def test_a_campaign_of_any_size_does_not_hold_up_a_single_prompt(registry: Registry, clock: Clock) -> None:
     settings = Settings(batch_wait_seconds=0, max_batch_prompts=4)
     for seed in range(60):
-        registry.prompts.add(prompt_request(seed=seed), base_id="tiny-sdxl", origin="campaign")
+        add_prompt(registry, prompt_request(seed=seed), base_id="tiny-sdxl", origin="campaign")
     waiting = [
         launch
         for _ in range(3)
@@ -164,7 +164,7 @@ def test_cancelling_all_prompts_of_a_queued_batch_cancels_it(registry: Registry,
 
 def test_prompts_wait_for_their_tune_and_go_with_it(registry: Registry, clock: Clock) -> None:
     tune = add_tune(registry, prompts=[prompt_request()])
-    later = registry.prompts.add(prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
+    later = add_prompt(registry, prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     assert later.status == "waiting" and registry.groups.make_batches(wait_seconds=0) == []
     make_ready(registry, tune)
     (batch,) = registry.groups.make_batches(wait_seconds=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from tests.support.registry import Clock, add_tune, around, make_ready, prompt_request
+from tests.support.registry import Clock, add_prompt, add_tune, around, make_ready, prompt_request
 from tunes_dagster.campaigns.files import Source
 from tunes_dagster.campaigns.keeping import Keeper
 from tunes_dagster.campaigns.report import make_report
@@ -49,7 +49,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 def rendered(registry: Registry, store: Store, tune: Tune, *tags: Use) -> Prompt:
     """Return a prompt of a tune with a picture, and the sheet of its batch."""
     text = " ".join(["a photo of ohwx dog", *(f"<lora:{use.word}:{use.scale}>" for use in tags)])
-    prompt = registry.prompts.add(
+    prompt = add_prompt(
+        registry,
         prompt_request(text, callback_url=HOOK),
         base_id="tiny-sdxl",
         tune_id=tune.id,

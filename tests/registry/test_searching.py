@@ -13,9 +13,10 @@ from tests.support.deletion import dying_in
 from tests.support.registry import Clock, add_tune, around, prompt_request, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
-from tunes_dagster.registry import ApiObject, Registry
+from tunes_dagster.registry import Registry
+from tunes_dagster.registry.accepting import Acceptance, Claim, Seen
 from tunes_dagster.registry.deletions import STEPS
-from tunes_dagster.registry.idempotency import bind_idempotent
+from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.registry.tables import Table
 from tunes_dagster.service.erase import drive
 
@@ -58,16 +59,9 @@ def a_home_full_of_words(registry: Registry, store: Store) -> str:
     picture = store.naming(registry.blobs.hold).write_blob(PICTURE + b" input", ".png")
     asked = prompt_request(f"{WORD} in town", input_image=picture, callback_url=HOOK)
     claim, _none = registry.idempotency.begin("local", "k1", "hash", {"request": "POST /x", "text": WORD})
-
-    def also(session, prompt) -> None:  # type: ignore[no-untyped-def]
-        view = ApiObject(
-            id=prompt.id, account_id="local", dialect="astria", asked={"text": WORD}, events=["prompt.failed"]
-        )
-        view.created_at, view.sameness = registry.now(), "hash"
-        session.add(view)
-        bind_idempotent(session, "local", "k1", claim, [prompt.id])
-
-    prompt = registry.prompts.add(asked, base_id="tiny-sdxl", tune_id=tune.id, also=also)
+    seen = Seen(dialect="astria", asked={"text": WORD}, events=["prompt.failed"], sameness="hash")
+    new = NewPrompt(request=asked, base_id="tiny-sdxl", tune_id=tune.id)
+    (prompt,) = registry.prompts.accept([new], Acceptance(seen=[seen], claim=Claim("k1", claim))).prompts
     registry.idempotency.end("local", "k1", claim, 201, json.dumps({"text": WORD}))
     other, _none = registry.idempotency.begin(
         "local", "k2", "hash", {"request": f"PUT /native/v1/tunes/{tune.number}/captions", "captions.a": WORD}

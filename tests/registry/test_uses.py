@@ -10,7 +10,7 @@ import pytest
 from alembic import command
 from sqlalchemy import MetaData, insert
 
-from tests.support.registry import add_tune, around, make_ready, prompt_request, run_stage
+from tests.support.registry import add_prompt, add_tune, around, make_ready, prompt_request, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
 from tunes_dagster.registry import Prompt, Registry, Tune, Use
@@ -30,7 +30,8 @@ def ready(registry: Registry, title: str, account: str) -> Tune:
 
 def tagged(registry: Registry, tune: Tune, word: str) -> Prompt:
     """Return a prompt on a plain base that names a tune by a tag."""
-    return registry.prompts.add(
+    return add_prompt(
+        registry,
         prompt_request(f"a photo of ohwx dog <lora:{word}:0.5>"),
         base_id="tiny-sdxl",
         account_id=tune.account_id,
@@ -98,7 +99,8 @@ def test_renaming_changes_nothing_for_prompts_that_were_accepted(tenants: Regist
 
 def test_what_uses_a_deleted_tune_is_cancelled_and_never_rendered(tenants: Registry) -> None:
     own, other = ready(tenants, "own", "ann"), ready(tenants, "other", "ann")
-    both = tenants.prompts.add(
+    both = add_prompt(
+        tenants,
         prompt_request(),
         base_id="tiny-sdxl",
         account_id="ann",

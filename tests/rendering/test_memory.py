@@ -7,7 +7,7 @@ from safetensors.torch import save
 
 from tests.rendering.conftest import random_lora
 from tests.rendering.test_renderer import Watcher, job
-from tests.support.registry import prompt_request
+from tests.support.registry import add_prompt, prompt_request
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.families.sizes import known_sizes, sizes_of
@@ -152,8 +152,8 @@ def test_the_queue_cuts_runs_by_the_memory_of_the_machine(tmp_path):
     registry = Registry(f"sqlite:///{tmp_path}/registry.db")
     catalog = load_catalog("production")
     for seed in range(40):
-        registry.prompts.add(
-            prompt_request(seed=seed, width=1024, height=1024, guidance_scale=7.5), base_id="sdxl1"
+        add_prompt(
+            registry, prompt_request(seed=seed, width=1024, height=1024, guidance_scale=7.5), base_id="sdxl1"
         )
 
     def cut(**settings) -> list[int]:

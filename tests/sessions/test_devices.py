@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.registry import Clock, add_tune, prompt_request, run_stage
+from tests.support.registry import Clock, add_prompt, add_tune, prompt_request, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.registry import Registry
 from tunes_dagster.sessions.keeping import give_up
@@ -46,7 +46,7 @@ def test_a_session_whose_place_was_taken_claims_and_writes_nothing(rows: Registr
     refused(runs.hold_device, "session_4", "host", "cuda:0")
     first = prepared(rows, clock)
     mine = rows.work.claim("train", first, "session_1")
-    prompt = rows.prompts.add(prompt_request(), base_id="tiny-sdxl")
+    prompt = add_prompt(rows, prompt_request(), base_id="tiny-sdxl")
     (batch,) = rows.groups.make_batches(wait_seconds=0)
     render = rows.work.claim("render", batch.id, "session_1")
 

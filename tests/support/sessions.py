@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.houses import write_catalog
-from tests.support.registry import prompt_request
+from tests.support.registry import add_prompt, prompt_request
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.families.catalog import load_catalog
@@ -43,7 +43,7 @@ class Workshop:
     ) -> Prompt:
         """Queue a prompt on a bare base."""
         request = prompt_request("a photo of a mug", seed=seed, **{**SMALL, **more})
-        return self.registry.prompts.add(request, base_id=base_id, origin=origin)
+        return add_prompt(self.registry, request, base_id=base_id, origin=origin)
 
     def status(self, prompt: Prompt) -> str:
         return self.registry.prompts.get(prompt.id).status

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -169,41 +169,6 @@ def lock_used(session: Session, account_id: str, uses: Sequence[Use]) -> dict[st
 class Prompts(Part):
     """Everything about prompts but their batches."""
 
-    def add(
-        self,
-        request: PromptRequest,
-        *,
-        base_id: str,
-        base: str | None = None,
-        tune_id: str | None = None,
-        tags: Sequence[Use] = (),
-        price: int | None = None,
-        account_id: str = "local",
-        origin: str = "cli",
-        also: Callable[[Session, Prompt], None] | None = None,
-    ) -> Prompt:
-        """Accept one prompt; see `NewPrompt` and `add_prompts`."""
-        new = NewPrompt(
-            request=request, base_id=base_id, base=base, tune_id=tune_id, tags=tuple(tags), price=price
-        )
-
-        def one(session: Session, prompts: list[Prompt]) -> None:
-            if also is not None:
-                also(session, prompts[0])
-
-        return self.add_many([new], account_id=account_id, origin=origin, also=one)[0]
-
-    def add_many(
-        self,
-        asked: Sequence[NewPrompt],
-        *,
-        account_id: str = "local",
-        origin: str = "cli",
-        also: Callable[[Session, list[Prompt]], None] | None = None,
-    ) -> list[Prompt]:
-        """Accept prompts that no caller sees through an API; see `accept`."""
-        return self.accept(asked, account_id=account_id, origin=origin, also=also).prompts
-
     @repeatable
     def accept(
         self,
@@ -212,7 +177,6 @@ class Prompts(Part):
         *,
         account_id: str = "local",
         origin: str = "cli",
-        also: Callable[[Session, list[Prompt]], None] | None = None,
     ) -> Accepted:
         """Accept prompts, all or none: queued when they can be rendered, waiting while a tune that they use is made.
 
@@ -221,7 +185,6 @@ class Prompts(Part):
             acceptance: What their caller wants to be kept with them.
             account_id: Who asks; holds their prices, when it has a wallet.
             origin: cli, api, drop, ui, demo.
-            also: Called last in the same transaction; raising there accepts nothing.
 
         Returns:
             The prompts, or the one that stands for them.
@@ -258,8 +221,6 @@ class Prompts(Part):
             prices = {row.id: one.price for row, one in zip(prompts, asked, strict=True)}
             hold(session, account_id, prices, now, f"{len(prompts)} prompts")
             name_in(session, uses_of_prompts(prompts), now)
-            if also is not None:
-                also(session, prompts)
             accepted = Accepted(prompts)
             if acceptance is not None:
                 accepted = keep(session, account_id, acceptance, prompts, now)

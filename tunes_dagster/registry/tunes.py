@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -171,19 +171,12 @@ class Tunes(Part):
     """Everything about tunes but their ends."""
 
     @repeatable
-    def accept(
-        self,
-        new: NewTune,
-        acceptance: Acceptance | None = None,
-        *,
-        also: Callable[[Session, Tune, list[Prompt]], None] | None = None,
-    ) -> Accepted:
+    def accept(self, new: NewTune, acceptance: Acceptance | None = None) -> Accepted:
         """Accept a tune: its row, its prompts (waiting), its first work, and a line in the timeline.
 
         Args:
             new: The tune; see `submit.new_tune`, which every interface goes through.
             acceptance: What its caller wants to be kept with it.
-            also: Called last in the same transaction; raising there accepts nothing.
 
         Returns:
             The tune and its prompts, or the tune that stands for it.
@@ -207,8 +200,6 @@ class Tunes(Part):
                 if new.again is not None:
                     tune.result = TuneResult(again=new.again).written(tune.result or {})
                     share_uses(session, new.again, tune.id, now)
-                if also is not None:
-                    also(session, tune, rows)
                 accepted = Accepted([tune, *rows])
                 if acceptance is not None:
                     accepted = keep(session, account_id, acceptance, accepted.rows, now)

@@ -239,7 +239,7 @@ def submit_prompt(
 ) -> Prompt:
     """Accept a prompt, on a tune or on a plain base; see `new_prompts`."""
     new = new_prompts(installation, [AskedPrompt(request, meant or {})], account_id)
-    return installation.registry.prompts.add_many(new, account_id=account_id, origin=origin)[0]
+    return installation.registry.prompts.accept(new, account_id=account_id, origin=origin).prompts[0]
 
 
 @dataclass(frozen=True)
