@@ -13,7 +13,8 @@ import dagster as dg
 from dagster import DagsterExecutionInterruptedError
 
 from tunes_dagster.assets.attempt import cancelled_by_person, mark_cancelled, sentences
-from tunes_dagster.pipeline.launcher import DEVICE_RUN_TAG, KIND_OF_ASSET
+from tunes_dagster.core.work import WorkKind
+from tunes_dagster.pipeline.launcher import DEVICE_RUN_TAG
 from tunes_dagster.pipeline.launches import cancel_subject
 from tunes_dagster.pipeline.shown import facts_of_failure, shown, why
 
@@ -86,10 +87,9 @@ def _handed_over(run: dg.DagsterRun, registry: Registry, kind: str) -> bool:
 def _expect_rest(context: dg.AssetExecutionContext, registry: Registry, kind: str, subject_id: str) -> None:
     """Note what else of the subject this run will follow: the session goes on with it by itself."""
     names = {key.to_user_string() for key in context.selected_asset_keys}
-    later = {"train": ["finish"]}.get(kind, [])
-    for name, other in KIND_OF_ASSET.items():
-        if other in later and name in names and not _handed_over(context.run, registry, other):
-            registry.device_runs.expect(other, subject_id, context.run.run_id, told="process")
+    rest = WorkKind.FINISH
+    if kind == WorkKind.TRAIN and rest.asset in names and not _handed_over(context.run, registry, rest):
+        registry.device_runs.expect(rest, subject_id, context.run.run_id, told="process")
 
 
 def _follow(context: dg.AssetExecutionContext, registry: Registry, row: DeviceRun) -> DeviceRun:

@@ -15,6 +15,7 @@ import dagster as dg
 from dagster import DagsterRunStatus
 
 from tunes_dagster.core import clock
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.history import delete_runs
 from tunes_dagster.pipeline.partitions import RENDER_BATCHES, TUNES
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
     from tunes_dagster.registry import Registry
 
-SERVICE_JOBS = ("finish_tune", "housekeeping", "look_around")
+SERVICE_JOBS = (WorkKind.FINISH.job, "housekeeping", "look_around")
 # One tick of work; the next day's run goes on.
 _MOST_RUNS = 2000
 

@@ -64,12 +64,12 @@ class Owner:
     RENDERING = "team:rendering"
 
 
-SOURCE_IMAGES = dg.AssetKey("source_images")
+SOURCE_IMAGES = dg.AssetKey(WorkKind.PREPARE.asset)
 TRAINING_SET = dg.AssetKey("training_set")
 CAPTIONS = dg.AssetKey("captions")
-LORA = dg.AssetKey("lora")
-REPORT_CARD = dg.AssetKey("report_card")
-RENDERS = dg.AssetKey("renders")
+LORA = dg.AssetKey(WorkKind.TRAIN.asset)
+REPORT_CARD = dg.AssetKey(WorkKind.FINISH.asset)
+RENDERS = dg.AssetKey(WorkKind.RENDER.asset)
 DROP_FOLDER = dg.AssetKey("drop_folder")
 INSTALLATION = dg.AssetKey("installation")
 

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 
 from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.work import MAKING, ON_DEVICE, WorkKind
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.registry import Campaign
 
@@ -194,6 +195,16 @@ def test_a_campaign_adds_its_plan_and_its_report():
     assert found == {**GRAPH, **CAMPAIGN}
     assert {job.name for job in more.jobs} >= {"plan_looks", "report_looks"}
     assert all(check.description for asset in made(more) for check in asset.check_specs)
+
+
+def test_what_a_kind_of_work_says_of_its_runs_is_there():
+    def steps(job: str) -> set[str]:
+        return {node.name for node in defs.resolve_job_def(job).nodes}
+
+    for kind in WorkKind:
+        assert (kind.op if kind in MAKING else kind.asset) in steps(kind.job)
+        assert not kind.told_by or steps(kind.told_by) == {kind.asset}
+    assert ON_DEVICE == (WorkKind.TRAIN, WorkKind.FINISH, WorkKind.RENDER)
 
 
 def test_everything_has_a_description():

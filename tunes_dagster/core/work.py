@@ -6,6 +6,7 @@ train nothing keep what an encoder sees in their pictures (`embed`), which needs
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,13 +14,53 @@ from tunes_dagster.core.ids import COHORT, WORK
 
 
 class WorkKind(StrEnum):
-    """What a piece of work is; the value stands in rows, tags, settings and the names of steps."""
+    """What a piece of work is; the value stands in rows, tags and settings."""
 
     PREPARE = "prepare"
     TRAIN = "train"
     EMBED = "embed"
     FINISH = "finish"
     RENDER = "render"
+
+    @property
+    def asset(self) -> str:
+        """The asset that it materializes, which the step of it in a run is called by."""
+        return _RUNS[self].asset
+
+    @property
+    def job(self) -> str:
+        """The job that is launched for it: for one subject, of `MAKING` for a cohort."""
+        return _RUNS[self].job
+
+    @property
+    def op(self) -> str:
+        """The one op of a cohort's job, whose config says which cohort it is."""
+        return self.value
+
+    @property
+    def told_by(self) -> str:
+        """The job whose runs tell what a session did of it; empty for what no session does."""
+        return _RUNS[self].told_by
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Runs:
+    """What Dagster calls the runs of a kind; see the properties of `WorkKind`."""
+
+    asset: str
+    job: str
+    told_by: str = ""
+
+
+_RUNS: Mapping[WorkKind, _Runs] = {
+    WorkKind.PREPARE: _Runs(asset="source_images", job="prepare_tune"),
+    WorkKind.TRAIN: _Runs(asset="lora", job="train_cohort", told_by="train_tune"),
+    WorkKind.EMBED: _Runs(asset="lora", job="embed_faces"),
+    WorkKind.FINISH: _Runs(asset="report_card", job="finish_tune", told_by="finish_tune"),
+    WorkKind.RENDER: _Runs(asset="renders", job="render_batch", told_by="render_batch"),
+}
+# What sessions do, in the order in which it is done.
+ON_DEVICE = tuple(kind for kind in WorkKind if kind.told_by)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +92,6 @@ STAGES = {
 }
 # The kinds that make a tune, and that runs do for several tunes at a time.
 MAKING = (WorkKind.TRAIN, WorkKind.EMBED)
-
-# The asset that each kind of work materializes.
-ASSETS = {
-    WorkKind.PREPARE: "source_images",
-    WorkKind.TRAIN: "lora",
-    WorkKind.EMBED: "lora",
-    WorkKind.FINISH: "report_card",
-    WorkKind.RENDER: "renders",
-}
 
 
 def stage_of(kind: str) -> str:

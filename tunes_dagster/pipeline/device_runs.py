@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from dagster import DagsterRunStatus
 
-from tunes_dagster.pipeline.launcher import DEVICE_RUN_TAG, KIND_OF_JOB
+from tunes_dagster.core.work import WorkKind
+from tunes_dagster.pipeline.launcher import DEVICE_RUN_TAG
 from tunes_dagster.pipeline.launches import RUN_KEY_TAG, cancel_subject
-from tunes_dagster.pipeline.partitions import render_batches, tunes
+from tunes_dagster.pipeline.partitions import new_partitions
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import DeviceRun, Registry
-
-JOB_OF_DEVICE_WORK = {kind: job for job, kind in KIND_OF_JOB.items()}
 
 
 def run_key_of(row: DeviceRun) -> str:
@@ -29,7 +28,7 @@ def run_key_of(row: DeviceRun) -> str:
 def request_for_attempt(row: DeviceRun) -> dg.RunRequest:
     """Return the request of a run that will tell of an attempt."""
     return dg.RunRequest(
-        job_name=JOB_OF_DEVICE_WORK[row.kind],
+        job_name=WorkKind(row.kind).told_by,
         run_key=run_key_of(row),
         partition_key=row.subject_id,
         tags={
@@ -46,17 +45,9 @@ def requests(instance: dg.DagsterInstance, rows: Sequence[DeviceRun]) -> dg.Sens
     """Return the requests for some attempts, with the partitions that they need."""
     if not rows:
         return dg.SensorResult(skip_reason="Every attempt has its run.")
-    partitions = []
-    for definition, keys in (
-        (render_batches, [row.subject_id for row in rows if row.kind == "render"]),
-        (tunes, [row.subject_id for row in rows if row.kind != "render"]),
-    ):
-        assert definition.name is not None
-        new = [k for k in dict.fromkeys(keys) if not instance.has_dynamic_partition(definition.name, k)]
-        if new:
-            partitions.append(definition.build_add_request(new))
     return dg.SensorResult(
-        run_requests=[request_for_attempt(row) for row in rows], dynamic_partitions_requests=partitions
+        run_requests=[request_for_attempt(row) for row in rows],
+        dynamic_partitions_requests=new_partitions(instance, [(row.kind, row.subject_id) for row in rows]),
     )
 
 

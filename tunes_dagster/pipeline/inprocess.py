@@ -24,7 +24,6 @@ from tunes_dagster.core.settings import Settings, check_database_folder
 from tunes_dagster.core.work import is_run_key
 from tunes_dagster.pipeline.dagster_private import as_of_the_workspace
 from tunes_dagster.pipeline.launches import (
-    JOB_OF_KIND,
     ORIGIN_TAG,
     RUN_KEY_TAG,
     find_run,
@@ -34,7 +33,7 @@ from tunes_dagster.pipeline.launches import (
     run_is_alive,
 )
 from tunes_dagster.pipeline.lost import give_up_lost
-from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
+from tunes_dagster.pipeline.partitions import campaigns_keys, set_of
 from tunes_dagster.service import decide
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def drive(
         full = full_pools(place, POOLS)
         launches = next_launches(patient, full)
         for launch in launches:
-            watching.note(f"Starting {JOB_OF_KIND[launch.kind]}.")
+            watching.note(f"Starting {launch.kind.job}.")
             execute(definitions, place, launch)
         if not launches:
             watching.phase(Phase.QUEUED, "Waiting for the device: another run has it." if full else "")
@@ -186,10 +185,8 @@ def execute(definitions: dg.Definitions, instance: dg.DagsterInstance, launch: d
     """
     partition = partition_of(launch)
     if partition is not None:
-        name = (render_batches if launch.kind == "render" else tunes).name
-        assert name is not None
-        instance.add_dynamic_partitions(name, [partition])
-    job = definitions.resolve_job_def(JOB_OF_KIND[launch.kind])
+        instance.add_dynamic_partitions(set_of(launch.kind), [partition])
+    job = definitions.resolve_job_def(launch.kind.job)
     run_id = str(uuid.uuid4())
     try:
         with as_of_the_workspace(instance, job.name, WORKSPACE):

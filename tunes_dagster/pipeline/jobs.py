@@ -33,27 +33,26 @@ from tunes_dagster.assets.names import (
 )
 from tunes_dagster.assets.window import close_window
 from tunes_dagster.core.work import WorkKind
-from tunes_dagster.pipeline.launches import JOB_OF_KIND
 from tunes_dagster.resources import ComputeResource, InstallationResource
 from tunes_dagster.service.orphans import remove_orphans
 from tunes_dagster.service.retain import retain
 
 prepare_tune = dg.define_asset_job(
-    JOB_OF_KIND[WorkKind.PREPARE],
+    WorkKind.PREPARE.job,
     selection=dg.AssetSelection.assets(*PREPARE_ASSETS),
     tags=process_run(WorkKind.PREPARE),
     description="Fetches, checks and captions the pictures of one tune. Holds no GPU.",
 )
 
 train_tune = dg.define_asset_job(
-    "train_tune",
+    WorkKind.TRAIN.told_by,
     selection=dg.AssetSelection.assets(LORA),
     tags=device_run(WorkKind.TRAIN),
     description="Trains one tune. A session trains it together with others; this run tells of it alone.",
 )
 
 render_batch = dg.define_asset_job(
-    JOB_OF_KIND[WorkKind.RENDER],
+    WorkKind.RENDER.job,
     selection=dg.AssetSelection.assets(RENDERS),
     tags=device_run(WorkKind.RENDER),
     description="Renders the prompts of one batch: one base, one model load, tunes of any number.",
@@ -61,7 +60,7 @@ render_batch = dg.define_asset_job(
 
 
 finish_tune = dg.define_asset_job(
-    JOB_OF_KIND[WorkKind.FINISH],
+    WorkKind.FINISH.job,
     selection=dg.AssetSelection.assets(REPORT_CARD),
     tags=device_run(WorkKind.FINISH),
     description="Scores one trained tune, publishes the checkpoint that its report card chose, makes the tune ready.",
@@ -89,7 +88,7 @@ class HousekeepingConfig(dg.Config):
 
 
 @dg.op(
-    name=WorkKind.TRAIN.value, pool=GPU_POOL, description="Trains the tunes of a cohort on their common base."
+    name=WorkKind.TRAIN.op, pool=GPU_POOL, description="Trains the tunes of a cohort on their common base."
 )
 def train_op(
     context: dg.OpExecutionContext,
@@ -102,7 +101,7 @@ def train_op(
 
 
 @dg.job(
-    name=JOB_OF_KIND[WorkKind.TRAIN],
+    name=WorkKind.TRAIN.job,
     tags=process_run(WorkKind.TRAIN),
     description=(
         "Trains one or more tunes of one base together. Each tune's `lora` partition gets its own "
@@ -115,7 +114,7 @@ def train_cohort() -> None:
 
 
 @dg.op(
-    name=WorkKind.EMBED.value,
+    name=WorkKind.EMBED.op,
     description="Keeps what an image encoder sees in the faces of tunes that train nothing.",
 )
 def embed_op(
@@ -129,7 +128,7 @@ def embed_op(
 
 
 @dg.job(
-    name=JOB_OF_KIND[WorkKind.EMBED],
+    name=WorkKind.EMBED.job,
     tags=process_run(WorkKind.EMBED),
     description=(
         "Makes tunes of the kind faceid, which train nothing, in seconds on the CPU. Each tune's `lora` partition "

@@ -17,6 +17,7 @@ from dagster import DagsterRun
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.core.work import MAKING, ON_DEVICE, WorkKind
 from tunes_dagster.pipeline.dagster_private import (
     CheckRunHealthResult,
     ConfigurableClassData,
@@ -33,35 +34,30 @@ if TYPE_CHECKING:
 
 DEVICE_RUN_TAG = "tunes/device_run"
 
-# What a run selects → the kinds of work, in the order in which they are done. The step of each has its asset's name.
-KIND_OF_ASSET = {"lora": "train", "report_card": "finish", "renders": "render"}
 # Jobs that only an installation without sessions asks for; the key of such a run is the id of a cohort.
-_COHORTS = ("train_cohort", "embed_faces")
-KIND_OF_JOB = {"train_tune": "train", "finish_tune": "finish", "render_batch": "render"}
+_COHORTS = tuple(kind.job for kind in MAKING)
 
 
-def device_kinds(run: DagsterRun) -> list[str]:
+def device_kinds(run: DagsterRun) -> list[WorkKind]:
     """Return the kinds of device work that a run is about, in their order; none when it does anything else too.
 
     It is known by what the run selects: what a person starts in the UI, or executes again, has no tags of ours.
     """
-    if run.job_name in KIND_OF_JOB:
-        return [KIND_OF_JOB[run.job_name]]
+    if told := [kind for kind in ON_DEVICE if kind.told_by == run.job_name]:
+        return told
     if not is_asset_job(run.job_name) or not run.asset_selection or run.asset_check_selection:
         return []
     names = {key.to_user_string() for key in run.asset_selection}
     if run.step_keys_to_execute is not None:  # executed again from a failure
         names &= set(run.step_keys_to_execute)
-    if not names or not names <= set(KIND_OF_ASSET):
-        return []
-    return [kind for name, kind in KIND_OF_ASSET.items() if name in names]
+    found = [kind for kind in ON_DEVICE if kind.asset in names]
+    return found if names == {kind.asset for kind in found} else []
 
 
-def changes_in(run: DagsterRun, kind: str) -> dict[str, Any]:
+def changes_in(run: DagsterRun, kind: WorkKind) -> dict[str, Any]:
     """Return what was filled in in the Launchpad for the step of a kind of work."""
-    step = next(name for name, one in KIND_OF_ASSET.items() if one == kind)
     ops = (run.run_config or {}).get("ops") or {}
-    chosen = ops.get(step) if isinstance(ops, Mapping) else None
+    chosen = ops.get(kind.asset) if isinstance(ops, Mapping) else None
     filled = (chosen or {}).get("config") or {}
     return {name: value for name, value in filled.items() if value is not None}
 
@@ -162,7 +158,7 @@ class DeviceRunLauncher(Launcher):
             return
         RunJournal(self.instance, run).started(row.began_at)
 
-    def _hand_over(self, run: DagsterRun, kinds: list[str], partition: str) -> None:
+    def _hand_over(self, run: DagsterRun, kinds: list[WorkKind], partition: str) -> None:
         from tunes_dagster.pipeline.journal import RunJournal
 
         # Dagster gives up runs that have not begun after minutes; a session may be busy for longer.

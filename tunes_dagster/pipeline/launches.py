@@ -23,14 +23,6 @@ log = logging.getLogger(__name__)
 RUN_KEY_TAG = "dagster/run_key"
 ORIGIN_TAG = "tunes/origin"
 
-JOB_OF_KIND = {
-    WorkKind.PREPARE: "prepare_tune",
-    WorkKind.TRAIN: "train_cohort",
-    WorkKind.EMBED: "embed_faces",
-    WorkKind.FINISH: "finish_tune",
-    WorkKind.RENDER: "render_batch",
-}
-
 # A tune that somebody waits for goes before the next one's training.
 _PRIORITY = {
     WorkKind.RENDER: "3",
@@ -56,7 +48,7 @@ _ENDED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.C
 def run_config(launch: Launch) -> dict[str, Any]:
     """Return the run config: ids only, everything else stands in the registry."""
     if launch.cohort_id is not None:
-        return {"ops": {launch.kind.value: {"config": {"cohort_id": launch.cohort_id}}}}
+        return {"ops": {launch.kind.op: {"config": {"cohort_id": launch.cohort_id}}}}
     return {}
 
 
@@ -68,7 +60,7 @@ def partition_of(launch: Launch) -> str | None:
 def request_for(launch: Launch) -> dg.RunRequest:
     """Return the request of a launch for the daemon."""
     return dg.RunRequest(
-        job_name=JOB_OF_KIND[launch.kind],
+        job_name=launch.kind.job,
         run_key=launch.run_key,
         run_config=run_config(launch),
         partition_key=partition_of(launch),
@@ -113,12 +105,12 @@ def cancel_what_people_cancelled(instance: dg.DagsterInstance, registry: Registr
 
 def cancel_subject(registry: Registry, work: Work) -> None:
     """Ask for a piece of work to be stopped; for a batch, for all of its prompts."""
-    prompts = registry.prompts.rows(batch_id=work.subject_id) if work.kind == "render" else []
+    prompts = registry.prompts.rows(batch_id=work.subject_id) if work.kind == WorkKind.RENDER else []
     try:
         for prompt in prompts:
             if prompt.status in ("queued", "rendering"):
                 registry.work.cancel_prompt(prompt.id)
-        if work.kind != "render":
+        if work.kind != WorkKind.RENDER:
             registry.work.cancel_tune(work.subject_id)
         elif work.origin == "ui":
             registry.device_runs.stop_again(work)

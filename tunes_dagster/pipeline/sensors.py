@@ -14,11 +14,9 @@ from tunes_dagster.assets.installation import folder_answer, looked_at
 from tunes_dagster.assets.names import Group
 from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.jobs import embed_faces, train_cohort
-from tunes_dagster.pipeline.launches import (
-    request_for,
-)
+from tunes_dagster.pipeline.launches import partition_of, request_for
 from tunes_dagster.pipeline.lost import give_up_lost
-from tunes_dagster.pipeline.partitions import campaigns_keys, render_batches, tunes
+from tunes_dagster.pipeline.partitions import campaigns_keys, new_partitions
 from tunes_dagster.pipeline.ticks import installation_of, instance_of, resource_of
 from tunes_dagster.registry import Campaign, CampaignDate
 from tunes_dagster.service import decide
@@ -41,24 +39,10 @@ def launched(context: dg.SensorEvaluationContext, launches: Sequence[decide.Laun
     """Turn launches into run requests, with the partitions they need."""
     if not launches:
         return dg.SensorResult(skip_reason="Nothing waits.")
-    wanted: dict[dg.DynamicPartitionsDefinition, list[str]] = {}
-    for launch in launches:
-        if launch.partition and launch.cohort_id is None:
-            wanted.setdefault(render_batches if launch.kind == "render" else tunes, []).append(
-                launch.partition
-            )
-    requests = []
-    for partitions, keys in wanted.items():
-        assert partitions.name is not None
-        new = [
-            k
-            for k in dict.fromkeys(keys)
-            if not instance_of(context).has_dynamic_partition(partitions.name, k)
-        ]
-        if new:
-            requests.append(partitions.build_add_request(new))
+    subjects = [(launch.kind, key) for launch in launches if (key := partition_of(launch))]
     return dg.SensorResult(
-        run_requests=[request_for(launch) for launch in launches], dynamic_partitions_requests=requests
+        run_requests=[request_for(launch) for launch in launches],
+        dynamic_partitions_requests=new_partitions(instance_of(context), subjects),
     )
 
 
@@ -74,7 +58,7 @@ def _patiently(
 
 
 @dg.sensor(
-    job_name="prepare_tune",
+    job_name=WorkKind.PREPARE.job,
     minimum_interval_seconds=EACH_TIME,
     default_status=RUNNING,
     description="Starts a preparation for each queued tune.",
@@ -110,7 +94,7 @@ def prepared_tunes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
 
 @dg.sensor(
-    job_name="finish_tune",
+    job_name=WorkKind.FINISH.job,
     minimum_interval_seconds=EACH_TIME,
     default_status=RUNNING,
     description="Finishes each trained tune.",
@@ -121,7 +105,7 @@ def trained_tunes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
 
 @dg.sensor(
-    job_name="render_batch",
+    job_name=WorkKind.RENDER.job,
     minimum_interval_seconds=EACH_TIME,
     default_status=RUNNING,
     description="Groups queued prompts by base and shape into batches and renders each batch in one run.",

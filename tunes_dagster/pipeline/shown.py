@@ -17,14 +17,13 @@ from tunes_dagster.assets.names import LORA, RENDERS, REPORT_CARD
 from tunes_dagster.assets.versions import version_of_card, version_of_renders
 from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.results import CardSummary, TuneResult
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.journal import Shown
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
     from tunes_dagster.registry import DeviceRun, Prompt
     from tunes_dagster.service.installation import Installation
-
-ASSET_OF_KIND = {"train": LORA, "finish": REPORT_CARD, "render": RENDERS}
 
 # A failure's own sentence may name a person's files; what a code means stands here, and the rest where it is deleted.
 _MEANT = {
@@ -71,7 +70,7 @@ def why(row: DeviceRun) -> str:
 
 def what_to_do(kind: str, subject_id: str) -> str:
     """Return where the whole of a failure stands."""
-    if kind == "render":
+    if kind == WorkKind.RENDER:
         return (
             "`tunes status TUNE`, for the tunes of the batch, says which prompts failed, why, and what helps."
         )
@@ -97,11 +96,11 @@ def shown(rows: Sequence[DeviceRun], installation: Installation) -> Shown:
     """
     registry, store = installation.registry, installation.store
     first = rows[0]
-    if first.kind == "render":
+    if first.kind == WorkKind.RENDER:
         return _renders(rows, installation)
     tune = registry.tunes.get(first.subject_id)
     result = tune.made
-    if first.kind == "train":
+    if first.kind == WorkKind.TRAIN:
         metadata, answers = _trained(first, result, store)
         version = result.weights_recipe_hash or tune.recipe_hash
     else:

@@ -18,8 +18,9 @@ import dagster as dg
 from dagster import DagsterRunStatus
 
 from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.journal import RunJournal
-from tunes_dagster.pipeline.shown import ASSET_OF_KIND, facts_of_failure, shown, why
+from tunes_dagster.pipeline.shown import facts_of_failure, shown, why
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import DeviceRun
@@ -104,7 +105,7 @@ class _Tale:
         if begun and not self._started:
             self._journal.started(min(begun))
         for kind, rows in self._steps.items():
-            self._tell_step(_name(kind), rows)
+            self._tell_step(WorkKind(kind).asset, rows)
         self._end()
 
     def _tell_step(self, step: str, rows: Sequence[DeviceRun]) -> None:
@@ -130,8 +131,8 @@ class _Tale:
         bad = next((row for row in rows if row.state in ("failed", "lost")), None)
         if made:
             seen = shown(made if len(made) == len(rows) else rows, self._installation)
-            key, partition = ASSET_OF_KIND[rows[0].kind], _partition(self._run, rows)
-            self._journal.materialized(step, key, partition, seen, at)
+            partition = _partition(self._run, rows)
+            self._journal.materialized(step, dg.AssetKey(step), partition, seen, at)
             self._journal.step_succeeded(step, (at - min(begun)).total_seconds() if begun else 0.0, at)
         elif bad is not None and begun:
             self._journal.step_failed(step, why(bad), at, facts_of_failure(bad))
@@ -157,10 +158,6 @@ class _Tale:
             self._journal.failed(why(bad), at)
         else:
             self._journal.canceled(why(bad), at)
-
-
-def _name(kind: str) -> str:
-    return ASSET_OF_KIND[kind].to_python_identifier()
 
 
 def _partition(run: dg.DagsterRun, rows: Sequence[DeviceRun]) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.results import TuneResult
-from tunes_dagster.core.work import ASSETS, MAKING, STAGES, WorkKind, run_key, stage_of
+from tunes_dagster.core.work import MAKING, STAGES, WorkKind, run_key, stage_of
 from tunes_dagster.registry.locks import lock, lock_each
 from tunes_dagster.registry.pace import Paces
 from tunes_dagster.registry.retrying import repeatable
@@ -77,7 +77,7 @@ def done_since(work: Work, subject: Tune | Batch) -> Failure:
     return Failure(
         FailureCode.CONFLICT,
         f"{work.kind} of {subject.id} is done already, by run {work.run_id}: nothing of it is left to do again.",
-        f"Materialize {ASSETS[WorkKind(work.kind)]} of {subject.id} to do it anew.",
+        f"Materialize {WorkKind(work.kind).asset} of {subject.id} to do it anew.",
     )
 
 

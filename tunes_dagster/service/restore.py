@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
+from tunes_dagster.core.work import STAGES
 from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.service.backup import Backup, keys_of
 from tunes_dagster.service.erase import drive_subjects, erase_outputs, erase_tunes
@@ -151,12 +152,8 @@ def _check_tune(installation: Installation, there: Files, tune: Tune, done: Chec
 
 def _stage_of(tune: Tune) -> str:
     """Return the work that a tune needs next."""
-    stages = {
-        "prepare": ("queued", "preparing"),
-        "train": ("prepared", "training"),
-        "finish": ("trained", "finishing"),
-    }
-    return next((kind for kind, names in stages.items() if tune.status in names), "ready")
+    now = (kind for kind, stage in STAGES.items() if tune.status in (stage.waiting, stage.running))
+    return next(now, "ready")
 
 
 def _sources_are_there(there: Files, tune: Tune) -> bool:

@@ -6,12 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunes_dagster.core.work import MAKING, STAGES, WorkKind, stage_of
+
 if TYPE_CHECKING:
     from tunes_dagster.registry import Drop, Prompt, Registry, Work
 
 # Rows of work that are at hand; more are never at work at once.
 _ACTIVE = 200
-_AT_WORK = {"train": "training", "embed": "training", "finish": "finishing", "render": "rendering"}
+_AT_WORK: dict[str, str] = {
+    kind: STAGES[WorkKind(stage_of(kind))].running for kind in (*MAKING, WorkKind.FINISH)
+}
+_AT_WORK[WorkKind.RENDER] = "rendering"
 
 
 def reasons(registry: Registry, prompts: Iterable[Prompt]) -> dict[str, str]:
@@ -28,7 +33,7 @@ def _reason(registry: Registry, prompt: Prompt, at_work: str) -> str:
         tune = registry.tunes.get(prompt.tune_id)
         said = f": {tune.message}" if tune.message else ""
         return f"waits for tune {tune.number}, which is {tune.status}{said}"
-    work = next(iter(registry.work.of(prompt.batch_id, "render")), None) if prompt.batch_id else None
+    work = next(iter(registry.work.of(prompt.batch_id, WorkKind.RENDER)), None) if prompt.batch_id else None
     if work is None:
         return f"waits for a daemon or session to take it up ({at_work})"
     if work.state == "queued":
