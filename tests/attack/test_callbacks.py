@@ -17,6 +17,7 @@ from tunes_dagster.callbacks.deliver import WORKERS, deliver_due
 from tunes_dagster.core.urls import origin_of
 from tunes_dagster.intake.guard import Guard, guarded_client
 from tunes_dagster.registry import Registry
+from tunes_dagster.registry.outbox import Sample
 
 
 @pytest.fixture
@@ -46,9 +47,9 @@ def test_a_row_that_cannot_be_sent_is_dead_with_a_reason_alone(registry: Registr
     """Rows of before there was a check, or written by hand: every odd address there is, in one tick with a good one."""
     urls = [url for url in map(storable, ODD) if not origin_of(url)]
     assert len(urls) > 45
-    odd = [registry.outbox.add("mallory", "sample", "sample", url, {"a": 1}) for url in urls]
+    odd = [registry.outbox.add("mallory", Sample(url=url, body={"a": 1})) for url in urls]
     with serving(answering) as server:
-        good = registry.outbox.add("ann", "sample", "sample", server.url(), {"a": 1})
+        good = registry.outbox.add("ann", Sample(url=server.url(), body={"a": 1}))
         report = deliver_due(around(registry), allow_hosts=["localhost"])
     assert (report.delivered, report.dead, report.failed, report.left) == (1, len(odd), 0, 0)
     assert registry.outbox.get(good.id).state == "delivered"
@@ -59,13 +60,13 @@ def test_a_row_that_cannot_be_sent_is_dead_with_a_reason_alone(registry: Registr
 
 
 def test_a_row_that_cannot_be_read_or_written_harms_nobody(registry: Registry) -> None:
-    broken = registry.outbox.add("mallory", "sample", "sample", "http://localhost/", {"a": 1})
-    unknown = registry.outbox.add("mallory", "sample", "sample", "http://localhost/", {}, form="nobody's")
-    half = registry.outbox.add("mallory", "sample", "sample", "http://localhost/", {"a": "\ud800"})
+    broken = registry.outbox.add("mallory", Sample(url="http://localhost/", body={"a": 1}))
+    unknown = registry.outbox.add("mallory", Sample(url="http://localhost/", body={}, form="nobody's"))
+    half = registry.outbox.add("mallory", Sample(url="http://localhost/", body={"a": "\ud800"}))
     with registry.writing() as session:
         session.execute(text("UPDATE callbacks SET body = '{' WHERE id = :id"), {"id": broken.id})
     with serving(answering) as server:
-        good = registry.outbox.add("ann", "sample", "sample", server.url(), {"a": 1})
+        good = registry.outbox.add("ann", Sample(url=server.url(), body={"a": 1}))
         report = deliver_due(around(registry), allow_hosts=["localhost"])
     assert (report.delivered, report.dead) == (1, 1)
     assert registry.outbox.get(good.id).state == "delivered"
@@ -82,7 +83,7 @@ def test_an_outcome_that_cannot_be_recorded_ends_no_tick(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("the row is gone")
 
-    registry.outbox.add("ann", "sample", "sample", "http://localhost:1/", {})
+    registry.outbox.add("ann", Sample(url="http://localhost:1/", body={}))
     monkeypatch.setattr(registry.outbox, "end_delivery", fails)
     assert deliver_due(around(registry), allow_hosts=["localhost"]).delivered == 0
 
@@ -93,12 +94,12 @@ def test_hanging_receivers_hold_nobody_elses_callback(registry: Registry) -> Non
     names = ["ann.example", "shared.example", *hanging]
     with serving(silent) as black_hole, serving(answering) as server:
         for name in [*hanging, *["shared.example"] * 20]:
-            registry.outbox.add("mallory", "sample", "sample", black_hole.url(host=name), {})
+            registry.outbox.add("mallory", Sample(url=black_hole.url(host=name), body={}))
         registry.now.forward(60)  # type: ignore[attr-defined]
         mine = [
-            registry.outbox.add("ann", "sample", "sample", server.url(host="ann.example"), {}).id,
+            registry.outbox.add("ann", Sample(url=server.url(host="ann.example"), body={})).id,
             # The same receiver as one of the others': that it does not answer them says nothing.
-            registry.outbox.add("ann", "sample", "sample", server.url(host="shared.example"), {}).id,
+            registry.outbox.add("ann", Sample(url=server.url(host="shared.example"), body={})).id,
         ]
         guard = Guard(names, resolver=lambda _host, _port: ["127.0.0.1"])
         with guarded_client(guard, timeout=30, max_connections=WORKERS) as client:
@@ -108,7 +109,7 @@ def test_hanging_receivers_hold_nobody_elses_callback(registry: Registry) -> Non
             tick.start()
             assert _soon(lambda: all(registry.outbox.get(one).state == "delivered" for one in mine))
             # While the tick still waits for the others, somebody else's becomes due.
-            late = registry.outbox.add("bob", "sample", "sample", server.url(host="ann.example"), {})
+            late = registry.outbox.add("bob", Sample(url=server.url(host="ann.example"), body={}))
             assert _soon(lambda: registry.outbox.get(late.id).state == "delivered")
             assert tick.is_alive() and black_hole.connections <= WORKERS // 2
             black_hole.closing.set()

@@ -17,7 +17,7 @@ from tests.support.registry import add_tune, around, prompt_request
 from tunes_dagster.callbacks import recording
 from tunes_dagster.callbacks.deliver import deliver_due
 from tunes_dagster.core.ids import new_id
-from tunes_dagster.registry import Registry
+from tunes_dagster.registry import Registry, Retries
 from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.registry.retrying import DatabaseAway
 
@@ -53,7 +53,7 @@ def test_nothing_is_lost_doubled_or_stuck(
     url, chance = new_database(own_postgres.engine), random.Random(seed)
 
     def opened(patience: float) -> Registry:
-        return Registry(url, patience=patience, callback_backoff=(0.0,) * 8)
+        return Registry(url, patience=patience, retries=Retries(callback_backoff=(0.0,) * 8))
 
     registry = opened(120.0)
     registry.ledger.open_wallet("local", plan="pro", requests_per_minute=60)

@@ -17,7 +17,7 @@ from tests.support.registry import Clock, add_tune, around, make_ready
 from tunes_dagster.callbacks import replay
 from tunes_dagster.callbacks.deliver import DeliveryReport, deliver_due
 from tunes_dagster.core.failures import Failure
-from tunes_dagster.registry import Callback, Registry
+from tunes_dagster.registry import Callback, Registry, Retries
 
 SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
 Answer = Callable[[BaseHTTPRequestHandler, int], None]
@@ -97,7 +97,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def registry(tmp_path: Path, clock: Clock) -> Iterator[Registry]:
-    opened = Registry(f"sqlite:///{tmp_path}/registry.db", now=clock, callback_backoff=(5.0, 30.0, 120.0))
+    opened = Registry(
+        f"sqlite:///{tmp_path}/registry.db", now=clock, retries=Retries(callback_backoff=(5.0, 30.0, 120.0))
+    )
     yield opened
     opened.close()
 

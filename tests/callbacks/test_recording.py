@@ -14,7 +14,7 @@ from tests.support.databases import Server, new_database
 from tests.support.registry import add_tune, around, make_ready
 from tunes_dagster.callbacks import deliver, recording
 from tunes_dagster.callbacks.deliver import deliver_due
-from tunes_dagster.registry import Account, Registry, locks
+from tunes_dagster.registry import Account, Registry, Retries, locks
 from tunes_dagster.registry.retrying import DatabaseAway
 
 
@@ -43,7 +43,9 @@ def test_an_outcome_outlives_a_database_that_was_killed_while_it_was_sent(
     monkeypatch.setattr(deliver, "LEASE_SLACK_SECONDS", -10.0)  # leases end at once
     monkeypatch.setattr(recording, "_SOON_SECONDS", 0.1)
     monkeypatch.setattr(recording, "_GRACE_SECONDS", 8.0)
-    registry = Registry(new_database(own_postgres.engine), patience=0.2, callback_backoff=(0.0,))
+    registry = Registry(
+        new_database(own_postgres.engine), patience=0.2, retries=Retries(callback_backoff=(0.0,))
+    )
     make_ready(registry, add_tune(registry))
 
     def answer(_number: int) -> int:

@@ -40,7 +40,7 @@ def tick(sensor, house, **resources):
 def test_a_store_and_settings_of_the_definitions_count_for_all(definitions, paper_house, tmp_path):
     whole = definitions.resources["installation"].open(works=False)
     assert whole is definitions.resources["installation"].open(works=False)
-    assert whole.settings.heartbeat_seconds == 7.0 and whole.registry.max_attempts == 9
+    assert whole.settings.heartbeat_seconds == 7.0 and whole.registry.retries.max_attempts == 9
     assert get_settings().heartbeat_seconds != 7.0  # the environment's own is as it was
     assert whole.store.url("x") == str(tmp_path / "files" / "x")
     assert service_around(whole).store is whole.store and service_around(whole).registry is whole.registry

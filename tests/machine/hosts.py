@@ -42,7 +42,9 @@ def alive(world: World, name: str) -> bool | None:
 def look_for_stuck(world: World) -> None:
     """Let `stuck_work` look, without the memory of earlier looks."""
     now = world.registry.now()
-    decide.find_stuck(world.registry, now, lambda name: alive(world, name), longest=lambda _kind: 7200.0)
+    decide.find_stuck(
+        world.registry, now, lambda name: alive(world, name), decide.Patience(longest=lambda _kind: 7200.0)
+    )
 
 
 def start(world: World, number: int) -> Run | None:

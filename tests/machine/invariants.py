@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.machine.senders import Senders
 from tests.machine.world import ACCOUNTS, BEST_PLAN, World
+from tunes_dagster.registry.filters import Page
 
 ENDED_TUNE = ("ready", "failed", "cancelled", "deleted")
 OPEN_PROMPT = ("waiting", "queued", "rendering")
@@ -238,9 +239,9 @@ def check_apart(world: World) -> None:
             assert registry.objects.find_prompt(mine, prompt.id) is None
             assert registry.objects.find_prompt(mine, prompt.number) is None
             assert not any(registry.prompts.owns_picture(mine, key) for key in prompt.images or [])
-        for tune, _seen in registry.objects.page_tunes(mine, limit=100):
+        for tune, _seen in registry.objects.page_tunes(mine, Page(limit=100)):
             assert tune.account_id == mine
-        for row, _seen in registry.objects.page_prompts(mine, limit=100):
+        for row, _seen in registry.objects.page_prompts(mine, Page(limit=100)):
             assert row.account_id == mine
 
 

@@ -19,6 +19,7 @@ from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.registry import Callback, Registry
+from tunes_dagster.registry.outbox import Sample
 from tunes_dagster.service.installation import Installation
 from tunes_dagster.service.rerun import rerun
 from tunes_dagster.service.submit import submit_tune
@@ -28,7 +29,7 @@ HOOK = "http://caller.test/hook"
 
 def owed(registry: Registry) -> Callback:
     """Return a callback that is due."""
-    return registry.outbox.add("local", "tune.ready", "tune_x", HOOK, {})
+    return registry.outbox.add("local", Sample(url=HOOK, body={}, event="tune.ready", subject_id="tune_x"))
 
 
 def leased(registry: Registry, callback: Callback) -> str:

@@ -35,7 +35,7 @@ from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.gateway.options import GatewayOptions
 from tunes_dagster.gateway.problems import HttpProblem
 from tunes_dagster.gateway.service import Caller, Service
-from tunes_dagster.registry import Account, Registry
+from tunes_dagster.registry import Account, Registry, Retries
 from tunes_dagster.registry.accepting import Claim
 from tunes_dagster.registry.retrying import Outage
 from tunes_dagster.registry.tables import Table
@@ -128,7 +128,9 @@ class House:
     def registry(self) -> Registry:
         """Opened once, so that no history compiles its statements anew."""
         url = self.postgres or f"sqlite:///{self.folder / 'registry.db'}"
-        return Registry(url, migrate=False, retry_backoff=(5.0, 30.0), callback_backoff=(5.0, 30.0))
+        return Registry(
+            url, migrate=False, retries=Retries(retry_backoff=(5.0, 30.0), callback_backoff=(5.0, 30.0))
+        )
 
     @cached_property
     def seam(self) -> Seam:

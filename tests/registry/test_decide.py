@@ -98,7 +98,7 @@ def test_finish_and_render_launches(registry: Registry, clock: Clock) -> None:
 
 
 def stuck(registry: Registry, clock: Clock, answer: bool | None) -> list[decide.Stuck]:
-    return decide.find_stuck(registry, clock(), lambda _name: answer, lost_after_seconds=60)
+    return decide.find_stuck(registry, clock(), lambda _name: answer, decide.Patience(lost_after_seconds=60))
 
 
 def test_a_tick_that_died_after_submitting(registry: Registry, clock: Clock) -> None:
@@ -188,14 +188,13 @@ def test_work_that_takes_too_long_is_given_up_however_alive_it_is(registry: Regi
     work = registry.work.claim("prepare", slow.id, "run")
     registry.work.claim("train", other, "run-2")
     hours = {"prepare": 3600.0, "train": 86_400.0}
+    patience = decide.Patience(lost_after_seconds=10**6, longest=hours.__getitem__)
 
     def given_up() -> list[decide.Stuck]:
         for _ in range(2):
             registry.work.heartbeat(work.id, "run")
             clock.forward(1)
-        return decide.find_stuck(
-            registry, clock(), lambda _name: True, lost_after_seconds=10**6, longest=hours.__getitem__
-        )
+        return decide.find_stuck(registry, clock(), lambda _name: True, patience)
 
     clock.forward(3590)
     assert given_up() == []
@@ -207,9 +206,7 @@ def test_work_that_takes_too_long_is_given_up_however_alive_it_is(registry: Regi
         clock.forward(200)
         work = registry.work.claim("prepare", slow.id, f"run-{number}")
         clock.forward(3601)
-        (one,) = decide.find_stuck(
-            registry, clock(), lambda _name: True, lost_after_seconds=10**6, longest=hours.__getitem__
-        )
+        (one,) = decide.find_stuck(registry, clock(), lambda _name: True, patience)
     assert one.work.state == "failed" and one.work.failure_code == "timed_out"
 
 

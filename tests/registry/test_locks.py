@@ -21,7 +21,7 @@ from tests.support.lock_order import LockOrderBroken
 from tests.support.registry import add_prompt, add_tune, prompt_request, run_stage
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.ids import new_id
-from tunes_dagster.registry import Batch, Prompt, Registry, Tune, Work
+from tunes_dagster.registry import Batch, Prompt, Registry, Retries, Tune, Work
 from tunes_dagster.registry.accepting import Acceptance, Seen
 from tunes_dagster.registry.api_tables import ApiGroup
 from tunes_dagster.registry.engine import Part
@@ -98,8 +98,8 @@ def database(postgres: Engine) -> str:
 @pytest.fixture
 def pair(database: str) -> Iterator[tuple[Registry, Registry]]:
     """Two processes' registries over one PostgreSQL database."""
-    first = Registry(database, retry_backoff=(0.0,))
-    second = Registry(database, retry_backoff=(0.0,))
+    first = Registry(database, retries=Retries(retry_backoff=(0.0,)))
+    second = Registry(database, retries=Retries(retry_backoff=(0.0,)))
     open_accounts(first)
     yield first, second
     first.close()

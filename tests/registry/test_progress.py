@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.registry import Clock, add_prompt, add_tune, make_ready, prompt_request
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.registry import Registry
+from tunes_dagster.registry import Registry, Retries
 
 WORDS = (
     "fetching",
@@ -36,7 +36,7 @@ def reports(registry: Registry, clock: Clock, work_id: str, run: str, chance: ra
 @pytest.mark.parametrize("seed", range(3))
 def test_it_never_falls_whatever_happens(registry: Registry, clock: Clock, seed: int) -> None:
     chance = random.Random(seed)
-    registry.max_attempts = 50
+    registry.retries = Retries(max_attempts=50)
     for name in ("before", "between"):  # what was made here changes what a phase counts
         make_ready(registry, add_tune(registry, title=name))
     tune = add_tune(registry)
@@ -67,7 +67,7 @@ def test_it_never_falls_whatever_happens(registry: Registry, clock: Clock, seed:
 @pytest.mark.parametrize("seed", range(1))
 def test_nor_does_that_of_a_batch(registry: Registry, clock: Clock, seed: int) -> None:
     chance = random.Random(seed)
-    registry.max_attempts = 50
+    registry.retries = Retries(max_attempts=50)
     tune = make_ready(registry, add_tune(registry))
     add_prompt(registry, prompt_request(), base_id="tiny-sdxl", tune_id=tune.id)
     (batch,) = registry.groups.make_batches(wait_seconds=0)

@@ -9,7 +9,7 @@ import pytest
 from tests.support.registry import Clock, add_tune, around, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
-from tunes_dagster.registry import Registry, Tune
+from tunes_dagster.registry import Registry, Retries, Tune
 from tunes_dagster.service.resuming import go_on
 
 FULL = Failure(FailureCode.STORE_UNAVAILABLE, "There is no space left to write to.", "Make room.", "/store/x")
@@ -48,7 +48,7 @@ def test_a_full_store_is_waited_for_and_uses_no_attempt_up(registry: Registry, c
 
 def test_it_is_not_waited_for_for_ever(registry: Registry, clock: Clock) -> None:
     tune, seconds = prepared(registry), 0.0
-    registry.store_patience = 900.0
+    registry.retries = Retries(store_patience=900.0)
     while fails(registry, tune, FULL) == "queued":
         (work,) = registry.work.of(tune.id, "train")
         wait = (work.available_at - clock()).total_seconds()
@@ -61,7 +61,7 @@ def test_it_is_not_waited_for_for_ever(registry: Registry, clock: Clock) -> None
 def test_resume_takes_what_has_a_checkpoint(registry: Registry, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     full, diverged, cancelled, early = (prepared(registry) for _ in range(4))
-    registry.store_patience, registry.max_attempts = 0.0, 1
+    registry.retries = Retries(store_patience=0.0, max_attempts=1)
     for tune in (full, diverged, cancelled):
         store.write_bytes(f"tunes/{tune.id}/lora/1/checkpoints/step-000010.safetensors", b"x")
     assert fails(registry, full, FULL) == fails(registry, early, FULL) == "failed"

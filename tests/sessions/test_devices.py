@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.registry import Clock, add_prompt, add_tune, prompt_request, run_stage
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.registry import Registry
+from tunes_dagster.registry import Registry, Retries
 from tunes_dagster.sessions.keeping import give_up
 
 
@@ -19,7 +19,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def rows(tmp_path: Path, clock: Clock) -> Registry:
-    return Registry(f"sqlite:///{tmp_path}/registry.db", now=clock, retry_backoff=(0.0,))
+    return Registry(f"sqlite:///{tmp_path}/registry.db", now=clock, retries=Retries(retry_backoff=(0.0,)))
 
 
 def prepared(rows: Registry, clock: Clock) -> str:

@@ -38,6 +38,8 @@ from tunes_dagster.gateway.problems import HttpProblem, not_found
 from tunes_dagster.gateway.rehearsal import Report, rehearsable
 from tunes_dagster.gateway.service import Service
 from tunes_dagster.registry import Callback, Prompt, Tune
+from tunes_dagster.registry.filters import Page, TuneFilter
+from tunes_dagster.registry.outbox import Sample
 from tunes_dagster.rendering.styles import compositions
 from tunes_dagster.service.download import served
 from tunes_dagster.service.submit import check_callback_url
@@ -438,26 +440,25 @@ def sample(body: SampleBody, mine: Desk = Mine) -> dict[str, Any]:
     mine.service.hit_sample(mine.account_id)
 
     if body.dialect == "native":
-        told: dict[str, Any] = {"type": "sample", "data": {"message": "This is a sample callback."}}
-        return _callback_facts(
-            mine.registry.outbox.add(mine.account_id, "sample", "sample", body.url, told, claim=mine.claim)
-        )
-    rows = mine.registry.objects.page_tunes(mine.account_id, limit=1, dialect=body.dialect)
+        told = {"type": "sample", "data": {"message": "This is a sample callback."}}
+        shown = Sample(url=body.url, body=told)
+    else:
+        shown = _sample_of(mine, body.url, body.dialect)
+    return _callback_facts(mine.registry.outbox.add(mine.account_id, shown, mine.claim))
+
+
+def _sample_of(mine: Desk, url: str, dialect: str) -> Sample:
+    """Return a sample in the form of a dialect: what would be said of the newest tune that came through it.
+
+    Raises:
+        HttpProblem: 404 when none did.
+    """
+    rows = mine.registry.objects.page_tunes(mine.account_id, Page(limit=1), TuneFilter(dialect=dialect))
     if not rows:
-        raise not_found(f"A tune that came through {body.dialect}")
-    told = tune_body("tune.ready", rows[0][0], mine.registry.now())
-    return _callback_facts(
-        mine.registry.outbox.add(
-            mine.account_id,
-            "tune.ready",
-            rows[0][0].id,
-            body.url,
-            told,
-            form=body.dialect,
-            on_unknown="hold",
-            claim=mine.claim,
-        )
-    )
+        raise not_found(f"A tune that came through {dialect}")
+    tune, event = rows[0][0], "tune.ready"
+    told = tune_body(event, tune, mine.registry.now())
+    return Sample(url=url, body=told, event=event, subject_id=tune.id, form=dialect, on_unknown="hold")
 
 
 @router.get("/compositions")

@@ -58,9 +58,8 @@ def give_up_lost(
         rows,
         now,
         alive or (lambda name: run_is_alive(instance, name)),
+        decide.Patience(lost_after_seconds=patience, longest=settings.longest),
         watch=watch,
-        lost_after_seconds=patience,
-        longest=settings.longest,
     )
     forgotten = forgotten_runs(instance, rows, POOLS, now, patience)
     give_up_runs(instance, [*without_work(rows, [one.run_id for one in stuck]), *forgotten])

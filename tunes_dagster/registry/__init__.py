@@ -24,7 +24,7 @@ from tunes_dagster.registry.campaigns import Campaigns
 from tunes_dagster.registry.deletion_tables import Deletion
 from tunes_dagster.registry.deletions import Deletions
 from tunes_dagster.registry.device_runs import DeviceRuns
-from tunes_dagster.registry.engine import ANSWER_SECONDS, Database
+from tunes_dagster.registry.engine import ANSWER_SECONDS, Database, Retries
 from tunes_dagster.registry.figures import Measured
 from tunes_dagster.registry.groups import Groups
 from tunes_dagster.registry.idempotency import Idempotency
@@ -140,10 +140,12 @@ def open_registry(
         url or settings.resolved_registry_url,
         patience=settings.registry_patience_seconds if works else ASKED_SECONDS,
         answer_seconds=answer_seconds,
-        max_attempts=settings.max_attempts,
-        retry_backoff=settings.retry_backoff,
-        store_patience=settings.store_patience_seconds,
-        callback_backoff=settings.callback_backoff,
+        retries=Retries(
+            max_attempts=settings.max_attempts,
+            retry_backoff=settings.retry_backoff,
+            store_patience=settings.store_patience_seconds,
+            callback_backoff=settings.callback_backoff,
+        ),
     )
 
 
@@ -170,6 +172,7 @@ __all__ = [
     "PromptTune",
     "Registry",
     "Reservation",
+    "Retries",
     "Sending",
     "Tune",
     "Use",

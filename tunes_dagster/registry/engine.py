@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FunctionType
@@ -209,16 +210,33 @@ def _uptime() -> float:
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Retries:
+    """How often and how soon what failed is tried again.
+
+    Attributes:
+        max_attempts: Attempts of one piece of work before it fails for good.
+        retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
+        store_patience: Seconds that work may be put off in all because the store is away.
+        callback_backoff: Seconds before delivery 2, 3, …; after the last one a callback is dead.
+    """
+
+    max_attempts: int = 3
+    retry_backoff: tuple[float, ...] = RETRY_BACKOFF
+    store_patience: float = STORE_PATIENCE
+    callback_backoff: tuple[float, ...] = CALLBACK_BACKOFF
+
+
+_USUAL = Retries()
+
+
 class Database:
     """An open registry database; what it answers is asked of the parts that `Registry` puts around it.
 
     Args:
         url: SQLAlchemy URL; SQLite and PostgreSQL are tested.
         migrate: Bring the schema up to date when it is not.
-        max_attempts: Attempts of one piece of work before it fails for good.
-        retry_backoff: Seconds before attempt 2, 3, …; the last one repeats.
-        store_patience: Seconds that work may be put off in all because the store is away.
-        callback_backoff: Seconds before delivery 2, 3, …; after the last one a callback is dead.
+        retries: What is tried again.
         patience: Seconds for which every transaction waits for a database that is away; see `retrying.py`.
         busy_seconds: Seconds for which a statement waits for what somebody else has locked.
         answer_seconds: Seconds that a statement may take on a server.
@@ -230,20 +248,14 @@ class Database:
         url: str,
         *,
         migrate: bool = True,
-        max_attempts: int = 3,
-        retry_backoff: tuple[float, ...] = RETRY_BACKOFF,
-        store_patience: float = STORE_PATIENCE,
-        callback_backoff: tuple[float, ...] = CALLBACK_BACKOFF,
+        retries: Retries = _USUAL,
         patience: float = ASKED_SECONDS,
         busy_seconds: float = BUSY_SECONDS,
         answer_seconds: float = ANSWER_SECONDS,
         now: Callable[[], datetime] | None = None,
     ) -> None:
         self.url = url
-        self.max_attempts = max_attempts
-        self.retry_backoff = retry_backoff
-        self.store_patience = store_patience
-        self.callback_backoff = callback_backoff
+        self.retries = retries
         self.patience = patience
         self.outage = Outage()
         self.engine = make_engine(url, busy_seconds, answer_seconds)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, String, and_, cast, func, or_, select
+from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.ids import row_number
 from tunes_dagster.registry.api_tables import ApiObject
 from tunes_dagster.registry.engine import Part
+from tunes_dagster.registry.filters import Page, PromptFilter, TuneFilter
 from tunes_dagster.registry.locks import lock_one
 from tunes_dagster.registry.prompts import unknown_tune
 from tunes_dagster.registry.retrying import repeatable
@@ -77,73 +78,25 @@ class Objects(Part):
             return None if row is None else (row[0], row[1])
 
     def page_tunes(
-        self,
-        account_id: str,
-        *,
-        limit: int,
-        before: int | None = None,
-        offset: int = 0,
-        title: str | None = None,
-        said: str | None = None,
-        names: Sequence[str] = (),
-        base_id: str | None = None,
-        status: str | None = None,
-        dialect: str | None = None,
-        asked: Mapping[str, str] | None = None,
+        self, account_id: str, page: Page, wanted: TuneFilter | None = None
     ) -> list[tuple[Tune, ApiObject | None]]:
-        """Return a page of an account's live tunes, newest first; `said` is a part of their titles."""
+        """Return a page of an account's live tunes, newest first."""
         query = select(Tune, ApiObject).outerjoin(ApiObject, ApiObject.id == Tune.id)
         query = query.where(Tune.account_id == account_id, Tune.deleted_at.is_(None))
-        if title is not None:
-            query = query.where(Tune.title == title)
-        if said:
-            query = query.where(Tune.title.icontains(said, autoescape=True))
-        if names:
-            query = query.where(Tune.class_name.in_(names))
-        if base_id is not None:
-            query = query.where(or_(Tune.base == base_id, Tune.base_id == base_id))
-        if status is not None:
-            query = query.where(Tune.status == status)
-        if dialect is not None:
-            query = query.where(ApiObject.dialect == dialect)
-        return self._page(_as_asked(query, asked), Tune, limit, before, offset)
+        return self._page(query if wanted is None else wanted.of(query), Tune, page)
 
     def page_prompts(
-        self,
-        account_id: str,
-        *,
-        limit: int,
-        before: int | None = None,
-        offset: int = 0,
-        tune_id: str | None = None,
-        text: str | None = None,
-        base: str | None = None,
-        liked: bool | None = None,
-        since: datetime | None = None,
-        api: bool | None = None,
-        asked: Mapping[str, str] | None = None,
+        self, account_id: str, page: Page, wanted: PromptFilter | None = None
     ) -> list[tuple[Prompt, ApiObject | None]]:
         """Return a page of an account's prompts, newest first."""
         query = select(Prompt, ApiObject).outerjoin(ApiObject, ApiObject.id == Prompt.id)
         query = query.where(Prompt.account_id == account_id, _not_deleted())
-        if tune_id is not None:
-            query = query.where(Prompt.tune_id == tune_id)
-        if base is not None:
-            query = query.where(Prompt.base == base)
-        if text is not None:
-            query = query.where(Prompt.text.contains(text, autoescape=True))
-        if liked is not None:
-            query = query.where(ApiObject.liked_at.is_not(None) if liked else ApiObject.liked_at.is_(None))
-        if since is not None:
-            query = query.where(Prompt.created_at >= since)
-        if api is not None:
-            query = query.where((Prompt.origin == "api") if api else (Prompt.origin != "api"))
-        return self._page(_as_asked(query, asked), Prompt, limit, before, offset)
+        return self._page(query if wanted is None else wanted.of(query), Prompt, page)
 
-    def _page(self, query: Select[Any], table: Any, limit: int, before: int | None, offset: int) -> list[Any]:
-        if before is not None:
-            query = query.where(table.number < before)
-        query = query.order_by(table.number.desc()).limit(limit).offset(offset)
+    def _page(self, query: Select[Any], table: Any, page: Page) -> list[Any]:
+        if page.before is not None:
+            query = query.where(table.number < page.before)
+        query = query.order_by(table.number.desc()).limit(page.limit).offset(page.offset)
         with self.reading() as session:
             return [(row[0], row[1]) for row in session.execute(query)]
 
@@ -214,13 +167,6 @@ def hide_prompt(session: Session, prompt: Prompt, seen: ApiObject | None, now: d
         session.add(seen)
     seen.asked = {**(seen.asked or {}), "deleted": True}
     seen.public_id = _DELETED
-
-
-def _as_asked(query: Select[Any], asked: Mapping[str, str] | None) -> Select[Any]:
-    """Return the query for rows of which a dialect keeps these values: `{"pack_id": "7"}`."""
-    for name, value in (asked or {}).items():
-        query = query.where(cast(ApiObject.asked[name].as_string(), String) == value)
-    return query
 
 
 def _not_deleted() -> Any:

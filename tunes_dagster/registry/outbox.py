@@ -63,6 +63,18 @@ class Leased:
     url: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A callback that shows somebody's receiver what would come; the fields are those of `Callback`."""
+
+    url: str
+    body: dict[str, Any]
+    event: str = "sample"
+    subject_id: str = "sample"
+    form: str = ""
+    on_unknown: str = ""
+
+
 class Outbox(Part):
     """Leases, attempts, outcomes, replay."""
 
@@ -199,10 +211,12 @@ class Outbox(Part):
                 row.state, row.delivered_at, row.next_attempt_at = "delivered", now, None
             elif newest and row.state == "pending":
                 tried = row.attempts - row.attempts_before
-                if final or tried > len(self.database.callback_backoff):
+                if final or tried > len(self.database.retries.callback_backoff):
                     row.state, row.next_attempt_at = "dead", None
                 else:
-                    wait = max(self.database.callback_backoff[tried - 1], min(retry_after or 0.0, 86_400.0))
+                    wait = max(
+                        self.database.retries.callback_backoff[tried - 1], min(retry_after or 0.0, 86_400.0)
+                    )
                     row.next_attempt_at = now + timedelta(seconds=wait)
             if ok or newest:
                 row.lease_id = row.lease_until = None
@@ -324,28 +338,18 @@ class Outbox(Part):
                 row.lease_id = row.lease_until = None
             return row
 
-    def add(
-        self,
-        account_id: str,
-        event: str,
-        subject_id: str,
-        url: str,
-        body: dict[str, Any],
-        form: str = "",
-        on_unknown: str = "",
-        claim: Claim | None = None,
-    ) -> Callback:
-        """Owe a callback that no state change caused (a sample), in the form of a dialect."""
+    def add(self, account_id: str, sample: Sample, claim: Claim | None = None) -> Callback:
+        """Owe a callback that no state change caused."""
         now = self.now()
         row = Callback(
             id=new_id("cb"),
             account_id=account_id,
-            event=event,
-            subject_id=subject_id,
-            url=url,
-            body=body,
-            form=form,
-            on_unknown=on_unknown,
+            event=sample.event,
+            subject_id=sample.subject_id,
+            url=sample.url,
+            body=sample.body,
+            form=sample.form,
+            on_unknown=sample.on_unknown,
             next_attempt_at=now,
             created_at=now,
         )

@@ -156,7 +156,7 @@ class WorkQueue(WorkRows):
             work, subject = owned(session, work_id, run_id)
             told = owes_callbacks(work, subject) if notify is None else notify
             again = failure.retryable and (
-                work.tries < self.database.max_attempts or self._waits(work, failure)
+                work.tries < self.database.retries.max_attempts or self._waits(work, failure)
             )
             if work.origin == "ui" and work.run_key is None:
                 again = False  # a person started it by hand, and sees how it ended
@@ -201,7 +201,7 @@ class WorkQueue(WorkRows):
                 work.lost_launches += 1
                 again = work.lost_launches < MAX_LOST_LAUNCHES
             else:
-                again = work.tries < self.database.max_attempts
+                again = work.tries < self.database.retries.max_attempts
             if work.origin == "ui" and work.run_key is None:
                 again = False
             self._ended(session, work, subject, failure, again, owes_callbacks(work, subject), now)
@@ -259,11 +259,11 @@ class WorkQueue(WorkRows):
     def _waits(self, work: Work, failure: Failure) -> bool:
         """Whether work waits for what is away or full, which says nothing against it."""
         away = failure.code == FailureCode.STORE_UNAVAILABLE
-        return away and work.waited < self.database.store_patience
+        return away and work.waited < self.database.retries.store_patience
 
     def _put_off(self, work: Work, failure: Failure) -> float:
         """Return the seconds until work is tried again; what waits for the store has used up no attempt by it."""
-        backoff = self.database.retry_backoff
+        backoff = self.database.retries.retry_backoff
         if self._waits(work, failure):
             work.tries = max(work.tries - 1, 0)
             wait = min(max(backoff[0], work.waited, _SHORTEST_WAIT), _LONGEST_WAIT)

@@ -237,6 +237,25 @@ class Watch:
         return f"{self.since.isoformat()} {self.last.isoformat()}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long attempts may be silent, and how long they may take.
+
+    Attributes:
+        lost_after_seconds: Silence after which running work counts as lost, whatever is said of its run: a
+            machine that crashed leaves runs that look alive for ever.
+        launch_grace_seconds: Time that a tick may take to create the runs of the rows it took.
+        longest: Kind of work → seconds that it may take, however alive it is.
+    """
+
+    lost_after_seconds: float = 60.0
+    launch_grace_seconds: float = LAUNCH_GRACE_SECONDS
+    longest: Callable[[str], float] = lambda _kind: float("inf")
+
+
+_PATIENCE = Patience()
+
+
 def _silent_for(work: Work, now: datetime, watch: Watch | None) -> float:
     since = work.heartbeat_at if work.state == "running" else work.submitted_at
     if since is not None and watch is not None and work.state == "running":
@@ -244,19 +263,17 @@ def _silent_for(work: Work, now: datetime, watch: Watch | None) -> float:
     return 0.0 if since is None else (now - since).total_seconds()
 
 
-def _why_lost(
-    work: Work, silent: float, lost_after: float, launch_grace: float, alive: bool | None
-) -> str | None:
+def _why_lost(work: Work, silent: float, patience: Patience, alive: bool | None) -> str | None:
     """Return why an attempt counts as lost, or None while it does not."""
     if work.state == "running":
         if alive is False:
             return f"Run {work.run_id} ended without a word about {work.kind}."
-        if silent > lost_after:
+        if silent > patience.lost_after_seconds:
             return f"Run {work.run_id} has been silent for {format_seconds(silent)}."
         return None
     if alive is False:
         return f"The run of launch {work.cohort_id or work.run_key} ended before it began {work.kind}."
-    if alive is None and silent > launch_grace:
+    if alive is None and silent > patience.launch_grace_seconds:
         return f"No run came of launch {work.cohort_id or work.run_key} in {format_seconds(silent)}."
     return None
 
@@ -278,11 +295,9 @@ def find_stuck(
     registry: Registry,
     now: datetime,
     run_is_alive: Callable[[str], bool | None],
+    patience: Patience = _PATIENCE,
     *,
     watch: Watch | None = None,
-    lost_after_seconds: float = 60.0,
-    launch_grace_seconds: float = LAUNCH_GRACE_SECONDS,
-    longest: Callable[[str], float] = lambda _kind: float("inf"),
     limit: int = 1000,
 ) -> list[Stuck]:
     """Give up attempts whose run is gone: requeue them (next attempt) or fail them with a reason.
@@ -295,15 +310,12 @@ def find_stuck(
         run_is_alive: Called with the run id of running work, and with the run key of the launch (`work_…:2`
             or `cohort_…`) of submitted work. True: queued, starting or running. False: ended. None: no such
             run is known, so only silence decides.
+        patience: With them.
         watch: Of this look; without one all silence counts.
-        lost_after_seconds: Silence after which running work counts as lost, whatever is said of its run: a
-            machine that crashed leaves runs that look alive for ever.
-        launch_grace_seconds: Time that a tick may take to create the runs of the rows it took.
-        longest: Kind of work → seconds that it may take, however alive it is.
         limit: Most rows to look at.
     """
     registry.work.end_stranded()
-    for tune_id, run_id in registry.mending.idle_tunes(now - timedelta(seconds=lost_after_seconds)):
+    for tune_id, run_id in registry.mending.idle_tunes(now - timedelta(seconds=patience.lost_after_seconds)):
         if run_id is None or not run_is_alive(run_id):
             registry.mending.queue_tune(tune_id)
     answers: dict[str, bool | None] = {}
@@ -316,8 +328,8 @@ def find_stuck(
             answers[name] = run_is_alive(name)
         silent = _silent_for(work, now, watch)
         code = FailureCode.RUN_LOST
-        reason = _why_lost(work, silent, lost_after_seconds, launch_grace_seconds, answers[name])
-        if reason is None and (reason := _too_long(work, now, longest)) is not None:
+        reason = _why_lost(work, silent, patience, answers[name])
+        if reason is None and (reason := _too_long(work, now, patience.longest)) is not None:
             code = FailureCode.TIMED_OUT
         if reason is None:
             continue

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import QueryParams
 from starlette.responses import JSONResponse
 
 from tunes_dagster.core.ids import row_number
@@ -22,7 +23,7 @@ from tunes_dagster.gateway.dialects.astria.answers import PromptAnswer, Said
 from tunes_dagster.gateway.dialects.astria.gallery import gallery, not_there
 from tunes_dagster.gateway.dialects.astria.orders import Base, prompt_order
 from tunes_dagster.gateway.dialects.astria.templates import mark
-from tunes_dagster.gateway.dialects.astria.tunes import MAX_LIMIT, BeforeId, number
+from tunes_dagster.gateway.dialects.astria.tunes import BeforeId, number, page_of
 from tunes_dagster.gateway.dialects.astria.wire import (
     BODY,
     KEYS,
@@ -40,6 +41,7 @@ from tunes_dagster.gateway.nesting import fields_of, read_body
 from tunes_dagster.gateway.problems import HttpProblem, invalid
 from tunes_dagster.gateway.rehearsal import Report, rehearsable
 from tunes_dagster.registry import ApiObject, Prompt, Tune
+from tunes_dagster.registry.filters import Page, PromptFilter
 from tunes_dagster.registry.packs import Likes
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["prompts"])
@@ -172,33 +174,39 @@ def sameness(fields: PromptFields, tune_id: int | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _listed(
-    mine: Desk, request: Request, before: int | None, limit: int, offset: int, **filters: Any
-) -> list[dict[str, Any]]:
-    if offset > MAX_OFFSET:
-        raise HttpProblem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
-    asked = request.query_params
-    if asked.get("today", "").lower() in ("true", "1"):
-        filters["since"] = datetime.combine(mine.registry.now().date(), time(), UTC)
-    if asked.get("liked"):
-        filters["liked"] = asked["liked"].lower() in ("true", "1")
-    if asked.get("text"):
-        filters["text"] = asked["text"]
-    if asked.get("is_video", "").lower() in ("true", "1"):
-        return []
-    if asked.get("is_api"):
-        filters["api"] = asked["is_api"].lower() in ("true", "1")
-    for name in ("pack_id", "base_pack_id", "orig_prompt_id"):
-        if asked.get(name):
-            filters.setdefault("asked", {})[name] = asked[name]
-    if (workspace := workspace_of(mine)) is not None:
-        filters.setdefault("asked", {})["workspace_id"] = str(workspace)
+def _filter(mine: Desk, asked: QueryParams) -> PromptFilter:
+    """Return which prompts a list is asked for.
+
+    Raises:
+        HttpProblem: 422 for a filter that is not there.
+    """
     for name in ("user_id", "order_id"):
         if asked.get(name):
             raise invalid(name, "is not a filter here: an account sees its own prompts only")
-    rows = mine.registry.objects.page_prompts(
-        mine.account_id, limit=min(limit, MAX_LIMIT), before=before, offset=offset, **filters
+    kept = {name: asked[name] for name in ("pack_id", "base_pack_id", "orig_prompt_id") if asked.get(name)}
+    if (workspace := workspace_of(mine)) is not None:
+        kept["workspace_id"] = str(workspace)
+    return PromptFilter(
+        text=asked.get("text") or None,
+        liked=_said(asked["liked"]) if asked.get("liked") else None,
+        since=datetime.combine(mine.registry.now().date(), time(), UTC)
+        if _said(asked.get("today"))
+        else None,
+        api=_said(asked["is_api"]) if asked.get("is_api") else None,
+        asked=kept,
     )
+
+
+def _said(value: str | None) -> bool:
+    return (value or "").lower() in ("true", "1")
+
+
+def _listed(mine: Desk, request: Request, page: Page, **of: str) -> list[dict[str, Any]]:
+    """List prompts; `of` names their tune or base."""
+    wanted = replace(_filter(mine, request.query_params), **of)
+    if _said(request.query_params.get("is_video")):
+        return []
+    rows = mine.registry.objects.page_prompts(mine.account_id, page, wanted)
     numbers = mine.registry.objects.tune_numbers([prompt.tune_id for prompt, _seen in rows if prompt.tune_id])
     far = mine.registry.groups.progress_of([prompt for prompt, _seen in rows])
     return [
@@ -221,7 +229,7 @@ def listed(
     """List prompts, newest first."""
     if tune_id:
         return of_tune(tune_id, request, before_id, limit, offset, mine)
-    return _listed(mine, request, before_id, limit, offset)
+    return _listed(mine, request, page_of(before_id, limit, offset, MAX_OFFSET))
 
 
 @router.get("/tunes/{tune_id}/prompts")
@@ -238,7 +246,7 @@ def of_tune(
     """List the prompts of a tune, or of a base, newest first."""
     base, tune, _characteristics = base_or_tune(mine, tune_id)
     chosen = {"tune_id": tune.id} if tune else {"base": base.word}
-    return _listed(mine, request, before_id, limit, offset, **chosen)
+    return _listed(mine, request, page_of(before_id, limit, offset, MAX_OFFSET), **chosen)
 
 
 @router.get("/prompts/{prompt_id}")

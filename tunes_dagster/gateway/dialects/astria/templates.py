@@ -9,6 +9,7 @@ from typing import Any
 
 from tunes_dagster.gateway.desk import Desk
 from tunes_dagster.registry import Pack
+from tunes_dagster.registry.filters import Page, PromptFilter
 from tunes_dagster.rendering.prompts import split_tags
 
 # What marks one among the kept fields of a prompt.
@@ -29,7 +30,9 @@ def templates_of(mine: Desk, pack: Pack, shared: tuple[str, ...]) -> list[dict[s
     """
     if pack.account_id != mine.account_id:
         return []
-    found = mine.registry.objects.page_prompts(mine.account_id, limit=_MOST, asked={MARK: str(pack.number)})
+    found = mine.registry.objects.page_prompts(
+        mine.account_id, Page(limit=_MOST), PromptFilter(asked={MARK: str(pack.number)})
+    )
     tunes = mine.registry.uses.tunes_by_id({prompt.tune_id for prompt, _seen in found if prompt.tune_id})
     rows = []
     for prompt, seen in reversed(found):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse
@@ -35,6 +36,7 @@ from tunes_dagster.gateway.problems import HttpProblem, invalid
 from tunes_dagster.gateway.rehearsal import Report, is_rehearsing, rehearsable
 from tunes_dagster.registry import ApiObject, Tune
 from tunes_dagster.registry.accepting import NewGroup
+from tunes_dagster.registry.filters import Page, TuneFilter
 
 router = APIRouter(route_class=manners(NAME, error, KEYS, BODY), tags=["tunes"])
 Mine = Depends(desk)
@@ -125,7 +127,7 @@ def known_by_title(mine: Desk, fields: TuneFields) -> Response | None:
     """
     if not mine.caller.options.get("title_idempotency") or is_rehearsing(mine.request):
         return None
-    same = mine.registry.objects.page_tunes(mine.account_id, limit=1, title=fields.title)
+    same = mine.registry.objects.page_tunes(mine.account_id, Page(limit=1), TuneFilter(title=fields.title))
     return JSONResponse(tune_object(mine, *same[0]), 201) if same else None
 
 
@@ -138,33 +140,44 @@ def made_tune(mine: Desk, fields: TuneFields, files: list[Any], group: NewGroup 
     return JSONResponse(tune_object(mine, *mine.tune(tune.id)), 201)
 
 
+class TunesWanted(BaseModel):
+    """The query of a list of tunes."""
+
+    before_id: BeforeId = None
+    limit: int = Field(default=20, ge=1)
+    offset: int = Field(default=0, ge=0)
+    title: str | None = None
+    branch: str | None = None
+    model_type: str | None = None
+
+
+def page_of(before_id: int | None, limit: int, offset: int, furthest: int) -> Page:
+    """Return the page that a list is asked for.
+
+    Raises:
+        HttpProblem: 400 for an offset that reaches too far.
+    """
+    if offset > furthest:
+        raise HttpProblem(400, f"offset must be at most {furthest}; use before_id", code="invalid")
+    return Page(limit=min(limit, MAX_LIMIT), before=before_id, offset=offset)
+
+
 @router.get("/tunes")
 @router.get("/tunes.json", include_in_schema=False)
 @answers(list[TuneAnswer])
 def listed(
-    request: Request,
-    before_id: BeforeId = None,
-    limit: int = Query(default=20, ge=1),
-    offset: int = Query(default=0, ge=0),
-    title: str | None = None,
-    branch: str | None = None,
-    model_type: str | None = None,
-    mine: Desk = Mine,
+    request: Request, wanted: Annotated[TunesWanted, Query()], mine: Desk = Mine
 ) -> list[dict[str, Any]]:
     """List tunes, newest first."""
-    if offset > MAX_OFFSET:
-        raise HttpProblem(400, f"offset must be at most {MAX_OFFSET}; use before_id", code="invalid")
     names = [*request.query_params.getlist("name[]"), *request.query_params.getlist("name")]
-    given = {"branch": branch, "model_type": model_type, "workspace_id": workspace_of(mine)}
-    rows = mine.registry.objects.page_tunes(
-        mine.account_id,
-        limit=min(limit, MAX_LIMIT),
-        before=before_id,
-        offset=offset,
-        said=title,
+    asked = {"branch": wanted.branch, "model_type": wanted.model_type, "workspace_id": workspace_of(mine)}
+    chosen = TuneFilter(
+        said=wanted.title,
         names=names,
-        asked={name: str(value) for name, value in given.items() if value not in (None, "")},
+        asked={name: str(value) for name, value in asked.items() if value not in (None, "")},
     )
+    page = page_of(wanted.before_id, wanted.limit, wanted.offset, MAX_OFFSET)
+    rows = mine.registry.objects.page_tunes(mine.account_id, page, chosen)
     return [tune_object(mine, tune, seen) for tune, seen in rows]
 
 

@@ -50,6 +50,7 @@ from tunes_dagster.gateway.dialects.pixelapi.wire import (
 from tunes_dagster.gateway.problems import HttpProblem, invalid, not_found
 from tunes_dagster.gateway.rehearsal import Report, rehearsable
 from tunes_dagster.registry import ApiObject, Prompt, Reservation
+from tunes_dagster.registry.filters import Page
 
 router = APIRouter(prefix="/v1", route_class=manners(NAME, error, KEYS, BODY), tags=["images"])
 Mine = Depends(desk)
@@ -332,7 +333,7 @@ router.add_api_route("/account/credits", balance, methods=["GET"], include_in_sc
 @answers(Usage)
 def usage(limit: int = Query(default=20, ge=1, le=100), mine: Desk = Mine) -> dict[str, Any]:
     """List the latest pictures with what each cost."""
-    rows = mine.registry.objects.page_prompts(mine.account_id, limit=limit)
+    rows = mine.registry.objects.page_prompts(mine.account_id, Page(limit=limit))
     held = mine.registry.ledger.prices_of([prompt.id for prompt, _ in rows])
     listed = [
         {**_described(mine, prompt, seen, held.get(prompt.id)), "prompt": prompt.text}

@@ -51,6 +51,7 @@ from tunes_dagster.gateway.problems import HttpProblem, invalid, not_found
 from tunes_dagster.gateway.rehearsal import Report, in_form, refuse_unless, rehearsable, truth
 from tunes_dagster.gateway.uploads import files_of, keep_files, read_form
 from tunes_dagster.registry import Prompt, Tune
+from tunes_dagster.registry.filters import Page, TuneFilter
 from tunes_dagster.registry.retrying import may_have_been_kept
 from tunes_dagster.service.download import served_key
 
@@ -168,7 +169,7 @@ def _infer(mine: Desk, body: InferBody) -> dict[str, Any] | Response:
 @answers(list[TrainedModel])
 def models(mine: Desk = Mine) -> list[dict[str, Any]]:
     """List trained models, newest first."""
-    rows = mine.registry.objects.page_tunes(mine.account_id, limit=1000, status="ready")
+    rows = mine.registry.objects.page_tunes(mine.account_id, Page(limit=1000), TuneFilter(status="ready"))
     return [
         {
             "tune_id": lora_id(tune.id),
