@@ -73,7 +73,7 @@ def main() -> None:
                 "seconds": round(time.perf_counter() - wall, 2),
                 "cpu": round(time.process_time() - cpu, 2),
             }
-        counts = keeper.registry.campaigns.date_counts(date.id)
+        counts = keeper.registry.dates.counts(date.id)
         keeper.registry.close()
     prompts = drawn.estimate.prompts
     assert counts == {"queued": prompts} and date.plan["kept"] == prompts and not drawn.problems

@@ -196,7 +196,7 @@ def test_words_that_both_have_mean_the_account_of_the_file(both: Tenants) -> Non
             content = {**FILE, "name": f"{account} {number}", "account": account, "prompts": rows}
             campaign, _ = keeper.add(source(content))
             date, _ = keeper.plan(campaign, keeper.dates(campaign)[-1])
-            prompts = [prompt for _link, prompt in registry.campaigns.date_prompts(date.id)]
+            prompts = [prompt for _link, prompt in registry.dates.prompts(date.id)]
             uses = registry.uses.of([prompt.id for prompt in prompts])
             assert [[use.tune_id for use in uses[one.id]] for one in prompts] == [[tune.id]] * 2, (
                 account,

@@ -42,20 +42,20 @@ def test_a_plan_is_drawn_again_when_a_tune_of_it_ends_meanwhile(
         )
     )
     campaign, _ = keeper.add(Source("looks.yaml", YAML, {"looks.csv": TABLE}), registry.now())
-    written = registry.campaigns.plan_date
+    written = registry.dates.plan
 
     def late(*args: Any, **more: Any) -> Any:
         registry.work.cancel_tune(bob.id)
         return written(*args, **more)
 
-    monkeypatch.setattr(registry.campaigns, "plan_date", late)
+    monkeypatch.setattr(registry.dates, "plan", late)
     date, drawn = keeper.plan(campaign, "2026-02-23")
     assert {(one.line, one.reason) for one in drawn.left_out} == {
         (2, "The tune bob was cancelled."),
         (3, "The text names the tune 'bob', which cannot be used: it is cancelled."),
     }
     assert (date.plan["prompts"], date.plan["new"], len(date.plan["left_out"])) == (2, 2, 3)
-    assert registry.campaigns.date_counts(date.id) == {"queued": 2} and date.message == ""
+    assert registry.dates.counts(date.id) == {"queued": 2} and date.message == ""
 
 
 DATE = "2026-02-23"
@@ -88,7 +88,7 @@ class Capped:
         """Plan the date with some seeds; returns how each of its prompts stands."""
         campaign, _ = self.add(seeds, 3.5 * self.price / 1e6)
         date, _ = self.keeper.plan(campaign, DATE, **more)
-        return [prompt.status for _, prompt in self.registry.campaigns.date_prompts(date.id)]
+        return [prompt.status for _, prompt in self.registry.dates.prompts(date.id)]
 
     def render(self) -> None:
         """Render everything that is queued."""
@@ -127,14 +127,14 @@ def test_what_fails_while_a_plan_is_drawn_counts_with_what_replaces_it(
     capped.plan("1-3")
     capped.render()
     capped.plan("1-3")
-    written = registry.campaigns.plan_date
+    written = registry.dates.plan
 
     def late(*args: Any, **more: Any) -> Any:
         with unwatched(), registry.writing() as session:
             session.execute(update(Prompt).values(expired_at=registry.now()))
         return written(*args, **more)
 
-    monkeypatch.setattr(registry.campaigns, "plan_date", late)
+    monkeypatch.setattr(registry.dates, "plan", late)
     with pytest.raises(Failure, match="above the cap"):
         capped.plan("1-3")
     assert not registry.prompts.rows(limit=100, status="queued")

@@ -103,7 +103,7 @@ def test_a_report_shows_every_picture_and_every_reason(registry, store, tmp_path
         "contact_sheet.png",
         "pictures.csv",
     } <= names
-    assert registry.campaigns.date(campaign.id, "2026-02-23").status == "reported"
+    assert registry.dates.get(campaign.id, "2026-02-23").status == "reported"
 
 
 @pytest.mark.parametrize("registry", ["sqlite"], indirect=True)

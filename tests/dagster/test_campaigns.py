@@ -48,30 +48,30 @@ def add(house, yaml: str = YAML, table: str = TABLE) -> Campaign:
 
 
 def ended(house, date_id: str) -> bool:
-    return not {"waiting", "queued", "rendering"} & house.registry.campaigns.date_counts(date_id).keys()
+    return not {"waiting", "queued", "rendering"} & house.registry.dates.counts(date_id).keys()
 
 
 def test_a_date_is_planned_rendered_and_reported_and_never_twice(house):
     campaign = add(house)
     run_campaign_job("plan", campaign, "2026-03-09", house.instance)
-    date = house.registry.campaigns.date(campaign.id, "2026-03-09")
+    date = house.registry.dates.get(campaign.id, "2026-03-09")
     assert date.plan["new"] == 5 and date.status == "planned"
     assert checks(house, PLAN, "2026-03-09") == {
         "file_is_valid": True,
         "cost_within_cap": True,
         "every_tune_is_usable": True,
     }
-    assert house.registry.campaigns.due_reports(["monday_looks"]) == [], "nothing is finished yet"
+    assert house.registry.dates.due_reports(["monday_looks"]) == [], "nothing is finished yet"
     drive(
         Installation(house.settings, registry=house.registry),
         lambda: ended(house, date.id),
         instance=house.instance,
     )
-    ((_, due),) = house.registry.campaigns.due_reports(["monday_looks"])
-    assert due.date == "2026-03-09" and house.registry.campaigns.due_reports(["monday_looks"]) == []
+    ((_, due),) = house.registry.dates.due_reports(["monday_looks"])
+    assert due.date == "2026-03-09" and house.registry.dates.due_reports(["monday_looks"]) == []
 
     run_campaign_job("report", campaign, "2026-03-09", house.instance)
-    date = house.registry.campaigns.date(campaign.id, "2026-03-09")
+    date = house.registry.dates.get(campaign.id, "2026-03-09")
     assert date.status == "reported" and date.result["pictures"] == 5 and date.result["failed"] == 0
     assert checks(house, REPORT, "2026-03-09") == {"nothing_missing": True}
     shown = materialization(house, REPORT, "2026-03-09")
@@ -93,11 +93,11 @@ def test_a_date_is_planned_rendered_and_reported_and_never_twice(house):
     assert all((house.store.path(folder) / row["file"]).resolve().exists() for row in rows)
 
     run_campaign_job("plan", campaign, "2026-03-09", house.instance)
-    again = house.registry.campaigns.date(campaign.id, "2026-03-09")
+    again = house.registry.dates.get(campaign.id, "2026-03-09")
     assert (again.plan["new"], again.plan["kept"]) == (0, 5)
     add(house, table=TABLE.replace("a plate", "a bowl"))
     run_campaign_job("plan", campaign, "2026-03-09", house.instance)
-    changed = house.registry.campaigns.date(campaign.id, "2026-03-09")
+    changed = house.registry.dates.get(campaign.id, "2026-03-09")
     assert (changed.plan["new"], changed.plan["kept"]) == (1, 4), "only the row whose recipe changed"
 
 
@@ -153,7 +153,7 @@ def test_a_plan_above_its_cap_queues_nothing_and_fails_its_check(paper_house):
     assert refused.value.code == FailureCode.OUT_OF_CREDITS
     assert paper_house.registry.prompts.rows() == []
     assert checks(paper_house, PLAN, "2026-03-02") == {"file_is_valid": True, "cost_within_cap": False}
-    assert paper_house.registry.campaigns.date(campaign.id, "2026-03-02").status == "refused"
+    assert paper_house.registry.dates.get(campaign.id, "2026-03-02").status == "refused"
 
 
 def test_files_that_break_in_the_store_break_their_campaign_alone(paper_house):
@@ -199,14 +199,14 @@ def test_a_tune_that_is_not_ready_is_waited_for_and_named(paper_house):
     text = "text,tunes\na photo of {{subject}} at sea,anna\na plain mug,none\n"
     campaign = add(house, table=text)
     run_campaign_job("plan", campaign, "2026-03-02", house.instance)
-    date = house.registry.campaigns.date(campaign.id, "2026-03-02")
+    date = house.registry.dates.get(campaign.id, "2026-03-02")
     assert date.message == "Waits for anna (queued)."
-    assert house.registry.campaigns.date_counts(date.id) == {"waiting": 1, "queued": 1}
-    assert [one.title for one in house.registry.campaigns.waited_for(date.id)] == ["anna"]
+    assert house.registry.dates.counts(date.id) == {"waiting": 1, "queued": 1}
+    assert [one.title for one in house.registry.dates.waited_for(date.id)] == ["anna"]
     make_ready(house.registry, tune)
-    assert house.registry.campaigns.date_counts(date.id) == {"queued": 2}
+    assert house.registry.dates.counts(date.id) == {"queued": 2}
     run_campaign_job("plan", campaign, "2026-03-02", house.instance)
-    assert house.registry.campaigns.date(campaign.id, "2026-03-02").plan["kept"] == 2
+    assert house.registry.dates.get(campaign.id, "2026-03-02").plan["kept"] == 2
 
 
 @pytest.mark.parametrize("count", [100])

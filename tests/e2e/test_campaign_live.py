@@ -132,7 +132,7 @@ def test_a_campaign_lives_beside_a_running_ui_and_daemon(
         return ui.ask(STATE, one=ui.schedule)["scheduleOrError"]["scheduleState"]["status"]
 
     def reported(date: str) -> CampaignDate | None:
-        row = registry.campaigns.date(campaign.id, date)
+        row = registry.dates.get(campaign.id, date)
         return row if row is not None and row.status == "reported" else None
 
     assert status() == "RUNNING", "its schedule is there at once"

@@ -123,9 +123,9 @@ def _prompts_are_done(home: OldHome, database: str) -> None:
         assert row.status in ("done", "failed", "blocked", "cancelled"), (row.text, row.status)
     soon = registry.campaigns.get("soon")
     run_campaign_job("report", soon, "2026-03-02", home.instance)
-    date = registry.campaigns.date(soon.id, "2026-03-02")
+    date = registry.dates.get(soon.id, "2026-03-02")
     assert date is not None
-    (prompt,) = [row for _link, row in registry.campaigns.date_prompts(date.id)]
+    (prompt,) = [row for _link, row in registry.dates.prompts(date.id)]
     assert prompt.status == ("done" if database == "sqlite" else "cancelled")
 
 

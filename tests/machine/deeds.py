@@ -222,8 +222,8 @@ class Deeds:
             world.registry.campaigns.remove(campaign.id)
             world.removed.add(campaign.name)
         elif what == "report":
-            for _row, date in world.registry.campaigns.due_reports([campaign.name]):
-                world.registry.campaigns.report_made(date.id, f"campaigns/{date.id}.html", {}, True)
+            for _row, date in world.registry.dates.due_reports([campaign.name]):
+                world.registry.dates.report_made(date.id, f"campaigns/{date.id}.html", {}, True)
 
     def _plan(self, keeper: Keeper, campaign: Campaign, number: int) -> None:
         dates = keeper.dates(campaign)

@@ -233,7 +233,7 @@ def test_a_forgotten_person_is_in_no_plan_or_report_of_a_campaign(
     keys = [*everything(store), *store.list("campaigns")]
     texts = [store.read_bytes(key) for key in keys if not key.endswith("looks.yaml")]
     assert not any(b"annabel" in text for text in texts)
-    date = registry.campaigns.date(campaign.id, date.date)
+    date = registry.dates.get(campaign.id, date.date)
     assert (list(date.plan["tunes"].values()), date.plan_key, date.report_key) == (["rex"], None, None)
     with registry.reading() as session:
         rows = [*session.scalars(select(Prompt)), *session.scalars(select(CampaignPrompt))]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tunes_dagster.core.recipe import RenderSettings
     from tunes_dagster.core.settings import Settings
     from tunes_dagster.registry import Batch, Registry
-    from tunes_dagster.registry.campaigns import Planned
+    from tunes_dagster.registry.date_plans import Planned
     from tunes_dagster.rendering.rooms import Rooms
 
 # Seconds of one step of one picture, and of a run until its first one, where nothing was rendered yet: what
@@ -181,7 +181,7 @@ def estimate(
     done.batches, done.rooms = sum(runs.values()), list(said.values())
     done.prices = [f"{n:,} at ${price / 1e6:g} ({base})" for (base, price), n in sorted(priced.items())]
     for base_id in sorted(steps):
-        speed = speed_of(base_id, registry.campaigns.measured_batches(base_id))
+        speed = speed_of(base_id, registry.groups.newest_done(base_id))
         if speed is None:
             done.seconds = None
             done.sources.append(f"{base_id}: nothing was rendered on it here yet")

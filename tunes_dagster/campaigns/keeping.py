@@ -20,7 +20,7 @@ from tunes_dagster.campaigns.plan import Sketch, plan_summary, sketch
 from tunes_dagster.campaigns.problems import Mistake, as_failure, errors
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.registry.campaign_costs import OverCap
-from tunes_dagster.registry.campaigns import TunesEnded
+from tunes_dagster.registry.date_plans import TunesEnded
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign, CampaignDate
@@ -210,7 +210,7 @@ class Keeper:
         if drawn is None:
             problems = [Mistake(**one) for one in campaign.problems["problems"]]
             failure = as_failure(campaign.name, problems)
-            self.registry.campaigns.refuse_date(campaign, date, {}, failure.message)
+            self.registry.dates.refuse(campaign, date, {}, failure.message)
             raise failure
         summary = plan_summary(drawn)
         if drawn.over_cap:
@@ -219,7 +219,7 @@ class Keeper:
         self.store.write_bytes(key, plan_csv(drawn))
         waits = ", ".join(f"{title} ({status})" for title, status in drawn.waits.items())
         try:
-            row = self.registry.campaigns.plan_date(
+            row = self.registry.dates.plan(
                 campaign,
                 date,
                 drawn.planned,
@@ -234,7 +234,7 @@ class Keeper:
         return row, drawn
 
     def _refused(self, campaign: Campaign, date: str, summary: dict[str, Any], over: OverCap) -> OverCap:
-        self.registry.campaigns.refuse_date(campaign, date, summary, over.message)
+        self.registry.dates.refuse(campaign, date, summary, over.message)
         return OverCap(f"{campaign.name}, {date}: {over.message}")
 
 

@@ -19,7 +19,8 @@ from tunes_dagster.campaigns.tables import Table, read_table, spelled
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest, RenderSettings, recipe_hash
 from tunes_dagster.registry.campaign_costs import over_cap
-from tunes_dagster.registry.campaigns import Planned, taken
+from tunes_dagster.registry.campaigns import taken
+from tunes_dagster.registry.date_plans import Planned
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Registry, Tune
@@ -118,7 +119,7 @@ def sketch(
     drawn.problems = sorted(set(drawn.problems))
     campaign = next((row for row in registry.campaigns.rows() if row.name == parsed.file.id), None)
     if campaign is not None:
-        known = registry.campaigns.known_prompts(campaign.id, drawn.planned)
+        known = registry.dates.known(campaign.id, drawn.planned)
         drawn.known = {key for key, one in known.items() if one.stands}
         drawn.spent = registry.costs.of_date(campaign.id, date, drawn.planned)
     titles = {tune.id: tune.title for tune in drawn.tunes.values()}

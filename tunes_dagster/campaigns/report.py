@@ -118,21 +118,19 @@ def make_report(installation: Installation, campaign: Campaign, date: str) -> Re
         Failure: `INVALID_REQUEST` when the date was never planned.
     """
     registry = installation.registry
-    row = registry.campaigns.date(campaign.id, date)
+    row = registry.dates.get(campaign.id, date)
     if row is None or row.planned_at is None:
         raise Failure(
             FailureCode.INVALID_REQUEST,
             f"The campaign {campaign.name} was not planned for {date}.",
             f"Plan it: tunes campaign backfill {campaign.name} {date}",
         )
-    pairs = registry.campaigns.date_prompts(row.id)
-    batches = registry.campaigns.batches_by_id(
-        {prompt.batch_id for _link, prompt in pairs if prompt.batch_id}
-    )
+    pairs = registry.dates.prompts(row.id)
+    batches = registry.groups.batches_by_id({prompt.batch_id for _link, prompt in pairs if prompt.batch_id})
     titles = {**row.plan.get("tunes", {})}
     lines = list(report_lines(pairs, batches, titles))
     report = _Writer(installation.store, campaign, row, lines).write()
-    registry.campaigns.report_made(row.id, report.page_key, report.numbers, complete=not report.numbers.open)
+    registry.dates.report_made(row.id, report.page_key, report.numbers, complete=not report.numbers.open)
     return report
 
 

@@ -174,9 +174,7 @@ def list_campaigns(as_json: AsJson = False) -> None:
     installation = open_installation()
     keeper = keeper_of(installation)
     rows = [keeper.look(row) for row in installation.registry.campaigns.rows()]
-    newest = {
-        row.name: next(iter(installation.registry.campaigns.dates(row.id, limit=1)), None) for row in rows
-    }
+    newest = {row.name: next(iter(installation.registry.dates.rows(row.id, limit=1)), None) for row in rows}
     if as_json:
         emit_json([_campaign_as_dict(row, newest[row.name]) for row in rows])
         return
@@ -233,7 +231,7 @@ def show(name: Name, date: Date = None, as_json: AsJson = False) -> None:
     installation = open_installation()
     registry = installation.registry
     row = keeper_of(installation).look(registry.campaigns.get(name))
-    dates = registry.campaigns.dates(row.id)
+    dates = registry.dates.rows(row.id)
     chosen = [one for one in dates if date is None or one.date == date]
     if date is not None and not chosen:
         keeper_of(installation).date_of(row, date)
@@ -267,26 +265,26 @@ def _date_as_dict(installation: Installation, date: CampaignDate) -> dict[str, A
         "message": date.message,
         "plan": date.plan,
         "result": date.result,
-        "prompts": installation.registry.campaigns.date_counts(date.id),
+        "prompts": installation.registry.dates.counts(date.id),
         "planned_at": date.planned_at,
         "report": installation.store.url(date.report_key) if date.report_key else None,
     }
 
 
 def _say_date(installation: Installation, row: Campaign, date: CampaignDate, full: bool) -> None:
-    counts = installation.registry.campaigns.date_counts(date.id)
+    counts = installation.registry.dates.counts(date.id)
     said = ", ".join(f"{number:,} {styled(status)}" for status, number in sorted(counts.items()))
     say(
         f"  [bold]{date.date}[/]  {date.status}  {said or escape(date.message)}  [dim]{ago(date.planned_at)}[/]"
     )
-    for tune in installation.registry.campaigns.waited_for(date.id):
+    for tune in installation.registry.dates.waited_for(date.id):
         step = f" {tune.step}/{tune.total_steps}" if tune.total_steps and tune.step else ""
         say(f"      waits for {escape(tune.title)}, which is {styled(tune.status)}{step}")
     if not full:
         return
     if date.report_key:
         say(f"      report    {escape(installation.store.url(date.report_key))}")
-    for link, prompt in installation.registry.campaigns.date_prompts(date.id)[:5000]:
+    for link, prompt in installation.registry.dates.prompts(date.id)[:5000]:
         if prompt.status in ("failed", "blocked"):
             why = f"{escape(prompt.text[:60])}: {escape(prompt.failure_message or '')}"
             say(f"      line {link.line}: {styled(prompt.status)} {why}")
@@ -304,7 +302,7 @@ def rerun(name: Name, date: Date = None, wait: Wait = True) -> int:
     installation = open_installation()
     row = installation.registry.campaigns.get(name)
     key = keeper_of(installation).date_of(row, date)
-    planned = installation.registry.campaigns.date(row.id, key)
+    planned = installation.registry.dates.get(row.id, key)
     if planned is None or planned.planned_at is None:
         raise Failure(
             FailureCode.INVALID_REQUEST,
@@ -329,7 +327,7 @@ def backfill(
     row = installation.registry.campaigns.get(name)
     if missed:
         planned = {
-            one.date for one in installation.registry.campaigns.dates(row.id, limit=100_000) if one.planned_at
+            one.date for one in installation.registry.dates.rows(row.id, limit=100_000) if one.planned_at
         }
         dates = [*(dates or []), *(key for key in keeper.dates(row) if key not in planned)]
     if not dates:

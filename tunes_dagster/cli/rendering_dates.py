@@ -26,7 +26,7 @@ class DateWatch(Watch):
         self.campaign, self.date_id = campaign, date_id
 
     def _read(self) -> list[Line]:
-        counts = self.registry.campaigns.date_counts(self.date_id)
+        counts = self.registry.dates.counts(self.date_id)
         open_ = sum(counts.get(status, 0) for status in ("waiting", "queued", "rendering"))
         total = sum(counts.values())
         said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
@@ -41,7 +41,7 @@ class DateWatch(Watch):
             seconds_left=None,
             over=not open_,
         )
-        waits = self.registry.campaigns.waited_for(self.date_id) if counts.get("waiting") else []
+        waits = self.registry.dates.waited_for(self.date_id) if counts.get("waiting") else []
         return [first, *(tune_line(tune) for tune in waits)]
 
 
@@ -58,7 +58,7 @@ def render_date(installation: Installation, campaign: Campaign, date: str, wait:
     log = settings.resolved_home / "logs" / "cli.log"
     with noise_to(log):
         run_campaign_job("plan", campaign, date, instance)
-    row = registry.campaigns.date(campaign.id, date)
+    row = registry.dates.get(campaign.id, date)
     assert row is not None
     say(
         f"[bold]{escape(campaign.name)}[/] {date}: {row.plan['new']:,} prompts queued, "
@@ -87,7 +87,7 @@ def _finish(installation: Installation, campaign: Campaign, row: CampaignDate, i
     have_done(installation, DateWatch(installation, campaign, row.id), instance)
     until = time.monotonic() + _REPORT_SECONDS
     while daemon_is_alive(instance) and time.monotonic() < until:  # its sensor asks for the report
-        after = installation.registry.campaigns.date(campaign.id, row.date)
+        after = installation.registry.dates.get(campaign.id, row.date)
         if after is not None and after.status == "reported":
             return
         time.sleep(_POLL_SECONDS)
@@ -96,7 +96,7 @@ def _finish(installation: Installation, campaign: Campaign, row: CampaignDate, i
 
 
 def _say_result(installation: Installation, campaign: Campaign, date: str) -> int:
-    row = installation.registry.campaigns.date(campaign.id, date)
+    row = installation.registry.dates.get(campaign.id, date)
     assert row is not None
     made = row.made
     if row.report_key:

@@ -212,7 +212,7 @@ def finished_campaigns_sensor(names: Sequence[str]) -> dg.SensorDefinition:
     )
     def finished_campaigns(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Ended prompts → campaign_report."""
-        due = installation_of(context).registry.campaigns.due_reports(names)
+        due = installation_of(context).registry.dates.due_reports(names)
         if not due:
             return dg.SensorResult(skip_reason="No campaign date has finished.")
         return dg.SensorResult(run_requests=[report_request(campaign, date) for campaign, date in due])

@@ -19,6 +19,7 @@ from tunes_dagster.registry.api_tables import (
 from tunes_dagster.registry.audit import Audit
 from tunes_dagster.registry.blobs import Blobs
 from tunes_dagster.registry.campaign_costs import CampaignCosts
+from tunes_dagster.registry.campaign_dates import CampaignDates
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
 from tunes_dagster.registry.campaigns import Campaigns
 from tunes_dagster.registry.deletion_tables import Deletion
@@ -77,7 +78,8 @@ class Registry(Database):
         work: The attempts at all that, from queued to their end.
         groups: Which of it is done together: cohorts of tunes, batches of prompts.
         device_runs: What sessions do of it, and which runs of Dagster tell of that.
-        campaigns: Tables of prompts, and their dates.
+        campaigns: Tables of prompts.
+        dates: When they are rendered, and what became of that.
         costs: What a date of a campaign costs.
         objects: Tunes and prompts as their callers see them.
         uploads: Pictures that are promised.
@@ -107,6 +109,7 @@ class Registry(Database):
         self.groups = Groups(self)
         self.device_runs = DeviceRuns(self)
         self.campaigns = Campaigns(self)
+        self.dates = CampaignDates(self)
         self.costs = CampaignCosts(self)
         self.objects = Objects(self)
         self.uploads = Uploads(self)

@@ -16,7 +16,7 @@ from tunes_dagster.registry.tables import Prompt
 from tunes_dagster.registry.transitions import OPEN_PROMPT
 
 if TYPE_CHECKING:
-    from tunes_dagster.registry.campaigns import Planned
+    from tunes_dagster.registry.date_plans import Planned
 
 
 class OverCap(Failure):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,7 +13,7 @@ from tunes_dagster.core.ids import COHORT, new_id
 from tunes_dagster.core.results import BatchResult, Machine
 from tunes_dagster.core.work import WorkKind
 from tunes_dagster.registry.engine import Part
-from tunes_dagster.registry.locks import lock
+from tunes_dagster.registry.locks import chunks, lock
 from tunes_dagster.registry.retrying import retried
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import open_work
@@ -319,3 +319,19 @@ class Groups(Part):
         """Return batches, newest first."""
         with self.reading() as session:
             return list(session.scalars(select(Batch).order_by(Batch.created_at.desc()).limit(limit)))
+
+    def newest_done(self, base_id: str, limit: int = 30) -> list[Batch]:
+        """Return the newest finished batches of a base, for their seconds."""
+        query = select(Batch).where(Batch.base_id == base_id, Batch.status == "done")
+        with self.reading() as session:
+            return list(session.scalars(query.order_by(Batch.created_at.desc()).limit(limit)))
+
+    def batches_by_id(self, ids: Iterable[str]) -> dict[str, Batch]:
+        """Return batches by id."""
+        with self.reading() as session:
+            rows = (
+                row
+                for part in chunks(list(ids))
+                for row in session.scalars(select(Batch).where(Batch.id.in_(part)))
+            )
+            return {row.id: row for row in rows}

@@ -104,7 +104,7 @@ def check_files(installation: Installation) -> Checked:
     for prompt in _all_prompts(registry):
         _check_prompt(registry, there, prompt, done)
     for campaign in registry.campaigns.rows():
-        for date in registry.campaigns.dates(campaign.id, limit=100_000):
+        for date in registry.dates.rows(campaign.id, limit=100_000):
             if not there.has(date.report_key):
                 registry.restoring.report_missing(date.id)
     return done
