@@ -15,7 +15,7 @@ from tests.support.registry import Clock, add_prompt, add_tune, make_ready, prom
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.registry import Campaign, Prompt, Registry, Tune, Use
-from tunes_dagster.registry.date_plans import Planned
+from tunes_dagster.registry.date_plans import DatePlan, Planned
 from tunes_dagster.registry.ledger import post, reserve, reserve_many
 
 PRICE = 2_000
@@ -161,7 +161,7 @@ def test_a_date_never_waits_for_a_tune_that_ended_while_it_was_drawn(
     planned = [_planned(good, 1, *([lost.id] if in_text else [])), _planned(good if in_text else lost, 2)]
     _end(registry, lost, how)
     with pytest.raises(Failure, match="lost") as refused:
-        registry.dates.plan(_campaign(registry), "2026-03-09", planned, {})
+        registry.dates.plan(_campaign(registry), "2026-03-09", DatePlan(prompts=planned))
     assert refused.value.code == FailureCode.CONFLICT
     assert registry.prompts.rows() == [] and books(registry) == (1_000_000, 0)
 
@@ -178,7 +178,9 @@ def test_dates_planned_while_their_tunes_end_all_come_to_an_end(registry: Regist
         def plan_it(both: threading.Barrier = both, tune: Tune = tune, number: int = number) -> None:
             both.wait(10)
             try:
-                registry.dates.plan(campaign, f"date {number}", [_planned(tune, n) for n in range(5)], {})
+                registry.dates.plan(
+                    campaign, f"date {number}", DatePlan(prompts=[_planned(tune, n) for n in range(5)])
+                )
             except Failure as failure:
                 assert failure.code == FailureCode.CONFLICT
 

@@ -20,7 +20,7 @@ from tunes_dagster.campaigns.plan import Sketch, plan_summary, sketch
 from tunes_dagster.campaigns.problems import Mistake, as_failure, errors
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.registry.campaign_costs import OverCap
-from tunes_dagster.registry.date_plans import TunesEnded
+from tunes_dagster.registry.date_plans import DatePlan, TunesEnded
 
 if TYPE_CHECKING:
     from tunes_dagster.registry import Campaign, CampaignDate
@@ -218,17 +218,15 @@ class Keeper:
         key = f"campaigns/{campaign.name}/{date.replace(':', '')}/plan.csv"
         self.store.write_bytes(key, plan_csv(drawn))
         waits = ", ".join(f"{title} ({status})" for title, status in drawn.waits.items())
+        plan = DatePlan(
+            prompts=drawn.planned,
+            summary=summary,
+            table_key=key,
+            message=f"Waits for {waits}." if waits else "",
+            cap=drawn.file.cost_cap,
+        )
         try:
-            row = self.registry.dates.plan(
-                campaign,
-                date,
-                drawn.planned,
-                summary,
-                plan_key=key,
-                retry_failed=retry_failed,
-                message=f"Waits for {waits}." if waits else "",
-                cap=drawn.file.cost_cap,
-            )
+            row = self.registry.dates.plan(campaign, date, plan, retry_failed=retry_failed)
         except OverCap as over:  # since it was drawn, something failed that is asked for again
             raise self._refused(campaign, date, summary, over) from over
         return row, drawn

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, exists, func, insert, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.ids import new_id
@@ -16,22 +16,25 @@ from tunes_dagster.registry.campaign_costs import OverCap, over_cap, paid_by, to
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
 from tunes_dagster.registry.campaigns import removed
 from tunes_dagster.registry.date_plans import (
+    DatePlan,
     Known,
     Planned,
     drop_unwanted,
     known_of,
+    links_of,
     note_planned,
     ready_tunes,
     rows_of,
+    write_rows,
 )
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import reserve_many
-from tunes_dagster.registry.locks import chunks, lock_each, lock_one
+from tunes_dagster.registry.locks import lock_each, lock_one
 from tunes_dagster.registry.prompts import uses_of_prompts
 from tunes_dagster.registry.retrying import repeatable
 from tunes_dagster.registry.tables import Prompt, Tune
 from tunes_dagster.registry.transitions import OPEN_PROMPT
-from tunes_dagster.registry.uses import PromptTune, write_uses
+from tunes_dagster.registry.uses import PromptTune
 
 # A report that was asked for and did not come is asked for again, so many times.
 REPORT_PATIENCE = timedelta(minutes=10)
@@ -60,16 +63,7 @@ class CampaignDates(Part):
 
     @repeatable
     def plan(
-        self,
-        campaign: Campaign,
-        date: str,
-        planned: Sequence[Planned],
-        plan: dict[str, Any],
-        *,
-        message: str = "",
-        plan_key: str | None = None,
-        retry_failed: bool = True,
-        cap: float | None = None,
+        self, campaign: Campaign, date: str, plan: DatePlan, *, retry_failed: bool = True
     ) -> CampaignDate:
         """Write the plan of a date: rows for what is missing, links to what is there; all of it or nothing.
 
@@ -79,12 +73,8 @@ class CampaignDates(Part):
         Args:
             campaign: Whose date it is.
             date: Its partition key.
-            planned: The prompts.
-            plan: What the row keeps of it.
-            message: For people.
-            plan_key: Of the plan's table in the store.
+            plan: What is wanted.
             retry_failed: Whether what failed is asked for again.
-            cap: Dollars that all plans of the date may cost together.
 
         Raises:
             TunesEnded: When a tune that the plan counts on has failed or gone since it was drawn.
@@ -95,38 +85,28 @@ class CampaignDates(Part):
         now = self.now()
         with self.writing() as session:
             row = _open_date(session, campaign, date, now)
-            ready = ready_tunes(session, planned)
-            known = known_of(session, campaign.id, planned)
+            ready = ready_tunes(session, plan.prompts)
+            known = known_of(session, campaign.id, plan.prompts)
             if not retry_failed:
                 known = {k: Known(v.prompt_id, v.status, True) for k, v in known.items()}
-            earlier = select(CampaignPrompt.prompt_id, CampaignPrompt.kept).where(
-                CampaignPrompt.date_id == row.id
-            )
-            before = {link.prompt_id: link.kept for link in session.execute(earlier)}
-            paid = paid_by(session, row.id, planned)
-            fresh, links = rows_of(campaign, row.id, planned, known, ready, before, now)
-            session.add_all(fresh)
-            session.flush()
-            used = {link["prompt_id"]: one.uses for link, one in zip(links, planned, strict=True)}
-            write_uses(session, {one.id: used[one.id] for one in fresh})
-            session.execute(delete(CampaignPrompt).where(CampaignPrompt.date_id == row.id))
-            for part in chunks(links):
-                session.execute(insert(CampaignPrompt), part)
+            before = links_of(session, row.id)
+            paid = paid_by(session, row.id, plan.prompts)
+            fresh, links = rows_of(campaign, row.id, plan.prompts, known, ready, before, now)
+            write_rows(session, row.id, plan.prompts, fresh, links)
             note_planned(session, fresh, f"Planned by {campaign.name}, {date}.", now)
-            prices = {link["prompt_id"]: one.price for link, one in zip(links, planned, strict=True)}
-            costs = {one.id: prices[one.id] for one in fresh}
             # Before the prices: prompts are locked before wallets, and what these held can be spent again.
             unwanted = before.keys() - {link["prompt_id"] for link in links}
             dropped = drop_unwanted(session, row.id, unwanted, campaign.account_id, now)
+            prices = {link["prompt_id"]: link["price"] for link in links}
+            costs = {one.id: prices[one.id] for one in fresh}
             row.spent += total(paid, unwanted - dropped)
             stays = row.spent + total(paid, paid.keys() - unwanted)
-            if said := over_cap(sum(costs.values()), stays, cap):
+            if said := over_cap(sum(costs.values()), stays, plan.cap):
                 raise OverCap(said)
             reserve_many(session, campaign.account_id, costs, now, f"{campaign.name} {date}")
             name_in(session, uses_of_prompts(fresh), now)
-            kept = len(links) - len(fresh)
-            row.plan = {**plan, "new": len(fresh), "kept": kept}
-            row.version, row.plan_key, row.message = campaign.version, plan_key, message
+            row.plan = {**plan.summary, "new": len(fresh), "kept": len(links) - len(fresh)}
+            row.version, row.plan_key, row.message = campaign.version, plan.table_key, plan.message
             row.status, row.planned_at, row.updated_at = "planned", now, now
             row.finished_at = row.reported_at = row.report_asked_at = None
             row.report_attempt = row.report_attempt or 0

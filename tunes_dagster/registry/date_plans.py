@@ -5,12 +5,12 @@ Each function works in the transaction that plans the date; see `CampaignDates.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
@@ -22,7 +22,7 @@ from tunes_dagster.registry.locks import chunks, lock_each
 from tunes_dagster.registry.prompts import NewPrompt, new_prompt
 from tunes_dagster.registry.tables import Event, Prompt, Tune
 from tunes_dagster.registry.transitions import LOST_TUNE, OPEN_PROMPT, lock_ends, prompt_ended
-from tunes_dagster.registry.uses import Use, own_use
+from tunes_dagster.registry.uses import Use, own_use, write_uses
 
 ORIGIN = "campaign"
 
@@ -62,6 +62,25 @@ class Planned:
     def uses(self) -> list[Use]:
         """All the tunes that it will be rendered with."""
         return [*own_use(self.tune_id), *self.tags]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatePlan:
+    """What is wanted of a date.
+
+    Attributes:
+        prompts: All that it is to show.
+        summary: What its row keeps of the plan.
+        table_key: Of the plan's table in the store.
+        message: For people.
+        cap: Dollars that all plans of the date may cost together.
+    """
+
+    prompts: Sequence[Planned]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    table_key: str | None = None
+    message: str = ""
+    cap: float | None = None
 
 
 class TunesEnded(Failure):
@@ -180,6 +199,29 @@ def rows_of(
             }
         )
     return fresh, links
+
+
+def links_of(session: Session, date_id: str) -> dict[str, bool]:
+    """Return the prompts of a date's last plan, and whether each was there before it."""
+    earlier = select(CampaignPrompt.prompt_id, CampaignPrompt.kept).where(CampaignPrompt.date_id == date_id)
+    return {link.prompt_id: link.kept for link in session.execute(earlier)}
+
+
+def write_rows(
+    session: Session,
+    date_id: str,
+    planned: Sequence[Planned],
+    fresh: Sequence[Prompt],
+    links: Sequence[dict[str, Any]],
+) -> None:
+    """Write the prompts that are missing with what they use, and the links of the date in place of its former ones."""
+    session.add_all(fresh)
+    session.flush()
+    used = {link["prompt_id"]: one.uses for link, one in zip(links, planned, strict=True)}
+    write_uses(session, {one.id: used[one.id] for one in fresh})
+    session.execute(delete(CampaignPrompt).where(CampaignPrompt.date_id == date_id))
+    for part in chunks(links):
+        session.execute(insert(CampaignPrompt), part)
 
 
 def drop_unwanted(
