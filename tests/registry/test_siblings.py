@@ -8,8 +8,8 @@ from tests.registry.test_submit import Door, door, finished, refused
 from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.recipe import PromptRequest
 from tunes_dagster.families.catalog import BaseModelEntry, Catalog, load_catalog
+from tunes_dagster.service.completing import completed_prompt
 from tunes_dagster.service.installation import Installation
-from tunes_dagster.service.submit import completed_prompt
 
 __all__ = ["door"]  # the fixture
 

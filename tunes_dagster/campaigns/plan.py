@@ -294,8 +294,8 @@ class _Completer:
         Raises:
             Failure: What submission would refuse.
         """
+        from tunes_dagster.service.completing import completed_prompt
         from tunes_dagster.service.quote import prompt_price
-        from tunes_dagster.service.submit import completed_prompt
 
         tune = self.drawn.tunes[item.tune_id] if item.tune_id else None
         asked = PromptRequest(

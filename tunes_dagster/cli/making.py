@@ -305,7 +305,7 @@ def _looks_like_a_file(value: str) -> bool:
 
 def _check_all(installation: Installation, requests: list[PromptRequest], account_id: str) -> None:
     """Refuse all of several prompts when one is wrong, instead of leaving those before it in the queue."""
-    from tunes_dagster.service.submit import completed_prompt
+    from tunes_dagster.service.completing import completed_prompt
 
     registry = installation.registry
     for request in requests:

@@ -209,7 +209,7 @@ def set_rules(
     ] = None,
 ) -> None:
     """Set how long an account's tunes and pictures are kept. Nothing goes before its warning had its time."""
-    from tunes_dagster.service.submit import check_callback_url
+    from tunes_dagster.service.checks import check_callback_url
 
     installation = open_installation()
     rules: dict[str, Any] = {}

@@ -226,7 +226,8 @@ class Accepting:
     def _submit_prompts(
         self, orders: Sequence[tuple[PromptRequest, View]], group: NewGroup | None
     ) -> Accepted:
-        from tunes_dagster.service.submit import DEFAULT_BASE, AskedPrompt, new_prompts
+        from tunes_dagster.service.completing import DEFAULT_BASE
+        from tunes_dagster.service.submit import AskedPrompt, new_prompts
 
         asked = []
         for request, view in orders:

@@ -41,8 +41,8 @@ from tunes_dagster.registry import Callback, Prompt, Tune
 from tunes_dagster.registry.filters import Page, TuneFilter
 from tunes_dagster.registry.outbox import Sample
 from tunes_dagster.rendering.styles import compositions
+from tunes_dagster.service.checks import check_callback_url
 from tunes_dagster.service.download import served
-from tunes_dagster.service.submit import check_callback_url
 
 
 def _error(problem: HttpProblem) -> tuple[int, Any]:

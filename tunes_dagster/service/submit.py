@@ -6,42 +6,33 @@ render, the base's training defaults) is filled in now, so that the row always s
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, TuneRequest
-from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.wishes import Unmet, Wishes
 from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
 from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.intake.subject import is_style
-from tunes_dagster.registry import Prompt, Tune, Use
+from tunes_dagster.registry import Prompt, Tune
 from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.registry.tunes import NewTune
+from tunes_dagster.service.checks import check_callback_url, check_id, check_sources
 from tunes_dagster.service.companions import missing
+from tunes_dagster.service.completing import Own, complete_within, completed_prompt
 from tunes_dagster.service.continuing import check_same_base, continued
 from tunes_dagster.service.naming import Named, named_tune
 from tunes_dagster.service.quote import import_price, prompt_price, tune_price
 from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
-    from tunes_dagster.intake.guard import Guard
     from tunes_dagster.service.installation import Installation
-
-# What means something in partition keys and selections of Dagster's, in paths, or in tags of prompts.
-_FORBIDDEN_IN_IDS = ("...", *"|/\\,:;<>[]{}()*?\"'`")
-# Bytes: `.<id>-kohya.safetensors.<random>` is a file name, too.
-_LONGEST_ID = 160
 
 # Of a name: `coffee mug` is one thing, `red coffee mug` describes one.
 _MANY_WORDS = 3
-
-# What a prompt renders on that names neither tune nor base: what a tune would be trained on.
-DEFAULT_BASE = str(TuneRequest.model_fields["base"].default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +122,12 @@ def new_tune(
     if request.training.kind == "faceid":
         adapter_for(catalog, entry, settings.bases_folder)
     chosen = check_id(tune_id) if tune_id else new_id("tune")
-    request = _check_sources(request, chosen, settings, allow_folder)
+    request = check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
     named = Named(installation, entry, account_id)
-    own = _Own(request.training.kind, request.class_name, request.characteristics)
+    own = Own(request.training.kind, request.class_name, request.characteristics)
     completed = [
-        _complete_prompt(one, entry, installation, own=own, asked=request.base, named=named)
+        complete_within(one, entry, installation, own=own, asked=request.base, named=named)
         for one in request.prompts
     ]
     complete = request.model_copy(update={"prompts": [one.request for one in completed]})
@@ -302,66 +293,6 @@ def new_prompts(
     return new
 
 
-@dataclass(frozen=True)
-class Completed:
-    """A prompt that can be accepted.
-
-    Attributes:
-        request: With everything filled in.
-        entry: The base that renders it.
-        asked: The base as asked.
-        tags: The tunes that tags in its text name.
-        warnings: What was wished for and is not met.
-    """
-
-    request: PromptRequest
-    entry: BaseModelEntry
-    asked: str
-    tags: tuple[Use, ...] = ()
-    warnings: Sequence[Unmet] = ()
-
-
-def completed_prompt(
-    installation: Installation,
-    request: PromptRequest,
-    tune: Tune | None,
-    *,
-    account_id: str = "local",
-    meant: Mapping[str, str] | None = None,
-    seen: dict[str, Tune] | None = None,
-) -> Completed:
-    """Return a prompt with everything filled in, and the tunes that it names.
-
-    Args:
-        installation: Knows bases, and the tunes that tags in the text name. Base64 pictures are written into its
-            store; nothing else is.
-        request: As handed in.
-        tune: That it names.
-        account_id: Whose tunes tags may name.
-        meant: See `submit_prompt`.
-        seen: See `Named`; for many prompts at once.
-
-    Raises:
-        Failure: As `submit_prompt`.
-    """
-    if tune is not None:
-        home, _folder = installation.usable(tune.base_id)
-        asked = request.base or tune.base
-    else:
-        asked = request.base or DEFAULT_BASE
-        home, _folder = installation.usable(asked)
-    named = Named(installation, home, account_id, meant, seen)
-    completed = _complete_prompt(
-        request,
-        home,
-        installation,
-        asked=asked,
-        own=_Own.of(tune) if tune is not None else None,
-        named=named,
-    )
-    return replace(completed, tags=tuple(named.tags(completed.request.text)))
-
-
 def make_recipe(
     request: TuneRequest, entry: BaseModelEntry, continues: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -385,181 +316,3 @@ def make_recipe(
         "captions": dict(request.captions),
         "training": entry.training_options(request.training).model_dump(mode="json"),
     }
-
-
-def check_id(text: str) -> str:
-    """Return an id that a person typed when it can be a partition key, a folder and file of the store, and in a tag.
-
-    Dagster's selections of partitions give a meaning to commas, brackets, quotes and asterisks, `<lora:ID:0.8>` to
-    colons and angle brackets; file names end at 255 bytes, of which other parts need some.
-
-    Raises:
-        Failure: `INVALID_REQUEST`.
-    """
-    size = len(text.encode("utf-8", "surrogatepass"))
-    bad = (
-        not text
-        or len(text) > 80
-        or size > _LONGEST_ID
-        or text.startswith(".")
-        or text != text.strip()
-        or text != unicodedata.normalize("NFC", text)
-        or any(part in text for part in _FORBIDDEN_IN_IDS)
-        # Control characters, what shows nothing or turns text round, halves of letters, odd spaces.
-        or any(unicodedata.category(letter)[0] in "CZ" and letter != " " for letter in text)
-    )
-    if bad:
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"{text[:90]!r} cannot be the id of a tune.",
-            f"Use up to 80 letters and digits ({_LONGEST_ID} bytes in UTF-8), spaces, '-', '_' and '.' "
-            f"between them; not {' '.join(_FORBIDDEN_IN_IDS)}.",
-        )
-    return text
-
-
-def check_callback_url(url: str | None, settings: Settings, field: str = "callback_url") -> None:
-    """Refuse a callback address that could never be delivered to.
-
-    Args:
-        url: As handed in.
-        settings: The operator's.
-        field: What it was handed in as.
-
-    Raises:
-        Failure: `SOURCE_REFUSED` for other schemes than http(s) and for addresses that lead inside.
-    """
-    if url is None:
-        return
-    from tunes_dagster.intake.guard import Guard
-
-    _check_address(Guard(settings.allow_hosts), url, field)
-
-
-def _check_address(guard: Guard, url: str, field: str) -> None:
-    try:
-        guard.check_url(url)
-    except Failure as failure:
-        failure.about(field)
-        raise
-
-
-def _check_sources(
-    request: TuneRequest, tune_id: str, settings: Settings, allow_folder: str | Sequence[str] | None
-) -> TuneRequest:
-    """Return the request with its folder as it was allowed.
-
-    Raises:
-        Failure: For a source that it may not name.
-    """
-    from tunes_dagster.intake.folders import check_folder, settled
-    from tunes_dagster.intake.guard import Guard
-    from tunes_dagster.intake.payloads import check_upload_key
-
-    sources = request.sources
-    guard = Guard(settings.allow_hosts)
-    if sources.archive_url is not None:
-        _check_address(guard, sources.archive_url, "archive_url")
-    for url in sources.image_urls:
-        _check_address(guard, url, "image_urls")
-    for key in sources.uploads:
-        check_upload_key(key, tune_id)
-    if sources.folder is not None:
-        extra = [allow_folder] if isinstance(allow_folder, str) else list(allow_folder or [])
-        check_folder(sources.folder, [*settings.allow_folders, settings.resolved_drop_folder, *extra])
-    named = len(sources.image_urls) + len(sources.images_base64)
-    if named > request.dataset.max_pictures:
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"{named} pictures were handed in, but dataset.max_pictures is {request.dataset.max_pictures}.",
-            "Send fewer pictures, or raise dataset.max_pictures.",
-        )
-    if sources.folder is None:
-        return request
-    return request.model_copy(
-        update={"sources": sources.model_copy(update={"folder": settled(sources.folder)})}
-    )
-
-
-@dataclass(frozen=True)
-class _Own:
-    """What is to be known of a prompt's own tune.
-
-    Attributes:
-        kind: Of tune.
-        class_name: Of its subject.
-        characteristics: Of its subject.
-        id: Empty while the tune does not exist yet.
-    """
-
-    kind: str
-    class_name: str
-    characteristics: Mapping[str, str]
-    id: str = ""
-
-    @classmethod
-    def of(cls, tune: Tune) -> _Own:
-        """Return it of a tune that exists."""
-        known = (tune.request or {}).get("characteristics") or {}
-        return cls(tune.kind, tune.class_name, dict(known), tune.id)
-
-
-def _complete_prompt(
-    request: PromptRequest,
-    home: BaseModelEntry,
-    installation: Installation,
-    *,
-    own: _Own | None = None,
-    asked: str = "",
-    named: Named,
-) -> Completed:
-    """Return the prompt with its settings checked and filled from the base that renders it, with a seed; without tags.
-
-    Args:
-        request: As handed in.
-        home: The base that its tunes were made on.
-        installation: Knows bases; keeps pictures that come with it.
-        own: Its tune; one that does not exist yet when the prompt came inside of it, and then it may name no other.
-        asked: The base by the caller's word.
-        named: Looks up the tunes that tags name.
-    """
-    from tunes_dagster.rendering.siblings import rendering_base
-    from tunes_dagster.rendering.submission import PromptContext, complete_prompt
-
-    catalog, settings = installation.catalog, installation.settings
-    if own is not None and not own.id and request.tune is not None:
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"The prompt {request.text[:60]!r} names the tune {request.tune!r}, but it is part of a new tune.",
-            "Leave `tune` out here, or submit the prompt by itself.",
-        )
-    kinds = [own.kind] if own is not None else []
-    entry = rendering_base(request, home, [*kinds, *named.kinds(request.text)], catalog, settings)
-    if request.base is not None and not catalog.fits(home, request.base):
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            f"The prompt asks for the base {request.base!r}, but its tune was made on {home.base_id!r}.",
-            "Leave `base` out: a tune only fits the base it was made on, and that one's sibling if it has one.",
-        )
-    check_callback_url(request.callback_url, settings)
-    base = catalog.resolve(asked) if asked else entry
-    wishes = Wishes(settings.unmet_wishes)
-    store = installation.store.naming(installation.registry.blobs.hold)
-    subjects = [own.class_name] if own is not None else []
-    context = PromptContext(
-        base,
-        entry,
-        catalog,
-        settings,
-        store,
-        own.characteristics if own is not None else {},
-        named,
-        tuned=own is not None,
-        own_tag=own is not None and any(use.tune_id == own.id for use in named.tags(request.text)),
-        subjects=[*subjects, *named.subjects(request.text)],
-        owns=named.owns_picture,
-        wishes=wishes,
-    )
-    named.check_sums(request.text)
-    complete = complete_prompt(request, context)
-    return Completed(complete, entry, asked, warnings=wishes.told())

@@ -363,7 +363,7 @@ def _chosen(name: str, value: Any) -> list[Any] | None:
 def _group(mine: Desk, callback: Any) -> NewGroup | None:
     if not callback:
         return None
-    from tunes_dagster.service.submit import check_callback_url
+    from tunes_dagster.service.checks import check_callback_url
 
     check_callback_url(str(callback), mine.service.settings, "prompts_callback")
     return mine.new_group(NAME, str(callback))
