@@ -54,33 +54,12 @@ def build_request(
     from tunes_dagster.core.recipe import TuneRequest
     from tunes_dagster.core.validation import checked
 
-    if source is not None and not source.exists():
-        raise Failure(FailureCode.INVALID_REQUEST, f"There is no folder {source}.", "Check the path.")
-    if source is not None and not source.is_dir():
-        _check_archive(source)
-    if source is not None and source.is_dir() and not any(one.is_file() for one in source.rglob("*")):
-        raise Failure(FailureCode.INVALID_REQUEST, f"The folder {source} is empty.", "Put pictures into it.")
-    if source is not None and source.is_dir() and not said.get("sources"):
-        _check_folder(source)
-    if config is None and source is not None:
-        config = next(
-            (source / name for name in ("tune.yaml", "tune.yml") if (source / name).is_file()), None
-        )
+    if source is not None:
+        _check_source(source, bool(said.get("sources")))
+        yamls = (source / name for name in ("tune.yaml", "tune.yml"))
+        config = config or next((one for one in yamls if one.is_file()), None)
     data = merged(read_config(config) if config else {}, said)
-    sources = dict(data.get("sources") or {})
-    if source is not None and source.is_dir():
-        sources["folder"] = str(source.resolve())
-    elif source is not None:
-        sources["uploads"] = [*sources.get("uploads", []), uploaded(installation, source)]
-    elif config is not None and "folder" in sources and "://" not in str(sources["folder"]):
-        # A relative folder in tune.yaml is meant from where the file lies.
-        sources["folder"] = str((config.parent / str(sources["folder"])).resolve())
-    if not any(sources.values()):
-        raise Failure(
-            FailureCode.INVALID_REQUEST,
-            "No pictures were named.",
-            "Name a folder: tunes train ./photos --name woman --token ohwx",
-        )
+    sources = _sources(installation, source, config, data)
     label = str(config) if config and not said else "The request"
     if source is not None and not {"name", "token"} <= data.keys():
         data = {**_named_by_folders(source), **data}
@@ -98,6 +77,39 @@ def build_request(
     request = checked(TuneRequest, {**data, "sources": sources}, label)
     folder = request.sources.folder
     return request, folder if folder and "://" not in folder else None
+
+
+def _check_source(source: Path, others: bool) -> None:
+    """Refuse a folder or archive that holds no pictures; `others` are named beside those of a folder."""
+    if not source.exists():
+        raise Failure(FailureCode.INVALID_REQUEST, f"There is no folder {source}.", "Check the path.")
+    if not source.is_dir():
+        _check_archive(source)
+    elif not any(one.is_file() for one in source.rglob("*")):
+        raise Failure(FailureCode.INVALID_REQUEST, f"The folder {source} is empty.", "Put pictures into it.")
+    elif not others:
+        _check_folder(source)
+
+
+def _sources(
+    installation: Installation, source: Path | None, config: Path | None, data: dict[str, Any]
+) -> dict[str, Any]:
+    """Return where the pictures are: the folder or archive that was given, and what the options name."""
+    sources = dict(data.get("sources") or {})
+    if source is not None and source.is_dir():
+        sources["folder"] = str(source.resolve())
+    elif source is not None:
+        sources["uploads"] = [*sources.get("uploads", []), uploaded(installation, source)]
+    elif config is not None and "folder" in sources and "://" not in str(sources["folder"]):
+        # A relative folder in tune.yaml is meant from where the file lies.
+        sources["folder"] = str((config.parent / str(sources["folder"])).resolve())
+    if not any(sources.values()):
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            "No pictures were named.",
+            "Name a folder: tunes train ./photos --name woman --token ohwx",
+        )
+    return sources
 
 
 def _named_by_folders(source: Path) -> dict[str, str]:

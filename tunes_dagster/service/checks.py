@@ -1,4 +1,4 @@
-"""What is refused of a request by itself: ids, addresses, sources that it may not name."""
+"""What is refused of a request by itself: ids, addresses, sources, training that cannot be done."""
 
 from __future__ import annotations
 
@@ -9,14 +9,40 @@ from typing import TYPE_CHECKING
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.wishes import Wishes
+from tunes_dagster.families.catalog import BaseModelEntry
+from tunes_dagster.families.ipadapter import adapter_for
+from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
     from tunes_dagster.intake.guard import Guard
+    from tunes_dagster.service.installation import Installation
 
 # What means something in partition keys and selections of Dagster's, in paths, or in tags of prompts.
 _FORBIDDEN_IN_IDS = ("...", *"|/\\,:;<>[]{}()*?\"'`")
 # Bytes: `.<id>-kohya.safetensors.<random>` is a file name, too.
 _LONGEST_ID = 160
+
+
+def check_training(
+    installation: Installation, request: TuneRequest, entry: BaseModelEntry, wishes: Wishes
+) -> TuneRequest:
+    """Return the request with options that can be trained on its base.
+
+    Args:
+        installation: Knows the bases and what is installed beside them.
+        request: As handed in.
+        entry: The base that is really used.
+        wishes: Told what is not met.
+
+    Raises:
+        Failure: `INVALID_REQUEST`, `BASE_NOT_INSTALLED`.
+    """
+    catalog, settings = installation.catalog, installation.settings
+    checked = check_tune(request, catalog.resolve(request.base), entry, settings, wishes)
+    if checked.training.kind == "faceid":
+        adapter_for(catalog, entry, settings.bases_folder)
+    return checked
 
 
 def check_id(text: str) -> str:

@@ -7,7 +7,7 @@ still to be fetched is refused later, by its work, which does the same. From the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,28 +96,11 @@ def accept_weights(
         Failure: `WEIGHTS_UNUSABLE` for a file that cannot be taken whole, `INVALID_REQUEST` when nobody knows its base,
             and what `new_tune` raises; nothing is kept then.
     """
-    store, settings = installation.store, installation.settings
-    chosen = new_id("tune")
-    config = {**({"lora_alpha": request.alpha} if request.alpha else {}), **(found.config if found else {})}
+    store, chosen = installation.store, new_id("tune")
     if found is None:
-        check_address(request.url, settings)
-        if request.base is None:
-            raise Failure(
-                FailureCode.INVALID_REQUEST,
-                "Which base the weights are for is known only once they are here.",
-                "Name it with `base`, or upload the file.",
-            ).about("base")
-        handed = Handed(
-            name=request.url.rpartition("/")[2][:200] or "weights", url=request.url, config=config
-        )
-        doubts: tuple[Unmet, ...] = ()
-        complete = _as_tune(request, None)
+        complete, handed = _to_be_fetched(request, installation.settings)
     else:
-        looked = look_at(found.path, found.name, settings.import_max_mb)
-        seen = recognise(looked, installation, request.base, config)
-        key = store.write_file(f"tunes/{chosen}/uploads/weights.safetensors", found.path)
-        handed = Handed(name=found.name, key=key, sha256=sha256_of(found.path), config=config)
-        complete, doubts = _as_tune(request, seen), (*seen.doubts, *_idle_alpha(request, found, seen))
+        complete, handed = _taken_in(installation, request, found, chosen)
     try:
         new = new_tune(
             installation,
@@ -126,7 +109,7 @@ def accept_weights(
             origin="import",
             allow_folder=allow_folder,
             tune_id=chosen,
-            handed=replace(handed, doubts=doubts),
+            handed=handed,
         )
         accepted = installation.registry.tunes.accept(new, acceptance)
     except BaseException as refused:
@@ -136,6 +119,41 @@ def accept_weights(
     if acceptance is not None and acceptance.dry_run:
         store.delete_prefix(f"tunes/{chosen}")
     return accepted
+
+
+def _to_be_fetched(request: ImportRequest, settings: Settings) -> tuple[TuneRequest, Handed]:
+    """Return the request of a tune whose weights are still elsewhere, and what is known of these."""
+    check_address(request.url, settings)
+    if request.base is None:
+        raise Failure(
+            FailureCode.INVALID_REQUEST,
+            "Which base the weights are for is known only once they are here.",
+            "Name it with `base`, or upload the file.",
+        ).about("base")
+    name = request.url.rpartition("/")[2][:200] or "weights"
+    return _as_tune(request, None), Handed(name=name, url=request.url, config=_strength(request))
+
+
+def _taken_in(
+    installation: Installation, request: ImportRequest, found: Found, tune_id: str
+) -> tuple[TuneRequest, Handed]:
+    """Return the request of a tune whose weights are here, and these, which lie in the store then."""
+    config = {**_strength(request), **found.config}
+    looked = look_at(found.path, found.name, installation.settings.import_max_mb)
+    seen = recognise(looked, installation, request.base, config)
+    key = installation.store.write_file(f"tunes/{tune_id}/uploads/weights.safetensors", found.path)
+    handed = Handed(
+        name=found.name,
+        key=key,
+        sha256=sha256_of(found.path),
+        config=config,
+        doubts=(*seen.doubts, *_idle_alpha(request, found, seen)),
+    )
+    return _as_tune(request, seen), handed
+
+
+def _strength(request: ImportRequest) -> dict[str, Any]:
+    return {"lora_alpha": request.alpha} if request.alpha else {}
 
 
 def _idle_alpha(request: ImportRequest, found: Found, seen: Recognised) -> Iterator[Unmet]:

@@ -16,7 +16,6 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.core.validation import checked
 from tunes_dagster.core.wishes import Wishes
 from tunes_dagster.families.catalog import BaseModelEntry
-from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.families.presets import changed
 from tunes_dagster.intake.captions import CaptionTable
 from tunes_dagster.intake.manifest import Manifest
@@ -24,19 +23,15 @@ from tunes_dagster.intake.training_set import TrainingSet
 from tunes_dagster.registry import Tune
 from tunes_dagster.registry.retrying import may_have_been_kept
 from tunes_dagster.registry.tunes import NewTune
+from tunes_dagster.service.checks import check_training
 from tunes_dagster.service.quote import tune_price
 from tunes_dagster.service.references import named_by
-from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
     from tunes_dagster.service.installation import Installation
 
 # What the dataset was prepared for; another value needs another dataset.
 _OF_THE_DATASET = ("resolution",)
-
-
-def _deleted(tune: Tune) -> Failure:
-    return Failure(FailureCode.CONFLICT, f"The tune {tune.id} was deleted meanwhile.", "Make a new one.")
 
 
 def rerun(
@@ -61,15 +56,7 @@ def rerun(
             not of training, `BASE_NOT_INSTALLED`, `OUT_OF_CREDITS`: the same work costs the same again.
     """
     registry, store = installation.registry, installation.store
-    catalog, settings = installation.catalog, installation.settings
-    if tune.deleted_at is not None:
-        raise _deleted(tune)
-    if "imported" in tune.recipe:
-        raise Failure(
-            FailureCode.CONFLICT,
-            f"The tune {tune.title!r} was imported, not trained here.",
-            "Import its file again, or continue it on pictures with training.base_tune_id.",
-        )
+    _check_trained(tune)
     entry, _folder = installation.usable(tune.base_id)
     options = _options(tune, changes or {}, entry)
     asked = TuneRequest.model_validate(tune.request)
@@ -81,10 +68,8 @@ def rerun(
             "callback_url": None,
         }
     )
-    wishes = Wishes(settings.unmet_wishes)
-    request = check_tune(request, catalog.resolve(request.base), entry, settings, wishes)
-    if request.training.kind == "faceid":
-        adapter_for(catalog, entry, settings.bases_folder)
+    wishes = Wishes(installation.settings.unmet_wishes)
+    request = check_training(installation, request, entry, wishes)
     recipe = {**tune.recipe, "training": entry.training_options(request.training).model_dump(mode="json")}
     chosen = new_id("tune")
     if not tune.blobs_named:
@@ -100,7 +85,7 @@ def rerun(
             account_id=tune.account_id,
             origin="cli",
             status="prepared",
-            price=tune_price(installation.prices, catalog, request),
+            price=tune_price(installation.prices, installation.catalog, request),
             warnings=wishes.told(),
             again=tune.id,
         )
@@ -109,6 +94,18 @@ def rerun(
         if not may_have_been_kept(refused):
             store.delete_prefix(f"tunes/{chosen}")
         raise
+
+
+def _check_trained(tune: Tune) -> None:
+    """Refuse what cannot be trained again: what was deleted, and what was never trained here."""
+    if tune.deleted_at is not None:
+        raise Failure(FailureCode.CONFLICT, f"The tune {tune.id} was deleted meanwhile.", "Make a new one.")
+    if "imported" in tune.recipe:
+        raise Failure(
+            FailureCode.CONFLICT,
+            f"The tune {tune.title!r} was imported, not trained here.",
+            "Import its file again, or continue it on pictures with training.base_tune_id.",
+        )
 
 
 def _options(tune: Tune, changes: Mapping[str, Any], entry: BaseModelEntry) -> TrainingOptions:

@@ -15,18 +15,16 @@ from tunes_dagster.core.ids import new_id
 from tunes_dagster.core.recipe import PromptRequest, TuneRequest
 from tunes_dagster.core.wishes import Unmet, Wishes
 from tunes_dagster.families.catalog import AuxiliaryEntry, BaseModelEntry
-from tunes_dagster.families.ipadapter import adapter_for
 from tunes_dagster.intake.subject import is_style
 from tunes_dagster.registry import Prompt, Tune
 from tunes_dagster.registry.prompts import NewPrompt
 from tunes_dagster.registry.tunes import NewTune
-from tunes_dagster.service.checks import check_callback_url, check_id, check_sources
+from tunes_dagster.service.checks import check_callback_url, check_id, check_sources, check_training
 from tunes_dagster.service.companions import missing
-from tunes_dagster.service.completing import Own, complete_within, completed_prompt
+from tunes_dagster.service.completing import Completed, Own, complete_within, completed_prompt
 from tunes_dagster.service.continuing import check_same_base, continued
 from tunes_dagster.service.naming import Named, named_tune
 from tunes_dagster.service.quote import import_price, prompt_price, tune_price
-from tunes_dagster.training.checks import check_tune
 
 if TYPE_CHECKING:
     from tunes_dagster.service.installation import Installation
@@ -112,15 +110,12 @@ def new_tune(
         Failure: `INVALID_REQUEST`, `UNKNOWN_BASE`, `BASE_NOT_INSTALLED`, `SOURCE_REFUSED`, `CONFLICT`,
             `OUT_OF_CREDITS`; nothing is kept then.
     """
-    registry, store = installation.registry, installation.store
-    catalog, settings = installation.catalog, installation.settings
+    registry, settings = installation.registry, installation.settings
     request, continues = continued(registry, request, account_id)
     entry = _base_of_tunes(installation, request.base)
     check_same_base(continues, entry)
     wishes = Wishes(settings.unmet_wishes)
-    request = check_tune(request, catalog.resolve(request.base), entry, settings, wishes)
-    if request.training.kind == "faceid":
-        adapter_for(catalog, entry, settings.bases_folder)
+    request = check_training(installation, request, entry, wishes)
     chosen = check_id(tune_id) if tune_id else new_id("tune")
     request = check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
@@ -134,29 +129,13 @@ def new_tune(
     recipe = make_recipe(complete, entry, continues)
     if handed is not None:
         recipe["imported"] = handed.as_recipe()
-    prices = installation.prices
     if registry.tunes.has(chosen):
         raise Failure(FailureCode.CONFLICT, f"The tune {chosen} exists already.", "Use another id.")
     from tunes_dagster.intake.payloads import move_payloads
 
-    complete = move_payloads(complete, store, chosen)
-    prompts = [
-        NewPrompt(
-            request=moved,
-            base_id=done.entry.base_id,
-            tags=tuple(named.tags(moved.text)),
-            price=prompt_price(
-                prices,
-                catalog,
-                request.base,
-                moved.settings,
-                tuned=True,
-                worn=[named.seen[use.word].base for use in named.tags(moved.text)],
-            ),
-            warnings=done.warnings,
-        )
-        for moved, done in zip(complete.prompts, completed, strict=True)
-    ]
+    complete = move_payloads(complete, installation.store, chosen)
+    price = import_price if handed is not None else tune_price
+    doubts = handed.doubts if handed is not None else ()
     return NewTune(
         request=complete,
         id=chosen,
@@ -165,15 +144,31 @@ def new_tune(
         account_id=account_id,
         origin=origin,
         status=_first_status(complete, handed),
-        prompts=prompts,
-        price=(import_price if handed is not None else tune_price)(prices, catalog, complete),
-        warnings=[
-            *wishes.told(),
-            *_doubts(request),
-            *_lacking(installation),
-            *(handed.doubts if handed is not None else ()),
-        ],
+        prompts=_its_prompts(installation, complete, completed, named),
+        price=price(installation.prices, installation.catalog, complete),
+        warnings=[*wishes.told(), *_doubts(request), *_lacking(installation), *doubts],
     )
+
+
+def _its_prompts(
+    installation: Installation, request: TuneRequest, completed: Sequence[Completed], named: Named
+) -> list[NewPrompt]:
+    """Return the prompts inside of a tune that is complete, each at its price."""
+    prompts = []
+    for one, done in zip(request.prompts, completed, strict=True):
+        tags = tuple(named.tags(one.text))
+        price = prompt_price(
+            installation.prices,
+            installation.catalog,
+            request.base,
+            one.settings,
+            tuned=True,
+            worn=[named.seen[use.word].base for use in tags],
+        )
+        prompts.append(
+            NewPrompt(request=one, base_id=done.entry.base_id, tags=tags, price=price, warnings=done.warnings)
+        )
+    return prompts
 
 
 def _first_status(request: TuneRequest, handed: Handed | None) -> str:

@@ -92,15 +92,6 @@ def tune_order(
     options = mine.caller.options
     face_crop = fields.face_crop if fields.face_crop is not None else bool(options.get("face_crop", False))
     kind, said = kind_of(mine, fields, base)
-    training = TrainingOptions.model_validate(
-        {
-            "kind": kind,
-            "steps": fields.steps,
-            "base_tune_id": str(base.tune.id) if base.tune else None,
-            # The mock branch takes what a client for another base sends, and means nothing by it.
-            "preset": fields.preset if base.branch != "fast" else None,
-        }
-    )
     prompts = [
         prompt_order(mine, one, base, fields.characteristics, group_id) for one in fields.prompts_attributes
     ]
@@ -113,23 +104,19 @@ def tune_order(
         base=base.word,
         sources=Sources(image_urls=fields.image_urls),
         dataset=DatasetOptions(face_crop=face_crop, face_correct=fields.training_face_correct),
-        training=training,
+        training=_training(kind, fields, base),
         characteristics=_words(fields.characteristics),
         prompts=[request for request, _view in prompts],
         callback_url=fields.callback,
     )
+    kept = ("model_type", "steps", "training_face_correct", "auto_extend", "characteristics", "preset")
     asked = {
         "workspace_id": workspace_of(mine),
         "base_tune_id": base.number,
         "branch": base.branch,
-        "model_type": fields.model_type,
-        "steps": fields.steps,
         "args": said,
         "face_crop": face_crop,
-        "training_face_correct": fields.training_face_correct,
-        "auto_extend": fields.auto_extend,
-        "characteristics": fields.characteristics,
-        "preset": fields.preset,
+        **{name: getattr(fields, name) for name in kept},
     }
     events = ["tune.ready", *(["tune.failed", "tune.cancelled"] if options.get("failure_callbacks") else [])]
     once = bool(options.get("title_idempotency"))
@@ -143,6 +130,18 @@ def tune_order(
         names=NAMES,
     )
     return request, view, [view for _request, view in prompts]
+
+
+def _training(kind: str, fields: TuneFields, base: Base) -> TrainingOptions:
+    return TrainingOptions.model_validate(
+        {
+            "kind": kind,
+            "steps": fields.steps,
+            "base_tune_id": str(base.tune.id) if base.tune else None,
+            # The mock branch takes what a client for another base sends, and means nothing by it.
+            "preset": fields.preset if base.branch != "fast" else None,
+        }
+    )
 
 
 def kind_of(mine: Desk, fields: TuneFields, base: Base) -> tuple[Any, str | None]:
@@ -234,32 +233,7 @@ def prompt_order(
         HttpProblem: 422, in the words clients look for where a base cannot do something.
     """
     _check_base(fields, base)
-    entry = mine.entry(base.word)
-    width, height = size_of(fields, entry.native_size)
-    settings = _settings(
-        {
-            "num_images": fields.num_images,
-            "seed": fields.seed,
-            "steps": fields.steps or None,
-            "width": width,
-            "height": height,
-            "guidance_scale": fields.cfg_scale,
-            "negative_prompt": fields.negative_prompt or "",
-            "scheduler": _scheduler(fields.scheduler or mine.caller.options.get("scheduler")),
-            "lora_scale": 1.0 if fields.lora_scale is None else fields.lora_scale,
-            **{name: getattr(fields, name) for name in SWITCHES},
-            "style": fields.style,
-            "color_grading": fields.color_grading,
-            "controlnet": fields.controlnet,
-            "denoising_strength": None if fields.controlnet_txt2img else fields.denoising_strength,
-            **(
-                {}
-                if fields.controlnet_conditioning_scale is None
-                else {"controlnet_conditioning_scale": fields.controlnet_conditioning_scale}
-            ),
-            **(start or pictures_of(mine, fields)),
-        }
-    )
+    settings = _settings(mine, fields, base, start)
     text = filled_in(without_wishes(mine, fields), characteristics)
     if not text.strip():
         raise invalid("text", "can't be blank")
@@ -282,7 +256,30 @@ def _check_base(fields: PromptFields, base: Base) -> None:
         raise invalid("cfg_scale", "must be less than 5")
 
 
-def _settings(values: dict[str, Any]) -> RenderSettings:
+def _settings(
+    mine: Desk, fields: PromptFields, base: Base, start: dict[str, str | None] | None
+) -> RenderSettings:
+    """Return how a prompt is rendered; see `prompt_order`."""
+    width, height = size_of(fields, mine.entry(base.word).native_size)
+    scale = fields.controlnet_conditioning_scale
+    values = {
+        "num_images": fields.num_images,
+        "seed": fields.seed,
+        "steps": fields.steps or None,
+        "width": width,
+        "height": height,
+        "guidance_scale": fields.cfg_scale,
+        "negative_prompt": fields.negative_prompt or "",
+        "scheduler": _scheduler(fields.scheduler or mine.caller.options.get("scheduler")),
+        "lora_scale": 1.0 if fields.lora_scale is None else fields.lora_scale,
+        **{name: getattr(fields, name) for name in SWITCHES},
+        "style": fields.style,
+        "color_grading": fields.color_grading,
+        "controlnet": fields.controlnet,
+        "denoising_strength": None if fields.controlnet_txt2img else fields.denoising_strength,
+        **({} if scale is None else {"controlnet_conditioning_scale": scale}),
+        **(start or pictures_of(mine, fields)),
+    }
     try:
         return RenderSettings.model_validate(values)
     except ValidationError as wrong:
