@@ -131,63 +131,60 @@ def _subjects(
     drawn: Sketch, source: Source, registry: Registry, level: Literal["error", "warning"]
 ) -> tuple[list[Subject], list[Subject]]:
     """Find the tunes: those of the campaign, and those that only rows name."""
-    file, parsed = drawn.file, drawn.parsed
+    file = drawn.file
     assert drawn.table is not None
-    try:
-        registry.accounts.get(file.account)
-    except Failure as failure:
-        if failure.code == FailureCode.STORE_UNAVAILABLE:
-            raise
-        drawn.problems.append(Mistake(source.label, parsed.line("account"), failure.message, failure.remedy))
+    if (said := _not_ones_own(drawn, source, registry)) is not None:
+        drawn.problems.append(said)
         return [], []
-    if registry.campaigns.owner(file.id) not in (None, file.account):
-        said = taken(file.id)
-        drawn.problems.append(Mistake(source.label, parsed.line("name"), said.message, said.remedy))
-        return [], []
-    chosen: dict[str, Tune] = {}
-    for index, word in enumerate(file.tunes):
-        tune = _find(registry, word, file.account)
-        if tune is None:
-            drawn.problems.append(
-                Mistake(
-                    source.label,
-                    parsed.line(f"tunes.{index}"),
-                    f"There is no tune {word!r}.",
-                    "`tunes list` shows the known ones.",
-                    level,
-                )
-            )
-        elif tune.id in chosen:
-            drawn.problems.append(
-                Mistake(
-                    source.label, parsed.line(f"tunes.{index}"), f"{word!r} is named twice.", "", "warning"
-                )
-            )
-        else:
-            chosen[tune.id] = tune
+    chosen = _listed(drawn, source, registry, level)
     if file.labels or file.tag:
         labelled = [
             tune for tune in registry.tunes.rows(limit=100_000, account_id=file.account) if _fits(file, tune)
         ]
         chosen.update({tune.id: tune for tune in reversed(labelled)})
         if not labelled:
-            place = "labels" if file.labels else "tag"
+            line = drawn.parsed.line("labels" if file.labels else "tag")
+            remedy = "Give them at training: tunes train … --label team=shoes."
             drawn.problems.append(
-                Mistake(
-                    source.label,
-                    parsed.line(place),
-                    "No tune has these labels now.",
-                    "Give them at training: tunes train … --label team=shoes.",
-                    "warning",
-                )
+                Mistake(source.label, line, "No tune has these labels now.", remedy, "warning")
             )
-    named: dict[str, Tune] = {}
-    for word in named_tunes([drawn.table]):
-        tune = _find(registry, word, file.account)
-        if tune is not None and tune.id not in chosen:
-            named[tune.id] = tune
+    found = [_find(registry, word, file.account) for word in named_tunes([drawn.table])]
+    named = {tune.id: tune for tune in found if tune is not None and tune.id not in chosen}
     drawn.tunes = {**named, **chosen}
     return [_subject(tune) for tune in chosen.values()], [_subject(tune) for tune in named.values()]
+
+
+def _not_ones_own(drawn: Sketch, source: Source, registry: Registry) -> Mistake | None:
+    """Return what is wrong with whose a campaign is: an account that is not there, or a name that is another one's."""
+    file, parsed = drawn.file, drawn.parsed
+    try:
+        registry.accounts.get(file.account)
+    except Failure as failure:
+        if failure.code == FailureCode.STORE_UNAVAILABLE:
+            raise
+        return Mistake(source.label, parsed.line("account"), failure.message, failure.remedy)
+    if registry.campaigns.owner(file.id) in (None, file.account):
+        return None
+    said = taken(file.id)
+    return Mistake(source.label, parsed.line("name"), said.message, said.remedy)
+
+
+def _listed(
+    drawn: Sketch, source: Source, registry: Registry, level: Literal["error", "warning"]
+) -> dict[str, Tune]:
+    """Return the tunes that a campaign lists, by id, having said which are not there or there twice."""
+    chosen: dict[str, Tune] = {}
+    for index, word in enumerate(drawn.file.tunes):
+        line = drawn.parsed.line(f"tunes.{index}")
+        tune = _find(registry, word, drawn.file.account)
+        if tune is None:
+            said, remedy = f"There is no tune {word!r}.", "`tunes list` shows the known ones."
+            drawn.problems.append(Mistake(source.label, line, said, remedy, level))
+        elif tune.id in chosen:
+            drawn.problems.append(Mistake(source.label, line, f"{word!r} is named twice.", "", "warning"))
+        else:
+            chosen[tune.id] = tune
+    return chosen
 
 
 def _find(registry: Registry, word: str, account: str) -> Tune | None:

@@ -288,20 +288,12 @@ class WorkRows(Paces):
             )
             if joined := list(session.scalars(unheard.order_by(Work.subject_id))):
                 return joined
-            late = now - timedelta(seconds=patience_seconds)
+            free = _free_to_join(now, now - timedelta(seconds=patience_seconds))
             query = (
                 select(Work.subject_id)
                 .join(Tune, Tune.id == Work.subject_id)
-                .where(
-                    Work.kind == WorkKind.TRAIN,
-                    Tune.base_id == cohort.base_id,
-                    Work.subject_id.not_in(besides),
-                    true() if suspects else ~is_suspect(),
-                    or_(
-                        (Work.state == "queued") & (Work.available_at <= now),
-                        (Work.state == "submitted") & (Work.submitted_at <= late),
-                    ),
-                )
+                .where(free, Tune.base_id == cohort.base_id, Work.subject_id.not_in(besides))
+                .where(true() if suspects else ~is_suspect())
                 .order_by(Work.available_at, Work.id)
                 .limit(places)
             )
@@ -421,6 +413,13 @@ class WorkRows(Paces):
         )
         with self.reading() as session:
             return list(session.scalars(select(Work).where(silent).order_by(Work.id)))
+
+
+def _free_to_join(now: datetime, late: datetime) -> ColumnElement[bool]:
+    """Return the condition that training waits, or was launched before `late` and has not begun."""
+    queued = (Work.state == "queued") & (Work.available_at <= now)
+    launched = (Work.state == "submitted") & (Work.submitted_at <= late)
+    return (Work.kind == WorkKind.TRAIN) & or_(queued, launched)
 
 
 def make_room(session: Session, kind: str, subject_id: str, now: datetime) -> None:
