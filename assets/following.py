@@ -49,7 +49,7 @@ def followed(
         return None
     row = _told_of(context.run, registry)
     if row is None:
-        if not _handed_over(context.run, registry, kind) and not registry.device_runs.session_lives(
+        if not _handed_over(context.run, registry, kind) and not registry.sessions.any_alive(
             settings.lost_after_seconds
         ):
             return None

@@ -379,7 +379,7 @@ def test_a_session_is_started_when_something_waits_and_none_is_there(place, monk
         DagsterEvent(DagsterEventType.RUN_START.value, "device_session"), run_id=run_id
     )
     assert not look().run_requests  # it is about to begin
-    place.registry.device_runs.session_beats("session_1", "here", "cpu", run_id)
+    place.registry.sessions.beat("session_1", "here", "cpu", run_id)
     assert not look().run_requests  # it is there
     now = clock.now()
     monkeypatch.setattr(clock, "now", lambda: now + timedelta(seconds=90))
@@ -389,14 +389,14 @@ def test_a_session_is_started_when_something_waits_and_none_is_there(place, monk
 
 def test_what_a_session_had_goes_on_as_soon_as_dagster_saw_its_process_die(place):
     tune, hosting = place.prepared(), place.created("device_session", "")
-    place.registry.device_runs.hold_device(place.session.name, "here", "cpu", hosting)
+    place.registry.sessions.hold(place.session.name, "here", "cpu", hosting)
     work = place.session.begin("train", tune.id)
     session_sensors.give_up_dead(place.instance, place.installation)
     assert place.registry.work.get(work.id).state == "running"
     place.instance.report_run_failed(place.instance.get_run_by_id(hosting))
     session_sensors.give_up_dead(place.instance, place.installation)
     assert place.registry.work.get(work.id).state == "queued"
-    assert not place.registry.device_runs.session_lives(60)
+    assert not place.registry.sessions.any_alive(60)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -408,11 +408,11 @@ def test_a_further_session_is_started_while_something_waits_and_a_device_is_free
     monkeypatch.setattr(clock, "now", lambda: later)
     for number in (1, 2):
         hosting = place.created("device_session", "")
-        rows.device_runs.session_beats(f"session_{number}", "here", f"cuda:{number}", hosting)
+        rows.sessions.beat(f"session_{number}", "here", f"cuda:{number}", hosting)
         wanted = session_sensors.session_is_wanted(place.instance, place.installation)
         assert wanted == (number < devices), number
-    rows.device_runs.session_beats("session_2", "here", "cuda:2", over=True)
-    rows.device_runs.session_beats("keeper_1", "here", "")
+    rows.sessions.beat("session_2", "here", "cuda:2", over=True)
+    rows.sessions.beat("keeper_1", "here", "")
     assert not session_sensors.session_is_wanted(place.instance, place.installation), "a keeper sees to them"
 
 

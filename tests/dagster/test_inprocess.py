@@ -97,9 +97,9 @@ def test_what_needs_a_device_is_left_to_a_session_that_has_it(house, monkeypatch
     request = PromptRequest(text="a mug", base="sdxl")
     whole = Installation(settings, registry=house.registry, catalog=load_catalog())
     submit_prompt(whole, request)
-    house.registry.device_runs.hold_device("session_1", "here", "cpu")
+    house.registry.sessions.hold("session_1", "here", "cpu")
     assert inprocess.next_launches(whole) == []
     house.submit("bob")
     assert [one.kind for one in inprocess.next_launches(whole)] == ["prepare"]
-    house.registry.device_runs.session_beats("session_1", "here", "cpu", over=True)
+    house.registry.sessions.beat("session_1", "here", "cpu", over=True)
     assert [one.kind for one in inprocess.next_launches(whole)] == ["render"]

@@ -152,7 +152,7 @@ def kill_training(registry: Registry, instance: dg.DagsterInstance, tune_id: str
     """SIGKILL the worker that trains a tune."""
     (work,) = registry.work.of(tune_id, "train")
     assert work.state == "running" and work.run_id
-    session = registry.device_runs.session(work.run_id)
+    session = registry.sessions.get(work.run_id)
     hosted_by = work.run_id if session is None else session.run_id
     assert hosted_by
     os.kill(worker_of(instance, hosted_by), signal.SIGKILL)

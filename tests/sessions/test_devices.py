@@ -36,14 +36,10 @@ def refused(call, *given, **named) -> None:
 
 
 def test_a_session_whose_place_was_taken_claims_and_writes_nothing(rows: Registry, clock: Clock):
-    runs = rows.device_runs
-    assert runs.hold_device("session_1", "host", "cuda:0") == []
-    assert (
-        runs.hold_device("session_2", "host", "cuda:1")
-        == []
-        == runs.hold_device("session_3", "other", "cuda:0")
-    )
-    refused(runs.hold_device, "session_4", "host", "cuda:0")
+    sessions = rows.sessions
+    assert sessions.hold("session_1", "host", "cuda:0") == []
+    assert sessions.hold("session_2", "host", "cuda:1") == [] == sessions.hold("session_3", "other", "cuda:0")
+    refused(sessions.hold, "session_4", "host", "cuda:0")
     first = prepared(rows, clock)
     mine = rows.work.claim("train", first, "session_1")
     prompt = add_prompt(rows, prompt_request(), base_id="tiny-sdxl")
@@ -51,9 +47,9 @@ def test_a_session_whose_place_was_taken_claims_and_writes_nothing(rows: Registr
     render = rows.work.claim("render", batch.id, "session_1")
 
     clock.forward(61)
-    assert runs.hold_device("session_4", "host", "cuda:0") == ["session_1"]
-    assert runs.session("session_4").token == runs.session("session_1").token + 1
-    refused(runs.session_beats, "session_1", "host", "cuda:0")
+    assert sessions.hold("session_4", "host", "cuda:0") == ["session_1"]
+    assert sessions.get("session_4").token == sessions.get("session_1").token + 1
+    refused(sessions.beat, "session_1", "host", "cuda:0")
     assert give_up(rows, "session_1") == 2
     refused(rows.work.claim, "train", first, "session_1")
     assert rows.work.finish(mine.id, "session_1", result={"weights_key": "theirs"}).state == "queued"
@@ -69,17 +65,17 @@ def test_only_what_was_computed_when_a_process_died_counts_a_try_and_is_alone_th
     rows: Registry, clock: Clock
 ):
     killer, bystander, waiting = (prepared(rows, clock) for _ in range(3))
-    rows.device_runs.hold_device("session_1", "host", "cpu")
+    rows.sessions.hold("session_1", "host", "cpu")
     for tune_id in (killer, bystander):
         rows.work.claim("train", tune_id, "session_1")
     (suspect,) = rows.work.of(killer, "train")
-    rows.device_runs.session_does("session_1", [suspect.id], ["tiny-sdxl"])
+    rows.sessions.does("session_1", [suspect.id], ["tiny-sdxl"])
     assert give_up(rows, "session_1") == 2
 
     def row(tune_id: str):
         return rows.work.of(tune_id, "train")[0]
 
-    assert rows.device_runs.hold_device("session_2", "host", "cpu") == [], "at once, not after a silence"
+    assert rows.sessions.hold("session_2", "host", "cpu") == [], "at once, not after a silence"
     assert {name: row(name).tries for name in (killer, bystander)} == {killer: 1, bystander: 0}
     cohorts = [
         {work.subject_id for work in works}
@@ -101,8 +97,8 @@ def test_nobody_joins_a_suspect_and_no_suspect_joins(rows: Registry, clock: Cloc
 
 
 def test_a_session_that_ended_in_peace_leaves_its_device_to_the_next(rows: Registry):
-    runs = rows.device_runs
-    runs.hold_device("session_1", "host", "cpu")
-    runs.session_beats("session_1", "host", "cpu", over=True)
-    assert runs.hold_device("session_2", "host", "cpu") == []
-    assert [one.id for one in runs.sessions_alive(60)] == ["session_2"]
+    sessions = rows.sessions
+    sessions.hold("session_1", "host", "cpu")
+    sessions.beat("session_1", "host", "cpu", over=True)
+    assert sessions.hold("session_2", "host", "cpu") == []
+    assert [one.id for one in sessions.alive(60)] == ["session_2"]

@@ -63,7 +63,7 @@ def test_a_session_begins_when_the_run_that_has_its_device_has_ended(workshop: W
         target=host, args=(workshop.installation,), kwargs={"warm_seconds": 0, "ready": ready}
     )
     worker.start()
-    assert waits.wait(20) and not began.is_set() and workshop.registry.device_runs.session_lives(60), (
+    assert waits.wait(20) and not began.is_set() and workshop.registry.sessions.any_alive(60), (
         "it says that it is there"
     )
     got[1].release()

@@ -20,9 +20,9 @@ def test_devices_are_shown_with_what_is_loaded_and_who_is_served(tmp_path: Path,
         run_stage(rows, "prepare", tune.id)
         add_tune(rows)
         assert main(["devices"]) == 0 and "No session holds a device." in capsys.readouterr().out
-        rows.device_runs.hold_device("session_1", "host", "cuda:0", memory_gb=24.0)
+        rows.sessions.hold("session_1", "host", "cuda:0", memory_gb=24.0)
         work = rows.work.claim("train", tune.id, "session_1")
-        rows.device_runs.session_does("session_1", [work.id], ["sdxl"])
+        rows.sessions.does("session_1", [work.id], ["sdxl"])
         assert main(["devices", "--json"]) == 0
         said = json.loads(capsys.readouterr().out)
         (held,) = said["sessions"]

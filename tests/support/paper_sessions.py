@@ -49,7 +49,7 @@ class PaperSession:
 
     def beat(self) -> None:
         """Say that it is there."""
-        self.registry.device_runs.session_beats(self.name, "here", "cpu")
+        self.registry.sessions.beat(self.name, "here", "cpu")
 
     def begin(self, kind: str, subject_id: str) -> Work:
         """Take a piece of work and say so."""

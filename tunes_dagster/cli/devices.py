@@ -17,8 +17,8 @@ def devices(
     installation = open_installation()
     rows, patience = installation.registry, installation.settings.lost_after_seconds
     sessions: list[dict[str, Any]] = []
-    for one in rows.device_runs.sessions_alive(patience):
-        works = rows.device_runs.works_of_session(one.id)
+    for one in rows.sessions.alive(patience):
+        works = rows.sessions.works_of(one.id)
         sessions.append(
             {
                 "session": one.id,

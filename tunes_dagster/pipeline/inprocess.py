@@ -163,7 +163,7 @@ def next_launches(installation: Installation, full: Collection[str] = ()) -> lis
             it hears nothing and says nothing.
     """
     registry, settings = installation.registry, installation.settings
-    if settings.uses_sessions and registry.device_runs.session_lives(settings.lost_after_seconds):
+    if settings.uses_sessions and registry.sessions.any_alive(settings.lost_after_seconds):
         return decide.prepare_launches(registry, limit=1)  # the session takes everything else
     looks: tuple[tuple[str, Callable[[], list[decide.Launch]]], ...] = (
         (GPU_POOL, lambda: decide.render_launches(installation, limit=1)),

@@ -126,7 +126,7 @@ class DeviceRunLauncher(Launcher):
         if asked_for and run.parent_run_id is None:
             self._bind(run, asked_for)
             return True
-        if not self._registry.device_runs.session_lives(self._settings.lost_after_seconds):
+        if not self._registry.sessions.any_alive(self._settings.lost_after_seconds):
             return False  # the run's own process does it, and has the device meanwhile
         self._hand_over(run, kinds, partition)
         return True

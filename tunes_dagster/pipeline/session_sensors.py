@@ -88,7 +88,7 @@ def give_up_dead(instance: dg.DagsterInstance, installation: Installation) -> No
     A run that was marked as ended by force may have one that lives. It is fenced, and ends as soon as it hears of it.
     """
     registry = installation.registry
-    for one in registry.device_runs.sessions_alive(installation.settings.lost_after_seconds):
+    for one in registry.sessions.alive(installation.settings.lost_after_seconds):
         run = instance.get_run_by_id(one.run_id) if one.run_id else None
         if run is not None and run.is_finished:
             give_up(registry, one.id)
@@ -97,10 +97,10 @@ def give_up_dead(instance: dg.DagsterInstance, installation: Installation) -> No
 def session_is_wanted(instance: dg.DagsterInstance, installation: Installation) -> bool:
     """Whether something waits for a device, and a device is left that no session has or is about to take."""
     registry, settings = installation.registry, installation.settings
-    runs, patience = registry.device_runs, settings.lost_after_seconds
-    if not runs.device_work_waits(_KEEPER_SECONDS):
+    sessions, patience = registry.sessions, settings.lost_after_seconds
+    if not sessions.work_waits(_KEEPER_SECONDS):
         return False
-    alive = runs.sessions_alive(patience)
+    alive = sessions.alive(patience)
     if any(not one.device for one in alive) or (alive and len(alive) >= _devices(settings)):
         return False
     return not begins(instance, registry, patience)
@@ -126,12 +126,12 @@ def begins(instance: dg.DagsterInstance, registry: Registry, patience: float) ->
     Runs whose process died are ended: Dagster would show them for ever.
     """
     soon = False
-    alive = {one.id for one in registry.device_runs.sessions_alive(patience)}
+    alive = {one.id for one in registry.sessions.alive(patience)}
     for record in instance.get_run_records(
         dg.RunsFilter(job_name=device_session.name, statuses=_GOING), limit=20
     ):
         run = record.dagster_run
-        known = registry.device_runs.session_of(run.run_id)
+        known = registry.sessions.of_run(run.run_id)
         if known is not None and (known.ended_at is not None or known.id in alive):
             continue  # it has a device, or ended in peace and its run ends in a moment
         age = registry.now() - record.update_timestamp.astimezone(UTC)

@@ -41,14 +41,14 @@ from tunes_dagster.registry.restoring import Restoring
 from tunes_dagster.registry.retention import Retention
 from tunes_dagster.registry.retrying import ASKED_SECONDS
 from tunes_dagster.registry.secrets import Secrets
+from tunes_dagster.registry.session_tables import DeviceRun, DeviceRunLine
+from tunes_dagster.registry.sessions import Sessions
 from tunes_dagster.registry.tables import (
     Account,
     Batch,
     Callback,
     Cohort,
     Delivery,
-    DeviceRun,
-    DeviceRunLine,
     Drop,
     Event,
     Prompt,
@@ -78,6 +78,7 @@ class Registry(Database):
         work: The attempts at all that, from queued to their end.
         groups: Which of it is done together: cohorts of tunes, batches of prompts.
         device_runs: What sessions do of it, and which runs of Dagster tell of that.
+        sessions: Which there are, and which device each holds.
         campaigns: Tables of prompts.
         dates: When they are rendered, and what became of that.
         costs: What a date of a campaign costs.
@@ -108,6 +109,7 @@ class Registry(Database):
         self.work = WorkQueue(self)
         self.groups = Groups(self)
         self.device_runs = DeviceRuns(self)
+        self.sessions = Sessions(self)
         self.campaigns = Campaigns(self)
         self.dates = CampaignDates(self)
         self.costs = CampaignCosts(self)

@@ -16,18 +16,8 @@ from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, Campa
 from tunes_dagster.registry.deletion_tables import Deletion
 from tunes_dagster.registry.locks import chunks, lock, lock_each
 from tunes_dagster.registry.personal import scrub
-from tunes_dagster.registry.tables import (
-    Batch,
-    Callback,
-    Delivery,
-    DeviceRun,
-    DeviceRunLine,
-    Drop,
-    Event,
-    Prompt,
-    Tune,
-    Work,
-)
+from tunes_dagster.registry.session_tables import DeviceRun, DeviceRunLine
+from tunes_dagster.registry.tables import Batch, Callback, Delivery, Drop, Event, Prompt, Tune, Work
 from tunes_dagster.registry.uses import PromptTune
 
 

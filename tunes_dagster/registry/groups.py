@@ -12,12 +12,12 @@ from sqlalchemy import exists, func, select
 from tunes_dagster.core.ids import COHORT, new_id
 from tunes_dagster.core.results import BatchResult, Machine
 from tunes_dagster.core.work import WorkKind
+from tunes_dagster.registry.claims import is_suspect, take
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import chunks, lock
 from tunes_dagster.registry.retrying import retried
 from tunes_dagster.registry.tables import Batch, Cohort, Prompt, Tune, Work
 from tunes_dagster.registry.transitions import open_work
-from tunes_dagster.registry.work import is_suspect, take
 
 # Most rows that one decision looks at; more than a tick can launch anyway (25 runs). Of one lane it looks at fewer,
 # so that whoever queued 100,000 prompts does not hide everybody behind them.

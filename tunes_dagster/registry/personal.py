@@ -25,15 +25,13 @@ from tunes_dagster.registry.api_tables import (
 )
 from tunes_dagster.registry.campaign_tables import Campaign, CampaignDate, CampaignPrompt
 from tunes_dagster.registry.deletion_tables import Blob, BlobUse, Deletion
+from tunes_dagster.registry.session_tables import DeviceRun, DeviceRunLine, DeviceSession
 from tunes_dagster.registry.tables import (
     Account,
     Batch,
     Callback,
     Cohort,
     Delivery,
-    DeviceRun,
-    DeviceRunLine,
-    DeviceSession,
     Drop,
     Event,
     Prompt,

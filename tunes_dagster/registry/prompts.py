@@ -18,6 +18,7 @@ from tunes_dagster.core.results import PromptResult
 from tunes_dagster.core.wishes import Unmet, ended
 from tunes_dagster.registry.accepting import Acceptance, Accepted, keep, same_prompt
 from tunes_dagster.registry.blobs import keys_of_settings, name_in
+from tunes_dagster.registry.claims import owned
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.locks import lock_each, lock_one
@@ -32,7 +33,6 @@ from tunes_dagster.registry.transitions import (
     prompt_ended,
 )
 from tunes_dagster.registry.uses import Use, own_use, was_deleted, write_uses
-from tunes_dagster.registry.work import owned
 
 # What the names of rendered files begin with.
 _PROMPT_ID = re.compile(r"prompt_[0-9a-z]+(?=[-.])")

@@ -19,6 +19,7 @@ from tunes_dagster.core.wishes import Unmet, ended
 from tunes_dagster.core.work import STAGES, WorkKind
 from tunes_dagster.registry.accepting import Acceptance, Accepted, keep, same_tune
 from tunes_dagster.registry.blobs import keys_of_request, name_in, share_uses
+from tunes_dagster.registry.claims import owned
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.ledger import hold
 from tunes_dagster.registry.pages import newest
@@ -41,7 +42,6 @@ from tunes_dagster.registry.transitions import (
     show,
 )
 from tunes_dagster.registry.uses import own_use, write_uses
-from tunes_dagster.registry.work import owned
 
 # By the status in which a tune is accepted: the stage that it needs first, and what is said of its wait.
 _FIRST = {

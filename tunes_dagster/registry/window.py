@@ -8,7 +8,8 @@ from datetime import datetime
 from sqlalchemy import exists, select
 
 from tunes_dagster.registry.engine import Part
-from tunes_dagster.registry.tables import Batch, DeviceRun, Tune, Work
+from tunes_dagster.registry.session_tables import DeviceRun
+from tunes_dagster.registry.tables import Batch, Tune, Work
 from tunes_dagster.registry.transitions import ENDED_TUNE, OPEN_WORK
 
 ENDED_BATCH = ("done", "failed", "cancelled")

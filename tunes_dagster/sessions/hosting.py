@@ -82,7 +82,7 @@ def _taken(installation: Installation, devices: Sequence[Device], name: str, run
     registry, refused = installation.registry, None
     for device in devices:
         try:
-            gone = registry.device_runs.hold_device(
+            gone = registry.sessions.hold(
                 name,
                 platform.node(),
                 device.name,
@@ -122,11 +122,11 @@ def _alone_on(session: Session) -> Iterator[None]:
 @contextmanager
 def _alive(session: Session, run_id: str | None) -> Iterator[None]:
     """Say from a thread that a session is there."""
-    runs, device, host_name = session.registry.device_runs, session.device.name, platform.node()
-    session.does = partial(runs.session_does, session.name)
+    sessions, device, host_name = session.registry.sessions, session.device.name, platform.node()
+    session.does = partial(sessions.does, session.name)
 
     def say(last: bool) -> None:
-        runs.session_beats(session.name, host_name, device, run_id, over=last)
+        sessions.beat(session.name, host_name, device, run_id, over=last)
 
     with beating(session.name, session.settings.heartbeat_seconds, say, superseded=session.stop):
         yield

@@ -68,7 +68,7 @@ def keep(
             if not crew.may_grow():
                 continue
             try:
-                if bell.rung() and registry.device_runs.device_work_waits(crew.patience):
+                if bell.rung() and registry.sessions.work_waits(crew.patience):
                     crew.grow()
             except DatabaseAway:
                 told.wait(1.0)
@@ -171,7 +171,7 @@ def _tell_to_end(registry: Registry, member: _Member) -> None:
     with suppress(OSError):
         member.line.close()
     try:
-        began = registry.device_runs.session(member.name) is not None
+        began = registry.sessions.get(member.name) is not None
     except DatabaseAway:
         began = True
     if not began:
@@ -200,10 +200,10 @@ def give_up(registry: Registry, name: str) -> int:
 
     What it was computing counts a try, and what only lay in its hands does not.
     """
-    row, works = registry.device_runs.session(name), registry.device_runs.works_of_session(name)
+    row, works = registry.sessions.get(name), registry.sessions.works_of(name)
     doing = set(row.doing) if row is not None else {work.id for work in works}
     if row is not None and row.ended_at is None:  # its device is free for the next one, without a silence
-        registry.device_runs.session_beats(name, row.host, row.device, row.run_id, over=True)
+        registry.sessions.beat(name, row.host, row.device, row.run_id, over=True)
     for work in works:
         if work.id in doing:
             registry.work.requeue_lost(work.id, f"{name} ended without a word.", run_id=name)
@@ -222,10 +222,10 @@ def session_command() -> list[str]:
 @contextmanager
 def _known(installation: Installation) -> Iterator[None]:
     """Say that somebody sees to sessions here, so that nobody else starts one."""
-    runs, name = installation.registry.device_runs, new_id("keeper")
+    sessions, name = installation.registry.sessions, new_id("keeper")
 
     def say(last: bool) -> None:
-        runs.session_beats(name, platform.node(), "", over=last)
+        sessions.beat(name, platform.node(), "", over=last)
 
     with beating(name, installation.settings.heartbeat_seconds, say):
         yield

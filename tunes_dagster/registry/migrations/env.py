@@ -7,6 +7,7 @@ from alembic import context
 import tunes_dagster.registry.api_tables  # noqa: F401 - its tables are part of the schema
 import tunes_dagster.registry.campaign_tables  # noqa: F401 - so are these
 import tunes_dagster.registry.deletion_tables  # noqa: F401 - and these
+import tunes_dagster.registry.session_tables  # noqa: F401 - and these
 import tunes_dagster.registry.uses  # noqa: F401 - and this one
 from tunes_dagster.registry.tables import Table, UtcDateTime
 
