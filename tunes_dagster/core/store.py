@@ -34,7 +34,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from upath import UPath
 
 from tunes_dagster.core import disk
-from tunes_dagster.core.failures import Failure, FailureCode, as_failure
+from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.store_files import Reading, Writing, reaching
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -60,113 +61,11 @@ def check_key(key: str) -> str:
 
 # Keys of what can be made again: a power loss may take it.
 _MADE_AGAIN = ("cache/",)
-# What an operation on a file says about the file, and not about the store.
-_ABOUT_THE_FILE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
-# Libraries between us and an object store; what they raise is about the way to it.
-_CARRIERS = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "s3fs", "urllib3"}
-
-
-@contextmanager
-def _reaching(place: str) -> Iterator[None]:
-    """Translate what keeps us from a file.
-
-    Args:
-        place: Of the file, for operators: an error of a write names none.
-
-    Raises:
-        Failure: `STORE_UNAVAILABLE`.
-    """
-    try:
-        yield
-    except (Failure, *_ABOUT_THE_FILE):
-        raise
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _CARRIERS:
-            raise
-        unreachable = Failure(
-            FailureCode.STORE_UNAVAILABLE,
-            "The store cannot be reached.",
-            "It is tried again; if it goes on, the operator should check the store's connection, rights and space.",
-        )
-        failure = as_failure(error, unreachable)
-        failure.detail = f"{place}; {failure.detail}"
-        raise failure from error
 
 
 def _mark(folder: Path) -> Path:
     """Return the file beside a store's folder that says that there was one."""
     return folder.with_name(f".{folder.name}.is-here")
-
-
-class _Reading(io.RawIOBase):
-    """An open file whose reads are translated."""
-
-    def __init__(self, file: IO[bytes], place: str) -> None:
-        self._file, self._place = file, place
-
-    def readable(self) -> bool:
-        """Whether it can be read: yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Whether a place in it can be chosen."""
-        return self._file.seekable()
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer; returns how much."""
-        with _reaching(self._place):
-            data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Choose a place; returns it."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """Return the place."""
-        return self._file.tell()
-
-    def close(self) -> None:
-        """Close the file."""
-        if not self.closed:
-            self._file.close()
-        super().close()
-
-
-class _Writing(io.RawIOBase):
-    """An open file whose writes are translated."""
-
-    def __init__(self, file: IO[bytes], place: str) -> None:
-        self._file, self._place = file, place
-
-    def writable(self) -> bool:
-        """Whether it can be written: yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Whether a place in it can be chosen."""
-        return self._file.seekable()
-
-    def write(self, data: Any) -> int:
-        """Write all of some bytes; returns how many."""
-        with _reaching(self._place):
-            return self._file.write(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Choose a place; returns it."""
-        with _reaching(self._place):  # writes what is still held back
-            return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """Return the place."""
-        return self._file.tell()
-
-    def flush(self) -> None:
-        """Write what is still held back."""
-        if not self.closed:
-            with _reaching(self._place):
-                self._file.flush()
 
 
 class Store:
@@ -235,7 +134,7 @@ class Store:
                 "The operator should bring its folder back; it goes on by itself then.",
                 f"{self.root}; to begin with an empty one, make the folder",
             )
-        with _reaching(f"{self.root}/{key}"):
+        with reaching(f"{self.root}/{key}"):
             yield
 
     def url(self, key: str) -> str:
@@ -395,10 +294,10 @@ class Store:
             local, part = self._beside(key, path)
         try:
             with part.open("wb") as target:
-                writing = _Writing(target, str(local))
+                writing = Writing(target, str(local))
                 yield cast("IO[bytes]", writing)
                 writing.flush()
-            with _reaching(str(local)):
+            with reaching(str(local)):
                 self._put(key, part, local)
         finally:
             part.unlink(missing_ok=True)
@@ -433,7 +332,7 @@ class Store:
     def open_read(self, key: str) -> IO[bytes]:
         """Open for streaming reads."""
         with self._reaching(key):
-            return io.BufferedReader(_Reading(self.path(key).open("rb"), f"{self.root}/{key}"), 1 << 18)
+            return io.BufferedReader(Reading(self.path(key).open("rb"), f"{self.root}/{key}"), 1 << 18)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield every key below a prefix, sorted, without the temporary files of writers."""
