@@ -6,12 +6,13 @@ import dagster as dg
 from pydantic import Field
 
 from tunes_dagster.families.catalog import Catalog, load_catalog
+from tunes_dagster.resources.texts import of_setting
 
 
 class CatalogResource(dg.ConfigurableResource):
     """What can be trained on."""
 
-    profile: str = Field(default="", description="`embedded` or `production`; empty means $TUNES_PROFILE.")
+    profile: str = Field(default="", description=of_setting("profile"))
     extra: str = Field(default="", description="YAML file laid over the catalog; empty means $TUNES_CATALOG.")
 
     def load(self, profile: str) -> Catalog:

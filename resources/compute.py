@@ -15,6 +15,7 @@ from pydantic import Field
 
 from tunes_dagster.core.progress import Phase, Reporter
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.resources.texts import of_setting
 from tunes_dagster.sessions.hardware import Device, find_devices
 from tunes_dagster.sessions.leases import lock_any
 
@@ -24,8 +25,8 @@ _POLL_SECONDS = 0.5
 class ComputeResource(dg.ConfigurableResource):
     """The devices of this machine, leased one at a time."""
 
-    device: str = Field(default="", description="auto, cpu, mps, cuda, cuda:N; empty means $TUNES_DEVICE.")
-    dtype: str = Field(default="", description="auto, float32, bfloat16, float16; empty means $TUNES_DTYPE.")
+    device: str = Field(default="", description=of_setting("device"))
+    dtype: str = Field(default="", description=of_setting("dtype"))
 
     def devices(self, settings: Settings) -> list[Device]:
         """Return the devices that may be used, best first. Imports torch."""

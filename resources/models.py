@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from tunes_dagster.families.catalog import SHIPPED
+from tunes_dagster.resources.texts import of_setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,11 +26,7 @@ if TYPE_CHECKING:
 class CaptionerResource(dg.ConfigurableResource):
     """Writes a caption where none came along with a picture."""
 
-    model: str = Field(
-        default="",
-        description="`tiny` is the shipped one, `none` leaves the template, else one of the catalog; empty takes "
-        "TUNES_CAPTIONER.",
-    )
+    model: str = Field(default="", description=of_setting("captioner"))
 
     def open(self, settings: Settings, catalog: Catalog) -> Captioner | None:
         """Return the captioner, or None when captioning is off or its model is not installed.
@@ -76,7 +73,7 @@ class LazyCaptioner:
 class FaceDetectorResource(dg.ConfigurableResource):
     """Finds faces for the manifest and for face crops."""
 
-    model_path: str = Field(default="", description="YuNet ONNX file; empty takes TUNES_FACE_DETECTOR.")
+    model_path: str = Field(default="", description=of_setting("face_detector"))
 
     def open(self, settings: Settings) -> FaceDetector:
         """Return the detector."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
+from tunes_dagster.resources.texts import of_setting
+
 if TYPE_CHECKING:
     from tunes_dagster.callbacks.deliver import DeliveryReport
     from tunes_dagster.core.settings import Settings
@@ -17,9 +19,7 @@ if TYPE_CHECKING:
 class FetcherResource(dg.ConfigurableResource):
     """Fetches datasets and pictures; refuses addresses that lead inside."""
 
-    allow_hosts: list[str] = Field(
-        default_factory=list, description="Hosts that may be private; empty means $TUNES_ALLOW_HOSTS."
-    )
+    allow_hosts: list[str] = Field(default_factory=list, description=of_setting("allow_hosts"))
 
     def open(self, settings: Settings) -> Fetcher:
         """Return a fetcher."""

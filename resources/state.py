@@ -7,17 +7,17 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from tunes_dagster.resources.texts import of_setting
+
 
 class RegistryResource(dg.ConfigurableResource):
     """The rows: what was asked and what is owed; `InstallationResource` opens it."""
 
-    url: str = Field(default="", description="SQLAlchemy URL; empty means $TUNES_REGISTRY_URL.")
+    url: str = Field(default="", description=of_setting("registry_url"))
 
 
 class StoreResource(dg.ConfigurableResource):
     """The files: a folder or any fsspec URL; `InstallationResource` opens it."""
 
-    url: str = Field(default="", description="Folder or s3://bucket/prefix; empty means $TUNES_STORE_URL.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Options of the filesystem; empty means $TUNES_STORE_OPTIONS."
-    )
+    url: str = Field(default="", description=of_setting("store_url"))
+    options: dict[str, Any] = Field(default_factory=dict, description=of_setting("store_options"))

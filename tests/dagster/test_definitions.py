@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import dagster as dg
 import pytest
 
-from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.core.texts import text_of
 from tunes_dagster.core.work import MAKING, ON_DEVICE, WorkKind
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.registry import Campaign
+from tunes_dagster.resources import default_resources
 
+VARIABLE = re.compile(r"TUNES_(\w+)")
 # Without the campaigns that the installation on this machine may have.
 defs = build_defs(campaigns=[])
 
@@ -249,6 +253,13 @@ def test_resources_can_be_overridden():
 
     other = StoreResource(url="/tmp/elsewhere")
     assert build_defs(resource_overrides={"store": other}).resources["store"] is other
+
+
+def test_resources_say_of_a_setting_what_the_setting_says():
+    fields = [one for made in default_resources().values() for one in type(made).model_fields.values()]
+    said = [(name.lower(), one.description) for one in fields for name in VARIABLE.findall(one.description)]
+    known = [(name, text) for name, text in said if name in Settings.model_fields]
+    assert len(known) > 7 and all(text_of(Settings, name) in text for name, text in known)
 
 
 def test_the_launchpad_names_every_training_option():
