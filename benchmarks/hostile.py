@@ -1,8 +1,8 @@
 """What opening files of strangers costs: the hostile ones first, then a hundred ordinary photos.
 
 `python -m benchmarks.hostile [FILE …]` prints a line per file: seconds of CPU time, peak of resident memory of the
-child that opened it, and what became of it. Without files it takes those of `tests/support/hostile_files.py`. Processor
-time is what is shown throughout: it does not depend on what else the machine does.
+child that opened it, and what became of it. Without files it takes those of `tests/support/hostile_pictures.py` and
+`hostile_archives.py`. Processor time is what is shown throughout: it does not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from tests.support.hostile_files import ARCHIVES, PICTURES, WORKBOOKS
+from tests.support.hostile_archives import ARCHIVES, WORKBOOKS
+from tests.support.hostile_pictures import PICTURES
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.intake.archives import ArchiveLimits, archive_kind
 from tunes_dagster.intake.pictures import normalise

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from benchmarks.gateway import start
-from tests.support.hostile_files import as_many_scans_as_are_taken, empty_scans, png_grey16
+from tests.support.hostile_pictures import as_many_scans_as_are_taken, empty_scans, png_grey16
 from tunes_dagster.registry import Registry
 
 AT_ONCE = 44

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -115,3 +116,20 @@ def house_on_postgres(
     yield opened
     opened.registry.close()
     get_settings.cache_clear()
+
+
+@pytest.fixture
+def place(paper_house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An installation with sessions on, on paper, and Dagster's part of it."""
+    from tests.support.told_places import Place
+    from tunes_dagster.pipeline.launcher import DeviceRunLauncher
+
+    monkeypatch.setenv("TUNES_SESSIONS", "true")
+    get_settings.cache_clear()
+    paper_house.settings = get_settings()
+    instance = paper_house.instance
+    launcher = DeviceRunLauncher()
+    launcher.register_instance(instance)
+    monkeypatch.setattr(instance, "_run_launcher", launcher)
+    yield Place(paper_house, instance)
+    launcher.dispose()

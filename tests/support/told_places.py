@@ -76,3 +76,8 @@ class Place:
         """Return the events of a run, in order."""
         logs = self.instance.all_logs(run_id)
         return [one.dagster_event.event_type_value if one.dagster_event else one.user_message for one in logs]
+
+
+def told(place: Place) -> None:
+    """Tell all that there is to tell."""
+    assert place.teller.tell().left == 0
