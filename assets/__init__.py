@@ -19,6 +19,8 @@
 Modules with assets, ops or configs do not postpone annotations: Dagster reads them as types.
 """
 
+import dagster as dg
+
 from tunes_dagster.assets.datasets import captions, source_images, training_set
 from tunes_dagster.assets.installation import (
     drop_folder,
@@ -26,22 +28,18 @@ from tunes_dagster.assets.installation import (
     installation_itself,
     nothing_is_stranded,
 )
-from tunes_dagster.assets.renders import renders
-from tunes_dagster.assets.tunes import lora, report_card
+from tunes_dagster.assets.renders import renders_asset
+from tunes_dagster.assets.tunes import lora_asset, report_card_asset
+from tunes_dagster.core.settings import Settings
 
-ALL_ASSETS = [source_images, training_set, captions, lora, report_card, renders]
 # What no run makes, and what is looked at of it.
 SURROUNDINGS = [drop_folder, installation_itself]
 CHECKS = [everything_is_usable, nothing_is_stranded]
 
-__all__ = [
-    "ALL_ASSETS",
-    "CHECKS",
-    "SURROUNDINGS",
-    "captions",
-    "lora",
-    "renders",
-    "report_card",
-    "source_images",
-    "training_set",
-]
+__all__ = ["CHECKS", "SURROUNDINGS", "all_assets"]
+
+
+def all_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+    """Return the assets that runs make."""
+    prepared = [source_images, training_set, captions]
+    return [*prepared, lora_asset(settings), report_card_asset(settings), renders_asset(settings)]

@@ -21,6 +21,7 @@ from tunes_dagster.assets.campaign_pages import (
 )
 from tunes_dagster.assets.names import LORA, RENDERS, Group, Owner, check_spec, process_run
 from tunes_dagster.core.failures import Failure
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.pipeline.partitions import campaign_dates, campaigns_keys, loras_of_batch
 from tunes_dagster.resources import InstallationResource
 
@@ -64,7 +65,7 @@ def report_job_name(campaign: str) -> str:
     return f"report_{campaign}"
 
 
-def campaign_defs(campaign: "Campaign") -> CampaignDefs:
+def campaign_defs(campaign: "Campaign", settings: Settings) -> CampaignDefs:
     """Return what a campaign adds to the code location; never raises for what its row says."""
     try:
         dates = campaign_dates(campaign.cron, campaign.timezone, campaign.starts)
@@ -78,13 +79,13 @@ def campaign_defs(campaign: "Campaign") -> CampaignDefs:
         dg.define_asset_job(
             plan_job_name(campaign.name),
             selection=[plan_key],
-            tags=process_run("campaign"),
+            tags=process_run("campaign", settings),
             description=f"Plans dates of the campaign {campaign.name}: queues the prompts that are missing.",
         ),
         dg.define_asset_job(
             report_job_name(campaign.name),
             selection=[report_key],
-            tags=process_run("campaign"),
+            tags=process_run("campaign", settings),
             description=f"Reports on dates of the campaign {campaign.name}.",
         ),
     ]

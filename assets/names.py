@@ -6,7 +6,7 @@ import warnings
 
 import dagster as dg
 
-from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.work import WorkKind
 
 GPU_POOL = "gpu"
@@ -22,28 +22,28 @@ MAX_RUNTIME_TAG = "dagster/max_runtime"
 _MARGIN_SECONDS = 600
 
 
-def pool_of(name: str) -> str | None:
+def pool_of(name: str, settings: Settings) -> str | None:
     """Return the pool of an asset that needs a device; sessions, which hold devices themselves, need none."""
-    return None if get_settings().uses_sessions else name
+    return None if settings.uses_sessions else name
 
 
-def longest_run(kind: str) -> dict[str, str]:
+def longest_run(kind: str, settings: Settings) -> dict[str, str]:
     """Return the tag by which Dagster ends a run of a job that goes on for too long.
 
     A run that trains takes newcomers for as long as one tune may take, so it may take twice as long itself.
     """
     times = 2 if kind == WorkKind.TRAIN else 1
-    return {MAX_RUNTIME_TAG: str(round(times * get_settings().longest(kind)) + _MARGIN_SECONDS)}
+    return {MAX_RUNTIME_TAG: str(round(times * settings.longest(kind)) + _MARGIN_SECONDS)}
 
 
-def process_run(kind: str) -> dict[str, str]:
+def process_run(kind: str, settings: Settings) -> dict[str, str]:
     """Return the tags of a job whose runs start a process."""
-    return {**longest_run(kind), **PROCESS_TAG}
+    return {**longest_run(kind, settings), **PROCESS_TAG}
 
 
-def device_run(kind: str) -> dict[str, str]:
+def device_run(kind: str, settings: Settings) -> dict[str, str]:
     """Return the tags of a job of device work: a process per run only without sessions."""
-    return longest_run(kind) if get_settings().uses_sessions else process_run(kind)
+    return longest_run(kind, settings) if settings.uses_sessions else process_run(kind, settings)
 
 
 class Group:

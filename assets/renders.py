@@ -24,6 +24,7 @@ from tunes_dagster.core.failures import FailureCode
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.results import BatchResult, Machine
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
 from tunes_dagster.pipeline.partitions import loras_of_batch, render_batches
 from tunes_dagster.rendering.aids import make_aids
@@ -73,21 +74,6 @@ FINITE = check_spec(
 )
 
 
-@dg.asset(
-    key=RENDERS,
-    code_version=CODE_VERSIONS[RENDERS],
-    deps=[dg.AssetDep(LORA, partition_mapping=loras_of_batch)],
-    partitions_def=render_batches,
-    pool=pool_of(GPU_POOL),
-    group_name=Group.RENDERS,
-    kinds={"pytorch", "diffusers", "png"},
-    owners=[Owner.RENDERING],
-    check_specs=[COUNTS, NOT_BLANK, FINITE],
-    description=(
-        "The pictures of a batch of prompts, each a PNG with its whole recipe inside, and their contact sheet. "
-        "The tunes that a batch really used stand in its metadata."
-    ),
-)
 def renders(
     context: dg.AssetExecutionContext,
     config: RENDERS_CONFIG,  # type: ignore[valid-type]
@@ -157,6 +143,26 @@ def renders(
         return nothing_left(writer, version_now(), GAVE_WAY)
     rendered = Rendered(batch, prompts, jobs, writer.results, prefix, seconds, device)
     return described(rendered, kept, version_now())
+
+
+def renders_asset(settings: Settings) -> dg.AssetsDefinition:
+    """Return the asset, which waits for a pool where no sessions hold the devices."""
+    made = dg.asset(
+        key=RENDERS,
+        code_version=CODE_VERSIONS[RENDERS],
+        deps=[dg.AssetDep(LORA, partition_mapping=loras_of_batch)],
+        partitions_def=render_batches,
+        pool=pool_of(GPU_POOL, settings),
+        group_name=Group.RENDERS,
+        kinds={"pytorch", "diffusers", "png"},
+        owners=[Owner.RENDERING],
+        check_specs=[COUNTS, NOT_BLANK, FINITE],
+        description=(
+            "The pictures of a batch of prompts, each a PNG with its whole recipe inside, and their contact sheet. "
+            "The tunes that a batch really used stand in its metadata."
+        ),
+    )
+    return made(renders)
 
 
 def all_again(context: dg.AssetExecutionContext) -> bool:

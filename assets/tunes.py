@@ -26,6 +26,7 @@ from tunes_dagster.assets.trained import LORA_CHECKS
 from tunes_dagster.assets.trained import described as trained_as_shown
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.evaluation.card import CardOptions
 from tunes_dagster.pipeline.partitions import tunes
 from tunes_dagster.resources import (
@@ -45,22 +46,6 @@ CARD_CONFIG = mirror(CardOptions, "ReportCardConfig")
 """Empty looks at as much as the settings say; what is filled in overrides them."""
 
 
-@dg.asset(
-    key=LORA,
-    code_version=CODE_VERSIONS[LORA],
-    deps=[TRAINING_SET, CAPTIONS],
-    partitions_def=tunes,
-    pool=pool_of(GPU_POOL),
-    group_name=Group.TUNE,
-    kinds={"pytorch", "diffusers", "safetensors"},
-    owners=[Owner.TRAINING],
-    check_specs=LORA_CHECKS,
-    description=(
-        "The weights of a tune: an adapter in diffusers and kohya layout, or a whole model as a diffusers pipeline. "
-        "The sensors train adapters many at a time "
-        "(`train_cohort`); materializing here trains this one, and the Launchpad's values override its recipe."
-    ),
-)
 def lora(
     context: dg.AssetExecutionContext,
     config: LORA_CONFIG,  # type: ignore[valid-type]
@@ -91,22 +76,27 @@ def lora(
     return shown
 
 
-@dg.asset(
-    key=REPORT_CARD,
-    code_version=CODE_VERSIONS[REPORT_CARD],
-    deps=[LORA, TRAINING_SET],
-    partitions_def=tunes,
-    pool=pool_of(REPORT_POOL),
-    group_name=Group.TUNE,
-    kinds={"pytorch", "diffusers", "html"},
-    owners=[Owner.TRAINING],
-    check_specs=[ABOVE_BASE],
-    description=(
-        "The measured quality of a tune over its checkpoints: likeness, obedience to prompts, variety, copying. "
-        "Publishes the chosen checkpoint and makes the tune ready; scoring that fails or takes too long publishes "
-        "the last checkpoint and says so."
-    ),
-)
+def lora_asset(settings: Settings) -> dg.AssetsDefinition:
+    """Return the asset, which waits for a pool where no sessions hold the devices."""
+    made = dg.asset(
+        key=LORA,
+        code_version=CODE_VERSIONS[LORA],
+        deps=[TRAINING_SET, CAPTIONS],
+        partitions_def=tunes,
+        pool=pool_of(GPU_POOL, settings),
+        group_name=Group.TUNE,
+        kinds={"pytorch", "diffusers", "safetensors"},
+        owners=[Owner.TRAINING],
+        check_specs=LORA_CHECKS,
+        description=(
+            "The weights of a tune: an adapter in diffusers and kohya layout, or a whole model as a diffusers "
+            "pipeline. The sensors train adapters many at a time "
+            "(`train_cohort`); materializing here trains this one, and the Launchpad's values override its recipe."
+        ),
+    )
+    return made(lora)
+
+
 def report_card(
     context: dg.AssetExecutionContext,
     config: CARD_CONFIG,  # type: ignore[valid-type]
@@ -128,3 +118,24 @@ def report_card(
         mine.report.phase(Phase.PACKAGING)
         mine.finish(package(tune, done.result, whole.store, mine.report))
     return described(done, tune, whole.store)
+
+
+def report_card_asset(settings: Settings) -> dg.AssetsDefinition:
+    """Return the asset, which waits for a pool where no sessions hold the devices."""
+    made = dg.asset(
+        key=REPORT_CARD,
+        code_version=CODE_VERSIONS[REPORT_CARD],
+        deps=[LORA, TRAINING_SET],
+        partitions_def=tunes,
+        pool=pool_of(REPORT_POOL, settings),
+        group_name=Group.TUNE,
+        kinds={"pytorch", "diffusers", "html"},
+        owners=[Owner.TRAINING],
+        check_specs=[ABOVE_BASE],
+        description=(
+            "The measured quality of a tune over its checkpoints: likeness, obedience to prompts, variety, copying. "
+            "Publishes the chosen checkpoint and makes the tune ready; scoring that fails or takes too long publishes "
+            "the last checkpoint and says so."
+        ),
+    )
+    return made(report_card)

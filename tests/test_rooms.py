@@ -291,11 +291,9 @@ def test_engines_are_made_where_values_are_hidden():
 
 # Who may read the environment's settings, and why; everybody else gets an installation handed in.
 READS_SETTINGS = {
-    "tunes_dagster/core/settings.py": "defines it",
     "tunes_dagster/cli/installation.py": "opens the installation of a command and of a server",
     "resources/installation.py": "opens the installation of a code location",
-    "assets/names.py": "tags of jobs, which are made when the module is imported",
-    "tunes_dagster/pipeline/artifacts.py": "the same, at the start of the process",
+    "tunes_dagster/pipeline/artifacts.py": "is opened by Dagster at the start of a process, as its launcher is",
     "tunes_dagster/pipeline/launcher.py": "is made by Dagster, in every process that opens the instance",
     "tunes_dagster/intake/sandbox/pool.py": "one pool of children per process",
     "tunes_dagster/intake/sandbox/limits.py": "the limits of those children",
@@ -310,7 +308,7 @@ def test_settings_are_read_by_entry_points_only():
         if isinstance(node, ast.Call)
         and getattr(node.func, "id", getattr(node.func, "attr", "")) == "get_settings"
     }
-    assert found <= set(READS_SETTINGS), found - set(READS_SETTINGS)
+    assert found == set(READS_SETTINGS), found ^ set(READS_SETTINGS)
 
 
 # The parts of an installation; whoever needs more than one of them is handed the whole.

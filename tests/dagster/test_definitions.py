@@ -11,7 +11,8 @@ import sys
 import dagster as dg
 import pytest
 
-from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.assets.names import MAX_RUNTIME_TAG, PROCESS_TAG
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.texts import text_of
 from tunes_dagster.core.work import MAKING, ON_DEVICE, WorkKind
 from tunes_dagster.definitions import build_defs
@@ -237,15 +238,15 @@ def test_sensors_and_schedules_run_by_default():
     assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in defs.schedules)
 
 
-def test_with_sessions_what_needs_a_device_is_taken_by_them_and_not_by_sensors(monkeypatch):
-    monkeypatch.setenv("TUNES_SESSIONS", "true")
-    get_settings.cache_clear()
-    try:
-        names = {sensor.name for sensor in build_defs(campaigns=[]).sensors}
-    finally:
-        get_settings.cache_clear()
+def test_with_sessions_what_needs_a_device_is_taken_by_them_and_not_by_sensors():
+    with_sessions = build_defs(campaigns=[], settings={"sessions": "on", "longest_render_seconds": 60.0})
+    names = {sensor.name for sensor in with_sessions.sensors}
     assert {"device_runs", "told_runs", "queued_tunes", "stuck_work", "open_deletions"} < names
     assert not names & {"prepared_tunes", "trained_tunes", "queued_prompts"}
+    assert not any(asset.op.pool for asset in made(with_sessions))
+    tags = with_sessions.resolve_job_def("render_batch").tags
+    assert PROCESS_TAG.items().isdisjoint(tags.items()) and tags[MAX_RUNTIME_TAG] == "660"
+    assert PROCESS_TAG.items() <= defs.resolve_job_def("render_batch").tags.items()
 
 
 def test_resources_can_be_overridden():

@@ -10,7 +10,7 @@ from dagster import DagsterRunStatus as Status
 from dagster._core.events import DagsterEvent, DagsterEventType
 
 from tests.support.told_places import DEFS, told
-from tunes_dagster.assets import ALL_ASSETS, following
+from tunes_dagster.assets import all_assets, following
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import PromptRequest
@@ -121,13 +121,14 @@ def test_a_process_that_wants_the_device_follows_the_session_that_has_it(place, 
         place.session.finish(work, {"report_card": {}} if kind == "finish" else {})
 
     monkeypatch.setattr(following, "sleep", works)
-    selected = [one for one in ALL_ASSETS if one.key.to_user_string() in ("lora", "report_card")]
+    everything = all_assets(place.house.settings)
+    selected = [one for one in everything if one.key.to_user_string() in ("lora", "report_card")]
     ran = dg.materialize(
         [
             *selected,
             *(
                 one.to_source_asset()
-                for one in ALL_ASSETS
+                for one in everything
                 if one not in selected and one.key.path != ["renders"]
             ),
         ],

@@ -1,4 +1,4 @@
-"""The jobs: what sensors launch, and what a person finds under Jobs in the UI.
+"""The jobs: what sensors launch, and what a person finds under Jobs in the UI; `jobs_of` gives them their tags.
 
 prepare_tune   source_images, training_set, captions of one tune; CPU only
 train_tune     lora of one tune: what a session's training is told as
@@ -11,6 +11,7 @@ housekeeping   deletes what nobody needs any more
 look_around    checks what no sensor will ever move
 """
 
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -32,6 +33,7 @@ from tunes_dagster.assets.names import (
     process_run,
 )
 from tunes_dagster.assets.window import close_window
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.work import WorkKind
 from tunes_dagster.resources import ComputeResource, InstallationResource
 from tunes_dagster.service.orphans import remove_orphans
@@ -40,21 +42,18 @@ from tunes_dagster.service.retain import retain
 prepare_tune = dg.define_asset_job(
     WorkKind.PREPARE.job,
     selection=dg.AssetSelection.assets(*PREPARE_ASSETS),
-    tags=process_run(WorkKind.PREPARE),
     description="Fetches, checks and captions the pictures of one tune. Holds no GPU.",
 )
 
 train_tune = dg.define_asset_job(
     WorkKind.TRAIN.told_by,
     selection=dg.AssetSelection.assets(LORA),
-    tags=device_run(WorkKind.TRAIN),
     description="Trains one tune. A session trains it together with others; this run tells of it alone.",
 )
 
 render_batch = dg.define_asset_job(
     WorkKind.RENDER.job,
     selection=dg.AssetSelection.assets(RENDERS),
-    tags=device_run(WorkKind.RENDER),
     description="Renders the prompts of one batch: one base, one model load, tunes of any number.",
 )
 
@@ -62,7 +61,6 @@ render_batch = dg.define_asset_job(
 finish_tune = dg.define_asset_job(
     WorkKind.FINISH.job,
     selection=dg.AssetSelection.assets(REPORT_CARD),
-    tags=device_run(WorkKind.FINISH),
     description="Scores one trained tune, publishes the checkpoint that its report card chose, makes the tune ready.",
 )
 
@@ -100,9 +98,8 @@ def train_op(
     train_cohort_members(context, config.cohort_id, installation.open(), compute)
 
 
-@dg.job(
+@dg.graph(
     name=WorkKind.TRAIN.job,
-    tags=process_run(WorkKind.TRAIN),
     description=(
         "Trains one or more tunes of one base together. Each tune's `lora` partition gets its own "
         "materialization and checks as it finishes."
@@ -127,9 +124,8 @@ def embed_op(
     train_cohort_members(context, config.cohort_id, installation.open(), compute)
 
 
-@dg.job(
+@dg.graph(
     name=WorkKind.EMBED.job,
-    tags=process_run(WorkKind.EMBED),
     description=(
         "Makes tunes of the kind faceid, which train nothing, in seconds on the CPU. Each tune's `lora` partition "
         "gets its own materialization and checks."
@@ -167,9 +163,8 @@ def clean_up_op(
     context.log.info(f"Deleted {freed.count} cache files, {freed.megabytes:.0f} MB.")
 
 
-@dg.job(
+@dg.graph(
     name="housekeeping",
-    tags=process_run("housekeeping"),
     description="Deletes what nobody needs any more.",
 )
 def housekeeping() -> None:
@@ -180,7 +175,6 @@ def housekeeping() -> None:
 look_around = dg.define_asset_job(
     "look_around",
     selection=dg.AssetSelection.checks_for_assets(DROP_FOLDER, INSTALLATION),
-    tags=process_run("housekeeping"),
     description="Looks whether registry and Dagster agree, and whether the drop folder holds what cannot be used.",
 )
 
@@ -202,10 +196,8 @@ def hold_device_op(context: dg.OpExecutionContext, installation: InstallationRes
         mark_cancelled(context, "The session was told to end; what it did goes on in the next one.")
 
 
-@dg.job(
+@dg.graph(
     name="device_session",
-    # It stays for as long as there is work, and ends after TUNES_KEEP_WARM_SECONDS without.
-    tags={MAX_RUNTIME_TAG: "0"},
     description=(
         "Holds a device for everything that needs one: the process of a session, placed by the configured launcher. "
         "What it does is told by runs of its own, one per tune and per batch."
@@ -216,14 +208,30 @@ def device_session() -> None:
     hold_device_op()
 
 
-ALL_JOBS: list[Any] = [
-    prepare_tune,
-    train_tune,
-    train_cohort,
-    embed_faces,
-    finish_tune,
-    render_batch,
-    device_session,
-    housekeeping,
-    look_around,
-]
+def jobs_of(settings: Settings) -> dict[str, Any]:
+    """Return every job by its name, with the tags that the settings give to its runs.
+
+    Args:
+        settings: Say how long each may take, and whether device work starts processes.
+    """
+    process, device = partial(process_run, settings=settings), partial(device_run, settings=settings)
+    made = (
+        _tagged(prepare_tune, process(WorkKind.PREPARE)),
+        _tagged(train_tune, device(WorkKind.TRAIN)),
+        _tagged(train_cohort, process(WorkKind.TRAIN)),
+        _tagged(embed_faces, process(WorkKind.EMBED)),
+        _tagged(finish_tune, device(WorkKind.FINISH)),
+        _tagged(render_batch, device(WorkKind.RENDER)),
+        # It stays for as long as there is work, and ends after TUNES_KEEP_WARM_SECONDS without.
+        _tagged(device_session, {MAX_RUNTIME_TAG: "0"}),
+        _tagged(housekeeping, process("housekeeping")),
+        _tagged(look_around, process("housekeeping")),
+    )
+    return {job.name: job for job in made}
+
+
+def _tagged(job: Any, tags: dict[str, str]) -> Any:
+    """Return a job with tags: of a graph, or of a selection of assets, whose type Dagster keeps to itself."""
+    if isinstance(job, dg.GraphDefinition):
+        return job.to_job(tags=tags)
+    return dg.define_asset_job(job.name, selection=job.selection, description=job.description, tags=tags)
