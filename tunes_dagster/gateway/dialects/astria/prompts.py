@@ -201,9 +201,11 @@ def _said(value: str | None) -> bool:
     return (value or "").lower() in ("true", "1")
 
 
-def _listed(mine: Desk, request: Request, page: Page, **of: str) -> list[dict[str, Any]]:
-    """List prompts; `of` names their tune or base."""
-    wanted = replace(_filter(mine, request.query_params), **of)
+def _listed(
+    mine: Desk, request: Request, page: Page, tune_id: str | None = None, base: str | None = None
+) -> list[dict[str, Any]]:
+    """List prompts, of all or of a tune or a plain base."""
+    wanted = replace(_filter(mine, request.query_params), tune_id=tune_id, base=base)
     if _said(request.query_params.get("is_video")):
         return []
     rows = mine.registry.objects.page_prompts(mine.account_id, page, wanted)
@@ -245,8 +247,10 @@ def of_tune(
 ) -> list[dict[str, Any]]:
     """List the prompts of a tune, or of a base, newest first."""
     base, tune, _characteristics = base_or_tune(mine, tune_id)
-    chosen = {"tune_id": tune.id} if tune else {"base": base.word}
-    return _listed(mine, request, page_of(before_id, limit, offset, MAX_OFFSET), **chosen)
+    page = page_of(before_id, limit, offset, MAX_OFFSET)
+    if tune is not None:
+        return _listed(mine, request, page, tune_id=tune.id)
+    return _listed(mine, request, page, base=base.word)
 
 
 @router.get("/prompts/{prompt_id}")
