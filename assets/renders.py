@@ -30,7 +30,7 @@ from tunes_dagster.pipeline.partitions import loras_of_batch, render_batches
 from tunes_dagster.rendering.aids import make_aids
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.run import run_batch
-from tunes_dagster.resources import ComputeResource, InstallationResource
+from tunes_dagster.resources import ComputeResource, Device, InstallationResource
 from tunes_dagster.sessions.batches import (
     GAVE_WAY,
     GaveWay,
@@ -129,16 +129,7 @@ def renders(
                 context.log.info(f"{GAVE_WAY} {len(jobs)} of {len(prompts)} prompts are done.")
         seconds = time.monotonic() - began
         if not mine.member.closed:
-            pictures = sum(len(result.images) for result in writer.results.values())
-            machine = device.machine()
-            mine.finish(
-                BatchResult(
-                    pictures=pictures,
-                    seconds=round(seconds, 2),
-                    load_seconds=round(loading, 2),
-                    machine=Machine(kind=machine.kind, gib=round(machine.gib, 2), dtype=machine.dtype),
-                )
-            )
+            mine.finish(batch_result(writer, device, seconds, loading))
     if not jobs:
         return nothing_left(writer, version_now(), GAVE_WAY)
     rendered = Rendered(batch, prompts, jobs, writer.results, prefix, seconds, device)
@@ -163,6 +154,17 @@ def renders_asset(settings: Settings) -> dg.AssetsDefinition:
         ),
     )
     return made(renders)
+
+
+def batch_result(writer: PromptWriter, device: Device, seconds: float, loading: float) -> BatchResult:
+    """Return what a batch's row keeps of its rendering."""
+    machine = device.machine()
+    return BatchResult(
+        pictures=sum(len(result.images) for result in writer.results.values()),
+        seconds=round(seconds, 2),
+        load_seconds=round(loading, 2),
+        machine=Machine(kind=machine.kind, gib=round(machine.gib, 2), dtype=machine.dtype),
+    )
 
 
 def all_again(context: dg.AssetExecutionContext) -> bool:

@@ -120,11 +120,7 @@ def new_tune(
     request = check_sources(request, chosen, settings, allow_folder)
     check_callback_url(request.callback_url, settings)
     named = Named(installation, entry, account_id)
-    own = Own(request.training.kind, request.class_name, request.characteristics)
-    completed = [
-        complete_within(one, entry, installation, own=own, asked=request.base, named=named)
-        for one in request.prompts
-    ]
+    completed = _completed(installation, request, entry, named)
     complete = request.model_copy(update={"prompts": [one.request for one in completed]})
     recipe = make_recipe(complete, entry, continues)
     if handed is not None:
@@ -148,6 +144,17 @@ def new_tune(
         price=price(installation.prices, installation.catalog, complete),
         warnings=[*wishes.told(), *_doubts(request), *_lacking(installation), *doubts],
     )
+
+
+def _completed(
+    installation: Installation, request: TuneRequest, entry: BaseModelEntry, named: Named
+) -> list[Completed]:
+    """Return the prompts inside of a tune with everything filled in."""
+    own = Own(request.training.kind, request.class_name, request.characteristics)
+    return [
+        complete_within(one, entry, installation, own=own, asked=request.base, named=named)
+        for one in request.prompts
+    ]
 
 
 def _its_prompts(
