@@ -15,6 +15,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 # Kinds of ids that something is told apart by.
 WORK = "work"
 COHORT = "cohort"
+SESSION = "session"
 
 
 def _base32(number: int, width: int) -> str:
@@ -28,6 +29,11 @@ def _base32(number: int, width: int) -> str:
 def row_number(text: str) -> int | None:
     """Return the integer id that a text is, or None when no row can have it."""
     return int(text) if text.isdecimal() and len(text) <= 10 and int(text) < 2**31 else None
+
+
+def is_id(text: str, *kinds: str) -> bool:
+    """Whether a text is an id of one of some kinds, by how it begins."""
+    return text.startswith(tuple(f"{kind}_" for kind in kinds))
 
 
 def new_id(kind: str) -> str:

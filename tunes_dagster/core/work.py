@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tunes_dagster.core.ids import COHORT, WORK
+from tunes_dagster.core.ids import COHORT, WORK, is_id
 
 
 class WorkKind(StrEnum):
@@ -111,4 +111,4 @@ def run_key(work_id: str, attempt: int) -> str:
 
 def is_run_key(name: str) -> bool:
     """Whether a name is a key that a run was launched under, and not the id of a run."""
-    return name.startswith((f"{WORK}_", f"{COHORT}_"))
+    return is_id(name, WORK, COHORT)

@@ -8,7 +8,7 @@ from datetime import UTC, timedelta
 import dagster as dg
 from dagster import DagsterRunStatus
 
-from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.ids import SESSION, new_id
 from tunes_dagster.core.launching import sessions_suit
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.pipeline.device_runs import heed_cancelled_runs, requests
@@ -74,7 +74,7 @@ def device_runs(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     if not session_is_wanted(instance_of(context), whole):
         return asked
     session = dg.RunRequest(
-        job_name=device_session.name, run_key=new_id("session"), tags={"dagster/priority": "9"}
+        job_name=device_session.name, run_key=new_id(SESSION), tags={"dagster/priority": "9"}
     )
     return dg.SensorResult(
         run_requests=[session, *(asked.run_requests or [])],

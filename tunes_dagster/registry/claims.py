@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.ids import SESSION, is_id
 from tunes_dagster.core.results import TuneResult
 from tunes_dagster.core.work import MAKING, STAGES, WorkKind, run_key, stage_of
 from tunes_dagster.registry.locks import lock, lock_each
@@ -26,9 +27,6 @@ from tunes_dagster.registry.transitions import (
     write_failure,
 )
 from tunes_dagster.registry.uses import was_deleted
-
-# What the names of sessions begin with.
-SESSION = "session_"
 
 
 def take(session: Session, work_ids: Sequence[str], cohort_id: str | None, now: datetime) -> list[Work]:
@@ -160,7 +158,7 @@ def start(session: Session, work: Work, subject: Tune | Batch, run_id: str, now:
     Raises:
         Failure: `CONFLICT` for a session whose place another one has taken.
     """
-    holder = session.get(DeviceSession, run_id) if run_id.startswith(SESSION) else None
+    holder = session.get(DeviceSession, run_id) if is_id(run_id, SESSION) else None
     if holder is not None and holder.ended_at is not None:
         raise fenced(run_id)
     work.state, work.run_id = "running", run_id

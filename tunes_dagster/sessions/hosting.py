@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.ids import SESSION, new_id
 from tunes_dagster.sessions.journal import Queued
 from tunes_dagster.sessions.keeping import give_up
 from tunes_dagster.sessions.leases import lock_any
@@ -59,7 +59,7 @@ def host(
     from tunes_dagster.sessions.hardware import find_devices
     from tunes_dagster.sessions.session import Session
 
-    settings, name = installation.settings, name or new_id("session")
+    settings, name = installation.settings, name or new_id(SESSION)
     device = _taken(installation, find_devices(settings.device, settings.dtype), name, run_id)
     journal = Queued(Recorded(installation.registry))
     session = Session(installation, device, journal, name=name, end=end_process if alone else None)

@@ -20,7 +20,7 @@ from functools import partial
 from typing import IO, TYPE_CHECKING
 
 from tunes_dagster.core.failures import Failure
-from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.ids import SESSION, new_id
 from tunes_dagster.core.progress import format_seconds
 from tunes_dagster.registry.retrying import DatabaseAway
 from tunes_dagster.sessions.hardware import count_devices
@@ -121,7 +121,7 @@ class _Crew:
             self._devices = self._count()
         if self._devices is not None and 0 < self._devices <= len(self._members):
             return
-        name = new_id("session")
+        name = new_id(SESSION)
         process = subprocess.Popen(  # noqa: S603 - our own
             [*self._command, name], stdin=subprocess.PIPE, start_new_session=True
         )

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tunes_dagster.core.failures import FailureCode, as_failure
-from tunes_dagster.core.ids import new_id
+from tunes_dagster.core.ids import SESSION, new_id
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.core.validation import checked
@@ -84,7 +84,7 @@ class Session:
         name: str = "",
         end: Callable[[], None] | None = None,
     ) -> None:
-        self.name = name or new_id("session")
+        self.name = name or new_id(SESSION)
         self.installation, self.device = installation, device
         self.settings, self.registry = installation.settings, installation.registry
         self.journal: Journal = journal or Silent()
