@@ -21,6 +21,7 @@ from PIL import Image
 from tests.support.hostile_archives import ARCHIVES, WORKBOOKS
 from tests.support.hostile_pictures import PICTURES
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.intake.archives import ArchiveLimits, archive_kind
 from tunes_dagster.intake.pictures import normalise
 from tunes_dagster.intake.sandbox.limits import for_archive, for_picture, for_table
@@ -63,9 +64,10 @@ def cost(name: str, source: Source, op: str = "") -> Cost:
         "table": {"sheet": None, "rows": 100_000},
     }[op]
 
-    def limits(size: int) -> Limits:
-        of = {"picture": for_picture, "table": for_table}
-        return for_archive(size, ArchiveLimits().member_bytes) if op == "archive" else of[op](size)
+    def limits(size: int, settings: Settings) -> Limits:
+        if op == "archive":
+            return for_archive(size, ArchiveLimits().member_bytes, settings)
+        return {"picture": for_picture, "table": for_table}[op](size, settings)
 
     def refuse(why: str, remedy: str) -> Failure:
         code = {"picture": FailureCode.PICTURE_UNREADABLE, "archive": FailureCode.ARCHIVE_REFUSED}

@@ -295,8 +295,7 @@ READS_SETTINGS = {
     "resources/installation.py": "opens the installation of a code location",
     "tunes_dagster/pipeline/artifacts.py": "is opened by Dagster at the start of a process, as its launcher is",
     "tunes_dagster/pipeline/launcher.py": "is made by Dagster, in every process that opens the instance",
-    "tunes_dagster/intake/sandbox/pool.py": "one pool of children per process",
-    "tunes_dagster/intake/sandbox/limits.py": "the limits of those children",
+    "tunes_dagster/intake/sandbox/pool.py": "one pool of children per process, with their limits",
 }
 
 

@@ -26,6 +26,7 @@ from tests.support.hostile_pictures import (
     tiff_that_is_flat,
 )
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.settings import Settings
 from tunes_dagster.intake.archives import ArchiveLimits, read_archive
 from tunes_dagster.intake.pictures import check, decode, normalise
 from tunes_dagster.intake.sandbox import pool as sandbox
@@ -178,7 +179,7 @@ def test_a_nursery_has_decoders_and_nothing_else() -> None:
 def test_a_nursery_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNES_REGISTRY_URL", "postgresql://ann:secret@example.com/tunes")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    pool = fresh(Pool(1))
+    pool = fresh(Pool(1, Settings()))
     try:
         decode_in(pool, png(1))
         assert pool.nursery.pid is not None
@@ -204,7 +205,7 @@ def decode_in(pool: Pool, data: bytes, limits: Limits = ROOMY, **more: bool) -> 
     with (
         scratch() as one,
         scratch() as two,
-        pool.task("picture", data, {"name": "a.png", **more}, lambda _: limits, [one, two], refuse) as task,
+        pool.task("picture", data, {"name": "a.png", **more}, lambda *_: limits, [one, two], refuse) as task,
     ):
         return list(task.messages())
 
@@ -216,7 +217,7 @@ def children(pool: Pool) -> list[psutil.Process]:
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    made = Pool(2)
+    made = Pool(2, Settings())
     yield made
     made.close()
 
@@ -250,7 +251,7 @@ def test_the_clock_ends_a_child_that_hangs(pool: Pool) -> None:
         arguments = {"name": "a.zip", "limits": asdict(ArchiveLimits())}
         with (
             pytest.raises(Failure, match="longer than") as caught,
-            pool.task("archive", zipped(FILES), arguments, lambda _: hasty, [out], refuse) as task,
+            pool.task("archive", zipped(FILES), arguments, lambda *_: hasty, [out], refuse) as task,
         ):
             list(task.messages())
     assert caught.value.code == FailureCode.TIMED_OUT
@@ -264,7 +265,7 @@ def test_the_clock_ends_a_child_that_hangs(pool: Pool) -> None:
 def test_a_crash_is_one_failure_of_one_file(pool: Pool, number: int, said: str) -> None:
     with scratch() as out, scratch() as other:
         arguments = {"name": "a.zip", "limits": asdict(ArchiveLimits())}
-        limits: Callable[[int], Limits] = lambda size: for_archive(size, 10**6)  # noqa: E731
+        limits: Callable[[int, Settings], Limits] = lambda size, settings: for_archive(size, 10**6, settings)  # noqa: E731
         with (
             pytest.raises(Failure) as caught,
             pool.task("archive", zipped(FILES), arguments, limits, [out], refuse) as crashing,
@@ -347,7 +348,7 @@ def test_a_child_serves_one_owner_and_is_replaced_in_the_end(pool: Pool) -> None
             for _ in range(sandbox._TASKS_OF_A_CHILD + 1):
                 with scratch() as one, scratch() as two:
                     task = pool.task(
-                        "picture", png(1), {"name": "a"}, lambda _: ROOMY, [one, two], refuse, among
+                        "picture", png(1), {"name": "a"}, lambda *_: ROOMY, [one, two], refuse, among
                     )
                     with task as given:
                         list(given.messages())
@@ -360,7 +361,7 @@ def test_a_refused_picture_ends_its_child(pool: Pool) -> None:
     with pool.session() as among, scratch() as one, scratch() as two:
         with (
             pytest.raises(Failure),
-            pool.task("picture", b"no", {"name": "a"}, lambda _: ROOMY, [one, two], refuse, among) as task,
+            pool.task("picture", b"no", {"name": "a"}, lambda *_: ROOMY, [one, two], refuse, among) as task,
         ):
             list(task.messages())
         assert among.idle() is None
@@ -449,11 +450,11 @@ def test_files_are_handed_over_as_they_come(tmp_path: Path) -> None:
 def test_a_large_picture_is_read_within_its_limits() -> None:
     """88 megapixels with alpha, of a size for which there is time."""
     limits = Limits(cpu_seconds=60, memory_bytes=360 * 2**20, wall_seconds=600, file_bytes=500_000_000)
-    made = Pool(1)
+    made = Pool(1, Settings())
     try:
         with scratch() as one, scratch() as two:
             arguments = {"name": "a.png", "keep": True, "measure": True}
-            with made.task("picture", png_rgba(), arguments, lambda _: limits, [one, two], refuse) as task:
+            with made.task("picture", png_rgba(), arguments, lambda *_: limits, [one, two], refuse) as task:
                 (said,) = task.messages()
                 assert said["picture"]["width"] == 9400
                 assert task.end().peak_bytes < MOST_BYTES

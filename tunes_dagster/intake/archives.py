@@ -114,7 +114,7 @@ def read_archive(path: Path, limits: ArchiveLimits | None = None, name: str = ""
             "archive",
             path,
             arguments,
-            lambda size: for_archive(size, limits.member_bytes),
+            lambda size, settings: for_archive(size, limits.member_bytes, settings),
             [content],
             refused,
         ) as task,

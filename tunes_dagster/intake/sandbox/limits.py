@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tunes_dagster.core.settings import Settings, get_settings
+from tunes_dagster.core.settings import Settings
 
 MB = 1024 * 1024
 
@@ -49,48 +49,44 @@ class Limits:
         return asdict(self)
 
 
-def for_picture(size: int, settings: Settings | None = None) -> Limits:
+def for_picture(size: int, settings: Settings) -> Limits:
     """Return what a picture may cost.
 
     Args:
         size: Of its file in bytes.
-        settings: The operator's; None takes this process's.
+        settings: The operator's.
     """
-    chosen = settings or get_settings()
-    most = chosen.open_seconds * _MOST_TIMES
-    seconds = min(most, chosen.open_seconds + _SECONDS_PER_MB * size / MB)
-    least = chosen.open_memory_mb * MB
+    most = settings.open_seconds * _MOST_TIMES
+    seconds = min(most, settings.open_seconds + _SECONDS_PER_MB * size / MB)
+    least = settings.open_memory_mb * MB
     memory = min(least * _MOST_MEMORY_TIMES, least + _MEMORY_PER_BYTE * size)
     return Limits(seconds, memory, _PATIENCE + 2 * seconds, 512 * MB)
 
 
-def most_memory(settings: Settings | None = None) -> int:
+def most_memory(settings: Settings) -> int:
     """Return what no file's opening may take more of, in bytes."""
-    chosen = settings or get_settings()
-    return max(_ARCHIVE_MEMORY, chosen.open_memory_mb * MB * _MOST_MEMORY_TIMES)
+    return max(_ARCHIVE_MEMORY, settings.open_memory_mb * MB * _MOST_MEMORY_TIMES)
 
 
-def for_archive(size: int, member_bytes: int, settings: Settings | None = None) -> Limits:
+def for_archive(size: int, member_bytes: int, settings: Settings) -> Limits:
     """Return what an archive may cost.
 
     Args:
         size: Of its file in bytes.
         member_bytes: Of its largest member.
-        settings: The operator's; None takes this process's.
+        settings: The operator's.
     """
-    chosen = settings or get_settings()
-    seconds = min(_ARCHIVE_SECONDS, chosen.open_seconds + _ARCHIVE_SECONDS_PER_MB * size / MB)
+    seconds = min(_ARCHIVE_SECONDS, settings.open_seconds + _ARCHIVE_SECONDS_PER_MB * size / MB)
     return Limits(seconds, _ARCHIVE_MEMORY, _PATIENCE + 2 * seconds, member_bytes + MB)
 
 
-def for_weights(size: int, settings: Settings | None = None) -> Limits:
+def for_weights(size: int, settings: Settings) -> Limits:
     """Return what a file of weights may cost: its header becomes objects, its numbers are read piece by piece."""
-    chosen = settings or get_settings()
-    seconds = min(_ARCHIVE_SECONDS, chosen.open_seconds + _WEIGHTS_SECONDS_PER_MB * size / MB)
+    seconds = min(_ARCHIVE_SECONDS, settings.open_seconds + _WEIGHTS_SECONDS_PER_MB * size / MB)
     return Limits(seconds, _ARCHIVE_MEMORY, _PATIENCE + 2 * seconds, MB)
 
 
-def for_table(size: int, settings: Settings | None = None) -> Limits:
+def for_table(size: int, settings: Settings) -> Limits:
     """Return what a workbook may cost: cells become objects, so it takes more of both than a picture."""
     pictured = for_picture(size, settings)
     return replace(pictured, cpu_seconds=pictured.cpu_seconds * 5)

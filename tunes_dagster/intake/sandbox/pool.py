@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.settings import get_settings
+from tunes_dagster.core.settings import Settings, get_settings
 from tunes_dagster.intake.sandbox import wire
 from tunes_dagster.intake.sandbox.limits import Limits, most_memory
 from tunes_dagster.intake.sandbox.nursery import Gone, Nursery
@@ -233,11 +233,13 @@ class Pool:
 
     Args:
         places: Children at a time.
+        settings: Say how much a file may cost.
     """
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, settings: Settings) -> None:
         self.nursery = Nursery()
         self.places = places
+        self.settings = settings
         # Archives wait for their members to be opened, so they have places of their own.
         self._places = {"archive": _Places(places), "": _Places(places)}
 
@@ -247,7 +249,7 @@ class Pool:
         op: str,
         source: Source,
         arguments: dict[str, Any],
-        limits: Callable[[int], Limits],
+        limits: Callable[[int, Settings], Limits],
         outputs: list[IO[bytes]],
         refuse: Refuse,
         among: Session | None = None,
@@ -258,7 +260,7 @@ class Pool:
             op: See `child/tasks.py`.
             source: The stranger's file.
             arguments: For the operation; `size` is added.
-            limits: By the size of the file.
+            limits: By the size of the file and the settings.
             outputs: Files for what is too long for a message.
             refuse: Makes the failure of this file of a reason and a remedy.
             among: Files of one owner, which a child may open one after another.
@@ -267,9 +269,9 @@ class Pool:
             Busy: When a server has too many waiting.
         """
         with self._places.get(op, self._places[""]).held(), opened(source) as (file, size):
-            allowed = limits(size)
+            allowed = limits(size, self.settings)
             given = {**arguments, "size": size, "memory_bytes": allowed.memory_bytes}
-            child = (among.idle() if among else None) or Child(self.nursery, most_memory())
+            child = (among.idle() if among else None) or Child(self.nursery, most_memory(self.settings))
             task = Task(child, allowed, refuse)
             try:
                 task.begin(op, given, [file.fileno(), *(one.fileno() for one in outputs)])
@@ -398,6 +400,6 @@ def scratch() -> IO[bytes]:
 def get_pool() -> Pool:
     """Return this process's pool."""
     settings = get_settings()
-    pool = Pool(settings.open_processes or max(1, min(4, os.cpu_count() or 1)))
+    pool = Pool(settings.open_processes or max(1, min(4, os.cpu_count() or 1)), settings)
     atexit.register(pool.close)
     return pool
