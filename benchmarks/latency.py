@@ -31,6 +31,8 @@ import psutil
 
 STEPS = 20
 _PATIENCE_SECONDS = 600.0
+# Between two looks whether something has ended: each is a request or a query, which takes from the cores that compute.
+_LOOK_SECONDS = 0.05
 _CALL = "from tunes_dagster.cli import main; raise SystemExit(main())"
 
 
@@ -131,7 +133,7 @@ class House:
         while not condition():
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise SystemExit(f"Waited in vain for {what}.")
-            time.sleep(0.01)
+            time.sleep(_LOOK_SECONDS)
 
     def post(self, seed: int, model: str, steps: int = STEPS) -> str:
         """Ask for a picture; returns its id."""
@@ -177,13 +179,17 @@ class House:
 
     def prompts_done(self, ids: list[str]) -> None:
         """Wait until prompts have their pictures."""
-        rows = self.whole.registry.prompts
+        rows, waiting = self.whole.registry.prompts, list(ids)
 
         def ended() -> bool:
-            states = {rows.get(one).status for one in ids}
-            if "failed" in states:
-                raise SystemExit("A prompt failed.")
-            return states == {"done"}
+            while waiting:
+                status = rows.get(waiting[-1]).status
+                if status == "failed":
+                    raise SystemExit("A prompt failed.")
+                if status != "done":
+                    return False
+                waiting.pop()
+            return True
 
         self._until(ended, "prompts")
 
@@ -318,7 +324,7 @@ def beside_training(house: House, asked: argparse.Namespace, computing: float, s
     said.tell(first_step_s=round(time.monotonic() - began, 2))
     first = time.monotonic()
     while house.trains(alone):
-        time.sleep(0.02)
+        time.sleep(_LOOK_SECONDS)
     quiet = time.monotonic() - first
     house.ready(alone)
     ready = time.monotonic() - began
@@ -330,7 +336,7 @@ def beside_training(house: House, asked: argparse.Namespace, computing: float, s
     while house.trains(busy):
         if time.monotonic() - first >= asked.every * len(waits):
             waits.append(house.picture(200 + len(waits), asked.base) - computing)
-        time.sleep(0.02)
+        time.sleep(_LOOK_SECONDS)
     slowdown = (time.monotonic() - first) / (quiet + len(waits) * computing)
     said.tell(
         training_slowdown=round(slowdown, 2), training_overhead_p50_s=round(statistics.median(waits), 2)
