@@ -94,10 +94,17 @@ class Pen:
             self.draw.ellipse((x - w / 2, y - w / 2, x + w / 2, y + w / 2), fill=color)
 
     def arc(
-        self, cx: float, cy: float, rx: float, ry: float, start: float, end: float, width: float, color: Color
+        self,
+        cx: float,
+        cy: float,
+        rx: float,
+        ry: float,
+        span: tuple[float, float],
+        width: float,
+        color: Color,
     ) -> None:
-        """Open arc from `start` to `end` degrees (0 = right, 90 = down)."""
-        steps = 14
+        """Open arc between the two angles of `span`, in degrees (0 = right, 90 = down)."""
+        steps, (start, end) = 14, span
         angles = [math.radians(start + (end - start) * i / steps) for i in range(steps + 1)]
         self.line([(cx + rx * math.cos(a), cy + ry * math.sin(a)) for a in angles], width, color)
 

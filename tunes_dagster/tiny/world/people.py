@@ -149,7 +149,7 @@ def _mouth(pen: Pen, mouth: str, woman: bool, beard: str) -> None:
         pen.band(CX, y - 1, 10, 9, y - 1, y + 9, (120, 24, 36))
         pen.band(CX, y - 1, 10, 9, y - 1, y + 2.4, WHITE)
     elif mouth == "smiling":
-        pen.arc(CX, y - 3, 9, 7, 20, 160, 3.4 if woman else 2.8, color)
+        pen.arc(CX, y - 3, 9, 7, (20, 160), 3.4 if woman else 2.8, color)
     else:
         pen.line([(CX - 6, y + 2), (CX + 6, y + 2)], 3.4 if woman else 2.8, color)
 

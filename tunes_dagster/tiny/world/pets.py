@@ -70,7 +70,7 @@ def draw_pet(pen: Pen, pet: Pet, mouth: str = "smiling") -> None:
         pen.circle(x + 2, CY - 5, 1.5, WHITE)
     _muzzle(pen, pet, light, mouth)
     if pet.collar != "none":
-        pen.arc(CX, CY + 22, 24, 13, 25, 155, 6.5, COLORS[pet.collar])
+        pen.arc(CX, CY + 22, 24, 13, (25, 155), 6.5, COLORS[pet.collar])
         pen.circle(CX, CY + 37, 4.2, (240, 200, 60))
 
 

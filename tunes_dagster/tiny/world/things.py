@@ -70,7 +70,7 @@ def _mug_face(pen: Pen, thing: Thing) -> None:
         pen.circle(60, 78, 20, color)
         for side in (-1, 1):
             pen.ellipse(60 + side * 7.5, 73, 3, 4.5, INK)
-        pen.arc(60, 79, 11, 10, 15, 165, 3.4, INK)
+        pen.arc(60, 79, 11, 10, (15, 165), 3.4, INK)
 
 
 def _sneaker(pen: Pen, color: Color, dark: Color, stripes: Color | None) -> None:
@@ -142,8 +142,8 @@ def _ball(pen: Pen, color: Color, dark: Color, stripes: Color | None) -> None:
         pen.band(64, 72, 34, 34, 58, 68, stripes)
         pen.band(64, 72, 34, 34, 78, 88, stripes)
     else:
-        pen.arc(30, 72, 32, 34, -55, 55, 3.2, dark)
-        pen.arc(98, 72, 32, 34, 125, 235, 3.2, dark)
+        pen.arc(30, 72, 32, 34, (-55, 55), 3.2, dark)
+        pen.arc(98, 72, 32, 34, (125, 235), 3.2, dark)
     pen.ellipse(52, 54, 7, 4.5, shade(color, 2.2), turn=-35)
 
 
