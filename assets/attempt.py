@@ -14,6 +14,7 @@ import dagster as dg
 from dagster import DagsterExecutionInterruptedError, DagsterRunStatus
 
 from tunes_dagster.core.failures import UNEXPECTED, Cancelled, Failure, FailureCode, as_failure, where
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.launches import ORIGIN_TAG, RUN_KEY_TAG
 from tunes_dagster.pipeline.shown import meaning, what_to_do
 from tunes_dagster.sessions import attempts
@@ -82,7 +83,7 @@ def own(
         many: Whether the run has several, so that lines of its log must say whose they are.
     """
     registry, label = installation.registry, ""
-    if many and work.kind != "render":
+    if many and work.kind != WorkKind.RENDER:
         label = f"tune {registry.tunes.get(work.subject_id).number}"
     log = RunLog(context.log, label, percent=partial(percent_of, registry, work))
     return attempts.own(installation, work, context.run.run_id, pulse, [log])

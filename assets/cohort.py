@@ -29,6 +29,7 @@ from tunes_dagster.assets.names import LORA
 from tunes_dagster.assets.trained import described, log_trained
 from tunes_dagster.core.failures import Cancelled, Failure
 from tunes_dagster.core.recipe import TrainingOptions
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.journal import report_planned
 from tunes_dagster.pipeline.partitions import TUNES
 from tunes_dagster.registry.retrying import DatabaseAway
@@ -88,7 +89,7 @@ def train_cohort_members(
             return fresh
 
         def newcomers(free: int) -> list[Trainee]:
-            if time.monotonic() - began > settings.longest("train"):
+            if time.monotonic() - began > settings.longest(WorkKind.TRAIN):
                 return []  # whoever joins may take as long again, and then the run itself ends
             room = min(free, MOST_MEMBERS - len(trainees))
             here = [trainee.tune.id for trainee in trainees]

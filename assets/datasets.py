@@ -29,6 +29,7 @@ from tunes_dagster.assets.names import (
 )
 from tunes_dagster.assets.requests import SourceImagesConfig, change_request, require_tune, tune_of_partition
 from tunes_dagster.core.results import TuneResult
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.partitions import tunes
 from tunes_dagster.resources import (
     CaptionerResource,
@@ -89,7 +90,7 @@ def source_images(
     whole = installation.open()
     with sentences():
         tune, changes = tune_of_partition(context.partition_key, config, whole)
-    with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:
+    with attempt(context, whole, WorkKind.PREPARE, tune.id, closes=closes_attempt(context)) as mine:
         if changes:
             tune = change_request(mine, tune, changes, whole)
         hands = fetcher.open(whole.settings), face_detector.open(whole.settings)
@@ -125,7 +126,7 @@ def training_set(
     whole = installation.open()
     with sentences():
         tune = require_tune(whole.registry, context.partition_key)
-    with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:
+    with attempt(context, whole, WorkKind.PREPARE, tune.id, closes=closes_attempt(context)) as mine:
         built = crop(whole, tune, face_detector.open(whole.settings), mine.report)
         result = described_training_set(whole.store_of(tune.id), tune, built)
         close(context, mine, TuneResult(trained_on=len(built.training), held_out=len(built.held_out)))
@@ -155,7 +156,7 @@ def captions(
     whole = installation.open()
     with sentences():
         tune = require_tune(whole.registry, context.partition_key)
-    with attempt(context, whole, "prepare", tune.id, closes=closes_attempt(context)) as mine:
+    with attempt(context, whole, WorkKind.PREPARE, tune.id, closes=closes_attempt(context)) as mine:
         written = caption(whole, tune, partial(captioner.open, whole.settings, whole.catalog), mine.report)
         result = described_captions(whole.store, tune, written)
         close(context, mine, TuneResult(captions=len(written.rows)))

@@ -26,6 +26,7 @@ from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.results import BatchResult, Machine
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.partitions import loras_of_batch, render_batches
 from tunes_dagster.rendering.aids import make_aids
 from tunes_dagster.rendering.loras import LoraUse
@@ -89,9 +90,9 @@ def renders(
     def version_now() -> str:
         return version_of_renders(rows.prompts.rows(batch_id=batch.id))
 
-    if (made := followed(context, whole, "render", batch.id, filled_in(config))) is not None:
+    if (made := followed(context, whole, WorkKind.RENDER, batch.id, filled_in(config))) is not None:
         return made
-    with attempt(context, whole, "render", batch.id) as mine:
+    with attempt(context, whole, WorkKind.RENDER, batch.id) as mine:
         began = time.monotonic()
         prompts = {p.id: p for p in wanted_prompts(rows, batch, mine.work, all_again(context))}
         writer = PromptWriter(rows, mine.work.id, context.run.run_id)

@@ -27,6 +27,7 @@ from tunes_dagster.assets.trained import described as trained_as_shown
 from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import TrainingOptions
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.evaluation.card import CardOptions
 from tunes_dagster.pipeline.partitions import tunes
 from tunes_dagster.resources import (
@@ -57,7 +58,7 @@ def lora(
     rows = whole.registry
     with sentences():
         tune = require_tune(rows, context.partition_key)
-    if (made := followed(context, whole, "train", tune.id, filled_in(config))) is not None:
+    if (made := followed(context, whole, WorkKind.TRAIN, tune.id, filled_in(config))) is not None:
         return made
     done: list[dg.MaterializeResult[None]] = []
 
@@ -67,7 +68,7 @@ def lora(
         trainee.mine.finish(trained.row_result(), continue_=True)
         done.append(shown)
 
-    with attempt(context, whole, "train", tune.id, closes=False) as mine:
+    with attempt(context, whole, WorkKind.TRAIN, tune.id, closes=False) as mine:
         trainees = [trainee_of(mine, whole, filled_in(config))]
         with all_closed(context, trainees):
             train_trainees(place_of(context, whole, compute), trainees, on_trained)
@@ -110,9 +111,9 @@ def report_card(
     with sentences():
         tune = require_tune(rows, context.partition_key)
         options = merged(scorers.options(whole.settings), filled_in(config))
-    if (made := followed(context, whole, "finish", tune.id, filled_in(config))) is not None:
+    if (made := followed(context, whole, WorkKind.FINISH, tune.id, filled_in(config))) is not None:
         return made
-    with attempt(context, whole, "finish", tune.id) as mine:
+    with attempt(context, whole, WorkKind.FINISH, tune.id) as mine:
         open_scorers = partial(scorers.open, whole.settings)
         done = evaluate(mine, tune, options, place_of(context, whole, compute), open_scorers)
         mine.report.phase(Phase.PACKAGING)

@@ -12,29 +12,34 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from tunes_dagster.core.work import stage_of
+from tunes_dagster.core.progress import Phase
+from tunes_dagster.core.work import WorkKind, stage_of
 
 Stage = tuple[str, str]
 
 # The phases of a tune, in their order, with the seconds they took for eight pictures on the shipped base, on two cores
 # (`tunes demo`); what was made here since takes their place.
 TUNE: dict[Stage, float] = {
-    ("prepare", "fetching"): 0.5,
-    ("prepare", "checking"): 3.0,
-    ("prepare", "captioning"): 4.0,
-    ("train", "loading"): 2.0,
-    ("train", "encoding"): 2.0,
-    ("train", "words"): 0.0,
-    ("train", "training"): 40.0,
-    ("train", "packaging"): 1.0,
-    ("train", "evaluating"): 6.0,
-    ("finish", "evaluating"): 20.0,
-    ("finish", "packaging"): 1.0,
+    (WorkKind.PREPARE, Phase.FETCHING): 0.5,
+    (WorkKind.PREPARE, Phase.CHECKING): 3.0,
+    (WorkKind.PREPARE, Phase.CAPTIONING): 4.0,
+    (WorkKind.TRAIN, Phase.LOADING): 2.0,
+    (WorkKind.TRAIN, Phase.ENCODING): 2.0,
+    (WorkKind.TRAIN, Phase.WORDS): 0.0,
+    (WorkKind.TRAIN, Phase.TRAINING): 40.0,
+    (WorkKind.TRAIN, Phase.PACKAGING): 1.0,
+    (WorkKind.TRAIN, Phase.EVALUATING): 6.0,
+    (WorkKind.FINISH, Phase.EVALUATING): 20.0,
+    (WorkKind.FINISH, Phase.PACKAGING): 1.0,
 }
 # The same of a render batch.
-BATCH: dict[Stage, float] = {("render", "loading"): 4.0, ("render", "rendering"): 8.0}
+BATCH: dict[Stage, float] = {(WorkKind.RENDER, Phase.LOADING): 4.0, (WorkKind.RENDER, Phase.RENDERING): 8.0}
 # The phases that take longer the more steps are asked for, and the steps that the seconds above are for.
-BY_STEPS = {("train", "words"): 100, ("train", "training"): 300, ("render", "rendering"): 200}
+BY_STEPS = {
+    (WorkKind.TRAIN, Phase.WORDS): 100,
+    (WorkKind.TRAIN, Phase.TRAINING): 300,
+    (WorkKind.RENDER, Phase.RENDERING): 200,
+}
 # What is shown while something is left to do.
 _ALMOST = 99.9
 
@@ -74,7 +79,7 @@ class Pace:
             steps: Of the phases that go by steps.
             without: Phases that this piece of work does not have.
         """
-        usual = BATCH if kind == "render" else TUNE
+        usual = BATCH if kind == WorkKind.RENDER else TUNE
         kinds = [name for name, _ in usual]
         here = (kind, phase)
         if here not in usual and (phase or kind not in kinds):
@@ -130,7 +135,10 @@ def measured_batches(batches: Iterable[Any]) -> Pace:
         stepping.append(max(0.0, made.seconds - made.load_seconds) / batch.total_steps)
     if not loading:
         return Pace()
-    return Pace({("render", "loading"): median(loading)}, {("render", "rendering"): median(stepping)})
+    return Pace(
+        {(WorkKind.RENDER, Phase.LOADING): median(loading)},
+        {(WorkKind.RENDER, Phase.RENDERING): median(stepping)},
+    )
 
 
 def _medians(values: Mapping[Stage, list[float]]) -> dict[Stage, float]:

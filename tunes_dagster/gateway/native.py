@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tunes_dagster.callbacks.bodies import failure_facts, tune_body
 from tunes_dagster.core.clock import iso
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.gateway.accepting import GUESS_SECONDS
 from tunes_dagster.gateway.answers import answers
 from tunes_dagster.gateway.bodies import Body
@@ -127,7 +128,7 @@ def health(request: Request) -> dict[str, Any]:
         for base_id, entry in real.items()
     ]
     lengths = service.registry.figures.queue_lengths()
-    waiting = sum(row["count"] for row in lengths["work"] if row["kind"] != "render")
+    waiting = sum(row["count"] for row in lengths["work"] if row["kind"] != WorkKind.RENDER)
     ready = sorted({str(base["trains_on"]) for base in bases if base["installed"]})
     status = "stalled" if _stalled(lengths["work"], service.registry.now()) else "ok"
     for row in lengths["work"]:

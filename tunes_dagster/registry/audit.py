@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Select, String, and_, case, cast, exists, func, literal, or_, select
 from sqlalchemy.orm import Session
 
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.registry.api_tables import ApiObject, LedgerEntry, LedgerPosting, Pack, Reservation, Wallet
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.settling import owed
@@ -248,7 +249,7 @@ def idle_rows(session: Session) -> list[tuple[str, str, str]]:
         Tune.status.not_in(("awaiting_images", *ENDED_TUNE)), ~busy
     )
     rendering = exists().where(
-        Work.subject_id == Prompt.batch_id, Work.kind == "render", Work.state.in_(OPEN_WORK)
+        Work.subject_id == Prompt.batch_id, Work.kind == WorkKind.RENDER, Work.state.in_(OPEN_WORK)
     )
     prompts = select(Prompt.account_id, Prompt.id, Prompt.number, Prompt.status).where(
         Prompt.status.in_(OPEN_PROMPT), Prompt.batch_id.is_not(None), ~rendering

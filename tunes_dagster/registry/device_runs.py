@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.ids import new_id
-from tunes_dagster.core.work import stage_of
+from tunes_dagster.core.work import WorkKind, stage_of
 from tunes_dagster.registry.claims import done_since, lacks_pictures, make_room, subject_reopened
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.locks import lock, lock_each, lock_one
@@ -243,12 +243,16 @@ class DeviceRuns(Part):
         due = or_(DeviceRun.requested_at.is_(None), DeviceRun.requested_at < late)
         unbound = (DeviceRun.run_id.is_(None), DeviceRun.leader_id.is_(None), DeviceRun.told == "", due)
         with self.writing() as session:
-            found = select(DeviceRun.id).where(*unbound, DeviceRun.kind != "render").order_by(DeviceRun.id)
+            found = (
+                select(DeviceRun.id).where(*unbound, DeviceRun.kind != WorkKind.RENDER).order_by(DeviceRun.id)
+            )
             chosen = list(session.scalars(found.limit(limit)))
-            renders = select(DeviceRun).where(*unbound, DeviceRun.kind == "render").order_by(DeviceRun.id)
+            renders = (
+                select(DeviceRun).where(*unbound, DeviceRun.kind == WorkKind.RENDER).order_by(DeviceRun.id)
+            )
             waiting = list(session.scalars(renders.limit(_MOST_SHARED)))
             lately = select(func.count()).where(
-                DeviceRun.kind == "render",
+                DeviceRun.kind == WorkKind.RENDER,
                 DeviceRun.requested_at > now - timedelta(seconds=OWN_RUNS_SECONDS),
             )
             own = max(0, min(OWN_RUNS - (session.scalar(lately) or 0), limit - len(chosen)))

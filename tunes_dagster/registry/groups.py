@@ -256,7 +256,7 @@ class Groups(Part):
         """Return the batches of campaigns alone whose run has not begun."""
         query = (
             select(Batch.id)
-            .join(Work, (Work.subject_id == Batch.id) & (Work.kind == "render"))
+            .join(Work, (Work.subject_id == Batch.id) & (Work.kind == WorkKind.RENDER))
             .where(Work.state.in_(("queued", "submitted")), Batch.result["campaign"].as_boolean().is_(True))
         )
         with self.reading() as session:
@@ -272,7 +272,7 @@ class Groups(Part):
     def somebody_waits(self) -> bool:
         """Whether a prompt of a person waits: one that is no campaign's, and that no run has begun."""
         begun = exists().where(
-            Work.subject_id == Prompt.batch_id, Work.kind == "render", Work.state == "running"
+            Work.subject_id == Prompt.batch_id, Work.kind == WorkKind.RENDER, Work.state == "running"
         )
         query = select(Prompt.id).where(Prompt.status == "queued", Prompt.origin != CAMPAIGN, ~begun).limit(1)
         with self.reading() as session:
@@ -287,7 +287,7 @@ class Groups(Part):
             batch.result = BatchResult(campaign=True).written({}) if campaign else {}
             session.add(batch)
             session.flush()
-            open_work(session, "render", batch.id, "sensor", now)
+            open_work(session, WorkKind.RENDER, batch.id, "sensor", now)
             waiting = (Prompt.status == "queued", Prompt.batch_id.is_(None))
             taken = lock(session, Prompt, Prompt.id.in_(prompt_ids), *waiting, skip=True)
             for prompt in taken:

@@ -9,8 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from tunes_dagster.core.pace import Pace, Stage, measured, measured_batches
+from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import UNTRAINED
-from tunes_dagster.core.work import MAKING, stage_of
+from tunes_dagster.core.work import MAKING, WorkKind, stage_of
 from tunes_dagster.registry.engine import Part
 from tunes_dagster.registry.tables import Batch, Event, Tune, Work
 
@@ -18,10 +19,10 @@ from tunes_dagster.registry.tables import Batch, Event, Tune, Work
 _SAMPLE = 10
 _READ_AGAIN = timedelta(minutes=1)
 # What the share of a price goes by.
-_COMPUTED = (("train", "training"), ("render", "rendering"))
+_COMPUTED = ((WorkKind.TRAIN, Phase.TRAINING), (WorkKind.RENDER, Phase.RENDERING))
 # Phases that only some kinds of tune have.
-_OF_PTI: Stage = ("train", "words")
-_OF_TRAINED: Stage = ("train", "training")
+_OF_PTI: Stage = (WorkKind.TRAIN, Phase.WORDS)
+_OF_TRAINED: Stage = (WorkKind.TRAIN, Phase.TRAINING)
 
 
 class Paces(Part):

@@ -269,7 +269,7 @@ class Stopping(WorkRows):
         if prompt is None:
             raise Failure(FailureCode.INVALID_REQUEST, f"There is no prompt {prompt_id!r}.")
         batch = lock_batch(session, prompt.batch_id) if prompt.batch_id else None
-        return batch, lock_work(session, "render", batch.id) if batch is not None else None
+        return batch, lock_work(session, WorkKind.RENDER, batch.id) if batch is not None else None
 
     def _cancel(
         self,

@@ -102,7 +102,7 @@ def following(tune: Tune, kind: str) -> str | None:
 
 def lock_subject(session: Session, kind: str, subject_id: str) -> Tune | Batch:
     """Return the tune or batch that work of a kind is about, locked."""
-    return lock_batch(session, subject_id) if kind == "render" else lock_tune(session, subject_id)
+    return lock_batch(session, subject_id) if kind == WorkKind.RENDER else lock_tune(session, subject_id)
 
 
 def lock_work(session: Session, kind: str, subject_id: str) -> Work | None:

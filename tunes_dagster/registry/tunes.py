@@ -222,7 +222,7 @@ class Tunes(Part):
             if tune.status == "awaiting_images":
                 tune.status, tune.updated_at = "queued", now
                 show(tune, "queued", "Waiting to start.")
-                open_work(session, "prepare", tune.id, tune.origin, now)
+                open_work(session, WorkKind.PREPARE, tune.id, tune.origin, now)
             return tune
 
     def get(self, tune_id: str) -> Tune:

@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm.attributes import flag_modified
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.registry.api_tables import ApiObject
 from tunes_dagster.registry.blobs import keys_of_request, name_in
 from tunes_dagster.registry.engine import Part
@@ -42,7 +43,7 @@ class Uploads(Part):
             flag_modified(tune, "request")
             tune.status, tune.updated_at = "queued", now
             show(tune, "queued", "Waiting to start.")
-            open_work(session, "prepare", tune.id, tune.origin, now)
+            open_work(session, WorkKind.PREPARE, tune.id, tune.origin, now)
             note(session, tune.id, "queued", f"{len(keys)} files were uploaded.", now)
             seen = lock_one(session, ApiObject, ApiObject.id == tune.id)
             if seen is not None:

@@ -277,7 +277,7 @@ class WorkRows(Paces):
             found = session.get(Work, work_id)
             if found is None or found.state != "running" or found.run_id != run_id:
                 raise lost(found, work_id, run_id)
-            subject: type[Tune] | type[Batch] = Batch if found.kind == "render" else Tune
+            subject: type[Tune] | type[Batch] = Batch if found.kind == WorkKind.RENDER else Tune
             about: Select[Any] = select(subject).where(subject.id == found.subject_id)
             row: Tune | Batch = session.scalars(about).one()
             before = row.phase
@@ -313,7 +313,7 @@ class WorkRows(Paces):
         return row.kind, row.subject_id, row.origin
 
     def _cancel_flag(self, session: Session, kind: str, subject_id: str, origin: str) -> str:
-        if kind == "render":
+        if kind == WorkKind.RENDER:
             # What a person has rendered again is done already: `DeviceRuns.stop_again` stops that.
             again = (Prompt.status != "cancelled", ~was_deleted())
             wanted = again if origin == "ui" else (Prompt.status.in_(OPEN_PROMPT),)

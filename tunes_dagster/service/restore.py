@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.store import Store
-from tunes_dagster.core.work import STAGES
+from tunes_dagster.core.work import STAGES, WorkKind
 from tunes_dagster.registry import Prompt, Registry, Tune
 from tunes_dagster.service.backup import Backup, keys_of
 from tunes_dagster.service.erase import drive_subjects, erase_outputs, erase_tunes
@@ -130,21 +130,21 @@ def _check_tune(installation: Installation, there: Files, tune: Tune, done: Chec
     registry, store = installation.registry, installation.store
     stage = _stage_of(tune)
     lacking = [name for name in _WEIGHTS if not there.has(getattr(tune.made, name) or None)]
-    if stage in ("finish", "ready") and not lacking:
+    if stage in (WorkKind.FINISH, "ready") and not lacking:
         return
-    if stage == "prepare" and _sources_are_there(there, tune):
+    if stage == WorkKind.PREPARE and _sources_are_there(there, tune):
         return
-    if stage == "train" and _dataset_is_there(store, there, tune):
+    if stage == WorkKind.TRAIN and _dataset_is_there(store, there, tune):
         return
     if stage == "ready" and not there.below(f"tunes/{tune.id}/"):
         erase_tunes(installation, [tune], rule="its files were not in a backup that was put back")
         done.deleted.append(tune.number)
-    elif stage != "train" and _dataset_is_there(store, there, tune):
-        registry.restoring.redo_tune(tune.id, "train", _WEIGHTS, _WHY)
-        done.again[tune.number] = "train"
-    elif stage != "prepare" and _sources_are_there(there, tune):
-        registry.restoring.redo_tune(tune.id, "prepare", _WEIGHTS, _WHY)
-        done.again[tune.number] = "prepare"
+    elif stage != WorkKind.TRAIN and _dataset_is_there(store, there, tune):
+        registry.restoring.redo_tune(tune.id, WorkKind.TRAIN, _WEIGHTS, _WHY)
+        done.again[tune.number] = WorkKind.TRAIN
+    elif stage != WorkKind.PREPARE and _sources_are_there(there, tune):
+        registry.restoring.redo_tune(tune.id, WorkKind.PREPARE, _WEIGHTS, _WHY)
+        done.again[tune.number] = WorkKind.PREPARE
     else:
         registry.restoring.lost_tune(tune.id, f"{_WHY} Its pictures are among them.")
         done.lost.append(f"tune {tune.number}: its pictures are not in the backup")
