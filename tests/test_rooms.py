@@ -360,6 +360,18 @@ def test_the_gateway_writes_no_rows_into_the_transactions_of_others():
     assert not found, found
 
 
+def test_what_ends_a_request_from_inside_the_gateway_is_a_refusal():
+    made = {
+        node.name
+        for room, _path, tree in modules()
+        if room == "gateway"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        and any(base.id.endswith(("Exception", "Error")) for base in node.bases if isinstance(base, ast.Name))
+    }
+    assert made == {"HttpProblem"}, "anything else, a dry run's report too, is returned"
+
+
 def test_assets_and_resources_have_one_name():
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
