@@ -144,7 +144,7 @@ def _delete(home: Home) -> None:
     gone = [tune for tune in home.registry.tunes.rows() if tune.title == "gone"]
     erase_tunes(around(home.registry, home.store), gone)
     for _ in range(5):
-        drive_deletions(home.registry, home.store)
+        drive_deletions(around(home.registry, home.store))
 
 
 # In the order in which a home goes through them; each leaves what the next one begins with.
