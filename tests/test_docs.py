@@ -109,21 +109,15 @@ def _listed(page: str, heading: str) -> set[str]:
 
 
 def test_the_lists_of_documents_are_those_of_the_code() -> None:
-    import dagster as dg
-
     from tests.test_rooms import MAY_USE
+    from tunes_dagster.definitions import build_defs
     from tunes_dagster.families.specs import families
-    from tunes_dagster.pipeline import sensors, session_sensors
     from tunes_dagster.registry.engine import Part
     from tunes_dagster.registry.tables import Table
 
-    made = {
-        one.name
-        for module in (sensors, session_sensors)
-        for one in vars(module).values()
-        if isinstance(one, dg.SensorDefinition)
-    }
-    assert _listed("dagster.md", "Jobs and sensors") == made | {sensors.finished_campaigns_sensor([]).name}
+    both = [build_defs(campaigns=[], settings={"sessions": sessions}) for sessions in ("on", "off")]
+    made = {sensor.name for definitions in both for sensor in definitions.sensors}
+    assert _listed("dagster.md", "Jobs and sensors") == made
     assert _listed("registry.md", "Tables") == set(Table.metadata.tables)
     registry = Registry("sqlite://")
     parts = {name for name, part in vars(registry).items() if isinstance(part, Part)}

@@ -16,7 +16,7 @@ from tunes_dagster.assets.campaigns import campaign_defs, load_campaigns
 from tunes_dagster.pipeline.forking import fork_prepared
 from tunes_dagster.pipeline.jobs import jobs_of
 from tunes_dagster.pipeline.schedules import ALL_SCHEDULES, campaign_schedule
-from tunes_dagster.pipeline.sensors import ALL_SENSORS, finished_campaigns_sensor
+from tunes_dagster.pipeline.sensors import finished_campaigns_sensor, without_sessions
 from tunes_dagster.resources import default_resources, installed
 
 if TYPE_CHECKING:
@@ -40,17 +40,13 @@ def build_defs(
     resources = {**default_resources(), **(resource_overrides or {})}
     resources.setdefault("installation", installed(resources, settings))
     chosen: Settings = resources["installation"].settings
-    sensors: Sequence[dg.SensorDefinition] = ALL_SENSORS
-    if chosen.uses_sessions:
-        from tunes_dagster.pipeline.session_sensors import SESSION_SENSORS
-
-        sensors = SESSION_SENSORS
     jobs = jobs_of(chosen)
-    launching = [
-        one.with_updated_jobs([jobs[job.name] for job in one.jobs]) if one.has_jobs else one
-        for one in sensors
-    ]
-    timed = [one.with_updated_job(jobs[one.job_name]) for one in ALL_SCHEDULES]
+    if chosen.uses_sessions:
+        from tunes_dagster.pipeline.session_sensors import with_sessions
+
+        sensors = with_sessions(jobs)
+    else:
+        sensors = without_sessions(jobs)
     rows = list(load_campaigns(resources["installation"]) if campaigns is None else campaigns)
     shown = [campaign_defs(row, chosen) for row in rows]
     working = {one.name for one in shown if not one.problem}
@@ -58,8 +54,8 @@ def build_defs(
         assets=[*all_assets(chosen), *SURROUNDINGS, *(asset for one in shown for asset in one.assets)],
         asset_checks=CHECKS,
         jobs=[*jobs.values(), *(job for one in shown for job in one.jobs)],
-        sensors=[*launching, finished_campaigns_sensor(sorted(working))],
-        schedules=[*timed, *(campaign_schedule(row) for row in rows if row.name in working)],
+        sensors=[*sensors, finished_campaigns_sensor(sorted(working))],
+        schedules=[*ALL_SCHEDULES, *(campaign_schedule(row) for row in rows if row.name in working)],
         resources=resources,
         # One process per run: a process per step costs seconds and would load the model again.
         executor=dg.in_process_executor,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 housekeeping_daily = dg.ScheduleDefinition(
     name="housekeeping_daily",
-    job=housekeeping,
+    job_name=housekeeping.name,
     # At night, and not on the full hour, when everybody else's jobs start.
     cron_schedule="17 4 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
@@ -26,7 +26,7 @@ housekeeping_daily = dg.ScheduleDefinition(
 
 look_around_daily = dg.ScheduleDefinition(
     name="look_around_daily",
-    job=look_around,
+    job_name=look_around.name,
     # After housekeeping, which deletes some of what would be found.
     cron_schedule="47 4 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,

@@ -5,15 +5,15 @@ between leaves submitted rows without a run, which `stuck_work` gives back.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
 from tunes_dagster.assets.housekeeping import forget_deleted
 from tunes_dagster.assets.installation import folder_answer, looked_at
 from tunes_dagster.assets.names import Group
-from tunes_dagster.core.work import WorkKind
-from tunes_dagster.pipeline.jobs import embed_faces, train_cohort
+from tunes_dagster.core.work import MAKING, WorkKind
 from tunes_dagster.pipeline.launches import partition_of, request_for
 from tunes_dagster.pipeline.lost import give_up_lost
 from tunes_dagster.pipeline.partitions import campaigns_keys, new_partitions
@@ -70,15 +70,6 @@ def queued_tunes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     return launched(context, listen(rows, lambda: decide.prepare_launches(rows), seconds))
 
 
-@dg.sensor(
-    jobs=[train_cohort, embed_faces],
-    minimum_interval_seconds=EACH_TIME,
-    default_status=RUNNING,
-    description=(
-        "Groups prepared tunes by base into cohorts and trains each cohort in one run; those that train nothing are "
-        "made by runs of their own, which wait for no GPU."
-    ),
-)
 def prepared_tunes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Prepared tunes → cohorts → train_cohort, embed_faces."""
     whole = installation_of(context)
@@ -91,6 +82,23 @@ def prepared_tunes(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             settings.cohort_wait_seconds,
         ),
     )
+
+
+def prepared_tunes_sensor(jobs: Mapping[str, Any]) -> dg.SensorDefinition:
+    """Return the sensor that trains prepared tunes.
+
+    Args:
+        jobs: By name.
+    """
+    return dg.sensor(
+        jobs=[jobs[kind.job] for kind in MAKING],
+        minimum_interval_seconds=EACH_TIME,
+        default_status=RUNNING,
+        description=(
+            "Groups prepared tunes by base into cohorts and trains each cohort in one run; those that train nothing "
+            "are made by runs of their own, which wait for no GPU."
+        ),
+    )(prepared_tunes)
 
 
 @dg.sensor(
@@ -231,13 +239,10 @@ def report_request(campaign: Campaign, date: CampaignDate) -> dg.RunRequest:
     )
 
 
-ALL_SENSORS = [
-    new_datasets,
-    queued_tunes,
-    prepared_tunes,
-    trained_tunes,
-    queued_prompts,
-    due_callbacks,
-    open_deletions,
-    stuck_work,
-]
+# What is there with and without sessions.
+ALWAYS = (new_datasets, queued_tunes, due_callbacks, open_deletions, stuck_work)
+
+
+def without_sessions(jobs: Mapping[str, Any]) -> list[dg.SensorDefinition]:
+    """Return the sensors of an installation whose device work is done by a process per run."""
+    return [*ALWAYS, prepared_tunes_sensor(jobs), trained_tunes, queued_prompts]

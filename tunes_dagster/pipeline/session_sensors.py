@@ -3,7 +3,9 @@
 Whatever needs a device is taken by sessions, from the registry and without a sensor.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, timedelta
+from typing import Any
 
 import dagster as dg
 from dagster import DagsterRunStatus
@@ -11,16 +13,10 @@ from dagster import DagsterRunStatus
 from tunes_dagster.core.ids import SESSION, new_id
 from tunes_dagster.core.launching import sessions_suit
 from tunes_dagster.core.settings import Settings
+from tunes_dagster.core.work import ON_DEVICE
 from tunes_dagster.pipeline.device_runs import heed_cancelled_runs, requests
-from tunes_dagster.pipeline.jobs import device_session, finish_tune, render_batch, train_tune
-from tunes_dagster.pipeline.sensors import (
-    ALL_SENSORS,
-    EACH_TIME,
-    RUNNING,
-    prepared_tunes,
-    queued_prompts,
-    trained_tunes,
-)
+from tunes_dagster.pipeline.jobs import device_session
+from tunes_dagster.pipeline.sensors import ALWAYS, EACH_TIME, RUNNING
 from tunes_dagster.pipeline.telling import Teller
 from tunes_dagster.pipeline.ticks import installation_of, instance_of
 from tunes_dagster.registry import Registry
@@ -54,15 +50,6 @@ def told_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return dg.SkipReason(f"{told.runs} runs had something to say, {told.left} are left for the next tick.")
 
 
-@dg.sensor(
-    jobs=[device_session, train_tune, finish_tune, render_batch],
-    minimum_interval_seconds=EACH_TIME,
-    default_status=RUNNING,
-    description=(
-        "Requests a run for each attempt of a session that has none, and a session when something waits for a device "
-        "and none is there."
-    ),
-)
 def device_runs(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Attempts of sessions → runs that tell of them; work that waits → device_session."""
     whole = installation_of(context)
@@ -80,6 +67,23 @@ def device_runs(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         run_requests=[session, *(asked.run_requests or [])],
         dynamic_partitions_requests=asked.dynamic_partitions_requests,
     )
+
+
+def device_runs_sensor(jobs: Mapping[str, Any]) -> dg.SensorDefinition:
+    """Return the sensor that requests the runs of sessions, and sessions.
+
+    Args:
+        jobs: By name.
+    """
+    return dg.sensor(
+        jobs=[jobs[name] for name in (device_session.name, *(kind.told_by for kind in ON_DEVICE))],
+        minimum_interval_seconds=EACH_TIME,
+        default_status=RUNNING,
+        description=(
+            "Requests a run for each attempt of a session that has none, and a session when something waits for a "
+            "device and none is there."
+        ),
+    )(device_runs)
 
 
 def give_up_dead(instance: dg.DagsterInstance, installation: Installation) -> None:
@@ -143,7 +147,6 @@ def begins(instance: dg.DagsterInstance, registry: Registry, patience: float) ->
     return soon
 
 
-# Sessions take by themselves what these would launch.
-_TAKEN_BY_SESSIONS = (prepared_tunes, trained_tunes, queued_prompts)
-
-SESSION_SENSORS = [*(one for one in ALL_SENSORS if one not in _TAKEN_BY_SESSIONS), told_runs, device_runs]
+def with_sessions(jobs: Mapping[str, Any]) -> list[dg.SensorDefinition]:
+    """Return the sensors of an installation whose sessions take by themselves what needs a device."""
+    return [*ALWAYS, told_runs, device_runs_sensor(jobs)]
