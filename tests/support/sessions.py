@@ -107,13 +107,21 @@ def with_family(overlay: Path, name: str, **fields: object) -> Path:
     """Return a catalog's overlay with `random-NAME`, a random base of another family (`tests/support/families.py`)."""
     import yaml
 
+    from tests.support.doubles import write_double
     from tests.support.families import CASES
 
     entries = yaml.safe_load(overlay.read_text())
     case, base_id = CASES[name], f"random-{name}"
-    folder = case.make(overlay.with_name(base_id), **case.options)
+    folder = write_double(case.double, overlay.with_name(base_id), **case.changed)
     like = {key: value for key, value in entries["tiny-sdxl"].items() if key != "aliases"}
-    entries[base_id] = {**like, "family": case.family, "repo_id": str(folder), "embedded": base_id, **fields}
+    entries[base_id] = {
+        **like,
+        "family": case.family,
+        "repo_id": str(folder),
+        "embedded": base_id,
+        **case.entry,
+        **fields,
+    }
     fuller = overlay.with_name(f"{base_id}.yaml")
     fuller.write_text(yaml.safe_dump(entries))
     return fuller
