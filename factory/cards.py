@@ -65,6 +65,7 @@ def _base(figures: dict[str, Any], size: float) -> str:
         f"UNet (widths {unet.get('channels')}) and both text encoders together, v-prediction, batch "
         f"{unet.get('batch')}: {_trained(unet)}; held-out v-MSE {unet.get('held_out_v_mse')}.",
         "Pseudo-names: 20 % of the captions call the subject by an invented word; 300 such words, one fixed look each.",
+        *unet.get("history", []),
         _obeyed(figures, SDXL, "guidance 4"),
         "Again from nothing: `python -m factory make base`.",
     ]
