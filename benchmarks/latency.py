@@ -46,7 +46,7 @@ def free_port() -> int:
 @contextmanager
 def installation(home: Path, device: str) -> Iterator[House]:
     """Run `tunes dev` with sessions in a fresh home for the while."""
-    api = free_port()
+    api, shown = free_port(), free_port()
     env = {
         **os.environ,
         "TUNES_HOME": str(home),
@@ -55,11 +55,11 @@ def installation(home: Path, device: str) -> Iterator[House]:
         "TUNES_KEEP_WARM_SECONDS": "600",
         "TUNES_ALLOW_HOSTS": '["127.0.0.1"]',
     }
-    command = [sys.executable, "-c", _CALL, "dev", "--port", str(free_port()), "--api-port", str(api)]
+    command = [sys.executable, "-c", _CALL, "dev", "--port", str(shown), "--api-port", str(api)]
     with (home.parent / "dev.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
         try:
-            yield House(home, f"http://127.0.0.1:{api}", process)
+            yield House(home, f"http://127.0.0.1:{api}", f"http://127.0.0.1:{shown}", process)
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
@@ -106,25 +106,27 @@ class House:
     Args:
         home: Its folder.
         address: Of its HTTP server.
+        shown: Of Dagster's UI, the last of its parts to answer.
         process: `tunes dev`.
     """
 
-    def __init__(self, home: Path, address: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, home: Path, address: str, shown: str, process: subprocess.Popen[bytes]) -> None:
         from tunes_dagster.core.settings import Settings
         from tunes_dagster.service.installation import Installation
 
         self.process = process
         self.client = httpx.Client(base_url=address, timeout=60)
         self._until(self._answers, "the HTTP server")
+        self._until(lambda: self._answers(f"{shown}/server_info"), "Dagster's UI")
         self.whole = Installation(Settings(home=home, allow_hosts=["127.0.0.1"]))
         rows = self.whole.registry
         rows.accounts.add("bench")
         rows.ledger.open_wallet("bench", plan="house", requests_per_minute=1_000_000, sign_up_grant=10**15)
         self.client.headers["Authorization"] = f"Bearer {rows.keys.add('bench')[1]}"
 
-    def _answers(self) -> bool:
+    def _answers(self, address: str = "/v1/tunes/config") -> bool:
         try:
-            return self.client.get("/v1/tunes/config").is_success
+            return self.client.get(address).is_success
         except httpx.HTTPError:
             return False
 
