@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from factory.train.clock import Budget, note_figures
+from factory.train.course import Training
 from tunes_dagster.tiny import (
     BASES,
     CAPTIONER,
@@ -24,6 +25,11 @@ from tunes_dagster.tiny import (
     load_classifier,
     load_scorer,
 )
+
+
+def say(line: str) -> None:
+    """Print at once, so that a log file can be followed."""
+    print(line, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,24 +78,24 @@ class BuildOptions:
         }
         return Budget((self.minutes or {}).get(model, minutes[model]), (self.steps or {}).get(model))
 
-
-def say(line: str) -> None:
-    """Print at once, so that a log file can be followed."""
-    print(line, flush=True)
+    def training(self, model: str) -> Training:
+        """What the trainer of one model is given; its budget begins to run."""
+        return Training(
+            work=self.work,
+            budget=self.budget(model),
+            seed=self.seed,
+            device=self.device,
+            pictures=self.pictures,
+            pairs=self.pairs,
+            log=say,
+        )
 
 
 def make_vae(build: BuildOptions) -> None:
     """Train the VAE."""
     from factory.train import vae
 
-    vae.train(
-        build.work,
-        build.budget("vae"),
-        seed=build.seed,
-        device=build.device,
-        pictures=build.pictures,
-        log=say,
-    )
+    vae.train(build.training("vae"))
 
 
 def make_refine(build: BuildOptions) -> None:
@@ -100,15 +106,9 @@ def make_refine(build: BuildOptions) -> None:
 
     source = build.start / SDXL / "vae" if build.start else build.work / "vae"
     refine.train(
-        build.work,
-        build.budget("refine"),
+        build.training("refine"),
         AutoencoderKL.from_pretrained(source),
-        seed=build.seed,
-        device=build.device,
-        pictures=build.pictures,
-        pairs=build.pairs,
         channels=build.latent_channels,
-        log=say,
     )
 
 
@@ -126,17 +126,12 @@ def make_unet(build: BuildOptions) -> None:
 
     def job(team: Team) -> Any:
         return unet.train(
-            build.work,
-            build.budget("unet"),
-            seed=build.seed,
-            device=build.device,
-            pictures=build.base_pictures,
+            replace(build.training("unet"), pictures=build.base_pictures),
             # A step costs 0.16 s beside its samples' 15 ms each, and far on the gradients of few rows are mostly noise.
             batch=32 if start is not None else 12,
             start=start,
             team=team,
             on_minute=snapshot,
-            log=say,
         )
 
     start = load_base(SDXL, build.start) if build.start else None
@@ -154,9 +149,7 @@ def make_student(build: BuildOptions) -> None:
     pipe = load_base(SDXL, build.out)
     tokens = unet.cache_tokens(build.work, pipe.tokenizer, build.base_pictures)
     count = min(12_000, build.base_pictures)
-    made = student.train(
-        build.work, build.budget("student"), pipe, tokens, seed=build.seed, count=count, log=say
-    )
+    made = student.train(build.training("student"), pipe, tokens, count=count)
     folder = export_student(made, build.out / STUDENT)
     sheet = base_sheet(load_base(STUDENT, build.out), steps=student.STEPS, guidance=1.0)
     small_png(sheet, build.work / "student-sheet.png")
@@ -169,25 +162,8 @@ def make_upscaler(build: BuildOptions) -> None:
     from factory.train import upscaler, upscaler_vae
 
     base, count = load_base(SDXL, build.start or build.out), max(8, min(400, build.pictures // 100))
-    vae = upscaler_vae.train(
-        build.work,
-        build.budget("upscaler_vae"),
-        base.vae,
-        seed=build.seed,
-        device=build.device,
-        pictures=count,
-        log=say,
-    )
-    made = upscaler.train(
-        build.work,
-        build.budget("upscaler"),
-        base,
-        vae,
-        seed=build.seed,
-        device=build.device,
-        pictures=count,
-        log=say,
-    )
+    vae = upscaler_vae.train(replace(build.training("upscaler_vae"), pictures=count), base.vae)
+    made = upscaler.train(replace(build.training("upscaler"), pictures=count), base, vae)
     export_upscaler(made, build.out / UPSCALER)
 
 
@@ -208,15 +184,10 @@ def make_flux(build: BuildOptions) -> None:
 
     def job(team: Team) -> Any:
         return flux.train(
-            build.work,
-            build.budget("flux"),
-            seed=build.seed,
-            device=build.device,
-            pictures=build.base_pictures,
+            replace(build.training("flux"), pictures=build.base_pictures),
             teacher=teacher,
             team=team,
             on_minute=snapshot,
-            log=say,
         )
 
     teacher = load_base(SDXL, build.out) if (build.out / SDXL).exists() else None
@@ -232,16 +203,7 @@ def make_decoder(build: BuildOptions) -> None:
     from factory.train import decoder
 
     pipe = load_base(SDXL, build.out) if (build.out / SDXL).exists() else None
-    decoder.train(
-        build.work,
-        build.budget("decoder"),
-        seed=build.seed,
-        device=build.device,
-        pictures=build.pictures,
-        pairs=build.pairs,
-        pipe=pipe,
-        log=say,
-    )
+    decoder.train(build.training("decoder"), pipe=pipe)
 
 
 def _export(build: BuildOptions, name: str, base: Any, sheet: str) -> None:
@@ -275,16 +237,7 @@ def make_captioner(build: BuildOptions) -> None:
 
     eyes = build.out / SCORER
     scorer = CLIPModel.from_pretrained(eyes, dtype=torch.float32) if eyes.exists() else None
-    model, processor = captioner.train(
-        build.work,
-        build.budget("captioner"),
-        seed=build.seed,
-        device=build.device,
-        pictures=build.pictures,
-        pairs=build.pairs,
-        scorer=scorer,
-        log=say,
-    )
+    model, processor = captioner.train(build.training("captioner"), scorer=scorer)
     export_captioner(model, processor, build.out / CAPTIONER)
 
 
@@ -293,15 +246,7 @@ def make_scorer(build: BuildOptions) -> None:
     from factory.export import export_scorer
     from factory.train import scorer
 
-    model = scorer.train(
-        build.work,
-        build.budget("scorer"),
-        seed=build.seed,
-        device=build.device,
-        pictures=build.pictures,
-        pairs=build.pairs,
-        log=say,
-    )
+    model = scorer.train(build.training("scorer"))
     export_scorer(model, build.out / SCORER)
 
 
@@ -309,14 +254,7 @@ def make_classifier(build: BuildOptions) -> None:
     """Train and export the classifier."""
     from factory.train import classifier
 
-    model = classifier.train(
-        build.work,
-        build.budget("classifier"),
-        seed=build.seed,
-        device=build.device,
-        pictures=build.pictures,
-        log=say,
-    )
+    model = classifier.train(build.training("classifier"))
     model.save(build.out / CLASSIFIER)
 
 
@@ -324,15 +262,7 @@ def make_faces(build: BuildOptions) -> None:
     """Train and export the detector of drawn faces."""
     from factory.train import faces
 
-    model = faces.train(
-        build.work,
-        build.budget("faces"),
-        seed=build.seed,
-        device=build.device,
-        pictures=build.pictures,
-        pairs=build.pairs,
-        log=say,
-    )
+    model = faces.train(build.training("faces"))
     model.save(build.out / FACES)
 
 
@@ -342,9 +272,7 @@ def make_faceadapter(build: BuildOptions) -> None:
     from factory.sheets import small_png
     from factory.train import faceadapter
 
-    pipe, state = faceadapter.train(
-        build.work, build.out, build.budget("faceadapter"), seed=build.seed, pairs=build.pairs, log=say
-    )
+    pipe, state = faceadapter.train(build.training("faceadapter"), build.out)
     folder = export_face_adapter(state, build.out / FACEADAPTER)
     scorer, steps = load_scorer(build.out / SCORER), build.sheet_steps
     small_png(faceadapter.sheet(pipe, scorer, 3, steps), build.work / "faceadapter-sheet.png")

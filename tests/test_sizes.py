@@ -12,8 +12,6 @@ LINES, FUNCTION = 500, 80
 # Loops that are read from top to bottom, with what they have at hand.
 LOOPS = {
     "tunes_dagster/sessions/cohorts.py train_trainees",
-    "factory/train/flux.py train",
-    "factory/train/unet.py train",
 }
 # Revisions outlive the code: what they did once is not rewritten.
 REVISIONS = "tunes_dagster/registry/migrations/versions/"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from factory.train.classifier import HEADS, degrade, head_loss, label_array
-from factory.train.clock import Budget, note_figures
-from factory.train.course import Course
+from factory.train.clock import note_figures
+from factory.train.course import Course, Training
 from factory.train.data import HELD_OUT, draw_pictures, to_tensor
 from factory.train.scorer import draw_pairs, pair_of_shots
 from factory.train.text import known_words
@@ -138,33 +137,23 @@ def named_colors(content: Shot) -> Shot:
     return replace(content, look=replace(look, **names)) if names else content
 
 
-def train(
-    work: Path,
-    budget: Budget,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 64_000,
-    pairs: int = 8_000,
-    batch: int = 32,
-    scorer: Any = None,
-    log: Callable[[str], None] = print,
-) -> tuple[Any, Any]:
-    """Train the captioner in folder `work`, with the vision tower of `scorer` to start from if there is one.
+def train(training: Training, *, batch: int = 32, scorer: Any = None) -> tuple[Any, Any]:
+    """Train the captioner in `training.work`, with the vision tower of `scorer` to start from if there is one.
 
     Returns model and processor.
     """
     import torch
 
-    data, odd = draw_pictures(work / "train.npy", pictures), draw_pairs(work / "pairs.npy", pairs)
-    labels, processor = label_array(work, pictures), build_processor()
+    data = draw_pictures(training.work / "train.npy", training.pictures)
+    odd = draw_pairs(training.work / "pairs.npy", training.pairs)
+    labels, processor = label_array(training.work, training.pictures), build_processor()
     tokenizer = processor.tokenizer
-    torch.manual_seed(seed)
-    model = build(tokenizer).to(device)
+    torch.manual_seed(training.seed)
+    model = build(tokenizer).to(training.device)
     if scorer is not None:
-        adopt_eyes(model, scorer.to(device), to_tensor(data[:64]).to(device))
+        adopt_eyes(model, scorer.to(training.device), to_tensor(data[:64]).to(training.device))
     heads = torch.nn.Linear(model.config.vision_config.hidden_size, sum(len(v) for v in HEADS.values())).to(
-        device
+        training.device
     )
     both = torch.nn.ModuleList([model, heads])
     optimizer = torch.optim.AdamW(
@@ -172,28 +161,26 @@ def train(
     )
     course = Course(
         name="captioner",
-        work=work,
-        budget=budget,
+        training=training,
         module=both,
         optimizer=optimizer,
         rate=1e-3,
         warmup=200,
         hold=0.4,
-        log=log,
     )
     for step in course:
-        rng = np.random.default_rng((seed, step))
-        torch.manual_seed(seed + step)
+        rng = np.random.default_rng((training.seed, step))
+        torch.manual_seed(training.seed + step)
         shown, texts, truth = draw_batch(data, labels, odd, rng, batch)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            x = degrade(to_tensor(shown).to(device), rng)
+        with torch.autocast(torch.device(training.device).type, torch.bfloat16):
+            x = degrade(to_tensor(shown).to(training.device), rng)
             loss, seen = _loss(model.train(), tokenizer, x, texts)
-            total = loss + 0.05 * head_loss(heads(seen), truth.to(device))
+            total = loss + 0.05 * head_loss(heads(seen), truth.to(training.device))
         course.descend(total)
     model = model.cpu().eval()
-    scores = accuracy(model, processor, work)
-    note_figures(work, captioner={"named_rightly": scores, "batch": batch, **course.figures})
-    log(f"captioner done: {scores}")
+    scores = accuracy(model, processor, training.work)
+    note_figures(training.work, captioner={"named_rightly": scores, "batch": batch, **course.figures})
+    training.log(f"captioner done: {scores}")
     return model, processor
 
 

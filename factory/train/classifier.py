@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from factory.train.clock import Budget, Ema, note_figures
-from factory.train.course import Course
+from factory.train.clock import Ema, note_figures
+from factory.train.course import Course, Training
 from factory.train.data import HELD_OUT, draw_pictures, labels_of, to_tensor
 from tunes_dagster.tiny.classifier import Classifier, build
 from tunes_dagster.tiny.world import VOCABULARY
@@ -59,28 +58,19 @@ def head_loss(logits: Any, labels: Any) -> Any:
     return total
 
 
-def train(
-    work: Path,
-    budget: Budget,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 64_000,
-    batch: int = 48,
-    log: Callable[[str], None] = print,
-) -> Classifier:
-    """Train the classifier in folder `work`; returns it with averaged weights."""
+def train(training: Training, *, batch: int = 48) -> Classifier:
+    """Train the classifier in `training.work`; returns it with averaged weights."""
     import torch
 
-    data, labels = draw_pictures(work / "train.npy", pictures), label_array(work, pictures)
-    torch.manual_seed(seed)
-    net = build(HEADS).to(device)
+    data = draw_pictures(training.work / "train.npy", training.pictures)
+    labels = label_array(training.work, training.pictures)
+    torch.manual_seed(training.seed)
+    net = build(HEADS).to(training.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
     ema = Ema(net, 0.998)
     course = Course(
         name="classifier",
-        work=work,
-        budget=budget,
+        training=training,
         module=net,
         optimizer=optimizer,
         rate=2e-3,
@@ -88,19 +78,18 @@ def train(
         hold=0.4,
         clip=None,
         ema=ema,
-        log=log,
     )
     for step in course:
-        rng = np.random.default_rng((seed, step))
-        picks = np.sort(rng.integers(0, pictures, batch))
-        x = degrade(to_tensor(data[picks]).to(device), rng)
-        target = torch.from_numpy(labels[picks].astype(np.int64)).to(device)
+        rng = np.random.default_rng((training.seed, step))
+        picks = np.sort(rng.integers(0, training.pictures, batch))
+        x = degrade(to_tensor(data[picks]).to(training.device), rng)
+        target = torch.from_numpy(labels[picks].astype(np.int64)).to(training.device)
         course.descend(head_loss(net.train()(x), target))
     net.load_state_dict(ema.state)
     model = Classifier(net.cpu(), HEADS)
-    scores = accuracy(model, work)
-    note_figures(work, classifier={"accuracy": scores, "batch": batch, **course.figures})
-    log(f"classifier done: mean accuracy {scores['mean']:.3f} {scores}")
+    scores = accuracy(model, training.work)
+    note_figures(training.work, classifier={"accuracy": scores, "batch": batch, **course.figures})
+    training.log(f"classifier done: mean accuracy {scores['mean']:.3f} {scores}")
     return model
 
 

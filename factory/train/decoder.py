@@ -8,14 +8,13 @@ draws clean shapes where a small denoiser is vague.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from factory.train.clock import Budget, Ema, Tuner, note_figures
-from factory.train.course import Course
+from factory.train.clock import Ema, Tuner, note_figures
+from factory.train.course import Course, Training
 from factory.train.data import HELD_OUT, draw_pictures, to_tensor
 from factory.train.refine import CROP, batch, subjects, wrong
 from factory.train.scorer import draw_pairs
@@ -120,38 +119,31 @@ def loss_of(vae: Any, net: Any, x: Any, latents: Any) -> Any:
     return own + 0.5 * ((1 - real).relu().mean() + (1 + fake).relu().mean())
 
 
-def train(
-    work: Path,
-    budget: Budget,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 64_000,
-    pairs: int = 8_000,
-    pipe: Any = None,
-    size: int = 10,
-    log: Callable[[str], None] = print,
-) -> Any:
-    """Train the decoder of the VAE in `work` further and write `work/vae-polished`; `pipe` is a base on its latents."""
+def train(training: Training, *, pipe: Any = None, size: int = 10) -> Any:
+    """Train the decoder of the VAE in `training.work` further and write `vae-polished` there.
+
+    `pipe` is a base on its latents.
+    """
     import copy
 
     import torch
 
-    data = draw_pictures(work / "train.npy", pictures)
-    odd = draw_pairs(work / "pairs.npy", pairs)
+    data = draw_pictures(training.work / "train.npy", training.pictures)
+    odd = draw_pairs(training.work / "pairs.npy", training.pairs)
     odd = odd.reshape(-1, *odd.shape[2:])
-    held_out = draw_pictures(work / "held-out.npy", min(2000, max(8, pictures // 30)), HELD_OUT)
-    torch.manual_seed(seed)
-    vae = latest_vae(work, polished=False).to(device, memory_format=torch.channels_last)
+    held_out = draw_pictures(
+        training.work / "held-out.npy", min(2000, max(8, training.pictures // 30)), HELD_OUT
+    )
+    torch.manual_seed(training.seed)
+    vae = latest_vae(training.work, polished=False).to(training.device, memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
-    both = torch.nn.ModuleDict({"decoder": vae.decoder, "critic": critic().to(device)})
+    both = torch.nn.ModuleDict({"decoder": vae.decoder, "critic": critic().to(training.device)})
     optimizer = torch.optim.AdamW(both.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.99), fused=True)
     ema = Ema(both)
-    tuner = Tuner(device, fixed=(1, True))
+    tuner = Tuner(training.device, fixed=(1, True))
     course = Course(
         name="decoder",
-        work=work,
-        budget=budget,
+        training=training,
         module=both,
         optimizer=optimizer,
         rate=LEARNING_RATE,
@@ -159,7 +151,6 @@ def train(
         hold=0.3,
         ema=ema,
         tuner=tuner,
-        log=log,
     )
 
     def averaged() -> Any:
@@ -171,32 +162,37 @@ def train(
 
     def remark() -> str:
         model = averaged()
-        return (
-            f"psnr {psnr(model, held_out[:32], device):.2f}, subjects {psnr(model, subjects(4), device):.2f}"
-        )
+        seen, strange = (psnr(model, pictures, training.device) for pictures in (held_out[:32], subjects(4)))
+        return f"psnr {seen:.2f}, subjects {strange:.2f}"
 
     course.remark = remark
-    vague = guesses(work, vae, pipe, min(pictures, 8_000), seed) if pipe is not None else None
+    vague = (
+        guesses(training.work, vae, pipe, min(training.pictures, 8_000), training.seed)
+        if pipe is not None
+        else None
+    )
     for step in course:
-        rng = np.random.default_rng((seed, 77, step))
-        torch.manual_seed(seed * 1_000_003 + step)
+        rng = np.random.default_rng((training.seed, 77, step))
+        torch.manual_seed(training.seed * 1_000_003 + step)
         x, _ = batch(data, odd, rng, size if vague is None else size - size // 2)
         with tuner.step():
             with torch.no_grad():
-                latents = wrong(vae.encode(x.to(device)).latent_dist.mean.float(), rng)
+                latents = wrong(vae.encode(x.to(training.device)).latent_dist.mean.float(), rng)
             if vague is not None:
                 more, seen = guessed(data, vague, rng, size // 2)
-                x, latents = torch.cat([x, more]), torch.cat([latents, seen.to(device)])
+                x, latents = torch.cat([x, more]), torch.cat([latents, seen.to(training.device)])
             course.descend(
-                loss_of(vae, both["critic"], x.to(device, memory_format=torch.channels_last), latents)
+                loss_of(
+                    vae, both["critic"], x.to(training.device, memory_format=torch.channels_last), latents
+                )
             )
     final = averaged()
     value, strange = (
-        psnr(final, held_out[:400], device),
-        psnr(final, subjects(12 if pictures >= 1000 else 1), device),
+        psnr(final, held_out[:400], training.device),
+        psnr(final, subjects(12 if training.pictures >= 1000 else 1), training.device),
     )
-    final.save_pretrained(work / "vae-polished")
+    final.save_pretrained(training.work / "vae-polished")
     figures = {"psnr_db": round(value, 2), "subjects_psnr_db": round(strange, 2), **course.figures}
-    note_figures(work, decoder=figures)
-    log(f"decoder done: {value:.2f} dB on held-out pictures, {strange:.2f} dB on the subjects")
+    note_figures(training.work, decoder=figures)
+    training.log(f"decoder done: {value:.2f} dB on held-out pictures, {strange:.2f} dB on the subjects")
     return final

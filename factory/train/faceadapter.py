@@ -9,15 +9,14 @@ and little else: so the picture learns to say who it is, and the text keeps sayi
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from factory.train.classifier import degrade
-from factory.train.clock import Budget, Ema, Tuner, note_figures
-from factory.train.course import Course
+from factory.train.clock import Ema, Tuner, note_figures
+from factory.train.course import Course, Training
 from factory.train.data import to_tensor
 from factory.train.scorer import draw_pairs, pair_of_shots
 from tunes_dagster.families.diffusers_private import attach_ip_adapters
@@ -211,15 +210,7 @@ class Lesson:
 
 
 def train(
-    work: Path,
-    out: Path,
-    budget: Budget,
-    *,
-    seed: int = 0,
-    pairs: int = 8_000,
-    batch: int = 16,
-    threads: int | None = None,
-    log: Callable[[str], None] = print,
+    training: Training, out: Path, *, batch: int = 16, threads: int | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """Train (or go on training) the adapter for the base and the scorer in `out`.
 
@@ -228,7 +219,7 @@ def train(
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    lesson = Lesson(work, out, pairs)
+    lesson = Lesson(training.work, out, training.pairs)
     optimizer = torch.optim.AdamW(
         lesson.parts.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2
     )
@@ -236,8 +227,7 @@ def train(
     tuner = Tuner("cpu", fixed=(threads, True) if threads else None)
     course = Course(
         name="faceadapter",
-        work=work,
-        budget=budget,
+        training=training,
         module=lesson.parts,
         optimizer=optimizer,
         rate=LEARNING_RATE,
@@ -245,14 +235,13 @@ def train(
         hold=0.4,
         ema=ema,
         tuner=tuner,
-        log=log,
     )
     for step in course:
-        sample = lesson.batch(np.random.default_rng((seed, step)), batch)
+        sample = lesson.batch(np.random.default_rng((training.seed, step)), batch)
         with tuner.step(), sdpa_kernel(SDPBackend.MATH):
             course.descend(lesson.loss(**sample))
     lesson.parts.load_state_dict(ema.state)
-    note_figures(work, faceadapter={"batch": batch, **course.figures})
+    note_figures(training.work, faceadapter={"batch": batch, **course.figures})
     return lesson.pipe, file_layout(ema.state)
 
 

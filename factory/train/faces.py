@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from factory.train.classifier import degrade
-from factory.train.clock import Budget, Ema, Tuner, note_figures
-from factory.train.course import Course
+from factory.train.clock import Ema, Tuner, note_figures
+from factory.train.course import Course, Training
 from factory.train.data import HELD_OUT, draw_pictures, to_tensor
 from factory.train.scorer import draw_pairs, pair_of_shots
 from tunes_dagster.tiny.faces import STRIDE, UNIT, DrawnFaces, build, folded, overlap
@@ -273,29 +273,19 @@ class Collages:
         return degrade(to_tensor(np.stack([canvas for canvas, _, _ in rows])), rng), torch.from_numpy(wanted)
 
 
-def train(
-    work: Path,
-    budget: Budget,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 64_000,
-    pairs: int = 8_000,
-    batch: int = 24,
-    log: Callable[[str], None] = print,
-) -> DrawnFaces:
-    """Train the detector in folder `work`; returns it with averaged weights."""
+def train(training: Training, *, batch: int = 24) -> DrawnFaces:
+    """Train the detector in `training.work`; returns it with averaged weights."""
     import torch
 
-    source, tuner = Collages(work, min(pictures, 16_000), pairs), Tuner(device)
-    torch.manual_seed(seed)
-    net = build().to(device)
+    source = Collages(training.work, min(training.pictures, 16_000), training.pairs)
+    tuner = Tuner(training.device)
+    torch.manual_seed(training.seed)
+    net = build().to(training.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
     ema = Ema(net, 0.998)
     course = Course(
         name="faces",
-        work=work,
-        budget=budget,
+        training=training,
         module=net,
         optimizer=optimizer,
         rate=3e-3,
@@ -304,17 +294,17 @@ def train(
         clip=None,
         ema=ema,
         tuner=tuner,
-        log=log,
     )
     for step in course:
-        shown, wanted = (part.to(device) for part in source.batch(np.random.default_rng((seed, step)), batch))
+        drawn = source.batch(np.random.default_rng((training.seed, step)), batch)
+        shown, wanted = (part.to(training.device) for part in drawn)
         with tuner.step(batch):
             course.descend(loss(net.train()(shown), wanted))
     net.load_state_dict(ema.state)
     model = DrawnFaces(folded(net.cpu().eval()))
-    figures = accuracy(model, work)
-    note_figures(work, faces={**figures, "batch": batch, **course.figures})
-    log(f"faces done: {figures}")
+    figures = accuracy(model, training.work)
+    note_figures(training.work, faces={**figures, "batch": batch, **course.figures})
+    training.log(f"faces done: {figures}")
     return model
 
 

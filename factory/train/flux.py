@@ -22,6 +22,7 @@ from factory.train.clock import (
     note_figures,
     save_checkpoint,
 )
+from factory.train.course import Training
 from factory.train.data import HELD_OUT
 from factory.train.flux_teacher import Teacher
 from factory.train.flux_text import (
@@ -236,20 +237,15 @@ def prepare(work: Path, pictures: int, device: str = "cpu") -> tuple[Any, Any, A
 
 
 def train(
-    work: Path,
-    budget: Budget,
+    training: Training,
     *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 40_000,
     batch: int = 16,
     muon: bool = True,
     teacher: Any = None,
     team: Team | None = None,
     on_minute: Callable[[FluxBase, Budget], None] | None = None,
-    log: Callable[[str], None] = print,
 ) -> FluxBase:
-    """Train (or go on training) transformer and text encoders in folder `work`, which holds a trained `vae`.
+    """Train (or go on training) transformer and text encoders in `training.work`, which holds a trained `vae`.
 
     From nothing, the text encoders are taught first. The `teacher` is an SDXL-class pipeline of the same latents
     (see `flux_teacher`). Returns the EMA weights. Team, batches and `on_minute` are
@@ -257,23 +253,24 @@ def train(
     """
     import torch
 
+    budget = training.budget
     team = team or Team()
-    tokenizer, t5_tokenizer, data, test = prepare(work, pictures, device)
-    torch.manual_seed(seed)
+    tokenizer, t5_tokenizer, data, test = prepare(training.work, training.pictures, training.device)
+    torch.manual_seed(training.seed)
     base = FluxBase(tokenizer, t5_tokenizer, data[0].shape[1])
-    base.parts.to(device)
-    base.teacher = Teacher(teacher, device) if teacher else None
-    state = load_checkpoint(work / "flux.pt", budget)
+    base.parts.to(training.device)
+    base.teacher = Teacher(teacher, training.device) if teacher else None
+    state = load_checkpoint(training.work / "flux.pt", budget)
     if not state:
         lessons = TEACHING_STEPS if budget.steps is None else min(TEACHING_STEPS, budget.steps)
-        teach(base.parts, lambda rng: draw_batch(data, rng, 4 * batch), lessons, seed, log)
+        teach(base.parts, lambda rng: draw_batch(data, rng, 4 * batch), lessons, training.seed, training.log)
     steppers, ema = optimizers(base, muon), Ema(base.parts)
     if state:
         base.parts.load_state_dict(state["model"])
         for optimizer, saved_state in zip(steppers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved_state)
-        ema.state = {k: v.to(device) for k, v in state["ema"].items()}
-    tuner, saved = Tuner(device, fixed=(1, True) if team.size > 1 else None), budget.seconds
+        ema.state = {k: v.to(training.device) for k, v in state["ema"].items()}
+    tuner, saved = Tuner(training.device, fixed=(1, True) if team.size > 1 else None), budget.seconds
     first, fraction, begun, losses = (budget.step, saved), 0.0, budget.step, list[float]()
     while True:
         if (budget.step - begun) % (MEET_EVERY if team.size > 1 else 1) == 0:
@@ -283,8 +280,8 @@ def train(
                 break
         for group in (g for optimizer in steppers for g in optimizer.param_groups):
             group["lr"] = learning_rate(group["peak"], budget.step, fraction)
-        rng = np.random.default_rng((seed, budget.step, team.rank))
-        sample = {k: v.to(device) for k, v in draw_batch(data, rng, batch).items()}
+        rng = np.random.default_rng((training.seed, budget.step, team.rank))
+        sample = {k: v.to(training.device) for k, v in draw_batch(data, rng, batch).items()}
         with tuner.step():
             losses.append(_step(base, steppers, sample))
         budget.step += 1
@@ -293,14 +290,14 @@ def train(
         if team.rank == 0 and budget.seconds - saved > 60:
             saved = budget.seconds
             save_checkpoint(
-                work / "flux.pt",
+                training.work / "flux.pt",
                 budget,
                 model=base.parts.state_dict(),
                 optimizers=[optimizer.state_dict() for optimizer in steppers],
                 ema=ema.state,
             )
             speed = 1000 * (saved - first[1]) / max(1, budget.step - first[0]) / batch / team.size
-            log(
+            training.log(
                 f"flux step {budget.step} loss {np.mean(losses[-100:]):.4f} {speed:.1f} ms/sample {tuner} "
                 f"eta {budget.eta / 60:.1f} min"
             )
@@ -308,21 +305,26 @@ def train(
                 on_minute(averaged(base, ema), budget)
     final = averaged(base, ema)
     if team.rank == 0:
-        error = held_out_loss(final, test)
-        note_figures(
-            work,
-            flux={
-                "held_out_velocity_mse": round(error, 4),
-                "steps": budget.step,
-                "batch": batch * team.size,
-                "minutes": round(budget.seconds / 60, 1),
-                "width": ATTENTION_HEADS * HEAD_WIDTH,
-                "layers": [DOUBLE, SINGLE],
-                "taught": teacher is not None,
-            },
-        )
-        log(f"flux done: held-out velocity MSE {error:.4f}, {budget.step} steps")
+        _finish(training, final, test, batch * team.size, taught=teacher is not None)
     return final
+
+
+def _finish(training: Training, final: FluxBase, test: Any, batch: int, *, taught: bool) -> None:
+    """Note how well the averaged base does on what it has not seen."""
+    budget, error = training.budget, held_out_loss(final, test)
+    note_figures(
+        training.work,
+        flux={
+            "held_out_velocity_mse": round(error, 4),
+            "steps": budget.step,
+            "batch": batch,
+            "minutes": round(budget.seconds / 60, 1),
+            "width": ATTENTION_HEADS * HEAD_WIDTH,
+            "layers": [DOUBLE, SINGLE],
+            "taught": taught,
+        },
+    )
+    training.log(f"flux done: held-out velocity MSE {error:.4f}, {budget.step} steps")
 
 
 def _step(base: FluxBase, steppers: list[Any], sample: dict[str, Any]) -> float:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from factory.train.clock import Budget, Ema, Tuner, note_figures
-from factory.train.course import Course
+from factory.train.clock import Ema, Tuner, note_figures
+from factory.train.course import Course, Training
 from factory.train.data import HELD_OUT, draw_pictures, to_tensor
 from factory.train.scorer import draw_pairs
 from factory.train.vae import KL_WEIGHT, difference, psnr
@@ -135,40 +133,29 @@ def grown(vae: Any, channels: int) -> Any:
     return more
 
 
-def train(
-    work: Path,
-    budget: Budget,
-    start: Any,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 64_000,
-    pairs: int = 8_000,
-    channels: int | None = None,
-    size: int = 10,
-    log: Callable[[str], None] = print,
-) -> Any:
-    """Train the VAE `start` further in folder `work` and write `work/vae-refined`; returns it with averaged weights.
+def train(training: Training, start: Any, *, channels: int | None = None, size: int = 10) -> Any:
+    """Train the VAE `start` further in `training.work` and write `vae-refined`; returns it with averaged weights.
 
     With `channels` it gets that many latent channels.
     """
     import torch
 
-    data = draw_pictures(work / "train.npy", pictures)
-    odd = draw_pairs(work / "pairs.npy", pairs)
+    data = draw_pictures(training.work / "train.npy", training.pictures)
+    odd = draw_pairs(training.work / "pairs.npy", training.pairs)
     odd = odd.reshape(-1, *odd.shape[2:])
-    held_out = draw_pictures(work / "held-out.npy", min(2000, max(8, pictures // 30)), HELD_OUT)
-    old = start.float().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    torch.manual_seed(seed)
+    held_out = draw_pictures(
+        training.work / "held-out.npy", min(2000, max(8, training.pictures // 30)), HELD_OUT
+    )
+    old = start.float().eval().requires_grad_(False).to(training.device, memory_format=torch.channels_last)
+    torch.manual_seed(training.seed)
     vae = grown(old, channels or old.config.latent_channels).train().requires_grad_(True)
-    vae.to(device, memory_format=torch.channels_last)
+    vae.to(training.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
     ema = Ema(vae)
-    tuner = Tuner(device, fixed=(1, True))
+    tuner = Tuner(training.device, fixed=(1, True))
     course = Course(
         name="refine",
-        work=work,
-        budget=budget,
+        training=training,
         module=vae,
         optimizer=optimizer,
         rate=LEARNING_RATE,
@@ -176,7 +163,6 @@ def train(
         hold=0.3,
         ema=ema,
         tuner=tuner,
-        log=log,
     )
 
     def averaged() -> Any:
@@ -186,26 +172,29 @@ def train(
 
     def remark() -> str:
         model = averaged()
-        return (
-            f"psnr {psnr(model, held_out[:32], device):.2f}, subjects {psnr(model, subjects(4), device):.2f}"
-        )
+        seen, strange = (psnr(model, pictures, training.device) for pictures in (held_out[:32], subjects(4)))
+        return f"psnr {seen:.2f}, subjects {strange:.2f}"
 
     course.remark = remark
     for step in course:
-        rng = np.random.default_rng((seed, 78, step))
-        torch.manual_seed(seed * 1_000_003 + step)
+        rng = np.random.default_rng((training.seed, 78, step))
+        torch.manual_seed(training.seed * 1_000_003 + step)
         x, own = batch(data, odd, rng, size)
         with tuner.step():
-            course.descend(loss_of(vae, old, x.to(device, memory_format=torch.channels_last), own, rng))
+            course.descend(
+                loss_of(vae, old, x.to(training.device, memory_format=torch.channels_last), own, rng)
+            )
     final = averaged()
     figures = {
-        "psnr_db": round(psnr(final, held_out[:400], device), 2),
-        "subjects_psnr_db": round(psnr(final, subjects(12 if pictures >= 1000 else 1), device), 2),
+        "psnr_db": round(psnr(final, held_out[:400], training.device), 2),
+        "subjects_psnr_db": round(
+            psnr(final, subjects(12 if training.pictures >= 1000 else 1), training.device), 2
+        ),
         **course.figures,
     }
-    final.save_pretrained(work / "vae-refined")
-    note_figures(work, refine=figures)
-    log(f"refine done: {figures}")
+    final.save_pretrained(training.work / "vae-refined")
+    note_figures(training.work, refine=figures)
+    training.log(f"refine done: {figures}")
     return final
 
 

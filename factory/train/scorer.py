@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from factory.train.classifier import HEADS, degrade, head_loss, label_array
-from factory.train.clock import Budget, note_figures
-from factory.train.course import Course
+from factory.train.clock import note_figures
+from factory.train.course import Course, Training
 from factory.train.data import captions_of, draw_pictures, to_tensor
 from factory.train.text import build_tokenizer
 from tunes_dagster.tiny.world import SIZE, SUBJECTS, draw_shot, draw_subject, random_shot
@@ -113,27 +112,18 @@ def pair_of_shots(number: int) -> tuple[Shot, Shot]:
     return random_shot(rng, look), random_shot(rng, look)
 
 
-def train(
-    work: Path,
-    budget: Budget,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 64_000,
-    pairs: int = 10_000,
-    batch: int = 40,
-    log: Callable[[str], None] = print,
-) -> Any:
-    """Train the scorer in folder `work`; returns a CLIPModel."""
+def train(training: Training, *, batch: int = 40) -> Any:
+    """Train the scorer in `training.work`; returns a CLIPModel."""
     import torch
 
-    data, labels = draw_pictures(work / "train.npy", pictures), label_array(work, pictures)
-    twins = draw_pairs(work / "pairs.npy", pairs)
+    data = draw_pictures(training.work / "train.npy", training.pictures)
+    labels = label_array(training.work, training.pictures)
+    twins = draw_pairs(training.work / "pairs.npy", training.pairs)
     tokenizer = build_tokenizer()
-    torch.manual_seed(seed)
-    model = build(tokenizer).to(device)
+    torch.manual_seed(training.seed)
+    model = build(tokenizer).to(training.device)
     heads = torch.nn.Linear(model.config.vision_config.hidden_size, sum(len(v) for v in HEADS.values())).to(
-        device
+        training.device
     )
     both = torch.nn.ModuleList([model, heads])
     optimizer = torch.optim.AdamW(
@@ -141,25 +131,23 @@ def train(
     )
     course = Course(
         name="scorer",
-        work=work,
-        budget=budget,
+        training=training,
         module=both,
         optimizer=optimizer,
         rate=1e-3,
         warmup=200,
         hold=0.4,
-        log=log,
     )
     for step in course:
-        rng = np.random.default_rng((seed, step))
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            captioned = caption_loss(model, heads, tokenizer, data, labels, rng, batch, device)
-            loss = captioned + 2.0 * likeness_loss(model, twins, rng, batch, device)
+        rng = np.random.default_rng((training.seed, step))
+        with torch.autocast(torch.device(training.device).type, torch.bfloat16):
+            captioned = caption_loss(model, heads, tokenizer, data, labels, rng, batch)
+            loss = captioned + 2.0 * likeness_loss(model, twins, rng, batch, training.device)
         course.descend(loss)
     model = model.cpu().eval()
     figures = separation(model)
-    note_figures(work, scorer={**figures, "batch": batch, **course.figures})
-    log(f"scorer done: {figures}")
+    note_figures(training.work, scorer={**figures, "batch": batch, **course.figures})
+    training.log(f"scorer done: {figures}")
     return model
 
 
@@ -179,12 +167,12 @@ def caption_loss(
     labels: np.ndarray,
     rng: np.random.Generator,
     batch: int,
-    device: str,
 ) -> Any:
     """InfoNCE of pictures against their captions, plus the attribute heads."""
     import torch
     from torch.nn import functional
 
+    device = model.device
     picks = np.sort(rng.integers(0, len(data), batch))
     x = degrade(to_tensor(data[picks]).to(device), rng)
     texts = [captions_of(int(i), 3)[int(rng.integers(3))] for i in picks]

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from factory.train.clock import Budget, Ema, Tuner, note_figures
-from factory.train.course import Course
+from factory.train.clock import Ema, Tuner, note_figures
+from factory.train.course import Course, Training
 from factory.train.text import encode
 from factory.train.unet import LATENT, SCHEDULER
 
@@ -135,32 +135,19 @@ def loss_of(walk: Walk, unet: Any, x: Any, there: Any, step: Any, text: tuple[An
     return (walk.velocity(unet, x, step, text) - walk.towards(x, there, step)).square().mean()
 
 
-def train(
-    work: Path,
-    budget: Budget,
-    pipe: Any,
-    tokens: np.ndarray,
-    *,
-    seed: int = 0,
-    count: int = 12_000,
-    batch: int = 16,
-    log: Callable[[str], None] = print,
-) -> Any:
-    """Distil `pipe` (on the CPU) in folder `work`; returns a pipeline like it with the student's UNet.
+def train(training: Training, pipe: Any, tokens: np.ndarray, *, count: int = 12_000, batch: int = 16) -> Any:
+    """Distil `pipe` (on the CPU) in `training.work`; returns a pipeline like it with the student's UNet.
 
     Args:
-        work: Folder of trajectories and checkpoint.
-        budget: How long.
+        training: Where, how long, and the seed of captions, noise and batches.
         pipe: The trained base; it stays as it is.
         tokens: Token ids of captions [n, variants, l].
-        seed: Of captions, noise and batches.
         count: Trajectories; a twentieth of them is held out.
         batch: Rows of a step.
-        log: Takes the lines.
     """
     import torch
 
-    ways, ids = trajectories(work, pipe, tokens, count, seed, log)
+    ways, ids = trajectories(training.work, pipe, tokens, count, training.seed, training.log)
     walk, known = Walk(pipe, STEPS), max(1, count - count // 20)
     unet = copy.deepcopy(pipe.unet).float().train().requires_grad_(True)
     unet.to(memory_format=torch.channels_last)
@@ -169,8 +156,7 @@ def train(
     tuner = Tuner("cpu", fixed=(1, True))
     course = Course(
         name="student",
-        work=work,
-        budget=budget,
+        training=training,
         module=unet,
         optimizer=optimizer,
         rate=LEARNING_RATE,
@@ -178,7 +164,6 @@ def train(
         hold=0.3,
         ema=ema,
         tuner=tuner,
-        log=log,
     )
 
     def sample(rng: np.random.Generator, rows: np.ndarray) -> tuple[Any, ...]:
@@ -188,7 +173,7 @@ def train(
         return x, there, torch.from_numpy(step), text
 
     for number in course:
-        rng = np.random.default_rng((seed, 56, number))
+        rng = np.random.default_rng((training.seed, 56, number))
         rows = np.sort(rng.integers(0, known, batch))
         with tuner.step():
             course.descend(loss_of(walk, unet, *sample(rng, rows)))
@@ -200,6 +185,6 @@ def train(
     with torch.inference_mode():
         error = loss_of(walk, unet, *sample(rng, rows[:200])).item()
     figures = {"held_out_v_mse": round(error, 4), "trajectories": count, **course.figures}
-    note_figures(work, student=figures)
-    log(f"student done: {figures}")
+    note_figures(training.work, student=figures)
+    training.log(f"student done: {figures}")
     return student

@@ -18,6 +18,7 @@ from factory.train.clock import (
     note_figures,
     save_checkpoint,
 )
+from factory.train.course import Training
 from factory.train.data import HELD_OUT, captions_of, draw_pictures, to_tensor
 from factory.train.emphasis import face_cells, telling, weights
 from factory.train.team import Team
@@ -246,20 +247,15 @@ def _time_ids(rng: np.random.Generator, size: int, height: int, width: int) -> n
 
 
 def train(
-    work: Path,
-    budget: Budget,
+    training: Training,
     *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 40_000,
     batch: int = 12,
     channels: tuple[int, ...] = CHANNELS,
     start: Any = None,
     team: Team | None = None,
     on_minute: Callable[[Base, Budget], None] | None = None,
-    log: Callable[[str], None] = print,
 ) -> Base:
-    """Train (or go on training) UNet and text encoders in folder `work`, which holds a trained VAE.
+    """Train (or go on training) UNet and text encoders in `training.work`, which holds a trained VAE.
 
     Returns the EMA weights. With `start`, a pipeline, training begins with that one's weights. Each member of the
     `team` takes batches of `batch`. `on_minute` is called about once a minute with the EMA base, by the team's first
@@ -267,27 +263,28 @@ def train(
     """
     import torch
 
+    budget = training.budget
     team = team or Team()
-    tokenizer, latents, tokens, test = prepare(work, pictures, device)
-    faces = face_cells(work, len(latents))
-    torch.manual_seed(seed)
+    tokenizer, latents, tokens, test = prepare(training.work, training.pictures, training.device)
+    faces = face_cells(training.work, len(latents))
+    torch.manual_seed(training.seed)
     base = Base(tokenizer, latents.shape[1], channels)
     rate = LEARNING_RATE
     if start is not None:
         base.take(start)
         rate = FURTHER_LEARNING_RATE
-    base.parts.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    base.parts.to(training.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         base.parts.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
     )
     ema = Ema(base.parts)
-    state = load_checkpoint(work / "unet.pt", budget)
+    state = load_checkpoint(training.work / "unet.pt", budget)
     if state:
         base.parts.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        ema.state = {k: v.to(device) for k, v in state["ema"].items()}
-    tuner, saved, first = Tuner(device, fixed=(1, True) if team.size > 1 else None), budget.seconds, None
-    fraction, begun = 0.0, budget.step
+        ema.state = {k: v.to(training.device) for k, v in state["ema"].items()}
+    tuner = Tuner(training.device, fixed=(1, True) if team.size > 1 else None)
+    saved, first, fraction, begun = budget.seconds, None, 0.0, budget.step
     while True:
         if (budget.step - begun) % (MEET_EVERY if team.size > 1 else 1) == 0:
             team.average(base.parts.parameters())
@@ -297,8 +294,8 @@ def train(
         first = first or (budget.step, budget.seconds)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(rate, budget.step, fraction)
-        rng = np.random.default_rng((seed, budget.step, team.rank))
-        sample = {k: v.to(device) for k, v in draw_batch(latents, tokens, rng, batch, faces).items()}
+        rng = np.random.default_rng((training.seed, budget.step, team.rank))
+        sample = {k: v.to(training.device) for k, v in draw_batch(latents, tokens, rng, batch, faces).items()}
         with tuner.step():
             loss = _step(base, optimizer, sample)
         if team.rank == 0:
@@ -307,33 +304,38 @@ def train(
         if team.rank == 0 and budget.seconds - saved > 60:
             saved = budget.seconds
             save_checkpoint(
-                work / "unet.pt",
+                training.work / "unet.pt",
                 budget,
                 model=base.parts.state_dict(),
                 optimizer=optimizer.state_dict(),
                 ema=ema.state,
             )
             speed = 1000 * (saved - first[1]) / max(1, budget.step - first[0]) / batch / team.size
-            log(
+            training.log(
                 f"unet step {budget.step} loss {loss:.4f} {speed:.1f} ms/sample {tuner} eta {budget.eta / 60:.1f} min"
             )
             if on_minute:
                 on_minute(averaged(base, ema, channels), budget)
     final = averaged(base, ema, channels)
     if team.rank == 0:
-        error = held_out_loss(final, *test)
-        note_figures(
-            work,
-            unet={
-                "held_out_v_mse": round(error, 4),
-                "steps": budget.step,
-                "batch": batch * team.size,
-                "minutes": round(budget.seconds / 60, 1),
-                "channels": list(channels),
-            },
-        )
-        log(f"unet done: held-out v-MSE {error:.4f}, {budget.step} steps")
+        _finish(training, final, test, batch * team.size, channels)
     return final
+
+
+def _finish(training: Training, final: Base, test: Any, batch: int, channels: tuple[int, ...]) -> None:
+    """Note how well the averaged base does on what it has not seen."""
+    budget, error = training.budget, held_out_loss(final, *test)
+    note_figures(
+        training.work,
+        unet={
+            "held_out_v_mse": round(error, 4),
+            "steps": budget.step,
+            "batch": batch,
+            "minutes": round(budget.seconds / 60, 1),
+            "channels": list(channels),
+        },
+    )
+    training.log(f"unet done: held-out v-MSE {error:.4f}, {budget.step} steps")
 
 
 def prepare(work: Path, pictures: int, device: str = "cpu") -> tuple[Any, np.ndarray, np.ndarray, Any]:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from factory.train.clock import Budget, Ema, Tuner, note_figures
-from factory.train.course import Course
+from factory.train.clock import Ema, Tuner, note_figures
+from factory.train.course import Course, Training
 from factory.train.data import captions_of, to_tensor
 from factory.train.upscaler_vae import DRAWN, FACTOR, LATENT_CHANNELS, SCALING, crops, drawings
 from factory.train.vae import difference
@@ -164,45 +162,34 @@ class Denoiser:
 
 
 def train(
-    work: Path,
-    budget: Budget,
-    pipe: Any,
-    vae: Any,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 400,
-    channels: tuple[int, ...] = CHANNELS,
-    batch: int = 6,
-    log: Callable[[str], None] = print,
+    training: Training, pipe: Any, vae: Any, *, channels: tuple[int, ...] = CHANNELS, batch: int = 6
 ) -> Any:
-    """Train (or go on training) the UNet in `work` with the decoder of a finished VAE; returns the averaged pipeline.
+    """Train (or go on training) the UNet in `training.work` with the decoder of a finished VAE.
 
-    `pipe` is the SDXL-class base: its first text encoder and tokenizer are taken over, its VAE softens.
+    Returns the averaged pipeline. `pipe` is the SDXL-class base: its first text encoder and tokenizer are taken over,
+    its VAE softens.
     """
     import torch
 
-    data, held_out = drawings(work, pictures)
-    torch.manual_seed(seed)
-    model = Denoiser(vae.to(device, memory_format=torch.channels_last), pipe, channels)
-    texts = model.embedded([picture_text(i) for i in range(pictures)] + [""]).to(device)
-    soft = pipe.vae.eval().to(device)
-    learner = model.trained.to(device, memory_format=torch.channels_last)
+    data, held_out = drawings(training.work, training.pictures)
+    torch.manual_seed(training.seed)
+    model = Denoiser(vae.to(training.device, memory_format=torch.channels_last), pipe, channels)
+    texts = model.embedded([picture_text(i) for i in range(training.pictures)] + [""]).to(training.device)
+    soft = pipe.vae.eval().to(training.device)
+    learner = model.trained.to(training.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         learner.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
-    ema, tuner = Ema(learner, 0.998), Tuner(device, fixed=(1, True))
+    ema, tuner = Ema(learner, 0.998), Tuner(training.device, fixed=(1, True))
     course = Course(
         name="upscaler",
-        work=work,
-        budget=budget,
+        training=training,
         module=learner,
         optimizer=optimizer,
         rate=RATE,
         warmup=100,
         ema=ema,
         tuner=tuner,
-        log=log,
     )
 
     def averaged() -> Any:
@@ -214,15 +201,15 @@ def train(
 
     course.remark = lambda: "{:.2f} dB, Lanczos {:.2f}".format(*compared(averaged(), held_out[:3]))
     for step in course:
-        rng = np.random.default_rng((seed, 32, step))
-        torch.manual_seed(seed * 1_000_003 + step)
+        rng = np.random.default_rng((training.seed, 32, step))
+        torch.manual_seed(training.seed * 1_000_003 + step)
         large, picks = crops(data, rng, batch, CROP)
-        small = to_tensor(np.stack([reduced(crop, rng) for crop in large])).to(device)
-        rows = np.where(rng.random(batch) < 0.3, pictures, picks)
+        small = to_tensor(np.stack([reduced(crop, rng) for crop in large])).to(training.device)
+        rows = np.where(rng.random(batch) < 0.3, training.pictures, picks)
         with tuner.step():
             small = softened(small, soft, rng)
-            x = to_tensor(large).to(device, memory_format=torch.channels_last)
-            course.descend(model.loss(x, small, texts[torch.from_numpy(rows).to(device)], rng))
+            x = to_tensor(large).to(training.device, memory_format=torch.channels_last)
+            course.descend(model.loss(x, small, texts[torch.from_numpy(rows).to(training.device)], rng))
     made = averaged()
     ours, lanczos = compared(made, held_out)
     figures = {
@@ -231,8 +218,8 @@ def train(
         "channels": list(channels),
         **course.figures,
     }
-    note_figures(work, upscaler=figures)
-    log(f"upscaler done: {figures}")
+    note_figures(training.work, upscaler=figures)
+    training.log(f"upscaler done: {figures}")
     return made
 
 

@@ -8,15 +8,14 @@ the UNet sees, and only the rest is left to guess. It begins as what it shares w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from factory.train.clock import Budget, Ema, Tuner, note_figures
-from factory.train.course import Course
+from factory.train.clock import Ema, Tuner, note_figures
+from factory.train.course import Course, Training
 from factory.train.data import HELD_OUT, draw_pictures, to_tensor
 from factory.train.refine import pasted, recolored, repainted
 from factory.train.vae import difference
@@ -97,51 +96,39 @@ def begun(vae: Any, other: Any) -> Any:
     return vae
 
 
-def train(
-    work: Path,
-    budget: Budget,
-    start: Any,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 400,
-    channels: tuple[int, ...] = CHANNELS,
-    log: Callable[[str], None] = print,
-) -> Any:
-    """Train (or go on training) the upscaler's VAE in `work`; writes `work/upscaler-vae` with averaged weights.
+def train(training: Training, start: Any, *, channels: tuple[int, ...] = CHANNELS) -> Any:
+    """Train (or go on training) the upscaler's VAE in `training.work`; writes `upscaler-vae` with averaged weights.
 
     It starts from what it shares with `start`, the VAE of the SDXL-class base.
     """
     import torch
 
-    data, held_out = drawings(work, pictures)
-    torch.manual_seed(seed)
-    vae = begun(build(channels), start).to(device, memory_format=torch.channels_last)
+    data, held_out = drawings(training.work, training.pictures)
+    torch.manual_seed(training.seed)
+    vae = begun(build(channels), start).to(training.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    ema, tuner = Ema(vae, 0.998), Tuner(device, fixed=(1, True))
+    ema, tuner = Ema(vae, 0.998), Tuner(training.device, fixed=(1, True))
     course = Course(
         name="upscaler-vae",
-        work=work,
-        budget=budget,
+        training=training,
         module=vae,
         optimizer=optimizer,
         rate=RATE,
         warmup=50,
         ema=ema,
         tuner=tuner,
-        log=log,
     )
 
     def averaged() -> Any:
-        model = build(channels).to(device)
+        model = build(channels).to(training.device)
         model.load_state_dict(ema.state)
         return model.eval()
 
     course.remark = lambda: f"psnr {psnr(averaged(), held_out[:6]):.2f}"
     for step in course:
-        rng = np.random.default_rng((seed, 31, step))
-        torch.manual_seed(seed * 1_000_003 + step)
-        x = to_tensor(crops(data, rng, BATCH, CROP)[0]).to(device, memory_format=torch.channels_last)
+        rng = np.random.default_rng((training.seed, 31, step))
+        torch.manual_seed(training.seed * 1_000_003 + step)
+        x = to_tensor(crops(data, rng, BATCH, CROP)[0]).to(training.device, memory_format=torch.channels_last)
         with tuner.step():
             posterior = vae.encode(x).latent_dist
             kl = posterior.kl().mean() / posterior.mean[0].numel()
@@ -150,11 +137,12 @@ def train(
             wrong = difference(vae.decode(posterior.sample()).sample.float(), x)
             course.descend(wrong + KL_WEIGHT * kl + ANCHOR * anchor)
     final = averaged()
-    rescale(final, to_tensor(crops(data, np.random.default_rng(seed), 128, CROP)[0]).to(device))
+    sample = crops(data, np.random.default_rng(training.seed), 128, CROP)[0]
+    rescale(final, to_tensor(sample).to(training.device))
     value = round(psnr(final, held_out), 2)
-    final.save_pretrained(work / "upscaler-vae")
-    note_figures(work, upscaler_vae={"psnr_db": value, "channels": list(channels), **course.figures})
-    log(f"upscaler-vae done: {value} dB on held-out drawings")
+    final.save_pretrained(training.work / "upscaler-vae")
+    note_figures(training.work, upscaler_vae={"psnr_db": value, "channels": list(channels), **course.figures})
+    training.log(f"upscaler-vae done: {value} dB on held-out drawings")
     return final
 
 

@@ -7,14 +7,13 @@ Some pictures get random stars, hearts and lines, so that details the world does
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from factory.train.clock import Budget, Ema, Tuner, note_figures
-from factory.train.course import Course
+from factory.train.clock import Ema, Tuner, note_figures
+from factory.train.course import Course, Training
 from factory.train.data import HELD_OUT, draw_pictures, to_tensor
 
 CHANNELS = (16, 32, 64, 96)
@@ -112,50 +111,39 @@ def psnr(vae: Any, pictures: np.ndarray, device: str = "cpu") -> float:
     return float(torch.cat(values).mean())
 
 
-def train(
-    work: Path,
-    budget: Budget,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    pictures: int = 64_000,
-    crops: int = 8,
-    full: int = 3,
-    channels: tuple[int, ...] = CHANNELS,
-    log: Callable[[str], None] = print,
-) -> Any:
-    """Train (or go on training) the VAE in folder `work`; returns the EMA model with its scaling factor set."""
+def train(training: Training, *, crops: int = 8, full: int = 3, channels: tuple[int, ...] = CHANNELS) -> Any:
+    """Train (or go on training) the VAE in `training.work`; returns the EMA model with its scaling factor set."""
     import torch
 
-    data = draw_pictures(work / "train.npy", pictures)
-    held_out = draw_pictures(work / "held-out.npy", min(2000, max(8, pictures // 30)), HELD_OUT)
-    torch.manual_seed(seed)
-    vae = build(channels).to(device, memory_format=torch.channels_last)
+    data = draw_pictures(training.work / "train.npy", training.pictures)
+    held_out = draw_pictures(
+        training.work / "held-out.npy", min(2000, max(8, training.pictures // 30)), HELD_OUT
+    )
+    torch.manual_seed(training.seed)
+    vae = build(channels).to(training.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
     ema = Ema(vae)
-    tuner = Tuner(device)
+    tuner = Tuner(training.device)
     course = Course(
         name="vae",
-        work=work,
-        budget=budget,
+        training=training,
         module=vae,
         optimizer=optimizer,
         rate=LEARNING_RATE,
         warmup=50,
         ema=ema,
         tuner=tuner,
-        log=log,
     )
     course.remark = lambda: f"psnr {_ema_psnr(ema, held_out[:48], channels):.2f}"
     for step in course:
-        rng = np.random.default_rng((seed, step))
-        torch.manual_seed(seed * 1_000_003 + step)
-        x = batch(data, rng, crops, full).to(device, memory_format=torch.channels_last)
+        rng = np.random.default_rng((training.seed, step))
+        torch.manual_seed(training.seed * 1_000_003 + step)
+        x = batch(data, rng, crops, full).to(training.device, memory_format=torch.channels_last)
         with tuner.step(x.numel()):
             course.descend(loss_of(vae, x))
-    return _finish(work, budget, ema, data, held_out, channels, device, log)
+    return _finish(training, ema, data, held_out, channels)
 
 
 def _from_ema(ema: Ema, channels: tuple[int, ...]) -> Any:
@@ -169,32 +157,25 @@ def _ema_psnr(ema: Ema, pictures: np.ndarray, channels: tuple[int, ...]) -> floa
 
 
 def _finish(
-    work: Path,
-    budget: Budget,
-    ema: Ema,
-    data: np.ndarray,
-    held_out: np.ndarray,
-    channels: tuple[int, ...],
-    device: str,
-    log: Callable[[str], None],
+    training: Training, ema: Ema, data: np.ndarray, held_out: np.ndarray, channels: tuple[int, ...]
 ) -> Any:
     import torch
 
-    vae = _from_ema(ema, channels).to(device)
+    vae = _from_ema(ema, channels).to(training.device)
     with torch.inference_mode():
-        sample = vae.encode(to_tensor(data[:256]).to(device)).latent_dist.sample()
+        sample = vae.encode(to_tensor(data[:256]).to(training.device)).latent_dist.sample()
     vae.register_to_config(scaling_factor=round(1 / float(sample.std()), 4))
-    value = psnr(vae, held_out[:400], device)
-    vae.save_pretrained(work / "vae")
+    value = psnr(vae, held_out[:400], training.device)
+    vae.save_pretrained(training.work / "vae")
     note_figures(
-        work,
+        training.work,
         vae={
             "psnr_db": round(value, 2),
-            "steps": budget.step,
-            "minutes": round(budget.seconds / 60, 1),
+            "steps": training.budget.step,
+            "minutes": round(training.budget.seconds / 60, 1),
             "scaling_factor": vae.config.scaling_factor,
             "channels": list(channels),
         },
     )
-    log(f"vae done: {value:.2f} dB on held-out pictures, scaling factor {vae.config.scaling_factor}")
+    training.log(f"vae done: {value:.2f} dB on held-out pictures, scaling factor {vae.config.scaling_factor}")
     return vae

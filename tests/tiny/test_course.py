@@ -7,7 +7,7 @@ import torch
 
 from factory.train import course as courses
 from factory.train.clock import Budget, Ema
-from factory.train.course import Course
+from factory.train.course import Course, Training
 
 
 def walk(work, steps, until):
@@ -17,15 +17,13 @@ def walk(work, steps, until):
     said: list[str] = []
     course = Course(
         name="line",
-        work=work,
-        budget=Budget(steps=steps),
+        training=Training(work=work, budget=Budget(steps=steps), log=said.append),
         module=net,
         optimizer=torch.optim.AdamW(net.parameters()),
         rate=0.1,
         warmup=2,
         ema=Ema(net),
         remark=lambda: "straight",
-        log=said.append,
     )
     for step in course:
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))

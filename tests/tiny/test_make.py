@@ -12,6 +12,7 @@ from factory.cards import write_cards
 from factory.make import STEPS, BuildOptions
 from factory.sheets import render
 from factory.train.clock import Budget, learning_rate, load_checkpoint, save_checkpoint
+from factory.train.course import Training
 from tunes_dagster.tiny import (
     CAPTIONER,
     CLASSIFIER,
@@ -99,9 +100,10 @@ def test_training_with_steps_is_repeatable(made, tmp_path):
 
     for name in ("train.npy", "held-out.npy"):
         (tmp_path / name).symlink_to(made.work / name)
-    nets = [
-        classifier.train(tmp_path, Budget(steps=2), pictures=72, log=lambda _: None).net for _ in range(2)
+    trainings = [
+        Training(work=tmp_path, budget=Budget(steps=2), pictures=72, log=lambda _: None) for _ in range(2)
     ]
+    nets = [classifier.train(training).net for training in trainings]
     states = [net.state_dict() for net in nets]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 

@@ -7,6 +7,7 @@ import pytest
 
 from factory.train import student, unet, vae
 from factory.train.clock import Budget
+from factory.train.course import Training
 from factory.train.text import build_tokenizer
 
 
@@ -82,7 +83,8 @@ def test_it_learns_the_way_and_goes_on_where_it_stopped(pipe, tokens, tmp_path, 
     again, _ = student.trajectories(tmp_path, pipe, tokens, 4)
     assert np.array_equal(again, before)
 
-    made = student.train(tmp_path, Budget(steps=3), pipe, tokens, count=4, batch=4, log=told.append)
+    training = Training(work=tmp_path, budget=Budget(steps=3), log=told.append)
+    made = student.train(training, pipe, tokens, count=4, batch=4)
     assert "student done" in told[-1]
     old, new = pipe.unet.state_dict(), made.unet.state_dict()
     assert old.keys() == new.keys() and any(not torch.equal(old[k], new[k]) for k in old)
