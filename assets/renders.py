@@ -29,6 +29,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.core.work import WorkKind
 from tunes_dagster.pipeline.partitions import loras_of_batch, render_batches
 from tunes_dagster.rendering.aids import make_aids
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.run import run_batch
 from tunes_dagster.resources import ComputeResource, Device, InstallationResource
@@ -117,12 +118,8 @@ def renders(
                     folder,
                     device.name,
                     device.torch_dtype,
-                    kept,
-                    prefix,
-                    mine.report,
-                    writer.on_done,
+                    Delivery(kept, prefix, mine.report, writer.on_done, turn.look),
                     aids,
-                    turn.look,
                 )
             except GaveWay:
                 mine.give_back(GAVE_WAY)

@@ -141,6 +141,7 @@ class Bench:
 
     def render(self, wanted: Sequence[tuple[str, int, str | None]]) -> list[Image.Image]:
         """Render (text, seed, weights key or None for the base) with the renderer people use; all of a kind."""
+        from tunes_dagster.rendering.jobs import Delivery
         from tunes_dagster.rendering.renderer import RenderJob, render
 
         base = self.sibling if any(key for _, _, key in wanted) else self.base
@@ -153,7 +154,7 @@ class Bench:
             for i, (text, seed, key) in enumerate(wanted)
         ]
         started = time.monotonic()
-        results = render(jobs, base, self.store, "renders", Silent())
+        results = render(jobs, base, Delivery(self.store, "renders", Silent()))
         failed = [result.failure for result in results if result.failure]
         if failed:
             raise failed[0]

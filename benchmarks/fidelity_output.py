@@ -37,7 +37,7 @@ def print_table(
 
 def draw_grid(tunes: Sequence[Tune], before: Before, out: Path) -> Path:
     """Write the picture grid: a row per tune with training pictures, base, tune, and tune without token."""
-    from tunes_dagster.rendering.sheets import Cell, contact_sheet
+    from tunes_dagster.rendering.sheets import Cell, Labels, contact_sheet
 
     rows, labels = [], []
     for tune in tunes:
@@ -49,8 +49,7 @@ def draw_grid(tunes: Sequence[Tune], before: Before, out: Path) -> Path:
     sheet = contact_sheet(
         rows,
         title="What tunes have learned",
-        row_labels=labels,
-        column_labels=columns,
+        labels=Labels(rows=labels, columns=columns),
         subtitle="Training pictures; the untuned base asked for the token; the tune; the tune without the token.",
         box=(128, 128),
     )

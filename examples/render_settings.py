@@ -20,7 +20,7 @@ from tunes_dagster.families.base import load_family
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.inputs import keep_picture
-from tunes_dagster.rendering.jobs import make_job
+from tunes_dagster.rendering.jobs import Delivery, make_job
 from tunes_dagster.rendering.png import png_bytes
 from tunes_dagster.rendering.renderer import render
 from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows
@@ -76,7 +76,7 @@ def main() -> None:
             return make_job(name, text, done.settings)
 
         def made(jobs: list) -> list[Image.Image]:
-            results = render(jobs, base, store, "out", Silent(), aids=Aids(catalog))
+            results = render(jobs, base, Delivery(store, "out", Silent()), aids=Aids(catalog))
             keys = [result.images[0].key for result in results]
             return [Image.open(io.BytesIO(store.read_bytes(key))).convert("RGB") for key in keys]
 

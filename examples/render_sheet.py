@@ -15,7 +15,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import load_family
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.rendering.batch_report import write_batch_report
-from tunes_dagster.rendering.jobs import make_job
+from tunes_dagster.rendering.jobs import Delivery, make_job
 from tunes_dagster.rendering.renderer import render
 
 PROMPTS = (
@@ -50,7 +50,7 @@ def main() -> None:
         fixed = {"seed": asked.seed + number, "width": width, "height": height}
         chosen = entry.render_settings(RenderSettings.model_validate(fixed))
         jobs.append(make_job(f"prompt-{number + 1}", text, chosen))
-    results = render(jobs, base, store, "pictures", Silent())
+    results = render(jobs, base, Delivery(store, "pictures", Silent()))
     report = write_batch_report(store, "pictures", jobs, results, title="Renders", base=entry.base_id)
     print(store.url(report.sheet_key), store.url(report.page_key), sep="\n")  # noqa: T201
 

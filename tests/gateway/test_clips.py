@@ -12,6 +12,7 @@ from tests.gateway.conftest import House
 from tests.support.tiny_aids import make_random_video
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.rendering.aids import make_aids
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.run import run_batch
 from tunes_dagster.sessions.batches import PromptWriter, render_jobs
 
@@ -28,7 +29,9 @@ def render(house: House, dtype: Any) -> None:
             entry.location(service.settings.bases_folder),
             make_aids(service.catalog, service.settings),
         )
-        run_batch(jobs, entry, folder, "cpu", dtype, house.store, "out", Silent(), writer.on_done, aids)
+        run_batch(
+            jobs, entry, folder, "cpu", dtype, Delivery(house.store, "out", Silent(), writer.on_done), aids
+        )
         rows.work.finish(work.id, "run")
 
 

@@ -13,6 +13,7 @@ from tests.support import foreign
 from tests.support.families import fresh_pipeline, make_base, random_lora
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.store import Store
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training.layouts import in_file
 
@@ -50,7 +51,7 @@ def test_a_batch_of_several_voices_is_what_stock_pipelines_make_of_each(family, 
         )
         for i, used in enumerate(uses)
     ]
-    results = render(jobs, base, store, "out", Silent())
+    results = render(jobs, base, Delivery(store, "out", Silent()))
     assert [one.failure for one in results if one.failure] == []
     for i, (used, result) in enumerate(zip(uses, results, strict=True)):
         stock = fresh_pipeline(base)

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.support.families import fresh_pipeline
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.renderer import RenderJob, render
 
 PROMPTS = (
@@ -91,7 +92,7 @@ def stock_picture(pipeline, loras, prompt, scheduler, width=64, height=64, steps
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++2m_karras", "euler_a"])
 def test_mixed_batch_equals_stock_pipeline(base, store, loras, stock, scheduler):
-    results = render(jobs(scheduler=scheduler), base, store, "batches/b/1", Silent())
+    results = render(jobs(scheduler=scheduler), base, Delivery(store, "batches/b/1", Silent()))
     for prompt, result in zip(PROMPTS, results, strict=True):
         assert result.failure is None
         expected = stock_picture(stock, loras, prompt, scheduler)
@@ -104,7 +105,7 @@ def test_mixed_batch_equals_stock_pipeline(base, store, loras, stock, scheduler)
 def test_other_sizes_and_no_guidance_equal_stock_too(base, store, loras, stock):
     prompt = (*PROMPTS[0][:3], 1.0, PROMPTS[0][4])
     job = RenderJob("p", prompt[0], settings(7, 1.0, width=96, height=72), [("tunes/fern.safetensors", 1.0)])
-    [result] = render([job], base, store, "out", Silent())
+    [result] = render([job], base, Delivery(store, "out", Silent()))
     expected = stock_picture(stock, loras, prompt, "euler", width=96, height=72)
     assert picture(store, result.images[0]).size == (96, 72)
     assert psnr(picture(store, result.images[0]), expected) > 45
@@ -112,7 +113,9 @@ def test_other_sizes_and_no_guidance_equal_stock_too(base, store, loras, stock):
 
 def test_negative_prompt_is_used(base, store):
     plain, negative = (
-        render([RenderJob("p", "a mug", settings(1, 7.0, text))], base, store, f"out{i}", Silent())[0]
+        render([RenderJob("p", "a mug", settings(1, 7.0, text))], base, Delivery(store, f"out{i}", Silent()))[
+            0
+        ]
         for i, text in enumerate(["", "a red cup on a table"])
     )
     assert psnr(picture(store, plain.images[0]), picture(store, negative.images[0])) < 40
@@ -122,9 +125,9 @@ def test_negative_prompt_is_used(base, store):
 def test_a_picture_does_not_depend_on_its_batch(base, store, scheduler):
     """Also with samplers that draw noise at every step, and when picture i is asked for by its own seed."""
     many = RenderJob("many", "a dog", settings(20, 4.0, num_images=3, scheduler=scheduler))
-    together = render([*jobs(scheduler=scheduler), many], base, store, "together", Silent())
+    together = render([*jobs(scheduler=scheduler), many], base, Delivery(store, "together", Silent()))
     alone_job = RenderJob("alone", "a dog", settings(22, 4.0, scheduler=scheduler))
-    [alone] = render([alone_job], base, store, "alone", Silent(), max_pictures=1)
+    [alone] = render([alone_job], base, Delivery(store, "alone", Silent()), max_pictures=1)
     assert [image.seed for image in together[-1].images] == [20, 21, 22]
     assert psnr(picture(store, together[-1].images[2]), picture(store, alone.images[0])) > 45
     assert together[-1].images[2].recipe_hash == alone.images[0].recipe_hash
@@ -132,13 +135,13 @@ def test_a_picture_does_not_depend_on_its_batch(base, store, scheduler):
 
 
 def test_splitting_a_batch_changes_nothing(base, store):
-    whole = render(jobs(), base, store, "whole", Silent())
-    split = render(jobs(), base, store, "split", Silent(), max_pictures=1)
+    whole = render(jobs(), base, Delivery(store, "whole", Silent()))
+    split = render(jobs(), base, Delivery(store, "split", Silent()), max_pictures=1)
     for one, two in zip(whole, split, strict=True):
         assert psnr(picture(store, one.images[0]), picture(store, two.images[0])) > 45
 
 
 def test_the_base_is_left_as_it_was(base, store):
     before = set(base.denoiser.state_dict())
-    render(jobs(), base, store, "out", Silent())
+    render(jobs(), base, Delivery(store, "out", Silent()))
     assert set(base.denoiser.state_dict()) == before

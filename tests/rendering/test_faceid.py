@@ -17,7 +17,7 @@ from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.rendering.aids import Aids
-from tunes_dagster.rendering.jobs import Tagged, TuneWeights, make_job
+from tunes_dagster.rendering.jobs import Delivery, Tagged, TuneWeights, make_job
 from tunes_dagster.rendering.png import read_recipe
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training.faceid import ADAPTER_FIELD, EMBEDS, NOTHING
@@ -127,7 +127,7 @@ def test_a_mixed_batch_equals_the_stock_pipeline(world, store, loras):
     jobs.append(RenderJob("with-lora", *prompts_of(prompts[0]), lora, faces=[(one[0], 0.8)]))
     jobs.append(RenderJob("unguided", prompts[1][0], settings(8, 1.0), faces=[(four[0], 1.0)]))
     before = set(base.denoiser.state_dict())
-    results = render(jobs, base, store, "out", Silent(), aids=aids)
+    results = render(jobs, base, Delivery(store, "out", Silent()), aids=aids)
     assert [result.failure for result in results] == [None] * len(jobs)
     assert set(base.denoiser.state_dict()) == before
     stock = fresh_pipeline(base)
@@ -166,21 +166,28 @@ def test_a_face_that_cannot_be_used_fails_its_own_prompt_only(base, store, tmp_p
     entry = make_random_adapter(tmp_path / "faces", base.denoiser, "random-faces", "sdxl")
     names = [key, wide, "faces/broken.safetensors", "faces/lora.safetensors", "faces/missing.safetensors"]
     jobs = [RenderJob(name, "a man", settings(1, steps=1), faces=[(name, 1.0)]) for name in names]
-    results = render(jobs, base, store, "out", Silent(), aids=Aids(catalog_of(entry), check_pictures=False))
+    results = render(
+        jobs, base, Delivery(store, "out", Silent()), aids=Aids(catalog_of(entry), check_pictures=False)
+    )
     assert results[0].failure is None
     assert {result.failure.code for result in results[1:]} == {FailureCode.WEIGHTS_UNUSABLE}
 
     plain = RenderJob("plain", "a man", settings(1, steps=1))
-    unknown = render([jobs[0], plain], base, store, "out", Silent(), aids=Aids(check_pictures=False))
+    unknown = render(
+        [jobs[0], plain], base, Delivery(store, "out", Silent()), aids=Aids(check_pictures=False)
+    )
     assert unknown[0].failure.code == FailureCode.INVALID_REQUEST and unknown[1].failure is None
     other = entry.model_copy(update={"repo_id": str(tmp_path / "nowhere"), "download_gb": 3.4})
     missing = Aids(catalog_of(other), tmp_path, check_pictures=False)
     wrong = make_random_adapter(tmp_path / "other", make_unet(), "random-faces", "sdxl")
     unfit = render(
-        [jobs[0], plain], base, store, "out", Silent(), aids=Aids(catalog_of(wrong), check_pictures=False)
+        [jobs[0], plain],
+        base,
+        Delivery(store, "out", Silent()),
+        aids=Aids(catalog_of(wrong), check_pictures=False),
     )
     assert unfit[0].failure.code == FailureCode.WEIGHTS_UNUSABLE and unfit[1].failure is None
-    refused = render(jobs[:1], base, store, "out", Silent(), aids=missing)[0].failure
+    refused = render(jobs[:1], base, Delivery(store, "out", Silent()), aids=missing)[0].failure
     assert (
         refused.code == FailureCode.BASE_NOT_INSTALLED and "tunes bases pull random-faces" in refused.remedy
     )

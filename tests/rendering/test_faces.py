@@ -15,6 +15,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.rendering.treatments import square_around
 from tunes_dagster.tiny.faces import overlap
@@ -37,7 +38,7 @@ def rendered(shipped, folder, text=WOMAN, **more):
     )
     store = Store(folder)
     [result] = render(
-        [RenderJob("p", text, settings)], shipped, store, "out", Silent(), aids=Aids(load_catalog())
+        [RenderJob("p", text, settings)], shipped, Delivery(store, "out", Silent()), aids=Aids(load_catalog())
     )
     assert result.failure is None, result.failure
     data = store.read_bytes(result.images[0].key)

@@ -13,6 +13,7 @@ from tests.support.families import CASES, TOKENS, make_base, random_lora, stock_
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.store import Store
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.renderer import RenderJob, render
 
 PROMPTS = (
@@ -96,7 +97,7 @@ def stock_picture(case, prompt):
 
 def test_mixed_batch_equals_the_stock_pipeline(case, store):
     kind, base, _, _ = case
-    results = render([job(i, p) for i, p in enumerate(PROMPTS)], base, store, "out", Silent())
+    results = render([job(i, p) for i, p in enumerate(PROMPTS)], base, Delivery(store, "out", Silent()))
     for prompt, result in zip(PROMPTS, results, strict=True):
         assert result.failure is None
         expected = stock_picture(case, prompt)
@@ -145,7 +146,7 @@ def test_another_sampler_of_a_flow_is_the_stock_one(dev, tmp_path):
     )
     store = Store(tmp_path / "store")
     prompt = ("a red mug", "", 9, 3.0, {})
-    [result] = render([job(1, prompt, scheduler="dpm++2m")], base, store, "out", Silent())
+    [result] = render([job(1, prompt, scheduler="dpm++2m")], base, Delivery(store, "out", Silent()))
     expected = pipeline(
         **CASES["flux-dev"].call("a red mug", "", 3.0),
         num_inference_steps=STEPS,
@@ -154,7 +155,7 @@ def test_another_sampler_of_a_flow_is_the_stock_one(dev, tmp_path):
         generator=torch.Generator("cpu").manual_seed(9),
     ).images[0]
     assert psnr(picture(store, result.images[0]), expected) > 55
-    [plain] = render([job(1, prompt)], base, store, "plain", Silent())
+    [plain] = render([job(1, prompt)], base, Delivery(store, "plain", Silent()))
     assert psnr(picture(store, plain.images[0]), expected) < 50, "the samplers are too alike to tell"
 
 
@@ -164,8 +165,8 @@ def test_a_flow_picture_does_not_depend_on_its_batch(dev, tmp_path, scheduler):
     store = Store(tmp_path / "store")
     prompts = [("a red mug", "", 9, 3.0, {}), ("a dog", "", 5, 4.0, {})]
     jobs = [job(i, prompt, scheduler=scheduler) for i, prompt in enumerate(prompts)]
-    together = render(jobs, base, store, "together", Silent())
-    alone = [render([one], base, store, f"alone{i}", Silent())[0] for i, one in enumerate(jobs)]
+    together = render(jobs, base, Delivery(store, "together", Silent()))
+    alone = [render([one], base, Delivery(store, f"alone{i}", Silent()))[0] for i, one in enumerate(jobs)]
     for one, two in zip(together, alone, strict=True):
         assert one.failure is None
         assert psnr(picture(store, one.images[0]), picture(store, two.images[0])) > 45
@@ -175,7 +176,7 @@ def test_a_sampler_that_a_flow_does_not_have_is_replaced_and_said_so(dev, tmp_pa
     base, _ = dev
     store = Store(tmp_path / "store")
     prompt = ("a red mug", "", 9, 3.0, {})
-    [asked] = render([job(1, prompt, scheduler="ddim")], base, store, "ddim", Silent())
-    [own] = render([job(1, prompt)], base, store, "own", Silent())
+    [asked] = render([job(1, prompt, scheduler="ddim")], base, Delivery(store, "ddim", Silent()))
+    [own] = render([job(1, prompt)], base, Delivery(store, "own", Silent()))
     assert "'ddim' does not exist for this base" in asked.warnings[0]
     assert asked.images[0].recipe_hash == own.images[0].recipe_hash

@@ -18,6 +18,7 @@ from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.inputs import Inputs
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.pictures import Shape
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.rendering.schedulers import SCHEDULERS
@@ -72,7 +73,7 @@ def stock(base, kind, loras, **arguments):
 def test_image_to_image_equals_the_stock_pipeline_beside_strangers(base, store, loras, given):
     key = given(scene())
     batch = [job("text"), job("image", input_image=key, denoising_strength=0.5), job("plain", loras=[])]
-    results = render(batch, base, store, "out", Silent())
+    results = render(batch, base, Delivery(store, "out", Silent()))
     expected = stock(base, "StableDiffusionXLImg2ImgPipeline", loras, image=scene(), strength=0.5)
     assert psnr(made(store, results[1]), expected) > 45
     assert psnr(made(store, results[0]), expected) < 30
@@ -83,7 +84,7 @@ def test_image_to_image_equals_the_stock_pipeline_beside_strangers(base, store, 
 def test_strength_decides_how_much_of_the_picture_is_left(base, store, given):
     key = given(scene())
     batch = [job(str(s), input_image=key, denoising_strength=s) for s in (0.17, 0.6, 1.0)]
-    little, half, all_new = (made(store, r) for r in render(batch, base, store, "out", Silent()))
+    little, half, all_new = (made(store, r) for r in render(batch, base, Delivery(store, "out", Silent())))
     assert psnr(little, half) > psnr(little, all_new)
 
 
@@ -93,7 +94,7 @@ def test_no_strength_hands_the_picture_back_at_any_number_of_steps(base, store, 
         job("one", steps=1, **more),
         job("masked", mask_image=given(Image.new("L", (64, 64), 255)), **more),
     ]
-    for result in render(batch, base, store, "out", Silent()):
+    for result in render(batch, base, Delivery(store, "out", Silent())):
         assert (np.asarray(made(store, result)) == np.asarray(scene())).all()
 
 
@@ -111,7 +112,7 @@ def test_few_steps_never_start_noisier_than_asked(base, steps):
 def test_weak_strengths_differ_at_four_steps(base, store, given):
     key = given(scene())
     batch = [job(str(s), steps=4, input_image=key, denoising_strength=s) for s in (0.01, 0.05, 0.15, 0.5)]
-    pictures = [made(store, result) for result in render(batch, base, store, "out", Silent())]
+    pictures = [made(store, result) for result in render(batch, base, Delivery(store, "out", Silent()))]
     near = [psnr(picture, pictures[0]) for picture in pictures[1:]]
     assert near == sorted(near, reverse=True) and near[0] < 60
 
@@ -134,7 +135,7 @@ def test_only_what_the_mask_shows_is_painted(base, store, given):
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (16, 16, 48, 48))
     more = {"input_image": given(scene()), "mask_image": given(mask), "denoising_strength": 1.0}
-    [result] = render([job(**more)], base, store, "out", Silent())
+    [result] = render([job(**more)], base, Delivery(store, "out", Silent()))
     picture, before = np.asarray(made(store, result), int), np.asarray(scene(), int)
     outside = np.ones((64, 64), bool)
     outside[10:54, 10:54] = False
@@ -151,7 +152,7 @@ def test_a_controlnet_steers_as_in_the_stock_pipeline(base, store, loras, given,
     aids = Aids(catalog_of(entry), tmp_path)
     more = {"input_image": given(scene()), "controlnet": "tile", "controlnet_conditioning_scale": 0.7}
     more |= {"controlnet_txt2img": True} if from_noise else {"denoising_strength": 0.5}
-    steered, alone = render([job("a", **more), job("b")], base, store, "out", Silent(), aids=aids)
+    steered, alone = render([job("a", **more), job("b")], base, Delivery(store, "out", Silent()), aids=aids)
     network = ControlNetModel.from_pretrained(folder)
     kind = (
         "StableDiffusionXLControlNetPipeline" if from_noise else "StableDiffusionXLControlNetImg2ImgPipeline"
@@ -170,7 +171,7 @@ def test_a_picture_that_is_not_there_fails_its_prompt_only(base, store, given):
         job("none", input_image=given(scene()), controlnet="canny"),
         job("good"),
     ]
-    gone, none, good = render(batch, base, store, "out", Silent())
+    gone, none, good = render(batch, base, Delivery(store, "out", Silent()))
     assert "no longer in the store" in gone.failure.message and none.failure.code == "base_not_installed"
     assert good.failure is None
 

@@ -13,6 +13,7 @@ from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.families.sizes import known_sizes, sizes_of
 from tunes_dagster.registry import Registry
 from tunes_dagster.rendering import denoise, loras
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.memory import parts_that_fit, plan_room
 from tunes_dagster.rendering.pictures import Shape
 from tunes_dagster.rendering.renderer import render
@@ -96,7 +97,9 @@ def test_adapters_that_do_not_fit_together_take_turns(base, store, monkeypatch):
     for name, state in states.items():
         store.write_bytes(f"tunes/{name}.safetensors", save(state))
     batch = [job(name, loras=[(f"tunes/{name}.safetensors", 1.0)]) for name in "abcde"] + [job("plain")]
-    together = {r.prompt_id: r.images[0].sha256 for r in render(batch, base, store, "one", Watcher())}
+    together = {
+        r.prompt_id: r.images[0].sha256 for r in render(batch, base, Delivery(store, "one", Watcher()))
+    }
     bytes_of_one = sum(4 * tensor.numel() for tensor in states["a"].values())
     monkeypatch.setattr(denoise, "free_memory", lambda base: int(bytes_of_one * 2.5 / 0.3))
     attached, real = [], loras.LoraShelf.attached
@@ -106,7 +109,7 @@ def test_adapters_that_do_not_fit_together_take_turns(base, store, monkeypatch):
         lambda self, net, used: attached.append(len(used)) or real(self, net, used),
     )
     watcher = Watcher()
-    results = render(batch, base, store, "two", watcher)
+    results = render(batch, base, Delivery(store, "two", watcher))
     assert attached == [2, 2, 1] and any("3 turns" in note for note in watcher.notes)
     assert all(result.failure is None for result in results)
     assert [r.prompt_id for r in results] == [*"abcde", "plain"] and len(together) == 6
@@ -127,7 +130,9 @@ def test_running_out_of_memory_while_attaching_halves_the_tunes(base, store, mon
     monkeypatch.setattr(loras.LoraShelf, "attached", hungry)
     watcher = Watcher()
     results = render(
-        [job(name, loras=[(f"tunes/{name}.safetensors", 1.0)]) for name in names], base, store, "out", watcher
+        [job(name, loras=[(f"tunes/{name}.safetensors", 1.0)]) for name in names],
+        base,
+        Delivery(store, "out", watcher),
     )
     assert sizes == [3, 2, 1, 1, 1] and all(result.failure is None for result in results)
     assert any("going on with 2" in note for note in watcher.notes)
@@ -135,7 +140,7 @@ def test_running_out_of_memory_while_attaching_halves_the_tunes(base, store, mon
 
 def test_a_picture_too_large_to_decode_is_decoded_in_tiles_from_the_start(base, store, monkeypatch):
     monkeypatch.setattr(denoise, "free_memory", lambda base: 1_000_000)
-    [result] = render([job()], base, store, "out", Watcher())
+    [result] = render([job()], base, Delivery(store, "out", Watcher()))
     from tunes_dagster.rendering.png import read_recipe
 
     assert read_recipe(store.read_bytes(result.images[0].key))["tiled_decoding"] is True

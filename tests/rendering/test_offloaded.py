@@ -15,6 +15,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import load_family
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.families.loading import Placement, placed
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.sessions.bases import fitting
 from tunes_dagster.sessions.hardware import Device
@@ -31,7 +32,10 @@ def test_offloading_changes_no_picture(base_folder, base, tmp_path):
     with placed(Placement(offload=True)):
         turns = load_family(entry(base_folder), base_folder)
     assert turns.pipeline()._all_hooks
-    made = [render(jobs, one, store, name, Silent()) for name, one in (("whole", base), ("turns", turns))]
+    made = [
+        render(jobs, one, Delivery(store, name, Silent()))
+        for name, one in (("whole", base), ("turns", turns))
+    ]
     for whole, apart in zip(*made, strict=True):
         assert whole.failure is None and apart.failure is None, apart.failure
         one, other = (

@@ -23,7 +23,7 @@ from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.batch_report import write_batch_report
-from tunes_dagster.rendering.jobs import RenderJob
+from tunes_dagster.rendering.jobs import Delivery, RenderJob
 from tunes_dagster.rendering.run import run_batch
 from tunes_dagster.rendering.upscaling import Upscaler, feather, tiles
 
@@ -40,7 +40,9 @@ def scene(width, height):
 
 def run(entry, folder, jobs, store, aids=None):
     results = []
-    run_batch(jobs, entry, folder, "cpu", None, store, "out", Silent(), results.append, aids or Aids())
+    run_batch(
+        jobs, entry, folder, "cpu", None, Delivery(store, "out", Silent(), results.append), aids or Aids()
+    )
     return results
 
 

@@ -11,6 +11,7 @@ from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.rendering.aids import Aids, make_aids
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.policy import check_text, fired, load_rules, rule_of
 from tunes_dagster.rendering.renderer import RenderJob, render
 
@@ -70,7 +71,10 @@ def test_a_filter_that_cannot_be_read_lets_nothing_through(tmp_path, line):
 
 def test_a_blocked_prompt_leaves_the_others_alone(base, store, rules):
     blocked, good = render(
-        [job("bad", "a gun"), job("good", "a mug")], base, store, "out", Silent(), aids=Aids(rules=rules)
+        [job("bad", "a gun"), job("good", "a mug")],
+        base,
+        Delivery(store, "out", Silent()),
+        aids=Aids(rules=rules),
     )
     assert blocked.failure.code == FailureCode.BLOCKED and good.failure is None
     assert list(store.list("out")) == [good.images[0].key]
@@ -81,14 +85,14 @@ def test_pictures_that_the_checker_finds_are_not_written(base, store, tmp_path, 
     folder = make_random_safety(tmp_path / "safety", threshold)
     catalog = catalog_of(entry_of("checker", "safety", folder))
     aids = make_aids(catalog, Settings(home=tmp_path))
-    [result] = render([job("p", "a mug")], base, store, "out", Silent(), aids=aids)
+    [result] = render([job("p", "a mug")], base, Delivery(store, "out", Silent()), aids=aids)
     if threshold < 0:
         assert result.failure.code == FailureCode.BLOCKED and "picture safety" in result.failure.message
         assert list(store.list("out")) == []
     else:
         assert result.failure is None
     off = make_aids(catalog, Settings(home=tmp_path, safety_checker=False))
-    assert render([job("p", "a mug")], base, store, "off", Silent(), aids=off)[0].failure is None
+    assert render([job("p", "a mug")], base, Delivery(store, "off", Silent()), aids=off)[0].failure is None
 
 
 def test_a_damaged_checker_is_named(tmp_path):

@@ -13,7 +13,7 @@ from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.core.progress import Phase, Silent
 from tunes_dagster.core.recipe import RenderSettings, recipe_hash
 from tunes_dagster.rendering import denoise, png
-from tunes_dagster.rendering.jobs import RenderJob, Tagged, TuneWeights, make_job
+from tunes_dagster.rendering.jobs import Delivery, RenderJob, Tagged, TuneWeights, make_job
 from tunes_dagster.rendering.renderer import render
 
 FERN = ("tunes/fern.safetensors", 1.0)
@@ -64,7 +64,7 @@ def test_one_bad_prompt_fails_alone_and_says_why(base, store):
         job("good-too"),
     ]
     told = []
-    results = render(batch, base, store, "out", Silent(), told.append)
+    results = render(batch, base, Delivery(store, "out", Silent(), told.append))
     assert {r.prompt_id for r in results if r.failure is None} == {"good", "good-too"}
     assert sorted(r.prompt_id for r in told) == sorted(j.prompt_id for j in batch)
     codes = {r.prompt_id: r.failure.code for r in results if r.failure}
@@ -86,7 +86,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(base, store, monkeyp
     monkeypatch.setattr(denoise, "denoise", hungry)
     monkeypatch.setattr(denoise, "rows_that_fit", lambda base, shape, waiting: 8)
     watcher = Watcher()
-    results = render([job(str(i), seed=i) for i in range(10)], base, store, "out", watcher)
+    results = render([job(str(i), seed=i) for i in range(10)], base, Delivery(store, "out", watcher))
     assert all(r.failure is None for r in results)
     assert sizes == [5, 3, 2, 1, 2, 2, 2, 1]  # 5 and its halves, then never more than what fitted
     assert any("going on with" in note for note in watcher.notes)
@@ -98,7 +98,7 @@ def test_a_picture_that_does_not_fit_alone_says_so(base, store, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(denoise, "denoise", hungry)
-    [result] = render([job()], base, store, "out", Silent())
+    [result] = render([job()], base, Delivery(store, "out", Silent()))
     assert result.failure.code == FailureCode.OUT_OF_MEMORY
 
 
@@ -112,7 +112,9 @@ def test_an_unexpected_error_is_traced_to_its_picture(base, store, monkeypatch):
 
     monkeypatch.setattr(denoise, "denoise", cursed)
     results = render(
-        [job("a", seed=1, num_images=3), job("b", seed=12, num_images=2)], base, store, "out", Silent()
+        [job("a", seed=1, num_images=3), job("b", seed=12, num_images=2)],
+        base,
+        Delivery(store, "out", Silent()),
     )
     assert results[0].failure is None and len(results[0].images) == 3
     assert results[1].failure.code == FailureCode.RENDER_FAILED and "unlucky" in results[1].failure.detail
@@ -123,7 +125,7 @@ def test_numbers_that_are_not_finite_fail_their_prompt_only(base, store):
     bad = {k: v * float("inf") if "lora_B" in k else v for k, v in random_lora(base, 1).items()}
     store.write_bytes("tunes/inf.safetensors", save(bad))
     batch = [job("bad", loras=[("tunes/inf.safetensors", 1.0)]), job("good", loras=[FERN])]
-    bad_result, good = render(batch, base, store, "out", Silent())
+    bad_result, good = render(batch, base, Delivery(store, "out", Silent()))
     assert bad_result.failure.code == FailureCode.NOT_FINITE and "not finite" in bad_result.failure.message
     assert good.failure is None and not good.images[0].blank
     assert list(store.list("out")) == [good.images[0].key]
@@ -139,7 +141,7 @@ def test_decoding_goes_on_in_smaller_parts(base, store, monkeypatch):
         return real(base, latents)
 
     monkeypatch.setattr(denoise, "decode", hungry)
-    results = render([job(num_images=4)], base, store, "out", Silent())
+    results = render([job(num_images=4)], base, Delivery(store, "out", Silent()))
     assert len(results[0].images) == 4
     assert sizes == [4, 2, 1, 1, 1, 1]
 
@@ -154,7 +156,7 @@ def test_decoding_falls_back_to_tiles_and_the_recipe_says_so(base, store, monkey
         return real(base, latents)
 
     monkeypatch.setattr(denoise, "decode", hungry)
-    [result] = render([job()], base, store, "out", Silent())
+    [result] = render([job()], base, Delivery(store, "out", Silent()))
     assert png.read_recipe(store.read_bytes(result.images[0].key))["tiled_decoding"] is True
     assert not vae.use_tiling
 
@@ -163,7 +165,7 @@ def test_cancel_stops_and_hands_over_what_was_finished(base, store):
     told = []
     batch = [job("first"), job("second", seed=5)]
     with pytest.raises(Cancelled):
-        render(batch, base, store, "out", Watcher(cancel_after=3), told.append, max_pictures=1)
+        render(batch, base, Delivery(store, "out", Watcher(cancel_after=3), told.append), max_pictures=1)
     assert [result.prompt_id for result in told] == ["first"]
     assert store.exists(told[0].images[0].key)
     assert not any(type(module).__name__ == "StackedLora" for module in base.denoiser.modules())
@@ -175,14 +177,14 @@ def test_a_store_that_cannot_be_written_ends_the_attempt(base, store, monkeypatc
 
     monkeypatch.setattr(store, "write_bytes", full)
     with pytest.raises(Failure) as caught:
-        render([job()], base, store, "out", Silent())
+        render([job()], base, Delivery(store, "out", Silent()))
     assert caught.value.code == FailureCode.STORE_UNAVAILABLE and caught.value.retryable
 
 
 def test_progress_counts_steps_of_pictures_across_shapes(base, store):
     watcher = Watcher()
     batch = [job("a", num_images=2), job("b", steps=3), job("c", width=96), job("d", guidance_scale=1.0)]
-    render(batch, base, store, "out", watcher)
+    render(batch, base, Delivery(store, "out", watcher))
     assert watcher.steps[-1] == (11, 11)
     assert [done for done, _ in watcher.steps] == sorted(done for done, _ in watcher.steps)
     assert [phase for phase, _ in watcher.phases] == [Phase.LOADING, Phase.RENDERING]
@@ -198,7 +200,7 @@ def test_the_file_tells_how_it_was_made(base, store):
         recipe={"base_asked": "sdxl"},
         warnings=["careful"],
     )
-    [result] = render([one], base, store, "batches/b/1", Silent())
+    [result] = render([one], base, Delivery(store, "batches/b/1", Silent()))
     [image] = result.images
     recipe = png.read_recipe(store.read_bytes(image.key))
     assert image.key == "batches/b/1/p-9.png" and image.bytes == store.size(image.key)
@@ -214,14 +216,14 @@ def test_the_file_tells_how_it_was_made(base, store):
 
 
 def test_same_recipe_same_file(base, store):
-    [one] = render([job(loras=[FERN])], base, store, "one", Silent())
-    [two] = render([job(loras=[FERN])], base, store, "two", Silent())
+    [one] = render([job(loras=[FERN])], base, Delivery(store, "one", Silent()))
+    [two] = render([job(loras=[FERN])], base, Delivery(store, "two", Silent()))
     assert one.images[0].sha256 == two.images[0].sha256
 
 
 def test_a_shipped_base_renders_at_its_own_size_and_enlarges(base_folder, base, store, monkeypatch):
     monkeypatch.setattr(base, "entry", entry(base_folder, "embedded:sdxl"))
-    [result] = render([job(width=512, height=256)], base, store, "out", Silent())
+    [result] = render([job(width=512, height=256)], base, Delivery(store, "out", Silent()))
     image = Image.open(io.BytesIO(store.read_bytes(result.images[0].key)))
     assert image.size == (512, 256)
     assert result.images[0].rendered_at == (80, 40)
@@ -229,13 +231,15 @@ def test_a_shipped_base_renders_at_its_own_size_and_enlarges(base_folder, base, 
 
 
 def test_nothing_to_do_is_fine(base, store):
-    assert render([], base, store, "out", Silent()) == []
+    assert render([], base, Delivery(store, "out", Silent())) == []
 
 
 def test_every_public_scheduler_renders_a_picture(base, store):
     from tunes_dagster.rendering.schedulers import SCHEDULERS
 
-    results = render([job(name, scheduler=name) for name in SCHEDULERS], base, store, "out", Silent())
+    results = render(
+        [job(name, scheduler=name) for name in SCHEDULERS], base, Delivery(store, "out", Silent())
+    )
     assert [r.prompt_id for r in results if r.failure] == []
     assert not any(r.images[0].blank for r in results)
 
@@ -275,8 +279,8 @@ def test_half_precision_shows_the_same_picture(base_folder, base, store):
 
     half = load_family(entry(base_folder), base_folder, dtype="bfloat16")
     batch = [job("tuned", loras=[FERN]), job("plain", seed=3)]
-    full = render(batch, base, store, "full", Silent())
-    rough = render(batch, half, store, "half", Silent())
+    full = render(batch, base, Delivery(store, "full", Silent()))
+    rough = render(batch, half, Delivery(store, "half", Silent()))
     for one, two in zip(full, rough, strict=True):
         a, b = (
             np.asarray(Image.open(io.BytesIO(store.read_bytes(r.images[0].key))), float) for r in (one, two)

@@ -15,6 +15,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering import denoise
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.pictures import Picture, Shape
 from tunes_dagster.rendering.prompts import parse_prompt
 from tunes_dagster.rendering.renderer import RenderJob, render
@@ -170,9 +171,7 @@ def test_pictures_are_rendered_and_rules_look_at_each_step(base, store):
             job("plain", "a red mug"),
         ],
         base,
-        store,
-        "out",
-        Silent(),
+        Delivery(store, "out", Silent()),
     )
     assert [one.failure for one in results] == [None] * 3
     changing, never, plain = (

@@ -13,6 +13,7 @@ from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
 from tunes_dagster.rendering import png
 from tunes_dagster.rendering.aids import Aids
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.rendering.treatments import Treatments, closer, square_around
 from tunes_dagster.tiny.world import draw_shot, face_box, shots_of
@@ -93,13 +94,15 @@ def test_hires_fix_and_faces_paint_again_with_the_tune(base, store, aids, monkey
         return real(self, picture, image, width, height, strength, mask)
 
     monkeypatch.setattr(Treatments, "paint", watched)
-    plain, hires = render([job("a"), job("b", hires_fix=True)], base, store, "out", Silent(), aids=aids)
+    plain, hires = render(
+        [job("a"), job("b", hires_fix=True)], base, Delivery(store, "out", Silent()), aids=aids
+    )
     assert sizes == [(128, 128, 0)]
     (one, _), (two, recipe) = made(store, plain), made(store, hires)
     assert one.size == two.size == (64, 64) and recipe["treatment"]["hires_fix"] == [128, 128]
     assert np.abs(np.asarray(one, int) - np.asarray(two, int)).mean() > 1
     monkeypatch.setattr(aids.detector, "detect", lambda image: [(20, 16, 20, 24)])  # noise has no face
-    [faces] = render([job("c", inpaint_faces=True)], base, store, "faces", Silent(), aids=aids)
+    [faces] = render([job("c", inpaint_faces=True)], base, Delivery(store, "faces", Silent()), aids=aids)
     three, recipe = made(store, faces)
     change = np.abs(np.asarray(one, int) - np.asarray(three, int)).sum(axis=-1)
     assert recipe["treatment"]["faces_inpainted"] == 1
@@ -107,7 +110,7 @@ def test_hires_fix_and_faces_paint_again_with_the_tune(base, store, aids, monkey
 
 
 def test_inpaint_faces_says_when_there_is_none(base, store, aids):
-    [result] = render([job(inpaint_faces=True)], base, store, "out", Silent(), aids=aids)
+    [result] = render([job(inpaint_faces=True)], base, Delivery(store, "out", Silent()), aids=aids)
     assert "No face was found" in result.warnings[0]
 
 
@@ -121,7 +124,7 @@ def test_super_resolution_and_film_are_put_on_at_the_end(base, store, tmp_path):
         job("resampled", super_resolution=True, upscaler="lanczos"),
     ]
     plain, film, large, resampled = (
-        made(store, r) for r in render(batch, base, store, "out", Silent(), aids=known)
+        made(store, r) for r in render(batch, base, Delivery(store, "out", Silent()), aids=known)
     )
     four = plain[0].resize((256, 256), Image.Resampling.LANCZOS)
     assert np.array_equal(np.asarray(resampled[0]), np.asarray(four))
@@ -133,7 +136,9 @@ def test_super_resolution_and_film_are_put_on_at_the_end(base, store, tmp_path):
 
 
 def test_a_model_that_is_missing_fails_its_prompt_only(base, store):
-    missing, good = render([job("a", super_resolution=True), job("b")], base, store, "out", Silent())
+    missing, good = render(
+        [job("a", super_resolution=True), job("b")], base, Delivery(store, "out", Silent())
+    )
     assert missing.failure.code == "base_not_installed" and good.failure is None
 
 
@@ -142,5 +147,7 @@ def test_memory_that_runs_out_in_a_second_pass_fails_that_picture_only(base, sto
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(Treatments, "paint", hungry)
-    bad, good = render([job("a", hires_fix=True), job("b")], base, store, "out", Silent(), aids=aids)
+    bad, good = render(
+        [job("a", hires_fix=True), job("b")], base, Delivery(store, "out", Silent()), aids=aids
+    )
     assert bad.failure.code == "out_of_memory" and good.failure is None

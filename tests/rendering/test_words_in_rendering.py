@@ -14,6 +14,7 @@ from tests.rendering.test_equal_to_stock import psnr
 from tests.support.families import make_base
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.rendering.texts import TextCache, _chunked, _scaled, chunk_count, encode_weighted
 
@@ -89,12 +90,12 @@ def test_weights_and_the_end_of_long_prompts_are_seen(base, store):
         job("negative", "a red mug", LONG.format("green")),
     ]
     plain, same, weighted, green, blue, negative = pictures(
-        store, render(batch, base, store, "out", Silent())
+        store, render(batch, base, Delivery(store, "out", Silent()))
     )
     # Another place in the batch may round one value of one pixel the other way, which is 89 dB.
     assert psnr(plain, same) > 85 and psnr(plain, weighted) < 70
     assert psnr(green, blue) < 60 and psnr(plain, negative) < 40
-    [alone] = pictures(store, render(batch[:1], base, store, "alone", Silent()))
+    [alone] = pictures(store, render(batch[:1], base, Delivery(store, "alone", Silent())))
     assert psnr(plain, alone) > 45
     assert chunk_count(base, LONG.format("green")) == 3
 
@@ -106,7 +107,7 @@ def test_break_begins_a_chunk(base, store):
     counts = {"a": 1, "a BREAK b BREAK c": 3, "BREAK a BREAK BREAK": 1, "(a BREAK b:1.2)": 2, 'a "BREAK"': 1}
     assert {text: chunk_count(base, text) for text in counts} == counts
     batch = [job("one", "a woman a red mug"), job("two", "a woman BREAK a red mug")]
-    one, two = pictures(store, render(batch, base, store, "out", Silent()))
+    one, two = pictures(store, render(batch, base, Delivery(store, "out", Silent())))
     assert 10 < psnr(one, two) < 60
 
 
@@ -116,7 +117,9 @@ def test_a_text_is_encoded_once_and_kept_for_the_next_batch(base, store, monkeyp
     monkeypatch.setattr(base, "encode_text", lambda texts: seen.extend(texts) or real(texts))
     monkeypatch.setitem(base.__dict__, "_rendered_texts", type(TextCache(base)._known)())
     for name in ("one", "two"):
-        render([job("a", "a dog"), job("b", "a dog"), job("c", "a cat")], base, store, name, Silent())
+        render(
+            [job("a", "a dog"), job("b", "a dog"), job("c", "a cat")], base, Delivery(store, name, Silent())
+        )
     assert sorted(text for text in seen if text) == ["a cat", "a dog"]
 
 
@@ -128,7 +131,9 @@ def test_weights_are_read_as_words_where_the_encoder_has_none(tmp_path, store):
         "brackets": r"a \(red\) mug",
         "text": "a (red) mug",
     }
-    results = render([job(name, text) for name, text in texts.items()], base, store, "out", Silent())
+    results = render(
+        [job(name, text) for name, text in texts.items()], base, Delivery(store, "out", Silent())
+    )
     assert not any(result.failure for result in results)
     weighted, plain, brackets, text = (result.images[0].recipe_hash for result in results)
     assert weighted == plain != brackets == text, "they are the same picture"
@@ -141,5 +146,7 @@ def test_what_a_library_makes_of_one_text_ends_that_prompt_alone(base, store, mo
         return chunk_count(base, *texts)
 
     monkeypatch.setattr("tunes_dagster.rendering.checking.chunk_count", choosy)
-    odd, good = render([job("odd", "an odd text"), job("good", "a red mug")], base, store, "out", Silent())
+    odd, good = render(
+        [job("odd", "an odd text"), job("good", "a red mug")], base, Delivery(store, "out", Silent())
+    )
     assert odd.failure and not odd.images and good.failure is None and len(good.images) == 1

@@ -17,6 +17,7 @@ from tunes_dagster.families import specs
 from tunes_dagster.families.base import load_family
 from tunes_dagster.families.catalog import load_catalog
 from tunes_dagster.families.sizes import sizes_of
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.memory import plan_room
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.rendering.submission import PromptContext, complete_prompt
@@ -93,7 +94,7 @@ def test_it_is_planned_trained_verified_rendered_and_exported(entry, tmp_path, s
     room = plan_room(entry, sizes_of(entry), "64x64", machine, "test", 8)
     assert room.pictures >= 1
     job = RenderJob("prompt_1", PROMPT, complete.settings, [(result.weights_key, 1.0)])
-    [rendered] = render([job], base, store, "out", Silent())
+    [rendered] = render([job], base, Delivery(store, "out", Silent()))
     assert rendered.failure is None and len(rendered.images) == 1
 
 

@@ -16,6 +16,7 @@ from tests.training.conftest import Recorder
 from tunes_dagster.core.failures import Cancelled
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training import checkpoints, run
 from tunes_dagster.training.jobs import TrainingResult
@@ -257,7 +258,7 @@ def test_both_layouts_render_elsewhere_what_our_renderer_renders(bases, store, m
 
     settings = RenderSettings(seed=3, steps=3, guidance_scale=3.0, width=64, height=64, lora_scale=1.0)
     job = RenderJob("prompt_1", PROMPT, settings, [(result.weights_key, 1.0)])
-    [rendered] = render([job], base, store, "out", Silent())
+    [rendered] = render([job], base, Delivery(store, "out", Silent()))
     assert rendered.failure is None
     ours = np.asarray(Image.open(io.BytesIO(store.read_bytes(rendered.images[0].key))), np.float64)
     pipeline = stock_pipeline(name, base.folder)

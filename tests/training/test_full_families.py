@@ -15,6 +15,7 @@ from tests.support.families import CASES, make_base, random_lora
 from tests.training.test_full import FULL, copied, files_of, trained
 from tunes_dagster.core.progress import Silent
 from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training import verify
 from tunes_dagster.training.files import write_tensors
@@ -40,7 +41,7 @@ def pictures(base, store, *uses) -> list[np.ndarray]:
     """Render one prompt with each of several combinations of weights, all in one batch."""
     settings = RenderSettings(seed=3, steps=3, guidance_scale=3.0, width=64, height=64)
     jobs = [RenderJob(f"prompt_{i}", PROMPT, settings, list(use)) for i, use in enumerate(uses)]
-    found = render(jobs, base, store, "out", Silent())
+    found = render(jobs, base, Delivery(store, "out", Silent()))
     assert all(one.failure is None for one in found), [one.failure for one in found]
     return [
         np.asarray(Image.open(io.BytesIO(store.read_bytes(one.images[0].key))), np.float64) for one in found
@@ -159,5 +160,5 @@ def test_weights_of_another_base_fail_only_their_prompt(bases, store):
     wrong = write_tensors(store, "wrong.safetensors", copied(bases("sd15")), {})
     settings = RenderSettings(seed=3, steps=2, guidance_scale=1.0, width=64, height=64)
     jobs = [RenderJob("good", PROMPT, settings), RenderJob("bad", PROMPT, settings, [(wrong, 1.0)])]
-    good, bad = render(jobs, base, store, "out", Silent())
+    good, bad = render(jobs, base, Delivery(store, "out", Silent()))
     assert good.failure is None and "do not fit the base" in bad.failure.message

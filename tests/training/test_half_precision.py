@@ -24,6 +24,7 @@ from tunes_dagster.evaluation.scorers import load_scorer, load_scorer_catalog
 from tunes_dagster.evaluation.scoring import Scorers, Subject, score_tune
 from tunes_dagster.families.base import load_family
 from tunes_dagster.rendering.aids import Aids
+from tunes_dagster.rendering.jobs import Delivery
 from tunes_dagster.rendering.renderer import RenderJob, render
 from tunes_dagster.training import words
 from tunes_dagster.training.faceid import ADAPTER_FIELD, EMBEDS, NOTHING
@@ -121,7 +122,7 @@ def renders(base, result, store, tmp_path):
         for name, more in asked.items()
     ]
     jobs += [RenderJob("face", PROMPT, RenderSettings(**settings), [], faces=faces)] if faces else []
-    for done in render(jobs, base, store, "out", Silent(), aids=aids):
+    for done in render(jobs, base, Delivery(store, "out", Silent()), aids=aids):
         assert done.failure is None, (done.prompt_id, done.failure)
         assert np.asarray(picture(store, done.images[0].key)).std() > 1, done.prompt_id
 

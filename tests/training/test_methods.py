@@ -302,7 +302,7 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
     from PIL import Image
 
     from tunes_dagster.core.recipe import RenderSettings
-    from tunes_dagster.rendering.jobs import Tagged, TuneWeights
+    from tunes_dagster.rendering.jobs import Delivery, Tagged, TuneWeights
     from tunes_dagster.rendering.jobs import make_job as render_job
     from tunes_dagster.rendering.renderer import render
 
@@ -310,7 +310,7 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
     settings = RenderSettings(seed=5, steps=3, guidance_scale=2.0, width=128, height=128)
     tune = TuneWeights(id=result.tune_id, key=result.weights_key, token="ohwx", class_name="woman")
     job = render_job("prompt_1", "a photo of ohwx woman", settings, tune=tune)
-    (rendered,) = render([job], base, store, "out", Recorder())
+    (rendered,) = render([job], base, Delivery(store, "out", Recorder()))
     ours = np.asarray(Image.open(io.BytesIO(store.read_bytes(rendered.images[0].key)))) / 255
     with verify.loaded(result.weights_key, base, store) as pipeline:
         stock = pipeline(
@@ -326,5 +326,5 @@ def test_a_dora_is_rendered_as_stock_diffusers_renders_it(base, store, make_job)
     other = TuneWeights(id="tune_x", key=result.weights_key, token="ohwx", class_name="woman")
     tagged = [Tagged("x", other, 1.0)]
     both = render_job("p", "a photo of ohwx woman <lora:x:1>", settings, tune=tune, tagged=tagged)
-    (refused,) = render([both], base, store, "out", Recorder())
+    (refused,) = render([both], base, Delivery(store, "out", Recorder()))
     assert refused.failure is not None and "DoRA" in refused.failure.message

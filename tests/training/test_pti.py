@@ -186,7 +186,7 @@ def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_card_says_rende
     tmp_path, store, make_job, family, monkeypatch
 ):
     from tunes_dagster.core.recipe import RenderSettings
-    from tunes_dagster.rendering.jobs import TuneWeights
+    from tunes_dagster.rendering.jobs import Delivery, TuneWeights
     from tunes_dagster.rendering.jobs import make_job as render_job
     from tunes_dagster.rendering.renderer import render
 
@@ -200,11 +200,11 @@ def test_prompts_of_two_pti_tunes_share_a_batch_and_are_what_the_card_says_rende
         return render_job(prompt_id, "a photo of ohwx woman", settings, tune=tune)
 
     jobs = [job(f"prompt_{i}", result) for i, result in enumerate(results)]
-    together = render(jobs, base, store, "out/both", Recorder())
+    together = render(jobs, base, Delivery(store, "out/both", Recorder()))
     pictures = [store.read_bytes(one.images[0].key) for one in together]
     assert pictures[0] != pictures[1]
     for i, result in enumerate(results):
-        (alone,) = render([job(f"prompt_{i}", result)], base, store, f"out/{i}", Recorder())
+        (alone,) = render([job(f"prompt_{i}", result)], base, Delivery(store, f"out/{i}", Recorder()))
         first, second = (
             np.asarray(Image.open(io.BytesIO(data))).astype(int)
             for data in (pictures[i], store.read_bytes(alone.images[0].key))

@@ -21,7 +21,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.results import DateResult
 from tunes_dagster.rendering.pages import Figure, Section, page, relative
 from tunes_dagster.rendering.png import open_own
-from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows, png_bytes
+from tunes_dagster.rendering.sheets import Cell, Labels, contact_sheet, in_rows, png_bytes
 
 if TYPE_CHECKING:
     from tunes_dagster.core.store import Store
@@ -329,8 +329,7 @@ class _Writer:
                 rows,
                 title=title,
                 subtitle=subtitle,
-                row_labels=self.tunes,
-                column_labels=self.templates,
+                labels=Labels(rows=self.tunes, columns=self.templates),
                 footer=footer,
             )
         if len(self.tunes) <= MAX_COLUMNS and len(self.templates) <= MAX_ROWS:
@@ -339,8 +338,7 @@ class _Writer:
                 rows,
                 title=title,
                 subtitle=subtitle,
-                row_labels=self.templates,
-                column_labels=self.tunes,
+                labels=Labels(rows=self.templates, columns=self.tunes),
                 footer=footer,
             )
         each = max(1, MAX_ON_SHEET // max(1, len(self.tunes)))

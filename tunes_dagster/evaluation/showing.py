@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunes_dagster.evaluation.card import Card, Scores
 from tunes_dagster.rendering.pages import Section, page, relative
-from tunes_dagster.rendering.sheets import Cell, Row, Tone, contact_sheet, png_bytes
+from tunes_dagster.rendering.sheets import Cell, Labels, Row, Tone, contact_sheet, png_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,9 +108,8 @@ def before_after(scored: Scored, training: Sequence[Image], held_out: Sequence[I
         rows,
         title=f"{title}: {card.called}",
         subtitle=card.line,
-        row_labels=labels,
-        column_labels=scenes,
-        labelled_from=1,  # the subject's own pictures show none of these scenes
+        # The subject's own pictures show none of these scenes.
+        labels=Labels(rows=labels, columns=scenes, columns_from=1),
         footer=f"The same prompt and the same noise in each column. {card.why}",
     )
 

@@ -13,7 +13,7 @@ from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.pages import Figure, Section, page, relative
 from tunes_dagster.rendering.png import open_own
-from tunes_dagster.rendering.sheets import Cell, contact_sheet, in_rows, png_bytes
+from tunes_dagster.rendering.sheets import Cell, Labels, contact_sheet, in_rows, png_bytes
 
 # A sheet with more pictures is too large to look at; the page has them all.
 MAX_ON_SHEET = 64
@@ -109,7 +109,7 @@ def batch_sheet(
         footer = " · ".join(part for part in (footer, f"{total - shown} more not shown") if part)
     if as_table:
         labels = [job.text for job in jobs]
-        return contact_sheet(rows, title=title, subtitle=subtitle, row_labels=labels, footer=footer)
+        return contact_sheet(rows, title=title, subtitle=subtitle, labels=Labels(rows=labels), footer=footer)
     flat = in_rows([cell for row in rows for cell in row])
     return contact_sheet(flat, title=title, subtitle=subtitle, footer=footer)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunes_dagster.core.failures import Failure, FailureCode
+from tunes_dagster.core.progress import Reporter
 from tunes_dagster.core.recipe import RenderSettings
+from tunes_dagster.core.store import Store
 from tunes_dagster.rendering.faceid import FaceUse
 from tunes_dagster.rendering.loras import LoraUse
 from tunes_dagster.rendering.prompts import (
@@ -128,6 +130,26 @@ class RenderResult:
     images: list[RenderedImage]
     failure: Failure | None = None
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where what a batch makes goes, and who is told.
+
+    Attributes:
+        store: Where weights and given pictures come from and files go.
+        prefix: Files are `<prefix>/<prompt_id>-<seed>.png`, of a clip `.mp4` with a `.png` of its first frame beside.
+        report: Told of progress; a cancel stops after the current step.
+        on_done: Called in the batch's thread, once per prompt, when its files are in the store or it has failed.
+        between: Called with the seconds that loading took, 0 where the caller loaded, between parts of a batch when
+            nothing is half done; may raise `Cancelled`.
+    """
+
+    store: Store
+    prefix: str
+    report: Reporter
+    on_done: Callable[[RenderResult], None] = lambda result: None
+    between: Callable[[float], None] = lambda loaded: None
 
 
 def make_job(

@@ -16,15 +16,14 @@ import numpy as np
 from PIL import Image
 
 from tunes_dagster.core.failures import Failure, FailureCode, as_failure
-from tunes_dagster.core.progress import Phase, Reporter
+from tunes_dagster.core.progress import Phase
 from tunes_dagster.core.recipe import RenderSettings, recipe_hash
-from tunes_dagster.core.store import Store
 from tunes_dagster.families.catalog import BaseModelEntry
 from tunes_dagster.rendering import png, policy
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.brackets import plain_sentence
 from tunes_dagster.rendering.inputs import Inputs
-from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
+from tunes_dagster.rendering.jobs import Delivery, RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.records import library_versions, optional_settings, picture_failure
 from tunes_dagster.rendering.styles import dressed
 from tunes_dagster.rendering.upscaling import Upscaler
@@ -162,12 +161,8 @@ def render_plain(
     folder: Path,
     device: Any,
     dtype: Any,
-    store: Store,
-    out_prefix: str,
-    report: Reporter,
-    on_done: Callable[[RenderResult], None] = lambda result: None,
+    delivery: Delivery,
     aids: Aids | None = None,
-    between: Step = lambda: None,
 ) -> list[RenderResult]:
     """Render a batch on an upscaling or video model.
 
@@ -177,12 +172,8 @@ def render_plain(
         folder: Of the weights.
         device: torch device.
         dtype: torch dtype.
-        store: Where pictures come from and go.
-        out_prefix: Files are `<out_prefix>/<prompt_id>-<seed>.png`, or `.mp4` with a `.png` of the first frame beside.
-        report: Progress counts steps; a cancel stops after the current one.
-        on_done: Called once per prompt.
+        delivery: Where files go, and who is told; a prompt is a part of the batch.
         aids: Rules and addresses.
-        between: Called between prompts; may raise `Cancelled`.
 
     Returns:
         One result per prompt, in order; what goes wrong with one ends that prompt only.
@@ -196,9 +187,9 @@ def render_plain(
     if entry.family == "video":
         maker = ClipMaker(folder, device, dtype)
     else:
-        maker = PictureMaker(folder, device, dtype, Inputs(store, aids))
+        maker = PictureMaker(folder, device, dtype, Inputs(delivery.store, aids))
     things = sum(job.settings.num_images for job in batch)
-    report.phase(
+    delivery.report.phase(
         Phase.RENDERING, f"{things} {'clips' if entry.family == 'video' else 'pictures'} on {entry.base_id}"
     )
     facts = {
@@ -211,9 +202,9 @@ def render_plain(
     results: list[RenderResult] = []
     for job in batch:
         if results:
-            between()
-        results.append(_one(job, maker, facts, store, out_prefix.rstrip("/"), report, aids, device))
-        on_done(results[-1])
+            delivery.between(0.0)
+        results.append(_one(job, maker, facts, delivery, aids, device))
+        delivery.on_done(results[-1])
     return results
 
 
@@ -221,9 +212,7 @@ def _one(
     job: RenderJob,
     maker: PictureMaker | ClipMaker,
     facts: dict[str, Any],
-    store: Store,
-    prefix: str,
-    report: Reporter,
+    delivery: Delivery,
     aids: Aids,
     device: Any,
 ) -> RenderResult:
@@ -233,11 +222,11 @@ def _one(
         policy.check_text(text, aids.rules)
         for number in range(job.settings.num_images):
             order = Order(job, (job.settings.seed or 0) + number, text, negative)
-            frames = maker.make(order, report.check_cancelled)
+            frames = maker.make(order, delivery.report.check_cancelled)
             checker = aids.checker(device)
             if checker is not None and any(checker.unsafe(_looked_at(frames))):
                 raise policy.blocked(policy.SAFETY_RULE, f"The picture with seed {order.seed}")
-            images.append(_kept(order, frames, facts, store, prefix))
+            images.append(_kept(order, frames, facts, delivery))
     except Exception as error:
         failure = picture_failure(error)
         if failure.code in (FailureCode.CANCELLED, FailureCode.STORE_UNAVAILABLE):
@@ -252,9 +241,9 @@ def _looked_at(frames: Sequence[Image.Image]) -> Sequence[Image.Image]:
 
 
 def _kept(
-    order: Order, frames: Sequence[Image.Image], facts: dict[str, Any], store: Store, prefix: str
+    order: Order, frames: Sequence[Image.Image], facts: dict[str, Any], delivery: Delivery
 ) -> RenderedImage:
-    settings, first = order.settings, frames[0]
+    settings, first, store = order.settings, frames[0], delivery.store
     deciding = {
         **facts,
         "prompt": order.text,
@@ -267,7 +256,7 @@ def _kept(
         **optional_settings(settings),
     }
     recipe = {**order.job.recipe, **deciding, "recipe_hash": recipe_hash(deciding)}
-    stem = f"{prefix}/{order.job.prompt_id}-{order.seed}"
+    stem = f"{delivery.prefix.rstrip('/')}/{order.job.prompt_id}-{order.seed}"
     poster = key = png.save_png(store, f"{stem}.png", first, recipe)
     data = store.read_bytes(key)
     if facts["kind"] == "clip":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,15 @@ import numpy as np
 from PIL import Image
 
 from tunes_dagster.core.failures import Failure, FailureCode, as_failure, is_out_of_memory
-from tunes_dagster.core.progress import Phase, Reporter, format_count
+from tunes_dagster.core.progress import Phase, format_count
 from tunes_dagster.core.recipe import recipe_hash
-from tunes_dagster.core.store import Store
 from tunes_dagster.rendering import denoise as dn
 from tunes_dagster.rendering import film, png, policy
 from tunes_dagster.rendering.aids import Aids
 from tunes_dagster.rendering.checking import Checker
 from tunes_dagster.rendering.faceid import FaceShelf, FaceUses, faces_of, faces_shown
 from tunes_dagster.rendering.inputs import Inputs
-from tunes_dagster.rendering.jobs import RenderedImage, RenderJob, RenderResult
+from tunes_dagster.rendering.jobs import Delivery, RenderedImage, RenderJob, RenderResult
 from tunes_dagster.rendering.loras import Combination, LoraShelf, LoraUse, render_attached
 from tunes_dagster.rendering.pictures import Picture, Shape
 from tunes_dagster.rendering.records import batch_facts, not_finite, optional_settings, picture_failure
@@ -49,14 +48,10 @@ _OF_THE_RUN = (FailureCode.CANCELLED, FailureCode.STORE_UNAVAILABLE)
 def render(
     batch: Sequence[RenderJob],
     base: LoadedBase,
-    store: Store,
-    out_prefix: str,
-    report: Reporter,
-    on_done: Callable[[RenderResult], None] = lambda result: None,
+    delivery: Delivery,
     *,
     max_pictures: int | None = None,
     aids: Aids | None = None,
-    between: Callable[[], None] = lambda: None,
 ) -> list[RenderResult]:
     """Render prompts of any tunes, sizes and settings on one base.
 
@@ -65,24 +60,18 @@ def render(
     Args:
         batch: The prompts.
         base: Loaded; nothing but our adapters may be attached to it.
-        store: Where weights come from and pictures go.
-        out_prefix: Pictures are saved as `<out_prefix>/<prompt_id>-<seed>.png`.
-        report: Progress counts denoising steps of pictures; a cancel stops after the current step.
-        on_done: Called in this thread, once per prompt, when its pictures are in the store or it has failed.
+        delivery: Where pictures go, and who is told; progress counts denoising steps of pictures.
         max_pictures: Upper limit of pictures denoised at once; None lets memory decide.
         aids: Models and rules beside the base; None has none of them.
-        between: Called between parts of a batch, when nothing is half done; may raise `Cancelled`.
 
     Returns:
         One result per prompt, in order.
 
     Raises:
-        Cancelled: When asked for; prompts finished before were handed to `on_done`.
+        Cancelled: When asked for; prompts finished before were handed to `delivery.on_done`.
         Failure: `STORE_UNAVAILABLE` when pictures cannot be written.
     """
-    return _Batch(
-        batch, base, store, out_prefix, report, on_done, max_pictures, aids or Aids(), between
-    ).run()
+    return _Batch(batch, base, delivery, max_pictures, aids or Aids()).run()
 
 
 @dataclass
@@ -107,18 +96,14 @@ class _Batch:
         self,
         jobs: Sequence[RenderJob],
         base: LoadedBase,
-        store: Store,
-        out_prefix: str,
-        report: Reporter,
-        on_done: Callable[[RenderResult], None],
+        delivery: Delivery,
         max_pictures: int | None,
         aids: Aids,
-        between: Callable[[], None],
     ) -> None:
-        self.between = between
-        self.aids, self.inputs = aids, Inputs(store, aids)
-        self.jobs, self.base, self.store = jobs, base, store
-        self.prefix, self.report, self.on_done = out_prefix.rstrip("/"), report, on_done
+        self.jobs, self.base, self.delivery = jobs, base, delivery
+        self.store, self.report = delivery.store, delivery.report
+        self.prefix = delivery.prefix.rstrip("/")
+        self.aids, self.inputs = aids, Inputs(self.store, aids)
         self.limit = max_pictures or 1 << 20
         self.progress = [_Progress(job.settings.num_images) for job in jobs]
         self.combinations: list[Combination] = [_combination(job) for job in jobs]
@@ -203,7 +188,7 @@ class _Batch:
             self._render_some(some, bank)
             self._collect(wait=False)
             if waiting:
-                self.between()
+                self.delivery.between(0.0)
 
     def _render_some(self, pictures: list[Picture], bank: AdapterBank | MergedBank | None) -> None:
         """Render pictures together; what fails is halved until the culprit is alone."""
@@ -402,7 +387,7 @@ class _Batch:
         for index, progress in enumerate(self.progress):
             if progress.complete and not progress.reported:
                 progress.reported = True
-                self.on_done(self._result(index))
+                self.delivery.on_done(self._result(index))
 
     def _fail(self, job: int, failure: Failure, number: int | None = None) -> None:
         progress = self.progress[job]

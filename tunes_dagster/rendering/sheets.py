@@ -47,6 +47,21 @@ class Cell:
 Row = Sequence[Cell | None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What stands beside a grid.
+
+    Attributes:
+        rows: Left of the rows.
+        columns: Above the columns.
+        columns_from: The first row that those of the columns hold for; they stand above it.
+    """
+
+    rows: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    columns_from: int = 0
+
+
 def in_rows(cells: Sequence[Cell], columns: int | None = None) -> list[list[Cell]]:
     """Break cells into rows; by default a little wider than high, and without a nearly empty last row."""
     if not cells:
@@ -99,9 +114,7 @@ def contact_sheet(
     *,
     title: str = "",
     subtitle: str = "",
-    row_labels: Sequence[str] = (),
-    column_labels: Sequence[str] = (),
-    labelled_from: int = 0,
+    labels: Labels = Labels(),
     footer: str = "",
     box: tuple[int, int] | None = None,
 ) -> Image.Image:
@@ -111,9 +124,7 @@ def contact_sheet(
         rows: Cells by row; None leaves a cell empty; rows may differ in length.
         title: Large, above everything.
         subtitle: What all pictures share (base, steps, seed …); wrapped.
-        row_labels: Left of the rows.
-        column_labels: Above the columns.
-        labelled_from: The first row that they hold for; they stand above it.
+        labels: Left of the rows and above the columns.
         footer: Small, below.
         box: Width and height of a cell's picture; None fits the pictures.
 
@@ -122,7 +133,7 @@ def contact_sheet(
     """
     cells = [cell for row in rows for cell in row if cell]
     written = text_of(
-        title, subtitle, row_labels, column_labels, footer, *([c.caption, c.badge] for c in cells)
+        title, subtitle, labels.rows, labels.columns, footer, *([c.caption, c.badge] for c in cells)
     )
     footer = " · ".join(filter(None, (footer, unshown(map(paper.clean, written)))))
     columns = max((len(row) for row in rows), default=1)
@@ -133,13 +144,12 @@ def contact_sheet(
         box or cell_box(images, columns),
         title,
         subtitle,
-        row_labels,
-        labelled_from if any(column_labels) else None,
+        labels,
         footer,
     )
     sheet = Image.new("RGB", (layout.width, layout.height), paper.PAPER)
     _draw_heading(sheet, layout)
-    _draw_labels(sheet, layout, row_labels, column_labels, labelled_from)
+    _draw_labels(sheet, layout, labels)
     for r, row in enumerate(rows):
         for c, cell in enumerate(row):
             if cell is not None:
@@ -159,14 +169,13 @@ def _lay_out(
     box: tuple[int, int],
     title: str,
     subtitle: str,
-    row_labels: Sequence[str],
-    labelled_from: int | None,
+    labels: Labels,
     footer: str,
 ) -> _Layout:
     caption_face, label_face = paper.font(_CAPTION), paper.font(_LABEL, bold=True)
     label_width = 0
-    if any(row_labels):
-        longest = max(paper.text_width(paper.clean(label), label_face) for label in row_labels)
+    if any(labels.rows):
+        longest = max(paper.text_width(paper.clean(label), label_face) for label in labels.rows)
         label_width = min(longest, 220) + GAP
     grid = columns * box[0] + (columns - 1) * GAP
     width = max(MARGIN * 2 + label_width + grid, 420)
@@ -186,7 +195,7 @@ def _lay_out(
     ]
     row_tops, row_heights, y = [], [], top
     for index, (row, row_lines) in enumerate(zip(rows, captions, strict=True)):
-        if index == labelled_from:
+        if index == labels.columns_from and any(labels.columns):
             y += paper.line_height(label_face) + 6
         row_tops.append(y)
         row_heights.append(_row_height(row, box))
@@ -227,23 +236,18 @@ def _draw_heading(sheet: Image.Image, layout: _Layout) -> None:
         y += paper.line_height(face)
 
 
-def _draw_labels(
-    sheet: Image.Image,
-    layout: _Layout,
-    row_labels: Sequence[str],
-    column_labels: Sequence[str],
-    labelled_from: int,
-) -> None:
+def _draw_labels(sheet: Image.Image, layout: _Layout, labels: Labels) -> None:
     face = paper.font(_LABEL, bold=True)
     width = layout.box[0]
-    above = (layout.row_tops[labelled_from] if labelled_from < len(layout.row_tops) else layout.top) - 9
-    for c, label in enumerate(column_labels[: layout.columns]):
+    first = labels.columns_from
+    above = (layout.row_tops[first] if first < len(layout.row_tops) else layout.top) - 9
+    for c, label in enumerate(labels.columns[: layout.columns]):
         text = paper.shorten(paper.clean(label), face, width)
         middle = layout.left + c * (width + GAP) + width / 2
         face.draw(sheet, (middle, above), text, paper.INK, "ms")
     step = paper.line_height(face)
     room = layout.left - MARGIN - GAP
-    for top, height, label in zip(layout.row_tops, layout.row_heights, row_labels, strict=False):
+    for top, height, label in zip(layout.row_tops, layout.row_heights, labels.rows, strict=False):
         lines = paper.wrap(label, face, room, max(1, min(5, height // step)))
         y = top + (height - step * len(lines)) / 2
         for line in lines:
@@ -285,7 +289,6 @@ def training_sheet(
     held_out: Sequence[bool] = (),
     title: str = "Training set",
     subtitle: str = "",
-    footer: str = "",
     max_pictures: int = 60,
 ) -> Image.Image:
     """Draw what came in: each picture with its caption (or reason) and a badge where something is to be said.
@@ -297,7 +300,6 @@ def training_sheet(
         held_out: Which ones are kept for scoring.
         title: Above.
         subtitle: Below the title.
-        footer: Small, at the bottom.
         max_pictures: More are counted in the footer instead of drawn.
     """
     cells = []
@@ -314,8 +316,7 @@ def training_sheet(
             badge, tone = "warning", "warn"
         cells.append(Cell(image, caption, badge, tone, muted=verdict == "rejected"))
     hidden = len(images) - len(cells)
-    if hidden > 0:
-        footer = " · ".join(part for part in (footer, f"{hidden} more not shown") if part)
+    footer = f"{hidden} more not shown" if hidden > 0 else ""
     return contact_sheet(in_rows(cells), title=title, subtitle=subtitle, footer=footer)
 
 
@@ -327,7 +328,6 @@ def before_after_sheet(
     references: Sequence[Image.Image] = (),
     title: str = "Before and after",
     subtitle: str = "",
-    labels: tuple[str, str] = ("base", "tuned"),
     footer: str = "",
 ) -> Image.Image:
     """Draw the same prompts on the untuned base (above) and with the tune (below).
@@ -339,7 +339,6 @@ def before_after_sheet(
         references: Pictures of the real subject, a first row of their own.
         title: Above.
         subtitle: Below the title.
-        labels: Of the two rows.
         footer: Small, at the bottom.
     """
     rows: list[Row] = []
@@ -349,8 +348,8 @@ def before_after_sheet(
         names.append("the subject")
     rows.append([Cell(image) for image in before])
     rows.append([Cell(image, prompt) for image, prompt in zip(after, prompts, strict=True)])
-    names += labels
-    return contact_sheet(rows, title=title, subtitle=subtitle, row_labels=names, footer=footer)
+    names += ["base", "tuned"]
+    return contact_sheet(rows, title=title, subtitle=subtitle, labels=Labels(rows=names), footer=footer)
 
 
 def checkpoint_sheet(
@@ -373,9 +372,13 @@ def checkpoint_sheet(
         footer: Small, at the bottom.
     """
     rows = [[Cell(image) for image in row] for row in images]
-    labels = ["base" if step == 0 else f"step {step}" for step in steps]
+    columns = ["base" if step == 0 else f"step {step}" for step in steps]
     return contact_sheet(
-        rows, title=title, subtitle=subtitle, row_labels=list(prompts), column_labels=labels, footer=footer
+        rows,
+        title=title,
+        subtitle=subtitle,
+        labels=Labels(rows=list(prompts), columns=columns),
+        footer=footer,
     )
 
 

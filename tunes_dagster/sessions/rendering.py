@@ -144,6 +144,7 @@ class BatchInHand:
 
     def _render(self, some: list[RenderJob], bases: Bases, device: Device, report: Reporter) -> float:
         """Render on a base that is kept; returns the seconds that loading it took."""
+        from tunes_dagster.rendering.jobs import Delivery
         from tunes_dagster.rendering.renderer import render
 
         assert isinstance(self.entry, BaseModelEntry)
@@ -156,11 +157,17 @@ class BatchInHand:
         if kept.aids is None:
             kept.aids = make_aids(self._whole.catalog, self._whole.settings)
         kept.aids.rules = load_rules(self._whole.settings)
-        render(some, kept.base, self._whole.store, self.prefix, report, self.writer.on_done, aids=kept.aids)
+        render(
+            some,
+            kept.base,
+            Delivery(self._whole.store, self.prefix, report, self.writer.on_done),
+            aids=kept.aids,
+        )
         return loaded
 
     def _render_plain(self, some: list[RenderJob], device: Device, report: Reporter) -> None:
         """Render on a model beside the bases, which is loaded for it."""
+        from tunes_dagster.rendering.jobs import Delivery
         from tunes_dagster.rendering.run import run_batch
 
         whole = self._whole
@@ -171,10 +178,7 @@ class BatchInHand:
             self.folder,
             device.name,
             device.torch_dtype,
-            whole.store,
-            self.prefix,
-            report,
-            self.writer.on_done,
+            Delivery(whole.store, self.prefix, report, self.writer.on_done),
             aids,
         )
 
