@@ -19,7 +19,7 @@ from tunes_dagster.callbacks.deliver import send
 from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Cancelled, Failure, FailureCode
 from tunes_dagster.gateway.trial import try_callback
-from tunes_dagster.intake.fetch import Fetcher
+from tunes_dagster.intake.fetch import Fetcher, FetchLimits
 from tunes_dagster.intake.guard import Guard, guarded_client
 from tunes_dagster.intake.streams import Deadline, DeadlinePassed, Stream, in_time
 from tunes_dagster.registry.outbox import Sending
@@ -235,7 +235,7 @@ def _no_such_host() -> None:
 
 def _fetcher(resolver: Callable[[str, int], list[str]] | None = None, **options: float) -> Fetcher:
     chosen = {"total_seconds": LIMIT, "backoff_seconds": 0.01, "timeout": 30.0, **options}
-    return Fetcher(["localhost"], resolver=resolver, **chosen)  # type: ignore[arg-type]
+    return Fetcher(["localhost"], FetchLimits(**chosen), resolver=resolver)  # type: ignore[arg-type]
 
 
 def _sending(url: str, body: object = None) -> Sending:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tunes_dagster.core.store import Store
-from tunes_dagster.intake.fetch import Fetcher
+from tunes_dagster.intake.fetch import Fetcher, FetchLimits
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -84,7 +84,7 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def fetcher() -> Iterator[Fetcher]:
-    with Fetcher(["localhost"], backoff_seconds=0.01, timeout=2.0) as made:
+    with Fetcher(["localhost"], FetchLimits(backoff_seconds=0.01, timeout=2.0)) as made:
         yield made
 
 

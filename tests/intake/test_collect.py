@@ -21,11 +21,11 @@ from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.core.store import Store
 from tunes_dagster.intake import sources
 from tunes_dagster.intake.collect import collect_sources
-from tunes_dagster.intake.fetch import Fetcher
+from tunes_dagster.intake.fetch import Fetcher, FetchLimits
 from tunes_dagster.intake.folders import settled
 from tunes_dagster.intake.manifest import Finding, Manifest
 from tunes_dagster.intake.payloads import move_payloads, store_upload
-from tunes_dagster.intake.sources import list_sources
+from tunes_dagster.intake.sources import SourceRules, list_sources
 
 
 class Watcher(Silent):
@@ -63,9 +63,8 @@ def request(sources: dict[str, Any], **more: Any) -> TuneRequest:
 def collect(
     asked: TuneRequest, store: Store, fetcher: Fetcher, report: Silent | None = None, **more: Any
 ) -> Manifest:
-    return collect_sources(
-        "tune_1", asked, store, fetcher, more.pop("detector", NoDetector()), report or Silent(), **more
-    )
+    detector = more.pop("detector", NoDetector())
+    return collect_sources("tune_1", asked, store, fetcher, detector, report or Silent(), SourceRules(**more))
 
 
 def fill(folder: Path, files: dict[str, bytes]) -> Path:
@@ -258,7 +257,7 @@ def test_a_second_run_reads_nothing_again(
 
 
 def test_a_cancelled_collection_goes_on_where_it_stopped(tmp_path: Path, store: Store) -> None:
-    fetcher = Fetcher(concurrency=1)
+    fetcher = Fetcher(limits=FetchLimits(concurrency=1))
     folder = fill(tmp_path / "photos", {f"{n}.png": png(n) for n in range(8)})
     detector = CountingDetector()
     asked = request({"folder": str(folder)})

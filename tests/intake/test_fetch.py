@@ -11,14 +11,15 @@ import pytest
 
 from tests.intake.conftest import ScriptedServer, send
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.intake.fetch import Fetched, Fetcher
+from tunes_dagster.intake.fetch import Fetched, Fetcher, FetchLimits
 from tunes_dagster.intake.parallel import completed
 
 BODY = bytes(range(256)) * 4096  # 1 MB
 
 
 def _fetcher(**options: object) -> Fetcher:
-    return Fetcher(["localhost"], **{"backoff_seconds": 0.01, "timeout": 2.0, **options})  # type: ignore[arg-type]
+    chosen = {"backoff_seconds": 0.01, "timeout": 2.0, **options}
+    return Fetcher(["localhost"], FetchLimits(**chosen))  # type: ignore[arg-type]
 
 
 def test_a_download_is_hashed_and_named(server: ScriptedServer, fetcher: Fetcher, tmp_path: Path) -> None:
@@ -308,5 +309,5 @@ def _fetched(fetcher: Fetcher, urls: Sequence[str], folder: Path) -> Iterator[tu
         except Failure as failure:
             return failure
 
-    for (index, _), result in completed(one, enumerate(urls), fetcher.concurrency):
+    for (index, _), result in completed(one, enumerate(urls), fetcher.limits.concurrency):
         yield index, result

@@ -17,7 +17,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.intake.fetch import Fetcher
 from tunes_dagster.intake.kohya import laid_out, subject_of
 from tunes_dagster.intake.manifest import Examined
-from tunes_dagster.intake.training_set import build_training_set
+from tunes_dagster.intake.training_set import Framing, build_training_set
 
 FILES = {
     "img/10_ohwx woman/p0.png": png(1),
@@ -70,7 +70,7 @@ def test_kohyas_folders_are_read_by_their_convention(
     assert rows["reg/1_woman/broken.png"].verdict == "rejected"
     assert "reg (3)" in told and "there is no picture img/nobody" in told and "log/events.out" in told
     built = build_training_set(
-        "tune_1", manifest, DatasetOptions(hold_out=0), 64, "woman", store, NoDetector(), 0, Silent()
+        manifest, Framing(DatasetOptions(hold_out=0), 64, "woman"), store, NoDetector(), 0, Silent()
     )
     assert [item.repeats for item in built.training] == [2, 2, 1]
     assert [one.caption for one in built.prior] == ["a photo of a woman", "a woman on grass"]

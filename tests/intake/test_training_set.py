@@ -23,6 +23,7 @@ from tunes_dagster.intake.faces import load_detector
 from tunes_dagster.intake.judge import judge
 from tunes_dagster.intake.manifest import Examined, Manifest
 from tunes_dagster.intake.training_set import (
+    Framing,
     TrainingSet,
     build_training_set,
     choose_held_out,
@@ -47,11 +48,8 @@ def build(
     **options: object,
 ) -> TrainingSet:
     return build_training_set(
-        "tune_1",
         manifest,
-        DatasetOptions.model_validate(options),
-        resolution,
-        class_name,
+        Framing(DatasetOptions.model_validate(options), resolution, class_name),
         store,
         NoDetector(),
         seed,
@@ -210,7 +208,7 @@ def test_another_detector_looks_again(store: Store) -> None:
     key = store.write_blob(png(1, 200, 200), ".png")
     manifest = manifest_of([seen(1, key=key, width=200, height=200, faces=[])])
     options = DatasetOptions(face_crop=True, min_side=16)
-    built = build_training_set("tune_1", manifest, options, 128, "mug", store, Finder(), 0, Silent())
+    built = build_training_set(manifest, Framing(options, 128, "mug"), store, Finder(), 0, Silent())
     assert [i.kind for i in built.items] == ["full", "face"]
 
 
@@ -247,7 +245,7 @@ def test_faces_of_drawn_people_are_cropped_and_masked(store: Store) -> None:
         pictures.append(seen(n, key=key, width=256, height=256, faces=detector.detect(image)))
     manifest = manifest_of(pictures)
     options = DatasetOptions.model_validate({"face_crop": True, "mask": "face"})
-    built = build_training_set("t", manifest, options, 128, "woman", store, detector, 0, Silent())
+    built = build_training_set(manifest, Framing(options, 128, "woman"), store, detector, 0, Silent())
     assert [item.kind for item in built.items] == ["full", "face"] * 6
     for item, (_, (x, y, width, height)) in zip(built.items[1::2], drawn, strict=True):
         left, top, right, bottom = item.crop
@@ -320,11 +318,8 @@ def test_faces_are_restored_before_training(tmp_path: Path) -> None:
     with_face = seen(1).model_copy(update={"key": key, "faces": [(10, 10, 20, 20)]})
     without = seen(2).model_copy(update={"key": key, "faces": []})
     built = build_training_set(
-        "tune_1",
         manifest_of([with_face, without]),
-        DatasetOptions(face_correct=True),
-        512,
-        "woman",
+        Framing(DatasetOptions(face_correct=True), 512, "woman"),
         store,
         NoDetector(),
         0,

@@ -112,7 +112,7 @@ def _sources(
 
 def _found(installation: Installation, source: str, stack: ExitStack) -> Found:
     """Return the file that is meant, fetched into a folder that goes away with the command."""
-    from tunes_dagster.intake.fetch import MB, Fetcher
+    from tunes_dagster.intake.fetch import MB, Fetcher, FetchLimits
     from tunes_dagster.intake.weights import fetch_weights, on_this_machine
 
     if "://" not in source:
@@ -120,5 +120,7 @@ def _found(installation: Installation, source: str, stack: ExitStack) -> Found:
     settings = installation.settings
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tunes-import-")))
     most = settings.import_max_mb * MB
-    fetcher = stack.enter_context(Fetcher(allow_hosts=tuple(settings.allow_hosts), max_bytes=most))
+    fetcher = stack.enter_context(
+        Fetcher(allow_hosts=tuple(settings.allow_hosts), limits=FetchLimits(max_bytes=most))
+    )
     return fetch_weights(source, folder, fetcher)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from tunes_dagster.intake.sources import (
     Local,
     Origin,
     SourceList,
+    SourceRules,
     is_picture_name,
     list_sources,
     looks_like_picture,
@@ -196,10 +197,7 @@ def collect_sources(
     fetcher: Fetcher,
     detector: FaceDetector,
     report: Reporter,
-    *,
-    allow_folders: Sequence[str] | None = None,
-    folder_options: Mapping[str, Any] | None = None,
-    limits: ArchiveLimits | None = None,
+    rules: SourceRules = SourceRules(),
 ) -> Manifest:
     """Fetch, examine and judge the pictures of a request, and save the manifest.
 
@@ -212,9 +210,7 @@ def collect_sources(
         fetcher: For URLs.
         detector: Finds faces.
         report: Is told of progress and asked about cancelling.
-        allow_folders: When given, the request's folder must lie inside one of them.
-        folder_options: Options of the folder's filesystem.
-        limits: Of archives.
+        rules: What may be read, and how.
 
     Raises:
         Failure: `TOO_FEW_PICTURES` with the reasons; the source's own failure when nothing at all came in.
@@ -226,13 +222,13 @@ def collect_sources(
             "The request names no pictures.",
             "Name a folder, an archive, URLs or uploads.",
         )
-    if sources.folder and allow_folders is not None:
-        check_folder(sources.folder, allow_folders)
+    if sources.folder and rules.allow_folders is not None:
+        check_folder(sources.folder, rules.allow_folders)
     report.phase(Phase.FETCHING, "Fetching the pictures.")
-    listed = list_sources(sources, tune_id, store, fetcher, folder_options)
+    listed = list_sources(sources, tune_id, store, fetcher, rules)
     with get_pool().session() as among:
-        examiner = _Examiner(store, detector, limits or ArchiveLimits(), among)
-        records = _records(tune_id, listed, examiner, fetcher.concurrency, report)
+        examiner = _Examiner(store, detector, rules.archives, among)
+        records = _records(tune_id, listed, examiner, fetcher.limits.concurrency, report)
     report.phase(Phase.CHECKING, "Checking the pictures.")
     manifest = _judged(tune_id, request, listed, records, detector.name)
     manifest.save(store)

@@ -77,11 +77,11 @@ class _TryAgain(Exception):
         self.why, self.after = why, after
 
 
-class Fetcher:
-    """Downloads what callers name, inside limits.
+@dataclass(frozen=True, kw_only=True)
+class FetchLimits:
+    """What downloads may take.
 
-    Args:
-        allow_hosts: Hosts by name that may be private, see `Guard`.
+    Attributes:
         max_bytes: Largest archive.
         max_picture_bytes: Largest picture; 64 MB holds a 16-bit PNG of 10 megapixels.
         timeout: Seconds to connect, and of silence while reading.
@@ -91,32 +91,38 @@ class Fetcher:
         concurrency: Downloads at a time.
         max_redirects: Hops per try.
         backoff_seconds: First wait between tries; doubles each time, at most 30 s.
+    """
+
+    max_bytes: int = 2048 * MB
+    max_picture_bytes: int = 64 * MB
+    timeout: float = 15.0
+    total_seconds: float = 1800.0
+    attempts: int = 4
+    concurrency: int = 8
+    max_redirects: int = 5
+    backoff_seconds: float = 0.5
+
+
+class Fetcher:
+    """Downloads what callers name, inside limits.
+
+    Args:
+        allow_hosts: Hosts by name that may be private, see `Guard`.
+        limits: Of size, time and number.
         resolver: See `Guard`.
     """
 
     def __init__(
         self,
         allow_hosts: Sequence[str] = (),
+        limits: FetchLimits | None = None,
         *,
-        max_bytes: int = 2048 * MB,
-        max_picture_bytes: int = 64 * MB,
-        timeout: float = 15.0,
-        total_seconds: float = 1800.0,
-        attempts: int = 4,
-        concurrency: int = 8,
-        max_redirects: int = 5,
-        backoff_seconds: float = 0.5,
         resolver: Resolver | None = None,
     ) -> None:
-        self.guard = Guard(allow_hosts, resolver)
-        self.max_bytes = max_bytes
-        self.max_picture_bytes = max_picture_bytes
-        self.total_seconds = total_seconds
-        self.attempts = attempts
-        self.concurrency = concurrency
-        self.max_redirects = max_redirects
-        self.backoff_seconds = backoff_seconds
-        self._client = guarded_client(self.guard, timeout=timeout, max_connections=4 * concurrency)
+        self.guard, self.limits = Guard(allow_hosts, resolver), limits or FetchLimits()
+        self._client = guarded_client(
+            self.guard, timeout=self.limits.timeout, max_connections=4 * self.limits.concurrency
+        )
 
     def __enter__(self) -> Fetcher:
         """Return the fetcher."""
@@ -143,13 +149,13 @@ class Fetcher:
 
         Raises:
             Failure: `SOURCE_REFUSED` for what will not get better (inside addresses, too large, not found,
-                a web page), `SOURCE_UNREACHABLE` when every try failed, `TIMED_OUT` after `total_seconds`.
+                a web page), `SOURCE_UNREACHABLE` when every try failed, `TIMED_OUT` after `limits.total_seconds`.
             Cancelled: Soon after `stop` was set.
         """
         part = _Part(path=path.with_name(path.name + ".part"))
         part.restart()
         waiter = tenacity.wait_exponential_jitter(
-            multiplier=self.backoff_seconds, max=30.0, jitter=self.backoff_seconds
+            multiplier=self.limits.backoff_seconds, max=30.0, jitter=self.limits.backoff_seconds
         )
 
         def wait_for(state: tenacity.RetryCallState) -> float:
@@ -157,10 +163,11 @@ class Fetcher:
             asked = error.after if isinstance(error, _TryAgain) else None
             return min(asked, 30.0) if asked is not None else waiter(state)
 
-        deadline = Deadline(self.total_seconds, stop)
+        deadline = Deadline(self.limits.total_seconds, stop)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((httpx.TransportError, _TryAgain)),
-            stop=tenacity.stop_after_attempt(self.attempts) | tenacity.stop_before_delay(self.total_seconds),
+            stop=tenacity.stop_after_attempt(self.limits.attempts)
+            | tenacity.stop_before_delay(self.limits.total_seconds),
             wait=wait_for,
             sleep=deadline.sleep,
             reraise=True,
@@ -182,7 +189,7 @@ class Fetcher:
             part.restart()
             raise Failure(
                 FailureCode.TIMED_OUT,
-                f"{show_url(url)} took longer than {self.total_seconds:g} s.",
+                f"{show_url(url)} took longer than {self.limits.total_seconds:g} s.",
                 "Offer the file from a faster place, or hand it over as an upload.",
             ) from None
         except BaseException:
@@ -193,9 +200,9 @@ class Fetcher:
         return Fetched(url, path, name, part.have, _sha256(path))
 
     def _attempt(self, url: str, part: _Part, kind: SourceKind, deadline: Deadline) -> None:
-        limit = self.max_bytes if kind == "archive" else self.max_picture_bytes
+        limit = self.limits.max_bytes if kind == "archive" else self.limits.max_picture_bytes
         at = self.guard.check_url(url)
-        for _ in range(self.max_redirects + 1):
+        for _ in range(self.limits.max_redirects + 1):
             headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
             if part.have and part.validator:
                 headers |= {"Range": f"bytes={part.have}-", "If-Range": part.validator}
@@ -208,7 +215,9 @@ class Fetcher:
                     continue
                 self._take(answer, part, limit, url, deadline)
                 return
-        raise _refusal(url, f"redirects more than {self.max_redirects} times", "Give the final address.")
+        raise _refusal(
+            url, f"redirects more than {self.limits.max_redirects} times", "Give the final address."
+        )
 
     def _redirected(self, at: Url, location: str) -> Url:
         """Return where a redirect leads, checked like the address that was given."""

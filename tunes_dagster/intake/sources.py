@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +16,7 @@ from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.core.recipe import Sources
 from tunes_dagster.core.store import Store
 from tunes_dagster.core.urls import show_url
-from tunes_dagster.intake.archives import archive_kind
+from tunes_dagster.intake.archives import ArchiveLimits, archive_kind
 from tunes_dagster.intake.fetch import MB, Fetcher, SourceKind
 from tunes_dagster.intake.folders import FolderFile, check_settled, list_files, may_not_be_read, open_folder
 from tunes_dagster.intake.names import shown
@@ -96,12 +96,27 @@ def is_archive_name(name: str) -> bool:
     return name.lower().endswith(_ARCHIVE_SUFFIXES)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceRules:
+    """What of the places that a request names may be read, and how.
+
+    Attributes:
+        allow_folders: When given, the request's folder must lie inside one of them.
+        folder_options: Options of the folder's filesystem; None takes the store's when both are on S3.
+        archives: What an archive may unpack to.
+    """
+
+    allow_folders: Sequence[str] | None = None
+    folder_options: Mapping[str, Any] | None = None
+    archives: ArchiveLimits = ArchiveLimits()
+
+
 def list_sources(
     sources: Sources,
     tune_id: str,
     store: Store,
     fetcher: Fetcher,
-    folder_options: Mapping[str, Any] | None = None,
+    rules: SourceRules = SourceRules(),
 ) -> SourceList:
     """Return the origins of a request without reading any picture.
 
@@ -110,7 +125,7 @@ def list_sources(
         tune_id: Whose uploads may be named.
         store: Holds the uploads.
         fetcher: Downloads URLs when an origin is loaded.
-        folder_options: Options of the folder's filesystem; None takes the store's when both are on S3.
+        rules: How a folder is read.
 
     Raises:
         Failure: When a folder cannot be read or an upload is not this tune's.
@@ -125,7 +140,7 @@ def list_sources(
     if sources.uploads:
         _add_uploads(listed, sources.uploads, tune_id, store)
     if sources.folder:
-        _add_folder(listed, sources.folder, store, folder_options)
+        _add_folder(listed, sources.folder, store, rules.folder_options)
     return listed
 
 

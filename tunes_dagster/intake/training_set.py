@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -141,12 +142,24 @@ class TrainingSet(BaseModel):
         return store.read_model(cls.store_key(tune_id), cls, "The list of training pictures")
 
 
+@dataclass(frozen=True)
+class Framing:
+    """How pictures are cut into what is trained on.
+
+    Attributes:
+        options: Face crops, masks, number to hold out.
+        resolution: Side in pixels of the square that the buckets have the area of.
+        class_name: The class, which decides what a picture is cropped around.
+    """
+
+    options: DatasetOptions
+    resolution: int
+    class_name: str
+
+
 def build_training_set(
-    tune_id: str,
     manifest: Manifest,
-    options: DatasetOptions,
-    resolution: int,
-    class_name: str,
+    framing: Framing,
     store: Store,
     detector: FaceDetector,
     seed: int,
@@ -156,11 +169,8 @@ def build_training_set(
     """Choose shapes, crops and the held-out pictures, and save the training set.
 
     Args:
-        tune_id: Whose.
-        manifest: The judged pictures; the accepted and warned ones are used.
-        options: Face crops, number to hold out.
-        resolution: Side in pixels of the square that the buckets have the area of.
-        class_name: The class.
+        manifest: The judged pictures of a tune; the accepted and warned ones are used.
+        framing: How they are cut.
         store: Takes the result; read only where faces must be looked for again.
         detector: Its faces are used; those of the manifest when it is the same detector.
         seed: Decides the held-out choice together with the content.
@@ -170,7 +180,7 @@ def build_training_set(
     Raises:
         Failure: `TOO_FEW_PICTURES` when nothing is left to train on.
     """
-    rows = manifest.accepted
+    rows, options = manifest.accepted, framing.options
     if not rows:
         raise Failure(
             FailureCode.TOO_FEW_PICTURES,
@@ -186,24 +196,26 @@ def build_training_set(
     items: list[TrainingItem] = []
     for number, row in enumerate(rows, 1):
         report.check_cancelled()
-        wants_faces = options.face_crop or options.mask == "face" or bool(restorer) or is_person(class_name)
+        wants_faces = (
+            options.face_crop or options.mask == "face" or bool(restorer) or is_person(framing.class_name)
+        )
         faces = _faces(row, manifest.detector, detector, store) if wants_faces else []
         if restorer is not None and faces:
             row = _restored(row, restorer, store)
-        focus, around = _focus(row, faces, resolution, class_name, store)
-        items += _items_of(row, faces, focus, resolution, options, held_out=row.hash in out, around=around)
+        focus, around = _focus(row, faces, framing, store)
+        items += _items_of(row, faces, focus, framing, held_out=row.hash in out, around=around)
         if options.one_picture and len(rows) == 1:
-            items += _variations_of(items[0], row, focus, resolution, class_name)
+            items += _variations_of(items[0], row, focus, framing)
         report.step(number, len(rows))
     _tell(report, options, rows, items)
     built = TrainingSet(
-        tune_id=tune_id,
-        class_name=class_name,
-        resolution=resolution,
+        tune_id=manifest.tune_id,
+        class_name=framing.class_name,
+        resolution=framing.resolution,
         seed=seed,
         items=items,
         prior=[
-            PriorPicture(key=row.key, name=row.name, caption=row.caption or class_name)
+            PriorPicture(key=row.key, name=row.name, caption=row.caption or framing.class_name)
             for row in manifest.prior
             if row.key
         ],
@@ -214,7 +226,7 @@ def build_training_set(
 
 
 def _focus(
-    row: PictureRow, faces: Sequence[Box], resolution: int, class_name: str, store: Store
+    row: PictureRow, faces: Sequence[Box], framing: Framing, store: Store
 ) -> tuple[Sequence[Box], Around]:
     """Return what a picture is cropped around, the most important first, and what that is.
 
@@ -222,8 +234,8 @@ def _focus(
     """
     if faces:
         return faces, "face"
-    crop = crop_for(row.width, row.height, choose_bucket(row.width, row.height, resolution))
-    if is_style(class_name) or share_lost(row.width, row.height, crop) < _SOME_LOST:
+    crop = crop_for(row.width, row.height, choose_bucket(row.width, row.height, framing.resolution))
+    if is_style(framing.class_name) or share_lost(row.width, row.height, crop) < _SOME_LOST:
         return [], "middle"
     assert row.key is not None
     box = subject_in(decode(store.read_bytes(row.key), row.name), crop)
@@ -269,10 +281,11 @@ def _tell(
 
 
 def _variations_of(
-    full: TrainingItem, row: PictureRow, focus: Sequence[Box], resolution: int, class_name: str
+    full: TrainingItem, row: PictureRow, focus: Sequence[Box], framing: Framing
 ) -> list[TrainingItem]:
     """Return the one picture in other crops, mirrored and toned."""
     made = []
+    resolution, class_name = framing.resolution, framing.class_name
     for one in variations(row.width, row.height, full.bucket, resolution, class_name, focus):
         seen = f"{row.hash}:{one.bucket}:{one.crop}:{one.mirrored}:{one.tone}"
         update = {
@@ -298,13 +311,13 @@ def _items_of(
     row: PictureRow,
     faces: Sequence[Box],
     focus: Sequence[Box],
-    resolution: int,
-    options: DatasetOptions,
+    framing: Framing,
     held_out: bool,
     around: Around,
 ) -> list[TrainingItem]:
     assert row.key is not None
-    bucket = choose_bucket(row.width, row.height, resolution)
+    options = framing.options
+    bucket = choose_bucket(row.width, row.height, framing.resolution)
     full = TrainingItem(
         hash=row.hash,
         picture=row.hash,
@@ -329,7 +342,7 @@ def _items_of(
     if same_as_full or crop[2] - crop[0] < options.min_side:
         return [full]
     digest = hashlib.sha256(f"{row.hash}:face:{crop}".encode()).hexdigest()
-    square = choose_bucket(1, 1, resolution)
+    square = choose_bucket(1, 1, framing.resolution)
     update = {"hash": digest, "name": f"{row.name} (face)", "kind": "face", "bucket": square, "crop": crop}
     return [full, full.model_copy(update=update)]
 

@@ -14,7 +14,8 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.intake.captions import write_captions
 from tunes_dagster.intake.collect import collect_sources
 from tunes_dagster.intake.manifest import Manifest
-from tunes_dagster.intake.training_set import build_training_set
+from tunes_dagster.intake.sources import SourceRules
+from tunes_dagster.intake.training_set import Framing, build_training_set
 from tunes_dagster.intake.verdict import in_words
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def look_over(
             fetcher,
             detector,
             told,
-            folder_options=installation.settings.store_options,
+            SourceRules(folder_options=installation.settings.store_options),
         )
     except Failure as refused:
         if refused.code != FailureCode.TOO_FEW_PICTURES:
@@ -110,11 +111,8 @@ def look_over(
     entry = catalog.real(catalog.resolve(request.base))
     options = entry.training_options(request.training)
     built = build_training_set(
-        tune_id,
         manifest,
-        request.dataset,
-        options.resolution or entry.native_size,
-        request.class_name,
+        Framing(request.dataset, options.resolution or entry.native_size, request.class_name),
         store,
         detector,
         options.seed,
@@ -133,11 +131,11 @@ def rehearsed(request: TuneRequest, tune_id: str, installation: Installation) ->
         installation: Nothing is written into its store.
     """
     from tunes_dagster.intake.faces import load_detector
-    from tunes_dagster.intake.fetch import Fetcher
+    from tunes_dagster.intake.fetch import Fetcher, FetchLimits
     from tunes_dagster.service.installation import Installation
 
     settings, told = installation.settings, Told(_PATIENCE)
-    fetcher = Fetcher(tuple(settings.allow_hosts), total_seconds=_PATIENCE, attempts=1)
+    fetcher = Fetcher(tuple(settings.allow_hosts), FetchLimits(total_seconds=_PATIENCE, attempts=1))
     folder, store = passing_store()
     try:
         with folder, fetcher, Installation(settings, store=store, catalog=installation.catalog) as passing:

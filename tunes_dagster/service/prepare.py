@@ -33,6 +33,7 @@ def gather(
     """
     from tunes_dagster.intake.collect import collect_sources
     from tunes_dagster.intake.manifest import Manifest
+    from tunes_dagster.intake.sources import SourceRules
     from tunes_dagster.intake.verdict import save_verdict
 
     request = TuneRequest.model_validate(tune.request)
@@ -45,7 +46,7 @@ def gather(
             fetcher,
             detector,
             report,
-            folder_options=installation.settings.store_options if remote else None,
+            SourceRules(folder_options=installation.settings.store_options if remote else None),
         )
     except Failure as failure:
         if failure.code != FailureCode.TOO_FEW_PICTURES:
@@ -61,18 +62,15 @@ def crop(installation: Installation, tune: Tune, detector: FaceDetector, report:
     """Crop, bucket and split the pictures that were accepted."""
     from tunes_dagster.intake.manifest import Manifest
     from tunes_dagster.intake.restore import open_restorer
-    from tunes_dagster.intake.training_set import build_training_set
+    from tunes_dagster.intake.training_set import Framing, build_training_set
 
     report.phase(Phase.CHECKING, "Cropping, bucketing and holding out pictures.")
     request = TuneRequest.model_validate(tune.request)
     options = TrainingOptions.model_validate(tune.recipe["training"])
     store, entry = installation.store_of(tune.id), installation.catalog.resolve(tune.base_id)
     return build_training_set(
-        tune.id,
         Manifest.load(store, tune.id),
-        request.dataset,
-        options.resolution or entry.native_size,
-        tune.class_name,
+        Framing(request.dataset, options.resolution or entry.native_size, tune.class_name),
         store,
         detector,
         options.seed,

@@ -53,7 +53,7 @@ def import_job(mine: Attempt, tune: Tune, installation: Installation) -> TuneJob
 
 def fetched(mine: Attempt, tune: Tune, installation: Installation) -> dict[str, Any]:
     """Fetch a tune's file into the store, and return what its recipe says of it."""
-    from tunes_dagster.intake.fetch import MB, Fetcher
+    from tunes_dagster.intake.fetch import MB, Fetcher, FetchLimits
     from tunes_dagster.intake.weights import fetch_weights, look_at
     from tunes_dagster.training.files import sha256_of
 
@@ -62,7 +62,7 @@ def fetched(mine: Attempt, tune: Tune, installation: Installation) -> dict[str, 
     mine.report.phase(Phase.FETCHING, f"Fetching {said['name']}.")
     with (
         tempfile.TemporaryDirectory(prefix="tunes-import-") as folder,
-        Fetcher(allow_hosts=tuple(settings.allow_hosts), max_bytes=most * MB) as fetcher,
+        Fetcher(allow_hosts=tuple(settings.allow_hosts), limits=FetchLimits(max_bytes=most * MB)) as fetcher,
     ):
         found = fetch_weights(said["url"], Path(folder), fetcher)
         look_at(found.path, found.name, most)

@@ -77,17 +77,14 @@ async def inspect(request: Body, mine: Desk = Mine) -> dict[str, Any]:
 
 def _fetched(mine: Desk, address: str, path: Path) -> Fetched:
     """Fetch the picture at an address, while the caller waits."""
-    from tunes_dagster.intake.fetch import Fetcher
+    from tunes_dagster.intake.fetch import Fetcher, FetchLimits
 
     service = mine.service
     with (
         service.outward(mine.account_id),
         Fetcher(
             service.settings.allow_hosts,
-            max_picture_bytes=_MAX_BYTES,
-            timeout=5,
-            total_seconds=_FETCH_SECONDS,
-            attempts=1,
+            FetchLimits(max_picture_bytes=_MAX_BYTES, timeout=5, total_seconds=_FETCH_SECONDS, attempts=1),
         ) as fetcher,
     ):
         try:
