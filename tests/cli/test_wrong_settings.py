@@ -122,7 +122,7 @@ def test_an_empty_home_is_not_where_somebody_stands(monkeypatch: Any) -> None:
 
 def test_dagster_is_told_the_sentence_and_nothing_before_it() -> None:
     told = subprocess.run(  # noqa: S603 - our own interpreter
-        [sys.executable, "-c", "import tunes_dagster.definitions"],
+        [sys.executable, "-c", "from tunes_dagster.definitions import build_defs; build_defs()"],
         env={**os.environ, "TUNES_PROFILE": "nonsense"},
         capture_output=True,
         text=True,

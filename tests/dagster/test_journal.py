@@ -13,6 +13,7 @@ from dagster_graphql.cli import execute_query
 
 from tunes_dagster.assets.names import LORA
 from tunes_dagster.assets.trained import LORA_CHECKS, log_trained
+from tunes_dagster.core.work import WorkKind
 from tunes_dagster.definitions import build_defs
 from tunes_dagster.pipeline.inprocess import execute, open_instance
 from tunes_dagster.pipeline.journal import report_planned
@@ -117,7 +118,7 @@ TIMELINE = """
 
 
 def test_runs_of_the_command_line_stand_in_the_timeline_of_their_job(instance):
-    launch = decide.Launch(kind="finish", run_key="work_1:1", partition="nobody", work_id="work_1")
+    launch = decide.Launch(kind=WorkKind.FINISH, run_key="work_1:1", partition="nobody", work_id="work_1")
     assert not execute(build_defs(), instance, launch)  # there is no such tune; the run says so
     (run,) = instance.get_runs()
     (repository,) = ask(instance, TIMELINE)["repositoriesOrError"]["nodes"]
