@@ -12,6 +12,7 @@ from safetensors import safe_open
 from tests.support.families import CASES, make_base, random_lora
 from tunes_dagster.families.flux2 import _model_of
 from tunes_dagster.training import export
+from tunes_dagster.training.jobs import History
 
 GENERATIVE_MODELS = "https://github.com/Stability-AI/generative-models"
 FLUX = "https://github.com/black-forest-labs/flux"
@@ -34,7 +35,7 @@ def written(request, tmp_path, store, make_job):
     job = make_job(rank=4)
     job.title, job.date = "Anna: at sea", "2026-05-04"
     adapter = random_lora(base, 1, targets="attention")
-    result = export.write(job, base, store, adapter, steps=1, curve=[], checkpoints=[])
+    result = export.write(job, base, store, adapter, History(steps=1, curve=[], checkpoints=[]))
     return request.param, base, result
 
 

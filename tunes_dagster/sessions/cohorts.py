@@ -160,34 +160,15 @@ def train_trainees(
     from tunes_dagster.training.loop import patient, train
 
     installation = place.installation
-    store, most = installation.store, installation.settings.max_cohort
-    by_id: dict[str, Trainee] = {}
-
-    def jobs_of(some: Sequence[Trainee]) -> list[TuneJob]:
-        made = []
-        for trainee in some:
-            by_id[trainee.tune.id] = trainee
-            with _alone(place, trainee):
-                if trainee.failure is not None:
-                    continue
-                if is_import(trainee.tune):
-                    made.append(import_job(trainee.mine, trainee.tune, installation))
-                    continue
-                job = make_job(trainee, store)
-                if trainee.tune.kind in UNTRAINED:
-                    on_trained(trainee, embed(trainee.tune, job, installation))
-                else:
-                    made.append(job)
-        return made
-
-    jobs = jobs_of(trainees)
+    store, by_id = installation.store, {one.tune.id: one for one in trainees}
+    jobs = _jobs_of(place, trainees, on_trained)
     if not jobs:
         return
     crowd = Crowd([patient(job, store) for job in jobs])
     entry, folder = installation.usable(by_id[jobs[0].tune_id].tune.base_id)
     with place.lease(crowd) as device, ExitStack() as stack:
         jobs = with_room(place, jobs, by_id, sizes_of(entry, folder))
-        fitting, plan = plan_jobs(place, jobs, by_id, entry, folder, device, most)
+        fitting, plan = plan_jobs(place, jobs, by_id, entry, folder, device)
         if plan is None:
             return
         crowd.phase(Phase.LOADING, f"Loading {entry.base_id} onto {device.name} ({device.dtype}).")
@@ -214,8 +195,10 @@ def train_trainees(
 
         def joining(free: int) -> Sequence[TuneJob]:
             assert newcomers is not None
-            fresh = with_room(place, jobs_of(newcomers(free)), by_id, sizes_of(entry, folder))
-            return trained_here(plan_jobs(place, fresh, by_id, entry, folder, device, most, plan)[0])
+            claimed = newcomers(free)
+            by_id.update({one.tune.id: one for one in claimed})
+            fresh = with_room(place, _jobs_of(place, claimed, on_trained), by_id, sizes_of(entry, folder))
+            return trained_here(plan_jobs(place, fresh, by_id, entry, folder, device, plan)[0])
 
         fitting = trained_here(fitting)
         if not fitting:
@@ -231,6 +214,26 @@ def train_trainees(
             waiting=joining if open_house else None,
             places=plan.cohort,
         )
+
+
+def _jobs_of(
+    place: Place, trainees: Sequence[Trainee], on_trained: Callable[[Trainee, Trained], None]
+) -> list[TuneJob]:
+    """Return the jobs of those that are to be trained or taken in; what needs no training is done at once."""
+    installation, made = place.installation, []
+    for trainee in trainees:
+        with _alone(place, trainee):
+            if trainee.failure is not None:
+                continue
+            if is_import(trainee.tune):
+                made.append(import_job(trainee.mine, trainee.tune, installation))
+                continue
+            job = make_job(trainee, installation.store)
+            if trainee.tune.kind in UNTRAINED:
+                on_trained(trainee, embed(trainee.tune, job, installation))
+            else:
+                made.append(job)
+    return made
 
 
 def with_room(
@@ -271,19 +274,17 @@ def plan_jobs(
     entry: BaseModelEntry,
     folder: Path,
     device: Device,
-    most: int,
     plan: MemoryPlan | None = None,
 ) -> tuple[list[TuneJob], MemoryPlan | None]:
     """Decide what makes tunes fit the device and write it into their jobs; one that does not fit fails alone.
 
     Args:
-        place: Its log is told the plan.
+        place: Its log is told the plan; its settings say how many tunes may train at a time.
         jobs: What is to be trained.
         by_id: Their trainees.
         entry: Their base.
         folder: Where the base lies.
         device: What they are trained on.
-        most: Tunes that may train at a time.
         plan: Of the tunes that are training already, which these join; None makes one.
 
     Returns:
@@ -301,7 +302,13 @@ def plan_jobs(
     if not fitting:
         return [], plan
     if plan is None:
-        plan = plan_memory([job.options for job in fitting], sizes, entry.native_size, machine, most)
+        plan = plan_memory(
+            [job.options for job in fitting],
+            sizes,
+            entry.native_size,
+            machine,
+            place.installation.settings.max_cohort,
+        )
         place.log.info(plan.sentence())
     for job in fitting:
         carry_out(plan, job)

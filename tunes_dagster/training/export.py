@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.families.specs import spec_of
 from tunes_dagster.intake.subject import example_prompt, is_style
 from tunes_dagster.training.files import read_header
-from tunes_dagster.training.jobs import TrainingResult, TuneJob
+from tunes_dagster.training.jobs import History, TrainingResult, TuneJob
 from tunes_dagster.training.layouts import Files, write_layouts
 from tunes_dagster.training.names import is_whole, split_state
 from tunes_dagster.training.programs import deaf_programs, lora_line, ways_to_say
@@ -38,12 +38,7 @@ def write(
     base: LoadedBase,
     store: Store,
     adapter: Mapping[str, Tensor],
-    *,
-    steps: int,
-    curve: Sequence[tuple[int, float]],
-    checkpoints: Sequence[str],
-    stopped: bool = False,
-    header: Mapping[str, str] | None = None,
+    history: History,
 ) -> TrainingResult:
     """Write a finished tune and return its result.
 
@@ -52,24 +47,20 @@ def write(
         base: What it was trained on.
         store: Where to.
         adapter: From `TrainedWeights.adapter`: an adapter in peft's format with alpha folded in, or a whole network.
-        steps: Steps trained.
-        curve: Loss curve.
-        checkpoints: Keys of the checkpoints.
-        stopped: Whether it was stopped early and kept.
-        header: More fields for the files' headers.
+        history: How its training went.
     """
     recipe = job.full_recipe(base.entry.base_id, base.fingerprint()) | {
-        "steps_done": steps,
+        "steps_done": history.steps,
         **computed_by(base),
     }
     name = recipe_hash(recipe)
     store.write_json(f"{job.out_prefix}/{RECIPE_FILE}", recipe)
     spoken = _write_words(job, store) if job.words else {}
-    fields = {**_header(job, base, recipe, name, steps, whole=is_whole(adapter)), **spoken, **(header or {})}
+    fields = {**_header(job, base, recipe, name, history.steps, whole=is_whole(adapter)), **spoken}
     whole = {**adapter, **(job.encoders or {})}
     files = write_layouts(store, job.out_prefix, job.tune_id, base, whole, fields, storage_dtype(base))
     # Beside what a user takes away.
-    card = _card(job, base, name, steps, curve, files)
+    card = _card(job, base, name, history, files)
     card_key = store.write_text(f"{files.pipeline_key or job.out_prefix}/README.md", card)
     figures: dict[str, Any] = {
         "parameters": sum(value.numel() for value in adapter.values()),
@@ -85,13 +76,13 @@ def write(
         tune_id=job.tune_id,
         **files.as_dict(),
         card_key=card_key,
-        loss_curve=list(curve),
-        steps=steps,
+        loss_curve=list(history.curve),
+        steps=history.steps,
         seconds=0.0,
-        checkpoints=list(checkpoints),
+        checkpoints=list(history.checkpoints),
         recipe=recipe,
         recipe_hash=name,
-        stopped=stopped,
+        stopped=history.stopped,
         figures=figures,
     )
 
@@ -274,15 +265,14 @@ def _card(
     job: TuneJob,
     base: LoadedBase,
     name: str,
-    steps: int,
-    curve: Sequence[tuple[int, float]],
+    history: History,
     files: Files,
 ) -> str:
     """Return the model card, in the form the Hugging Face hub reads."""
     options, entry = job.options, base.entry
     shown = {
         "kind": options.kind,
-        "steps": steps,
+        "steps": history.steps,
         "rank": options.rank,
         "alpha": options.alpha or options.rank,
         "learning rate": options.learning_rate,
@@ -298,7 +288,7 @@ def _card(
     seen = "style" if is_style(job.class_name) else "subject"
     what, tags = ("A full fine-tune", "") if files.pipeline_key else ("A LoRA", "lora, ")
     what = "A DoRA" if options.dora and not files.pipeline_key else what
-    last = f"{curve[-1][1]:.4f}" if curve else "not recorded"
+    last = f"{history.curve[-1][1]:.4f}" if history.curve else "not recorded"
     return f"""---
 base_model: {entry.public_name}
 license: {entry.licence}

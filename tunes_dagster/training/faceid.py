@@ -135,7 +135,7 @@ def make(
     embeds, nothing = eyes.look([load_picture(store, one) for one in chosen])
     recipe = _recipe(job, base, entry, adapter, chosen)
     name = recipe_hash(recipe)
-    key = _write(store, job, base, entry, embeds, nothing, recipe, name)
+    key = _write(store, job, base, entry, embeds, nothing, recipe)
     card_key = store.write_text(
         f"{job.out_prefix}/README.md", _card(job, base, entry, key, len(chosen), name)
     )
@@ -199,7 +199,6 @@ def _write(
     embeds: Tensor,
     nothing: Tensor,
     recipe: dict[str, Any],
-    name: str,
 ) -> str:
     import torch
 
@@ -209,7 +208,7 @@ def _write(
         "format": "pt",
         "tunes_dagster.kind": "faceid",
         "tunes_dagster.recipe": json.dumps(recipe, sort_keys=True, ensure_ascii=False, default=str),
-        "tunes_dagster.recipe_hash": name,
+        "tunes_dagster.recipe_hash": recipe_hash(recipe),
         "tunes_dagster.class_name": job.class_name,
         "tunes_dagster.base": base.base_id,
         ADAPTER_FIELD: entry.base_id,

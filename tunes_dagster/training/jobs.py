@@ -156,6 +156,23 @@ class TuneJob:
         return recipe_hash({"training": training, **kept})
 
 
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """How a training went.
+
+    Attributes:
+        steps: Steps trained.
+        curve: Loss curve: steps with their losses.
+        checkpoints: Keys of the checkpoints, oldest first.
+        stopped: Whether it was stopped early and kept.
+    """
+
+    steps: int
+    curve: Sequence[tuple[int, float]]
+    checkpoints: Sequence[str]
+    stopped: bool = False
+
+
 @dataclass(kw_only=True)
 class TrainingResult:
     """A trained tune.

@@ -20,7 +20,7 @@ from tunes_dagster.core.store import Store
 from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.training import checkpoints
 from tunes_dagster.training.batches import Group, RowLayout, collate, lay_out, make_groups
-from tunes_dagster.training.jobs import TrainingResult, TuneJob, learning_rate
+from tunes_dagster.training.jobs import History, TrainingResult, TuneJob, learning_rate
 from tunes_dagster.training.methods import Method, method_of
 from tunes_dagster.training.repeatable import repeatable
 from tunes_dagster.training.run import PreparedTune, StepRows, TextTable, TuneRun
@@ -371,10 +371,7 @@ class Trainer:
             self.base,
             self.store,
             self._weights.adapter(run.slot),
-            steps=run.step,
-            curve=run.curve,
-            checkpoints=run.saved,
-            stopped=stopped,
+            History(steps=run.step, curve=run.curve, checkpoints=run.saved, stopped=stopped),
         )
         result.seconds = round(time.monotonic() - run.prepared.started, 3)
         result.figures |= run.prepared.figures

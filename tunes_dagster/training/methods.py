@@ -50,7 +50,7 @@ LORA = Method(
     stacks=True,
     prepare=lambda *given: run.prepare(*given),
     weights=lambda *given: StackedWeights(*given),
-    write=lambda *given, **named: export.write(*given, **named),
+    write=lambda *given: export.write(*given),
 )
 
 
@@ -62,7 +62,7 @@ PTI = replace(
     LORA,
     name="pti",
     prepare=lambda *given: pti.prepare(*given),
-    write=lambda *given, **named: pti.write(*given, **named),
+    write=lambda *given: pti.write(*given),
 )
 
 

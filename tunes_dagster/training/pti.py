@@ -24,7 +24,7 @@ from tunes_dagster.families.base import LoadedBase
 from tunes_dagster.families.loading import together
 from tunes_dagster.training import cache, export, order, run, words
 from tunes_dagster.training.captions import cut_while_words_train
-from tunes_dagster.training.jobs import TrainingResult, TuneJob
+from tunes_dagster.training.jobs import History, TrainingResult, TuneJob
 from tunes_dagster.training.run import PreparedTune
 
 # Random numbers of this phase and of the vectors' start; the loop's own streams are 1 to 4.
@@ -66,11 +66,11 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
 
 
 def write(
-    job: TuneJob, base: LoadedBase, store: Store, adapter: Mapping[str, Tensor], **named: Any
+    job: TuneJob, base: LoadedBase, store: Store, adapter: Mapping[str, Tensor], history: History
 ) -> TrainingResult:
     """Write a finished tune: what `export.write` writes, and the words beside it."""
     assert job.words is not None
-    return export.write(job, base, store, adapter, **named)
+    return export.write(job, base, store, adapter, history)
 
 
 def token_steps(job: TuneJob) -> int:
@@ -99,9 +99,8 @@ def _train_words(job: TuneJob, base: LoadedBase, store: Store) -> dict[str, Tens
         for step in range(steps):
             indices = batches.batch(step)
             texts = [words.said(job.items[i].caption, job.token, spoken) for i in indices]
-            clean = torch.stack([latents[i].mean for i in indices])
-            spread = torch.stack([latents[i].std for i in indices])
-            loss = _loss(base, clean, spread, texts, job.items[indices[0]].bucket, options.seed, step, dtype)
+            shown = [latents[i] for i in indices]
+            loss = _loss(base, shown, texts, job.items[indices[0]].bucket, options.seed, step, dtype)
             loss.backward()
             adamw.step()
             adamw.zero_grad()
@@ -165,8 +164,7 @@ def _report(job: TuneJob, step: int, steps: int, loss: float) -> None:
 
 def _loss(
     base: LoadedBase,
-    means: Tensor,
-    stds: Tensor,
+    latents: Sequence[cache.Latents],
     texts: Sequence[str],
     bucket: tuple[int, int],
     seed: int,
@@ -174,6 +172,7 @@ def _loss(
     dtype: torch.dtype,
 ) -> Tensor:
     """Return the mean squared error of one step, differentiable in the words."""
+    means, stds = torch.stack([one.mean for one in latents]), torch.stack([one.std for one in latents])
     source = order.generator(seed, _WORDS, step)
     noise = torch.randn(2, *means.shape, generator=source)
     uniform = (torch.randperm(len(means), generator=source) + torch.rand(len(means), generator=source)) / len(

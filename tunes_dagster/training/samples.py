@@ -64,7 +64,6 @@ def write_samples(
     report: Reporter,
     *,
     title: str = "Samples over training",
-    seed: int = 0,
 ) -> Image:
     """Render prompts on the base and on checkpoints, and write the sheet.
 
@@ -76,7 +75,6 @@ def write_samples(
         store: Where checkpoints lie.
         report: Told of progress and asked about cancelling.
         title: Of the sheet.
-        seed: Of the first prompt; the next one's is one more.
 
     Returns:
         The sheet.
@@ -84,10 +82,10 @@ def write_samples(
     chosen = chosen_checkpoints(checkpoints)
     states = [kept.load_weights(store, one) for one in chosen]
     rows = []
-    for number, prompt in enumerate(prompts):
+    for seed, prompt in enumerate(prompts):
         report.check_cancelled()
-        rows.append(_row(prompt, seed + number, states, base))
-        report.step(number + 1, len(prompts))
+        rows.append(_row(prompt, seed, states, base))
+        report.step(seed + 1, len(prompts))
     settings = base.entry.render_settings(RenderSettings())
     sheet = checkpoint_sheet(
         prompts,
