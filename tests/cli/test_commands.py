@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -273,6 +274,18 @@ def test_export_overwrites_nothing_else(
     assert tunes("export", "1", "--out", str(mine), "--force").code == 0
     assert tunes("export", "1", "--out", str(mine)).code == 0  # the same again
     assert mine.read_bytes() == b"diffusers" and list(tmp_path.glob(".exporting-*")) == []
+
+
+def test_what_an_export_left_that_was_killed_goes_with_the_next_one(
+    tunes: Tunes, installation: Installation, photos: Path, tmp_path: Path
+) -> None:
+    make_ready(installation, hand_in(tunes, photos)["id"])
+    left, written = tmp_path / ".exporting-left", tmp_path / ".exporting-now"
+    left.write_bytes(b"half")
+    written.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    assert tunes("export", "1", "--out", str(tmp_path / "mine.safetensors")).code == 0
+    assert list(tmp_path.glob(".exporting-*")) == [written]
 
 
 def test_a_long_title_makes_a_name_that_file_systems_take(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import filecmp
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # Of a title in the name of a file; file systems take 255 in all.
 _NAME_BYTES = 60
+# Files that are being written have this before their name; after so long without a byte, whoever wrote is gone.
+_HALF, _HALF_SECONDS = ".exporting-", 3600.0
 _OPEN_PROMPTS = ("waiting", "queued", "rendering")
 # Of those that are open; `tunes list --prompts --limit` shows more.
 _MOST_PROMPTS = 20
@@ -229,7 +233,8 @@ def _wanted(installation: Installation, row: Tune, form: str) -> list[Download]:
 
 def _write(installation: Installation, key: str, target: Path, force: bool) -> None:
     """Write a file from the store; what lies there already with other content is left alone unless `force`."""
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".exporting-", delete=False) as file:
+    _forget_halves(target.parent)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=_HALF, delete=False) as file:
         try:
             for piece in pieces(installation.store, key):
                 file.write(piece)
@@ -244,6 +249,14 @@ def _write(installation: Installation, key: str, target: Path, force: bool) -> N
             Path(file.name).replace(target)
         finally:
             Path(file.name).unlink(missing_ok=True)
+
+
+def _forget_halves(folder: Path) -> None:
+    """Remove what an export that was killed left in a folder; one that goes on writes all the time."""
+    for half in folder.glob(f"{_HALF}*"):
+        with suppress(OSError):
+            if time.time() - half.stat().st_mtime > _HALF_SECONDS:
+                half.unlink()
 
 
 def _file_name(title: str) -> str:
