@@ -59,5 +59,5 @@ def end_idle(idle_seconds: float) -> bool:
         if child.children():
             return True
         if idle_seconds >= _WARM_SECONDS:
-            child.terminate()
+            child.kill()  # it has nothing to end, and may have been started where SIGTERM is ignored
     return False
