@@ -9,6 +9,7 @@ import ast
 import errno
 import inspect
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,7 +298,6 @@ ELSEWISE = {
     "tunes_dagster/sessions/cohorts.py _taken_in": "ends the tune's attempt with it, which is tried again",
     "tunes_dagster/service/erase.py drive": "goes on later, see test_a_store_that_is_away_holds_up_nobody",
     "tunes_dagster/service/drops.py _taken_in": "see test_a_drop_is_taken_in_once_the_store_is_back",
-    "tunes_dagster/rendering/plain.py _one": "passes it on",
     "tunes_dagster/service/looking.py look_over": "goes on after TOO_FEW_PICTURES alone",
     "tunes_dagster/service/looking.py rehearsed": "says in the dry run that they could not be looked at",
     "tunes_dagster/cli/making.py _say_verdict": "the work meets it again, and says it with its tune",
@@ -474,3 +474,19 @@ def test_a_store_whose_folder_is_gone_is_away_and_not_empty(tmp_path: Path, name
         assert refused.value.code == FailureCode.STORE_UNAVAILABLE and str(tmp_path) in refused.value.detail
     (tmp_path / "elsewhere").rename(tmp_path / "store")
     OPERATIONS[name](store)
+
+
+def test_what_is_deleted_while_a_store_is_listed_is_left_out(tmp_path: Path, monkeypatch) -> None:
+    store = Store(tmp_path)
+    for key in ("tunes/a/1.txt", "tunes/b/1.txt", "tunes/c/1.txt"):
+        store.write_bytes(key, b"1")
+    scandir, gone = os.scandir, tmp_path / "tunes/b"
+
+    def deleting(folder):
+        if Path(folder) == gone:
+            (gone / "1.txt").unlink()
+            gone.rmdir()
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", deleting)
+    assert list(store.list("tunes")) == ["tunes/a/1.txt", "tunes/c/1.txt"] and not gone.exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -233,9 +232,9 @@ def _wanted(installation: Installation, row: Tune, form: str) -> list[Download]:
 
 def _write(installation: Installation, key: str, target: Path, force: bool) -> None:
     """Write a file from the store; what lies there already with other content is left alone unless `force`."""
-    _forget_halves(target.parent)
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=_HALF, delete=False) as file:
         try:
+            _forget_halves(Path(file.name))
             for piece in pieces(installation.store, key):
                 file.write(piece)
             file.close()
@@ -251,11 +250,12 @@ def _write(installation: Installation, key: str, target: Path, force: bool) -> N
             Path(file.name).unlink(missing_ok=True)
 
 
-def _forget_halves(folder: Path) -> None:
-    """Remove what an export that was killed left in a folder; one that goes on writes all the time."""
-    for half in folder.glob(f"{_HALF}*"):
+def _forget_halves(mine: Path) -> None:
+    """Remove what exports that were killed left beside a file that was just begun; others write all the time."""
+    now = mine.stat().st_mtime
+    for half in mine.parent.glob(f"{_HALF}*"):
         with suppress(OSError):
-            if time.time() - half.stat().st_mtime > _HALF_SECONDS:
+            if now - half.stat().st_mtime > _HALF_SECONDS:
                 half.unlink()
 
 

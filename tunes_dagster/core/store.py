@@ -35,7 +35,7 @@ from upath import UPath
 
 from tunes_dagster.core import disk
 from tunes_dagster.core.failures import Failure, FailureCode
-from tunes_dagster.core.store_files import Reading, Writing, reaching
+from tunes_dagster.core.store_files import Reading, Writing, files_below, reaching
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -342,7 +342,7 @@ class Store:
                 return
             if self.is_local:
                 root = Path(str(self.root))
-                found = [p.relative_to(root).as_posix() for p in Path(str(base)).rglob("*") if p.is_file()]
+                found = [p.relative_to(root).as_posix() for p in files_below(Path(str(base)))]
             else:
                 root_path = self.root.path.rstrip("/")
                 found = [p.removeprefix(root_path).lstrip("/") for p in base.fs.find(base.path)]
@@ -355,7 +355,9 @@ class Store:
             if not base.exists():
                 return []
             if self.is_local:
-                return sorted(one.name for one in Path(str(base)).iterdir() if one.is_dir())
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    return sorted(one.name for one in Path(str(base)).iterdir() if one.is_dir())
+                return []
             base.fs.invalidate_cache(base.path)
             found = base.fs.ls(base.path, detail=True)
         return sorted(PurePosixPath(one["name"]).name for one in found if one["type"] == "directory")
@@ -366,9 +368,9 @@ class Store:
             return 0  # an upload to an object store is there as a whole, or not at all
         done = 0
         with self._reaching(""):
-            for path in Path(str(self.root)).rglob("*.part"):
+            for path in files_below(Path(str(self.root))):
                 try:
-                    if path.stat().st_mtime < before:
+                    if path.suffix == ".part" and path.stat().st_mtime < before:
                         path.unlink()
                         done += 1
                 except FileNotFoundError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 from tunes_dagster.core.failures import Failure, FailureCode, as_failure
@@ -13,6 +15,17 @@ from tunes_dagster.core.failures import Failure, FailureCode, as_failure
 ABOUT_THE_FILE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 # Libraries between us and an object store; what they raise is about the way to it.
 _CARRIERS = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "s3fs", "urllib3"}
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder; what is deleted meanwhile is left out (`Path.rglob` fails on it)."""
+
+    def heed(error: OSError) -> None:
+        if not isinstance(error, ABOUT_THE_FILE):
+            raise error
+
+    for parent, _folders, names in os.walk(folder, onerror=heed):
+        yield from (file for name in names if (file := Path(parent, name)).is_file())
 
 
 @contextmanager

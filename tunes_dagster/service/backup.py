@@ -24,6 +24,7 @@ from tunes_dagster.core import clock
 from tunes_dagster.core.failures import Failure, FailureCode, detail_of
 from tunes_dagster.core.settings import Settings
 from tunes_dagster.core.store import Store
+from tunes_dagster.core.store_files import files_below
 from tunes_dagster.registry import open_registry
 
 # Made again when they are missed, or nobody's business.
@@ -283,9 +284,9 @@ def _copy_sqlite(source: Path, target: Path) -> None:
 def _copy_history(source: Path, target: Path) -> None:
     """Copy Dagster's own storage: databases as of one moment each, the rest as it lies."""
     shutil.rmtree(target, ignore_errors=True)
-    for file in sorted(source.rglob("*")):
+    for file in sorted(files_below(source)):
         place = target / file.relative_to(source)
-        if not file.is_file() or file.name.endswith(("-wal", "-shm", "-journal")):
+        if file.name.endswith(("-wal", "-shm", "-journal")):
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # a run that was deleted meanwhile
