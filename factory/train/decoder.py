@@ -187,12 +187,16 @@ def train(training: Training, *, pipe: Any = None, size: int = 10) -> Any:
                 )
             )
     final = averaged()
-    value, strange = (
-        psnr(final, held_out[:400], training.device),
-        psnr(final, subjects(12 if training.pictures >= 1000 else 1), training.device),
-    )
-    final.save_pretrained(training.work / "vae-polished")
-    figures = {"psnr_db": round(value, 2), "subjects_psnr_db": round(strange, 2), **course.figures}
-    note_figures(training.work, decoder=figures)
-    training.log(f"decoder done: {value:.2f} dB on held-out pictures, {strange:.2f} dB on the subjects")
+    _finish(training, final, held_out, course.figures)
     return final
+
+
+def _finish(training: Training, final: Any, held_out: np.ndarray, figures: dict[str, Any]) -> None:
+    """Write the averaged VAE, and note how well it draws what it has not seen."""
+    value = psnr(final, held_out[:400], training.device)
+    strange = psnr(final, subjects(12 if training.pictures >= 1000 else 1), training.device)
+    final.save_pretrained(training.work / "vae-polished")
+    note_figures(
+        training.work, decoder={"psnr_db": round(value, 2), "subjects_psnr_db": round(strange, 2), **figures}
+    )
+    training.log(f"decoder done: {value:.2f} dB on held-out pictures, {strange:.2f} dB on the subjects")

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.intake.conftest import png
+from tests.support.hostile_archives import zipped
 from tunes_dagster.core.failures import Failure, FailureCode
 from tunes_dagster.intake.archives import ArchiveLimits, archive_kind, read_archive
 
@@ -24,14 +25,6 @@ FILES = {"a.png": png(1), "folder/b.png": png(2), "folder/b.txt": b"a caption"}
 SMALL = ArchiveLimits(
     members=20, total_bytes=2_000_000, member_bytes=1_000_000, ratio=50, ratio_from_bytes=200_000
 )
-
-
-def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
 
 
 def tarred(files: dict[str, bytes], *extra: tarfile.TarInfo) -> bytes:

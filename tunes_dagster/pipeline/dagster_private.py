@@ -172,7 +172,9 @@ def fork_runs(preload: Sequence[str]) -> bool:
     Returns:
         Whether it does: on Linux, where forking is safe, in a process that is a code server.
     """
-    if sys.platform != "linux" or _SERVER not in sys.modules:
+    # What a code server forks loads the same modules, and is none.
+    forked = multiprocessing.parent_process() is not None
+    if sys.platform != "linux" or forked or _SERVER not in sys.modules:
         return False
     from dagster._grpc.server import DagsterApiServer
 

@@ -112,17 +112,14 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
     latents, pictures = cache.cached_latents(job.items, base, store, on_row, owner=job.tune_id)
     means, stds, position = _by_bucket(job, latents)
     options = job.options
-    wants_prior = bool(options.prior_weight) and bool(options.prior_prompts or job.prior_pictures)
     widest = Counter(item.bucket for item in job.items).most_common(1)[0][0]
-    given = prior.given(job, widest) if wants_prior else []
-    prompts = _prior_prompts(job) if wants_prior and not given else []
+    wants_prior = bool(options.prior_weight) and bool(options.prior_prompts or job.prior_pictures)
     if job.prior_pictures and not wants_prior:
         report.finding(_UNUSED.format(len(job.prior_pictures)))
     if cut := cut_captions(job.items, base):
         report.finding(cut)
     captions = job.captions
-    own = [c for c, item in zip(captions, job.items, strict=True) if item.bucket == widest]
-    own = prior.own_texts(own, job.spoken or job.token, job.class_name, options.seed) if wants_prior else []
+    given, prompts, own = _kept_by_prior(job, widest) if wants_prior else ([], [], [])
     spoken = [text for text in own if text != prior.NO_TEXT]
     # What is said of the class alone is everybody's; the rest goes with the tune.
     shared = {"", *(prompts if job.prior_prompts is None else ())}
@@ -163,6 +160,20 @@ def prepare(job: TuneJob, base: LoadedBase, store: Store) -> PreparedTune:
         started,
         masks=masks_by_bucket(job.items, means, options.mask_floor, store),
     )
+
+
+def _kept_by_prior(job: TuneJob, widest: tuple[int, int]) -> tuple[list[TrainExample], list[str], list[str]]:
+    """Return what prior preservation keeps as it is: pictures of others, or prompts for them, and the tune's own texts.
+
+    Args:
+        job: Wants it.
+        widest: The bucket of most pictures.
+    """
+    given = prior.given(job, widest)
+    prompts = [] if given else _prior_prompts(job)
+    own = [c for c, item in zip(job.captions, job.items, strict=True) if item.bucket == widest]
+    own = prior.own_texts(own, job.spoken or job.token, job.class_name, job.options.seed)
+    return given, prompts, own
 
 
 def _given_set(
