@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+from io import StringIO
+
+import pytest
+from rich.console import Console
 
 from tunes_dagster.cli.flags import assignments
+from tunes_dagster.cli.output import escape
 from tunes_dagster.core.recipe import TuneRequest
 from tunes_dagster.intake.tune_file import parse_tune_yaml
 
@@ -49,3 +54,23 @@ def test_strings_of_assignments_are_what_was_written() -> None:
     request = TuneRequest.model_validate(copy.deepcopy(said))
     assert (request.training.base_tune_id, request.title, request.token) == ("4", "a: b # c", "no")
     assert (request.labels, request.name, request.training.rank) == ({"order": "007"}, "#1 fan", 8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"write \[ for the character",
+        r"\[red]",
+        "[bold]",
+        r"C:\[x",
+        r"\\[ and \\[a]",
+        "a [b",
+        "[",
+        "\\",
+        r"\[ then [i]",
+    ],
+)
+def test_what_somebody_wrote_is_printed_as_it_is(text: str) -> None:
+    out = StringIO()
+    Console(file=out, width=200, highlight=False).print(f"[red]{escape(text)}[/] end")
+    assert out.getvalue() == f"{text} end\n"

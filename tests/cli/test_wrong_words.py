@@ -86,6 +86,19 @@ def test_a_filter_that_would_be_ignored_is_refused(tunes: Tunes, photos: Path) -
     assert said.code == 2 and "--prompts" in said.err
 
 
+@pytest.mark.parametrize("way", ["./photos", "photos", "link", "elsewhere/../photos"])
+def test_a_folder_is_found_whichever_way_leads_to_it(
+    tunes: Tunes, installation: Installation, photos: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    (photos.parent / "link").symlink_to(photos)
+    (photos.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(photos.parent)
+    said = tunes("train", way, "--name", "mug", "--no-wait")
+    assert said.code == 0, said.err
+    assert len(installation.registry.tunes.rows()) == 1
+    assert "of 3 pictures" in tunes("check", way, "--name", "mug").out
+
+
 def test_a_folder_of_other_files_is_refused_before_it_is_queued(
     tunes: Tunes, installation: Installation, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ STATUS_STYLES = {
 # What becomes of letters that a stream cannot write.
 _LETTERS = "backslashreplace"
 _consoles: dict[bool, Console] = {}
+_BEFORE_NO_TAG = re.compile(r"\\\[(?![a-z#/@].*?\])")
 
 
 def _make_console(stderr: bool, file: IO[str] | None = None) -> Console:
@@ -118,7 +120,8 @@ def escape(text: object) -> str:
     """Return text that somebody else wrote so that rich prints it as it is."""
     from rich.markup import escape as rich_escape
 
-    return rich_escape(str(text))
+    # Rich doubles backslashes before what looks like a tag, and eats one before any other bracket.
+    return rich_escape(_BEFORE_NO_TAG.sub(r"\\\\[", str(text)))
 
 
 def complain(message: str, remedy: str = "", detail: str = "") -> None:

@@ -131,14 +131,12 @@ def _named_by_folders(source: Path) -> dict[str, str]:
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that holds neither pictures nor archives of them, unless its tune.yaml may name others."""
-    from upath import UPath
-
-    from tunes_dagster.intake.folders import list_files
+    from tunes_dagster.intake.folders import list_files, open_folder
     from tunes_dagster.intake.sources import hold_pictures
     from tunes_dagster.intake.tune_file import NAMES
 
     left_out: list[str] = []
-    files = list(list_files(UPath(folder), left_out))
+    files = list(list_files(open_folder(str(folder)), left_out))
     if any(one.name.lower() in NAMES for one in files) or hold_pictures(files):
         return
     said = f"The folder {folder} holds no pictures: no file in it is a picture or an archive of pictures."
